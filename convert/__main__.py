@@ -1,0 +1,21 @@
+"""`python -m convert` from a checkout is `smolvlm-mlx convert`; without arguments it lists the named recipes."""
+
+import sys
+
+from smolvlm_mlx.apps.cli import main
+from smolvlm_mlx.quantization import RECIPES
+
+
+def list_recipes() -> None:
+    print("python -m convert SOURCE OUT --recipe NAME\n")
+    print(f"{'name':21} bits of decoder layers, embeddings and head, vision tower (16: not quantized)")
+    for name, recipe in RECIPES.items():
+        print(f"{name:21} {recipe.bits or 16}, {recipe.embedding_bits or 16}, {recipe.vision_bits or 16}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        list_recipes()
+    else:
+        sys.argv.insert(1, "convert")
+        main()

@@ -1,0 +1,58 @@
+"""Every station on the way from a picture and a question to an answer, with its shape.
+
+python examples/tour.py [CHECKPOINT]      (a folder or hub id; without one, a small random checkpoint)
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from convert.random_checkpoint import make
+from smolvlm_mlx import Options, load
+from smolvlm_mlx.generation import Statistics, generate_tokens, prefill
+from smolvlm_mlx.inputs.prompt import user_message
+
+import mlx.core as mx
+from PIL import Image
+
+
+def show(station: str, what: object, where: str) -> None:
+    print(f"{station:18} {what!s:46} {where}")
+
+
+def tour(checkpoint: str | Path) -> None:
+    model, processor = load(checkpoint)
+    show("station", "shape", "made in")
+
+    image = Image.radial_gradient("L").convert("RGB").resize((320, 240))
+    show("image", f"{image.width} x {image.height} {image.mode}", "inputs/picture.py")
+
+    inputs = processor([user_message("What is this?", [image])])
+    show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/image.py")
+    show("input_ids", inputs.input_ids.shape, "inputs/prompt.py, tokenizer.py, processor.py")
+    pixel_values = mx.array(inputs.pixel_values)
+    show("pixel_values", pixel_values.shape, "inputs/image.py")
+
+    show("patch_embeddings", model.vision_model.embeddings(pixel_values).shape, "model/vision.py")
+    show("image_features", model.vision_model(pixel_values).shape, "model/vision.py")
+    image_tokens = model.encode_images(pixel_values)
+    show("image_tokens", image_tokens.shape, "model/connector.py")
+    show("embeddings", model.merge(mx.array(inputs.input_ids)[None], image_tokens).shape, "model/smolvlm.py")
+
+    cache = model.language_model.make_cache(len(inputs.input_ids))
+    logits = prefill(model, inputs.input_ids, image_tokens, cache)
+    show("logits", f"{logits.shape}, last row only", "model/language.py, generation.py")
+    keys, _ = cache[0].state
+    show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/language.py")
+
+    tokens = list(generate_tokens(model, inputs, Options(), 5, Statistics()))
+    show("token", tokens, "generation.py")
+    show("text", repr(processor.tokenizer.decode(tokens)), "inputs/tokenizer.py")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        tour(sys.argv[1])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tour(make(Path(folder)))

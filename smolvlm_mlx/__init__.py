@@ -1,0 +1,40 @@
+"""SmolVLM and SmolVLM2 in MLX: pictures and text in, text out.
+
+    from smolvlm_mlx import generate, load
+    model, processor = load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
+    print(generate(model, processor, "What is this?", images=["cat.jpg"]))
+
+Importing this package loads OpenBLAS on Linux (see `backend`) and nothing else; the names below are imported when used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .backend import load_openblas
+from .errors import SmolVLMError
+
+if TYPE_CHECKING:
+    from .checkpoint import load
+    from .conversion import convert
+    from .generation import Statistics, generate, stream_generate
+    from .sampling import Options
+
+__version__ = "0.1.0"
+__all__ = ["Options", "SmolVLMError", "Statistics", "__version__", "convert", "generate", "load", "stream_generate"]
+
+load_openblas()
+
+_HOMES = {
+    "load": ".checkpoint",
+    "convert": ".conversion",
+    "Options": ".sampling",
+    "Statistics": ".generation",
+    "generate": ".generation",
+    "stream_generate": ".generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smolvlm_mlx' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,215 @@
+"""The command line: `smolvlm-mlx generate | convert | info`.
+
+Answers go to stdout, everything else to stderr. What a user can fix ends as one line and exit code 1; --debug shows the
+traceback. Imports that take time are made inside the commands, so that --help answers at once.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import GenerationError, SmolVLMError
+
+if TYPE_CHECKING:
+    from ..generation import Stream
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
+Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
+LongestEdge = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's longer side before it is split.")]
+Split = Annotated[
+    bool | None, typer.Option("--split/--no-split", help="Split pictures into tiles, or make one of each.")
+]
+MaxTiles = Annotated[int | None, typer.Option(min=1, help="Most tiles for one picture.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments  # accepted anywhere, as it is wanted when the rest has been typed
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="smolvlm-mlx")
+    except SmolVLMError as error:
+        if debug:
+            raise
+        print(f"smolvlm-mlx: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(epilog="--debug, anywhere, shows the traceback of an error.")
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    """SmolVLM and SmolVLM2 on your own machine, in MLX."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")] = None,
+    model: Model = DEFAULT_MODEL,
+    image: Images = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many tokens; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Sample from tokens this likely, relative to the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")] = None,
+    kv_bits: Annotated[int | None, typer.Option(help="Keep keys and values in 8 or 4 bits.")] = None,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
+) -> None:
+    """Ask about pictures, or ask without; the answer streams to stdout."""
+    from ..checkpoint import load
+    from ..generation import stream_generate
+    from ..inputs.image import load_image
+    from ..inputs.prompt import user_message
+    from ..sampling import Options
+
+    options = Options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        kv_bits=kv_bits,  # type: ignore[arg-type]  # Options checks it
+    )
+    messages: list[Any] = [{"role": "system", "content": system}] if system else []
+    # A missing question or a wrong path is told before a model is loaded.
+    messages.append(user_message(_question(prompt), [load_image(source) for source in image or []]))
+    started = time.perf_counter()
+    network, processor = load(model, dtype, revision)
+    loaded = time.perf_counter()
+    inputs = processor(messages, longest_edge=longest_edge, split=split, max_tiles=max_tiles)
+    preprocessed = time.perf_counter()
+    stream = stream_generate(network, processor, inputs, options)
+    stream.statistics.preprocess_seconds = preprocessed - loaded
+    _print_answer(stream, loaded - started, as_json)
+
+
+def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
+    try:
+        text = "".join(_echo(stream, silent=as_json))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=False, indent=2))
+
+
+def _question(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        raise GenerationError('no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"')
+    return sys.stdin.read().strip()
+
+
+def _echo(stream: "Stream", silent: bool) -> list[str]:
+    pieces = []
+    for piece in stream:
+        pieces.append(piece)
+        if not silent:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if not silent:
+        print()
+    return pieces
+
+
+def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, Any]:
+    values = {**asdict(stream.statistics), "load_seconds": load_seconds}
+    seconds = ("load", "preprocess", "vision", "prefill", "decode")
+    return {
+        "text": text,
+        "token_ids": stream.token_ids,
+        **{key: values[key] for key in ("finish_reason", "prompt_tokens", "image_tokens", "tiles", "generated_tokens")},
+        "seconds": {phase: round(values[f"{phase}_seconds"], 4) for phase in seconds},
+        "tokens_per_second": round(stream.statistics.tokens_per_second, 2),
+        "peak_memory_bytes": values["peak_memory"],
+    }
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the result.")],
+    recipe: Annotated[str | None, typer.Option(help="A named recipe; see `python -m convert` for the list.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Quantize the decoder: 8, 6 or 4 bits.")] = None,
+    embedding_bits: Annotated[int | None, typer.Option(help="Bits of embeddings and lm_head; else as --bits.")] = None,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
+    dtype: Annotated[str, typer.Option(help="Of what is not quantized: bfloat16, float16, float32.")] = "bfloat16",
+    revision: Revision = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
+) -> None:
+    """Convert a checkpoint to MLX's layout, quantized or not."""
+    from ..conversion import convert as run
+    from ..errors import ConversionError
+    from ..quantization import Recipe
+    from . import report
+
+    if recipe is not None and (bits is not None or embedding_bits is not None or quantize_vision):
+        raise ConversionError("--recipe stands for all of --bits, --embedding-bits and --quantize-vision")
+    if quantize_vision and bits is None:
+        raise ConversionError("--quantize-vision needs --bits")
+    own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
+    with report.progress_bar(f"Converting {source}") as progress:
+        result = run(source, out, recipe or own, revision=revision, progress=progress)
+    report.print_conversion(result)
+    if check:
+        report.print_agreement(source, out, revision)
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
+    ] = None,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    revision: Revision = None,
+) -> None:
+    """Show a checkpoint's parts and tokens, and what this machine computes with."""
+    from . import report
+
+    if model is not None:
+        report.print_model(model, revision, image, longest_edge, split, max_tiles)
+    report.print_machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Tables and progress bars of the command line."""
+
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from .. import backend
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..comparison import compare
+from ..conversion import PARTS, Report
+from ..hub import find
+from ..inputs.image import load_image, plan_tiles
+from ..inputs.processor import Processor
+from ..inputs.prompt import user_message
+from ..model import SmolVLM
+
+
+def _table(first: str, *others: str) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in others), box=None)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; yields the function that moves it, called with bytes done and bytes in all."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(title, markup=False), *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_conversion(report: Report) -> None:
+    """Sizes before and after, and what each part came to."""
+    table = _table("part", "parameters", "MB", "bits a weight")
+    for part, (count, size) in report.parts.items():
+        table.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", f"{8 * size / count:.2f}")
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
+        f"{report.bits_per_weight:.2f} bits a weight"
+    )
+
+
+def print_agreement(source: str, out: Path, revision: str | None) -> None:
+    """How far the result's predictions are from the source's."""
+    table = _table("prompt", "tokens", "KL (nats)", "same top token")
+    for row in compare(source, out, revision):
+        table.add_row(Text(row.prompt), str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
+    _console().print(table)
+
+
+def print_model(
+    model: str,
+    revision: str | None,
+    image: str | None,
+    longest_edge: int | None,
+    split: bool | None,
+    max_tiles: int | None,
+) -> None:
+    """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
+    picture = None if image is None else load_image(image)
+    checkpoint = open_checkpoint(find(model, revision))
+    config, console = checkpoint.config, _console()
+    console.print(f"{checkpoint.folder}: {config.model_type}, {_layout(checkpoint)}, {checkpoint.nbytes / 1e6:,.1f} MB")
+    table = _table("part", "parameters", "MB", "kind")
+    counts = _parameters(checkpoint)
+    for part in PARTS:
+        size = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.startswith(part))
+        table.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
+    table.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
+    console.print(table)
+    processor = Processor.from_folder(checkpoint.folder, config)
+    settings = processor.settings
+    console.print(
+        f"context {config.text_config.max_position_embeddings} tokens; a tile of {settings.tile_size} pixels is "
+        f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
+    )
+    if picture is not None:
+        inputs = processor([user_message("", [picture])], longest_edge=longest_edge, split=split, max_tiles=max_tiles)
+        layout = plan_tiles(picture.size, inputs.settings)
+        grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
+        console.print(
+            Text(f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, ")
+            + Text(f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens")
+        )
+
+
+def _layout(checkpoint: Checkpoint) -> str:
+    return "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
+
+
+def _parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    parameters = SmolVLM(checkpoint.config, tied=not checkpoint.has_head).named_parameters()
+    return {part: sum(array.size for name, array in parameters.items() if name.startswith(part)) for part in PARTS}
+
+
+def _kind(checkpoint: Checkpoint, part: str) -> str:
+    modules = {name.removesuffix(".scales") for name in checkpoint.tensors if name.endswith(".scales")}
+    quantization, kinds = checkpoint.quantization, set()
+    for name, tensor in checkpoint.tensors.items():
+        if not name.startswith(part) or name.endswith((".scales", ".biases")):
+            continue
+        module = name.removesuffix(".weight")
+        if module in modules and quantization is not None:
+            kinds.add("{} bits in groups of {}".format(*quantization.of(module)))
+        else:
+            kinds.add(tensor.dtype)
+    return ", ".join(sorted(kinds))
+
+
+def print_machine() -> None:
+    """Backend, memory, and whether the fast paths are open."""
+    import mlx.core as mx
+
+    name = backend.name()
+    details = mx.device_info(mx.default_device())
+    lines = [f"mlx {version('mlx')} on {name}: {details.get('device_name', '')}, {platform.machine()}, {sys.platform}"]
+    memory = details.get("memory_size") or details.get("total_memory")
+    if memory:
+        lines.append(f"memory: {int(memory) / 2**30:.1f} GiB")
+    lines.append(f"compute dtype: {backend.default_dtype()}")
+    if name == "cpu":
+        lines.append(f"BLAS: {backend.blas_problem() or 'OpenBLAS'}")
+        lines.append("fused attention: none on a CPU; NumPy takes its exponentials")
+    else:
+        fused = ", ".join(f"head width {d}: {'yes' if _is_fused(d) else 'NO'}" for d in (64, 72))
+        lines.append(f"fused attention: {fused}")
+    _console().print("\n".join(lines))
+
+
+def _is_fused(head_dim: int) -> bool:
+    """Whether this backend has a fused kernel for the vision tower's attention: `force_fused` raises if not."""
+    import mlx.core as mx
+
+    x = mx.zeros((1, 2, 64, head_dim), mx.bfloat16)
+    try:
+        mx.eval(mx.fast.scaled_dot_product_attention(x, x, x, scale=1.0, force_fused=True))
+    except ValueError:
+        return False
+    return True

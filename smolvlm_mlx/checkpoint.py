@@ -1,0 +1,243 @@
+"""A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the weights.
+
+Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`, convolution kernels (O, I, kH,
+kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I), possibly quantized). `mx.load` is no safe parser (it
+accepts files that `safetensors` rejects, and crashes on some), so every shard is opened with `safetensors` first and its
+names, shapes and dtypes are compared with those of the module tree that the validated config describes.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from . import backend
+from .config import ModelConfig
+from .errors import CheckpointError
+from .hub import find
+from .inputs.files import read_json
+from .inputs.processor import Processor
+from .model import SmolVLM
+from .quantization import Quantization, quantize_modules
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_FLOATS = {"F32", "F16", "BF16"}
+_HF_PREFIXES = (
+    ("model.text_model.", "language_model."),
+    ("model.vision_model.", "vision_model."),
+    ("model.connector.", "connector."),
+    ("lm_head.", "language_model.lm_head."),
+)
+_PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
+_HEAD, _TABLE = "language_model.lm_head", "language_model.embed_tokens"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file, as its header describes it: `name` is ours, `key` is the file's."""
+
+    name: str
+    key: str
+    shard: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (2 if self.dtype in ("F16", "BF16") else 4)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint folder whose weights have not been read yet."""
+
+    folder: Path
+    raw_config: Mapping[str, Any]
+    config: ModelConfig
+    quantization: Quantization | None
+    tensors: Mapping[str, Tensor]
+    is_hf_layout: bool
+
+    @property
+    def has_head(self) -> bool:
+        """Whether lm_head is in the file. Config flags about tying moved over time and lie."""
+        return f"{_HEAD}.weight" in self.tensors
+
+    def is_quantized(self, module: str) -> bool:
+        return f"{module}.scales" in self.tensors
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()})
+
+    def read(self) -> Iterator[tuple[str, mx.array]]:
+        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated."""
+        shards: dict[Path, dict[str, mx.array]] = {}
+        for tensor in self.tensors.values():
+            if tensor.shard not in shards:
+                shards[tensor.shard] = mx.load(str(tensor.shard))  # type: ignore[assignment]  # no .npy
+            array = shards[tensor.shard].pop(tensor.key)
+            if self.is_hf_layout and tensor.name == _PATCH_KERNEL:
+                array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
+            yield tensor.name, array
+
+    def build(self, tied: bool) -> SmolVLM:
+        """The module tree this checkpoint fills, with unevaluated random weights."""
+        model = SmolVLM(self.config, tied)
+        if self.quantization is not None:
+            quantize_modules(model, self.quantization, self.is_quantized)
+        return model
+
+
+def load(
+    path_or_id: str | Path, dtype: str | None = None, revision: str | None = None, *, fuse: bool = True
+) -> tuple[SmolVLM, Processor]:
+    """Load a checkpoint for inference.
+
+    Args:
+        path_or_id: a folder, or a Hugging Face hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
+        dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
+        revision: branch, tag or commit of the hub repository.
+        fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
+
+    Raises:
+        CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
+    """
+    compute = _dtype(dtype or backend.default_dtype())
+    checkpoint = open_checkpoint(find(path_or_id, revision))
+    processor = Processor.from_folder(checkpoint.folder, checkpoint.config)
+    problem = backend.blas_problem()
+    if problem is not None:
+        warnings.warn(problem, stacklevel=2)  # shown once per place
+    return _fill(checkpoint, compute, fuse), processor
+
+
+def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool) -> SmolVLM:
+    weights = dict(checkpoint.read())
+    tied = not checkpoint.has_head or head_is_table(weights)
+    if tied:
+        weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
+    model = checkpoint.build(tied)
+    # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and norms.
+    cast = [(name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for name, w in weights.items()]
+    weights.clear()
+    model.load_weights(cast)
+    del cast
+    model.eval()
+    if fuse:
+        model.fuse()
+    mx.eval(model.parameters())
+    if dtype == mx.float16:
+        _check_finite(model)
+    return model
+
+
+def head_is_table(weights: Mapping[str, mx.array]) -> bool:
+    head = {name.removeprefix(_HEAD): w for name, w in weights.items() if name.startswith(f"{_HEAD}.")}
+    table = {name.removeprefix(_TABLE): w for name, w in weights.items() if name.startswith(f"{_TABLE}.")}
+    return head.keys() == table.keys() and all(bool(mx.array_equal(head[part], table[part])) for part in head)
+
+
+def _check_finite(model: SmolVLM) -> None:
+    bad = [name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())]
+    if bad:
+        raise CheckpointError(f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or float32")
+
+
+def _dtype(name: str) -> mx.Dtype:
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+# ---- checking its files
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and the headers of the weight files, and compare every name, shape and dtype.
+
+    Raises:
+        CheckpointError: anything missing, extra, misshapen or mistyped; all of it is named at once.
+    """
+    raw = read_json(folder / "config.json")
+    config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
+    found = [tensor for shard in _shards(folder) for tensor in _header(shard)]
+    is_hf_layout = any(tensor.key.startswith("model.") for tensor in found)
+    tensors = {}
+    for tensor in found:
+        name = _our_name(tensor.key) if is_hf_layout else tensor.key
+        if name in tensors:
+            raise CheckpointError(f"{folder}: tensor {tensor.key} is there twice")
+        shape = tensor.shape
+        if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        tensors[name] = Tensor(name, tensor.key, tensor.shard, shape, tensor.dtype)
+    checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout)
+    _compare(checkpoint)
+    return checkpoint
+
+
+def _our_name(key: str) -> str:
+    for theirs, ours in _HF_PREFIXES:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files: those that the index names, or the only one there is."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(read_json(index).get("weight_map", {}).values())
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise CheckpointError(f"{index}: weight_map does not name files of this folder")
+        shards = [folder / name for name in sorted(names)]
+        absent = [shard.name for shard in shards if not shard.is_file()]
+        if absent:
+            raise CheckpointError(f"{folder}: missing {', '.join(absent)}; download it again")
+        return shards
+    shards = sorted(folder.glob("*.safetensors"))
+    if len(shards) == 1:
+        return shards
+    if shards:
+        raise CheckpointError(f"{folder}: {len(shards)} .safetensors files and no model.safetensors.index.json")
+    others = sorted(p.name for kind in ("bin", "pt", "pth", "pkl", "npz", "gguf") for p in folder.glob(f"*.{kind}"))
+    hint = f" ({others[0]} is not read: only safetensors files are safe to open)" if others else ""
+    raise CheckpointError(f"{folder}: no model.safetensors{hint}")
+
+
+def _header(shard: Path) -> Iterator[Tensor]:
+    try:
+        with safe_open(shard, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118, not a dict
+                part = file.get_slice(key)
+                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({error}); download it again") from error
+
+
+def _compare(checkpoint: Checkpoint) -> None:
+    tensors = checkpoint.tensors
+    scales = [name for name in tensors if name.endswith(".scales")]
+    if scales and checkpoint.quantization is None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {len(scales)} quantized layers, but config.json has no quantization"
+        )
+    expected = checkpoint.build(tied=not checkpoint.has_head).named_parameters()
+    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {tensors[name].key}" for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(tensors.keys() & expected.keys()):
+        tensor, array = tensors[name], expected[name]
+        if tensor.shape != tuple(array.shape):
+            problems.append(f"{tensor.key} has shape {list(tensor.shape)}, not {list(array.shape)}")
+        if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
+            problems.append(f"{tensor.key} is {tensor.dtype}")
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise CheckpointError(f"{checkpoint.folder}: the weights do not fit config.json: {shown}")

@@ -1,0 +1,190 @@
+"""config.json as frozen dataclasses: Hugging Face's field names, the reference's class defaults, validated.
+
+SmolVLM2's files leave out every key that equals a class default of transformers (`configuration_smolvlm.py`,
+`configuration_llama.py`), so those defaults, and no guesses from other sizes, stand here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar
+
+from .errors import CheckpointError
+
+MODEL_TYPES = ("idefics3", "smolvlm")
+_LARGEST = 1_000_000  # no count or width in a config is larger; refused before anything is built
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder: SmolLM2, a Llama with grouped-query attention."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 0  # 0: as many as num_attention_heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_key_value_heads == 0:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim == 0 and self.num_attention_heads > 0:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads:
+            found.append(f"{self.num_attention_heads} attention heads for {self.num_key_value_heads} key-value heads")
+        if self.head_dim % 2:
+            found.append(f"head_dim {self.head_dim} is odd")
+        if self.hidden_act != "silu":
+            found.append(f"hidden_act {self.hidden_act!r} (only 'silu')")
+        if self.attention_bias or self.mlp_bias:
+            found.append("attention_bias or mlp_bias is set (SmolLM2 has no biases)")
+        return found
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower: SigLIP. `image_size` is the side of a tile in pixels."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            found.append(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+        if self.patch_size > self.image_size:
+            found.append(f"patch_size {self.patch_size} exceeds image_size {self.image_size}")
+        if self.num_channels != 3:
+            found.append(f"num_channels {self.num_channels} (only 3)")
+        if self.hidden_act != "gelu_pytorch_tanh":
+            found.append(f"hidden_act {self.hidden_act!r} (only 'gelu_pytorch_tanh')")
+        return found
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model. `image_token_id` is the placeholder; `scale_factor` is the connector's pixel shuffle."""
+
+    text_config: TextConfig
+    vision_config: VisionConfig
+    model_type: str
+    image_token_id: int = 128257
+    scale_factor: int = 2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """S, the decoder tokens one tile becomes (81 or 64 in the family)."""
+        return self.vision_config.patches_per_side**2 // self.scale_factor**2
+
+    @property
+    def parameters(self) -> int:
+        """Parameter count of the three parts, with an lm_head of its own."""
+        text, vision = self.text_config, self.vision_config
+        attention = text.hidden_size * text.head_dim * 2 * (text.num_attention_heads + text.num_key_value_heads)
+        text_layer = attention + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
+        vision_layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+        return (
+            text.num_hidden_layers * text_layer
+            + 2 * text.vocab_size * text.hidden_size
+            + vision.num_hidden_layers * vision_layer
+            + vision.hidden_size * (self.scale_factor**2 * text.hidden_size + vision.patches_per_side**2)
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "ModelConfig":
+        """Read config.json's content.
+
+        Raises:
+            CheckpointError: it is no SmolVLM, or values are missing, of the wrong type or absurd (all named at once).
+        """
+        if raw.get("model_type") not in MODEL_TYPES:
+            raise CheckpointError(
+                f"config.json: model_type is {raw.get('model_type')!r}, not one of {', '.join(MODEL_TYPES)}; "
+                "choose a SmolVLM or SmolVLM2 checkpoint"
+            )
+        problems: list[str] = []
+        text_raw = _mapping(raw, "text_config", problems)
+        rope = text_raw.get("rope_parameters") or text_raw.get("rope_scaling") or {}  # newer and older files' name
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            problems.append(f"text_config: rope type {rope.get('rope_type', rope.get('type'))!r} (only 'default')")
+        text = _section(TextConfig, {**text_raw, **rope}, "text_config", problems)
+        vision = _section(VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems)
+        config = _section(cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems)
+        if not problems:
+            problems += [f"text_config: {problem}" for problem in text.problems()]
+            problems += [f"vision_config: {problem}" for problem in vision.problems()]
+            problems += config.problems()
+        if problems:
+            raise CheckpointError(f"config.json: {'; '.join(problems)}")
+        return config
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.vision_config.patches_per_side % self.scale_factor:
+            found.append(f"{self.vision_config.patches_per_side} patches a side, scale_factor {self.scale_factor}")
+        if self.image_token_id >= self.text_config.vocab_size:
+            found.append(f"image_token_id {self.image_token_id} is beyond vocab_size {self.text_config.vocab_size}")
+        if self.parameters > 100e9:
+            found.append(f"{self.parameters:.1e} parameters (the family has up to 2.3e9)")
+        return found
+
+
+def _mapping(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
+    value = raw.get(key, {})
+    if not isinstance(value, Mapping):
+        problems.append(f"{key} is not an object")
+        return {}
+    return value
+
+
+def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: list[str]) -> Section:
+    """Build one dataclass from the keys it knows; what is wrong goes to `problems` and takes the default."""
+    values: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        value = raw.get(field.name)
+        if value is None:
+            if field.default is MISSING:
+                problems.append(f"{name}: {field.name} is missing")
+            continue
+        problem = _problem(value, field.type, field.default)
+        if problem:
+            problems.append(f"{name}: {field.name} {problem}")
+        else:
+            values[field.name] = float(value) if field.type is float else value
+    return cls(**values)
+
+
+def _problem(value: object, kind: object, default: object) -> str | None:
+    if kind is int:
+        low = 0 if default == 0 else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _LARGEST:
+            return f"is {value!r:.40}, not an integer from {low} to {_LARGEST}"
+    elif kind is float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
+            return f"is {value!r:.40}, not a positive number"
+    elif isinstance(kind, type) and not isinstance(value, kind):
+        return f"is {value!r:.40}, not a {kind.__name__}"
+    return None

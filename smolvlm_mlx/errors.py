@@ -1,0 +1,36 @@
+"""The errors a user can fix. Each message is one line: what is wrong, which value, what to do.
+
+Only `smolvlm_mlx.apps` catches them. Anything else that is raised is a bug and keeps its traceback.
+"""
+
+
+class SmolVLMError(Exception):
+    """Base of every error that the user, not the programmer, can do something about."""
+
+
+class CheckpointError(SmolVLMError):
+    """A checkpoint folder or hub id cannot be read, is incomplete, damaged or not a SmolVLM."""
+
+
+class ConversionError(SmolVLMError):
+    """A conversion cannot be done as asked, or its result cannot be written."""
+
+
+class FetchError(SmolVLMError):
+    """Bytes named by a path, URL, data: URL or base64 text cannot be had within the limits."""
+
+
+class ImageError(SmolVLMError):
+    """A picture cannot be decoded, or is outside the limits."""
+
+
+class VideoError(SmolVLMError):
+    """A video cannot be decoded, or is outside the limits."""
+
+
+class PromptError(SmolVLMError):
+    """Messages, template or tokenizer do not make a prompt."""
+
+
+class GenerationError(SmolVLMError):
+    """An answer cannot be generated: bad options, context overflow, non-finite logits."""

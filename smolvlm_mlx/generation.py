@@ -1,0 +1,198 @@
+"""Messages -> a stream of text: preprocess, encode pictures, prefill, then token by token.
+
+Knows nothing of terminals, servers or conversations that go on (`chat`).
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backend
+from .errors import GenerationError
+from .features import encode_tiles
+from .inputs.processor import Inputs, Processor
+from .inputs.prompt import Message, user_message
+from .inputs.tokenizer import TextStream
+from .model import QuantizedKVCache, SmolVLM
+from .sampling import Choose, Options, StopStrings, make_choice
+
+# Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
+# writes out in full, and half of which a causal mask throws away.
+PREFILL_CHUNK = {"metal": 2048, "cuda": 2048, "cpu": 256}
+
+
+@dataclass
+class Statistics:
+    """What an answer took. Times in seconds, memory in bytes (MLX's own count of its arrays)."""
+
+    finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    tiles: int = 0
+    generated_tokens: int = 0
+    preprocess_seconds: float = 0.0
+    vision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    peak_memory: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed, the first token (which belongs to the prefill) not counted."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class Stream:
+    """Iterate over it for the pieces of an answer. `statistics` and `token_ids` are complete when it has ended.
+
+    Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation.
+    """
+
+    def __init__(self, pieces: Callable[["Stream"], Iterator[str]]):
+        self.statistics = Statistics()
+        self.token_ids: list[int] = []
+        self._pieces = pieces(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+
+def stream_generate(
+    model: SmolVLM,
+    processor: Processor,
+    messages: Sequence[Message] | str | Inputs,
+    options: Options | None = None,
+    *,
+    images: Sequence[Any] = (),
+) -> Stream:
+    """Answer a conversation piece by piece.
+
+    Args:
+        messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
+        images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
+
+    Raises:
+        SmolVLMError: before any work on the model if input or options cannot be used; GenerationError on bad logits.
+    """
+    options = options or Options()
+    if isinstance(messages, str):
+        messages = [user_message(messages, images)]
+    elif images:
+        raise GenerationError("images go with one text; in a conversation they are parts of its messages")
+    started = time.perf_counter()
+    inputs = messages if isinstance(messages, Inputs) else processor(messages)
+    preprocess_seconds = time.perf_counter() - started
+    context = model.config.text_config.max_position_embeddings
+    if len(inputs.input_ids) >= context:
+        raise GenerationError(
+            f"the prompt has {len(inputs.input_ids)} tokens ({len(inputs.tiles)} tiles), the model's context is {context}; "
+            "shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split=False)"
+        )
+    room = min(options.max_tokens, context - len(inputs.input_ids))
+
+    def pieces(stream: Stream) -> Iterator[str]:
+        stream.statistics.preprocess_seconds = preprocess_seconds
+        return _pieces(stream, model, processor, inputs, options, room)
+
+    return Stream(pieces)
+
+
+def generate(
+    model: SmolVLM,
+    processor: Processor,
+    messages: Sequence[Message] | str | Inputs,
+    options: Options | None = None,
+    *,
+    images: Sequence[Any] = (),
+) -> str:
+    """The whole answer of `stream_generate`."""
+    return "".join(stream_generate(model, processor, messages, options, images=images))
+
+
+def _pieces(
+    stream: Stream, model: SmolVLM, processor: Processor, inputs: Inputs, options: Options, room: int
+) -> Iterator[str]:
+    statistics = stream.statistics
+    statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
+    statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
+    text, stop = TextStream(processor.tokenizer, options.keep_special), StopStrings(options.stop)
+    mx.reset_peak_memory()
+    tokens = generate_tokens(model, inputs, options, room, statistics)
+    try:
+        for token in tokens:
+            statistics.generated_tokens += 1
+            stream.token_ids.append(token)
+            if token in processor.tokenizer.end_ids:
+                statistics.finish_reason = "stop"
+                break
+            piece = stop.push(text.push(token))
+            if piece:
+                yield piece
+            if stop.found:
+                statistics.finish_reason = "stop"
+                return
+        else:
+            statistics.finish_reason = "length"
+        rest = stop.push(text.flush()) + stop.flush()
+        if rest:
+            yield rest
+    finally:
+        tokens.close()
+        statistics.peak_memory = mx.get_peak_memory()
+
+
+def generate_tokens(
+    model: SmolVLM, inputs: Inputs, options: Options, room: int, statistics: Statistics
+) -> Generator[int]:
+    """Up to `room` token ids, end tokens included; times go to `statistics`."""
+    started = time.perf_counter()
+    image_tokens = encode_tiles(model, inputs.tiles, inputs.settings)
+    encoded = time.perf_counter()
+    statistics.vision_seconds = encoded - started
+    capacity = len(inputs.input_ids) + room
+    cache = model.language_model.make_cache(capacity)
+    if options.kv_bits is not None:
+        cache = [QuantizedKVCache(options.kv_bits) for _ in cache]
+    logits = prefill(model, inputs.input_ids, image_tokens, cache)
+    choose = make_choice(options)
+    token, finite = _choose(logits, choose, inputs.input_ids.tolist())
+    mx.eval(token, finite)
+    prefilled = time.perf_counter()
+    statistics.prefill_seconds = prefilled - encoded
+    ids = inputs.input_ids.tolist()
+    for count in range(1, room + 1):
+        if count < room:  # the step after is under way while this token is read
+            hidden = model.language_model.hidden_states(token[None], cache)
+            following = _choose(model.language_model.logits(hidden[:, -1]), choose, ids, token)
+            mx.async_eval(*following)
+        if not finite.item():
+            raise GenerationError("the model's logits are not finite; use dtype bfloat16 or float32, or convert again")
+        ids.append(token.item())
+        statistics.decode_seconds = time.perf_counter() - prefilled
+        yield ids[-1]
+        if count < room:
+            token, finite = following
+
+
+def prefill(model: SmolVLM, input_ids: NDArray[np.int32], image_tokens: mx.array | None, cache: list[Any]) -> mx.array:
+    """Fill the cache with a prompt (T,); logits (1, V) of its last token."""
+    embeddings = model.merge(mx.array(input_ids)[None], image_tokens)  # (1, T, Dt)
+    chunk = PREFILL_CHUNK[backend.name()]
+    for start in range(0, embeddings.shape[1], chunk):
+        rows = embeddings[:, start : start + chunk]
+        hidden = model.language_model.hidden_states(None, cache, rows)
+        mx.eval(hidden, [layer.state for layer in cache])
+    return model.language_model.logits(hidden[:, -1])
+
+
+def _choose(
+    logits: mx.array, choose: Choose, ids: list[int], pending: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """The next token (1,), and whether the logits (1, V) it comes from are finite."""
+    finite = mx.isfinite(logits.astype(mx.float32).sum())
+    return choose(logits, ids if pending is None else [*ids, pending]), finite

@@ -1,0 +1,1 @@
+"""Files and messages to arrays: numpy, Pillow, tokenizers, jinja2; no MLX."""

@@ -1,0 +1,226 @@
+"""Bytes from a path, an http(s) URL, a data: URL or base64 text, within limits.
+
+In goes a string a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or videos.
+
+A URL may come from someone who wants to reach what only this machine can reach. So the name is resolved once, every
+address it has must be a public one, and the connection is made to that checked address, not to the name: a second,
+different answer of the resolver (DNS rebinding) is never asked for. Redirects go through the same check.
+"""
+
+import base64
+import http.client
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from smolvlm_mlx.errors import FetchError
+from smolvlm_mlx.inputs.connection import Connection, is_public
+
+MAX_IMAGE_BYTES = 20 * 2**20
+CHUNK_BYTES = 64 * 2**10
+REDIRECTS = (301, 302, 303, 307, 308)
+
+Resolver = Callable[..., Sequence[tuple[Any, ...]]]  # called and answering like socket.getaddrinfo
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """What may be fetched: at most `max_bytes`, within `timeout` seconds overall (a name lookup has the system's own
+    timeout), over `max_redirects` redirects; and whether paths and URLs are followed at all (a server says no)."""
+
+    max_bytes: int = MAX_IMAGE_BYTES
+    timeout: float = 20.0
+    max_redirects: int = 3
+    allow_paths: bool = True
+    allow_urls: bool = True
+
+
+DEFAULT_LIMITS = FetchLimits()
+
+
+def short(value: object) -> str:
+    """The value quoted for an error message: one line, at most 80 characters, control characters escaped."""
+    text = repr(str(value)[:80])
+    return text if len(text) <= 80 else f"{text[:76]}...{text[0]}"
+
+
+def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
+    """Bytes of an http(s) URL, a data: URL, a file:// URL, a path or base64 text, told apart in this order.
+
+    Text that names an existing file is a path; other text is base64 if it decodes as such, as in transformers'
+    `load_image`. Raises FetchError.
+    """
+    scheme = source[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        return fetch_url(source, limits)
+    if scheme.startswith("data:"):
+        return decode_base64(source, limits)
+    if scheme.startswith("file://") or (limits.allow_paths and _exists(source)):
+        return read_path(source, limits)
+    # A mistyped path of a few letters can be valid base64; the smallest PNG is 90 letters, the smallest GIF 35.
+    if len(source) < 32 or "." in source[:80]:
+        return read_path(source, limits)
+    try:
+        return decode_base64(source, limits)
+    except FetchError as error:
+        path = "nor is it the path of an existing file" if limits.allow_paths else "and local files are not read here"
+        raise FetchError(f"{error}; {path}") from None
+
+
+def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
+    """Bytes of a regular file; `~` is expanded and file:// accepted. Raises FetchError."""
+    if not limits.allow_paths:
+        raise FetchError(f"local files are not read here: {short(path)}; send the bytes as a data: URL")
+    name = _local_path(str(path))
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on what was opened.
+        with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FetchError(f"{short(name)} is not a regular file; give the path of a file")
+            _check_size(status.st_size, name, limits)
+            data = file.read(limits.max_bytes + 1)  # a file may grow after fstat
+    except FileNotFoundError:
+        raise FetchError(f"no such file: {short(name)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise FetchError(f"cannot read {short(name)}: {reason}") from error
+    _check_size(len(data), name, limits)
+    return data
+
+
+def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
+    """Bytes of plain base64 (standard alphabet, padded, white space allowed) or of a data: URL. Raises FetchError."""
+    head, payload = "base64 text", text
+    if text[:5].lower() == "data:":
+        head, comma, payload = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise FetchError(f"data: URL {short(head[:40])} is not base64; write data:image/png;base64,...")
+    payload = "".join(payload.split())
+    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), head, limits)
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except ValueError as error:
+        raise FetchError(f"{short(head[:40])} of {len(payload)} letters is not valid base64: {error}") from None
+    if not data:
+        raise FetchError(f"{short(head[:40])} is empty")
+    return data
+
+
+def fetch_url(
+    url: str,
+    limits: FetchLimits = DEFAULT_LIMITS,
+    *,
+    resolve: Resolver = socket.getaddrinfo,
+    allow_address: Callable[[str], bool] = is_public,
+) -> bytes:
+    """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises FetchError.
+
+    `resolve` and `allow_address` are for tests, which serve from the loopback address.
+    """
+    if not limits.allow_urls:
+        raise FetchError(f"URLs are not fetched here: {short(url)}; send the bytes as a data: URL")
+    deadline = time.monotonic() + limits.timeout
+    for _ in range(limits.max_redirects + 1):
+        parts = _check_url(url)
+        addresses = _checked_addresses(parts, resolve, allow_address)
+        connection = Connection(parts, addresses, deadline)
+        try:
+            connection.request("GET", _target(parts), headers={"User-Agent": "smolvlm-mlx", "Accept": "*/*"})
+            with connection.getresponse() as answer:
+                location = answer.getheader("Location")
+                if answer.status not in REDIRECTS or location is None:
+                    return _read_body(answer, url, limits, deadline)
+            url = urljoin(url, location)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
+            reason = f"no complete answer within {limits.timeout:g} s" if late else short(error or type(error).__name__)
+            raise FetchError(f"cannot fetch {short(url)}: {reason}") from error
+        finally:
+            connection.finish()
+    raise FetchError(f"more than {limits.max_redirects} redirects, the last to {short(url)}; give the final URL")
+
+
+def _check_url(url: str) -> SplitResult:
+    if any(character <= " " or character == "\x7f" for character in url):
+        raise FetchError(f"URL {short(url)} holds white space or control characters; write them as %20 and so on")
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+    except ValueError as error:
+        raise FetchError(f"{short(url)} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise FetchError(f"URL {short(url)} has scheme {short(parts.scheme)}; only http and https are fetched")
+    if not host or port == 0:
+        raise FetchError(f"URL {short(url)} names no {'port' if host else 'host'} to connect to")
+    if "@" in parts.netloc:
+        raise FetchError(f"URL of host {short(host)} holds a user name or password; remove the part before the @")
+    netloc = f"[{host}]" if ":" in host else host
+    return parts._replace(netloc=netloc if port is None else f"{netloc}:{port}")
+
+
+def _checked_addresses(parts: SplitResult, resolve: Resolver, allow_address: Callable[[str], bool]) -> list[str]:
+    host = parts.hostname or ""
+    try:
+        found = resolve(host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise FetchError(f"host {short(host)} cannot be found: {short(error)}") from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    refused = [address for address in addresses if not allow_address(address)]
+    if refused or not addresses:
+        raise FetchError(f"host {short(host)} is not on the public internet ({', '.join(refused[:2]) or 'no address'})")
+    return addresses
+
+
+def _read_body(answer: http.client.HTTPResponse, url: str, limits: FetchLimits, deadline: float) -> bytes:
+    if answer.status != 200:
+        raise FetchError(f"{short(url)} answered {answer.status} {short(answer.reason)}")
+    encoding = answer.getheader("Content-Encoding", "identity")
+    if encoding.strip().lower() != "identity":  # never asked for; a few bytes could unpack to gigabytes
+        raise FetchError(f"{short(url)} is sent with Content-Encoding {short(encoding)}, which is not read")
+    _check_size(answer.length or 0, url, limits)
+    pieces: list[bytes] = []
+    total = 0
+    while piece := answer.read(CHUNK_BYTES):
+        pieces.append(piece)
+        total += len(piece)
+        _check_size(total, url, limits, "at least ")
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+    if time.monotonic() >= deadline:  # the connection was cut, which reads like the end of the body
+        raise TimeoutError
+    if answer.length:  # http.client does not complain when a body ends early
+        raise FetchError(f"{short(url)} ended {answer.length} bytes early; try again")
+    return b"".join(pieces)
+
+
+def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> None:
+    if size > limits.max_bytes:
+        raise FetchError(f"{short(name[:80])} holds {more}{size} bytes; the limit is {limits.max_bytes}")
+
+
+def _target(parts: SplitResult) -> str:
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return quote(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
+
+
+def _local_path(name: str) -> str:
+    if name[:7].lower() == "file://":
+        parts = urlsplit(name)
+        if parts.netloc not in ("", "localhost"):
+            raise FetchError(f"{short(name)} names a file of another machine; write file:///path")
+        name = unquote(parts.path)
+    return os.path.expanduser(name)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return os.path.lexists(_local_path(name))
+    except ValueError:  # a null byte
+        return False

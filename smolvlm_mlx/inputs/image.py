@@ -1,0 +1,236 @@
+"""Pictures to tiles: what the vision encoder sees.
+
+In goes a picture from `load_image` (its home is picture.py); out come uint8 tiles and the layout they were cut by.
+Knows nothing about prompts or models. The tiles and the float values made of them are those of transformers' Pillow
+processors (`SmolVLMImageProcessorPil`, `Idefics3ImageProcessorPil` of 5.23), bit by bit; those spend most of their
+time on conversions between Pillow, uint8 and float, which are left out here.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from smolvlm_mlx.errors import ImageError
+from smolvlm_mlx.inputs.fetch import short
+from smolvlm_mlx.inputs.picture import MAX_PIXELS, Pixels, load_image
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["MAX_PIXELS", "ImageSettings", "Pixels", "TileLayout", "load_image", "make_tiles", "normalize", "plan_tiles"]
+
+MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
+LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
+THREADED_PIXELS = 2**18  # below this a second thread costs more than it saves
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures become tiles. `max_tiles` limits the tiles of one picture, the global one included."""
+
+    tile_size: int  # max_image_size.longest_edge
+    longest_edge: int  # size.longest_edge
+    split: bool = True  # do_image_splitting
+    max_tiles: int | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if problems := _problems(vars(self)):
+            raise ImageError(f"image settings: {'; '.join(problems)}")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "ImageSettings":
+        """From preprocessor_config.json; a missing key has the default of transformers' processor classes.
+
+        Raises ImageError naming every problem.
+        """
+        values = {
+            "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
+            "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
+            "split": raw.get("do_image_splitting", True),
+            "mean": _tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
+            "std": _tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
+            "rescale_factor": raw.get("rescale_factor", 1 / 255),
+        }
+        # do_pad is not among them: tiles are full squares, there is nothing to pad.
+        always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+        problems = [f"{key} is {short(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
+        if raw.get("resample", LANCZOS) != LANCZOS:
+            problems.append(f"resample is {short(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
+        if problems := problems + _problems(values):
+            raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """The one plan that tiles and prompt follow. Sizes are (width, height) in pixels, as in Pillow."""
+
+    rows: int  # 0 and 0: one tile, not split
+    cols: int
+    resized: tuple[int, int]  # after the first resize: the longest edge as in the settings
+    grid: tuple[int, int]  # after the second: whole tiles
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles, the global tile included."""
+        return self.rows * self.cols + 1
+
+
+def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
+    """The layout for a picture of (width, height) pixels.
+
+    With `max_tiles`, the longest edge goes down by whole tiles until the layout fits; if none that is split does, the
+    picture is not split.
+    """
+    layout = _plan(size, settings)
+    if settings.max_tiles is None:
+        return layout
+    smaller = range((min(settings.longest_edge, MAX_EDGE) - 1) // settings.tile_size, 1, -1)
+    for edge in (tiles * settings.tile_size for tiles in smaller):
+        if layout.tiles <= settings.max_tiles:
+            return layout
+        layout = _plan(size, replace(settings, longest_edge=edge))
+    return layout if layout.tiles <= settings.max_tiles else _plan(size, replace(settings, split=False))
+
+
+def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, TileLayout]:
+    """Tiles of an RGB picture: (N, H, W, 3) uint8, row by row, then the global tile; and their layout.
+
+    The global tile is a resize of the grid picture, not of the original, as in the reference.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"make_tiles wants an RGB picture from load_image, not mode {image.mode}")
+    layout, t = plan_tiles(image.size, settings), settings.tile_size
+    with ThreadPoolExecutor(2) as pool:
+        grid = _resize(_resize(image, layout.resized, pool), layout.grid, pool)
+        if not layout.rows:
+            return np.array(grid)[None], layout  # (1, t, t, 3)
+        pixels = np.asarray(grid)  # (H, W, 3)
+        tiles = np.empty((layout.tiles, t, t, 3), np.uint8)
+        tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.reshape(
+            layout.rows, t, layout.cols, t, 3
+        ).transpose(0, 2, 1, 3, 4)  # (rows, cols, t, t, 3)
+        tiles[-1] = np.asarray(_resize(grid, (t, t), pool))
+    return tiles, layout
+
+
+def normalize(tiles: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]:
+    """Pixel values (N, H, W, 3) float32 of uint8 tiles: (tiles * rescale_factor - mean) / std, by table."""
+    tables = _tables(settings)  # (256, 3)
+    if len(set(zip(settings.mean, settings.std, strict=True))) == 1:
+        return tables[:, 0][tiles]
+    return np.stack([tables[:, channel][tiles[..., channel]] for channel in range(3)], axis=-1)
+
+
+@lru_cache(maxsize=8)
+def _tables(settings: ImageSettings) -> npt.NDArray[np.float32]:
+    # The reference's own steps: float64 for the product, float32 from there on (image_transforms.rescale, normalize).
+    levels = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
+    return np.ascontiguousarray(((levels[:, None] - mean) / std).T).T  # (256, 3), each channel's table in one piece
+
+
+def _plan(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
+    t, resized = settings.tile_size, _first_resize(size, settings.longest_edge)
+    if not settings.split:
+        return TileLayout(0, 0, resized, (t, t))
+    width, height = resized
+    aspect = width / height
+    # int() may give 0 where width * aspect is just below 1; the reference fails there, here it is one tile.
+    if width >= height:
+        cols = math.ceil(width / t)
+        rows = max(math.ceil(int(cols * t / aspect) / t), 1)
+    else:
+        rows = math.ceil(height / t)
+        cols = max(math.ceil(int(rows * t * aspect) / t), 1)
+    grid = (cols * t, rows * t)
+    return TileLayout(0, 0, resized, grid) if rows == cols == 1 else TileLayout(rows, cols, resized, grid)
+
+
+def _first_resize(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+    # get_resize_output_image_size of the reference; only the first of its two steps makes the short edge even.
+    width, height = _scaled(size, longest_edge)
+    even = (width, height + height % 2) if size[0] >= size[1] else (width + width % 2, height)
+    width, height = max(even[0], 1), max(even[1], 1)
+    if max(width, height) > MAX_EDGE:
+        width, height = _scaled((width, height), MAX_EDGE)
+    return max(width, 1), max(height, 1)
+
+
+def _scaled(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+    width, height = size
+    aspect = width / height
+    return (longest_edge, int(longest_edge / aspect)) if width >= height else (int(longest_edge * aspect), longest_edge)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
+    """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by columns. Exact: Pillow
+    makes the same two passes with uint8 between, and it releases the GIL."""
+    (width, height), (to_width, to_height) = image.size, size
+    # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner in Resample.c).
+    vertical_first = height - to_height > max(2 * (width - to_width), 0)
+    if vertical_first or width * height < THREADED_PIXELS or min(height, to_width) < 2:
+        return image.resize(size, Image.Resampling.LANCZOS)
+    image.load()  # not in two threads at once
+    if to_width != width:
+        half = height // 2
+        boxes = [(0, 0, width, half), (0, half, width, height)]
+        image = _resize_parts(image, boxes, [(to_width, half), (to_width, height - half)], (to_width, height), pool)
+    if to_height != height:
+        half = to_width // 2
+        boxes = [(0, 0, half, height), (half, 0, to_width, height)]
+        image = _resize_parts(image, boxes, [(half, to_height), (to_width - half, to_height)], size, pool)
+    return image
+
+
+def _resize_parts(
+    image: Image.Image,
+    boxes: list[tuple[int, int, int, int]],
+    sizes: list[tuple[int, int]],
+    size: tuple[int, int],
+    pool: ThreadPoolExecutor,
+) -> Image.Image:
+    whole = Image.new("RGB", size)
+    parts = pool.map(lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes)
+    for (left, upper, _, _), part in zip(boxes, parts, strict=True):
+        whole.paste(part, (left, upper))
+    return whole
+
+
+def _longest_edge(size: Any) -> Any:
+    return size.get("longest_edge") if isinstance(size, Mapping) else size
+
+
+def _tuple(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
+
+
+def _problems(values: Mapping[str, Any]) -> list[str]:
+    def found() -> Iterator[str]:
+        for name in ("tile_size", "longest_edge", "max_tiles"):
+            value = values.get(name)
+            if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
+                yield f"{name} is {short(value)}, must be a whole number above 0"
+        if type(values["split"]) is not bool:
+            yield f"split is {short(values['split'])}, must be true or false"
+        for name in ("mean", "std"):
+            three = values[name]
+            if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
+                yield f"{name} is {short(three)}, must be three numbers"
+            elif name == "std" and min(three) <= 0:
+                yield f"std is {short(three)}, must be above 0"
+        if not _is_number(values["rescale_factor"]) or values["rescale_factor"] <= 0:
+            yield f"rescale_factor is {short(values['rescale_factor'])}, must be a number above 0"
+
+    return list(found())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

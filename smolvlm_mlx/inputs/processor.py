@@ -1,0 +1,133 @@
+"""Messages, which own their pictures -> Inputs: token ids with placeholders, and the tiles that belong there.
+
+Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import ModelConfig
+from ..errors import CheckpointError, PromptError
+from .files import read_json_if_there
+from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
+from .prompt import IMAGE, ChatTemplate, Message, free_character, image_text, normalize_messages
+from .tokenizer import Tokenizer, chat_template
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their placeholders."""
+
+    input_ids: NDArray[np.int32]  # (T,)
+    tiles: NDArray[np.uint8]  # (N, H, W, 3)
+    layouts: tuple[TileLayout, ...]  # one for each picture
+    settings: ImageSettings
+
+    @cached_property
+    def pixel_values(self) -> NDArray[np.float32]:
+        """(N, H, W, 3) float32, rescaled and normalized."""
+        return normalize(self.tiles, self.settings)
+
+
+class Processor:
+    """Turns messages into `Inputs`, as the checkpoint's own processor in transformers does.
+
+    Attributes:
+        tokenizer: text to ids and back.
+        settings: how pictures become tiles; replace it, or pass other values to a call.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, settings: ImageSettings, tokens_per_tile: int, template: str | None = None
+    ):
+        if IMAGE not in tokenizer.added:
+            raise CheckpointError(f"tokenizer.json: no {IMAGE} token; copy tokenizer.json from the original checkpoint")
+        self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
+        self.template = ChatTemplate(template)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: ModelConfig) -> "Processor":
+        """Read tokenizer, template and preprocessor files, and check that they fit the model.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or belongs to another checkpoint.
+        """
+        tokenizer = Tokenizer.from_folder(folder)
+        settings = ImageSettings.from_dict(read_json_if_there(folder / "preprocessor_config.json"))
+        if settings.tile_size != config.vision_config.image_size:
+            raise CheckpointError(
+                f"{folder}: preprocessor_config.json makes tiles of {settings.tile_size} pixels, "
+                f"the vision tower wants {config.vision_config.image_size}; it belongs to another checkpoint"
+            )
+        processor = cls(tokenizer, settings, config.tokens_per_tile, chat_template(folder))
+        if tokenizer.added[IMAGE] != config.image_token_id:
+            raise CheckpointError(
+                f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, {config.image_token_id} in config.json"
+            )
+        return processor
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        longest_edge: int | None = None,
+        split: bool | None = None,
+        max_tiles: int | None = None,
+    ) -> Inputs:
+        """Make the inputs of a conversation.
+
+        Args:
+            messages: transformers' chat schema, see `inputs.prompt`.
+            add_generation_prompt: end with `Assistant:`, for an answer to follow.
+            longest_edge: pixels of a picture's longer side before it is split (the model card's N x 384 or N x 512).
+            split: off, a picture is one tile.
+            max_tiles: budget for the tiles of one picture; `longest_edge` shrinks until it is kept.
+
+        Raises:
+            PromptError, ImageError, FetchError: what the messages hold cannot be used.
+        """
+        settings = replace(
+            self.settings,
+            longest_edge=self.settings.longest_edge if longest_edge is None else longest_edge,
+            split=self.settings.split if split is None else split,
+            max_tiles=self.settings.max_tiles if max_tiles is None else max_tiles,
+        )
+        checked = normalize_messages(messages)
+        parts = [part for message in checked for part in message["content"]]
+        pictures = [make_tiles(load_image(part), settings) for part in parts if part["type"] == "image"]
+        layouts = tuple(layout for _, layout in pictures)
+        size = settings.tile_size
+        tiles = np.concatenate([np.empty((0, size, size, 3), np.uint8), *(tiles for tiles, _ in pictures)])
+        ids = self._encode(checked, layouts, add_generation_prompt)
+        placeholders = ids.count(self.tokenizer.added[IMAGE])
+        if placeholders != len(tiles) * self.tokens_per_tile:
+            raise PromptError(f"{placeholders} placeholders for {len(tiles)} tiles of {self.tokens_per_tile} tokens")
+        return Inputs(np.array(ids, np.int32), tiles, layouts, settings)
+
+    def _encode(
+        self, messages: list[dict[str, Any]], layouts: Sequence[TileLayout], add_generation_prompt: bool
+    ) -> list[int]:
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        mark = free_character(texts)
+        guarded = [
+            {"role": message["role"], "content": [self._guard(part, mark) for part in message["content"]]}
+            for message in messages
+        ]
+        pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
+        if len(pieces) != len(layouts) + 1:
+            raise PromptError(f"the chat template placed {len(pieces) - 1} of {len(layouts)} pictures")
+        images = [image_text(layout, self.tokens_per_tile) for layout in layouts]
+        prompt = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
+        return self.tokenizer.encode_prompt(prompt, mark)
+
+    def _guard(self, part: dict[str, Any], mark: str) -> dict[str, Any]:
+        if part["type"] == "text":
+            return {"type": "text", "text": self.tokenizer.guard(part["text"], mark)}
+        return {"type": part["type"]}  # a template needs no more, and gets no more

@@ -1,0 +1,134 @@
+"""tokenizer.json -> ids and back. Text never becomes a control token: those are put in by number, from the template.
+
+The family's tokenizers are byte-level BPE. The added tokens (`<image>`, `<end_of_utterance>`, ...) are taken out of the
+tokenizer and kept in a table: `encode_text` cannot produce them, `encode_prompt` finds them where the template put them.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import decoders
+
+from ..errors import CheckpointError, PromptError
+from .files import read_json, read_json_if_there
+
+END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
+
+
+class Tokenizer:
+    """Byte-level BPE with a table of added tokens. `end_ids` are all ids that end an answer."""
+
+    def __init__(self, bpe: BPETokenizer, end_tokens: Iterable[str] = (), end_ids: Iterable[int] = ()):
+        if not isinstance(bpe.decoder, decoders.ByteLevel):
+            raise CheckpointError(
+                f"tokenizer.json: decoder {type(bpe.decoder).__name__} is not ByteLevel, the family's"
+            )
+        self.added = {token.content: id for id, token in bpe.get_added_tokens_decoder().items()}
+        self._plain = BPETokenizer(bpe.model)  # shares the vocabulary, but knows no added token
+        if bpe.normalizer is not None:
+            self._plain.normalizer = bpe.normalizer
+        self._plain.pre_tokenizer = bpe.pre_tokenizer
+        self._tokens = {id: token for token, id in self.added.items()}
+        longest_first = sorted((token for token in self.added if len(token) > 1), key=len, reverse=True)
+        self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+        self._openers = re.compile("[" + re.escape("".join(sorted({token[0] for token in longest_first}))) + "]")
+        ends = {END_OF_UTTERANCE, END_OF_TEXT, *end_tokens}
+        self.end_ids = frozenset(end_ids) | {self.added[token] for token in ends if token in self.added}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json; ends of answers come from generation_config.json and tokenizer_config.json as well.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: no tokenizer.json; copy it from the original checkpoint")
+        try:
+            bpe = BPETokenizer.from_buffer(path.read_bytes())
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged ({error})") from error
+        eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
+        token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        ids = eos if isinstance(eos, list) else [eos]
+        return cls(bpe, [token] if isinstance(token, str) else [], [id for id in ids if isinstance(id, int)])
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text: a literal `<image>` in it is seven characters, never the control token."""
+        if not text:
+            return []
+        try:
+            return list(self._plain.encode(text).ids)
+        except TypeError as error:  # lone surrogates
+            raise PromptError("text holds half a surrogate pair, which is no character; remove it") from error
+
+    def guard(self, text: str, mark: str) -> str:
+        """Put `mark` behind each character that can begin an added token, so that `encode_prompt` finds none there."""
+        return self._openers.sub(lambda match: match[0] + mark, text)
+
+    def encode_prompt(self, prompt: str, mark: str) -> list[int]:
+        """Ids of a rendered prompt: added tokens by number, the text between them, freed of `mark`, as text."""
+        ids: list[int] = []
+        for index, piece in enumerate(self._splitter.split(prompt)):
+            ids += [self.added[piece]] if index % 2 else self.encode_text(piece.replace(mark, ""))
+        return ids
+
+    def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
+        """Text of ids. Added tokens are left out, or, for document checkpoints, kept."""
+        stream = TextStream(self, keep_special)
+        return "".join([stream.push(id) for id in ids]) + stream.flush()
+
+    def bytes_of(self, id: int, keep_special: bool = False) -> bytes:
+        """The bytes one id stands for; none for an id that the tokenizer does not know."""
+        if id in self._tokens:
+            return self._tokens[id].encode() if keep_special else b""
+        token = self._plain.id_to_token(id)
+        return b"" if token is None else bytes(_BYTE_OF[character] for character in token)
+
+
+class TextStream:
+    """Turns ids into text as they come; a character whose bytes are spread over tokens appears when it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, keep_special: bool = False):
+        self._tokenizer, self._keep_special = tokenizer, keep_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        return self._decoder.decode(self._tokenizer.bytes_of(id, self._keep_special))
+
+    def flush(self) -> str:
+        """What is left: a replacement character for an unfinished one."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character (GPT-2's `bytes_to_unicode`); this is the way back."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
+def chat_template(folder: Path) -> str | None:
+    """The checkpoint's template, from chat_template.jinja, chat_template.json or tokenizer_config.json, newest home first."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        try:
+            return jinja.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{jinja}: cannot be read ({error})") from error
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        template = read_json(path).get("chat_template") if path.exists() else None
+        if isinstance(template, str):
+            return template
+        if template is not None:
+            raise CheckpointError(f"{path}: chat_template is a {type(template).__name__}, not text")
+    return None

@@ -1,0 +1,231 @@
+"""SmolLM2, a Llama with grouped-query attention: merged embeddings -> logits, with a KV cache.
+
+`LanguageModel` is call-compatible with mlx_lm's models (`model(inputs, cache=..., input_embeddings=...)`, `.layers`,
+`.make_cache()`), and its caches may be ours or mlx_lm's. Follows transformers' models/llama/modeling_llama.py.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import TextConfig
+from . import cpu
+from .linear import fuse_linears
+
+
+class KVCache:
+    """Keys and values of one layer in arrays that are made once for `capacity` tokens and grow by doubling.
+
+    Has the interface of mlx_lm's caches (`update_and_fetch`, `offset`, `make_mask`, `trim`, `state`).
+    """
+
+    def __init__(self, capacity: int = 256):
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0
+        self.capacity = capacity
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append (B, k, T, d) keys and values; returns all of them, (B, k, offset, d)."""
+        end = self.offset + keys.shape[2]
+        if self.keys is None or self.values is None or end > self.keys.shape[2]:
+            self._grow(keys, values, end)
+        assert self.keys is not None and self.values is not None
+        self.keys[..., self.offset : end, :] = keys
+        self.values[..., self.offset : end, :] = values
+        self.offset = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
+        while self.capacity < end:
+            self.capacity *= 2
+        (B, k, _, d), old = keys.shape, self.offset
+        grown_keys = mx.zeros((B, k, self.capacity, d), keys.dtype)
+        grown_values = mx.zeros((B, k, self.capacity, values.shape[3]), values.dtype)
+        if self.keys is not None and self.values is not None:
+            grown_keys[..., :old, :] = self.keys[..., :old, :]
+            grown_values[..., :old, :] = self.values[..., :old, :]
+        self.keys, self.values = grown_keys, grown_values
+
+    def make_mask(self, T: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
+        """None for one new token, which sees everything; otherwise MLX's causal mask, which needs no array."""
+        if T == 1:
+            return None
+        if not return_array:
+            return "causal"
+        return mx.arange(self.offset, self.offset + T)[:, None] >= mx.arange(self.offset + T)[None]  # (T, offset + T)
+
+    def is_trimmable(self) -> bool:
+        return True
+
+    def trim(self, count: int) -> int:
+        """Forget the last `count` tokens; returns how many were there to forget."""
+        count = min(self.offset, count)
+        self.offset -= count
+        return count
+
+    @property
+    def state(self) -> list[Any]:
+        """What has to be evaluated for the cache to be up to date."""
+        return [array for array in (self.keys, self.values) if array is not None]
+
+
+class QuantizedKVCache(KVCache):
+    """A KV cache that holds keys and values quantized (8 or 4 bits, groups of 64 or 32 within a head)."""
+
+    def __init__(self, bits: int, group_size: int = 64):
+        super().__init__()
+        self.bits, self.group_size = bits, group_size
+        self._parts: list[mx.array] | None = None  # packed, scales, biases of keys, then of values
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append (B, k, T, d); returns all tokens dequantized. Memory, not speed, is what this cache is for."""
+        new = [*mx.quantize(keys, self.group_size, self.bits), *mx.quantize(values, self.group_size, self.bits)]
+        if self._parts is None:
+            self._parts = new
+        else:
+            old = (part[..., : self.offset, :] for part in self._parts)
+            self._parts = [mx.concatenate(list(pair), axis=2) for pair in zip(old, new, strict=True)]
+        self.offset += keys.shape[2]
+        return (
+            self._dequantize(self._parts[:3], keys.dtype),
+            self._dequantize(self._parts[3:], values.dtype),
+        )
+
+    def _dequantize(self, parts: list[mx.array], dtype: mx.Dtype) -> mx.array:
+        packed, scales, biases = parts
+        return mx.dequantize(packed, scales, biases, self.group_size, self.bits, dtype=dtype)
+
+    @property
+    def state(self) -> list[Any]:
+        return self._parts or []
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions; k key-value heads serve h heads."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        self.scale = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.fused = False
+
+    def fuse(self) -> None:
+        """For inference: one projection in place of three."""
+        self.fused = True
+        qkv_proj = fuse_linears(self.q_proj, self.k_proj, self.v_proj)
+        if qkv_proj is not None:
+            self.qkv_proj = qkv_proj
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+        B, T, _ = x.shape
+        if "qkv_proj" in self:
+            qkv = self.qkv_proj(x)
+        else:
+            qkv = mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
+        qkv = qkv.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, h + 2k, T, d)
+        turned, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
+        turned = mx.fast.rope(
+            turned,
+            self.head_dim,
+            traditional=False,
+            base=self.rope_theta,
+            scale=1.0,
+            offset=cache.offset if cache is not None else 0,
+        )
+        queries, keys = mx.split(turned, [self.heads], axis=1)  # (B, h, T, d), (B, k, T, d)
+        if cache is not None:
+            keys, values = cache.update_and_fetch(keys, values)
+        if self.fused and isinstance(mask, str) and cpu.is_used(x):
+            x = cpu.attention(queries, keys, values, self.scale, causal=True)
+        else:
+            x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def fuse(self) -> None:
+        """For inference: one projection in place of two."""
+        gate_up_proj = fuse_linears(self.gate_proj, self.up_proj)
+        if gate_up_proj is not None:
+            self.gate_up_proj = gate_up_proj
+            del self.gate_proj, self.up_proj
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if "gate_up_proj" in self:
+            gate_up = self.gate_up_proj(x)
+            if x.shape[1] > 1 and cpu.is_used(x):
+                return self.down_proj(cpu.swiglu(gate_up))
+            gate, up = mx.split(gate_up, 2, axis=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gate * mx.sigmoid(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """The decoder with its head. `tied`: logits come from the embedding table and there is no lm_head."""
+
+    def __init__(self, config: TextConfig, tied: bool = False):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not tied:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self, inputs: mx.array, cache: list[Any] | None = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
+        """Token ids (B, T), or their embeddings (B, T, Dt) -> logits (B, T, V)."""
+        return self.logits(self.hidden_states(inputs, cache, input_embeddings))
+
+    def hidden_states(
+        self, inputs: mx.array | None, cache: list[Any] | None = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
+        """All layers, before the last norm: (B, T) or (B, T, Dt) -> (B, T, Dt)."""
+        x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        caches: list[Any] = cache if cache is not None else [None] * len(self.layers)
+        first = KVCache() if cache is None else cache[0]
+        mask = first.make_mask(x.shape[1], return_array=False, window_size=None)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache)
+        return x
+
+    def logits(self, hidden_states: mx.array) -> mx.array:
+        """Norm and head: (..., Dt) -> (..., V). Give it only the rows whose logits are needed."""
+        x = self.norm(hidden_states)
+        return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
+
+    def make_cache(self, capacity: int = 256) -> list[KVCache]:
+        """One cache a layer, with room for `capacity` tokens before it has to grow."""
+        return [KVCache(capacity) for _ in self.layers]

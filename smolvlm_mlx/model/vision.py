@@ -1,0 +1,140 @@
+"""SigLIP: pixels -> patch embeddings -> image features.
+
+Follows `SmolVLMVisionTransformer` (transformers, models/smolvlm/modeling_smolvlm.py). Tiles are always full squares, so
+there is no attention mask (an all-true one would lose MLX's fused attention) and position ids are 0..P-1.
+"""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import VisionConfig
+from . import cpu
+from .linear import fuse_linears
+
+
+class VisionEmbeddings(nn.Module):
+    """Cuts tiles into patches and embeds each: a convolution whose stride is its size, as one matrix product."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.patches_per_side = config.patches_per_side
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        """(N, H, W, 3) -> (N, P, Dv). Pixels past the last whole patch are dropped, as by the convolution."""
+        N, p, n = pixel_values.shape[0], self.patch_size, self.patches_per_side
+        weight: mx.array = self.patch_embedding.weight  # (Dv, p, p, 3)
+        patches = pixel_values[:, : n * p, : n * p].reshape(N, n, p, n, p, 3)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(N, n * n, -1)  # (N, P, p*p*3)
+        x = mx.addmm(self.patch_embedding.bias, patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1).T)
+        positions: mx.array = self.position_embedding(mx.arange(n * n))
+        return x + positions  # (N, P, Dv)
+
+
+class VisionAttention(nn.Module):
+    """Multi-head attention of every patch with every patch."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.fused = False
+
+    def fuse(self) -> None:
+        """For inference: one projection in place of three."""
+        self.fused = True
+        qkv_proj = fuse_linears(self.q_proj, self.k_proj, self.v_proj)
+        if qkv_proj is not None:
+            self.qkv_proj = qkv_proj
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def __call__(self, x: mx.array) -> mx.array:
+        N, P, D = x.shape
+        if "qkv_proj" in self:
+            queries, keys, values = mx.split(self.qkv_proj(x), 3, axis=-1)
+        else:
+            queries, keys, values = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        queries, keys, values = (
+            y.reshape(N, P, self.heads, -1).transpose(0, 2, 1, 3) for y in (queries, keys, values)
+        )  # (N, h, P, d)
+        if self.fused and cpu.is_used(x):
+            x = cpu.attention(queries, keys, values, self.scale, causal=False)
+        else:
+            x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
+        return self.out_proj(x.transpose(0, 2, 1, 3).reshape(N, P, D))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fused = False
+
+    def fuse(self) -> None:
+        """For inference: nothing to join, but the activation may overwrite its input."""
+        self.fused = True
+
+    def __call__(self, x: mx.array) -> mx.array:
+        activation = cpu.gelu_tanh if self.fused and cpu.is_used(x) else gelu_tanh
+        return self.fc2(activation(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.self_attn = VisionAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VisionMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class VisionModel(nn.Module):
+    """The vision tower: pixel_values (N, H, W, 3) -> image_features (N, P, Dv)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        image_features: mx.array = self.post_layernorm(self.encoder(self.embeddings(pixel_values)))
+        return image_features
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU's tanh form, `0.5 x (1 + tanh(z))` with `z = sqrt(2/pi) (x + 0.044715 x^3)` (arXiv:1606.08415).
+
+    Written as `x sigmoid(2 z)`, the same function, in float32 inside.
+    """
+    y = x.astype(mx.float32)
+    z = y * (2 * math.sqrt(2 / math.pi)) * (1 + 0.044715 * y * y)
+    return (y * mx.sigmoid(z)).astype(x.dtype)

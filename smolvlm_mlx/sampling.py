@@ -1,0 +1,93 @@
+"""How the next token is chosen, and when the text is at its end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from .errors import GenerationError
+
+Choose = Callable[[mx.array, list[Any]], mx.array]  # tokens so far: integers, the last one maybe an unread array
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an answer is generated. Temperature 0 is greedy: the most likely token, always.
+
+    Raises:
+        GenerationError: a value is out of range (all are named at once).
+    """
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0  # keep the most likely tokens up to this share of the probability; 1: all
+    top_k: int = 0  # keep this many; 0: all
+    min_p: float = 0.0  # keep tokens at least this likely, relative to the likeliest
+    repetition_penalty: float = 1.0  # divides the logits of recent tokens; 1: off
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these
+    kv_bits: Literal[4, 8] | None = None  # quantize keys and values: a longer context in the same memory
+    keep_special: bool = False  # leave added tokens in the text, as document checkpoints need
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"max_tokens {self.max_tokens} is less than 1": self.max_tokens >= 1,
+            f"temperature {self.temperature} is not in 0..10": 0 <= self.temperature <= 10,
+            f"top_p {self.top_p} is not above 0 and up to 1": 0 < self.top_p <= 1,
+            f"top_k {self.top_k} is negative": self.top_k >= 0,
+            f"min_p {self.min_p} is not in 0..1": 0 <= self.min_p <= 1,
+            f"repetition_penalty {self.repetition_penalty} is not in 0.1..10": 0.1 <= self.repetition_penalty <= 10,
+            f"seed {self.seed} is not in 0..2^64-1": self.seed is None or 0 <= self.seed < 2**64,
+            "stop holds an empty text": all(self.stop),
+            f"kv_bits {self.kv_bits} is neither 4 nor 8": self.kv_bits in (None, 4, 8),
+        }
+        problems = [problem for problem, fine in checks.items() if not fine]
+        if problems:
+            raise GenerationError("; ".join(problems))
+
+
+def make_choice(options: Options) -> Choose:
+    """How the next token is chosen from logits (1, V) and the tokens so far. Greedy imports nothing."""
+    if options.temperature == 0 and options.repetition_penalty == 1:
+        return lambda logits, ids: mx.argmax(logits, axis=-1)
+    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+    if options.seed is not None:
+        mx.random.seed(options.seed)
+    top_p = options.top_p if options.top_p < 1 else 0.0
+    sample = make_sampler(options.temperature, top_p=top_p, min_p=options.min_p, top_k=options.top_k)
+    penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
+    processors = make_logits_processors(repetition_penalty=penalty)
+
+    def choose(logits: mx.array, ids: list[Any]) -> mx.array:
+        for process in processors:
+            logits = process(mx.array(ids), logits)
+        logits = logits.astype(mx.float32)
+        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+    return choose
+
+
+class StopStrings:
+    """Holds text back while it could still become a stop string; what comes after one is dropped."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops, self._held, self.found = tuple(stops), "", False
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that is certainly part of the answer."""
+        if not self._stops or self.found:
+            return "" if self.found else text
+        self._held += text
+        hits = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if hits:
+            self.found, self._held = True, self._held[: min(hits)]
+            return self.flush()
+        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return ready
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held

@@ -1,0 +1,94 @@
+"""Our input_ids are transformers': random conversations, and the counts that were published."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.prompt import user_message
+from tests.parity.conftest import SHARED
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+pytestmark = pytest.mark.parity
+CHECKPOINTS = SHARED / "checkpoints"
+TILE = 28  # pixels; the layout, not the pixels, is what is compared here
+WORDS = (
+    "the a cat Cat  dog\t\n \n\n\n  42 3.14 007 naïve Ünïcödé 漢字 かな 한국어 العربية עברית हिन्दी 👩‍👩‍👧 🏳️‍🌈 é e\u0301 "
+    "\u200b \u00a0 don't I'm you'll <b> < > << <im <|im <|im_start <image <row_1 </s> {{x}} {% y %} \\n \\ \" ' `` ** __ # "
+    "def f(x): return x+1 http://a.b/c?d=e&f https://x $5 50% @me #1 ... !? ¿ «» … — 1,000,000 0x1F 1e-5 \r\n \ufeff \U0001f600"
+).split(" ")
+
+
+def load_ours(name: str) -> Processor:
+    folder = CHECKPOINTS / name
+    return Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+
+
+def random_text(rng: random.Random) -> str:
+    if rng.random() < 0.2:
+        return "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0x2FFF)])) for _ in range(20))
+    return (
+        rng.choice(["", " ", "\n"]).join(rng.choices(WORDS, k=rng.randrange(0, 12)))
+        if rng.random() < 0.5
+        else " ".join(rng.choices(WORDS, k=rng.randrange(1, 30)))
+    )
+
+
+def random_conversation(rng: random.Random) -> list[dict[str, Any]]:
+    messages = []
+    for _ in range(rng.randrange(1, 5)):
+        parts: list[dict[str, Any]] = []
+        for _ in range(rng.randrange(1, 5)):
+            if rng.random() < 0.3:
+                size = (rng.randrange(1, 400), rng.randrange(1, 400))
+                parts.append({"type": "image", "image": Image.new("RGB", size)})
+            else:
+                parts.append({"type": "text", "text": random_text(rng)})
+        messages.append({"role": rng.choice(["user", "assistant", "system"]), "content": parts})
+    return messages
+
+
+@pytest.mark.parametrize(
+    "name", ["SmolVLM-Instruct", "SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "SmolVLM2-2.2B-Instruct"]
+)
+def test_random_conversations(name: str) -> None:
+    ours, theirs = load_ours(name), AutoProcessor.from_pretrained(CHECKPOINTS / name)
+    rng = random.Random(name)
+    images_seen = 0
+    for number in range(2500):
+        messages, generation, split = random_conversation(rng), rng.random() < 0.5, rng.random() < 0.7
+        edge = TILE * rng.randrange(1, 5)
+        ours.settings = replace(ours.settings, tile_size=TILE, longest_edge=edge, split=split)
+        images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+        images_seen += len(images)
+        prompt = theirs.apply_chat_template(messages, add_generation_prompt=generation)
+        want = theirs(
+            text=prompt,
+            images=[images] if images else None,
+            size={"longest_edge": edge},
+            max_image_size={"longest_edge": TILE},
+            do_image_splitting=split,
+            add_special_tokens=False,
+        )["input_ids"]
+        want = want[0] if isinstance(want[0], list) else want
+        have = ours(messages, add_generation_prompt=generation).input_ids.tolist()
+        assert have == list(want), f"conversation {number}: {prompt!r}"
+    assert images_seen > 2500
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "split", "count"),
+    [
+        ("SmolVLM-Instruct", "Describe this image", True, 1194),
+        ("SmolVLM-Instruct", "x" * 504, True, None),
+    ],
+)
+def test_published_counts(name: str, text: str, split: bool, count: int | None) -> None:
+    inputs = load_ours(name)([user_message(text, [Image.new("RGB", (640, 480))])], split=split)
+    if count is not None:
+        assert len(inputs.input_ids) == count

@@ -1,0 +1,168 @@
+"""The rules of the house, read from the source: who may import whom, what is never caught, how long is too long.
+
+Imports inside functions and under TYPE_CHECKING count like any other.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "smolvlm_mlx"
+
+# From the top. An import goes to a lower floor, or stays within its own module or subpackage.
+FLOORS = [
+    {"__main__"},
+    {"apps"},
+    {"__init__"},
+    {"bench", "evaluation", "training", "conversion", "comparison"},
+    {"checkpoint", "chat"},
+    {"hub", "writer"},
+    {"generation", "quantization"},
+    {"features", "sampling"},
+    {"inputs", "model"},
+    {"config"},
+    {"errors", "backend"},
+]
+DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
+
+MAX_FILE_LINES = 260
+MAX_FUNCTION_LINES = 55
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of each import; `from a import b` yields a.b, a module or a name in one."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*above, *([node.module] if node.module else [])]
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+
+
+def unit(path: Path) -> str:
+    """The module or subpackage directly under smolvlm_mlx: inputs/image.py -> inputs."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_unit(name: str) -> str | None:
+    """smolvlm_mlx.inputs.image -> inputs; smolvlm_mlx.load, a name of the package itself -> __init__; numpy -> None."""
+    top, _, rest = name.partition(".")
+    if top != PACKAGE.name:
+        return None
+    first = rest.split(".")[0]
+    is_module = first in DEPTH or (PACKAGE / f"{first}.py").exists() or (PACKAGE / first).is_dir()
+    return first if first and is_module else "__init__"
+
+
+def offences(paths: list[Path], forbidden: set[str], but_in: tuple[str, ...] = ()) -> list[str]:
+    """Imports of the forbidden top-level packages, except in the files and folders named in but_in."""
+    return [
+        f"{place}:{line} imports {name}"
+        for path in paths
+        if not (place := path.relative_to(ROOT).as_posix()).startswith(but_in)
+        for line, name in imports(path)
+        if name.split(".")[0] in forbidden
+    ]
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {unit(path) for path in sources("smolvlm_mlx")} <= set(DEPTH), "give the new module a floor in FLOORS"
+
+
+def test_imports_go_down_only() -> None:
+    climbing = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("smolvlm_mlx")
+        for line, name in imports(path)
+        if (target := imported_unit(name)) is not None
+        and target != unit(path)
+        and DEPTH.get(target, -1) <= DEPTH.get(unit(path), -1)
+    ]
+    assert not climbing
+
+
+def test_model_imports_mlx_and_the_floors_below_only() -> None:
+    allowed = sys.stdlib_module_names | {"mlx", "smolvlm_mlx"}  # and numpy, for the CPU's exponentials
+    strangers = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("smolvlm_mlx/model")
+        for line, name in imports(path)
+        if name.split(".")[0] not in allowed and (path.name, name.split(".")[0]) != ("cpu.py", "numpy")
+    ]
+    assert not strangers
+
+
+def test_packages_stay_in_their_place() -> None:
+    package, config, errors = sources("smolvlm_mlx"), PACKAGE / "config.py", PACKAGE / "errors.py"
+    inputs = [*sources("smolvlm_mlx/inputs"), *(path for path in (config, errors) if path.exists())]
+    everything = sources("smolvlm_mlx", "convert", "examples", "tests")
+    assert not offences(inputs, {"mlx", "mlx_lm"})
+    assert not offences(package, {"av"}, but_in=("smolvlm_mlx/inputs/video.py",))
+    assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/apps/",))
+    assert not offences(everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/"))
+
+
+def catches_too_much(handler: ast.ExceptHandler) -> bool:
+    """A bare except, except Exception, or except BaseException that does not end in a plain raise."""
+    caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    names = {ast.unparse(kind).rpartition(".")[2] if kind else "" for kind in caught}
+    last = handler.body[-1]
+    reraises = isinstance(last, ast.Raise) and last.exc is None
+    return bool(names & {"", "Exception"}) or ("BaseException" in names and not reraises)
+
+
+@pytest.mark.parametrize("path", sources("smolvlm_mlx"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.count("\n")
+    assert lines <= MAX_FILE_LINES
+    nodes = list(ast.walk(ast.parse(text)))
+    greedy = [node.lineno for node in nodes if isinstance(node, ast.ExceptHandler) and catches_too_much(node)]
+    assert not greedy, f"lines {greedy} catch everything: name what can go wrong"
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+    assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+IMPORT_AND_COMPARE = """
+import logging, os, resource, signal, sys, warnings
+import numpy  # brings its own warning filters
+
+def state():
+    loggers = [logging.root, *(item for item in logging.root.manager.loggerDict.values() if hasattr(item, "handlers"))]
+    return {
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "search path": list(sys.path),
+        "warning filters": list(warnings.filters),
+        "log handlers": [(each.name, handler) for each in loggers for handler in each.handlers],
+        "log level": logging.root.level,
+        "limits": [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")],
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": (sys.excepthook, sys.displayhook, sys.unraisablehook),
+    }
+
+before = state()
+import smolvlm_mlx
+after = state()
+changed = [name for name in before if before[name] != after[name]]
+heavy = sorted({"mlx_lm", "transformers", "torch", "mlx_vlm"} & set(sys.modules))
+sys.exit(f"changed: {changed}, loaded: {heavy}" if changed or heavy else 0)
+"""
+
+
+def test_importing_changes_nothing() -> None:
+    result = subprocess.run([sys.executable, "-c", IMPORT_AND_COMPARE], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""

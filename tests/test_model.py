@@ -1,0 +1,184 @@
+"""Numbers: those of transformers (tests/goldens/model.json), and the fast paths equal to the slow one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert.random_checkpoint import TILE
+from smolvlm_mlx import backend, load
+from smolvlm_mlx.generation import prefill
+from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, cpu
+from smolvlm_mlx.model.linear import fuse_linears
+from smolvlm_mlx.model.vision import gelu_tanh
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "model.json").read_text())
+# A GPU's float32 products are not a CPU's.
+ATOL = 1e-4 if backend.name() == "cpu" else 5e-3
+
+
+def pattern(tiles: int) -> mx.array:
+    """Normalized tiles, as in convert/goldens.py."""
+    n, y, x, c = np.meshgrid(range(tiles), range(TILE), range(TILE), range(3), indexing="ij")
+    levels = ((n * 37 + y * 5 + x * 3 + c * 50 + (x * y) // 7) % 256).astype(np.uint8)
+    return mx.array(((levels / 255 - 0.5) / 0.5).astype(np.float32))
+
+
+@pytest.fixture(params=["smolvlm", "idefics3"])
+def golden(request: pytest.FixtureRequest, tiny: Path, tiny_v1: Path) -> tuple[dict[str, Any], Path]:
+    return GOLDENS[request.param], tiny if request.param == "smolvlm" else tiny_v1
+
+
+def close(have: mx.array, want: list[float]) -> None:
+    np.testing.assert_allclose(np.array(have).flatten(), want, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_stages_and_logits_are_the_references(golden: tuple[dict[str, Any], Path], fuse: bool) -> None:
+    want, folder = golden
+    model, _ = load(folder, "float32", fuse=fuse)
+    pixel_values = pattern(3)
+    close(model.vision_model(pixel_values)[:, ::21, ::32], want["image_features"])
+    close(model.encode_images(pixel_values)[:, ::5, ::32], want["image_tokens"])
+    close(model(mx.array([want["input_ids"]]), pixel_values)[0, ::16, ::16], want["logits"])
+    close(model(mx.array([want["text_input_ids"]]))[0, ::4, ::16], want["text_logits"])
+
+
+def test_greedy_tokens_are_the_references(golden: tuple[dict[str, Any], Path]) -> None:
+    want, folder = golden
+    model, processor = load(folder, "float32")
+    assert processor.tokenizer.encode_prompt(want["prompt"], "\ufdd0") == want["input_ids"]
+    cache = model.language_model.make_cache()
+    logits = prefill(model, np.array(want["input_ids"], np.int32), model.encode_images(pattern(3)), cache)
+    tokens = []
+    for _ in want["generated"]:
+        token = mx.argmax(logits, axis=-1)
+        tokens.append(token.item())
+        logits = model.language_model(token[None], cache)[:, -1]
+    assert tokens == want["generated"]
+
+
+def test_cached_and_chunked_equal_whole(tiny: Path) -> None:
+    model, _ = load(tiny, "float32")
+    ids = mx.array([[5, 9, 200, 31, 7, 7, 120, 64, 3, 18, 77]])
+    whole = model(ids)
+    for sizes in ([1] * 11, [4, 4, 3], [10, 1], [11]):
+        cache, rows, start = model.language_model.make_cache(capacity=2), [], 0
+        for size in sizes:
+            rows.append(model.language_model(ids[:, start : start + size], cache))
+            start += size
+        np.testing.assert_allclose(np.array(mx.concatenate(rows, axis=1)), np.array(whole), rtol=0, atol=ATOL)
+
+
+def test_cache_grows_trims_and_makes_masks() -> None:
+    cache, rng = KVCache(capacity=2), np.random.default_rng(0)
+    parts = [mx.array(rng.standard_normal((1, 2, n, 4), np.float32)) for n in (1, 3, 5)]
+    for part in parts:
+        keys, values = cache.update_and_fetch(part, part * 2)
+    np.testing.assert_array_equal(np.array(keys), np.array(mx.concatenate(parts, axis=2)))
+    np.testing.assert_array_equal(np.array(values), 2 * np.array(keys))
+    assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (9, 4, 5, 5, 0)
+    assert cache.make_mask(1) is None
+    assert cache.make_mask(3) == "causal"
+    cache.offset = 2
+    assert np.array(cache.make_mask(2, return_array=True)).tolist() == [[True, True, True, False], [True] * 4]
+
+
+def test_quantized_cache_is_close(tiny: Path) -> None:
+    model, _ = load(tiny, "float32")
+    ids = mx.array([[5, 9, 200, 31, 7, 7, 120, 64]])
+    cache = [QuantizedKVCache(8, group_size=32) for _ in model.language_model.layers]
+    first = model.language_model(ids[:, :5], cache)
+    rest = model.language_model(ids[:, 5:], cache)
+    have = np.array(mx.concatenate([first, rest], axis=1))
+    want = np.array(model(ids))
+    assert 0 < np.abs(have - want).max() < 0.05 * np.abs(want).max()
+
+
+def test_mlx_lm_caches_work(tiny: Path) -> None:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model, _ = load(tiny, "float32")
+    ids = mx.array([[5, 9, 200, 31]])
+    cache = make_prompt_cache(model.language_model)
+    rows = [model.language_model(ids[:, :3], cache=cache), model.language_model(ids[:, 3:], cache=cache)]
+    np.testing.assert_allclose(np.array(mx.concatenate(rows, axis=1)), np.array(model(ids)), rtol=0, atol=ATOL)
+
+
+def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> None:
+    model, _ = load(tiny, "float32")
+    ids = mx.array([[model.config.image_token_id] * 15 + [5]])
+    with pytest.raises(ValueError, match="15 image placeholders in input_ids for 16 image tokens"):
+        model(ids, pattern(1))
+    with pytest.raises(ValueError, match="15 image placeholders in input_ids for 0 image tokens"):
+        model(ids)
+
+
+def test_every_tile_reaches_its_placeholders(tiny: Path) -> None:
+    """The bug other ports had: only the first tile was used, and captions stayed fluent."""
+    model, _ = load(tiny, "float32")
+    ids = mx.array([[model.config.image_token_id] * 48])
+    tiles = pattern(3)
+    rows = model.merge(ids, model.encode_images(tiles))
+    for tile in range(3):
+        want = model.encode_images(tiles[tile : tile + 1])[0]
+        np.testing.assert_allclose(np.array(rows[0, 16 * tile : 16 * tile + 16]), np.array(want), rtol=0, atol=ATOL)
+
+
+def test_gradients_reach_every_parameter(tiny: Path) -> None:
+    model, _ = load(tiny, "float32", fuse=False)
+    ids = mx.array([[5, *[model.config.image_token_id] * 16, 9, 200]])
+
+    def loss(model: SmolVLM) -> mx.array:
+        return nn.losses.cross_entropy(model(ids, pattern(1))[:, :-1], ids[:, 1:]).mean()
+
+    _, gradients = nn.value_and_grad(model, loss)(model)
+    flat = dict(tree_flatten(gradients))
+    assert flat.keys() == dict(tree_flatten(model.parameters())).keys()
+    still = [name for name, gradient in flat.items() if not mx.any(gradient).item()]
+    assert still == []
+
+
+def test_fusing_needs_equal_forms() -> None:
+    a, b = nn.Linear(64, 8), nn.Linear(64, 16)
+    x = mx.random.normal((3, 64))
+    fused = fuse_linears(a, b)
+    assert fused is not None
+    np.testing.assert_allclose(np.array(fused(x)), np.array(mx.concatenate([a(x), b(x)], axis=-1)), atol=1e-5)
+    quantized = [nn.QuantizedLinear.from_linear(layer, 64, 4) for layer in (a, b)]
+    fused = fuse_linears(*quantized)
+    assert fused is not None
+    want = mx.concatenate([layer(x) for layer in quantized], axis=-1)
+    np.testing.assert_allclose(np.array(fused(x)), np.array(want), atol=1e-5)
+    assert fuse_linears(a, quantized[1]) is None
+    assert fuse_linears(quantized[0], nn.QuantizedLinear.from_linear(b, 64, 8)) is None
+    assert fuse_linears(a, nn.Linear(64, 8, bias=False)) is None
+
+
+@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own kernels")
+@pytest.mark.parametrize(("T", "C", "causal"), [(7, 7, False), (7, 7, True), (5, 300, True), (1, 9, True)])
+def test_cpu_attention_is_mlx_attention(T: int, C: int, causal: bool) -> None:
+    rng = np.random.default_rng(0)
+    queries = mx.array(rng.standard_normal((2, 6, T, 8), np.float32))
+    keys, values = (mx.array(rng.standard_normal((2, 3, C, 8), np.float32)) for _ in range(2))
+    have = cpu.attention(queries, keys, values, 0.3, causal)
+    mask = "causal" if causal else None
+    want = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.3, mask=mask)
+    np.testing.assert_allclose(np.array(have), np.array(want), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own kernels")
+def test_cpu_activations_are_mlx_activations() -> None:
+    x = mx.array(np.linspace(-120, 120, 200_000, dtype=np.float32).reshape(1, 2, -1))
+    gelu = gelu_tanh(x)
+    np.testing.assert_allclose(np.array(gelu), np.array(nn.gelu_approx(x)), rtol=1e-5, atol=1e-5)
+    gate, up = mx.split(x, 2, axis=-1)
+    swiglu = gate * mx.sigmoid(gate) * up
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(np.array(cpu.swiglu(x * 1)), np.array(swiglu), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(cpu.gelu_tanh(x * 1)), np.array(gelu), rtol=1e-5, atol=1e-5)
