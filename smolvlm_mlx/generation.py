@@ -195,4 +195,4 @@ def _choose(
 ) -> tuple[mx.array, mx.array]:
     """The next token (1,), and whether the logits (1, V) it comes from are finite."""
     finite = mx.isfinite(logits.astype(mx.float32).sum())
-    return choose(logits, ids if pending is None else [*ids, pending]), finite
+    return choose(logits, ids, pending), finite

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 
 from .errors import GenerationError
 
-Choose = Callable[[mx.array, list[Any]], mx.array]  # tokens so far: integers, the last one maybe an unread array
+# (logits (1, V), tokens so far, one more that is not read yet) -> the next token (1,)
+Choose = Callable[[mx.array, list[int], mx.array | None], mx.array]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Options:
 def make_choice(options: Options) -> Choose:
     """How the next token is chosen from logits (1, V) and the tokens so far. Greedy imports nothing."""
     if options.temperature == 0 and options.repetition_penalty == 1:
-        return lambda logits, ids: mx.argmax(logits, axis=-1)
+        return lambda logits, ids, pending: mx.argmax(logits, axis=-1)
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
     if options.seed is not None:
@@ -60,11 +61,13 @@ def make_choice(options: Options) -> Choose:
     penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
     processors = make_logits_processors(repetition_penalty=penalty)
 
-    def choose(logits: mx.array, ids: list[Any]) -> mx.array:
-        for process in processors:
-            logits = process(mx.array(ids), logits)
+    def choose(logits: mx.array, ids: list[int], pending: mx.array | None) -> mx.array:
         logits = logits.astype(mx.float32)
-        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        for process in processors:
+            tokens = mx.array(ids)
+            logits = process(tokens if pending is None else mx.concatenate([tokens, pending]), logits)
+        token: mx.array = sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        return token
 
     return choose
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 64 * 1024  # numbers that NumPy works on at a time, to stay in a core's cache
+_SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 
 
 def is_used(x: mx.array) -> bool:
@@ -25,11 +26,19 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
     With `causal`, the T queries are the last of the C positions.
     """
     (B, h, T, d), (_, k, C, _) = queries.shape, keys.shape
-    grouped = (queries * scale).reshape(B, k, h // k * T, d)
-    scores = grouped @ keys.swapaxes(-1, -2)  # (B, k, h/k*T, C)
-    sums = _exponentials(_view(scores).reshape(B * h, T, C), causal)
-    out = scores @ values  # (B, k, h/k*T, d)
-    return out.reshape(B, h, T, d) / mx.array(sums).reshape(B, h, T, 1)
+    queries = (queries * scale).reshape(B, k, h // k * T, d)
+    if T == 1:  # a decode step has few scores, and is better left to MLX as a whole; its own attention copies keys h/k times
+        return (mx.softmax(queries @ keys.swapaxes(-1, -2), axis=-1) @ values).reshape(B, h, 1, d)
+    step = max(1, _SCORES // (B * h // k * T * C))  # key-value heads at a time
+    parts = []
+    for head in range(0, k, step):
+        some = slice(head, head + step)
+        scores = queries[:, some] @ keys[:, some].swapaxes(-1, -2)  # (B, step, h/k*T, C)
+        sums = _exponentials(_view(scores).reshape(-1, T, C), causal)
+        part = (scores @ values[:, some]).reshape(B, -1, T, d)  # (B, step*h/k, T, d)
+        parts.append(part / mx.array(sums).reshape(B, -1, T, 1))
+        mx.eval(parts[-1])
+    return mx.concatenate(parts, axis=1)
 
 
 def _exponentials(scores: NDArray[np.float32], causal: bool) -> NDArray[np.float32]:

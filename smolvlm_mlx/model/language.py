@@ -143,8 +143,8 @@ class Attention(nn.Module):
         queries, keys = mx.split(turned, [self.heads], axis=1)  # (B, h, T, d), (B, k, T, d)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        if self.fused and isinstance(mask, str) and cpu.is_used(x):
-            x = cpu.attention(queries, keys, values, self.scale, causal=True)
+        if self.fused and not isinstance(mask, mx.array) and cpu.is_used(x):
+            x = cpu.attention(queries, keys, values, self.scale, causal=mask is not None)
         else:
             x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))

@@ -61,7 +61,8 @@ class SmolVLM(nn.Module):
 
     def fuse(self) -> None:
         """Fuse QKV and gate/up projections, for inference only; layers are freed one by one as they are fused."""
-        for _, module in self.named_modules():
-            if isinstance(module, VisionAttention | VisionMLP | Attention | MLP):
-                module.fuse()
-                mx.eval(module.parameters())
+        kinds = VisionAttention | VisionMLP | Attention | MLP
+        # Only these are held: a list of all modules would keep the separate projections alive.
+        for module in [module for _, module in self.named_modules() if isinstance(module, kinds)]:
+            module.fuse()
+            mx.eval(module.parameters())
