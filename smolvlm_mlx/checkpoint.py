@@ -6,8 +6,8 @@ accepts files that `safetensors` rejects, and crashes on some), so every shard i
 names, shapes and dtypes are compared with those of the module tree that the validated config describes.
 """
 
-import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from safetensors import SafetensorError, safe_open
 
 from . import backend
 from .config import ModelConfig
 from .errors import CheckpointError
 from .hub import find
-from .inputs.files import read_json
+from .inputs.files import read_json, shown
 from .inputs.processor import Processor
 from .model import SmolVLM
 from .quantization import Quantization, quantize_modules
+from .shards import Tensor, find_shards, listed, read_header
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _FLOATS = {"F32", "F16", "BF16"}
@@ -36,21 +36,6 @@ _HF_PREFIXES = (
 )
 _PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
 _HEAD, _TABLE = "language_model.lm_head", "language_model.embed_tokens"
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a file, as its header describes it: `name` is ours, `key` is the file's."""
-
-    name: str
-    key: str
-    shard: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * (2 if self.dtype in ("F16", "BF16") else 4)
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,12 @@ class Checkpoint:
 
 
 def load(
-    path_or_id: str | Path, dtype: str | None = None, revision: str | None = None, *, fuse: bool = True
+    path_or_id: str | Path,
+    dtype: str | None = None,
+    revision: str | None = None,
+    *,
+    fuse: bool = True,
+    lazy: bool = False,
 ) -> tuple[SmolVLM, Processor]:
     """Load a checkpoint for inference.
 
@@ -105,6 +95,8 @@ def load(
         dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
         revision: branch, tag or commit of the hub repository.
         fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
+        lazy: read weights when they are first used, so that a question without pictures never reads the vision tower. The
+            files must not change meanwhile.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
@@ -115,10 +107,10 @@ def load(
     problem = backend.blas_problem()
     if problem is not None:
         warnings.warn(problem, stacklevel=2)  # shown once per place
-    return _fill(checkpoint, compute, fuse), processor
+    return _fill(checkpoint, compute, fuse, lazy), processor
 
 
-def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool) -> SmolVLM:
+def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> SmolVLM:
     weights = dict(checkpoint.read())
     tied = not checkpoint.has_head or head_is_table(weights)
     if tied:
@@ -131,8 +123,9 @@ def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool) -> SmolVLM:
     del cast
     model.eval()
     if fuse:
-        model.fuse()
-    mx.eval(model.parameters())
+        model.fuse(lazy)
+    if not lazy:
+        mx.eval(model.parameters())
     if dtype == mx.float16:
         _check_finite(model)
     return model
@@ -167,13 +160,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     raw = read_json(folder / "config.json")
     config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
-    found = [tensor for shard in _shards(folder) for tensor in _header(shard)]
+    found = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
     is_hf_layout = any(tensor.key.startswith("model.") for tensor in found)
+    names = [_our_name(tensor.key) if is_hf_layout else tensor.key for tensor in found]
+    twice = [shown(name) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"{folder}: there twice: {listed(twice)}; download it again")
     tensors = {}
-    for tensor in found:
-        name = _our_name(tensor.key) if is_hf_layout else tensor.key
-        if name in tensors:
-            raise CheckpointError(f"{folder}: tensor {tensor.key} is there twice")
+    for name, tensor in zip(names, found, strict=True):
         shape = tensor.shape
         if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])
@@ -187,39 +181,7 @@ def _our_name(key: str) -> str:
     for theirs, ours in _HF_PREFIXES:
         if key.startswith(theirs):
             return ours + key.removeprefix(theirs)
-    return key
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The weight files: those that the index names, or the only one there is."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = set(read_json(index).get("weight_map", {}).values())
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise CheckpointError(f"{index}: weight_map does not name files of this folder")
-        shards = [folder / name for name in sorted(names)]
-        absent = [shard.name for shard in shards if not shard.is_file()]
-        if absent:
-            raise CheckpointError(f"{folder}: missing {', '.join(absent)}; download it again")
-        return shards
-    shards = sorted(folder.glob("*.safetensors"))
-    if len(shards) == 1:
-        return shards
-    if shards:
-        raise CheckpointError(f"{folder}: {len(shards)} .safetensors files and no model.safetensors.index.json")
-    others = sorted(p.name for kind in ("bin", "pt", "pth", "pkl", "npz", "gguf") for p in folder.glob(f"*.{kind}"))
-    hint = f" ({others[0]} is not read: only safetensors files are safe to open)" if others else ""
-    raise CheckpointError(f"{folder}: no model.safetensors{hint}")
-
-
-def _header(shard: Path) -> Iterator[Tensor]:
-    try:
-        with safe_open(shard, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118, not a dict
-                part = file.get_slice(key)
-                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({error}); download it again") from error
+    return f"{key} (in a file of Hugging Face's layout)"
 
 
 def _compare(checkpoint: Checkpoint) -> None:
@@ -231,7 +193,7 @@ def _compare(checkpoint: Checkpoint) -> None:
         )
     expected = checkpoint.build(tied=not checkpoint.has_head).named_parameters()
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {tensors[name].key}" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [f"unexpected {shown(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(tensors.keys() & expected.keys()):
         tensor, array = tensors[name], expected[name]
         if tensor.shape != tuple(array.shape):
@@ -239,5 +201,4 @@ def _compare(checkpoint: Checkpoint) -> None:
         if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
             problems.append(f"{tensor.key} is {tensor.dtype}")
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"{checkpoint.folder}: the weights do not fit config.json: {shown}")
+        raise CheckpointError(f"{checkpoint.folder}: the weights do not fit config.json: {listed(problems)}")

@@ -8,6 +8,7 @@ import mlx.core as mx
 from PIL import Image, ImageDraw
 
 from .checkpoint import load
+from .errors import CheckpointError
 from .inputs.prompt import Message, user_message
 from .model import SmolVLM
 
@@ -26,15 +27,23 @@ def compare(reference: str | Path, candidate: str | Path, revision: str | None =
     """Predictions of `candidate` against those of `reference` at every position of the built-in conversations.
 
     The two are loaded one after the other. Positions of image placeholders, which predict nothing, are left out.
+
+    Raises:
+        CheckpointError: one cannot be used, or they are not the same model.
     """
     expected = list(_predict(reference, revision))
-    return [
-        Agreement(name, len(want), *_distance(want, have))
-        for (name, want), (_, have) in zip(expected, _predict(candidate, None), strict=True)
-    ]
+    found = []
+    for (name, want_ids, want), (_, have_ids, have) in zip(expected, _predict(candidate, None), strict=True):
+        if want_ids != have_ids or want.shape != have.shape:
+            raise CheckpointError(
+                f"{reference} and {candidate} are not the same model: their prompts or vocabularies differ"
+            )
+        found.append(Agreement(name, len(want), *_distance(want, have)))
+    return found
 
 
-def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str, mx.array]]:
+def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str, list[int], mx.array]]:
+    """Name, token ids and log probabilities (T, V) of each conversation."""
     model, processor = load(checkpoint, revision=revision)
     for name, messages in conversations().items():
         inputs = processor(messages, add_generation_prompt=False, split=False)
@@ -44,7 +53,7 @@ def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str
         log_probabilities = logits[mx.array(text)].astype(mx.float32)
         log_probabilities -= mx.logsumexp(log_probabilities, axis=-1, keepdims=True)
         mx.eval(log_probabilities)
-        yield name, log_probabilities
+        yield name, inputs.input_ids.tolist(), log_probabilities
 
 
 def _logits(model: SmolVLM, input_ids: mx.array, pixel_values: mx.array | None) -> mx.array:
@@ -53,8 +62,8 @@ def _logits(model: SmolVLM, input_ids: mx.array, pixel_values: mx.array | None) 
 
 def _distance(want: mx.array, have: mx.array) -> tuple[float, float]:
     kl = (mx.exp(want) * (want - have)).sum(axis=-1).mean()
-    top1 = (want.argmax(axis=-1) == have.argmax(axis=-1)).astype(mx.float32).mean()
-    return kl.item(), top1.item()  # type: ignore[return-value]  # real numbers
+    equal = (want.argmax(axis=-1) == have.argmax(axis=-1)).sum()
+    return kl.item(), equal.item() / len(want)  # type: ignore[return-value]  # real numbers
 
 
 def conversations() -> dict[str, Sequence[Message]]:

@@ -12,6 +12,8 @@ from .errors import CheckpointError
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 _LARGEST = 1_000_000  # no count or width in a config is larger; refused before anything is built
+# Counts that multiply: objects a layer, numbers a head or a pixel.
+_LARGEST_OF = {"num_hidden_layers": 1000, "num_attention_heads": 1024, "head_dim": 4096, "image_size": 16384}
 
 Section = TypeVar("Section")
 
@@ -28,7 +30,7 @@ class TextConfig:
     num_key_value_heads: int = 0  # 0: as many as num_attention_heads
     head_dim: int = 0  # 0: hidden_size / num_attention_heads
     max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     hidden_act: str = "silu"
     attention_bias: bool = False
@@ -44,8 +46,8 @@ class TextConfig:
         found = []
         if self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads:
             found.append(f"{self.num_attention_heads} attention heads for {self.num_key_value_heads} key-value heads")
-        if self.head_dim % 2:
-            found.append(f"head_dim {self.head_dim} is odd")
+        if self.head_dim == 0 or self.head_dim % 2:
+            found.append(f"head_dim is {self.head_dim}, not an even number from 2 on")
         if self.hidden_act != "silu":
             found.append(f"hidden_act {self.hidden_act!r} (only 'silu')")
         if self.attention_bias or self.mlp_bias:
@@ -100,6 +102,10 @@ class ModelConfig:
         return self.vision_config.patches_per_side**2 // self.scale_factor**2
 
     @property
+    def _shuffled_width(self) -> int:
+        return self.vision_config.hidden_size * self.scale_factor**2
+
+    @property
     def parameters(self) -> int:
         """Parameter count of the three parts, with an lm_head of its own."""
         text, vision = self.text_config, self.vision_config
@@ -110,7 +116,8 @@ class ModelConfig:
             text.num_hidden_layers * text_layer
             + 2 * text.vocab_size * text.hidden_size
             + vision.num_hidden_layers * vision_layer
-            + vision.hidden_size * (self.scale_factor**2 * text.hidden_size + vision.patches_per_side**2)
+            + self._shuffled_width * text.hidden_size
+            + vision.hidden_size * (vision.patches_per_side**2 + 3 * vision.patch_size**2)
         )
 
     @classmethod
@@ -122,15 +129,12 @@ class ModelConfig:
         """
         if raw.get("model_type") not in MODEL_TYPES:
             raise CheckpointError(
-                f"config.json: model_type is {raw.get('model_type')!r}, not one of {', '.join(MODEL_TYPES)}; "
+                f"config.json: model_type is {raw.get('model_type')!r:.40}, not one of {', '.join(MODEL_TYPES)}; "
                 "choose a SmolVLM or SmolVLM2 checkpoint"
             )
         problems: list[str] = []
         text_raw = _mapping(raw, "text_config", problems)
-        rope = text_raw.get("rope_parameters") or text_raw.get("rope_scaling") or {}  # newer and older files' name
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            problems.append(f"text_config: rope type {rope.get('rope_type', rope.get('type'))!r} (only 'default')")
-        text = _section(TextConfig, {**text_raw, **rope}, "text_config", problems)
+        text = _section(TextConfig, {**text_raw, **_rope(text_raw, problems)}, "text_config", problems)
         vision = _section(VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems)
         config = _section(cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems)
         if not problems:
@@ -149,6 +153,9 @@ class ModelConfig:
             found.append(f"image_token_id {self.image_token_id} is beyond vocab_size {self.text_config.vocab_size}")
         if self.parameters > 100e9:
             found.append(f"{self.parameters:.1e} parameters (the family has up to 2.3e9)")
+        widest = max(self.text_config.num_attention_heads * self.text_config.head_dim, self._shuffled_width)
+        if widest > _LARGEST:
+            found.append(f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)")
         return found
 
 
@@ -160,6 +167,19 @@ def _mapping(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[s
     return value
 
 
+def _rope(text_raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """rope_theta, if it is where newer files have it; only plain rotary positions are known."""
+    name = "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"  # older and newer files
+    rope = text_raw.get(name) or {}
+    if not isinstance(rope, Mapping):
+        problems.append(f"text_config: {name} is not an object")
+        return {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        problems.append(f"text_config: rope type {kind!r:.40} (only 'default')")
+    return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+
+
 def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: list[str]) -> Section:
     """Build one dataclass from the keys it knows; what is wrong goes to `problems` and takes the default."""
     values: dict[str, Any] = {}
@@ -169,7 +189,7 @@ def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: li
             if field.default is MISSING:
                 problems.append(f"{name}: {field.name} is missing")
             continue
-        problem = _problem(value, field.type, field.default)
+        problem = _problem(value, field.type, field.default, _LARGEST_OF.get(field.name, _LARGEST))
         if problem:
             problems.append(f"{name}: {field.name} {problem}")
         else:
@@ -177,11 +197,11 @@ def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: li
     return cls(**values)
 
 
-def _problem(value: object, kind: object, default: object) -> str | None:
+def _problem(value: object, kind: object, default: object, largest: int) -> str | None:
     if kind is int:
         low = 0 if default == 0 else 1
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _LARGEST:
-            return f"is {value!r:.40}, not an integer from {low} to {_LARGEST}"
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= largest:
+            return f"is {value!r:.40}, not an integer from {low} to {largest}"
     elif kind is float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
             return f"is {value!r:.40}, not a positive number"

@@ -9,21 +9,21 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from .checkpoint import DTYPES, Checkpoint, head_is_table, open_checkpoint
 from .config import ModelConfig
 from .errors import ConversionError
 from .hub import find
 from .model import SmolVLM
-from .quantization import RECIPES, Quantization, Recipe, quantize_modules
-from .writer import Entry, write_safetensors
+from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_problem, quantize_modules
+from .writer import Entry, new_folder, write_safetensors
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 # What goes along, when it is there. No code, no weights.
@@ -70,6 +70,8 @@ def convert(
     checkpoint = open_checkpoint(find(source, revision))
     if os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
+    if checkpoint.folder.resolve() in out.resolve().parents:
+        raise ConversionError(f"{out} is inside {checkpoint.folder}, which is only read; choose another place")
     if checkpoint.quantization is not None and recipe.quantizes:
         raise ConversionError(
             f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
@@ -79,7 +81,8 @@ def convert(
     try:
         _write_folder(plan, out, progress or (lambda done, total: None))
     except OSError as error:
-        raise ConversionError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from error
+        reason = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        raise ConversionError(f"{out}: cannot be made ({reason})") from error
     return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
 
 
@@ -90,37 +93,24 @@ def _recipe(recipe: Recipe | str) -> Recipe:
         recipe = RECIPES[recipe]
     if recipe.dtype not in DTYPES:
         raise ConversionError(f"dtype {recipe.dtype!r} is not one of {', '.join(DTYPES)}")
+    for bits in (recipe.bits, recipe.embedding_bits, recipe.vision_bits):
+        problem = None if bits is None else form_problem(bits, recipe.group_size)
+        if problem is not None:
+            raise ConversionError(f"recipe: {problem}")
     return recipe
 
 
 def _write_folder(plan: "_Plan", out: Path, progress: Progress) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(out.parent).free, plan.nbytes + 32 * 2**20
-    if free < needed:
-        raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
+    with new_folder(out) as partial:
+        free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
+        if free < needed:
+            raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
         write_safetensors(partial / "model.safetensors", plan.entries, plan.arrays(), progress)
         (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
         for name in COMPANIONS:
             if (plan.checkpoint.folder / name).is_file():
                 shutil.copyfile(plan.checkpoint.folder / name, partial / name)
         open_checkpoint(partial)  # names, shapes and dtypes are what its config says
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        partial.chmod(0o755)  # mkdtemp made it private
-        partial.rename(out)
-        _sync(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already, if all went well
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -176,6 +166,8 @@ class _Plan:
         vision = {**kept.get("vision_config", {}), "intermediate_size": self.config.vision_config.intermediate_size}
         changed = {**kept, "text_config": text, "vision_config": vision, "tie_word_embeddings": self.tied}
         changed["torch_dtype"] = self.recipe.dtype
+        for section in (changed, text, vision):
+            section.update((key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key))
         return changed if self.quantization is None else {**changed, "quantization": self.quantization.to_config()}
 
     def arrays(self) -> Iterator[mx.array]:
@@ -205,10 +197,18 @@ class _Plan:
 
 def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
     """Quantize the target's modules as the recipe says; the block for its config.json."""
-    modules = {path: recipe.module_bits(path) for path, module in target.named_modules() if "weight" in module}
+    layers = {path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    modules = {path: recipe.module_bits(path) for path in layers}
     wanted = {path: bits for path, bits in modules.items() if bits is not None}
     if not wanted:
         return None
+    widths = {layers[path].weight.shape[1] for path in wanted}
+    if misfits := sorted(width for width in widths if width % recipe.group_size):
+        fitting = [str(size) for size in GROUP_SIZES if not any(width % size for width in widths)]
+        raise ConversionError(
+            f"group_size {recipe.group_size}: layers of {', '.join(map(str, misfits))} inputs do not divide into such "
+            f"groups; use {' or '.join(fitting) or 'no quantization of this part'}"
+        )
     main = recipe.bits or next(iter(wanted.values()))
     others = {path: (bits, recipe.group_size) for path, bits in wanted.items() if bits != main}
     quantization = Quantization(main, recipe.group_size, others)

@@ -69,12 +69,14 @@ def stream_generate(
     options: Options | None = None,
     *,
     images: Sequence[Any] = (),
+    keep_vision: bool = True,
 ) -> Stream:
     """Answer a conversation piece by piece.
 
     Args:
         messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
         images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
+        keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
 
     Raises:
         SmolVLMError: before any work on the model if input or options cannot be used; GenerationError on bad logits.
@@ -97,7 +99,8 @@ def stream_generate(
 
     def pieces(stream: Stream) -> Iterator[str]:
         stream.statistics.preprocess_seconds = preprocess_seconds
-        return _pieces(stream, model, processor, inputs, options, room)
+        tokens = generate_tokens(model, inputs, options, room, stream.statistics, keep_vision)
+        return _pieces(stream, tokens, processor, inputs, options)
 
     return Stream(pieces)
 
@@ -115,14 +118,13 @@ def generate(
 
 
 def _pieces(
-    stream: Stream, model: SmolVLM, processor: Processor, inputs: Inputs, options: Options, room: int
+    stream: Stream, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
 ) -> Iterator[str]:
     statistics = stream.statistics
     statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
     statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
     text, stop = TextStream(processor.tokenizer, options.keep_special), StopStrings(options.stop)
     mx.reset_peak_memory()
-    tokens = generate_tokens(model, inputs, options, room, statistics)
     try:
         for token in tokens:
             statistics.generated_tokens += 1
@@ -139,6 +141,8 @@ def _pieces(
         else:
             statistics.finish_reason = "length"
         rest = stop.push(text.flush()) + stop.flush()
+        if stop.found:
+            statistics.finish_reason = "stop"
         if rest:
             yield rest
     finally:
@@ -147,17 +151,19 @@ def _pieces(
 
 
 def generate_tokens(
-    model: SmolVLM, inputs: Inputs, options: Options, room: int, statistics: Statistics
+    model: SmolVLM, inputs: Inputs, options: Options, room: int, statistics: Statistics, keep_vision: bool = True
 ) -> Generator[int]:
     """Up to `room` token ids, end tokens included; times go to `statistics`."""
     started = time.perf_counter()
     image_tokens = encode_tiles(model, inputs.tiles, inputs.settings)
+    if not keep_vision:
+        model.release_vision()
     encoded = time.perf_counter()
     statistics.vision_seconds = encoded - started
     capacity = len(inputs.input_ids) + room
     cache = model.language_model.make_cache(capacity)
     if options.kv_bits is not None:
-        cache = [QuantizedKVCache(options.kv_bits) for _ in cache]
+        cache = [QuantizedKVCache(options.kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
     logits = prefill(model, inputs.input_ids, image_tokens, cache)
     choose = make_choice(options)
     token, finite = _choose(logits, choose, inputs.input_ids.tolist())

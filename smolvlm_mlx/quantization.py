@@ -11,6 +11,7 @@ from typing import Any
 import mlx.nn as nn
 
 from .errors import CheckpointError
+from .inputs.files import shown
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -25,12 +26,10 @@ class Quantization:
     modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, (bits, group_size) in {"quantization": (self.bits, self.group_size), **self.modules}.items():
-            if bits not in BITS or group_size not in GROUP_SIZES:
-                raise CheckpointError(
-                    f"{name}: {bits!r:.20} bits in groups of {group_size!r:.20} "
-                    f"(bits: {', '.join(map(str, BITS))}; groups: {', '.join(map(str, GROUP_SIZES))})"
-                )
+        for name, form in {"quantization": (self.bits, self.group_size), **self.modules}.items():
+            problem = form_problem(*form)
+            if problem is not None:
+                raise CheckpointError(f"config.json: {shown(name)}: {problem}")
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any]) -> "Quantization | None":
@@ -39,7 +38,8 @@ class Quantization:
         Raises:
             CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is not.
         """
-        block = raw.get("quantization") or raw.get("quantization_config")
+        block = raw.get("quantization")
+        block = raw.get("quantization_config") if block is None else block
         if block is None:
             return None
         if not isinstance(block, Mapping) or "bits" not in block:
@@ -55,7 +55,7 @@ class Quantization:
         }
         for name, entry in {"quantization": {**defaults, **block}, **exceptions}.items():
             if entry["mode"] != "affine":
-                raise CheckpointError(f"config.json: {name}: mode {entry['mode']!r:.40} (only 'affine')")
+                raise CheckpointError(f"config.json: {shown(name)}: mode {entry['mode']!r:.40} (only 'affine')")
         modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
         return cls(defaults["bits"], defaults["group_size"], modules)
 
@@ -67,6 +67,16 @@ class Quantization:
     def of(self, module: str) -> tuple[int, int]:
         """(bits, group_size) of a quantized module."""
         return self.modules.get(module, (self.bits, self.group_size))
+
+
+def form_problem(bits: object, group_size: object) -> str | None:
+    """What is wrong with a number of bits and a group size; True and 4.0 are no integers here."""
+    if type(bits) is int and bits in BITS and type(group_size) is int and group_size in GROUP_SIZES:
+        return None
+    return (
+        f"{bits!r:.20} bits in groups of {group_size!r:.20} "
+        f"(bits: {', '.join(map(str, BITS))}; groups: {', '.join(map(str, GROUP_SIZES))})"
+    )
 
 
 def quantize_modules(model: nn.Module, quantization: Quantization, quantized: Callable[[str], bool]) -> None:

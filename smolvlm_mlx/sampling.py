@@ -80,17 +80,23 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The part of the text so far that is certainly part of the answer."""
-        if not self._stops or self.found:
-            return "" if self.found else text
         self._held += text
-        hits = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if hits:
-            self.found, self._held = True, self._held[: min(hits)]
-            return self.flush()
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        hit, held = self._hit(), self._held
+        # A stop string may have begun before the hit, and wait for its end.
+        starts = (at for stop in self._stops for at in range(max(len(held) - len(stop) + 1, 0), len(held)))
+        unfinished = min((at for at in starts if any(stop.startswith(held[at:]) for stop in self._stops)), default=hit)
+        self.found = self.found or (hit < len(held) and hit <= unfinished)
+        ready = held[: min(hit, unfinished)]
+        self._held = "" if self.found else held[len(ready) :]
         return ready
 
     def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
+        """What was held back, when no more text comes."""
+        hit, held, self._held = self._hit(), self._held, ""
+        self.found = self.found or hit < len(held)
+        return held[:hit]
+
+    def _hit(self) -> int:
+        if self.found:
+            return 0
+        return min((at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held))

@@ -1,4 +1,4 @@
-"""A safetensors file, written tensor by tensor: its header is known beforehand, so nothing is kept.
+"""A safetensors file, written tensor by tensor: its header is known beforehand, so nothing is kept. And whole folders.
 
 `mx.save_safetensors` wants all tensors at once and truncates in place. The format is public: 8 bytes of header length, the
 header in JSON, the tensors' bytes (github.com/huggingface/safetensors, README).
@@ -7,7 +7,10 @@ header in JSON, the tensors' bytes (github.com/huggingface/safetensors, README).
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,3 +62,42 @@ def write_safetensors(
             progress(done, end)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` to write into, which becomes `out` at the end, or is gone if anything fails.
+
+    A crash leaves `out` absent, never partial. Folders above it are made, and removed again on failure.
+
+    Raises:
+        OSError: no access, not a folder, ...
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    partial = out.with_name(f".{out.name[:40]}.partial-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        partial.rename(out)
+        try:
+            _sync(out.parent)
+        except OSError:
+            out.rename(partial)
+            raise
+        made = []
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already, if all went well
+        for folder in made:
+            with suppress(OSError):  # not made after all, or someone else put something there
+                folder.rmdir()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

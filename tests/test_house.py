@@ -21,7 +21,7 @@ FLOORS = [
     {"__init__"},
     {"bench", "evaluation", "training", "conversion", "comparison"},
     {"checkpoint", "chat"},
-    {"hub", "writer"},
+    {"hub", "shards", "writer"},
     {"generation", "quantization"},
     {"features", "sampling"},
     {"inputs", "model"},

@@ -8,8 +8,8 @@ from convert.random_checkpoint import TILE
 from smolvlm_mlx import backend, load
 from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, cpu
+from smolvlm_mlx.model.activations import gelu_tanh
 from smolvlm_mlx.model.linear import fuse_linears
-from smolvlm_mlx.model.vision import gelu_tanh
 
 import mlx.core as mx
 import mlx.nn as nn

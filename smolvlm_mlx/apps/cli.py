@@ -4,6 +4,7 @@ Answers go to stdout, everything else to stderr. What a user can fix ends as one
 traceback. Imports that take time are made inside the commands, so that --help answers at once.
 """
 
+import io
 import json
 import sys
 import time
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130
+# What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
+CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +47,8 @@ def main() -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments  # accepted anywhere, as it is wanted when the rest has been typed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character of an answer
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="smolvlm-mlx")
     except SmolVLMError as error:
@@ -53,14 +58,19 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.callback(epilog="--debug, anywhere, shows the traceback of an error.")
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
-) -> None:
-    """SmolVLM and SmolVLM2 on your own machine, in MLX."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback(epilog="--debug, anywhere, shows the traceback of an error.")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """SmolVLM and SmolVLM2 on your own machine, in MLX."""
 
 
 @app.command()
@@ -107,11 +117,11 @@ def generate(
     # A missing question or a wrong path is told before a model is loaded.
     messages.append(user_message(_question(prompt), [load_image(source) for source in image or []]))
     started = time.perf_counter()
-    network, processor = load(model, dtype, revision)
+    network, processor = load(model, dtype, revision, lazy=True)
     loaded = time.perf_counter()
     inputs = processor(messages, longest_edge=longest_edge, split=split, max_tiles=max_tiles)
     preprocessed = time.perf_counter()
-    stream = stream_generate(network, processor, inputs, options)
+    stream = stream_generate(network, processor, inputs, options, keep_vision=False)
     stream.statistics.preprocess_seconds = preprocessed - loaded
     _print_answer(stream, loaded - started, as_json)
 
@@ -123,7 +133,8 @@ def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
         print(file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=False, indent=2))
+        is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+        print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=not is_utf8, indent=2))
 
 
 def _question(prompt: str | None) -> str:
@@ -131,15 +142,21 @@ def _question(prompt: str | None) -> str:
         return prompt
     if sys.stdin is None or sys.stdin.isatty():
         raise GenerationError('no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"')
-    return sys.stdin.read().strip()
+    try:
+        question = sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise GenerationError(f"stdin is not text in {error.encoding}; give the question in that encoding") from error
+    if not question:
+        raise GenerationError("no question: stdin is empty")
+    return question
 
 
 def _echo(stream: "Stream", silent: bool) -> list[str]:
-    pieces = []
+    pieces, on_terminal = [], sys.stdout.isatty()
     for piece in stream:
         pieces.append(piece)
         if not silent:
-            sys.stdout.write(piece)
+            sys.stdout.write(piece.translate(CONTROLS) if on_terminal else piece)
             sys.stdout.flush()
     if not silent:
         print()
@@ -166,9 +183,9 @@ def convert(
     recipe: Annotated[str | None, typer.Option(help="A named recipe; see `python -m convert` for the list.")] = None,
     bits: Annotated[int | None, typer.Option(help="Quantize the decoder: 8, 6 or 4 bits.")] = None,
     embedding_bits: Annotated[int | None, typer.Option(help="Bits of embeddings and lm_head; else as --bits.")] = None,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 32, 64 (default) or 128.")] = None,
     quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of what is not quantized: bfloat16, float16, float32.")] = "bfloat16",
+    dtype: Annotated[str | None, typer.Option(help="Of the rest: bfloat16 (default), float16 or float32.")] = None,
     revision: Revision = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
 ) -> None:
@@ -178,11 +195,13 @@ def convert(
     from ..quantization import Recipe
     from . import report
 
-    if recipe is not None and (bits is not None or embedding_bits is not None or quantize_vision):
-        raise ConversionError("--recipe stands for all of --bits, --embedding-bits and --quantize-vision")
+    if recipe is not None and (quantize_vision or {bits, embedding_bits, group_size, dtype} != {None}):
+        raise ConversionError(
+            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision and --dtype"
+        )
     if quantize_vision and bits is None:
         raise ConversionError("--quantize-vision needs --bits")
-    own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
+    own = Recipe(bits, group_size or 64, embedding_bits or bits, bits if quantize_vision else None, dtype or "bfloat16")
     with report.progress_bar(f"Converting {source}") as progress:
         result = run(source, out, recipe or own, revision=revision, progress=progress)
     report.print_conversion(result)

@@ -35,7 +35,8 @@ def _console() -> Console:
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; yields the function that moves it, called with bytes done and bytes in all."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn(title, markup=False), *columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(TextColumn(title, markup=False), *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

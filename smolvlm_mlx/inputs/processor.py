@@ -16,7 +16,8 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from .files import read_json_if_there
 from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
-from .prompt import IMAGE, ChatTemplate, Message, free_character, image_text, normalize_messages
+from .prompt import IMAGE, Message, free_character, image_text, normalize_messages
+from .template import ChatTemplate
 from .tokenizer import Tokenizer, chat_template
 
 

@@ -34,7 +34,8 @@ class Tokenizer:
         self._tokens = {id: token for token, id in self.added.items()}
         longest_first = sorted((token for token in self.added if len(token) > 1), key=len, reverse=True)
         self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
-        self._openers = re.compile("[" + re.escape("".join(sorted({token[0] for token in longest_first}))) + "]")
+        openers = re.escape("".join(sorted({token[0] for token in longest_first})))
+        self._openers = re.compile(f"[{openers}]" if openers else r"(?!)")
         ends = {END_OF_UTTERANCE, END_OF_TEXT, *end_tokens}
         self.end_ids = frozenset(end_ids) | {self.added[token] for token in ends if token in self.added}
 
@@ -51,7 +52,11 @@ class Tokenizer:
         try:
             bpe = BPETokenizer.from_buffer(path.read_bytes())
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged ({error})") from error
+            raise CheckpointError(f"{path}: damaged ({error}); copy it from the original checkpoint") from error
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # Rust's, for merges that do not fit the vocabulary
+                raise CheckpointError(f"{path}: damaged ({error}); copy it from the original checkpoint") from error
+            raise
         eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
         token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -88,7 +93,10 @@ class Tokenizer:
         if id in self._tokens:
             return self._tokens[id].encode() if keep_special else b""
         token = self._plain.id_to_token(id)
-        return b"" if token is None else bytes(_BYTE_OF[character] for character in token)
+        if token is None:
+            return b""
+        whole = all(character in _BYTE_OF for character in token)  # as in tokenizers: else the token is its own text
+        return bytes(_BYTE_OF[character] for character in token) if whole else token.encode()
 
 
 class TextStream:

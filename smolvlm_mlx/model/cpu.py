@@ -16,8 +16,12 @@ _BLOCK = 64 * 1024  # numbers that NumPy works on at a time, to stay in a core's
 _SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 
 
+def is_device() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
 def is_used(x: mx.array) -> bool:
-    return x.dtype == mx.float32 and mx.default_device().type == mx.DeviceType.cpu
+    return x.dtype == mx.float32 and is_device()
 
 
 def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float, causal: bool) -> mx.array:
@@ -27,7 +31,9 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
     """
     (B, h, T, d), (_, k, C, _) = queries.shape, keys.shape
     queries = (queries * scale).reshape(B, k, h // k * T, d)
-    if T == 1:  # a decode step has few scores, and is better left to MLX as a whole; its own attention copies keys h/k times
+    if (
+        T == 1
+    ):  # a decode step has few scores, and is better left to MLX as a whole; its own attention copies keys h/k times
         return (mx.softmax(queries @ keys.swapaxes(-1, -2), axis=-1) @ values).reshape(B, h, 1, d)
     step = max(1, _SCORES // (B * h // k * T * C))  # key-value heads at a time
     parts = []
@@ -59,7 +65,7 @@ def _exponentials(scores: NDArray[np.float32], causal: bool) -> NDArray[np.float
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU's tanh form, as `vision.gelu_tanh`; overwrites x, which must be a result that nothing else uses."""
+    """GELU's tanh form, as `activations.gelu_tanh`; overwrites x, which must be a result that nothing else uses."""
     for y in _blocks(x):
         z = y * y
         z *= math.sqrt(2 / math.pi) * 0.044715

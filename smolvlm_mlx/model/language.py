@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..config import TextConfig
 from . import cpu
+from .activations import swiglu
 from .linear import fuse_linears
 
 
@@ -174,7 +175,7 @@ class MLP(nn.Module):
             gate, up = mx.split(gate_up, 2, axis=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(gate * mx.sigmoid(gate) * up)
+        return self.down_proj(swiglu(gate, up))
 
 
 class DecoderLayer(nn.Module):

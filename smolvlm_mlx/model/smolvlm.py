@@ -59,10 +59,19 @@ class SmolVLM(nn.Module):
         """Every parameter by its name in a checkpoint of mlx-community's layout."""
         return dict(tree_flatten(self.parameters()))
 
-    def fuse(self) -> None:
-        """Fuse QKV and gate/up projections, for inference only; layers are freed one by one as they are fused."""
+    def release_vision(self) -> None:
+        """Give back the memory of tower and connector, when all pictures are encoded; no more can be."""
+        del self.vision_model, self.connector
+        mx.clear_cache()
+
+    def fuse(self, lazy: bool = False) -> None:
+        """Fuse QKV and gate/up projections, for inference only; layers are freed one by one as they are fused.
+
+        With `lazy`, nothing is read or computed before it is used.
+        """
         kinds = VisionAttention | VisionMLP | Attention | MLP
         # Only these are held: a list of all modules would keep the separate projections alive.
         for module in [module for _, module in self.named_modules() if isinstance(module, kinds)]:
             module.fuse()
-            mx.eval(module.parameters())
+            if not lazy:
+                mx.eval(module.parameters())

@@ -4,13 +4,11 @@ Follows `SmolVLMVisionTransformer` (transformers, models/smolvlm/modeling_smolvl
 there is no attention mask (an all-true one would lose MLX's fused attention) and position ids are 0..P-1.
 """
 
-import math
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import VisionConfig
-from . import cpu
+from . import activations, cpu
 from .linear import fuse_linears
 
 
@@ -86,8 +84,8 @@ class VisionMLP(nn.Module):
         self.fused = True
 
     def __call__(self, x: mx.array) -> mx.array:
-        activation = cpu.gelu_tanh if self.fused and cpu.is_used(x) else gelu_tanh
-        return self.fc2(activation(self.fc1(x)))
+        gelu_tanh = cpu.gelu_tanh if self.fused and cpu.is_used(x) else activations.gelu_tanh
+        return self.fc2(gelu_tanh(self.fc1(x)))
 
 
 class EncoderLayer(nn.Module):
@@ -128,13 +126,3 @@ class VisionModel(nn.Module):
     def __call__(self, pixel_values: mx.array) -> mx.array:
         image_features: mx.array = self.post_layernorm(self.encoder(self.embeddings(pixel_values)))
         return image_features
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU's tanh form, `0.5 x (1 + tanh(z))` with `z = sqrt(2/pi) (x + 0.044715 x^3)` (arXiv:1606.08415).
-
-    Written as `x sigmoid(2 z)`, the same function, in float32 inside.
-    """
-    y = x.astype(mx.float32)
-    z = y * (2 * math.sqrt(2 / math.pi)) * (1 + 0.044715 * y * y)
-    return (y * mx.sigmoid(z)).astype(x.dtype)

@@ -1,0 +1,307 @@
+"""The command line: the answer and nothing else on stdout, one line on stderr when something is wrong, exit codes."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import Options, __version__, generate, load
+from smolvlm_mlx.apps import cli
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "noise.png"
+    Image.effect_noise((90, 60), 80).convert("RGB").save(path)
+    return path
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, cwd=ROOT, **{"env": ENVIRONMENT, **options})
+
+
+def run(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    """In a process of its own: exit code, stdout, stderr."""
+    text = options.pop("input", None)
+    if text is not None:
+        options["stdin"] = subprocess.PIPE
+    process = start(*arguments, **options)
+    out, err = process.communicate(None if text is None else text.encode(), timeout=60)
+    return process.returncode, (out or b"").decode(), (err or b"").decode()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """In this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def check_refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert (code, out) == (1, "")
+    assert err.startswith("smolvlm-mlx: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    assert all(part in err for part in parts), err
+
+
+# ---- generate
+
+
+def test_answer_to_stdout(tiny: Path, picture: Path, call: Any) -> None:
+    model, processor = load(tiny)
+    want = generate(model, processor, "What?", Options(max_tokens=9), images=[picture])
+    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, "What?") == (0, want + "\n", "")
+    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, stdin=" What?\n") == (0, want + "\n", "")
+    assert call("generate", "-", "--model", tiny, "-i", picture, "-n", 9, stdin="What?") == (0, want + "\n", "")
+
+
+def test_json(tiny: Path, picture: Path, call: Any) -> None:
+    code, out, err = call("generate", "Hi", "-m", tiny, "-i", picture, "-i", picture, "-n", 5, "--no-split", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    numbers = ("prompt_tokens", "image_tokens", "tiles", "generated_tokens", "peak_memory_bytes")
+    assert set(found) == {"text", "token_ids", "finish_reason", "seconds", "tokens_per_second", *numbers}
+    assert isinstance(found["text"], str)
+    assert all(type(id) is int for id in found["token_ids"])
+    assert all(type(found[name]) is int for name in numbers)
+    assert found["generated_tokens"] == len(found["token_ids"]) <= 5
+    assert found["finish_reason"] in ("stop", "length")
+    assert (found["tiles"], found["image_tokens"]) == (2, 32)
+    assert found["prompt_tokens"] > 32
+    assert found["peak_memory_bytes"] > 0
+    assert list(found["seconds"]) == ["load", "preprocess", "vision", "prefill", "decode"]
+    assert all(type(value) is float for value in (*found["seconds"].values(), found["tokens_per_second"]))
+    assert all(value > 0 for value in found["seconds"].values())
+
+
+def test_options_reach_the_model(tiny: Path, call: Any) -> None:
+    base = ("generate", "Hi", "-m", tiny, "-n", "12")
+    plain = call(*base)[1]
+    assert call(*base, "--system", "Be brief.")[1] != plain
+    assert call(*base, "-t", "1.5", "--seed", "1")[1] == call(*base, "-t", "1.5", "--seed", "1")[1] != plain
+    assert call(*base, "--repetition-penalty", "3")[0] == 0
+    assert call(*base, "--kv-bits", "8")[0] == 0
+    assert call(*base, "--stop", plain[1:2])[1] == plain[: plain.index(plain[1:2])] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--model", "no/such/folder"], ["no/such/folder"]),
+        (["--image", "missing.png"], ["missing.png"]),
+        (["--image", "{tiny}/config.json"], ["config.json", "not a readable picture"]),
+        (["--temperature", "-1"], ["temperature -1"]),
+        (["--max-tokens", "0", "--top-p", "2"], ["max_tokens 0", "top_p 2"]),
+        (["--kv-bits", "3"], ["kv_bits 3"]),
+        (["--dtype", "int8"], ["int8", "bfloat16"]),
+        (["--stop", ""], ["stop"]),
+    ],
+    ids=str,
+)
+def test_errors_are_one_line(arguments: list[str], parts: list[str], tiny: Path, call: Any) -> None:
+    arguments = [argument.format(tiny=tiny) for argument in arguments]
+    check_refused(call("generate", "Hi", "--model", tiny, *arguments), *parts)
+
+
+def test_prompts_that_cannot_be_used(tiny: Path, call: Any) -> None:
+    check_refused(call("generate", "--model", tiny, stdin=" \n"), "no question")
+    check_refused(call("generate", "x" * 5000, "--model", tiny), "5019 tokens", "4096")
+    check_refused(call("generate", "\udcff", "--model", tiny), "surrogate")
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_debug_anywhere_shows_the_traceback(place: int, tiny: Path) -> None:
+    arguments = ["generate", "Hi", "--model", str(tiny), "--kv-bits", "3"]
+    arguments.insert(place, "--debug")
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert "Traceback" in err
+    assert "GenerationError: kv_bits 3" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "--nothing"], ["nothing"], ["generate", "Hi", "--max-tokens", "many"], ["convert", "a"]],
+    ids=str,
+)
+def test_wrong_usage(arguments: list[str], call: Any) -> None:
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: smolvlm-mlx" in err
+    assert "Traceback" not in err
+
+
+def test_offline_without_a_model(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    check_refused(run("generate", "Hi", env=environment), cli.DEFAULT_MODEL, "--model")
+
+
+def test_version_and_help(call: Any) -> None:
+    assert call("--version") == (0, f"{__version__}\n", "")
+    code, out, err = call("--help")
+    assert (code, err) == (0, "")
+    assert all(command in out for command in ("generate", "convert", "info", "--debug"))
+    assert call("generate", "-h")[0] == 0
+
+
+def test_help_is_quick() -> None:
+    code = """
+import resource, sys
+before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+from smolvlm_mlx.apps import cli
+sys.argv = ["smolvlm-mlx", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before, file=sys.stderr)
+print(sorted({"mlx", "mlx.core", "mlx_lm", "transformers", "torch", "numpy", "PIL"} & set(sys.modules)), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    seconds, modules = result.stderr.splitlines()
+    assert modules == "[]"
+    assert float(seconds) < 0.6  # 0.15 s on a free machine
+
+
+# ---- terminals, pipes and signals
+
+
+def test_ascii_stdout(tiny: Path, call: Any) -> None:
+    arguments = ("generate", "Hello", "-m", tiny, "-n", 60)
+    want = call(*arguments)[1]
+    assert not want.isascii()
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    code, out, err = run(*arguments, env=environment)
+    assert (code, out, err) == (0, want.encode("ascii", "backslashreplace").decode(), "")
+    code, out, err = run(*arguments, "--json", env=environment)
+    assert (code, json.loads(out)["text"] + "\n", err) == (0, want, "")
+
+
+def test_broken_pipe(tiny: Path) -> None:
+    process = start("generate", "Hi", "-m", tiny, "-n", 500)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert err == b""
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15])
+def test_interrupt_while_loading(seconds: float, tiny: Path) -> None:
+    process = start("generate", "Hello", "-m", tiny, "-n", 4000)
+    time.sleep(seconds)
+    while process.poll() is None:  # some extensions, while they are imported, swallow one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != -signal.SIGINT:  # before Python itself was ready
+        assert process.returncode == 130
+        assert b"Traceback" not in err
+
+
+def test_interrupt_while_generating(tiny: Path) -> None:
+    process = start("generate", "Hello", "-m", tiny, "-n", 4000)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert first + out
+    assert b"Traceback" not in err
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_answer_cannot_command_the_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model text is data: as it is in a pipe, without control characters on a terminal, and never markup."""
+    out = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    pieces = ["[red]a[/red]\n", "\x1b]0;title\x07", "\x1b[31m", "b\tc\r\x08\x9b1m\x7f", "{0}%s\u202e é😀"]
+    assert cli._echo(iter(pieces), silent=False) == pieces  # type: ignore[arg-type]
+    shown = "[red]a[/red]\n]0;title[31mb\tc1m{0}%s\u202e é😀"
+    assert out.getvalue() == (shown if is_terminal else "".join(pieces)) + "\n"
+
+
+# ---- convert and info
+
+
+def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
+    code, out, err = call("convert", tiny, tmp_path / "eight", "--recipe", "8bit", "--check")
+    assert code == 0, err
+    assert "language_model" in out
+    assert "same top token" in out
+    assert json.loads((tmp_path / "eight" / "config.json").read_text())["quantization"]["bits"] == 8
+    code, out, err = call("convert", tiny, tmp_path / "four", "--bits", 4, "--embedding-bits", 8, "--group-size", 32)
+    assert code == 0, err
+    assert call("generate", "Hi", "-m", tmp_path / "four", "-n", 2)[0] == 0
+    check_refused(call("convert", tiny, tmp_path / "four"), "four exists")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--recipe", "8bit", "--bits", "4"], "--recipe stands for all"),
+        (["--recipe", "8bit", "--quantize-vision"], "--recipe stands for all"),
+        (["--recipe", "8bit", "--dtype", "float32"], "--recipe stands for all"),
+        (["--recipe", "8bit", "--group-size", "32"], "--recipe stands for all"),
+        (["--recipe", "9bit"], "'9bit' is not one of"),
+        (["--quantize-vision"], "needs --bits"),
+        (["--dtype", "int8"], "int8"),
+        (["--bits", "7"], "7"),
+        (["--bits", "4", "--group-size", "48"], "48"),
+    ],
+    ids=str,
+)
+def test_conversions_that_cannot_be(arguments: list[str], part: str, tiny: Path, tmp_path: Path, call: Any) -> None:
+    code, out, err = call("convert", tiny, tmp_path / "out", *arguments)
+    assert (code, out) == (1, "")
+    assert part in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_info(tiny: Path, picture: Path, call: Any) -> None:
+    code, out, err = call("info")
+    assert (code, err) == (0, "")
+    assert "mlx" in out
+    code, out, err = call("info", tiny, "--image", picture, "--max-tiles", 3)
+    assert (code, err) == (0, "")
+    assert "smolvlm" in out
+    assert "90 x 60 pixels" in out
+    check_refused(call("info", tiny / "nothing"), "nothing")

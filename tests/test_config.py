@@ -1,0 +1,240 @@
+"""config.json of every size of the family, with what each leaves out, and what hostile ones are told."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.errors import CheckpointError
+
+import pytest
+
+# What the published files hold of the keys that shape a model; all else in them is left out, as the files leave out much.
+TEXT_256M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 100000,
+    "vocab_size": 49280,
+}
+TEXT_500M = {**TEXT_256M, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32} | {
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+}
+TEXT_22B = {  # no head counts
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 130000,
+    "vocab_size": 49280,
+}
+VISION_VIDEO = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
+VISION_22B = {"image_size": 384, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
+SMALL_IDS = {"image_token_id": 49190, "scale_factor": 4}
+FAMILY: dict[str, dict[str, Any]] = {
+    "SmolVLM-256M-Instruct": {
+        "model_type": "idefics3",
+        **SMALL_IDS,
+        "text_config": TEXT_256M,
+        "vision_config": {**VISION_VIDEO, "intermediate_size": 3072, "num_hidden_layers": 12},
+    },
+    "SmolVLM-500M-Instruct": {
+        "model_type": "idefics3",
+        **SMALL_IDS,
+        "text_config": TEXT_500M,
+        "vision_config": {**VISION_VIDEO, "intermediate_size": 3072, "num_hidden_layers": 12},
+    },
+    "SmolVLM-Instruct": {
+        "model_type": "idefics3",
+        "image_token_id": 49153,
+        "scale_factor": 3,
+        "text_config": {**TEXT_22B, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49155}
+        | {"rope_theta": 273768.0, "rope_scaling": None, "max_position_embeddings": 16384},
+        "vision_config": {**VISION_22B, "hidden_size": 1152, "num_attention_heads": 16},
+    },
+    "SmolVLM2-2.2B-Instruct": {
+        "model_type": "smolvlm",
+        "image_token_id": 49190,
+        "scale_factor": 3,
+        "text_config": TEXT_22B,
+        "vision_config": VISION_22B,
+    },
+    "SmolVLM2-500M-Video-Instruct": {
+        "model_type": "smolvlm",
+        **SMALL_IDS,
+        "text_config": TEXT_500M,
+        "vision_config": VISION_VIDEO,
+    },
+    "SmolVLM2-256M-Video-Instruct": {
+        "model_type": "smolvlm",
+        **SMALL_IDS,
+        "text_config": TEXT_256M,
+        "vision_config": VISION_VIDEO,
+    },
+}
+# (decoder width, layers, heads, key-value heads, MLP, rope), (vision width, layers, heads, MLP, patch, tile),
+# (vocabulary, image id, tokens a tile)
+SIGLIP_B, SO400M = (768, 12, 12, 3072, 16, 512), (1152, 27, 16, 4304, 14, 384)
+NUMBERS = {
+    "SmolVLM-256M-Instruct": ((576, 30, 9, 3, 1536, 1e5), SIGLIP_B, (49280, 49190, 64)),
+    "SmolVLM-500M-Instruct": ((960, 32, 15, 5, 2560, 1e5), SIGLIP_B, (49280, 49190, 64)),
+    "SmolVLM-Instruct": ((2048, 24, 32, 32, 8192, 273768.0), SO400M, (49155, 49153, 81)),
+    "SmolVLM2-2.2B-Instruct": ((2048, 24, 32, 32, 8192, 130000.0), SO400M, (49280, 49190, 81)),
+    "SmolVLM2-500M-Video-Instruct": ((960, 32, 15, 5, 2560, 1e5), SIGLIP_B, (49280, 49190, 64)),
+    "SmolVLM2-256M-Video-Instruct": ((576, 30, 9, 3, 1536, 1e5), SIGLIP_B, (49280, 49190, 64)),
+}
+REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints"
+
+
+def numbers(config: ModelConfig) -> tuple[tuple[float, ...], ...]:
+    text, vision = config.text_config, config.vision_config
+    assert (text.head_dim, text.rms_norm_eps, vision.layer_norm_eps, vision.num_channels) == (64, 1e-5, 1e-6, 3)
+    return (
+        (
+            text.hidden_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            text.intermediate_size,
+            text.rope_theta,
+        ),
+        (
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+            vision.intermediate_size,
+            vision.patch_size,
+            vision.image_size,
+        ),
+        (text.vocab_size, config.image_token_id, config.tokens_per_tile),
+    )
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_family(name: str) -> None:
+    assert numbers(ModelConfig.from_dict(FAMILY[name])) == NUMBERS[name]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_family_files(name: str) -> None:
+    path = REAL_FILES / name / "config.json"
+    if not path.is_file():
+        pytest.skip("the published files are not here")
+    assert numbers(ModelConfig.from_dict(json.loads(path.read_text()))) == NUMBERS[name]
+
+
+def test_published_parameter_counts() -> None:
+    """The estimate leaves out biases and some norms; the published counts are exact."""
+    for name, count in {"SmolVLM-Instruct": 2_246_272_880, "SmolVLM2-2.2B-Instruct": 2_246_784_880}.items():
+        assert ModelConfig.from_dict(FAMILY[name]).parameters == pytest.approx(count, rel=1e-3)
+
+
+def changed(section: str | None = None, **values: Any) -> dict[str, Any]:
+    raw = FAMILY["SmolVLM2-256M-Video-Instruct"]
+    return {**raw, section: {**raw[section], **values}} if section else {**raw, **values}
+
+
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+def test_rope_theta_may_be_in_rope_parameters(name: str) -> None:
+    values = {"rope_theta": 273768.0, "rope_type": "default", "hidden_size": 7}  # only rope_theta is taken from there
+    text = ModelConfig.from_dict(changed("text_config", **{name: values})).text_config
+    assert (text.rope_theta, text.hidden_size) == (273768.0, 576)
+
+
+def test_null_is_the_class_default() -> None:
+    text = ModelConfig.from_dict(changed("text_config", num_key_value_heads=None, head_dim=None)).text_config
+    assert (text.num_key_value_heads, text.head_dim) == (9, 64)
+    assert ModelConfig.from_dict(changed("text_config", rms_norm_eps=None)).text_config.rms_norm_eps == 1e-6
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+ABSURD = [-1, 2**40, 10**9, 10**4000, True, "12", 1.5, math.nan, math.inf, [], {}, nested(100)]
+COUNTS: list[tuple[str | None, str]] = [
+    ("text_config", key) for key in TEXT_256M if key not in ("rms_norm_eps", "rope_theta")
+]
+COUNTS += [("vision_config", key) for key in (*VISION_VIDEO, "intermediate_size", "num_hidden_layers", "num_channels")]
+COUNTS += [(None, "image_token_id"), (None, "scale_factor")]
+
+
+def refused(raw: dict[str, Any]) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        ModelConfig.from_dict(raw)
+    message = str(caught.value)
+    assert message.startswith("config.json: ")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 2000
+    return message
+
+
+@pytest.mark.parametrize(("section", "key"), COUNTS)
+def test_absurd_counts(section: str | None, key: str) -> None:
+    for value in ABSURD:
+        if value == 10**4000:  # too long to print whole, and printed short
+            assert f"{key} is 1000" in refused(changed(section, **{key: value}))
+        else:
+            assert f"{key} is {value!r:.40}, not an integer" in refused(changed(section, **{key: value}))
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+def test_absurd_numbers(key: str) -> None:
+    for value in [-1, 0, 10**4000, 1e300, True, "1", math.nan, -math.inf, [], {}]:
+        assert f"{key} is " in refused(changed("text_config", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({}, "model_type is None"),
+        ({"model_type": "llama"}, "model_type is 'llama', not one of idefics3, smolvlm; choose a SmolVLM"),
+        ({"model_type": ["smolvlm"]}, r"model_type is ['smolvlm']"),
+        ({"model_type": "x\n" * 9000}, r"model_type is 'x\nx\nx"),
+        (changed(text_config=None), "text_config is not an object"),
+        (changed(vision_config=[1]), "vision_config is not an object"),
+        (changed("text_config", rope_scaling="linear"), "rope_scaling is not an object"),
+        (changed("text_config", rope_parameters=[1]), "rope_parameters is not an object"),
+        (changed("text_config", rope_scaling={"type": "linear", "factor": 2}), "rope type 'linear'"),
+        (changed("text_config", rope_parameters={"rope_type": ["yarn"]}), "rope type ['yarn']"),
+        (changed("text_config", num_key_value_heads=2), "9 attention heads for 2 key-value heads"),
+        (changed("text_config", num_attention_heads=900, num_key_value_heads=1, head_dim=None), "head_dim is 0"),
+        (changed("text_config", head_dim=63), "head_dim is 63"),
+        (changed("text_config", num_attention_heads=1023, head_dim=1024), "1047552 wide"),
+        (changed("text_config", attention_bias=True), "attention_bias or mlp_bias is set"),
+        (changed("text_config", hidden_act="gelu"), "hidden_act 'gelu'"),
+        (changed("text_config", hidden_act=["silu"]), "hidden_act is ['silu'], not a str"),
+        (changed("text_config", attention_bias=1), "attention_bias is 1, not a bool"),
+        (changed("vision_config", hidden_act="relu"), "hidden_act 'relu'"),
+        (changed("vision_config", num_channels=1), "num_channels 1 (only 3)"),
+        (changed("vision_config", num_attention_heads=7), "hidden_size 768 is not a multiple of 7 heads"),
+        (changed("vision_config", patch_size=513), "patch_size 513 exceeds image_size 512"),
+        (changed(scale_factor=5), "32 patches a side, scale_factor 5"),
+        (changed(image_token_id=49280), "image_token_id 49280 is beyond vocab_size 49280"),
+        (changed("text_config", hidden_size=1_000_000, num_hidden_layers=1000), "parameters (the family has up to"),
+        (changed("vision_config", image_size=16384, patch_size=1), "parameters (the family has up to"),
+    ],
+)
+def test_misfits(raw: dict[str, Any], said: str) -> None:
+    assert said in refused(raw)
+
+
+def test_all_problems_at_once() -> None:
+    raw = changed("text_config", hidden_size=-1, rope_theta="big", vocab_size=None, num_hidden_layers=10**9)
+    message = refused({**raw, "vision_config": 7, "scale_factor": 0})
+    for said in ("hidden_size is -1", "rope_theta is 'big'", "num_hidden_layers is 1000000000", "vision_config is not"):
+        assert said in message
+    assert "scale_factor is 0" in message
+    assert "vocab_size" not in message

@@ -1,0 +1,241 @@
+"""The token loop: joined stream = generate, every way to end, and errors that leave the model usable."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx.errors import GenerationError, PromptError
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.model.language import LanguageModel
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+Loaded = tuple[SmolVLM, Processor]
+SHORT = Options(max_tokens=12)
+PICTURE = Image.effect_noise((90, 60), 80).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    return load(tiny, "float32")
+
+
+def finish(stream: Any) -> str:
+    return "".join(stream)
+
+
+def ids_of(loaded: Loaded, question: Any = "Hello", options: Options = SHORT) -> list[int]:
+    stream = stream_generate(*loaded, question, options)
+    finish(stream)
+    return stream.token_ids
+
+
+@pytest.fixture
+def ends(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes other tokens the ends of answers; none at first, so that lengths are known."""
+
+    def use(*ids: int) -> None:
+        monkeypatch.setattr(loaded[1].tokenizer, "end_ids", frozenset(ids))
+
+    use()
+    return use
+
+
+def test_stream_generate_and_statistics(loaded: Loaded, ends: Any) -> None:
+    stream = stream_generate(*loaded, "What is this?", SHORT, images=[PICTURE])
+    pieces = list(stream)
+    assert all(pieces)
+    assert "".join(pieces) == generate(*loaded, "What is this?", SHORT, images=[PICTURE])
+    assert "".join(pieces) == loaded[1].tokenizer.decode(stream.token_ids)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is this?"}]}
+    ]
+    inputs = loaded[1](messages)
+    for question in (messages, inputs):
+        again = stream_generate(*loaded, question, SHORT)
+        assert (finish(again), again.token_ids) == ("".join(pieces), stream.token_ids)
+    found = stream.statistics
+    assert (found.finish_reason, found.generated_tokens, len(stream.token_ids)) == ("length", 12, 12)
+    assert found.prompt_tokens == len(inputs.input_ids)
+    assert found.tiles == len(inputs.tiles) > 1
+    assert found.image_tokens == found.tiles * loaded[1].tokens_per_tile
+    assert min(found.preprocess_seconds, found.vision_seconds, found.prefill_seconds, found.decode_seconds) > 0
+    assert found.tokens_per_second == pytest.approx(11 / found.decode_seconds)
+    assert found.peak_memory > 0
+
+
+def test_one_token_has_no_speed(loaded: Loaded, ends: Any) -> None:
+    stream = stream_generate(*loaded, "Hi", Options(max_tokens=1))
+    finish(stream)
+    assert (stream.statistics.generated_tokens, stream.statistics.tokens_per_second) == (1, 0.0)
+    assert (stream.statistics.tiles, stream.statistics.image_tokens) == (0, 0)
+
+
+def test_it_stops_at_each_end_token(loaded: Loaded, ends: Any) -> None:
+    ids = ids_of(loaded)
+    for end in set(ids):
+        ends(end)
+        stream = stream_generate(*loaded, "Hello", SHORT)
+        text = finish(stream)
+        assert stream.token_ids == ids[: ids.index(end) + 1]
+        assert text == loaded[1].tokenizer.decode(stream.token_ids[:-1])
+        assert stream.statistics.finish_reason == "stop"
+        assert stream.statistics.generated_tokens == len(stream.token_ids)
+
+
+def test_it_stops_at_stop_strings(loaded: Loaded, ends: Any) -> None:
+    whole = generate(*loaded, "Hello", SHORT)
+    for start in range(len(whole)):
+        for length in (1, 3):
+            stop = whole[start : start + length]
+            stream = stream_generate(*loaded, "Hello", replace(SHORT, stop=(stop, "never")))
+            assert finish(stream) == whole[: whole.find(stop)]
+            assert stream.statistics.finish_reason == "stop"
+    stream = stream_generate(*loaded, "Hello", replace(SHORT, stop=(whole + "x",)))
+    assert finish(stream) == whole
+    assert stream.statistics.finish_reason == "length"
+
+
+def test_context(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    prompt = len(processor([{"role": "user", "content": "Hello"}]).input_ids)
+    config = model.config
+    text = replace(config.text_config, max_position_embeddings=prompt + 3)
+    monkeypatch.setattr(model, "config", replace(config, text_config=text))
+    stream = stream_generate(*loaded, "Hello", SHORT)
+    finish(stream)
+    assert (len(stream.token_ids), stream.statistics.finish_reason) == (3, "length")
+
+    def no_work(*args: Any) -> None:
+        raise AssertionError("work on the model")
+
+    monkeypatch.setattr(LanguageModel, "hidden_states", no_work)
+    for question, images in (("Hello you", []), ("Hi", [PICTURE])):
+        with pytest.raises(GenerationError) as raised:
+            stream_generate(*loaded, question, SHORT, images=images)
+        have = processor([{"role": "user", "content": "Hello you"}]).input_ids
+        assert (f"the prompt has {len(have)} tokens (0 tiles)" in str(raised.value)) == (not images)
+        assert f"context is {prompt + 3}" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_pictures_need_one_text(loaded: Loaded) -> None:
+    with pytest.raises(GenerationError, match="images go with one text"):
+        stream_generate(*loaded, [{"role": "user", "content": "Hi"}], images=[PICTURE])
+    with pytest.raises(PromptError):
+        stream_generate(*loaded, [])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_cache(bits: Any, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(ids_of(loaded, options=replace(SHORT, kv_bits=bits))) == 12
+
+
+def test_repetition_penalty(loaded: Loaded, ends: Any) -> None:
+    plain = ids_of(loaded, options=Options(max_tokens=20))
+    penalized = ids_of(loaded, options=Options(max_tokens=20, repetition_penalty=3.0))
+    assert len(penalized) == 20
+    assert penalized != plain
+    assert len(set(penalized)) >= len(set(plain))
+
+
+def test_seeds(loaded: Loaded, ends: Any) -> None:
+    def sampled(seed: int) -> list[int]:
+        return ids_of(loaded, options=replace(SHORT, temperature=1.5, top_p=0.95, seed=seed))
+
+    assert sampled(3) == sampled(3)
+    assert sampled(3) != sampled(4)
+    assert ids_of(loaded, options=replace(SHORT, temperature=1.5, top_k=1)) == ids_of(loaded)
+
+
+def test_special_tokens_in_the_text(loaded: Loaded, ends: Any) -> None:
+    tokenizer = loaded[1].tokenizer
+    for seed in range(5):
+        options = replace(SHORT, temperature=10.0, seed=seed, keep_special=True)
+        stream = stream_generate(*loaded, "Hello", options)
+        assert finish(stream) == tokenizer.decode(stream.token_ids, keep_special=True)
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite(value: float, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling from them would silently give token 0."""
+    healthy, rng = LanguageModel.logits, random.Random(0)
+    for options in (SHORT, replace(SHORT, temperature=1.0, seed=1), replace(SHORT, repetition_penalty=1.2)):
+        for _ in range(12):
+            bad, column = rng.randrange(12), rng.randrange(290)
+            calls = iter(range(100))
+
+            def logits(
+                self: LanguageModel, x: mx.array, bad: int = bad, column: int = column, calls: Iterator[int] = calls
+            ) -> mx.array:
+                values = healthy(self, x)
+                if next(calls) == bad:
+                    values[..., column] = value
+                return values
+
+            monkeypatch.setattr(LanguageModel, "logits", logits)
+            stream = stream_generate(*loaded, "Hello", options)
+            with pytest.raises(GenerationError, match="logits are not finite"):
+                finish(stream)
+            assert len(stream.token_ids) == stream.statistics.generated_tokens == bad
+            monkeypatch.setattr(LanguageModel, "logits", healthy)
+    assert len(ids_of(loaded)) == 12
+
+
+def test_weights_that_are_not_finite(tiny: Path) -> None:
+    model, processor = load(tiny, "float32")
+    model.language_model.norm.weight = model.language_model.norm.weight * float("nan")
+    with pytest.raises(GenerationError, match="not finite"):
+        generate(model, processor, "Hello", SHORT)
+
+
+def test_leaving_at_200_places(loaded: Loaded, ends: Any) -> None:
+    shorter = Options(max_tokens=6)
+    want, rng = ids_of(loaded, options=shorter), random.Random(0)
+    for number in range(200):
+        after = rng.randrange(1, 6)
+        stream = stream_generate(*loaded, "Hello", shorter)
+        pieces = 0
+        try:
+            for _ in stream:
+                pieces += 1
+                if pieces == after and number % 2:
+                    break
+                if pieces == after:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert stream.token_ids == want[: len(stream.token_ids)]
+        assert stream.statistics.generated_tokens == len(stream.token_ids) >= pieces
+        if pieces == after and len(stream.token_ids) < len(want):
+            assert stream.statistics.finish_reason == "interrupted"
+    assert ids_of(loaded, options=shorter) == want
+
+
+def test_an_interrupt_inside_the_model(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    want, healthy, rng = ids_of(loaded), LanguageModel.hidden_states, random.Random(0)
+    for _ in range(50):
+        at, calls = rng.randrange(12), iter(range(100))
+
+        def interrupted(*args: Any, at: int = at, calls: Iterator[int] = calls) -> mx.array:
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return healthy(*args)
+
+        monkeypatch.setattr(LanguageModel, "hidden_states", interrupted)
+        stream = stream_generate(*loaded, "Hello", SHORT)
+        with pytest.raises(KeyboardInterrupt):
+            finish(stream)
+        assert stream.statistics.finish_reason == "interrupted"
+        assert stream.token_ids == want[: stream.statistics.generated_tokens]
+        monkeypatch.setattr(LanguageModel, "hidden_states", healthy)
+    assert ids_of(loaded) == want

@@ -1,0 +1,201 @@
+"""A folder, a hub id in the cache, a hub id to download: found, or told in one line why not. Nothing here dials out."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.errors import CheckpointError
+from smolvlm_mlx.hub import PATTERNS, find
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+REPO = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def refused(path_or_id: str | Path, revision: str | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        find(path_or_id, revision)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_folders(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find(tiny) == tiny
+    assert find(str(tiny)) == tiny
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    assert find(f"~/{tiny.name}") == tiny
+    monkeypatch.chdir(tiny.parent)
+    assert find(f"./{tiny.name}") == Path(tiny.name)
+
+
+def test_a_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / REPO).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find(REPO) == Path(REPO)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "nothing",
+            "./nothing/there",
+            "./nothing",
+            "../nothing",
+            "a/b/c",
+            "/a/b",
+            "a/",
+            "-x/y",
+            "a/..",
+            "ö/ü",
+            "a b/c",
+        ),
+        *("hf://a/b", "https://huggingface.co/a/b", "~/no-such-folder", "~no-such-user/x", "x" * 5000, "a\0b", "\n"),
+        *("a/" + "b" * 500, "a/b.git", "a--b/c", "a/b..c"),
+    ],
+)
+def test_neither_folder_nor_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = refused(name)
+    assert len(said) < 800
+    assert "hub id" in said
+
+
+def test_a_file(tiny: Path) -> None:
+    path = tiny / "model.safetensors"
+    assert refused(path) == f"{path} is a file; give the folder that holds config.json"
+
+
+# ---- the cache, without a network
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_not_in_the_cache(cache: Path) -> None:
+    said = refused(REPO)
+    assert said.startswith(f"{REPO}: not, or not all of it, in the local cache, and the hub is not reachable; ")
+    assert "--model FOLDER" in said
+
+
+def test_in_the_cache(cache: Path) -> None:
+    repo = cache / "models--HuggingFaceTB--SmolVLM2-500M-Video-Instruct"
+    snapshot = repo / "snapshots" / COMMIT
+    for folder in (repo / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repo / "refs" / "main").write_text(COMMIT)
+    assert find(REPO) == snapshot
+    assert find(REPO, "main") == snapshot
+    assert find(REPO, COMMIT) == snapshot
+    assert "not, or not all of it, in the local cache" in refused(REPO, "other")
+
+
+def test_environment_offline(tmp_path: Path) -> None:
+    """HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub when it is imported: in a process of its own."""
+    program = f"from smolvlm_mlx.hub import find; find({REPO!r})"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "CheckpointError: " + REPO + ": not, or not all of it, in the local cache" in done.stderr
+
+
+# ---- downloads
+
+
+Download = Callable[..., str]
+
+
+@pytest.fixture
+def download(monkeypatch: pytest.MonkeyPatch) -> Callable[[Download], None]:
+    return lambda function: monkeypatch.setattr(huggingface_hub, "snapshot_download", function)
+
+
+def test_what_is_asked_for(download: Callable[[Download], None], tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def record(repo: str, **kwargs: Any) -> str:
+        asked.append((repo, kwargs))
+        return str(tmp_path)
+
+    download(record)
+    assert find(REPO, "v1") == tmp_path
+    assert asked == [(REPO, {"revision": "v1", "allow_patterns": PATTERNS})]
+
+
+def test_patterns_bring_no_code_and_no_pickles() -> None:
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    wanted = [
+        *("config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        *("tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.json", "preprocessor_config.json"),
+    ]
+    unwanted = [
+        *(
+            "pytorch_model.bin",
+            "model.pt",
+            "x.pkl",
+            "modeling.py",
+            "README.md",
+            "model.gguf",
+            "w.npz",
+            "onnx/model.onnx",
+        ),
+        *("setup.sh", "a.exe", "requirements.txt", ".gitattributes"),
+    ]
+    assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=PATTERNS)) == wanted
+
+
+def answer(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co"))
+
+
+UNREACHABLE = "not, or not all of it, in the local cache, and the hub is not reachable"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errors.RepositoryNotFoundError("x\ny", response=answer(404)), "no such repository on the hub, or it needs a"),
+        (errors.GatedRepoError("x\ny", response=answer(403)), f"gated; ask for access at hf.co/{REPO}, then `hf auth"),
+        (errors.RevisionNotFoundError("x\ny", response=answer(404)), "no revision 'v1'; see hf.co/"),
+        (errors.HfHubHTTPError("500\n", response=answer(500)), UNREACHABLE),
+        (errors.LocalEntryNotFoundError("x"), UNREACHABLE),
+        (errors.OfflineModeIsEnabled("x"), UNREACHABLE),
+        (errors.XetDownloadError("x"), UNREACHABLE),
+        (errors.FileMetadataError("x"), UNREACHABLE),
+        (httpx2.ConnectError("refused"), UNREACHABLE),
+        (httpx2.ReadTimeout("slow"), UNREACHABLE),
+        (httpx2.RemoteProtocolError("closed"), UNREACHABLE),
+        (ConnectionResetError(), UNREACHABLE),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be saved to the cache (No space left on device)"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be saved to the cache (Permission denied)"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot be saved to the cache (Read-only file system)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_of_the_hub(download: Callable[[Download], None], error: BaseException, said: str) -> None:
+    def fail(repo: str, **kwargs: Any) -> str:
+        raise error
+
+    download(fail)
+    assert refused(REPO, "v1").startswith(f"{REPO}: {said}")
+
+
+def test_a_bug_keeps_its_traceback(download: Callable[[Download], None]) -> None:
+    def fail(repo: str, **kwargs: Any) -> str:
+        raise ZeroDivisionError
+
+    download(fail)
+    with pytest.raises(ZeroDivisionError):
+        find(REPO)

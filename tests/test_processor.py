@@ -1,0 +1,166 @@
+"""Placeholders are tiles times tokens, in the same order; the published token counts."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convert.random_checkpoint import LONGEST_EDGE, TILE
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
+from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.inputs.image import load_image, make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, image_text, user_message
+from smolvlm_mlx.inputs.template import ChatTemplate
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
+needs_family = pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the family's files are not here")
+
+
+def load(folder: Path) -> Processor:
+    return Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+
+
+@pytest.fixture(scope="module")
+def processor(tiny: Path) -> Processor:
+    return load(tiny)
+
+
+def plain(colour: Any, size: tuple[int, int] = (20, 10)) -> dict[str, Any]:
+    return {"type": "image", "image": Image.new("RGB", size, colour)}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def test_placeholders_are_tiles_times_tokens(processor: Processor) -> None:
+    rng, image_id = random.Random(0), processor.tokenizer.added["<image>"]
+    for _ in range(60):
+        sizes = [(rng.randrange(1, 300), rng.randrange(1, 300)) for _ in range(rng.randrange(1, 4))]
+        settings: dict[str, Any] = {
+            "split": rng.choice([None, True, False]),
+            "max_tiles": rng.choice([None, *range(1, 21)]),
+            "longest_edge": rng.choice([None, 1, TILE, TILE + 1, 3 * TILE, 5 * TILE]),
+        }
+        inputs = processor([{"role": "user", "content": [plain("red", size) for size in sizes]}], **settings)
+        assert inputs.input_ids.dtype == np.int32
+        assert inputs.tiles.shape[1:] == (TILE, TILE, 3)
+        assert (inputs.input_ids == image_id).sum() == len(inputs.tiles) * processor.tokens_per_tile
+        assert list(inputs.layouts) == [plan_tiles(size, inputs.settings) for size in sizes]
+        assert len(inputs.tiles) == sum(layout.tiles for layout in inputs.layouts)
+        if settings["max_tiles"] is not None:
+            assert all(layout.tiles <= settings["max_tiles"] for layout in inputs.layouts)
+        if settings["split"] is False:
+            assert len(inputs.tiles) == len(sizes)
+        assert inputs.settings.split == (True if settings["split"] is None else settings["split"])
+        assert inputs.settings.longest_edge == (settings["longest_edge"] or LONGEST_EDGE)
+
+
+def test_ids_follow_the_layouts(processor: Processor) -> None:
+    inputs = processor([user_message("What?", [plain("red", (256, 128))["image"]])])
+    picture = image_text(inputs.layouts[0], processor.tokens_per_tile)
+    assert (inputs.layouts[0].rows, inputs.layouts[0].cols) == (2, 4)
+    prompt = f"<|im_start|>User:{picture}What?<end_of_utterance>\nAssistant:"
+    assert inputs.input_ids.tolist() == processor.tokenizer.encode_prompt(prompt, "\ufdd0")
+    assert processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True) == prompt
+
+
+def test_order_of_interleaved_pictures(processor: Processor) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [text("a"), plain("red"), text("b"), plain("lime"), plain("blue")]},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": [plain("white"), text("d")]},
+    ]
+    inputs = processor(messages, split=False)
+    assert inputs.tiles[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+    one = image_text(inputs.layouts[0], processor.tokens_per_tile)
+    assert processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True) == (
+        f"<|im_start|>User: a{one}b{one}{one}<end_of_utterance>\nAssistant: c<end_of_utterance>\n"
+        f"User:{one}d<end_of_utterance>\nAssistant:"
+    )
+
+
+def test_tiles_are_those_of_make_tiles_and_pixels_are_normalized(processor: Processor) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
+    for settings in ({}, {"split": False}, {"max_tiles": 3}):
+        inputs = processor([user_message("x", [noise])], **settings)
+        tiles, layout = make_tiles(load_image(noise), inputs.settings)
+        np.testing.assert_array_equal(inputs.tiles, tiles)
+        assert inputs.layouts == (layout,)
+        assert inputs.pixel_values.dtype == np.float32
+        np.testing.assert_array_equal(inputs.pixel_values, normalize(tiles, inputs.settings))
+
+
+def test_no_pictures(processor: Processor) -> None:
+    inputs = processor([user_message("Hello")], add_generation_prompt=False)
+    assert (inputs.tiles.shape, inputs.layouts, inputs.pixel_values.shape) == (
+        (0, TILE, TILE, 3),
+        (),
+        (0, TILE, TILE, 3),
+    )
+    prompt = processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True)
+    assert prompt == "<|im_start|>User: Hello<end_of_utterance>\n"
+    empty = processor([user_message("")])
+    assert processor.tokenizer.decode(empty.input_ids.tolist()) == "User: \nAssistant:"
+
+
+@pytest.mark.parametrize("template", ["<image>" + FAMILY_TEMPLATE, "User: Hi", FAMILY_TEMPLATE + "<image><image>"])
+def test_templates_that_misplace_pictures(template: str, tiny: Path) -> None:
+    processor = load(tiny)
+    processor.template = ChatTemplate(template)
+    with pytest.raises(PromptError, match="the chat template placed"):
+        processor([user_message("Hi", [plain("red")])])
+
+
+def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
+    processor = load(tiny)
+    processor.template = ChatTemplate("{{ '<ima' }}{{ 'ge>' }}" + FAMILY_TEMPLATE)
+    with pytest.raises(PromptError, match="placed 1 of 0"):
+        processor([user_message("Hi")])
+
+
+@pytest.mark.parametrize("settings", [{"longest_edge": 0}, {"max_tiles": 0}, {"longest_edge": 1.5}, {"split": 1}])
+def test_bad_settings(settings: Any, processor: Processor) -> None:
+    with pytest.raises(ImageError, match="image settings"):
+        processor([user_message("Hi")], **settings)
+
+
+def test_files_that_do_not_fit_the_model(tiny: Path) -> None:
+    config = ModelConfig.from_dict(read_json(tiny / "config.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json, 5 in config\.json"):
+        Processor.from_folder(tiny, replace(config, image_token_id=5))
+    other = replace(config, vision_config=replace(config.vision_config, image_size=128))
+    with pytest.raises(CheckpointError, match="tiles of 64 pixels, the vision tower wants 128"):
+        Processor.from_folder(tiny, other)
+
+
+# ---- published counts
+
+
+def picture_tokens(processor: Processor, split: bool = True) -> int:
+    """How many tokens of a prompt the text of a 640x480 picture takes."""
+    layout = plan_tiles((640, 480), replace(processor.settings, split=split))
+    return len(processor.tokenizer.encode_prompt(image_text(layout, processor.tokens_per_tile), "\ufdd0"))
+
+
+@needs_family
+def test_published_count_of_the_model_card() -> None:
+    processor = load(CHECKPOINTS / "SmolVLM-Instruct")
+    inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
+    assert len(inputs.input_ids) == 1194
+    assert picture_tokens(processor) == 1194 - 11  # <|im_start|> User : Describe this image <end_of_utterance> ...
+
+
+@needs_family
+def test_published_counts_of_a_photo() -> None:
+    """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one 504-character text
+    that is not published: all three have to leave the same number of tokens for it."""
+    second, first = (load(CHECKPOINTS / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct"))
+    rest = {1204 - picture_tokens(second), 205 - picture_tokens(second, split=False), 1304 - picture_tokens(first)}
+    assert rest == {121}

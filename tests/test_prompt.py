@@ -1,0 +1,402 @@
+"""Messages, chat templates and their homes; and what a hostile template can do: nothing, and that quickly."""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.errors import CheckpointError, PromptError
+from smolvlm_mlx.inputs import template
+from smolvlm_mlx.inputs.image import ImageSettings, plan_tiles
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, free_character, image_text, normalize_messages, user_message
+from smolvlm_mlx.inputs.template import ChatTemplate
+from smolvlm_mlx.inputs.tokenizer import chat_template
+
+import pytest
+from PIL import Image
+
+CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
+PICTURE = {"type": "image", "image": Image.new("RGB", (4, 4))}
+TEXT = {"type": "text", "text": "Hi"}
+
+
+def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"},), generation: bool = True) -> str:
+    plain = [
+        {
+            **message,
+            "content": [{key: part[key] for key in ("type", "text") if key in part} for part in message["content"]],
+        }
+        for message in normalize_messages(messages)
+    ]  # a template gets no pictures
+    return ChatTemplate(source).render(plain, generation)
+
+
+# ---- messages
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, [], (), "Hello", b"Hello", {"role": "user", "content": "Hi"}, 5, iter([])],
+    ids=repr,
+)
+def test_messages_that_are_no_list(messages: Any) -> None:
+    with pytest.raises(PromptError, match=r"^messages must be a non-empty list"):
+        normalize_messages(messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ("Hello", "is a str, not an object"),
+        (None, "is a NoneType, not an object"),
+        ({}, "role"),
+        ({"content": "Hi"}, "role"),
+        ({"role": None, "content": "Hi"}, "role"),
+        ({"role": 5, "content": "Hi"}, "role"),
+        ({"role": "", "content": "Hi"}, "role"),
+        ({"role": "<image>", "content": "Hi"}, "role"),
+        ({"role": "user\n", "content": "Hi"}, "role"),
+        ({"role": "u" * 99 + " ", "content": "Hi"}, "role"),
+        ({"role": "user"}, "content must be"),
+        ({"role": "user", "content": None}, "content must be"),
+        ({"role": "user", "content": []}, "content must be"),
+        ({"role": "user", "content": 7}, "content must be"),
+        ({"role": "user", "content": {"type": "text", "text": "Hi"}}, "content must be"),
+        ({"role": "user", "content": b"Hi"}, "part"),
+        ({"role": "user", "content": ["Hi"]}, "part 'str' is neither"),
+        ({"role": "user", "content": [None]}, "part 'NoneType' is neither"),
+        ({"role": "user", "content": [{}]}, "part 'dict' is neither"),
+        ({"role": "user", "content": [{"type": "audio"}]}, "part 'audio' is neither"),
+        ({"role": "user", "content": [{"type": ["text"]}]}, "is neither"),
+        ({"role": "user", "content": [{"type": "text"}]}, "a text part without text"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "a text part without text"),
+        ({"role": "user", "content": [{"type": "text", "text": b"Hi"}]}, "a text part without text"),
+        ({"role": "user", "content": [{"type": "image"}]}, "it has none"),
+        ({"role": "user", "content": [{"type": "image", "path": None}]}, "it has none"),
+        ({"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]}, "it has path, url"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "it has none"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "it has none"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_errors_name_the_message(message: Any, problem: str) -> None:
+    good = {"role": "user", "content": "Hi"}
+    with pytest.raises(PromptError) as raised:
+        normalize_messages([good, message])
+    text = str(raised.value)
+    assert text.startswith("message 2")
+    assert problem in text
+    assert "\n" not in text
+    assert len(text) < 300
+
+
+def test_one_form() -> None:
+    url = "https://example.com/cat.jpg"
+    message = {
+        "role": "user",
+        "name": "left out",
+        "content": ({"type": "image_url", "image_url": {"url": url}}, {"type": "image", "path": "a.png", "detail": 1}),
+    }
+    assert normalize_messages([message]) == [
+        {"role": "user", "content": [{"type": "image", "url": url}, {"type": "image", "path": "a.png"}]}
+    ]
+    assert normalize_messages(({"role": "assistant", "content": ""},)) == [
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]}
+    ]
+    part = {"type": "image", "url": url}
+    assert user_message("Hi", ["cat.jpg", part])["content"] == [{"type": "image", "image": "cat.jpg"}, part, TEXT]
+
+
+# ---- templates
+
+
+def test_the_familys_template() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [PICTURE, TEXT, PICTURE]},
+        {"role": "assistant", "content": [TEXT]},
+        {"role": "user", "content": [TEXT, PICTURE]},
+    ]
+    assert render(None, messages) == (
+        "<|im_start|>System: Be brief.<end_of_utterance>\nUser:<image>Hi<image><end_of_utterance>\n"
+        "Assistant: Hi<end_of_utterance>\nUser: Hi<image><end_of_utterance>\nAssistant:"
+    )
+    assert render(None, messages, generation=False).endswith("User: Hi<image><end_of_utterance>\n")
+    as_list: list[Any] = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *messages[1:]]
+    assert render(None, messages) == render(None, as_list)
+
+
+def test_the_sandbox_renders_the_familys_template_as_jinja_does() -> None:
+    messages: list[Any] = [
+        {"role": "user", "content": [PICTURE, TEXT]},
+        {"role": "assistant", "content": "{{ x }} <b> &amp;"},
+    ]
+    assert not ChatTemplate(FAMILY_TEMPLATE + "{# changed #}").is_known
+    assert ChatTemplate(FAMILY_TEMPLATE).is_known
+    assert render(FAMILY_TEMPLATE + "{# changed #}", messages) == render(None, messages)
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the family's files are not here")
+def test_all_of_the_family_have_it() -> None:
+    templates = {folder.name: chat_template(folder) for folder in CHECKPOINTS.iterdir() if folder.is_dir()}
+    assert len(templates) >= 6
+    assert set(templates.values()) == {FAMILY_TEMPLATE}
+
+
+GENEROUS = (
+    "{%- set ns = namespace(first=true, n=0) -%}{% macro show(m) %}{{ m.role | upper }}{% endmacro %}"
+    "{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif -%}"
+    "{% for m in rest %}{% if loop.first %}{{ '[' + show(m) ~ ']' }}{% endif %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text | trim }}{% endfor %}"
+    "{% set ns.n = ns.n + 2 * loop.index % 3 %}{{ ' '.join(['a', 'b']) }}{{ m['content'] | map(attribute='type') | join(',') }}"
+    "{{ 'x-y'.split('-')[1] }}{{ 'aXbX'.replace('X', '..') | replace('..', '+') }}{{ m | tojson }}{{ tools | default('no') }}"
+    "{% if not loop.last %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined }}"
+)
+
+
+def test_what_templates_of_others_use() -> None:
+    assert render(GENEROUS, [{"role": "system", "content": "S"}, {"role": "user", "content": " é "}]) == (
+        '[USER]éa btextya+b+{"role": "user", "content": [{"type": "text", "text": " é "}]}no2False'
+    )
+
+
+def test_homes_of_the_template_newest_first(tmp_path: Path) -> None:
+    assert chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "oldest"}))
+    assert chat_template(tmp_path) == "oldest"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "newer"}))
+    assert chat_template(tmp_path) == "newer"
+    (tmp_path / "chat_template.jinja").write_text("newest {{ 'é' }}", encoding="utf-8")
+    assert chat_template(tmp_path) == "newest {{ 'é' }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"\xff\xfe{{"),
+        ("chat_template.json", b"{"),
+        ("chat_template.json", b"[]"),
+        ("chat_template.json", b'{"chat_template": 5}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}'),
+    ],
+)
+def test_damaged_homes(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as raised:
+        chat_template(tmp_path)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+DOUBLE = "{% set ns = namespace(s='ab', l=['ab']) %}{% for i in range(200) %}{% set ns.s = %s %}{% endfor %}{{ ns.s }}"
+BIG = "{% set b = 'a' %}" + "{% set b = b + b %}" * 21  # 2 million characters
+NEST = "{% set a = ['x'] %}" + "{% set a = [a, a] %}" * 60
+HOSTILE = {
+    # escapes
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "class by getattr": "{{ ''|attr('__class__') }}",
+    "class by key": "{{ ''['__class__'].__mro__ }}",
+    "class by map": "{{ [''] | map(attribute='__class__') | list | first }}{{ raise_exception('none') }}",
+    "class by format": "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+    "class by format_map": "{{ '{a.__class__}'.format_map({'a': 1}) }}",
+    "globals": "{{ raise_exception.__globals__['sys'] }}",
+    "globals of a macro": "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}",
+    "func": "{{ namespace.__init__.__globals__.os.system('true') }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "joiner": "{{ joiner()() }}",
+    "namespace": "{{ namespace(x=1).__class__ }}{{ namespace.mro() }}",
+    "self": "{{ self._TemplateReference__context.environment.left }}",
+    "environment": "{{ environment.left }}",
+    "loop": "{% for m in messages %}{{ loop._iterator.gi_frame }}{% endfor %}",
+    "generator": "{{ (messages | map('upper')).gi_frame.f_builtins }}",
+    "import": "{% import 'os' as os %}{{ os.system('true') }}",
+    "from": "{% from 'os' import system %}",
+    "include": "{% include '/etc/passwd' %}",
+    "include unless there": "{% include '/etc/passwd' ignore missing %}",
+    "extends": "{% extends '/etc/passwd' %}",
+    "autoescape": "{% autoescape true %}{{ '<' }}{% endautoescape %}",
+    "append": "{{ messages.append(messages[0]) }}",
+    "update": "{{ messages[0].update({'role': 'x'}) }}",
+    "clear": "{% set _ = messages[0]['content'].clear() %}",
+    "fromkeys": "{{ {}.fromkeys(range(99999), messages) }}",
+    # time
+    "endless by range": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "huge range": "{% for a in range(10**12) %}{% endfor %}",
+    "huge range without power": "{% for a in range(1000000000000) %}{% endfor %}",
+    "range to text": "{{ range(99999) | map('string') | join | length }}{{ range(99999) | sort | string }}",
+    "recursive loop": "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "recursive macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "forking macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "power": "{{ 10 ** 10 ** 10 }}",
+    "squares": "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "rounding": "{{ 1.5 | round(1000000000, 'ceil') }}",
+    "strip by another": BIG + "{{ b.strip(b ~ 'c') }}",
+    "backward search": BIG + "{{ b.rfind('b' ~ b) }}",
+    "comparisons on a line": NEST.replace("60", "17") + "{{ " + "a == b or " * 3000 + "1 }}",
+    "regular expression": BIG + "{{ b | urlize }}",
+    "tags": "{{ '<' * 99999 | striptags }}",
+    "hash": NEST.replace("[", "(").replace("]", ",)") + "{{ {a: 1} }}",
+    "long expression": "{{ " + "1 + " * 16000 + "1 }}",
+    "brackets": "{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}",
+    "lists": "{{ " + "[" * 9000 + "]" * 9000 + " }}",
+    "nested blocks": "{% if 1 %}" * 3000 + "x" + "{% endif %}" * 3000,
+    "nested loops": "{% for a in messages %}" * 30 + "x" + "{% endfor %}" * 30,
+    "not not": "{{ " + "not " * 15000 + "1 }}",
+    "very long": "x" * 10**7,
+    "spaces": "{%" + " " * 60000,
+    "lines": "\n" * 60000 + "{{",
+    "many expressions": "{{ 1 }}" * 9000 + "{{ nothing.at.all }}",
+    # memory
+    "times": "{{ 'a' * 1000000000 }}",
+    "list times": "{{ [1] * 1000000000 }}",
+    "tilde": DOUBLE.replace("%s", "ns.s ~ ns.s"),
+    "plus": DOUBLE.replace("%s", "ns.s + ns.s"),
+    "list plus": DOUBLE.replace("ns.s = %s", "ns.l = ns.l + ns.l"),
+    "join": DOUBLE.replace("%s", "ns.s.join([ns.s, ns.s, ns.s])"),
+    "join filter": DOUBLE.replace("%s", "[ns.s, ns.s] | join(ns.s)"),
+    "replace": DOUBLE.replace("%s", "ns.s.replace('a', 'aaaa')"),
+    "replace filter": DOUBLE.replace("%s", "ns.s | replace('a', 'aaaa')"),
+    "replace by itself": DOUBLE.replace("%s", "ns.s.replace('a', ns.s)"),
+    "set block": "{% set s = 'ab' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60 + "{{ s }}",
+    "filter block": DOUBLE.replace("{% set ns.s = %s %}", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
+    "macro": "{% macro m(s) %}{{ s }}{{ s }}{% endmacro %}" + DOUBLE.replace("%s", "m(ns.s)"),
+    "caller": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
+    + "{% call m() %}" * 40
+    + "a"
+    + "{% endcall %}" * 40,
+    "percent": "{{ '%1000000000d' % 5 }}",
+    "format": "{{ '{:>1000000000}'.format(5) }}",
+    "format filter": "{{ '%01000000000d' | format(5) }}",
+    "ljust": "{{ 'a'.ljust(1000000000) }}",
+    "center": "{{ 'a' | center(1000000000) }}",
+    "zfill": "{{ '1'.zfill(1000000000) }}",
+    "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
+    "indent": "{{ 'a\nb' | indent(1000000000) }}",
+    "tojson indent": "{{ messages | tojson(indent=1000000000) }}",
+    "tojson of many": NEST + "{{ a | tojson }}",
+    "list to text": NEST + "{{ a }}",
+    "list to text by tilde": NEST + "{{ a ~ '' }}",
+    "list to text by filter": NEST + "{{ a | string }}",
+    "list to text by join": NEST + "{{ a | join }}",
+    "batch": "{{ [1] | batch(1000000000, 0) | list }}",
+    "slice": "{{ [1] | slice(1000000000) | list }}",
+    "sum": "{{ [[1], [2]] | sum(start=[]) }}",
+    "lipsum": "{{ lipsum(n=100000) }}",
+    "to_bytes": "{{ (5).to_bytes(1000000000, 'big') }}",
+    "encode": BIG + "{{ b.encode('utf-32') }}",
+    "translate": "{{ 'a'.translate({97: 'b'}) }}",
+    "split": BIG + "{{ b.split('a') | length }}",
+    "split by spaces": BIG.replace("'a'", "' a'") + "{{ b.split() | length }}",
+    "slices": BIG
+    + "{% set ns = namespace() %}"
+    + "".join(f"{{% set a{n} = b[1:] %}}" for n in range(2000))
+    + "{{ a1 }}",
+    "output": BIG + "{% for i in range(99999) %}{{ b }}{% endfor %}",
+    "output of one line": BIG + "{{ b }}" * 5000,
+    "map": BIG + "{{ range(99999) | map('replace', 1, b) | list }}",
+    "upper": BIG
+    + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = ns.l + [b.upper()] %}{% endfor %}",
+    "literals": BIG + "{{ [" + "b," * 20000 + "] | length }}",
+    # errors
+    "syntax": "{% for %}",
+    "unknown tag": "{% exec 'x' %}",
+    "unfinished": "{{ messages",
+    "raise": "{{ raise_exception('Roles must alternate\nuser, assistant') }}",
+    "raise nothing": "{{ raise_exception('') }}",
+    "raise number": "{{ raise_exception(5) }}",
+    "raise much": "{{ raise_exception('x' ~ messages[0].role ~ 'y' ) }}",
+    "undefined attribute": "{{ messages[0].nothing.at.all }}",
+    "undefined call": "{{ strftime_now('%Y') }}",
+    "undefined filter": "{{ messages | nothing }}",
+    "wrong type": "{{ 5 | dictsort }}",
+    "wrong key": "{{ messages['a']['b'] }}",
+    "division": "{{ 1 // 0 }}",
+    "no arguments": "{{ ''.replace() }}{{ namespace(1) }}",
+    "address": "{{ messages[0].get }}",
+}
+
+
+QUICK = [
+    "class",
+    "import",
+    "endless by range",
+    "recursive macro",
+    "times",
+    "tilde",
+    "raise",
+    "syntax",
+    "undefined attribute",
+]
+
+
+def attack(name: str) -> None:
+    """It ends in time, as one line of error or as text; Jinja makes an undefined, empty value of many an attempt."""
+    messages = normalize_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [TEXT]}])
+    started = time.monotonic()
+    try:
+        text, problem = ChatTemplate(HOSTILE[name]).render(messages, True), ""
+    except PromptError as error:
+        text, problem = "", str(error)
+    assert time.monotonic() - started < 2
+    assert len(text) <= template.MAX_CHARACTERS
+    assert not any(secret in text for secret in ("root:", "uid=", "<class", "module"))
+    assert len(problem) < 300
+    assert "\n" not in problem
+    assert " at 0x" not in problem
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_hostile_template(name: str) -> None:
+    attack(name)
+
+
+@pytest.mark.slow
+def test_all_hostile_templates() -> None:
+    for name in HOSTILE:
+        attack(name)
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    if sys.platform == "linux":  # macOS keeps no limit on a process's memory
+        assert kilobytes < template.MEMORY / 1024
+
+
+def test_a_long_conversation_is_no_hostile_one() -> None:
+    source = FAMILY_TEMPLATE + "{# changed #}"
+    messages = [user_message("word " * 200, [PICTURE]) for _ in range(300)]
+    assert render(source, messages) == render(None, messages)
+    assert render(source, [user_message("x" * 2_000_000)]).count("x") == 2_000_000
+
+
+# ---- text of pictures
+
+
+def test_image_text() -> None:
+    settings = ImageSettings(tile_size=10, longest_edge=30)
+    split = image_text(plan_tiles((30, 20), settings), 2)
+    two = "<image><image>"
+    rows = ["".join(f"<fake_token_around_image><row_{r}_col_{c}>{two}" for c in (1, 2, 3)) + "\n" for r in (1, 2)]
+    whole = f"<fake_token_around_image><global-img>{two}<fake_token_around_image>"
+    assert split == rows[0] + rows[1] + "\n" + whole
+    assert image_text(plan_tiles((30, 20), ImageSettings(10, 30, split=False)), 2) == whole
+
+
+def test_free_character() -> None:
+    assert free_character([]) == "\ufdd0"
+    assert free_character(["\ufdd0\ufdd1", "\ufdd3"]) == "\ufdd2"
+    everything = "".join(map(chr, [*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFD)]))
+    assert free_character([everything[:-1]]) == "\U000ffffc"
+    with pytest.raises(PromptError, match="every character"):
+        free_character([everything])
+
+
+def test_a_folder_without_template_uses_the_familys(tiny: Path, tmp_path: Path) -> None:
+    from smolvlm_mlx.config import ModelConfig
+    from smolvlm_mlx.inputs.files import read_json
+    from smolvlm_mlx.inputs.processor import Processor
+
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "chat_template.json").unlink()
+    processor = Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+    assert processor.template.source == FAMILY_TEMPLATE

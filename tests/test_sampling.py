@@ -1,0 +1,123 @@
+"""Options name every problem; stop strings cut as in the whole text; samplers repeat."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.errors import GenerationError
+from smolvlm_mlx.sampling import Options, StopStrings, make_choice
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("max_tokens", [1, 10**9], [0, -1]),
+        ("temperature", [0, 0.0, 1e-6, 10], [-0.1, 10.01, NAN, INF, -INF]),
+        ("top_p", [1e-9, 0.5, 1], [0, -0.1, 1.001, NAN]),
+        ("top_k", [0, 1, 10**6], [-1]),
+        ("min_p", [0, 1], [-0.1, 1.1, NAN]),
+        ("repetition_penalty", [0.1, 1, 10], [0, 0.09, 10.1, -1, NAN]),
+        ("seed", [None, 0, 2**64 - 1], [-1, 2**64]),
+        ("stop", [(), ("a",), ("a", "bc")], [("",), ("a", "")]),
+        ("kv_bits", [None, 4, 8], [0, 2, 16]),
+    ],
+)
+def test_options_at_their_edges(name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        assert getattr(Options(**{name: value}), name) == value
+    for value in bad:
+        with pytest.raises(GenerationError, match=name):
+            Options(**{name: value})
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(GenerationError) as raised:
+        Options(max_tokens=0, temperature=-1, top_p=0, seed=-5, kv_bits=3)  # type: ignore[arg-type]
+    text = str(raised.value)
+    assert "\n" not in text
+    assert all(name in text for name in ("max_tokens 0", "temperature -1", "top_p 0", "seed -5", "kv_bits 3"))
+
+
+def test_greedy_loads_no_sampler() -> None:
+    code = """
+import sys
+from smolvlm_mlx.sampling import Options, make_choice
+import mlx.core as mx
+assert make_choice(Options())(mx.array([[1.0, 3.0, 2.0]]), [], None).item() == 1
+sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert result.returncode == 0, result.stderr
+
+
+def draw(options: Options, count: int = 50, ids: Any = (1, 2, 3)) -> list[int]:
+    logits = mx.array(np.random.default_rng(0).standard_normal((1, 100)).astype(np.float32))
+    choose = make_choice(options)
+    return [choose(logits, list(ids), None).item() for _ in range(count)]  # type: ignore[misc]  # whole numbers
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.2}, {"top_p": 0.9, "top_k": 9, "min_p": 0.01}], ids=str
+)
+def test_a_seed_repeats(settings: Any) -> None:
+    first = draw(Options(temperature=1.5, seed=7, **settings))
+    assert draw(Options(temperature=1.5, seed=7, **settings)) == first
+    assert draw(Options(temperature=1.5, seed=8, **settings)) != first
+    assert len(set(first)) > 1
+
+
+def test_the_narrowest_sampler_is_greedy() -> None:
+    greedy = draw(Options())
+    assert len(set(greedy)) == 1
+    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert draw(Options(temperature=1.0, seed=1, **settings)) == greedy
+
+
+def test_top_k_keeps_k() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 100)).astype(np.float32)
+    best = set(np.argsort(logits[0])[-3:].tolist())
+    assert set(draw(Options(temperature=5.0, top_k=3, seed=0), 200)) == best
+
+
+def test_repetition_penalty_makes_repeats_unlikely() -> None:
+    greedy = draw(Options(), 1)[0]
+    assert draw(Options(repetition_penalty=10.0), 1, [greedy]) != [greedy]
+
+
+def test_stop_strings_cut_as_in_the_whole_text() -> None:
+    """50,000 random splits; few letters, so that stops overlap and nest."""
+    rng = random.Random(0)
+    for _ in range(50_000):
+        text = "".join(rng.choices("ab\n", k=rng.randrange(12)))
+        stops = ["".join(rng.choices("ab\n", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))]
+        stop, at, pieces = StopStrings(stops), 0, []
+        while at < len(text):
+            size = rng.randrange(1, 4)
+            pieces.append(stop.push(text[at : at + size]))
+            at += size
+        pieces.append(stop.flush())
+        cut = min((text.find(each) for each in stops if each in text), default=len(text))
+        assert "".join(pieces) == text[:cut], (text, stops)
+        assert stop.found == any(each in text for each in stops)
+
+
+def test_stop_strings_hold_back_no_more_than_they_must() -> None:
+    stop = StopStrings(["<end>", "\n\n"])
+    assert [stop.push(piece) for piece in ("a<", "e", "x", "\n", "b", "\n", "\n", "c")] == [
+        *("a", "", "<ex", "", "\nb", "", "", "")
+    ]
+    assert stop.found
+    assert stop.flush() == ""
+    whole = StopStrings(["abab"])
+    assert [whole.push(piece) for piece in ("x", "aba", "c", "ab", "a")] == ["x", "", "abac", "", ""]
+    assert whole.flush() == "aba"
+    assert not whole.found
+    assert StopStrings([]).push("anything") == "anything"

@@ -1,0 +1,147 @@
+"""What is written is what safetensors and MLX read, and a folder appears whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from smolvlm_mlx.writer import Entry, new_folder, write_safetensors
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16, mx.uint32)
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def arrays() -> dict[str, mx.array]:
+    made = {f"{dtype}".split(".")[-1]: (mx.arange(30).reshape(2, 3, 5) * 7 - 9).astype(dtype) for dtype in DTYPES}
+    made["transposed"] = made["float32"].transpose(2, 0, 1)
+    made["one ünï"] = mx.array([-0.0, float("inf"), float("nan")], mx.bfloat16)
+    made["scalar"], made["empty"] = mx.array(3.5, mx.float16), mx.zeros((0, 4), mx.float32)
+    return made
+
+
+def entries_of(made: dict[str, mx.array]) -> list[Entry]:
+    return [Entry(name, tuple(array.shape), array.dtype) for name, array in made.items()]
+
+
+def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
+    made, path, calls = arrays(), tmp_path / "a.safetensors", []
+    write_safetensors(path, entries_of(made), iter(made.values()), lambda done, total: calls.append((done, total)))
+    total = sum(array.nbytes for array in made.values())
+    assert calls[-1] == (total, total)
+    assert len(calls) == len(made)
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "mlx"}
+        assert list(file.keys()) == sorted(made)
+        for name, array in made.items():
+            assert tuple(file.get_slice(name).get_shape()) == array.shape
+            if array.dtype == mx.bfloat16:
+                have, want = np.array(loaded[name].view(mx.uint16)), np.array(array.view(mx.uint16))
+            else:
+                have, want = file.get_tensor(name), np.array(array)
+            np.testing.assert_array_equal(have, want)
+            assert loaded[name].dtype == array.dtype
+
+
+def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
+    for length in range(1, 10):
+        path = tmp_path / f"{length}.safetensors"
+        write_safetensors(path, [Entry("x" * length, (1,), mx.float32)], [mx.array([1.5])], quiet)
+        written = path.read_bytes()
+        size = int.from_bytes(written[:8], "little")
+        assert size % 8 == 0
+        assert json.loads(written[8 : 8 + size])["x" * length]["data_offsets"] == [0, 4]
+        assert written[8 + size :] == np.float32(1.5).tobytes()
+
+
+def test_nothing_to_write(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", [], [], quiet)
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        assert list(file.keys()) == []
+
+
+def test_an_existing_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        write_safetensors(path, [], [], quiet)
+    assert path.read_bytes() == b"mine"
+
+
+def test_arrays_have_to_be_those_announced(tmp_path: Path) -> None:
+    entry = Entry("a", (2,), mx.float32)
+    with pytest.raises(AssertionError, match="a"):
+        write_safetensors(tmp_path / "1", [entry], [mx.zeros((3,))], quiet)
+    with pytest.raises(AssertionError, match="a"):
+        write_safetensors(tmp_path / "2", [entry], [mx.zeros((2,), mx.float16)], quiet)
+    with pytest.raises(ValueError, match="shorter"):
+        write_safetensors(tmp_path / "3", [entry], [], quiet)
+    with pytest.raises(ValueError, match="longer"):
+        write_safetensors(tmp_path / "4", [], [mx.zeros((2,))], quiet)
+
+
+def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
+    def failing() -> Iterator[mx.array]:
+        yield mx.zeros((2,))
+        raise OSError("gone")
+
+    entries = [Entry(name, (2,), mx.float32) for name in "ab"]
+    descriptors = Path("/dev/fd")
+    before = len(list(descriptors.iterdir()))
+    with pytest.raises(OSError, match="gone"):
+        write_safetensors(tmp_path / "a.safetensors", entries, failing(), quiet)
+    assert len(list(descriptors.iterdir())) == before
+    (tmp_path / "a.safetensors").unlink()
+
+
+def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "er" / ("n" * 255)
+    with new_folder(out) as partial:
+        (partial / "file").write_text("x")
+        assert not out.exists()
+        assert partial.parent == out.parent
+    assert [path.name for path in out.iterdir()] == ["file"]
+    assert list(out.parent.iterdir()) == [out]
+    assert out.stat().st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask() -> int:
+    value = os.umask(0o022)
+    os.umask(value)
+    return value
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt, ZeroDivisionError])
+def test_a_failure_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "deep" / "er" / "out") as partial:
+            (partial / "file").write_text("x")
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def race() -> None:
+        with new_folder(out) as partial:
+            (partial / "file").write_text("ours")
+            out.mkdir()
+            (out / "file").write_text("theirs")
+
+    with pytest.raises(OSError, match="not empty"):
+        race()
+    assert (out / "file").read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [out]
