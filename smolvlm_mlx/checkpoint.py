@@ -9,7 +9,7 @@ names, shapes and dtypes are compared with those of the module tree that the val
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .inputs.files import read_json, shown
 from .inputs.processor import Processor
 from .model import SmolVLM
 from .quantization import Quantization, quantize_modules
-from .shards import Tensor, find_shards, listed, read_header
+from .shards import Tensor, find_shards, listed, read_header, same_bytes
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _FLOATS = {"F32", "F16", "BF16"}
@@ -53,6 +53,16 @@ class Checkpoint:
     def has_head(self) -> bool:
         """Whether lm_head is in the file. Config flags about tying moved over time and lie."""
         return f"{_HEAD}.weight" in self.tensors
+
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether logits come from the embedding table: there is no lm_head, or it is a copy of the table."""
+        table, head = self._parts(_TABLE), self._parts(_HEAD)
+        return not head or (head.keys() == table.keys() and all(same_bytes(head[part], table[part]) for part in head))
+
+    def _parts(self, module: str) -> dict[str, Tensor]:
+        names = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
+        return {name.rpartition(".")[2]: self.tensors[name] for name in names if name in self.tensors}
 
     def is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self.tensors
@@ -112,10 +122,9 @@ def load(
 
 def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> SmolVLM:
     weights = dict(checkpoint.read())
-    tied = not checkpoint.has_head or head_is_table(weights)
-    if tied:
+    if checkpoint.is_tied:
         weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
-    model = checkpoint.build(tied)
+    model = checkpoint.build(checkpoint.is_tied)
     # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and norms.
     cast = [(name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for name, w in weights.items()]
     weights.clear()
@@ -129,12 +138,6 @@ def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> Sm
     if dtype == mx.float16:
         _check_finite(model)
     return model
-
-
-def head_is_table(weights: Mapping[str, mx.array]) -> bool:
-    head = {name.removeprefix(_HEAD): w for name, w in weights.items() if name.startswith(f"{_HEAD}.")}
-    table = {name.removeprefix(_TABLE): w for name, w in weights.items() if name.startswith(f"{_TABLE}.")}
-    return head.keys() == table.keys() and all(bool(mx.array_equal(head[part], table[part])) for part in head)
 
 
 def _check_finite(model: SmolVLM) -> None:
@@ -171,7 +174,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         shape = tensor.shape
         if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])
-        tensors[name] = Tensor(name, tensor.key, tensor.shard, shape, tensor.dtype)
+        tensors[name] = replace(tensor, name=name, shape=shape)
     checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout)
     _compare(checkpoint)
     return checkpoint

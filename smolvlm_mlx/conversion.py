@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checkpoint import DTYPES, Checkpoint, head_is_table, open_checkpoint
+from .checkpoint import DTYPES, Checkpoint, open_checkpoint
 from .config import ModelConfig
 from .errors import ConversionError
 from .hub import find
@@ -127,7 +127,7 @@ class _Plan:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
-        tied = not checkpoint.has_head or head_is_table(dict(checkpoint.read()))
+        tied = checkpoint.is_tied
         config = _padded(checkpoint.config, recipe)
         target = SmolVLM(config, tied)
         shapes = {name: tuple(array.shape) for name, array in target.named_parameters().items()}

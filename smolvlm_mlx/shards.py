@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 from .inputs.files import read_json, shown
 
+_BLOCK = 2**20
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 
@@ -27,6 +28,7 @@ class Tensor:
     shard: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int  # of its bytes in the file
 
     @property
     def nbytes(self) -> int:
@@ -63,20 +65,34 @@ def find_shards(folder: Path) -> list[Path]:
 def read_header(shard: Path) -> Iterator[Tensor]:
     try:
         with safe_open(shard, framework="numpy") as file:
-            keys = _keys(shard)
-            for key in keys:
+            for key, start in _starts(shard):
                 part = file.get_slice(key)
-                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype())
+                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype(), start)
     except (SafetensorError, OSError) as error:
         reason = shown(str(error))
         raise CheckpointError(f"{shard}: damaged, or no safetensors file ({reason}); download it again") from error
 
 
-def _keys(shard: Path) -> list[str]:
-    """Names in the header of a file that `safetensors` accepts, with those that are there twice, which it hides."""
+def _starts(shard: Path) -> list[tuple[str, int]]:
+    """Names in the header of a file that `safetensors` accepts, also those that are there twice, which it hides; and where
+    the bytes of each begin."""
     with shard.open("rb") as file:
-        pairs = json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=list)
-    return [key for key, _ in pairs if key != "__metadata__"]
+        length = int.from_bytes(file.read(8), "little")
+        pairs = json.loads(file.read(length), object_pairs_hook=list)
+    return [(key, 8 + length + dict(entry)["data_offsets"][0]) for key, entry in pairs if key != "__metadata__"]
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, read block by block, up to the first difference."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    with a.shard.open("rb") as first, b.shard.open("rb") as second:
+        first.seek(a.start)
+        second.seek(b.start)
+        for left in range(a.nbytes, 0, -_BLOCK):
+            if first.read(min(left, _BLOCK)) != second.read(min(left, _BLOCK)):
+                return False
+    return True
 
 
 def listed(problems: list[str]) -> str:
