@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -96,7 +96,7 @@ def load(
     revision: str | None = None,
     *,
     fuse: bool = True,
-    lazy: bool = False,
+    lazy: bool | Literal["vision"] = False,
 ) -> tuple[SmolVLM, Processor]:
     """Load a checkpoint for inference.
 
@@ -105,19 +105,21 @@ def load(
         dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
         revision: branch, tag or commit of the hub repository.
         fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
-        lazy: read weights when they are first used, so that a question without pictures never reads the vision tower. The
-            files must not change meanwhile.
+        lazy: read weights when they are first used: all of them, or with "vision" only the vision tower's, while the
+            decoder's are read in the background from now on. The files must not change meanwhile.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
     """
     compute = _dtype(dtype or backend.default_dtype())
     checkpoint = open_checkpoint(find(path_or_id, revision))
-    processor = Processor.from_folder(checkpoint.folder, checkpoint.config)
     problem = backend.blas_problem()
     if problem is not None:
         warnings.warn(problem, stacklevel=2)  # shown once per place
-    return _fill(checkpoint, compute, fuse, lazy), processor
+    model = _fill(checkpoint, compute, fuse, bool(lazy))
+    if lazy == "vision":
+        mx.async_eval(model.language_model.parameters())
+    return model, Processor.from_folder(checkpoint.folder, checkpoint.config)
 
 
 def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> SmolVLM:

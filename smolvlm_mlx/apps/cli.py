@@ -117,7 +117,7 @@ def generate(
     # A missing question or a wrong path is told before a model is loaded.
     messages.append(user_message(_question(prompt), [load_image(source) for source in image or []]))
     started = time.perf_counter()
-    network, processor = load(model, dtype, revision, lazy=True)
+    network, processor = load(model, dtype, revision, lazy=True if image else "vision")
     loaded = time.perf_counter()
     inputs = processor(messages, longest_edge=longest_edge, split=split, max_tiles=max_tiles)
     preprocessed = time.perf_counter()

@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..comparison import compare
 from ..conversion import PARTS, Report
 from ..hub import find
-from ..inputs.image import load_image, plan_tiles
+from ..inputs.image import load_image
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
 from ..model import SmolVLM
@@ -90,7 +90,7 @@ def print_model(
     )
     if picture is not None:
         inputs = processor([user_message("", [picture])], longest_edge=longest_edge, split=split, max_tiles=max_tiles)
-        layout = plan_tiles(picture.size, inputs.settings)
+        (layout,) = inputs.layouts
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
         console.print(
             Text(f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, ")

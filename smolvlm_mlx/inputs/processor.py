@@ -105,12 +105,15 @@ class Processor:
         pictures = [make_tiles(load_image(part), settings) for part in parts if part["type"] == "image"]
         layouts = tuple(layout for _, layout in pictures)
         size = settings.tile_size
-        tiles = np.concatenate([np.empty((0, size, size, 3), np.uint8), *(tiles for tiles, _ in pictures)])
+        tiles = [tiles for tiles, _ in pictures] or [np.empty((0, size, size, 3), np.uint8)]
+        all_tiles = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         ids = self._encode(checked, layouts, add_generation_prompt)
         placeholders = ids.count(self.tokenizer.added[IMAGE])
-        if placeholders != len(tiles) * self.tokens_per_tile:
-            raise PromptError(f"{placeholders} placeholders for {len(tiles)} tiles of {self.tokens_per_tile} tokens")
-        return Inputs(np.array(ids, np.int32), tiles, layouts, settings)
+        if placeholders != len(all_tiles) * self.tokens_per_tile:
+            raise PromptError(
+                f"{placeholders} placeholders for {len(all_tiles)} tiles of {self.tokens_per_tile} tokens"
+            )
+        return Inputs(np.array(ids, np.int32), all_tiles, layouts, settings)
 
     def _encode(
         self, messages: list[dict[str, Any]], layouts: Sequence[TileLayout], add_generation_prompt: bool
