@@ -9,6 +9,7 @@ names, shapes and dtypes are compared with those of the module tree that the val
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,8 +106,8 @@ def load(
         dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
         revision: branch, tag or commit of the hub repository.
         fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
-        lazy: read weights when they are first used: all of them, or with "vision" only the vision tower's, while the
-            decoder's are read in the background from now on. The files must not change meanwhile.
+        lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
+            files must not change meanwhile.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
@@ -116,10 +117,12 @@ def load(
     problem = backend.blas_problem()
     if problem is not None:
         warnings.warn(problem, stacklevel=2)  # shown once per place
-    model = _fill(checkpoint, compute, fuse, bool(lazy))
-    if lazy == "vision":
-        mx.async_eval(model.language_model.parameters())
-    return model, Processor.from_folder(checkpoint.folder, checkpoint.config)
+    with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
+        processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
+        model = _fill(checkpoint, compute, fuse, bool(lazy))
+        if lazy == "vision":
+            mx.eval(model.language_model.parameters())
+    return model, processor.result()
 
 
 def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> SmolVLM:

@@ -47,7 +47,7 @@ def test_python_of_the_readme_imports_what_there_is() -> None:
 def test_files_the_readme_names_are_there() -> None:
     (tree,) = [block for kind, block in BLOCKS if kind == "" and "smolvlm_mlx/" in block]
     names = set(re.findall(r"[\w/]+\.py", tree))
-    found = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    found = {path.name for path in ROOT.rglob("*.py") if not any(part.startswith(".venv") for part in path.parts)}
     assert {Path(name).name for name in names} <= found
 
 

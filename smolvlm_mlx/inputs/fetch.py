@@ -8,7 +8,6 @@ different answer of the resolver (DNS rebinding) is never asked for. Redirects g
 """
 
 import base64
-import http.client
 import os
 import socket
 import stat
@@ -16,11 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from smolvlm_mlx.errors import FetchError
-from smolvlm_mlx.inputs.connection import Connection, is_public
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 MAX_IMAGE_BYTES = 20 * 2**20
 CHUNK_BYTES = 64 * 2**10
@@ -118,18 +119,22 @@ def fetch_url(
     limits: FetchLimits = DEFAULT_LIMITS,
     *,
     resolve: Resolver = socket.getaddrinfo,
-    allow_address: Callable[[str], bool] = is_public,
+    allow_address: Callable[[str], bool] | None = None,
 ) -> bytes:
     """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises FetchError.
 
     `resolve` and `allow_address` are for tests, which serve from the loopback address.
     """
+    import http.client  # with TLS, more than pictures from files should wait for
+
+    from smolvlm_mlx.inputs.connection import Connection, is_public
+
     if not limits.allow_urls:
         raise FetchError(f"URLs are not fetched here: {short(url)}; send the bytes as a data: URL")
     deadline = time.monotonic() + limits.timeout
     for _ in range(limits.max_redirects + 1):
         parts = _check_url(url)
-        addresses = _checked_addresses(parts, resolve, allow_address)
+        addresses = _checked_addresses(parts, resolve, allow_address or is_public)
         connection = Connection(parts, addresses, deadline)
         try:
             connection.request("GET", _target(parts), headers={"User-Agent": "smolvlm-mlx", "Accept": "*/*"})
@@ -178,7 +183,7 @@ def _checked_addresses(parts: SplitResult, resolve: Resolver, allow_address: Cal
     return addresses
 
 
-def _read_body(answer: http.client.HTTPResponse, url: str, limits: FetchLimits, deadline: float) -> bytes:
+def _read_body(answer: "HTTPResponse", url: str, limits: FetchLimits, deadline: float) -> bytes:
     if answer.status != 200:
         raise FetchError(f"{short(url)} answered {answer.status} {short(answer.reason)}")
     encoding = answer.getheader("Content-Encoding", "identity")
