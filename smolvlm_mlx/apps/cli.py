@@ -6,10 +6,13 @@ traceback. Imports that take time are made inside the commands, so that --help a
 
 import io
 import json
+import os
+import signal
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +52,7 @@ def main() -> None:
     debug = "--debug" in arguments  # accepted anywhere, as it is wanted when the rest has been typed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character of an answer
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="smolvlm-mlx")
     except SmolVLMError as error:
@@ -56,6 +60,15 @@ def main() -> None:
             raise
         print(f"smolvlm-mlx: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Ctrl-C raises KeyboardInterrupt, except during an import: there some C extensions swallow it and others abort."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _show_version(wanted: bool) -> None:
