@@ -7,6 +7,7 @@ It answers nonsense, always the same. Weights come from NumPy's seeded generator
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,14 @@ def make(out: Path, model_type: str = "smolvlm", seed: int = 0, dtype: str = "fl
         "config.json": raw,
         "chat_template.json": {"chat_template": FAMILY_TEMPLATE},
         "generation_config.json": {"bos_token_id": 1, "eos_token_id": ids["<end_of_utterance>"], "pad_token_id": 2},
-        "preprocessor_config.json": _preprocessor_config(model_type),
+        "preprocessor_config.json": preprocessor_config(model_type),
         "processor_config.json": {"image_seq_len": 16, "processor_class": _class(model_type, "Processor")},
-        "tokenizer_config.json": _tokenizer_config(model_type),
+        "tokenizer_config.json": tokenizer_config(model_type),
     }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(str(out / "tokenizer.json"))
-    _write_weights(out / "model.safetensors", ModelConfig.from_dict(raw), seed, dtype, tied)
+    write_weights(out / "model.safetensors", _random_weights(ModelConfig.from_dict(raw), seed, tied), dtype)
     return out
 
 
@@ -109,7 +110,7 @@ def _class(model_type: str, kind: str) -> str:
     return {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[model_type] + kind
 
 
-def _preprocessor_config(model_type: str) -> dict[str, Any]:
+def preprocessor_config(model_type: str) -> dict[str, Any]:
     flags = ("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize")
     return {
         **dict.fromkeys(flags, True),
@@ -129,7 +130,7 @@ def _preprocessor_config(model_type: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config(model_type: str) -> dict[str, Any]:
+def tokenizer_config(model_type: str) -> dict[str, Any]:
     names = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
@@ -151,20 +152,28 @@ def _tokenizer_config(model_type: str) -> dict[str, Any]:
     }
 
 
-def _write_weights(path: Path, config: ModelConfig, seed: int, dtype: str, tied: bool) -> None:
-    path.unlink(missing_ok=True)
+def _random_weights(config: ModelConfig, seed: int, tied: bool) -> dict[str, mx.array]:
     generator = np.random.default_rng(seed)
-    tensors: dict[str, mx.array] = {}
+    weights = {}
     for name, array in sorted(SmolVLM(config, tied).named_parameters().items()):
         values = generator.standard_normal(array.shape, np.float32)
         if array.ndim == 1:  # norms and biases: not 1 and 0, so that a dropped or swapped one shows
             values = 0.1 * values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
         else:
             values *= 1.5 * np.float32(array[0].size) ** -0.5
+        weights[name] = mx.array(values)
+    return weights
+
+
+def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> None:
+    """Write a model's parameters, by their names in it, in Hugging Face's layout."""
+    path.unlink(missing_ok=True)
+    tensors: dict[str, mx.array] = {}
+    for name, array in sorted(weights.items()):
         if name.endswith("patch_embedding.weight"):
-            values = values.transpose(0, 3, 1, 2)  # as PyTorch keeps it: (O, I, kH, kW)
+            array = array.transpose(0, 3, 1, 2)  # as PyTorch keeps it: (O, I, kH, kW)
         prefix = next(prefix for prefix in HF_PREFIXES if name.startswith(prefix))
-        tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = mx.array(values).astype(DTYPES[dtype])
+        tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = array.astype(DTYPES[dtype])
     entries = [Entry(name, tuple(array.shape), array.dtype) for name, array in tensors.items()]
     write_safetensors(path, entries, tensors.values(), lambda done, total: None)
 

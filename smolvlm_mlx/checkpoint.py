@@ -18,6 +18,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from . import backend
+from .adapters import fingerprint, load_adapter
 from .config import ModelConfig
 from .errors import CheckpointError
 from .hub import find
@@ -96,6 +97,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     *,
+    adapter: str | Path | None = None,
     fuse: bool = True,
     lazy: bool | Literal["vision"] = False,
 ) -> tuple[SmolVLM, Processor]:
@@ -105,12 +107,14 @@ def load(
         path_or_id: a folder, or a Hugging Face hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
         dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
         revision: branch, tag or commit of the hub repository.
+        adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.
         fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
         lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
             files must not change meanwhile.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
+        AdapterError: the adapter is damaged or belongs to another base.
     """
     compute = _dtype(dtype or backend.default_dtype())
     checkpoint = open_checkpoint(find(path_or_id, revision))
@@ -119,22 +123,25 @@ def load(
         warnings.warn(problem, stacklevel=2)  # shown once per place
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
         processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
-        model = _fill(checkpoint, compute, fuse, bool(lazy))
+        model = _fill(checkpoint, compute, adapter, fuse, bool(lazy))
         if lazy == "vision":
             mx.eval(model.language_model.parameters())
     return model, processor.result()
 
 
-def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, fuse: bool, lazy: bool) -> SmolVLM:
+def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, fuse: bool, lazy: bool) -> SmolVLM:
     weights = dict(checkpoint.read())
     if checkpoint.is_tied:
         weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
     model = checkpoint.build(checkpoint.is_tied)
     # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and norms.
     cast = [(name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for name, w in weights.items()]
+    base = "" if adapter is None else fingerprint(weights)
     weights.clear()
     model.load_weights(cast)
     del cast
+    if adapter is not None:
+        load_adapter(model, adapter, base)
     model.eval()
     if fuse:
         model.fuse(lazy)

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .adapters import Fuser, fingerprint
 from .checkpoint import DTYPES, Checkpoint, open_checkpoint
 from .config import ModelConfig
 from .errors import ConversionError
@@ -53,6 +54,7 @@ def convert(
     out: str | Path,
     recipe: Recipe | str = "bf16",
     *,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -60,10 +62,12 @@ def convert(
 
     Args:
         recipe: the name of one of `quantization.RECIPES`, or one of your own.
+        adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
         progress: called with bytes written and bytes in all.
 
     Raises:
         CheckpointError: the source cannot be used.
+        AdapterError: the adapter is damaged or belongs to another base.
         ConversionError: the recipe does not fit it, or `out` exists or cannot be written.
     """
     recipe, out = _recipe(recipe), Path(out).expanduser()
@@ -78,12 +82,22 @@ def convert(
             "convert the original checkpoint, or dequantize this one with recipe bf16"
         )
     plan = _Plan.of(checkpoint, recipe)
-    try:
-        _write_folder(plan, out, progress or (lambda done, total: None))
-    except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
-        raise ConversionError(f"{out}: cannot be made ({reason})") from error
+    if adapter is not None:
+        base = fingerprint(dict(checkpoint.read()))
+        plan = replace(plan, fuser=Fuser(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
+    _write_folder(plan, out, plan.arrays(), progress or (lambda done, total: None))
     return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
+
+
+def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: Path) -> None:
+    """Write trained `weights`, named as in the module tree, as a new checkpoint in bfloat16 beside `checkpoint`'s files.
+
+    Raises:
+        ConversionError: `out` cannot be written.
+    """
+    plan = _Plan.of(checkpoint, RECIPES["bf16"])
+    arrays = (weights[entry.name].astype(entry.dtype) for entry in plan.entries)
+    _write_folder(plan, out, arrays, lambda done, total: None)
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:
@@ -100,17 +114,21 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     return recipe
 
 
-def _write_folder(plan: "_Plan", out: Path, progress: Progress) -> None:
-    with new_folder(out) as partial:
-        free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
-        if free < needed:
-            raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-        write_safetensors(partial / "model.safetensors", plan.entries, plan.arrays(), progress)
-        (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
-        for name in COMPANIONS:
-            if (plan.checkpoint.folder / name).is_file():
-                shutil.copyfile(plan.checkpoint.folder / name, partial / name)
-        open_checkpoint(partial)  # names, shapes and dtypes are what its config says
+def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array], progress: Progress) -> None:
+    try:
+        with new_folder(out) as partial:
+            free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
+            if free < needed:
+                raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
+            write_safetensors(partial / "model.safetensors", plan.entries, arrays, progress)
+            (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
+            for name in COMPANIONS:
+                if (plan.checkpoint.folder / name).is_file():
+                    shutil.copyfile(plan.checkpoint.folder / name, partial / name)
+            open_checkpoint(partial)  # names, shapes and dtypes are what its config says
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        raise ConversionError(f"{out}: cannot be made ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,7 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     entries: tuple[Entry, ...]
+    fuser: Fuser | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
@@ -192,6 +211,8 @@ class _Plan:
             bits, group_size = self.checkpoint.quantization.of(module)
             scales, biases = (source.pop(f"{module}.{part}") for part in ("scales", "biases"))
             array = mx.dequantize(array, scales, biases, group_size, bits)
+        if self.fuser is not None and name.endswith(".weight"):
+            array = self.fuser.fuse(module, array)
         return array.astype(DTYPES[self.recipe.dtype])
 
 

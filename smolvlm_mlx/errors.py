@@ -34,3 +34,19 @@ class PromptError(SmolVLMError):
 
 class GenerationError(SmolVLMError):
     """An answer cannot be generated: bad options, context overflow, non-finite logits."""
+
+
+class AdapterError(SmolVLMError):
+    """An adapter cannot be read, is damaged, or belongs to another base."""
+
+
+class DataError(SmolVLMError):
+    """A data set for training or evaluation, or one of its rows, cannot be used."""
+
+
+class TrainingError(SmolVLMError):
+    """A fine-tuning run cannot be done as asked."""
+
+
+class EvaluationError(SmolVLMError):
+    """An evaluation cannot be done as asked."""

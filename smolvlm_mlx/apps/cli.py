@@ -1,4 +1,4 @@
-"""The command line: `smolvlm-mlx generate | convert | info`.
+"""The command line: `smolvlm-mlx generate | convert | info`, and those of `finetune` and `evaluate`.
 
 Answers go to stdout, everything else to stderr. What a user can fix ends as one line and exit code 1; --debug shows the
 traceback. Imports that take time are made inside the commands, so that --help answers at once.
@@ -19,11 +19,12 @@ import typer
 
 from .. import __version__
 from ..errors import GenerationError, SmolVLMError
+from . import evaluate, finetune
+from .options import DEFAULT_MODEL, Adapter, Images, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
     from ..generation import Stream
 
-DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130
 # What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
@@ -35,15 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
-Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
-LongestEdge = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's longer side before it is split.")]
-Split = Annotated[
-    bool | None, typer.Option("--split/--no-split", help="Split pictures into tiles, or make one of each.")
-]
-MaxTiles = Annotated[int | None, typer.Option(min=1, help="Most tiles for one picture.")]
 
 
 def main() -> None:
@@ -104,6 +96,7 @@ def generate(
     longest_edge: LongestEdge = None,
     split: Split = None,
     max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
@@ -130,7 +123,7 @@ def generate(
     # A missing question or a wrong path is told before a model is loaded.
     messages.append(user_message(_question(prompt), [load_image(source) for source in image or []]))
     started = time.perf_counter()
-    network, processor = load(model, dtype, revision, lazy=True if image else "vision")
+    network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image else "vision")
     loaded = time.perf_counter()
     inputs = processor(messages, longest_edge=longest_edge, split=split, max_tiles=max_tiles)
     preprocessed = time.perf_counter()
@@ -199,6 +192,7 @@ def convert(
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 32, 64 (default) or 128.")] = None,
     quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
     dtype: Annotated[str | None, typer.Option(help="Of the rest: bfloat16 (default), float16 or float32.")] = None,
+    adapter: Adapter = None,
     revision: Revision = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
 ) -> None:
@@ -216,7 +210,7 @@ def convert(
         raise ConversionError("--quantize-vision needs --bits")
     own = Recipe(bits, group_size or 64, embedding_bits or bits, bits if quantize_vision else None, dtype or "bfloat16")
     with report.progress_bar(f"Converting {source}") as progress:
-        result = run(source, out, recipe or own, revision=revision, progress=progress)
+        result = run(source, out, recipe or own, adapter=adapter, revision=revision, progress=progress)
     report.print_conversion(result)
     if check:
         report.print_agreement(source, out, revision)
@@ -243,5 +237,5 @@ def info(
     report.print_machine()
 
 
-if __name__ == "__main__":
-    main()
+app.command()(finetune.finetune)
+app.command()(evaluate.evaluate)

@@ -23,12 +23,14 @@ from ..inputs.prompt import user_message
 from ..model import SmolVLM
 
 
-def _table(first: str, *others: str) -> Table:
+def table(first: str, *others: str) -> Table:
+    """One whose columns but the first are numbers."""
     return Table(first, *(Column(name, justify="right") for name in others), box=None)
 
 
-def _console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True)
+def console(stderr: bool = False) -> Console:
+    """One that prints text as it is."""
+    return Console(highlight=False, markup=False, soft_wrap=True, stderr=stderr)
 
 
 @contextmanager
@@ -43,12 +45,12 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def print_conversion(report: Report) -> None:
     """Sizes before and after, and what each part came to."""
-    table = _table("part", "parameters", "MB", "bits a weight")
+    shown = table("part", "parameters", "MB", "bits a weight")
     for part, (count, size) in report.parts.items():
-        table.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", f"{8 * size / count:.2f}")
-    console = _console()
-    console.print(table)
-    console.print(
+        shown.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", f"{8 * size / count:.2f}")
+    out = console()
+    out.print(shown)
+    out.print(
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
@@ -56,10 +58,10 @@ def print_conversion(report: Report) -> None:
 
 def print_agreement(source: str, out: Path, revision: str | None) -> None:
     """How far the result's predictions are from the source's."""
-    table = _table("prompt", "tokens", "KL (nats)", "same top token")
+    shown = table("prompt", "tokens", "KL (nats)", "same top token")
     for row in compare(source, out, revision):
-        table.add_row(Text(row.prompt), str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
-    _console().print(table)
+        shown.add_row(Text(row.prompt), str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
+    console().print(shown)
 
 
 def print_model(
@@ -73,18 +75,18 @@ def print_model(
     """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
     picture = None if image is None else load_image(image)
     checkpoint = open_checkpoint(find(model, revision))
-    config, console = checkpoint.config, _console()
-    console.print(f"{checkpoint.folder}: {config.model_type}, {_layout(checkpoint)}, {checkpoint.nbytes / 1e6:,.1f} MB")
-    table = _table("part", "parameters", "MB", "kind")
+    config, out = checkpoint.config, console()
+    out.print(f"{checkpoint.folder}: {config.model_type}, {_layout(checkpoint)}, {checkpoint.nbytes / 1e6:,.1f} MB")
+    shown = table("part", "parameters", "MB", "kind")
     counts = _parameters(checkpoint)
     for part in PARTS:
         size = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.startswith(part))
-        table.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
-    table.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
-    console.print(table)
+        shown.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
+    shown.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
+    out.print(shown)
     processor = Processor.from_folder(checkpoint.folder, config)
     settings = processor.settings
-    console.print(
+    out.print(
         f"context {config.text_config.max_position_embeddings} tokens; a tile of {settings.tile_size} pixels is "
         f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
     )
@@ -92,7 +94,7 @@ def print_model(
         inputs = processor([user_message("", [picture])], longest_edge=longest_edge, split=split, max_tiles=max_tiles)
         (layout,) = inputs.layouts
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
-        console.print(
+        out.print(
             Text(f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, ")
             + Text(f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens")
         )
@@ -138,7 +140,7 @@ def print_machine() -> None:
     else:
         fused = ", ".join(f"head width {d}: {'yes' if _is_fused(d) else 'NO'}" for d in (64, 72))
         lines.append(f"fused attention: {fused}")
-    _console().print("\n".join(lines))
+    console().print("\n".join(lines))
 
 
 def _is_fused(head_dim: int) -> bool:

@@ -115,6 +115,26 @@ class Processor:
             )
         return Inputs(np.array(ids, np.int32), all_tiles, layouts, settings)
 
+    def answers(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
+        """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words and ends of utterance.
+
+        Raises:
+            PromptError: the chat template changes what comes before a turn, so that its tokens cannot be told.
+        """
+        checked, ids = normalize_messages(messages), inputs.input_ids.tolist()
+        pictures = [sum(part["type"] == "image" for part in message["content"]) for message in checked]
+        mask = np.zeros(len(ids), np.bool_)
+        for index, message in enumerate(checked):
+            if message["role"] == "assistant":
+                before, after = sum(pictures[:index]), sum(pictures[: index + 1])
+                prompt = self._encode(checked[:index], inputs.layouts[:before], True) if index else []
+                turn = self._encode(checked[: index + 1], inputs.layouts[:after], False)
+                if ids[: len(turn)] != turn or turn[: len(prompt)] != prompt:
+                    raise PromptError(f"message {index + 1}: the chat template does not keep what comes before a turn")
+                ends = [n for n, id in enumerate(turn, 1) if id in self.tokenizer.end_ids]  # a line break may follow
+                mask[len(prompt) : ends[-1] if ends and ends[-1] > len(prompt) else len(turn)] = True
+        return mask
+
     def _encode(
         self, messages: list[dict[str, Any]], layouts: Sequence[TileLayout], add_generation_prompt: bool
     ) -> list[int]:

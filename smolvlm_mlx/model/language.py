@@ -201,6 +201,7 @@ class LanguageModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.checkpointed = False  # in training: keep only the layers' inputs, and compute the rest again
         if not tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -219,7 +220,7 @@ class LanguageModel(nn.Module):
         first = KVCache() if cache is None else cache[0]
         mask = first.make_mask(x.shape[1], return_array=False, window_size=None)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache)
+            x = (nn.utils.checkpoint(layer) if self.checkpointed else layer)(x, mask, layer_cache)
         return x
 
     def logits(self, hidden_states: mx.array) -> mx.array:

@@ -107,10 +107,11 @@ class Encoder(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.checkpointed = False  # in training: keep only the layers' inputs, and compute the rest again
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:
-            x = layer(x)
+            x = (nn.utils.checkpoint(layer) if self.checkpointed else layer)(x)
         return x
 
 

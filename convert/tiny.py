@@ -1,0 +1,161 @@
+"""Make the tiny checkpoint: `python convert/tiny.py OUT`. It goes on where it was stopped.
+
+With `mlx.launch -n 2 --env OPENBLAS_NUM_THREADS=1 -- convert/tiny.py OUT` two processes share the work. README.md beside this
+file has the recipe, its curve, and what the result can do.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from convert.pretraining import pretrain
+from convert.questions import make_conversation
+from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
+from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.training.batches import Batch, collate, make_example
+from smolvlm_mlx.training.trainer import Record, Settings, Trainer
+
+import mlx.core as mx
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCABULARY = 576
+TILE, LONGEST_EDGE = 64, 128
+TEXT = {
+    "model_type": "llama",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "pad_token_id": 2,
+    "eos_token_id": VOCABULARY - 1,
+}
+VISION = {
+    "model_type": "smolvlm_vision",
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": TILE,
+    "patch_size": 8,
+}
+SETTINGS = Settings(
+    steps=4000, learning_rate=1e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
+)
+BATCHES, BATCH_SIZE = 2, 8  # of a step; each process takes one
+
+
+def write_files(out: Path) -> None:
+    """All of SmolVLM2's file set but the weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer()
+    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer.model.save(str(out))  # vocab.json, merges.txt
+    ids = tokenizer.get_vocab()
+    files: dict[str, dict[str, Any]] = {
+        "config.json": {
+            "architectures": ["SmolVLMForConditionalGeneration"],
+            "model_type": "smolvlm",
+            "image_token_id": ids["<image>"],
+            "pad_token_id": 2,
+            "scale_factor": 2,
+            "text_config": TEXT,
+            "vision_config": VISION,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+        },
+        "chat_template.json": {"chat_template": FAMILY_TEMPLATE},
+        "generation_config.json": {"bos_token_id": 1, "eos_token_id": ids["<end_of_utterance>"], "pad_token_id": 2},
+        "preprocessor_config.json": {**preprocessor_config("smolvlm"), "size": {"longest_edge": LONGEST_EDGE}},
+        "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
+        "tokenizer_config.json": tokenizer_config("smolvlm"),
+    }
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def train_tokenizer() -> Tokenizer:
+    """Byte-level BPE on the text of conversations, with the family's special tokens in the family's places.
+
+    The texts in pictures are left out, so that they are spelled character by character.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(LATER),
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_words(seed) for seed in range(3000)), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)])
+    if tokenizer.get_vocab_size() != VOCABULARY:
+        raise RuntimeError(f"{tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}")
+    return tokenizer
+
+
+def _words(seed: int) -> str:
+    messages = make_conversation(Random(seed)).messages
+    texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+    return " ".join(word for word in " ".join(texts).split() if not word.strip(".,").isupper() and word.isascii())
+
+
+def make_batches(processor: Processor, step: int, split: str = "train") -> list[Batch]:
+    """The batches of a step, of examples that are made for it and never again; of like lengths in each."""
+    examples = []
+    for number in range(BATCHES * BATCH_SIZE):
+        sample = make_conversation(Random(f"{split} {step * BATCHES * BATCH_SIZE + number}"))
+        messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
+        examples.append(make_example(processor, messages, split=sample.split))
+    examples.sort(key=lambda example: len(example.input_ids))
+    return [collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="Folder of the checkpoint; OUT-run beside it keeps the state.")
+    out = parser.parse_args().out
+    run = out.with_name(f"{out.name}-run")
+    group = mx.distributed.init()
+    if group.rank() == 0:
+        write_files(out)
+    mx.eval(mx.distributed.all_sum(mx.array(1)))  # the files are there
+    config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
+    mx.random.seed(SETTINGS.seed)
+    model, processor = SmolVLM(config), Processor.from_folder(out, config)
+    trainer = Trainer(model, SETTINGS, run)
+    if not trainer.resume():
+        print(pretrain(model, processor.settings))
+        trainer.save()
+    validation = [batch for step in range(4) for batch in make_batches(processor, step, "validation")]
+    started, first = time.perf_counter(), trainer.step
+
+    def show(record: Record) -> None:
+        if group.rank() == 0 and record.step % 10 == 0:
+            pace = (time.perf_counter() - started) / (record.step - first)
+            validation = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
+            print(f"step {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validation}", flush=True)
+
+    trainer.run(lambda step: make_batches(processor, step), lambda _: validation, show)
+    if group.rank() == 0:
+        write_weights(out / "model.safetensors", model.named_parameters(), "bfloat16")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""`smolvlm-mlx evaluate`: score checkpoints on questions with known answers."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import EvaluationError
+from .options import DEFAULT_MODEL, Adapter, Dtype, LongestEdge, MaxTiles, Revision, Split
+
+
+def evaluate(
+    data: Annotated[str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="vqa, anls, relaxed, choice, contains, formula, exact; auto: choice or exact.")
+    ] = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")] = Path(
+        "evaluation"
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 64,
+    part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+) -> None:
+    """Answer the questions with each checkpoint, and print a table of scores.
+
+    A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category": "..."}, or
+    {"messages": [...], "answers": [...]}; with "choices" the question is multiple choice.
+    """
+    from ..evaluation import evaluate as run
+    from ..inputs.samples import read_rows
+    from ..sampling import Options
+    from . import training_report as report
+
+    models = model or [DEFAULT_MODEL]
+    if adapter is not None and len(models) > 1:
+        raise EvaluationError(
+            "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
+        )
+    settings = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    rows = read_rows(data, part)[:limit]
+    results = []
+    for name in models:
+        with report.count_bar(name) as progress:
+            results.append(
+                run(
+                    name,
+                    rows,
+                    out / f"{_file_name(name)}.jsonl",
+                    metric=metric,
+                    options=Options(max_tokens=max_tokens),
+                    adapter=adapter,
+                    dtype=dtype,
+                    revision=revision,
+                    settings={key: value for key, value in settings.items() if value is not None},
+                    progress=progress,
+                )
+            )
+    if as_json:
+        scores = [
+            {
+                "model": result.name,
+                **asdict(result.score),
+                "interval": result.score.interval,
+                "categories": {name: asdict(score) for name, score in result.categories.items()},
+                "agreement": result.agreement(results[0]),
+            }
+            for result in results
+        ]
+        print(json.dumps(scores, indent=2))
+    else:
+        report.print_scores(results)
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:]

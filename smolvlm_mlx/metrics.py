@@ -1,0 +1,145 @@
+"""Scores of an answer, each as its benchmark defines it: from 0 to 1, of a prediction, the right answers and the choices.
+
+vqa        TextVQA, VQAv2: arXiv:1505.00468 and the TextVQA evaluator (github.com/facebookresearch/mmf, m4c_evaluators.py)
+anls       DocVQA, InfoVQA: arXiv:1907.00490
+relaxed    ChartQA: arXiv:2203.10244, as in github.com/google-research/pix2struct, metrics.py
+choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of github.com/MMMU-Benchmark/MMMU, eval_utils.py
+contains   OCRBench: arXiv:2305.07895, github.com/Yuliang-Liu/MultimodalOCR, example.py
+formula    OCRBench's handwritten formulas (HME100k), compared without spaces
+exact      equal, but for spaces around
+"""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+LETTERS = string.ascii_uppercase
+Metric = Callable[[str, Sequence[str], Sequence[str]], float]
+
+
+def exact(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    return float(prediction.strip() in [answer.strip() for answer in answers])
+
+
+def contains(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Whether an answer is somewhere in the prediction, whatever the case."""
+    said = prediction.lower().strip().replace("\n", " ")
+    return float(any(answer.lower().strip().replace("\n", " ") in said for answer in answers))
+
+
+def formula(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    def bare(text: str) -> str:
+        return text.strip().replace("\n", " ").replace(" ", "")
+
+    return float(any(bare(answer) in bare(prediction) for answer in answers))
+
+
+def anls(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more."""
+
+    def similarity(answer: str) -> float:
+        said, right = (" ".join(text.strip().lower().split()) for text in (prediction, answer))
+        distance = Levenshtein.distance(said, right) / max(len(said), len(right), 1)
+        return 1 - distance if distance < 0.5 else 0.0
+
+    return max(map(similarity, answers))
+
+
+def relaxed(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Numbers may be off by 5 per cent; everything else is equal whatever the case."""
+
+    def matches(answer: str) -> bool:
+        said, right = _number(prediction), _number(answer)
+        if said is not None and right:  # zero is compared as text
+            return abs(said - right) / abs(right) <= 0.05
+        return prediction.strip().lower() == answer.strip().lower()
+
+    return float(any(map(matches, answers)))
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def choice(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it repeats.
+
+    Where MMMU's own script draws a letter at random, because it finds none, this counts as wrong.
+    """
+    right = [LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper() for answer in answers]
+    return float(chosen_letter(prediction, choices) in right)
+
+
+def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
+    """The letter a free answer chooses: "(B)", then " B ", then " B.", then a choice repeated in it; the last if several."""
+    letters = LETTERS[: len(choices)]
+    text = f" {prediction.strip(',.!?;:' + chr(39))} "
+    for form in ("({})", " {} ", "{}. ", "{}) "):
+        found = {letter: text.rfind(form.format(letter)) for letter in letters}
+        said = {letter: place for letter, place in found.items() if place >= 0}
+        if said:
+            return max(said, key=lambda letter: said[letter])
+    places = {
+        letter: text.lower().rfind(option.lower()) for letter, option in zip(letters, choices, strict=False) if option
+    }
+    said = {letter: place for letter, place in places.items() if place >= 0}
+    return max(said, key=lambda letter: (said[letter], len(choices[letters.index(letter)]))) if said else None
+
+
+def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Agreement with people: min(1, matches / 3), averaged over all ways to leave one person out."""
+    said, people = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
+    if len(people) == 1:
+        return float(said == people[0])
+    others = [people[:person] + people[person + 1 :] for person in range(len(people))]
+    return sum(min(1.0, rest.count(said) / 3) for rest in others) / len(others)
+
+
+def normalize_answer(text: str) -> str:
+    """TextVQA's form of an answer: lower case, no articles, no punctuation, digits for number words, apostrophes in place."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    stripped = text
+    comma_in_number = re.search(r"(?<=\d),+(?=\d)", text) is not None
+    for mark in PUNCTUATION:
+        spaced = f"{mark} " in text or f" {mark}" in text or comma_in_number
+        stripped = stripped.replace(mark, "" if spaced else " ")
+    stripped = re.sub(r"(?!<=\d)\.(?!\d)", "", stripped)
+    words = [NUMBERS.get(word, word) for word in stripped.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+NUMBERS = dict(
+    zip(
+        "none zero one two three four five six seven eight nine ten".split(),
+        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
+        strict=True,
+    )
+)
+CONTRACTIONS = {
+    word.replace("'", ""): word
+    for word in (
+        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
+        "i'd've i'm i've isn't it'd it'll let's ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't "
+        "shan't she'd've should've shouldn't somebody'd somebody'll somebody's someone'd someone'll someone's "
+        "something'd something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't we'd've "
+        "we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll "
+        "why're why's won't would've wouldn't y'all y'all'd've you'd you'll you're you've"
+    ).split()
+}
+METRICS: dict[str, Metric] = {
+    "vqa": vqa,
+    "anls": anls,
+    "relaxed": relaxed,
+    "choice": choice,
+    "contains": contains,
+    "formula": formula,
+    "exact": exact,
+}

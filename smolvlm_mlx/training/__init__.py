@@ -1,0 +1,1 @@
+"""Fine-tuning: conversations -> batches -> trained parameters."""

@@ -1,0 +1,256 @@
+"""Fine-tune a checkpoint on conversations: LoRA, QLoRA (a quantized checkpoint), DoRA, or all parameters of some parts.
+
+The folder that comes out is an adapter for `load(..., adapter=...)`, or, after full training, a checkpoint. Beside it stand
+loss.csv, loss.png, the rows that were left out, and `run/` with the state to resume from.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..adapters import PARTS, AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
+from ..checkpoint import Checkpoint, load, open_checkpoint
+from ..conversion import Progress, write_trained
+from ..errors import DataError, TrainingError
+from ..hub import find
+from ..inputs.processor import Processor
+from ..inputs.samples import Row, read_rows
+from ..model import SmolVLM
+from ..writer import new_folder
+from .curve import draw_curve, write_curve
+from .dataset import Dataset, check
+from .memory import Memory, estimate
+from .trainer import Record, Settings, Trainer
+
+METHODS = ("lora", "dora", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train and how. Rates, batch and rank default to what works for small sets of pictures."""
+
+    method: str = "lora"
+    parts: tuple[str, ...] = ("decoder",)
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    epochs: float = 3.0
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 1
+    accumulate: int = 8  # batches a step
+    learning_rate: float = 2e-4
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_tokens: int = 4096
+    max_tiles: int | None = None
+    validation_share: float = 0.05
+    validate_every: int = 50
+    save_every: int = 50
+    checkpoint_layers: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise TrainingError("; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if self.method not in METHODS:
+            yield f"method {self.method!r} is not one of {', '.join(METHODS)}"
+        if not self.parts or set(self.parts) - PARTS.keys():
+            yield f"parts {', '.join(self.parts) or 'none'}: choose from {', '.join(PARTS)}"
+        for name in ("rank", "batch_size", "accumulate", "steps", "validate_every", "save_every", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}, less than 1"
+        for name in ("alpha", "epochs", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                yield f"{name} is {getattr(self, name)}, not a positive number"
+        for name in ("dropout", "warmup", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}, not from 0 to below 1"
+
+
+# For laptops of these sizes: what the arithmetic of `memory` says leaves room for the system.
+PRESETS: dict[str, dict[str, Any]] = {
+    "8gb": {"rank": 8, "max_tokens": 1536, "max_tiles": 17, "checkpoint_layers": True},
+    "16gb": {"rank": 16, "max_tokens": 2048, "max_tiles": 17, "checkpoint_layers": True},
+}
+
+
+@dataclass
+class Run:
+    """A prepared run: what is trained, on what, and what it will take. `train` does it."""
+
+    plan: Plan
+    out: Path
+    checkpoint: Checkpoint
+    model: SmolVLM
+    training: Dataset
+    validation: Dataset
+    settings: Settings
+    adapter: AdapterConfig | None
+    memory: Memory
+
+    @property
+    def trainable(self) -> int:
+        return _count(self.model)
+
+    def train(self, on_step: Callable[[Record, "Run"], None] | None = None, resume: bool = False) -> Path | None:
+        """Train, and write what was learned best; None if `stop` ended it before the last step.
+
+        Raises:
+            TrainingError: there is nothing to resume, or the loss is not finite.
+        """
+        self.trainer = Trainer(self.model, self.settings, self.out / "run")
+        if self.trainer.resume() != resume:
+            raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
+        self.out.mkdir(parents=True, exist_ok=True)
+        _write_bad(self.training, self.out / "left-out.jsonl")
+        validation = self.validation.all(self.plan.batch_size)
+        self.trainer.run(
+            self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
+            (lambda _: validation) if validation else None,
+            None if on_step is None else lambda record: on_step(record, self),
+        )
+        write_curve(self.trainer.history, self.out / "loss.csv")
+        draw_curve(self.trainer.history, self.out / "loss.png")
+        if self.trainer.step < self.settings.steps:
+            return None
+        self.trainer.load_best()
+        return self._write_result()
+
+    def stop(self) -> None:
+        """End `train` after the step under way, with its state saved."""
+        self.trainer.stop = True
+
+    def _write_result(self) -> Path:
+        target = self.out / ("checkpoint" if self.adapter is None else "adapter")
+        shutil.rmtree(target, ignore_errors=True)
+        if self.adapter is None:
+            write_trained(self.checkpoint, self.model.named_parameters(), target)
+        else:
+            with new_folder(target) as partial:
+                save_adapter(self.model, self.adapter, partial)
+        return target
+
+
+def prepare(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    plan: Plan | None = None,
+    *,
+    validation: str | Path | None = None,
+    split: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Load the checkpoint, try every row of the data, and set up what is trained.
+
+    Args:
+        model: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
+        data: JSONL file, folder or hub dataset, see `inputs.samples`.
+        validation: the same, in place of a share of `data`.
+        split: of a folder or dataset.
+        progress: called with rows tried and rows in all.
+
+    Raises:
+        CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
+    """
+    plan, out = plan or Plan(), Path(out).expanduser()
+    checkpoint = open_checkpoint(find(model, revision))
+    if plan.method == "full" and checkpoint.quantization is not None:
+        raise TrainingError(
+            f"{model}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
+        )
+    rows, others = read_rows(data, split), [] if validation is None else read_rows(validation)
+    network, processor = load(checkpoint.folder, dtype, fuse=False)
+    processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
+    training = _check(processor, data, rows, plan, progress)
+    if validation is not None:
+        held_out = _check(processor, validation, others, plan, progress)
+    else:
+        training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
+    adapter = _unfreeze(network, checkpoint, plan, str(model))
+    steps = plan.steps or math.ceil(plan.epochs * training.steps(plan.batch_size, plan.accumulate))
+    settings = Settings(
+        steps=steps,
+        learning_rate=plan.learning_rate,
+        warmup=max(1, round(steps * plan.warmup)),
+        weight_decay=plan.weight_decay,
+        clip=plan.clip,
+        validate_every=plan.validate_every,
+        save_every=plan.save_every,
+        seed=plan.seed,
+    )
+    return Run(plan, out, checkpoint, network, training, held_out, settings, adapter, _memory(network, plan, training))
+
+
+def _check(
+    processor: Processor, source: str | Path, rows: Sequence[Row], plan: Plan, progress: Progress | None
+) -> Dataset:
+    dataset = check(processor, rows, plan.max_tokens, progress)
+    if not len(dataset):
+        first = dataset.bad[0]
+        raise DataError(f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}")
+    return dataset
+
+
+def _unfreeze(model: SmolVLM, checkpoint: Checkpoint, plan: Plan, name: str) -> AdapterConfig | None:
+    model.freeze()
+    model.language_model.checkpointed = model.vision_model.encoder.checkpointed = plan.checkpoint_layers
+    mx.random.seed(plan.seed)
+    if plan.method == "full":
+        wholes = {"decoder": model.language_model, "connector": model.connector, "vision": model.vision_model}
+        for part in plan.parts:
+            wholes[part].unfreeze()
+            wholes[part].set_dtype(mx.float32)  # small steps are lost in 16 bits
+        return None
+    adapter = AdapterConfig(
+        plan.method,  # type: ignore[arg-type]  # Plan checks it
+        plan.rank,
+        plan.alpha / plan.rank,
+        plan.dropout,
+        layers_of(model, plan.parts),
+        fingerprint(dict(checkpoint.read())),
+        name,
+    )
+    add_adapter(model, adapter)
+    return adapter
+
+
+def _count(model: SmolVLM) -> int:
+    return sum(array.size for array in dict(tree_flatten(model.trainable_parameters())).values())
+
+
+def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
+    """For the largest batch there can be: the longest rows side by side."""
+    count = min(plan.batch_size, len(data))
+    tokens = count * max(data.tokens)
+    return estimate(
+        model.config,
+        weights=sum(array.nbytes for array in model.named_parameters().values()),
+        trainable=_count(model),
+        tokens=tokens,
+        tiles=sum(sorted(data.tiles)[-count:]),
+        answer_tokens=min(tokens, 512 * count),
+        width=model.language_model.norm.weight.dtype.size,
+        checkpointed=plan.checkpoint_layers,
+        trains_vision=bool(tree_flatten(model.vision_model.trainable_parameters())),
+    )
+
+
+def _exists(out: Path) -> str:
+    return f"{out}: holds a run already; go on with --resume, or choose another folder"
+
+
+def _write_bad(data: Dataset, path: Path) -> None:
+    path.write_text("".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in data.bad), encoding="utf-8")
