@@ -16,8 +16,8 @@ from convert.world import (
     character_spans,
     draw,
     draw_thing,
+    make_crowd,
     make_scene,
-    make_thing,
 )
 from smolvlm_mlx.inputs.image import ImageSettings, TileLayout, make_tiles, normalize
 from smolvlm_mlx.model import SmolVLM
@@ -77,21 +77,6 @@ def label_patches(labels: NDArray[np.uint8], patch: int) -> NDArray[np.int32]:
     counts[..., 0] = np.where(counts[..., 0] > 0.8 * patch * patch, patch * patch + 1, 0)
     labels_of: NDArray[np.int32] = counts.argmax(-1).astype(np.int32)
     return labels_of
-
-
-def make_crowd(rng: Random) -> Scene:
-    """One tile with a small shape or character in each of nine cells: more to learn from than the scenes asked about."""
-    cell, things = FRAME[0] / 3, []
-    for number in range(9):
-        is_text = rng.random() < 0.75
-        text = rng.choice(CHARACTERS) if is_text else ""
-        thing = make_thing(rng, FRAME, "", text, size=rng.choice(("small", "large")) if is_text else "small")
-        left, top, right, bottom = thing.box
-        width, height = min(right - left, cell), min(bottom - top, cell)
-        x = cell * (number % 3) + rng.uniform(0, cell - width)
-        y = cell * (number // 3) + rng.uniform(0, cell - height)
-        things.append(replace(thing, box=(x, y, x + width, y + height)))
-    return Scene(FRAME, tuple(things), rng.getrandbits(32), rng.choice((1.0, 1.5, 2.0)))
 
 
 def make_batch(step: int, settings: ImageSettings, patch: int) -> tuple[mx.array, mx.array, mx.array]:

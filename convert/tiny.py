@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from convert.conversations import make_conversation
 from convert.pretraining import pretrain
-from convert.questions import make_conversation
 from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.processor import Processor
@@ -53,9 +53,9 @@ VISION = {
     "patch_size": 8,
 }
 SETTINGS = Settings(
-    steps=4000, learning_rate=1e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
+    steps=3000, learning_rate=1.5e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
 )
-BATCHES, BATCH_SIZE = 2, 8  # of a step; each process takes one
+BATCHES, BATCH_SIZE = 4, 6  # of a step
 
 
 def write_files(out: Path) -> None:
@@ -113,7 +113,7 @@ def train_tokenizer() -> Tokenizer:
 def _words(seed: int) -> str:
     messages = make_conversation(Random(seed)).messages
     texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
-    return " ".join(word for word in " ".join(texts).split() if not word.strip(".,").isupper() and word.isascii())
+    return " ".join(word for word in " ".join(texts).split() if not word.strip(".,;").isupper() and word.isascii())
 
 
 def make_batches(processor: Processor, step: int, split: str = "train") -> list[Batch]:
@@ -124,7 +124,10 @@ def make_batches(processor: Processor, step: int, split: str = "train") -> list[
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, split=sample.split))
     examples.sort(key=lambda example: len(example.input_ids))
-    return [collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)]
+    short, medium, long, longest = (
+        collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)
+    )
+    return [short, medium, longest, long]  # two processes, which take turns, have about the same to do
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ COLORS = {
     "pink": (245, 130, 190),
     "black": (28, 28, 28),
 }
+NEW_COLORS = {"cyan": (0, 190, 205)}  # never trained: for examples of fine-tuning
 INKS = ("red", "green", "blue", "purple", "black")  # of texts, whose lines are thin
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"  # O, I and Q look too much like others
 WORDS = "CAT SUN CUP HAT BUS KEY MAP PEN JAR BEE EGG ANT RED UP NET VAN".split()
@@ -147,6 +148,21 @@ def make_striped(rng: Random, size: tuple[int, int], place: str) -> Thing:
     return replace(thing, box=(left, top, right, bottom), stripes=rng.choice(STRIPES))
 
 
+def make_crowd(rng: Random, texts: float = 0.75) -> Scene:
+    """One tile with a small shape or (a share of `texts`) character in each of nine cells, row by row."""
+    cell, things = FRAME[0] / 3, []
+    for number in range(9):
+        is_text = rng.random() < texts
+        text = rng.choice(CHARACTERS) if is_text else ""
+        thing = make_thing(rng, FRAME, "", text, size=rng.choice(("small", "large")) if is_text else "small")
+        left, top, right, bottom = thing.box
+        width, height = min(right - left, cell), min(bottom - top, cell)
+        x = cell * (number % 3) + rng.uniform(0, cell - width)
+        y = cell * (number // 3) + rng.uniform(0, cell - height)
+        things.append(replace(thing, box=(x, y, x + width, y + height)))
+    return Scene(FRAME, tuple(things), rng.getrandbits(32), rng.choice((1.0, 1.5, 2.0)))
+
+
 def make_frames(rng: Random) -> tuple[Thing, str, list[Scene]]:
     """A shape that moves over 3 to 5 frames: the shape, its direction, the frames."""
     direction, count, background = rng.choice(DIRECTIONS), rng.randint(3, 5), rng.getrandbits(32)
@@ -171,7 +187,7 @@ def draw(scene: Scene) -> Image.Image:
     image = _background(width, height, scene.background)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
-        draw_thing(canvas, thing, scene.scale, COLORS[thing.color])
+        draw_thing(canvas, thing, scene.scale, (COLORS | NEW_COLORS)[thing.color])
     return image
 
 

@@ -1,6 +1,15 @@
-"""`python -m smolvlm_mlx` is `smolvlm-mlx`."""
+"""The console script `smolvlm-mlx`, and `python -m smolvlm_mlx`."""
 
-from smolvlm_mlx.apps.cli import main
+import signal
+
+
+def main() -> None:
+    """Run the command line; until it is loaded, Ctrl-C ends the program without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from smolvlm_mlx.apps import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

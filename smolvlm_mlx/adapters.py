@@ -40,14 +40,21 @@ class AdapterConfig:
     base_name: str  # as it was given; for people
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "AdapterConfig":
+    def from_folder(cls, folder: str | Path) -> "AdapterConfig":
         """Read adapter_config.json.
 
         Raises:
             AdapterError: there is none, or it is not of our making.
+            CheckpointError: it is no JSON.
         """
-        if not (folder / CONFIG).is_file():
-            raise AdapterError(f"{folder}: no {CONFIG}; give a folder that `smolvlm-mlx finetune` made")
+        name = shown(str(folder))
+        try:
+            folder = Path(folder).expanduser()
+            is_there = (folder / CONFIG).is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user
+            raise AdapterError(f"{name}: {shown(str(error))}; give an adapter's folder") from error
+        if not is_there:
+            raise AdapterError(f"{name}: no {CONFIG}; give a folder that `smolvlm-mlx finetune` made")
         raw = read_json(folder / CONFIG)
         wrong = [field.name for field in fields(cls) if not _fits(field.name, raw.get(field.name))]
         if wrong:
@@ -66,7 +73,9 @@ def _fits(name: str, value: Any) -> bool:
     if name in ("scale", "dropout"):
         return type(value) in (int, float) and 0 <= value < (1 if name == "dropout" else 1e6)
     if name == "modules":
-        return isinstance(value, list) and bool(value) and all(isinstance(module, str) for module in value)
+        if not isinstance(value, list) or not all(isinstance(module, str) for module in value):
+            return False
+        return 0 < len(value) == len(set(value))
     return isinstance(value, str)
 
 
@@ -127,16 +136,17 @@ def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig
     Raises:
         AdapterError: it is not there, damaged, or belongs to another base.
     """
-    folder, config = Path(folder).expanduser(), _config_for(folder, base)
+    config = _config_for(folder, base)
     add_adapter(model, config)
     dtype = model.language_model.norm.weight.dtype
-    model.load_weights([(name, array.astype(dtype)) for name, array in _read(model, config, folder)], strict=False)
+    weights = _read(model, config, Path(folder).expanduser())
+    model.load_weights([(name, array.astype(dtype)) for name, array in weights], strict=False)
     model.eval()
     return config
 
 
 def _config_for(folder: str | Path, base: str) -> AdapterConfig:
-    config = AdapterConfig.from_folder(Path(folder).expanduser())
+    config = AdapterConfig.from_folder(folder)
     if config.base != base:
         raise AdapterError(
             f"{folder}: this adapter was trained on {shown(config.base_name)} and does not fit this checkpoint; "
@@ -149,12 +159,14 @@ def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no {WEIGHTS}")
     expected = {name: tuple(array.shape) for name, array in adapter_weights(model, config).items()}
-    found = {tensor.key: tensor for tensor in read_header(folder / WEIGHTS)}
-    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    tensors = list(read_header(folder / WEIGHTS))
+    found = {tensor.key: tensor for tensor in tensors}
+    problems = [f"{len(tensors) - len(found)} tensors are there twice"] if len(tensors) > len(found) else []
+    problems += [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unexpected {shown(name)}" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
         if found[name].shape != expected[name] or found[name].dtype not in ("F32", "F16", "BF16"):
-            problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not {list(expected[name])}")
+            problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not F32 {list(expected[name])}")
     if problems:
         raise AdapterError(f"{folder / WEIGHTS} does not fit {CONFIG}: {listed(problems)}")
     arrays: Any = mx.load(str(folder / WEIGHTS))

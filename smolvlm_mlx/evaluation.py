@@ -116,7 +116,10 @@ def evaluate(
         raise EvaluationError(f"metric {metric!r} is not one of auto, {', '.join(METRICS)}")
     options = options or Options(max_tokens=64)
     rows = read_rows(data) if isinstance(data, str | Path) else data
-    run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "metric": metric, "data": _digest(rows)}
+    if not rows:
+        raise EvaluationError("no questions to ask")
+    run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "weights": _state(model, adapter)}
+    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": _digest(rows)}
     run |= {"options": asdict(options), "settings": dict(settings or {})}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
@@ -128,7 +131,7 @@ def evaluate(
             return generate(network, processor, inputs, options).strip()
 
         missing = [row for row in rows if row.where not in done]
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
             for answer in _answer(processor, missing, settings or {}, metric, predict):
                 done[answer.where] = answer
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
@@ -160,7 +163,8 @@ def _answer(
             prepared = waiting.pop(0).result()
             waiting += [pool.submit(prepare, later) for later in rows[number + AHEAD : number + AHEAD + 1]]
             if isinstance(prepared, str):
-                yield Answer(row.where, "", "", (), 0.0, prepared)
+                category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
+                yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
                 continue
             sample, inputs = prepared
             try:
@@ -174,28 +178,50 @@ def _answer(
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    """Of the rows' text; pictures count by their path."""
-    return sha256("\n".join(f"{row.where} {row.raw!r}" for row in rows).encode()).hexdigest()[:16]
+    """Of the rows' text; pictures count by their path, those in memory not at all."""
+    texts = [
+        json.dumps([row.where, row.raw], default=lambda value: type(value).__name__, skipkeys=True) for row in rows
+    ]
+    return sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _state(*folders: str | Path | None) -> str:
+    """Of the weight files of local folders, by size and time: what was trained again is another model."""
+    try:
+        wanted = [Path(folder).expanduser() for folder in folders if folder]
+        files = [file for folder in wanted for file in sorted(folder.glob("*.safetensors"))]
+        state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except (OSError, RuntimeError, ValueError):
+        return ""  # `load` says what is wrong
+    return sha256(repr(state).encode()).hexdigest()[:16]
 
 
 def _read_results(path: Path, run: dict[str, Any]) -> dict[str, Answer]:
     """Answers of the same run that are there already; a line cut off by a crash is removed."""
-    if not path.exists():
-        try:
+    header = json.dumps(run).encode() + b"\n"
+    try:
+        found = path.read_bytes() if path.exists() else b""
+        if header.startswith(found):  # nothing there yet, or a first line cut off
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(run) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise EvaluationError(f"{path}: cannot be written ({error.strerror})") from error
-        return {}
-    whole = path.read_text(encoding="utf-8")
-    whole = whole[: whole.rfind("\n") + 1]
-    os.truncate(path, len(whole.encode()))
+            path.write_bytes(header)
+            return {}
+        whole = found[: found.rfind(b"\n") + 1]
+        answers = _parse_results(path, whole, run)
+        os.truncate(path, len(whole))  # not before it is known to be ours
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be made or read ({error.strerror}: {error.filename})") from error
+    return answers
+
+
+def _parse_results(path: Path, whole: bytes, run: dict[str, Any]) -> dict[str, Answer]:
     try:
         first, *others = [json.loads(line) for line in whole.splitlines()]
         answers = [Answer(**{**line, "answers": tuple(line["answers"])}) for line in others]
-    except (ValueError, TypeError, KeyError) as error:
+        if first.keys() != run.keys():
+            raise ValueError("another first line")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EvaluationError(f"{path}: holds something else than an evaluation's results") from error
     if first != run:
-        changed = ", ".join(name for name in run if first.get(name) != run[name])
+        changed = ", ".join(name for name in run if first[name] != run[name])
         raise EvaluationError(f"{path}: results of another evaluation ({changed} differ); choose another folder")
     return {answer.where: answer for answer in answers}

@@ -3,7 +3,7 @@
 vqa        TextVQA, VQAv2: arXiv:1505.00468 and the TextVQA evaluator (github.com/facebookresearch/mmf, m4c_evaluators.py)
 anls       DocVQA, InfoVQA: arXiv:1907.00490
 relaxed    ChartQA: arXiv:2203.10244, as in github.com/google-research/pix2struct, metrics.py
-choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of github.com/MMMU-Benchmark/MMMU, eval_utils.py
+choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py
 contains   OCRBench: arXiv:2305.07895, github.com/Yuliang-Liu/MultimodalOCR, example.py
 formula    OCRBench's handwritten formulas (HME100k), compared without spaces
 exact      equal, but for spaces around
@@ -37,7 +37,10 @@ def formula(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()
 
 
 def anls(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more."""
+    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more, as in the paper.
+
+    Many scripts, also the challenge's own, let exactly half count as 0.5.
+    """
 
     def similarity(answer: str) -> float:
         said, right = (" ".join(text.strip().lower().split()) for text in (prediction, answer))
@@ -70,26 +73,29 @@ def _number(text: str) -> float | None:
 def choice(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
     """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it repeats.
 
-    Where MMMU's own script draws a letter at random, because it finds none, this counts as wrong.
+    Where MMMU's own script draws a letter at random, because it finds none, this also looks for "B. " and "B) " and for
+    choices in answers of up to five words; what is not found then either is wrong.
     """
     right = [LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper() for answer in answers]
     return float(chosen_letter(prediction, choices) in right)
 
 
 def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter a free answer chooses: "(B)", then " B ", then " B.", then a choice repeated in it; the last if several."""
-    letters = LETTERS[: len(choices)]
-    text = f" {prediction.strip(',.!?;:' + chr(39))} "
-    for form in ("({})", " {} ", "{}. ", "{}) "):
-        found = {letter: text.rfind(form.format(letter)) for letter in letters}
-        said = {letter: place for letter, place in found.items() if place >= 0}
-        if said:
+    """The letter a free answer chooses: "(B)", then " B ", " B. " or " B) ", then a choice repeated in it.
+
+    The last if several; of choices that are part of each other, such as 0 and 10, the longest.
+    """
+    letters, text = LETTERS[: len(choices)], f" {prediction.strip(MARKS)} "
+    for form in ("({})", " {} ", " {}. ", " {}) "):
+        places = {letter: text.rfind(form.format(letter)) for letter in letters}
+        if said := {letter: place for letter, place in places.items() if place >= 0}:
             return max(said, key=lambda letter: said[letter])
-    places = {
-        letter: text.lower().rfind(option.lower()) for letter, option in zip(letters, choices, strict=False) if option
-    }
-    said = {letter: place for letter, place in places.items() if place >= 0}
-    return max(said, key=lambda letter: (said[letter], len(choices[letters.index(letter)]))) if said else None
+    text, ends = prediction.lower(), {}
+    for letter, option in zip(letters, choices, strict=False):
+        words = option.lower().rstrip(MARKS)
+        if words and words in text:
+            ends[letter] = (text.rfind(words) + len(words), len(words))
+    return max(ends, key=lambda letter: ends[letter]) if ends else None
 
 
 def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
@@ -103,19 +109,19 @@ def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) ->
 
 def normalize_answer(text: str) -> str:
     """TextVQA's form of an answer: lower case, no articles, no punctuation, digits for number words, apostrophes in place."""
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    stripped = text
-    comma_in_number = re.search(r"(?<=\d),+(?=\d)", text) is not None
+    bare = text
     for mark in PUNCTUATION:
-        spaced = f"{mark} " in text or f" {mark}" in text or comma_in_number
-        stripped = stripped.replace(mark, "" if spaced else " ")
-    stripped = re.sub(r"(?!<=\d)\.(?!\d)", "", stripped)
-    words = [NUMBERS.get(word, word) for word in stripped.lower().split()]
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        bare = bare.replace(mark, "" if beside_space else " ")
+    bare = re.sub(r"\.(?!\d)", "", bare)
+    words = [NUMBERS.get(word, word) for word in bare.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+MARKS = ",.!?;:'"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 NUMBERS = dict(
     zip(
         "none zero one two three four five six seven eight nine ten".split(),
@@ -123,17 +129,22 @@ NUMBERS = dict(
         strict=True,
     )
 )
-CONTRACTIONS = {
-    word.replace("'", ""): word
+CONTRACTIONS = {  # whichever one of their apostrophes is missing
+    word[:place] + word[place + 1 :]: word
     for word in (
-        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
-        "i'd've i'm i've isn't it'd it'll let's ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't "
-        "shan't she'd've should've shouldn't somebody'd somebody'll somebody's someone'd someone'll someone's "
-        "something'd something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't we'd've "
-        "we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll "
-        "why're why's won't would've wouldn't y'all y'all'd've you'd you'll you're you've"
+        "'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
+        "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't "
+        "mightn't've must've mustn't needn't not've o'clock oughtn't shan't she'd've should've shouldn't "
+        "shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's "
+        "something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've "
+        "they'll they're they've wasn't we'd've we've weren't what'll what're what's what've when's where'd "
+        "where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't "
+        "wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've"
     ).split()
+    for place, letter in enumerate(word)
+    if letter == "'"
 }
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the original has this pair the wrong way round
 METRICS: dict[str, Metric] = {
     "vqa": vqa,
     "anls": anls,

@@ -12,6 +12,7 @@ from typing import Any
 
 from smolvlm_mlx import Options, __version__, generate, load
 from smolvlm_mlx.apps import cli
+from smolvlm_mlx.apps.options import DEFAULT_MODEL
 
 import pytest
 from PIL import Image
@@ -160,7 +161,7 @@ def test_wrong_usage(arguments: list[str], call: Any) -> None:
 
 def test_offline_without_a_model(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    check_refused(run("generate", "Hi", env=environment), cli.DEFAULT_MODEL, "--model")
+    check_refused(run("generate", "Hi", env=environment), DEFAULT_MODEL, "--model")
 
 
 def test_version_and_help(call: Any) -> None:

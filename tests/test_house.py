@@ -27,7 +27,7 @@ FLOORS = [
     {"generation", "quantization"},
     {"features", "sampling"},
     {"inputs", "model"},
-    {"config"},
+    {"config", "metrics"},
     {"errors", "backend"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}

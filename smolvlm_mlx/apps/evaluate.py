@@ -4,12 +4,15 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import EvaluationError
 from .options import DEFAULT_MODEL, Adapter, Dtype, LongestEdge, MaxTiles, Revision, Split
+
+if TYPE_CHECKING:
+    from ..evaluation import Result
 
 
 def evaluate(
@@ -50,38 +53,28 @@ def evaluate(
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
         )
     settings = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
-    rows = read_rows(data, part)[:limit]
-    results = []
+    common: dict[str, Any] = {"metric": metric, "adapter": adapter, "dtype": dtype, "revision": revision}
+    common["options"] = Options(max_tokens=max_tokens)
+    common["settings"] = {key: value for key, value in settings.items() if value is not None}
+    rows, results = read_rows(data, part)[:limit], []
     for name in models:
         with report.count_bar(name) as progress:
-            results.append(
-                run(
-                    name,
-                    rows,
-                    out / f"{_file_name(name)}.jsonl",
-                    metric=metric,
-                    options=Options(max_tokens=max_tokens),
-                    adapter=adapter,
-                    dtype=dtype,
-                    revision=revision,
-                    settings={key: value for key, value in settings.items() if value is not None},
-                    progress=progress,
-                )
-            )
+            results.append(run(name, rows, out / f"{_file_name(name)}.jsonl", progress=progress, **common))
     if as_json:
-        scores = [
-            {
-                "model": result.name,
-                **asdict(result.score),
-                "interval": result.score.interval,
-                "categories": {name: asdict(score) for name, score in result.categories.items()},
-                "agreement": result.agreement(results[0]),
-            }
-            for result in results
-        ]
-        print(json.dumps(scores, indent=2))
+        print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
     else:
         report.print_scores(results)
+
+
+def _summary(result: "Result", first: "Result") -> dict[str, Any]:
+    return {
+        "model": result.name,
+        **asdict(result.score),
+        "interval": result.score.interval,
+        "failed": sum(bool(answer.error) for answer in result.answers),
+        "categories": {name: asdict(score) for name, score in result.categories.items()},
+        "agreement": result.agreement(first),
+    }
 
 
 def _file_name(model: str) -> str:

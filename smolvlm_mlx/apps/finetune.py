@@ -14,42 +14,70 @@ from ..errors import TrainingError
 from .options import DEFAULT_MODEL, Dtype, MaxTiles, Model, Revision
 
 if TYPE_CHECKING:
-    from ..training.finetune import Run
+    from ..training.finetune import Plan, Run
+
+
+Data = Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")]
+Out = Annotated[Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")]
+Method = Annotated[str | None, typer.Option(help="lora (on a quantized checkpoint: QLoRA), dora or full; lora.")]
+Train = Annotated[str, typer.Option(help="What is trained: decoder, connector, vision, with commas.")]
+Preset = Annotated[
+    str | None, typer.Option(help="8gb (QLoRA on 256M and 500M) or 16gb (QLoRA on 2.2B): settings that fit.")
+]
+Rank = Annotated[int | None, typer.Option(help="Of the adapter; 8.")]
+Alpha = Annotated[float | None, typer.Option(help="The adapter counts alpha / rank; 16.")]
+Dropout = Annotated[float | None, typer.Option(help="On the adapter's input; 0.")]
+Epochs = Annotated[float | None, typer.Option(help="Times through the data; 3.")]
+Steps = Annotated[int | None, typer.Option(help="Steps, in place of epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Conversations computed at once; 1.")]
+Accumulate = Annotated[int | None, typer.Option(help="Batches for one step; 8.")]
+LearningRate = Annotated[float | None, typer.Option(help="At its peak; 0.0002.")]
+Warmup = Annotated[float | None, typer.Option(help="Share of the steps before the peak; 0.05.")]
+WeightDecay = Annotated[float | None, typer.Option(help="AdamW's; 0.01.")]
+Clip = Annotated[float | None, typer.Option(help="Largest norm of a gradient; 1.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longer conversations are left out; 4096.")]
+CheckpointLayers = Annotated[
+    bool | None, typer.Option("--checkpoint-layers", help="Keep fewer activations and compute them again.")
+]
+Validation = Annotated[str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")]
+ValidationShare = Annotated[float | None, typer.Option(help="That share; 0.05.")]
+ValidateEvery = Annotated[int | None, typer.Option(help="Steps between validations; 50.")]
+SaveEvery = Annotated[int | None, typer.Option(help="Steps between saved states; 50.")]
+Seed = Annotated[int | None, typer.Option(help="Of order, dropout and the adapter; 0.")]
+Part = Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")]
+Estimate = Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")]
 
 
 def finetune(
-    data: Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")],
-    out: Annotated[Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")],
+    data: Data,
+    out: Out,
     model: Model = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="lora (on a quantized checkpoint: QLoRA), dora or full.")] = "lora",
-    train: Annotated[str, typer.Option(help="What is trained: decoder, connector, vision, with commas.")] = "decoder",
-    preset: Annotated[
-        str | None, typer.Option(help="8gb (QLoRA on 256M and 500M) or 16gb (QLoRA on 2.2B): settings that fit.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter; 8.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The adapter counts alpha / rank; 16.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="On the adapter's input; 0.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Times through the data; 3.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, in place of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Conversations computed at once; 1.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches for one step; 8.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its peak; 0.0002.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the steps before the peak; 0.05.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's; 0.01.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient; 1.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longer conversations are left out; 4096.")] = None,
+    method: Method = None,
+    train: Train = "decoder",
+    preset: Preset = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    dropout: Dropout = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    clip: Clip = None,
+    max_tokens: MaxTokens = None,
     max_tiles: MaxTiles = None,
-    checkpoint_layers: Annotated[
-        bool | None, typer.Option("--checkpoint-layers", help="Keep fewer activations and compute them again.")
-    ] = None,
-    validation: Annotated[str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")] = None,
-    validation_share: Annotated[float | None, typer.Option(help="That share; 0.05.")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Steps between validations; 50.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between saved states; 50.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order, dropout and the adapter; 0.")] = None,
-    split: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")] = False,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
+    checkpoint_layers: CheckpointLayers = None,
+    validation: Validation = None,
+    validation_share: ValidationShare = None,
+    validate_every: ValidateEvery = None,
+    save_every: SaveEvery = None,
+    seed: Seed = None,
+    part: Part = None,
+    resume: Resume = False,
+    estimate: Estimate = False,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
@@ -57,31 +85,28 @@ def finetune(
 
     A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}.
     """
-    from ..training.finetune import PRESETS, Plan, prepare
+    given = {name: value for name, value in locals().items() if value is not None}
+    from ..training.finetune import prepare
     from . import training_report as report
 
-    given = {name: value for name, value in locals().items() if name in {field.name for field in fields(Plan)}}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if preset is not None:
-        if preset not in PRESETS:
-            raise TrainingError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
-        chosen = {**PRESETS[preset], **chosen}
-    plan = Plan(**chosen, parts=tuple(part.strip() for part in train.split(",")))
+    plan = _plan(given, train, preset)
+    data_sources = {"validation": validation, "part": part}
     with report.count_bar("Checking conversations") as progress:
-        run = prepare(
-            model,
-            data,
-            out,
-            plan,
-            validation=validation,
-            split=split,
-            dtype=dtype,
-            revision=revision,
-            progress=progress,
-        )
+        run = prepare(model, data, out, plan, **data_sources, dtype=dtype, revision=revision, progress=progress)
     report.print_run(run)
     if not estimate:
         _train(run, resume)
+
+
+def _plan(given: dict[str, Any], train: str, preset: str | None) -> "Plan":
+    """Of a preset's values and those given on the command line, which go first."""
+    from ..training.finetune import PRESETS, Plan
+
+    if preset is not None and preset not in PRESETS:
+        raise TrainingError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
+    names = {field.name for field in fields(Plan)}
+    chosen = {**PRESETS.get(preset or "", {}), **{name: given[name] for name in given if name in names}}
+    return Plan(**chosen, parts=tuple(name.strip() for name in train.split(",")))
 
 
 def _train(run: "Run", resume: bool) -> None:

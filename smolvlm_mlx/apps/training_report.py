@@ -71,7 +71,7 @@ def print_run(run: Run) -> None:
         f"{len(run.training):,} conversations of up to {max(run.training.tokens):,} tokens and "
         f"{max(run.training.tiles)} tiles, {len(run.validation):,} to validate, {run.settings.steps:,} steps"
     )
-    memory = {name: value for name, value in vars(run.memory).items() if value}
+    memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
     err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
     print_bad([*run.training.bad])

@@ -101,6 +101,8 @@ def check(
     def tried(row: Row) -> tuple[int, int] | Bad:
         try:
             sample = make_sample(row)
+            if not sample.answers[0].strip():
+                return Bad(row.where, "an empty answer")
             example = make_example(processor, sample.whole, **sample.options)
         except SmolVLMError as error:
             return Bad(row.where, str(error))

@@ -15,10 +15,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .. import backend
 from ..adapters import PARTS, AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
 from ..checkpoint import Checkpoint, load, open_checkpoint
 from ..conversion import Progress, write_trained
 from ..errors import DataError, TrainingError
+from ..features import CHUNK
 from ..hub import find
 from ..inputs.processor import Processor
 from ..inputs.samples import Row, read_rows
@@ -148,7 +150,7 @@ def prepare(
     plan: Plan | None = None,
     *,
     validation: str | Path | None = None,
-    split: str | None = None,
+    part: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -159,7 +161,7 @@ def prepare(
         model: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
         data: JSONL file, folder or hub dataset, see `inputs.samples`.
         validation: the same, in place of a share of `data`.
-        split: of a folder or dataset.
+        part: of a folder or hub dataset, such as "train".
         progress: called with rows tried and rows in all.
 
     Raises:
@@ -171,7 +173,7 @@ def prepare(
         raise TrainingError(
             f"{model}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
         )
-    rows, others = read_rows(data, split), [] if validation is None else read_rows(validation)
+    rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
     network, processor = load(checkpoint.folder, dtype, fuse=False)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
     training = _check(processor, data, rows, plan, progress)
@@ -244,7 +246,8 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
         answer_tokens=min(tokens, 512 * count),
         width=model.language_model.norm.weight.dtype.size,
         checkpointed=plan.checkpoint_layers,
-        trains_vision=bool(tree_flatten(model.vision_model.trainable_parameters())),
+        trains_vision=any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)),
+        chunk=CHUNK[backend.name()],
     )
 
 

@@ -1,0 +1,310 @@
+"""An adapter changes what it learned, on its base and the conversions of it; fused it is the same; no other file gets through."""
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from convert.random_checkpoint import make
+from smolvlm_mlx.adapters import AdapterConfig, adapter_weights, add_adapter, fingerprint, layers_of, save_adapter
+from smolvlm_mlx.apps import cli
+from smolvlm_mlx.checkpoint import load, open_checkpoint
+from smolvlm_mlx.conversion import convert
+from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError
+from smolvlm_mlx.quantization import Recipe
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+FLOAT32 = Recipe(dtype="float32")
+RECIPES = {
+    "float32": FLOAT32,
+    "bfloat16": Recipe(),
+    **{f"{bits} bits": Recipe(bits=bits, embedding_bits=bits, dtype="float32") for bits in (4, 6, 8)},
+}
+UP = "language_model.layers.0.mlp.up_proj"
+A = f"{UP}.lora_a"
+Folders = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def bases(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """The tiny checkpoint and its conversions."""
+    folder = tmp_path_factory.mktemp("bases")
+    for name, recipe in RECIPES.items():
+        convert(tiny, folder / name, recipe)
+    hf = make(folder / "Hugging Face's bfloat16", dtype="bfloat16")
+    return {"tiny": tiny, hf.name: hf, **{name: folder / name for name in RECIPES}}
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Adapters of the tiny checkpoint that change all its layers. Only for reading."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {kind: write_adapter(tiny, folder / kind, kind) for kind in ("lora", "dora")}
+
+
+def write_adapter(base: Path, out: Path, kind: str, trained: bool = True) -> Path:
+    """One with random values, or as training begins."""
+    model, _ = load(base, "float32", fuse=False)
+    modules, mark = layers_of(model, ("decoder", "connector", "vision")), fingerprint(weights_of(base))
+    config = AdapterConfig(kind, 4, 2.0, 0.1, modules, mark, str(base))  # type: ignore[arg-type]
+    add_adapter(model, config)
+    rng = np.random.default_rng(0)
+    changes = {
+        name: array * rng.uniform(0.8, 1.2, array.shape) if name.endswith(".m") else rng.normal(0, 0.05, array.shape)
+        for name, array in adapter_weights(model, config).items()
+    }
+    if trained:
+        model.load_weights([(name, mx.array(array, mx.float32)) for name, array in changes.items()], strict=False)
+    out.mkdir()
+    save_adapter(model, config, out)
+    return out
+
+
+def weights_of(folder: Path) -> dict[str, mx.array]:
+    return dict(open_checkpoint(folder).read())
+
+
+def logits(folder: Path, adapter: Path | None = None, fuse: bool = True) -> np.ndarray:
+    """Of a few words and a picture, computed in float32."""
+    model, _ = load(folder, "float32", adapter=adapter, fuse=fuse)
+    ids = mx.array([[5, 9, 200] + [model.config.image_token_id] * model.config.tokens_per_tile + [31, 7]])
+    side = model.config.vision_config.image_size
+    return np.array(model(ids, mx.array(np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32))))
+
+
+def changed(adapter: Path, out: Path, **values: Any) -> Path:
+    """A copy with another adapter_config.json; what is None is left out."""
+    shutil.copytree(adapter, out)
+    config = {**json.loads((adapter / "adapter_config.json").read_text()), **values}
+    kept = {name: value for name, value in config.items() if value is not None}
+    (out / "adapter_config.json").write_text(json.dumps(kept))
+    return out
+
+
+def check_refused(base: Path, adapter: Path | str, out: Path, reason: str) -> None:
+    """By `load` and by `convert`, in one line, and nothing is written."""
+    for use in (lambda: load(base, adapter=adapter), lambda: convert(base, out, adapter=adapter)):
+        with pytest.raises((AdapterError, CheckpointError), match=reason) as caught:
+            use()
+        assert str(caught.value).isprintable()
+        assert not out.exists()
+
+
+# ---- what it changes
+
+
+@pytest.mark.parametrize("base", ["tiny", "8 bits"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_fresh_adapter_changes_nothing(kind: str, base: str, bases: Folders, tmp_path: Path) -> None:
+    adapter = write_adapter(bases[base], tmp_path / "new", kind, trained=False)
+    tolerance = 0 if kind == "lora" else 1e-4
+    plain, adapted = logits(bases[base], fuse=False), logits(bases[base], adapter, fuse=False)
+    np.testing.assert_allclose(adapted, plain, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("base", ["tiny", "8 bits", "4 bits"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_fused_adapter_is_the_same_model(
+    kind: str, base: str, bases: Folders, adapters: Folders, tmp_path: Path
+) -> None:
+    convert(bases[base], tmp_path / "out", FLOAT32, adapter=adapters[kind])
+    want = logits(bases[base], adapters[kind])
+    assert np.abs(want - logits(bases[base])).max() > 0.1
+    np.testing.assert_allclose(logits(bases[base], adapters[kind], fuse=False), want, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits(tmp_path / "out"), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_fused_and_quantized_at_once_or_one_after_another(
+    kind: str, tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
+    convert(tiny, tmp_path / "once", "8bit-vision", adapter=adapters[kind])
+    convert(tiny, tmp_path / "fused", FLOAT32, adapter=adapters[kind])
+    convert(tmp_path / "fused", tmp_path / "twice", "8bit-vision")
+    once, twice = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice"))
+    assert once == twice
+
+
+def test_quantized_twice_is_refused(bases: Folders, adapters: Folders, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="quantized to 8 bits already"):
+        convert(bases["8 bits"], tmp_path / "out", "4bit", adapter=adapters["lora"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_dora_needs_whole_words_of_bits(bases: Folders, adapters: Folders) -> None:
+    """Six bits do not divide 32, which mlx-lm's DoRA takes for granted."""
+    with pytest.raises(AdapterError, match="DoRA on a base of 6 bits is not supported; use LoRA"):
+        load(bases["6 bits"], adapter=adapters["dora"])
+    assert np.abs(logits(bases["6 bits"], adapters["lora"]) - logits(bases["6 bits"])).max() > 0.1
+
+
+# ---- its base
+
+
+def test_it_fits_every_conversion_of_its_base(bases: Folders, adapters: Folders) -> None:
+    assert len({fingerprint(weights_of(folder)) for folder in bases.values()}) == 1
+    want = logits(bases["tiny"], adapters["lora"])
+    np.testing.assert_array_equal(logits(bases["float32"], adapters["lora"]), want)
+    for name in ("bfloat16", "Hugging Face's bfloat16", "8 bits"):
+        effect = np.abs(logits(bases[name], adapters["lora"]) - logits(bases[name])).max()
+        assert effect == pytest.approx(np.abs(want - logits(bases["tiny"])).max(), rel=0.1), name
+
+
+def test_it_does_not_fit_another_base(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    reason = f"this adapter was trained on {re.escape(str(tiny))} and does not fit this checkpoint"
+    check_refused(make(tmp_path / "other", seed=1), adapters["lora"], tmp_path / "out", reason)
+
+
+def test_the_fingerprint_is_of_the_norms_and_of_all_of_them(tiny: Path) -> None:
+    model, _ = load(tiny, "float32", fuse=False)
+    norms = [path for path, module in model.named_modules() if isinstance(module, nn.RMSNorm | nn.LayerNorm)]
+    weights: Mapping[str, Any] = weights_of(tiny)
+    alone = {name: array if name.rpartition(".")[0] in norms else None for name, array in weights.items()}
+    want = fingerprint(weights)
+    assert fingerprint(alone) == want  # type: ignore[arg-type]  # None cannot be read
+    others = [{**alone, name: array + 1} for name, array in alone.items() if array is not None]
+    assert len(others) == 17
+    assert len({want, *map(fingerprint, others)}) == 18
+
+
+# ---- adapter_config.json
+
+WRONG: dict[str, list[Any]] = {
+    "fine_tune_type": ["qlora", 1, ["lora"]],
+    "rank": ["4", 4.0, True, 0, -1, 10**9],
+    "scale": ["2", True, -1, float("nan"), float("inf"), 10**400],
+    "dropout": ["0", -0.1, 1, float("nan")],
+    "modules": [UP, [], [UP, 1], {UP: 1}, [UP, UP], [UP] * 100_000],
+    "base": [5, []],
+    "base_name": [5, ["tiny"]],
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(AdapterConfig)])
+def test_a_field_that_is_missing_or_wrong_is_named(field: str, adapters: Folders, tmp_path: Path) -> None:
+    for number, value in enumerate([None, *WRONG[field]]):
+        folder = changed(adapters["lora"], tmp_path / str(number), **{field: value})
+        with pytest.raises(AdapterError, match=f"adapter_config.json: {field} missing or malformed"):
+            AdapterConfig.from_folder(folder)
+
+
+def test_all_wrong_fields_are_named_at_once(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder = changed(adapters["lora"], tmp_path / "in", rank=None, base=1)
+    check_refused(tiny, folder, tmp_path / "out", "rank, base missing or malformed")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rank": 4', "[" * 10_000, "\x00"])
+def test_what_is_no_json_is_named(text: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder = changed(adapters["lora"], tmp_path / "in")
+    (folder / "adapter_config.json").write_text(text)
+    check_refused(tiny, folder, tmp_path / "out", r"adapter_config\.json: (damaged, not JSON|holds a list)")
+
+
+@pytest.mark.parametrize("folder", ["nothing/there", "~nobody-of-this-name/adapter", "x" * 5000, "a\0b"])
+def test_a_folder_that_is_none(folder: str, tiny: Path, tmp_path: Path) -> None:
+    check_refused(tiny, folder, tmp_path / "out", r"^.{,150}; give (a|an adapter's) folder")
+
+
+@pytest.mark.parametrize("module", ["language_model.layers.3.mlp.up_proj", "language_model.norm", "", "up\n"])
+def test_layers_that_the_model_does_not_have(module: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder = changed(adapters["lora"], tmp_path / "in", modules=[UP, module])
+    name = re.escape(repr(module)[1:-1])
+    check_refused(tiny, folder, tmp_path / "out", rf"changes '?{name}'? \(1 such\), which this model does not have")
+
+
+def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    many = changed(adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(100_000)])
+    largest = changed(adapters["lora"], tmp_path / "largest", rank=4096)
+    started, before = time.process_time(), mx.get_active_memory()
+    mx.reset_peak_memory()
+    check_refused(tiny, many, tmp_path / "out", r"up_proj0 \(100000 such\)")
+    check_refused(tiny, largest, tmp_path / "out", r"lora_a is F32 \[512, 4\], not F32 \[512, 4096\]")
+    assert time.process_time() - started < 3
+    assert mx.get_peak_memory() - before < 30e6  # the adapter would have 180 MB
+
+
+# ---- adapters.safetensors
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, mx.array]], object], str]] = {
+    "missing": (lambda weights: weights.pop(A), f"missing {A}$"),
+    "extra": (lambda weights: weights.update({"more": weights[A]}), "unexpected more$"),
+    "shape": (lambda weights: weights.update({A: weights[A].T}), rf"{A} is F32 \[4, 128\], not F32 \[128, 4\]$"),
+    "dtype": (lambda weights: weights.update({A: weights[A].astype(mx.int32)}), rf"{A} is I32 \[128, 4\], not F32"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_do_not_fit_are_named(damage: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder, (harm, reason) = changed(adapters["lora"], tmp_path / "in"), DAMAGES[damage]
+    file = folder / "adapters.safetensors"
+    weights: Any = mx.load(str(file))
+    harm(weights)
+    mx.eval(weights)
+    file.unlink()
+    mx.save_safetensors(str(file), weights)
+    check_refused(tiny, folder, tmp_path / "out", rf"safetensors does not fit adapter_config\.json: {reason}")
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder = changed(adapters["lora"], tmp_path / "in")
+    data = (folder / "adapters.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    entry = json.dumps({A: json.loads(data[8:end])[A]})[1:]
+    header = data[8:end].rstrip()[:-1] + b"," + entry.encode()
+    (folder / "adapters.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    check_refused(tiny, folder, tmp_path / "out", "1 tensors are there twice$")
+
+
+@pytest.mark.parametrize("size", [None, 0, 7, 100, -1])
+def test_weights_that_are_missing_or_cut_off(size: int | None, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    folder = changed(adapters["lora"], tmp_path / "in")
+    file = folder / "adapters.safetensors"
+    whole = file.read_bytes()
+    file.unlink()
+    if size is not None:
+        file.write_bytes(whole[:size])
+    reason = ": no adapters.safetensors" if size is None else r"adapters\.safetensors: damaged"
+    check_refused(tiny, folder, tmp_path / "out", reason)
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """In this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code, *capsys.readouterr())
+
+    return call
+
+
+def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
+    other, broken = make(tmp_path / "other", seed=1), changed(adapters["lora"], tmp_path / "broken", rank=10**9)
+    for model, adapter, reason in ((other, adapters["lora"], f"trained on {tiny}"), (tiny, broken, "rank missing or")):
+        for command in (["generate", "Hi", "-n", 2, "-m", model], ["convert", model, tmp_path / "out"]):
+            code, out, err = call(*command, "--adapter", adapter)
+            assert (code, out, err.count("\n")) == (1, "", 1)
+            assert err.startswith("smolvlm-mlx: ")
+            assert reason in err
+
+
+def test_an_adapter_changes_the_answer(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
+    ask, adapter = ("generate", "Hi", "-n", 9, "-m"), ("--adapter", adapters["dora"])
+    assert call("convert", tiny, tmp_path / "fused", "--dtype", "float32", *adapter)[0] == 0
+    code, out, err = call(*ask, tiny, *adapter)
+    assert (code, err) == (0, "")
+    assert call(*ask, tmp_path / "fused")[1] == out != call(*ask, tiny)[1]

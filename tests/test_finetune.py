@@ -1,0 +1,176 @@
+"""`smolvlm-mlx finetune`: what is refused, what is left out, what it will take, and what it writes."""
+
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from convert.conversations import write_questions
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.conversion import convert
+from smolvlm_mlx.errors import SmolVLMError, TrainingError
+from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.quantization import Quantization, quantize_modules
+from smolvlm_mlx.training.finetune import PRESETS, Plan, prepare
+from smolvlm_mlx.training.memory import estimate
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+REAL_FILES = ROOT.parent / "shared" / "checkpoints"
+GOOD = {"question": "What is it?", "answer": "A red square."}
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def finetune(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", "finetune", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    data = write(
+        tmp_path / "data.jsonl",
+        GOOD,
+        {**GOOD, "image": "red.png", "split": False},
+        {**GOOD, "image": "absent.png"},
+        {**GOOD, "image": "broken.png"},
+        {**GOOD, "question": "long " * 500},
+        {"question": "Nothing?", "answer": ""},
+        {"messages": [{"role": "user", "content": "No answer"}]},
+        '{"question": "cut',
+        {"messages": []},
+        [1, 2],
+    )
+    result = finetune(data, tmp_path / "out", "-m", tiny, "--steps", 1, "--max-tokens", 400)
+    assert (result.returncode, result.stdout.strip()) == (0, str(tmp_path / "out/adapter"))
+    assert "2 conversations" in result.stderr
+    assert "8 rows are left out" in result.stderr
+    left_out = [json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in left_out] == [f"data.jsonl:{number}" for number in range(3, 11)]
+    reasons = ("absent.png", "broken.png", "tokens, more than 400", "answer", "answer", "JSON", "neither", "list")
+    for row, reason in zip(left_out, reasons, strict=True):
+        assert reason in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "reason"),
+    [
+        ([], (), "no rows"),
+        ([{"question": "?"}], (), "none of 1 rows can be used; data.jsonl:1: a question without an answer"),
+        ([GOOD], ("--method", "magic"), "method 'magic' is not one of lora, dora, full"),
+        ([GOOD], ("--train", "decoder,nose"), "decoder, nose: choose from decoder, connector, vision"),
+        ([GOOD], ("--rank", "0", "--learning-rate", "-1"), "rank is 0, less than 1; learning_rate is -1.0"),
+        ([GOOD], ("--preset", "4gb"), "preset '4gb' is not one of 8gb, 16gb"),
+        ([GOOD], ("--resume",), "nothing to resume"),
+        ([GOOD], ("--validation", "absent.jsonl"), "absent.jsonl"),
+        ([GOOD], ("--learning-rate", "1e30", "--steps", "20"), "the loss is"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    rows: list[object], options: tuple[str, ...], reason: str, tiny: Path, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", *rows)
+    result = finetune(data, tmp_path / "out", "-m", tiny, *options)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("smolvlm-mlx: ")
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out/adapter").exists()
+
+
+def test_full_training_of_a_quantized_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "8bit", "8bit")
+    data = write(tmp_path / "data.jsonl", GOOD)
+    with pytest.raises(TrainingError, match="quantized weights cannot be trained in full"):
+        prepare(tmp_path / "8bit", data, tmp_path / "out", Plan(method="full"))
+
+
+@pytest.mark.parametrize("name", ["rank", "batch_size", "accumulate", "steps", "epochs", "alpha", "clip", "dropout"])
+def test_no_setting_can_be_absurd(name: str) -> None:
+    for value in (-1, math.nan) if name in ("epochs", "alpha", "clip", "dropout") else (-1, 0):
+        with pytest.raises(SmolVLMError, match=name):
+            Plan(**{name: value})  # type: ignore[arg-type]
+
+
+def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "data", 12, "unit", ("color", "text"))
+    arguments = [data, tmp_path / "out", "-m", tiny, "--steps", "300", "--max-tiles", "1", "--accumulate", "1"]
+    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", "finetune", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "--resume goes on" in rest
+    assert "Traceback" not in rest
+    (state,) = (tmp_path / "out/run").glob("state-*")
+    done = int(state.name.removeprefix("state-"))
+    assert 1 <= done < 300
+    history = list(csv.DictReader((tmp_path / "out/loss.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in history] == list(range(1, done + 1))
+
+
+def test_the_estimate_comes_first_and_may_be_all(tiny: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = finetune(write(tmp_path / "d.jsonl", GOOD), tmp_path / "out", "-m", tiny, "--estimate", "--preset", "8gb")
+    assert result.returncode == 0
+    assert "memory, by estimate: 0.0" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert time.monotonic() - started < 30
+
+
+def test_an_estimate_grows_with_everything() -> None:
+    config = ModelConfig.from_dict(
+        {"model_type": "smolvlm", "text_config": {"vocab_size": 200000}, "vision_config": {"image_size": 256}}
+    )
+    base: dict[str, Any] = {"weights": 1, "trainable": 10, "tokens": 500, "tiles": 5, "answer_tokens": 50, "chunk": 2}
+    smallest = estimate(config, **base).total
+    for name in base:
+        assert estimate(config, **{**base, name: base[name] * 8}).total >= smallest
+    assert estimate(config, **base, checkpointed=True).total < smallest < estimate(config, **base, width=4).total
+    assert estimate(config, **base, trains_vision=True).total > smallest
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "limit"),
+    [
+        ("SmolVLM2-256M-Video-Instruct", "8gb", 8),
+        ("SmolVLM2-500M-Video-Instruct", "8gb", 8),
+        ("SmolVLM2-2.2B-Instruct", "16gb", 16),
+    ],
+)
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="needs the real config files")
+def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, limit: int) -> None:
+    """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of the memory."""
+    config, plan = ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json")), Plan(**PRESETS[preset])
+    model = SmolVLM(config)
+    model.set_dtype(mx.bfloat16)
+    quantize_modules(model, Quantization(4, 64), lambda path: path.startswith("language_model."))
+    memory = estimate(
+        config,
+        weights=sum(array.nbytes for array in model.named_parameters().values()),
+        trainable=20_000_000,
+        tokens=plan.max_tokens * plan.batch_size,
+        tiles=plan.max_tiles or 17,
+        answer_tokens=512,
+        chunk=8,
+        checkpointed=plan.checkpoint_layers,
+    )
+    assert memory.total < 0.5 * limit * 1e9

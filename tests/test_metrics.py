@@ -1,0 +1,282 @@
+"""Scores as the benchmarks define them: by examples, and against their definitions written out once more."""
+
+import hashlib
+import json
+import re
+import string
+
+from smolvlm_mlx.metrics import CONTRACTIONS, METRICS, chosen_letter, normalize_answer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+CITIES = ("Paris", "Rome", "New York", "York")
+TEXT = st.text(max_size=40) | st.text(
+    string.ascii_letters + string.digits + string.punctuation + "   \n\t", max_size=40
+)
+
+
+def score(metric: str, prediction: str, *answers: str, choices: tuple[str, ...] = ()) -> float:
+    return METRICS[metric](prediction, answers, choices)
+
+
+# ---- vqa
+
+
+@pytest.mark.parametrize(("agreeing", "expected"), enumerate([0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1]))
+def test_vqa_of_ten_people(agreeing: int, expected: float) -> None:
+    people = [*["Red."] * agreeing, *(f"other {person}" for person in range(10 - agreeing))]
+    assert score("vqa", "the red", *people) == pytest.approx(expected)
+
+
+def test_vqa_of_one_person() -> None:
+    assert score("vqa", "Two dogs", "2 dogs") == 1
+    assert score("vqa", "three dogs", "2 dogs") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        # The list of visualqa.org/evaluation: lower case, periods but for decimals, number words, articles, apostrophes.
+        ("Blue", "blue"),
+        ("blue.", "blue"),
+        ("U.S.A.", "usa"),
+        ("3.5", "3.5"),
+        ("3.5.", "3.5"),
+        ("zero one two three four five", "0 1 2 3 4 5"),
+        ("six seven eight nine ten eleven", "6 7 8 9 10 eleven"),
+        ("none", "0"),
+        ("a an the cat", "cat"),
+        ("The end of the day", "end of day"),
+        ("theater", "theater"),
+        ("dont", "don't"),
+        ("can't", "can't"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("yall'd've", "y'all'd've"),
+        # What the original does not do, or does the wrong way round.
+        ("couldntve", "couldntve"),
+        ("Im", "im"),
+        ("lets", "lets"),
+        ("somebody'd", "somebodyd"),
+        ("somebodyd", "somebodyd"),
+        # Punctuation goes where it is beside a space, and is a space where it never is.
+        ("red/green", "red green"),
+        ("red /green", "redgreen"),
+        ("up-to-date", "up to date"),
+        ("up- to-date", "up todate"),
+        ("(left)", "left"),
+        ('say "hi" [now]', "say hi now"),
+        ("really?", "really"),
+        ("what?now", "whatnow"),
+        ("yes!", "yes"),
+        # Commas go before all else, and so they join numbers and words.
+        ("1,000", "1000"),
+        ("1,000-2,000", "1000 2000"),
+        ("cats,dogs", "catsdogs"),
+        ("cats, dogs", "cats dogs"),
+        ("John's", "john 's"),
+        ("10:30", "10:30"),
+        ("$5", "$5"),
+        (" \n red \t wine \n", "red wine"),
+        ("the", ""),
+        ("", ""),
+    ],
+)
+def test_normal_answers(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+def test_contractions() -> None:
+    """The original's table, without the pairs that change nothing and those in capitals, which no lower case meets."""
+    table = json.dumps(sorted(CONTRACTIONS.items())).encode()
+    digest = "853d25c89947b7f6d41f6c5f81b2d6c3119927f4b16f557fc1b03af6ef45605e"
+    assert (len(CONTRACTIONS), hashlib.sha256(table).hexdigest()) == (114, digest)
+
+
+def by_definition(text: str) -> str:
+    """TextVQA's steps as they are described, over characters and words instead of whole texts."""
+    text = re.sub(r"[,?]", "", text.lower()).replace("'s", " 's").strip()
+    text = "".join(" " if letter in "\n\t" else letter for letter in text).strip()
+    kept = []
+    for place, letter in enumerate(text):
+        if letter in ';/[]"{}()=+\\_-><@`!':
+            letter = "" if re.search(f"{re.escape(letter)} | {re.escape(letter)}", text) else " "
+        kept.append(letter)
+    marked = "".join(kept)
+    after = [*marked[1:], ""]
+    text = "".join(
+        letter for letter, follower in zip(marked, after, strict=True) if letter != "." or follower.isdecimal()
+    )
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    words = [str(numbers.index(word)) if word in numbers else "0" if word == "none" else word for word in text.split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if not re.fullmatch("an?|the", word))
+
+
+WORDS = st.sampled_from(["the", "a", "two", "none", "dont", "10", "1,000", "3.5", "U.S.", "it's", "red", "cant"])
+MARKS = st.sampled_from([" ", ". ", ".", "-", " - ", ", ", "/", " (", ") ", "?", "!", "\n", ";", "_", "'"])
+
+
+@given(st.lists(WORDS | MARKS, max_size=12).map("".join) | TEXT)
+def test_normal_answers_by_definition(text: str) -> None:
+    assert normalize_answer(text) == by_definition(text)
+
+
+# ---- anls
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("Hello", ["Hello"], 1),
+        ("  hello\n WORLD ", ["Hello   World"], 1),
+        ("helo", ["hello"], 0.8),  # one letter missing of five
+        ("hellos", ["hello"], 1 - 1 / 6),  # one too many of six
+        ("hallo", ["hello"], 0.8),
+        ("hello world", ["helloworld"], 1 - 1 / 11),
+        ("abcde", ["abcxy"], 0.6),
+        ("abcd", ["abxy"], 0),  # exactly half
+        ("12", ["13"], 0),
+        ("abc", ["axy"], 0),
+        ("abc", ["xyz"], 0),
+        ("", ["abc"], 0),
+        ("", [""], 1),
+        ("cat", ["dog", "cats", "bird"], 0.75),  # the best of all
+        ("cat", ["cats", "cat"], 1),
+    ],
+)
+def test_anls(prediction: str, answers: list[str], expected: float) -> None:
+    assert score("anls", prediction, *answers) == pytest.approx(expected)
+
+
+# ---- relaxed
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected"),
+    [
+        ("100", "100", 1),
+        ("105", "100", 1),  # 5 per cent, inclusive
+        ("95", "100", 1),
+        ("105.1", "100", 0),
+        ("94.9", "100", 0),
+        ("-105", "-100", 1),
+        ("-94.9", "-100", 0),
+        ("100", "-100", 0),
+        ("50%", "0.5", 1),
+        ("0.51", "50%", 1),
+        ("52%", "50%", 1),
+        ("53%", "50%", 0),
+        ("50", "50%", 0),
+        (" 100 ", "100", 1),
+        ("1e2", "100", 1),
+        ("0", "0", 1),  # zero is compared as text
+        ("0.0", "0", 0),
+        ("0.001", "0", 0),
+        ("0%", "0", 0),
+        ("1,000", "1000", 0),
+        ("Yes", "yes", 1),
+        ("yes.", "yes", 0),
+        ("light blue", "Light Blue", 1),
+        ("blue", "light blue", 0),
+        ("five", "5", 0),
+        ("5 apples", "5", 0),
+        ("%", "%", 1),
+        ("", "5", 0),
+    ],
+)
+def test_relaxed(prediction: str, answer: str, expected: int) -> None:
+    assert score("relaxed", prediction, answer) == expected
+    assert score("relaxed", prediction, "other", answer) == expected
+
+
+# ---- choice
+
+
+@pytest.mark.parametrize(
+    ("prediction", "letter"),
+    [
+        *[("B", "B"), ("B.", "B"), ("B!", "B"), ("'B'", "B"), ("(B)", "B"), ("B. Rome", "B"), ("B) Rome", "B")],
+        *[
+            ("The answer is B", "B"),
+            ("The answer is B.", "B"),
+            ("The answer is (B) Rome.", "B"),
+            ("It is B, I say", None),
+        ],
+        *[("A or B", "B"), ("(B), not (A)", "A"), ("B or (A)", "A"), ("A. no, B. yes", "B")],  # the last, of one form
+        *[("In the USA. Rome", "B"), ("vitamin C", "C"), ("b", None), ("E", None), ("(E)", None), ("BC", None)],
+        *[("Rome", "B"), ("rome.", "B"), ("not Paris but Rome", "B"), ("Rome, I think, and not Paris", "A")],
+        *[("New York", "C"), ("it is york", "D"), ("New York or York", "D"), ("York, New York", "C")],
+        *[("", None), ("I do not know.", None), ("...", None), ("Ro", None)],
+    ],
+)
+def test_chosen_letters(prediction: str, letter: str | None) -> None:
+    assert chosen_letter(prediction, CITIES) == letter
+
+
+def test_a_choice_within_another() -> None:
+    choices = ("0", "10", "100", "The end.", ".5", "?")
+    assert [chosen_letter(choice, choices) for choice in choices[:-1]] == ["A", "B", "C", "D", "E"]
+    assert chosen_letter("the END", choices) == "D"
+    assert chosen_letter("what?", choices) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "expected"),
+    [("B", "(B)", 1), ("b ", "B", 1), ("Rome", "B.", 1), ("Rome", "Rome", 1), ("A", "Rome", 0), ("Paris", "B", 0)],
+)
+def test_choice(answer: str, prediction: str, expected: int) -> None:
+    assert score("choice", prediction, answer, choices=CITIES) == expected
+    assert score("choice", prediction, "D", answer, choices=CITIES) == expected
+
+
+def test_nothing_chosen_is_wrong() -> None:
+    assert score("choice", "I do not know", "A", choices=CITIES) == 0
+    assert score("choice", "A", "A") == 0  # there was nothing to choose
+
+
+# ---- contains, formula, exact
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "answer", "expected"),
+    [
+        ("contains", "The sign says STOP.", "stop", 1),
+        ("contains", "CENTRE", " Centre\n", 1),
+        ("contains", "one\ntwo", "One Two", 1),
+        ("contains", "one  two", "one two", 0),
+        ("contains", "sto", "stop", 0),
+        ("formula", "x ^ { 2 } + 1", "x^{2}", 1),
+        ("formula", "\\frac{a}\n{b}", "\\frac {a} {b}", 1),
+        ("formula", "X^{2}", "x^{2}", 0),
+        ("formula", "x^{2}", "x^{2}+1", 0),
+        ("exact", " 42\n", "42 ", 1),
+        ("exact", "Yes", "yes", 0),
+        ("exact", "42.", "42", 0),
+        ("exact", "4 2", "42", 0),
+    ],
+)
+def test_comparisons(metric: str, prediction: str, answer: str, expected: int) -> None:
+    assert score(metric, prediction, answer) == expected
+    assert score(metric, prediction, "something else", answer) == expected
+
+
+# ---- whatever is said
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(prediction=TEXT, answers=st.lists(TEXT, min_size=1, max_size=10), choices=st.lists(TEXT, max_size=26))
+def test_scores_are_from_0_to_1(metric: str, prediction: str, answers: list[str], choices: list[str]) -> None:
+    assert 0 <= METRICS[metric](prediction, answers, choices) <= 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(answer=TEXT, others=st.lists(TEXT, max_size=9))
+def test_the_answer_itself_is_right(metric: str, answer: str, others: list[str]) -> None:
+    answer = answer if answer.strip().lower().strip("+-%") not in ("nan", "inf", "infinity") else "a number"
+    people = [answer] * 10 if metric == "vqa" else [*others, answer]
+    choices = ("first", "second", "third") if metric == "choice" else ()
+    if metric == "choice":
+        answer, people = "B", ["second"]
+    assert METRICS[metric](answer, people, choices) == pytest.approx(1)

@@ -1,0 +1,268 @@
+"""Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been none; says what it left out."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from convert.conversations import write_questions
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.conversion import convert
+from smolvlm_mlx.errors import TrainingError
+from smolvlm_mlx.inputs.samples import read_rows
+from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.training.batches import collate, make_example
+from smolvlm_mlx.training.dataset import check
+from smolvlm_mlx.training.finetune import Plan, Run, prepare
+from smolvlm_mlx.training.loss import image_tokens_of, loss_sum
+from smolvlm_mlx.training.trainer import Record, Settings, Trainer
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("color", "text", "frames", "two pictures", "earlier turn", "text alone")
+PLAN = Plan(steps=6, batch_size=2, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 questions of six kinds, with pictures."""
+    return write_questions(tmp_path_factory.mktemp("data"), 24, "unit", KINDS)
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("checkpoints") / "8bit"
+    convert(tiny, out, "8bit")
+    return out
+
+
+def gradients_of(model: SmolVLM, batch: Any) -> dict[str, np.ndarray]:
+    _, gradients = nn.value_and_grad(model, loss_sum)(model, batch, image_tokens_of(model, batch))
+    return {name: np.array(array) for name, array in dict(tree_flatten(gradients)).items()}
+
+
+def losses(run: Run) -> list[tuple[float, float | None]]:
+    return [(record.loss, record.validation_loss) for record in run.trainer.history]
+
+
+# ---- examples and batches
+
+
+def test_only_the_assistants_words_are_learned(tiny: Path) -> None:
+    _, processor = load(tiny)
+    picture = {"type": "image", "image": Image.new("RGB", (64, 64), "red")}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [picture, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A red one."},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Still red"}]},
+    ]
+    example = make_example(processor, messages, split=False)
+    learned = processor.tokenizer.decode(example.input_ids[example.is_answer], keep_special=True)
+    assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
+
+
+def test_a_batch_is_padded_without_changing_the_loss(tiny: Path, data: Path) -> None:
+    model, processor = load(tiny, fuse=False)
+    dataset = check(processor, read_rows(data), 4096)
+    examples = [dataset._example(row) for row in (0, 2, 5)]
+    assert len({len(example.input_ids) for example in examples}) == 3
+    apart = sum(loss_sum(model, collate([example])).item() for example in examples)
+    together = loss_sum(model, collate(examples))
+    np.testing.assert_allclose(together.item(), apart, rtol=1e-5)
+
+
+def test_an_epoch_has_every_row_once_and_its_own_order(tiny: Path, data: Path) -> None:
+    _, processor = load(tiny)
+    dataset = check(processor, read_rows(data), 4096)
+    rng = np.random.default_rng
+    first, second = dataset._order(5, rng((0, 0))), dataset._order(5, rng((0, 1)))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(24))
+    assert first != second
+    assert first == dataset._order(5, rng((0, 0)))
+    assert dataset.steps(5, 2) == 3
+    batches = dataset.batches(5, 2, seed=0)
+    assert [len(batches(step)) for step in range(4)] == [2, 2, 1, 2]  # the fourth begins the next epoch
+
+
+def test_accumulated_batches_are_one_large_batch(tiny: Path, data: Path) -> None:
+    """Each token counts the same, in whichever batch it is."""
+    weights = []
+    for batches in ([[0, 1, 2, 3]], [[0], [1, 2, 3]]):
+        model, processor = load(tiny, fuse=False)
+        model.freeze()
+        model.connector.unfreeze()
+        dataset = check(processor, read_rows(data), 4096)
+        trainer = Trainer(model, Settings(steps=1, warmup=1), Path("unused"))
+        trainer._update(dataset._collate(batches))
+        weights.append(np.array(model.connector.modality_projection.proj.weight))
+    np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
+
+
+def test_checkpointed_layers_have_the_same_gradients(tiny: Path, data: Path) -> None:
+    model, processor = load(tiny, fuse=False)
+    batch = check(processor, read_rows(data), 4096)._collate([[0, 1]])[0]
+    plain = gradients_of(model, batch)
+    model.language_model.checkpointed = model.vision_model.encoder.checkpointed = True
+    checkpointed = gradients_of(model, batch)
+    assert plain.keys() == checkpointed.keys() == model.named_parameters().keys()
+    for name, gradient in plain.items():
+        np.testing.assert_allclose(checkpointed[name], gradient, atol=1e-5, err_msg=name)
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("parts", [("decoder",), ("connector", "vision"), ("decoder", "connector", "vision")])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_the_chosen_parts_are_trained(
+    method: str, parts: tuple[str, ...], tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    run = prepare(tiny, data, tmp_path / "run", replace(PLAN, method=method, parts=parts))
+    prefixes = {"decoder": "language_model.", "connector": "connector.", "vision": "vision_model."}
+    trained = dict(tree_flatten(run.model.trainable_parameters()))
+    assert {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in trained)} == {*parts}
+    assert all(name.startswith(tuple(prefixes[part] for part in parts)) for name in trained)
+    if method == "lora":
+        assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full", "qlora"])
+def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {name}?", "answer": f"{name} is number {n}"} for n, name in enumerate("abc")]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = Plan(
+        method="lora" if method == "qlora" else method,
+        rank=16, steps=60, batch_size=3, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
+    )  # fmt: skip
+    base = quantized if method == "qlora" else tiny
+    run = prepare(base, source, tmp_path / "out", plan)
+    result = run.train()
+    assert run.trainer.history[-1].loss < 0.05 < run.trainer.history[0].loss
+    model, processor = load(result) if method == "full" else load(base, adapter=result)  # type: ignore[arg-type]
+    for row in rows:
+        assert generate(model, processor, row["question"], Options(max_tokens=40)).strip() == row["answer"]
+
+
+def test_the_best_weights_are_kept(tiny: Path, data: Path, tmp_path: Path) -> None:
+    """A rate that is far too high: the validation loss is lowest early, and the result is from there."""
+    run = prepare(tiny, data, tmp_path / "run", replace(PLAN, steps=8, learning_rate=0.3, warmup=0.5))
+    result = run.train()
+    best = run.trainer.best
+    assert best is not None
+    assert best.step < 8
+    model, _ = load(tiny, adapter=result, fuse=False)
+    validation = run.validation.all(2)
+    again = sum(loss_sum(model, b).item() for b in validation) / sum(b.tokens for b in validation)
+    assert best.validation_loss == pytest.approx(again, rel=1e-5)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = Settings(steps=100, learning_rate=1.0, warmup=10).schedule()
+    rates = [float(schedule(mx.array(step)).item()) for step in range(100)]  # type: ignore[arg-type]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.01 < rates[-1] < 0.02
+
+
+# ---- stopping and going on
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("crash_at", [1, 3, 5])
+def test_a_crashed_run_goes_on_bit_by_bit(crash_at: int, tiny: Path, data: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, dropout=0.1)
+    whole = prepare(tiny, data, tmp_path / "whole", plan)
+    expected = whole.train()
+
+    def crash(record: Record, run: Run) -> None:
+        if record.step == crash_at:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        prepare(tiny, data, tmp_path / "crashed", plan).train(crash)
+    resumed = prepare(tiny, data, tmp_path / "crashed", plan)
+    resume = crash_at > 2  # the first state is that of step 2
+    result = resumed.train(resume=resume)
+    assert losses(resumed) == losses(whole)
+    for name in ("adapters.safetensors", "../loss.csv"):
+        assert (result / name).read_bytes() == (expected / name).read_bytes()  # type: ignore[operator]
+
+
+def test_a_stopped_run_keeps_its_last_step(tiny: Path, data: Path, tmp_path: Path) -> None:
+    run = prepare(tiny, data, tmp_path / "run", PLAN)
+    assert run.train(lambda record, run: run.stop() if record.step == 3 else None) is None
+    assert [path.name for path in (tmp_path / "run/run").glob("state-*")] == ["state-0000003"]
+    resumed = prepare(tiny, data, tmp_path / "run", PLAN)
+    assert resumed.train(resume=True) == tmp_path / "run/adapter"
+    assert [record.step for record in resumed.trainer.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_is_not_overwritten(tiny: Path, data: Path, tmp_path: Path) -> None:
+    prepare(tiny, data, tmp_path / "run", PLAN).train()
+    with pytest.raises(TrainingError, match="--resume"):
+        prepare(tiny, data, tmp_path / "run", PLAN).train()
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        prepare(tiny, data, tmp_path / "other", PLAN).train(resume=True)
+    changed = replace(PLAN, learning_rate=1e-3)
+    with pytest.raises(TrainingError, match=r"learning_rate 0\.002"):
+        prepare(tiny, data, tmp_path / "run", changed).train(resume=True)
+
+
+def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:
+    options = "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 --save-every 1 --validate-every 4 --dropout 0.1"
+    return [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "finetune",
+        str(data),
+        str(out),
+        "-m",
+        str(tiny),
+        *options.split(),
+        *more,
+    ]
+
+
+@pytest.mark.slow
+def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    subprocess.run(command(tiny, data, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
+    longest, rng, kills = time.monotonic() - started, random.Random(0), 0
+    out = tmp_path / "killed"
+    while kills < 20:
+        resume = ["--resume"] if list(out.glob("run/state-*")) else []
+        process = subprocess.Popen(command(tiny, data, out, *resume), cwd=ROOT, stderr=subprocess.PIPE)
+        time.sleep(rng.uniform(0.4, 1) * longest)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        if (out / "adapter").exists():  # finished before the kill: begin again
+            assert_same(out, tmp_path / "whole")
+            shutil.rmtree(out)
+    resume = ["--resume"] if list(out.glob("run/state-*")) else []
+    subprocess.run(command(tiny, data, out, *resume), check=True, cwd=ROOT, capture_output=True)
+    assert_same(out, tmp_path / "whole")
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    for name in ("adapter/adapters.safetensors", "loss.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
