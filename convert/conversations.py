@@ -149,10 +149,10 @@ def make_question(kind: str, rng: Random) -> Question:
     return _question(kind, [_picture(scene)], pairs)
 
 
-def make_conversation(rng: Random) -> Question:
+def make_conversation(rng: Random, unsplit: float = 0.0) -> Question:
     """Questions of mixed kinds about one picture (or two, or frames, or none), the last answered by `answer`.
 
-    What earlier answers give away is not learned from the picture, so dense answers come first, and few after them.
+    A share of `unsplit` of the single pictures is one tile each, and shows no text, which would be too small there. What earlier answers give away is not learned from the picture, so dense answers come first, and few after them.
     """
     kind = rng.random()
     if kind < 0.22:
@@ -169,18 +169,21 @@ def make_conversation(rng: Random) -> Question:
         return _question("text alone", [], _different(lambda: text_alone(rng), 4))
     if kind < 0.47:
         return _question("earlier turn", [], [*_different(lambda: text_alone(rng), rng.randrange(3)), *_remember(rng)])
-    scene = make_scene(rng)
-    if kind < 0.55:
+    split = not (unsplit and rng.random() < unsplit)
+    scene = make_scene(rng, with_text=None if split else False)
+    if split and kind < 0.55:
         pairs = follow_up(scene, rng) + follow_up(scene, rng)
         if pairs:
             return _question("earlier turn", [_picture(scene)], pairs)
     dense = [what_is_in(scene, rng, place) for place in scene.places]
     rng.shuffle(dense)
-    others = [pair for kind in KINDS for pair in [KINDS[kind](scene, rng)] if pair is not None and kind != "describe"]
+    found = {kind: KINDS[kind](scene, rng) for kind in KINDS}
+    others = [pair for kind, pair in found.items() if pair is not None and kind != "describe"]
+    others = [pair for pair in others if split or pair != found["stripes"]]
     rng.shuffle(others)
     described = describe(scene, rng)
     pairs = rng.choice(([described, *others[:2]], [*dense, *others[:2]], others[:3], others[:3]))
-    return _question("one picture", [_picture(scene)], list(dict.fromkeys(pairs)))
+    return _question("one picture", [_picture(scene)], list(dict.fromkeys(pairs)), split)
 
 
 def question_about(scene: Scene, rng: Random, kinds: Sequence[str]) -> Question | None:

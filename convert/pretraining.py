@@ -123,8 +123,6 @@ def pretrain(model: SmolVLM, settings: ImageSettings, steps: int = STEPS) -> dic
         mx.eval(loss, both.parameters(), optimizer.state)
         if (step + 1) % 50 == 0 and group.rank() == 0:
             print(f"pretraining {step + 1} of {steps}  loss {loss.item():.4f}", flush=True)
-            if step % 200 == 199:
-                print(measure(model, heads, settings))
     return measure(model, heads, settings)
 
 

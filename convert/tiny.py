@@ -1,11 +1,14 @@
-"""Make the tiny checkpoint: `python convert/tiny.py OUT`. It goes on where it was stopped.
+"""Make the tiny checkpoint: `python -m convert.tiny OUT`. It goes on where it was stopped.
 
-With `mlx.launch -n 2 --env OPENBLAS_NUM_THREADS=1 -- convert/tiny.py OUT` two processes share the work. README.md beside this
-file has the recipe, its curve, and what the result can do.
+README.md beside this file has the recipe, its curve, and what the result can do.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from random import Random
@@ -19,6 +22,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.batches import Batch, collate, make_example
+from smolvlm_mlx.training.curve import draw_curve, write_curve
 from smolvlm_mlx.training.trainer import Record, Settings, Trainer
 
 import mlx.core as mx
@@ -56,6 +60,15 @@ SETTINGS = Settings(
     steps=3000, learning_rate=1.5e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
 )
 BATCHES, BATCH_SIZE = 4, 6  # of a step
+LISTS_FIRST, UNSPLIT = 700, 0.5  # steps before, and share of, pictures in one tile: the easiest to be asked about
+PORT = 15051  # and those after it, on this machine only
+# One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
 
 def write_files(out: Path) -> None:
@@ -82,6 +95,11 @@ def write_files(out: Path) -> None:
         "preprocessor_config.json": {**preprocessor_config("smolvlm"), "size": {"longest_edge": LONGEST_EDGE}},
         "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
         "tokenizer_config.json": tokenizer_config("smolvlm"),
+        "added_tokens.json": {token: ids[token] for token in LATER},
+        "special_tokens_map.json": {
+            **{name: value for name, value in tokenizer_config("smolvlm").items() if name.endswith("_token")},
+            "additional_special_tokens": LATER[-3:],
+        },
     }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -120,7 +138,8 @@ def make_batches(processor: Processor, step: int, split: str = "train") -> list[
     """The batches of a step, of examples that are made for it and never again; of like lengths in each."""
     examples = []
     for number in range(BATCHES * BATCH_SIZE):
-        sample = make_conversation(Random(f"{split} {step * BATCHES * BATCH_SIZE + number}"))
+        rng = Random(f"{split} {step * BATCHES * BATCH_SIZE + number}")
+        sample = make_conversation(rng, UNSPLIT if step >= LISTS_FIRST else 0.0)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, split=sample.split))
     examples.sort(key=lambda example: len(example.input_ids))
@@ -130,34 +149,61 @@ def make_batches(processor: Processor, step: int, split: str = "train") -> list[
     return [short, medium, longest, long]  # two processes, which take turns, have about the same to do
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="Folder of the checkpoint; OUT-run beside it keeps the state.")
-    out = parser.parse_args().out
-    run = out.with_name(f"{out.name}-run")
-    group = mx.distributed.init()
-    if group.rank() == 0:
-        write_files(out)
-    mx.eval(mx.distributed.all_sum(mx.array(1)))  # the files are there
+def train(out: Path) -> None:
+    """Pretrain the tower, train everything, write the weights; each of several processes does its share."""
+    run, group = out.with_name(f"{out.name}-run"), mx.distributed.init()
     config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
     mx.random.seed(SETTINGS.seed)
     model, processor = SmolVLM(config), Processor.from_folder(out, config)
     trainer = Trainer(model, SETTINGS, run)
     if not trainer.resume():
-        print(pretrain(model, processor.settings))
+        measured = pretrain(model, processor.settings)
         trainer.save()
+        if group.rank() == 0:
+            print({name: f"{share:.0%}" for name, share in measured.items()}, flush=True)
     validation = [batch for step in range(4) for batch in make_batches(processor, step, "validation")]
     started, first = time.perf_counter(), trainer.step
 
     def show(record: Record) -> None:
         if group.rank() == 0 and record.step % 10 == 0:
             pace = (time.perf_counter() - started) / (record.step - first)
-            validation = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
-            print(f"step {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validation}", flush=True)
+            validated = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
+            print(f"step {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
 
     trainer.run(lambda step: make_batches(processor, step), lambda _: validation, show)
     if group.rank() == 0:
         write_weights(out / "model.safetensors", model.named_parameters(), "bfloat16")
+        write_curve(trainer.history, run / "loss.csv")
+        draw_curve(trainer.history, run / "loss.png")
+
+
+def start(out: Path, processes: int) -> int:
+    """Run `train` in several processes, which add up their gradients (MLX's ring); their worst exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Path(folder) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{PORT + rank}"] for rank in range(processes)]))
+        environment = {**os.environ, **ENVIRONMENT, "MLX_HOSTFILE": str(hosts)}
+        command = [sys.executable, "-m", "convert.tiny", str(out), "--worker"]
+        workers = [subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(processes)]
+        while all(worker.poll() is None for worker in workers):
+            time.sleep(1)
+        if any(worker.poll() for worker in workers):  # one failed: the others would wait for it
+            for worker in workers:
+                worker.terminate()
+        return max(abs(worker.wait()) for worker in workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="Folder of the checkpoint; OUT-run beside it keeps the state.")
+    parser.add_argument("--processes", type=int, default=2, choices=(1, 2, 4), help="That share the work: one a core.")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        train(args.out)
+    else:
+        write_files(args.out)
+        sys.exit(start(args.out, args.processes))
 
 
 if __name__ == "__main__":

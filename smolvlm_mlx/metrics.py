@@ -73,8 +73,8 @@ def _number(text: str) -> float | None:
 def choice(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
     """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it repeats.
 
-    Where MMMU's own script draws a letter at random, because it finds none, this also looks for "B. " and "B) " and for
-    choices in answers of up to five words; what is not found then either is wrong.
+    Beyond MMMU's own script this knows "B. ", as MMMU-Pro's does, and "B) ", and looks for choices in answers of up to
+    five words too. What it does not find is wrong; the script draws a letter at random then.
     """
     right = [LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper() for answer in answers]
     return float(chosen_letter(prediction, choices) in right)

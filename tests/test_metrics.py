@@ -8,7 +8,7 @@ import string
 from smolvlm_mlx.metrics import CONTRACTIONS, METRICS, chosen_letter, normalize_answer
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 CITIES = ("Paris", "Rome", "New York", "York")
@@ -24,7 +24,7 @@ def score(metric: str, prediction: str, *answers: str, choices: tuple[str, ...] 
 # ---- vqa
 
 
-@pytest.mark.parametrize(("agreeing", "expected"), enumerate([0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1]))
+@pytest.mark.parametrize(("agreeing", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (5, 1), (10, 1)])
 def test_vqa_of_ten_people(agreeing: int, expected: float) -> None:
     people = [*["Red."] * agreeing, *(f"other {person}" for person in range(10 - agreeing))]
     assert score("vqa", "the red", *people) == pytest.approx(expected)
@@ -39,49 +39,22 @@ def test_vqa_of_one_person() -> None:
     ("text", "normal"),
     [
         # The list of visualqa.org/evaluation: lower case, periods but for decimals, number words, articles, apostrophes.
-        ("Blue", "blue"),
-        ("blue.", "blue"),
-        ("U.S.A.", "usa"),
-        ("3.5", "3.5"),
-        ("3.5.", "3.5"),
-        ("zero one two three four five", "0 1 2 3 4 5"),
-        ("six seven eight nine ten eleven", "6 7 8 9 10 eleven"),
-        ("none", "0"),
-        ("a an the cat", "cat"),
-        ("The end of the day", "end of day"),
-        ("theater", "theater"),
-        ("dont", "don't"),
-        ("can't", "can't"),
-        ("couldnt've", "couldn't've"),
-        ("couldn'tve", "couldn't've"),
-        ("yall'd've", "y'all'd've"),
+        *[("Blue", "blue"), ("blue.", "blue"), ("U.S.A.", "usa"), ("3.5", "3.5"), ("3.5.", "3.5")],
+        *[("zero one two three four five", "0 1 2 3 4 5")],
+        *[("six seven eight nine ten eleven", "6 7 8 9 10 eleven"), ("none", "0"), ("a an the cat", "cat")],
+        *[("The end of the day", "end of day"), ("theater", "theater"), ("dont", "don't"), ("can't", "can't")],
+        *[("couldnt've", "couldn't've"), ("couldn'tve", "couldn't've"), ("yall'd've", "y'all'd've")],
         # What the original does not do, or does the wrong way round.
-        ("couldntve", "couldntve"),
-        ("Im", "im"),
-        ("lets", "lets"),
-        ("somebody'd", "somebodyd"),
-        ("somebodyd", "somebodyd"),
+        *[("couldntve", "couldntve"), ("Im", "im"), ("lets", "lets"), ("somebody'd", "somebodyd")],
+        *[("somebodyd", "somebodyd")],
         # Punctuation goes where it is beside a space, and is a space where it never is.
-        ("red/green", "red green"),
-        ("red /green", "redgreen"),
-        ("up-to-date", "up to date"),
-        ("up- to-date", "up todate"),
-        ("(left)", "left"),
-        ('say "hi" [now]', "say hi now"),
-        ("really?", "really"),
-        ("what?now", "whatnow"),
-        ("yes!", "yes"),
+        *[("red/green", "red green"), ("red\n/green/blue", "red greenblue"), ("up-to-date", "up to date")],
+        *[("up- to-date", "up todate"), ("(left)", "left"), ('say "hi" [now]', "say hi now")],
+        *[("really?", "really"), ("what?now", "whatnow"), ("yes!", "yes")],
         # Commas go before all else, and so they join numbers and words.
-        ("1,000", "1000"),
-        ("1,000-2,000", "1000 2000"),
-        ("cats,dogs", "catsdogs"),
-        ("cats, dogs", "cats dogs"),
-        ("John's", "john 's"),
-        ("10:30", "10:30"),
-        ("$5", "$5"),
-        (" \n red \t wine \n", "red wine"),
-        ("the", ""),
-        ("", ""),
+        *[("1,000", "1000"), ("1,000-2,000", "1000 2000"), ("cats,dogs", "catsdogs")],
+        *[("cats, dogs", "cats dogs"), ("John's", "john 's"), ("10:30", "10:30"), ("$5", "$5")],
+        *[(" \n red \t wine \n", "red wine"), ("the", ""), ("", "")],
     ],
 )
 def test_normal_answers(text: str, normal: str) -> None:
@@ -99,16 +72,11 @@ def by_definition(text: str) -> str:
     """TextVQA's steps as they are described, over characters and words instead of whole texts."""
     text = re.sub(r"[,?]", "", text.lower()).replace("'s", " 's").strip()
     text = "".join(" " if letter in "\n\t" else letter for letter in text).strip()
-    kept = []
-    for place, letter in enumerate(text):
-        if letter in ';/[]"{}()=+\\_-><@`!':
-            letter = "" if re.search(f"{re.escape(letter)} | {re.escape(letter)}", text) else " "
-        kept.append(letter)
-    marked = "".join(kept)
-    after = [*marked[1:], ""]
-    text = "".join(
-        letter for letter, follower in zip(marked, after, strict=True) if letter != "." or follower.isdecimal()
-    )
+    beside_space = {mark for mark in text if f"{mark} " in text or f" {mark}" in text}
+    marks = set('/\\_-+=<>()[]{}"`@!;')
+    text = "".join("" if mark in marks & beside_space else " " if mark in marks else mark for mark in text)
+    pairs = zip(text, [*text[1:], ""], strict=True) if text else ()
+    text = "".join(letter for letter, follower in pairs if letter != "." or follower.isdecimal())
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     words = [str(numbers.index(word)) if word in numbers else "0" if word == "none" else word for word in text.split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if not re.fullmatch("an?|the", word))
@@ -156,34 +124,12 @@ def test_anls(prediction: str, answers: list[str], expected: float) -> None:
 @pytest.mark.parametrize(
     ("prediction", "answer", "expected"),
     [
-        ("100", "100", 1),
-        ("105", "100", 1),  # 5 per cent, inclusive
-        ("95", "100", 1),
-        ("105.1", "100", 0),
-        ("94.9", "100", 0),
-        ("-105", "-100", 1),
-        ("-94.9", "-100", 0),
-        ("100", "-100", 0),
-        ("50%", "0.5", 1),
-        ("0.51", "50%", 1),
-        ("52%", "50%", 1),
-        ("53%", "50%", 0),
-        ("50", "50%", 0),
-        (" 100 ", "100", 1),
-        ("1e2", "100", 1),
-        ("0", "0", 1),  # zero is compared as text
-        ("0.0", "0", 0),
-        ("0.001", "0", 0),
-        ("0%", "0", 0),
-        ("1,000", "1000", 0),
-        ("Yes", "yes", 1),
-        ("yes.", "yes", 0),
-        ("light blue", "Light Blue", 1),
-        ("blue", "light blue", 0),
-        ("five", "5", 0),
-        ("5 apples", "5", 0),
-        ("%", "%", 1),
-        ("", "5", 0),
+        *[("100", "100", 1), ("95", "100", 1), ("105.1", "100", 0), ("94.9", "100", 0), ("-105", "-100", 1)],
+        *[("-94.9", "-100", 0), ("100", "-100", 0), ("50%", "0.5", 1), ("0.51", "50%", 1), ("52%", "50%", 1)],
+        *[("53%", "50%", 0), ("50", "50%", 0), (" 100 ", "100", 1), ("1e2", "100", 1), ("0.0", "0", 0)],
+        *[("0.001", "0", 0), ("0%", "0", 0), ("1,000", "1000", 0), ("Yes", "yes", 1), ("yes.", "yes", 0)],
+        *[("light blue", "Light Blue", 1), ("blue", "light blue", 0), ("five", "5", 0), ("5 apples", "5", 0)],
+        *[("%", "%", 1), ("", "5", 0)],
     ],
 )
 def test_relaxed(prediction: str, answer: str, expected: int) -> None:
@@ -197,7 +143,7 @@ def test_relaxed(prediction: str, answer: str, expected: int) -> None:
 @pytest.mark.parametrize(
     ("prediction", "letter"),
     [
-        *[("B", "B"), ("B.", "B"), ("B!", "B"), ("'B'", "B"), ("(B)", "B"), ("B. Rome", "B"), ("B) Rome", "B")],
+        *[("B", "B"), ("B.", "B"), ("B!", "B"), ("'B'", "B"), ("(B)", "B"), ("B. Rome", "B"), ("B) it is", "B")],
         *[
             ("The answer is B", "B"),
             ("The answer is B.", "B"),
@@ -271,12 +217,20 @@ def test_scores_are_from_0_to_1(metric: str, prediction: str, answers: list[str]
     assert 0 <= METRICS[metric](prediction, answers, choices) <= 1
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [name for name in METRICS if name != "choice"])
 @given(answer=TEXT, others=st.lists(TEXT, max_size=9))
 def test_the_answer_itself_is_right(metric: str, answer: str, others: list[str]) -> None:
-    answer = answer if answer.strip().lower().strip("+-%") not in ("nan", "inf", "infinity") else "a number"
+    assume(
+        answer.strip().lower().strip("+-%") not in ("nan", "inf", "infinity")
+    )  # numbers to pix2struct, equal to none
     people = [answer] * 10 if metric == "vqa" else [*others, answer]
-    choices = ("first", "second", "third") if metric == "choice" else ()
-    if metric == "choice":
-        answer, people = "B", ["second"]
-    assert METRICS[metric](answer, people, choices) == pytest.approx(1)
+    assert METRICS[metric](answer, people, ()) == pytest.approx(1)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=26), st.data())
+def test_the_letter_itself_is_right(choices: list[str], data: st.DataObject) -> None:
+    letter = data.draw(st.sampled_from(string.ascii_uppercase[: len(choices)]))
+    assume(letter not in choices)
+    for prediction in (letter, f"({letter})", f"{letter}.", f"The answer is {letter}."):
+        assert chosen_letter(prediction, choices) == letter
+        assert METRICS["choice"](prediction, [letter], choices) == 1

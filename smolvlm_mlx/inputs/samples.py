@@ -63,7 +63,7 @@ def read_rows(source: str | Path, split: str | None = None) -> list[Row]:
 
 def _json_lines(path: Path) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     where = f"{path.name}:{number}"
@@ -76,14 +76,14 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
+    if not path.is_dir() and not _is_hub_id(source):
+        raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
             f"{source} is no JSONL file; folders and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
         ) from error
-    if not path.is_dir() and not _is_hub_id(source):
-        raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
     try:
         loaded = datasets.load_dataset(str(path) if path.is_dir() else source)
         if split is None and len(loaded) > 1:
@@ -91,15 +91,28 @@ def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
         if split is not None and split not in loaded:
             raise DataError(f"{source}: no split {shown(split)}; there are {', '.join(map(str, loaded))}")
         part = loaded[split or next(iter(loaded))]
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {shown(str(error))}") from error
+    _leave_encoded(part.info.features)
     for number in range(len(part)):
         yield Row(f"{source}:{number + 1}", part[number], path if path.is_dir() else Path())
 
 
+def _leave_encoded(feature: Any) -> None:
+    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would end the reading."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        feature.decode = False
+    for inner in feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]:
+        if inner is not None:
+            _leave_encoded(inner)
+
+
 def _is_hub_id(source: str) -> bool:
     owner, _, name = source.partition("/")
-    return bool(owner) and bool(name) and "/" not in name and not source.startswith(("/", ".", "~"))
+    is_path = source.startswith(("/", ".", "~")) or name.endswith((".json", ".jsonl"))
+    return bool(owner) and bool(name) and "/" not in name and not is_path
 
 
 def make_sample(row: Row) -> Sample:
@@ -122,12 +135,15 @@ def make_sample(row: Row) -> Sample:
         messages, answers = _from_question(raw, images)
     else:
         raise DataError("neither messages, nor question and answer, nor texts")
+    answers = tuple(answer for answer in answers if answer.strip())
+    if not answers:
+        raise DataError("no answer: `answer` must be there, or the assistant's as the last message")
     return Sample(messages, answers, _choices(raw), _options(raw), str(raw.get("category") or ""))
 
 
 def _images(raw: Mapping[str, Any], folder: Path) -> list[Any]:
     one, many = raw.get("image"), raw.get("images")
-    images = many if many is not None else [] if one is None else [one]
+    images = many if many not in (None, []) else [] if one is None else [one]
     if not isinstance(images, Sequence) or isinstance(images, str):
         raise DataError("images is no list")
     return [_placed({"type": "image", **_source(image)}, folder) for image in images]
@@ -136,11 +152,15 @@ def _images(raw: Mapping[str, Any], folder: Path) -> list[Any]:
 def _source(image: Any) -> dict[str, Any]:
     if isinstance(image, str):
         return {"url" if image.startswith(("http://", "https://", "data:")) else "path": image}
-    return dict(image) if isinstance(image, Mapping) else {"image": image}
+    if isinstance(image, Mapping):  # a dataset's pictures have bytes, or only a path
+        return {"image": image["bytes"]} if image.get("bytes") is not None else dict(image)
+    return {"image": image}
 
 
 def _placed(part: Any, folder: Path) -> Any:
     """A part with its relative path made one from here."""
+    if isinstance(part, Mapping) and isinstance(part.get("image"), Mapping):
+        part = {**part, "image": None, **_source(part["image"])}
     path = part.get("path") if isinstance(part, Mapping) else None
     return {**part, "path": str(folder / path)} if isinstance(path, str) else part
 
@@ -157,12 +177,8 @@ def _from_messages(raw: Mapping[str, Any], images: list[Any], folder: Path) -> t
         messages.append({**message, "content": content})
     if next(waiting, None) is not None:
         raise DataError("more images than image parts in the messages")
-    answers = _answers(raw)
-    if not answers and messages[-1].get("role") == "assistant":
-        answers = (_text_of(messages.pop()["content"]),)
-    if not answers or not answers[0].strip():
-        raise DataError("no answer: the last message must be the assistant's, or `answer` must be there")
-    return messages, answers
+    said = (_text_of(messages.pop()["content"]),) if messages[-1].get("role") == "assistant" else ()
+    return messages, _answers(raw) or said
 
 
 def _filled(part: Any, waiting: Iterator[Any]) -> Any:
@@ -183,6 +199,8 @@ def _text_of(content: Any) -> str:
 
 def _from_turns(turns: Any, images: list[Any]) -> tuple[list[Message], tuple[str, ...]]:
     messages: list[Message] = []
+    if not isinstance(turns, Sequence):
+        raise DataError("texts is no list")
     for number, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not turn.get("user") or not turn.get("assistant"):
             raise DataError(f"turn {number + 1} of texts has no user or no assistant")
@@ -193,22 +211,19 @@ def _from_turns(turns: Any, images: list[Any]) -> tuple[list[Message], tuple[str
 
 
 def _from_question(raw: Mapping[str, Any], images: list[Any]) -> tuple[list[Message], tuple[str, ...]]:
-    answers = _answers(raw)
-    if not answers:
-        raise DataError("a question without an answer")
     text = str(raw["question"])
     if choices := _choices(raw):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
         text = "\n".join([text, *lines, "Answer with the letter."])
-    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}], answers
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}], _answers(raw)
 
 
 def _answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    found = raw.get("answers") if raw.get("answers") is not None else raw.get("answer")
+    found = raw.get("answers") if raw.get("answers") not in (None, []) else raw.get("answer")
     if found is None:
         return ()
     many = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
-    return tuple(str(answer) for answer in many)
+    return tuple(str(answer) for answer in many if answer is not None)
 
 
 def _choices(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -222,5 +237,5 @@ def _options(raw: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: raw[name] for name in OPTIONS if raw.get(name) is not None}
     wrong = [name for name, value in options.items() if type(value) is not OPTIONS[name]]
     if wrong:
-        raise DataError(f"{wrong[0]} is {options[wrong[0]]!r:.40}, not a {OPTIONS[wrong[0]].__name__}")
+        raise DataError(f"{wrong[0]} is {options[wrong[0]]!r:.40}, not of type {OPTIONS[wrong[0]].__name__}")
     return options
