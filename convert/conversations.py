@@ -152,7 +152,8 @@ def make_question(kind: str, rng: Random) -> Question:
 def make_conversation(rng: Random, unsplit: float = 0.0) -> Question:
     """Questions of mixed kinds about one picture (or two, or frames, or none), the last answered by `answer`.
 
-    A share of `unsplit` of the single pictures is one tile each, and shows no text, which would be too small there. What earlier answers give away is not learned from the picture, so dense answers come first, and few after them.
+    A share of `unsplit` of the single pictures is one tile each, and shows no text, which would be too small there. What
+    earlier answers give away is not learned from the picture, so dense answers come first, and few after them.
     """
     kind = rng.random()
     if kind < 0.22:

@@ -17,7 +17,8 @@ from .checkpoint import load
 from .errors import EvaluationError, SmolVLMError
 from .generation import generate
 from .inputs.processor import Inputs, Processor
-from .inputs.samples import Row, Sample, make_sample, read_rows
+from .inputs.rows import Row, read_rows
+from .inputs.samples import Sample, make_sample
 from .metrics import METRICS
 from .sampling import Options
 

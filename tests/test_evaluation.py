@@ -12,7 +12,8 @@ from smolvlm_mlx.apps import cli
 from smolvlm_mlx.errors import EvaluationError, GenerationError
 from smolvlm_mlx.evaluation import Answer, Result, Score, evaluate
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.samples import Row, make_sample, read_rows
+from smolvlm_mlx.inputs.rows import Row, read_rows
+from smolvlm_mlx.inputs.samples import make_sample
 
 import pytest
 from PIL import Image

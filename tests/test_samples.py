@@ -8,7 +8,8 @@ from typing import Any
 from smolvlm_mlx.errors import DataError, ImageError, PromptError
 from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.prompt import normalize_messages
-from smolvlm_mlx.inputs.samples import Row, Sample, make_sample, read_rows
+from smolvlm_mlx.inputs.rows import Row, read_rows
+from smolvlm_mlx.inputs.samples import Sample, make_sample
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,11 @@ def test_pictures(image: Any, part: dict[str, Any]) -> None:
         messages = sample(**raw, **QUESTION).messages
         assert messages == [{"role": "user", "content": [*pictures, text("Which?")]}]
         normalize_messages(messages)
+
+
+@pytest.mark.parametrize(("answer", "right"), [(2, "6"), ("0", "2"), ("4", "4"), ("C", "C"), (9, "9"), ("6", "6")])
+def test_a_number_among_choices_is_an_index(answer: object, right: str) -> None:
+    assert sample(question="Which?", options=["2", "4", "6"], answer=answer).answers == (right,)
 
 
 def test_choices() -> None:

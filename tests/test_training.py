@@ -16,7 +16,7 @@ from convert.conversations import write_questions
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import TrainingError
-from smolvlm_mlx.inputs.samples import read_rows
+from smolvlm_mlx.inputs.rows import read_rows
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.batches import collate, make_example
 from smolvlm_mlx.training.dataset import check

@@ -43,7 +43,7 @@ def evaluate(
     {"messages": [...], "answers": [...]}; with "choices" the question is multiple choice.
     """
     from ..evaluation import evaluate as run
-    from ..inputs.samples import read_rows
+    from ..inputs.rows import read_rows
     from ..sampling import Options
     from . import training_report as report
 

@@ -1,33 +1,23 @@
-"""Rows of a data set -> messages, for fine-tuning and evaluation. A JSONL file, a folder, or a dataset of the hub.
+"""Rows of a data set (see `rows`) -> conversations, for fine-tuning and evaluation.
 
 A row is one of
     {"messages": [...]}                                      the schema of inference, pictures by path
-    {"image": ..., "question": "...", "answer": "..."}       or `images`, `answers` (all right), `choices`, or no picture
+    {"image": ..., "question": "...", "answer": "..."}       or `images`, `answers` (each right), `choices`, or no picture
     {"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]}       HuggingFaceM4/the_cauldron's
 and may say `split`, `longest_edge` and `max_tiles` for its pictures. Paths are relative to the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, PromptError
-from .files import shown
 from .prompt import Message
+from .rows import Row
 
 OPTIONS = {"split": bool, "longest_edge": int, "max_tiles": int}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as it was found, and where; `folder` is where its paths begin."""
-
-    where: str
-    raw: Any
-    folder: Path = field(default_factory=Path)
 
 
 @dataclass(frozen=True)
@@ -44,75 +34,6 @@ class Sample:
     def whole(self) -> list[Message]:
         """The conversation with its answer, to learn."""
         return [*self.messages, {"role": "assistant", "content": self.answers[0]}]
-
-
-def read_rows(source: str | Path, split: str | None = None) -> list[Row]:
-    """All rows of a JSONL file, or those of a folder or hub dataset (`split`: its part, such as "train").
-
-    A line that is no JSON is a row whose `raw` is the error.
-
-    Raises:
-        DataError: it is not there, cannot be read, or is empty.
-    """
-    path = Path(source).expanduser()
-    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, split))
-    if not rows:
-        raise DataError(f"{source}: no rows")
-    return rows
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path.name}:{number}"
-                    try:
-                        yield Row(where, json.loads(line), path.parent)
-                    except (ValueError, RecursionError) as error:
-                        yield Row(where, DataError(f"no JSON ({shown(str(error))})"), path.parent)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({shown(str(error))}); it must be JSON lines in UTF-8") from error
-
-
-def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
-    if not path.is_dir() and not _is_hub_id(source):
-        raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{source} is no JSONL file; folders and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
-        ) from error
-    try:
-        loaded = datasets.load_dataset(str(path) if path.is_dir() else source)
-        if split is None and len(loaded) > 1:
-            split = next((name for name in ("train", "test", "validation") if name in loaded), None)
-        if split is not None and split not in loaded:
-            raise DataError(f"{source}: no split {shown(split)}; there are {', '.join(map(str, loaded))}")
-        part = loaded[split or next(iter(loaded))]
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{source}: {shown(str(error))}") from error
-    _leave_encoded(part.info.features)
-    for number in range(len(part)):
-        yield Row(f"{source}:{number + 1}", part[number], path if path.is_dir() else Path())
-
-
-def _leave_encoded(feature: Any) -> None:
-    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would end the reading."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        feature.decode = False
-    for inner in feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]:
-        if inner is not None:
-            _leave_encoded(inner)
-
-
-def _is_hub_id(source: str) -> bool:
-    owner, _, name = source.partition("/")
-    is_path = source.startswith(("/", ".", "~")) or name.endswith((".json", ".jsonl"))
-    return bool(owner) and bool(name) and "/" not in name and not is_path
 
 
 def make_sample(row: Row) -> Sample:
@@ -223,11 +144,18 @@ def _answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
     if found is None:
         return ()
     many = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
-    return tuple(str(answer) for answer in many if answer is not None)
+    return tuple(_answer(answer, _choices(raw)) for answer in many if answer is not None)
+
+
+def _answer(answer: Any, choices: Sequence[str]) -> str:
+    """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one of them."""
+    text = str(answer)
+    is_index = type(answer) is int or (text.isdecimal() and text not in choices)
+    return choices[int(text)] if is_index and 0 <= int(text) < len(choices) else text
 
 
 def _choices(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    choices = raw.get("choices") or ()
+    choices = raw.get("choices") or raw.get("options") or ()
     if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) > len(LETTERS):
         raise DataError(f"choices is no list of up to {len(LETTERS)}")
     return tuple(str(choice) for choice in choices)

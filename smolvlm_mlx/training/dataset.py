@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import SmolVLMError
 from ..inputs.processor import Processor
-from ..inputs.samples import Row, make_sample
+from ..inputs.rows import Row
+from ..inputs.samples import make_sample
 from .batches import Batch, Example, collate, make_example
 
 SORTED_TOGETHER = 32  # batches whose examples are sorted by length together

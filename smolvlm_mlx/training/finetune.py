@@ -23,7 +23,7 @@ from ..errors import DataError, TrainingError
 from ..features import CHUNK
 from ..hub import find
 from ..inputs.processor import Processor
-from ..inputs.samples import Row, read_rows
+from ..inputs.rows import Row, read_rows
 from ..model import SmolVLM
 from ..writer import new_folder
 from .curve import draw_curve, write_curve

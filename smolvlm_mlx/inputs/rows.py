@@ -1,0 +1,107 @@
+"""Where rows of data come from: a JSONL file, or, through `datasets`, a folder or a dataset of the hub."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .files import shown
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)  # with a configuration
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was found, and where; `folder` is where its paths begin."""
+
+    where: str
+    raw: Any
+    folder: Path = field(default_factory=Path)
+
+
+def read_rows(source: str | Path, split: str | None = None) -> list[Row]:
+    """All rows of a JSONL file, or those of a folder or hub dataset (`split`: its part, such as "train").
+
+    A hub dataset of several configurations is "owner/name:configuration".
+
+    A line that is no JSON is a row whose `raw` is the error.
+
+    Raises:
+        DataError: it is not there, cannot be read, or is empty.
+    """
+    path = Path(source).expanduser()
+    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, split))
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    return rows
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{path.name}:{number}"
+                    try:
+                        yield Row(where, json.loads(line), path.parent)
+                    except (ValueError, RecursionError) as error:
+                        yield Row(where, DataError(f"no JSON ({shown(str(error))})"), path.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({shown(str(error))}); it must be JSON lines in UTF-8") from error
+
+
+def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
+    if not path.is_dir() and not _HUB_ID.fullmatch(source):
+        raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{source} is no JSONL file; folders and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
+        ) from error
+    try:
+        repo, _, config = source.partition(":")
+        loaded = datasets.load_dataset(str(path)) if path.is_dir() else datasets.load_dataset(repo, config or None)
+        if split is None and len(loaded) > 1:
+            split = next((name for name in ("train", "test", "validation") if name in loaded), None)
+        if split is not None and split not in loaded:
+            raise DataError(f"{source}: no split {shown(split)}; there are {', '.join(map(str, loaded))}")
+        part = loaded[split or next(iter(loaded))]
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
+    _leave_encoded(part.info.features)
+    for number in range(len(part)):
+        yield Row(f"{source}:{number + 1}", _DatasetRow(part, number), path if path.is_dir() else Path())
+
+
+class _DatasetRow(Mapping[str, Any]):
+    """A row that is read from disk each time it is looked at: a whole dataset may not fit in memory."""
+
+    def __init__(self, part: Any, number: int):
+        self._part, self._number = part, number
+
+    def __getitem__(self, column: str) -> Any:
+        return self._part[self._number][column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._part.column_names)
+
+    def __len__(self) -> int:
+        return len(self._part.column_names)
+
+    def __repr__(self) -> str:
+        return f"{self._part._fingerprint} {self._number}"
+
+
+def _leave_encoded(feature: Any) -> None:
+    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would end the reading."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        feature.decode = False
+    for inner in feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]:
+        if inner is not None:
+            _leave_encoded(inner)
