@@ -149,41 +149,36 @@ def make_question(kind: str, rng: Random) -> Question:
     return _question(kind, [_picture(scene)], pairs)
 
 
-def make_conversation(rng: Random, unsplit: float = 0.0) -> Question:
+def make_conversation(rng: Random, easy: bool = False) -> Question:
     """Questions of mixed kinds about one picture (or two, or frames, or none), the last answered by `answer`.
 
-    A share of `unsplit` of the single pictures is one tile each, and shows no text, which would be too small there. What
-    earlier answers give away is not learned from the picture, so dense answers come first, and few after them.
+    `easy`: only pictures of one tile, and no other frames or pictures beside them. What earlier answers give away is not
+    learned from the picture, so dense answers come first, and few after them.
     """
     kind = rng.random()
-    if kind < 0.22:
+    if kind < 0.1:
         return _question(
-            "list", [_picture(crowd := make_crowd(rng, 0.6))], [("List everything.", listed(crowd))], split=False
+            "list", [_picture(crowd := make_crowd(rng, 0.6))], [("List everything.", listed(crowd))], False
         )
-    if kind < 0.32:
-        parts, pair = compare(rng)
-        return _question("two pictures", parts, _different(pair, 3))
-    if kind < 0.42:
-        parts, pair = frames(rng)
-        return _question("frames", parts, _different(pair, 2), split=False)
-    if kind < 0.45:
+    if kind < 0.13:
         return _question("text alone", [], _different(lambda: text_alone(rng), 4))
-    if kind < 0.47:
+    if kind < 0.15:
         return _question("earlier turn", [], [*_different(lambda: text_alone(rng), rng.randrange(3)), *_remember(rng)])
-    split = not (unsplit and rng.random() < unsplit)
-    scene = make_scene(rng, with_text=None if split else False)
-    if split and kind < 0.55:
-        pairs = follow_up(scene, rng) + follow_up(scene, rng)
+    if kind < 0.35 and not easy:
+        parts, pair = rng.choice((compare, frames))(rng)
+        split = parts[0]["type"] == "image"
+        return _question("two pictures" if split else "frames", parts, _different(pair, 3), split)
+    split = not easy and rng.random() < 0.75
+    scene = make_scene(rng, coarse=not split)
+    if kind < 0.42:
+        pairs = follow_up(scene, rng)
         if pairs:
-            return _question("earlier turn", [_picture(scene)], pairs)
+            return _question("earlier turn", [_picture(scene)], pairs, split)
     dense = [what_is_in(scene, rng, place) for place in scene.places]
+    others = [pair for kind in KINDS for pair in [KINDS[kind](scene, rng)] if pair is not None and kind != "describe"]
     rng.shuffle(dense)
-    found = {kind: KINDS[kind](scene, rng) for kind in KINDS}
-    others = [pair for kind, pair in found.items() if pair is not None and kind != "describe"]
-    others = [pair for pair in others if split or pair != found["stripes"]]
     rng.shuffle(others)
-    described = describe(scene, rng)
-    pairs = rng.choice(([described, *others[:2]], [*dense, *others[:2]], others[:3], others[:3]))
+    pairs = rng.choice(([describe(scene, rng), *others[:2]], [*dense, *others[:2]], others[:3], others[:3]))
     return _question("one picture", [_picture(scene)], list(dict.fromkeys(pairs)), split)
 
 

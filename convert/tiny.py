@@ -35,12 +35,12 @@ TEXT = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 100000,
+    "rope_theta": 10000,
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": False,
     "bos_token_id": 1,
@@ -57,10 +57,10 @@ VISION = {
     "patch_size": 8,
 }
 SETTINGS = Settings(
-    steps=3000, learning_rate=1.5e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
+    steps=4000, learning_rate=1.5e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
 )
-BATCHES, BATCH_SIZE = 4, 6  # of a step
-LISTS_FIRST, UNSPLIT = 700, 0.5  # steps before, and share of, pictures in one tile: the easiest to be asked about
+BATCHES, BATCH_SIZE = 4, 10  # of a step
+EASY_STEPS = 2000  # with pictures of one tile: a fifth of the work, and what is asked is the same
 PORT = 15051  # and those after it, on this machine only
 # One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).
 ENVIRONMENT = {
@@ -139,7 +139,7 @@ def make_batches(processor: Processor, step: int, split: str = "train") -> list[
     examples = []
     for number in range(BATCHES * BATCH_SIZE):
         rng = Random(f"{split} {step * BATCHES * BATCH_SIZE + number}")
-        sample = make_conversation(rng, UNSPLIT if step >= LISTS_FIRST else 0.0)
+        sample = make_conversation(rng, easy=step < EASY_STEPS)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, split=sample.split))
     examples.sort(key=lambda example: len(example.input_ids))

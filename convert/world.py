@@ -47,6 +47,9 @@ FORMS: dict[tuple[int, int], dict[str, tuple[float, float, float, float]]] = {
 }
 EM = 1.25  # a font's size, in heights of its capitals and a little around them
 STRIPES = ("horizontal", "vertical")
+# Sides of shapes and heights of texts in units; by whether a picture is to be one tile.
+SIZES = {False: {"small": (13, 20), "large": (32, 46)}, True: {"small": (22, 29), "large": (44, 56)}}
+TEXT_SIZES = {False: {"small": (14, 16), "large": (20, 23)}, True: {"small": (26, 29), "large": (30, 34)}}
 UNSCALED = ((128, 128), (128, 64), (64, 128))  # whole tiles: their pixels reach the tiles as they are
 FRAME = (64, 64)  # a frame's size in units
 Pixels = NDArray[np.uint8]
@@ -94,8 +97,10 @@ class Scene:
         return next((thing for thing in self.things if thing.place == place), None)
 
 
-def make_scene(rng: Random, size: tuple[int, int] | None = None, with_text: bool | None = None) -> Scene:
-    """1 to 4 things; a text is among them always, never, or (None) sometimes."""
+def make_scene(
+    rng: Random, size: tuple[int, int] | None = None, with_text: bool | None = None, coarse: bool = False
+) -> Scene:
+    """1 to 4 things; a text is among them always, never, or (None) sometimes. `coarse`: to be seen in one tile."""
     size = size or rng.choice([(128, 128)] * 3 + [form for form in FORMS if form != FRAME])
     places = list(FORMS[size])
     count = min(rng.choice((1, 2, 3, 3, 4, 4)), len(places))
@@ -104,10 +109,11 @@ def make_scene(rng: Random, size: tuple[int, int] | None = None, with_text: bool
     things = []
     for number, place in enumerate(sorted(chosen, key=places.index)):
         is_text = number in rng.sample(range(count), min(texts, count))
-        things.append(make_thing(rng, size, place, text=make_text(rng) if is_text else ""))
+        text = make_text(rng)[: 2 if coarse else 3] if is_text else ""
+        things.append(make_thing(rng, size, place, text, coarse=coarse))
     if not (with_text is None or with_text == any(thing.text for thing in things)):
-        return make_scene(rng, size, with_text)
-    if size in UNSCALED and texts == 0 and rng.random() < 0.4:
+        return make_scene(rng, size, with_text, coarse)
+    if not coarse and size in UNSCALED and texts == 0 and rng.random() < 0.4:
         number = rng.randrange(count)
         things[number] = make_striped(rng, size, things[number].place)
         return Scene(size, tuple(things), rng.getrandbits(32))
@@ -124,16 +130,18 @@ def make_text(rng: Random) -> str:
     return "".join(rng.choices(CHARACTERS, k=rng.randint(1, 3)))
 
 
-def make_thing(rng: Random, form: tuple[int, int], place: str, text: str = "", **fixed: str) -> Thing:
+def make_thing(
+    rng: Random, form: tuple[int, int], place: str, text: str = "", coarse: bool = False, **fixed: str
+) -> Thing:
     """A thing of random looks somewhere in its place, not touching the edges."""
     left, top, right, bottom = (edge * side for edge, side in zip(FORMS[form][place], form * 2, strict=True))
     big = fixed.get("size") or rng.choice(("small", "large"))
     if text:
-        height = rng.uniform(14, 16) if big == "small" else rng.uniform(20, 23)
+        height = rng.uniform(*TEXT_SIZES[coarse][big])
         height = min(height, height * (right - left - 6) / _width(text, height))
         width = _width(text, height)
     else:
-        width = height = rng.uniform(13, 20) if big == "small" else rng.uniform(32, 46)
+        width = height = rng.uniform(*SIZES[coarse][big])
     x = rng.uniform(left + 3, max(left + 3, right - 3 - width))
     y = rng.uniform(top + 3, max(top + 3, bottom - 3 - height))
     color = fixed.get("color") or rng.choice(INKS if text else tuple(COLORS))

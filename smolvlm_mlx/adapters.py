@@ -1,7 +1,8 @@
 """LoRA and DoRA adapters: which layers they change, their two files, and the base they belong to.
 
 An adapter folder holds adapter_config.json and adapters.safetensors (mlx-lm's names). Its base is known by a fingerprint of
-the norms' weights, which no conversion quantizes, so an adapter fits a checkpoint and its quantized forms, and no other.
+the norms' weights in bfloat16, which no conversion quantizes, so an adapter fits a checkpoint and its conversions (but not
+one of float32 to float16, which was rounded in another way), and no other.
 LoRA is arXiv:2106.09685, DoRA arXiv:2402.09353; the layers are mlx-lm's (`mlx_lm.tuner`).
 """
 
@@ -170,6 +171,9 @@ def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str
     if problems:
         raise AdapterError(f"{folder / WEIGHTS} does not fit {CONFIG}: {listed(problems)}")
     arrays: Any = mx.load(str(folder / WEIGHTS))
+    broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all())]
+    if broken:
+        raise AdapterError(f"{folder / WEIGHTS}: values that are not finite in {listed(broken)}; train it again")
     return sorted(arrays.items())
 
 

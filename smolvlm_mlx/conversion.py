@@ -209,7 +209,7 @@ class _Plan:
         if array.dtype == mx.uint32:
             assert self.checkpoint.quantization is not None
             bits, group_size = self.checkpoint.quantization.of(module)
-            scales, biases = (source.pop(f"{module}.{part}") for part in ("scales", "biases"))
+            scales, biases = (source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
             array = mx.dequantize(array, scales, biases, group_size, bits)
         if self.fuser is not None and name.endswith(".weight"):
             array = self.fuser.fuse(module, array)

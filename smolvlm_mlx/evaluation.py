@@ -179,11 +179,13 @@ def _answer(
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    """Of the rows' text; pictures count by their path, those in memory not at all."""
-    texts = [
-        json.dumps([row.where, row.raw], default=lambda value: type(value).__name__, skipkeys=True) for row in rows
-    ]
-    return sha256("\n".join(texts).encode()).hexdigest()[:16]
+    """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
+
+    def text(value: Any) -> str:
+        return repr(value) if isinstance(value, Mapping) else type(value).__name__
+
+    lines = [json.dumps([row.where, row.raw], default=text, skipkeys=True) for row in rows]
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _state(*folders: str | Path | None) -> str:

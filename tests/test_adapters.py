@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.adapters import AdapterConfig, adapter_weights, add_adapter, fingerprint, layers_of, save_adapter
+from smolvlm_mlx.adapters import (
+    WEIGHTS,
+    AdapterConfig,
+    adapter_weights,
+    add_adapter,
+    fingerprint,
+    layers_of,
+    save_adapter,
+)
 from smolvlm_mlx.apps import cli
 from smolvlm_mlx.checkpoint import load, open_checkpoint
 from smolvlm_mlx.conversion import convert
@@ -252,6 +260,25 @@ def test_tensors_that_do_not_fit_are_named(damage: str, tiny: Path, adapters: Fo
     file.unlink()
     mx.save_safetensors(str(file), weights)
     check_refused(tiny, folder, tmp_path / "out", rf"safetensors does not fit adapter_config\.json: {reason}")
+
+
+def test_values_that_are_not_finite_are_refused(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    adapter = changed(adapters["lora"], tmp_path / "adapter")
+    weights: Any = mx.load(str(adapter / WEIGHTS))
+    name = min(weights)
+    weights[name] = mx.full(weights[name].shape, float("nan"))
+    mx.save_safetensors(str(adapter / WEIGHTS), weights)
+    check_refused(tiny, adapter, tmp_path / "out", f"not finite in {name}")
+
+
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
+def test_one_adapted_projection_of_three_is_enough(projection: str, tiny: Path, tmp_path: Path) -> None:
+    module = f"language_model.layers.0.self_attn.{projection}"
+    adapter = changed(write_adapter(tiny, tmp_path / "all", "lora"), tmp_path / "one", modules=[module])
+    stored: Any = mx.load(str(adapter / WEIGHTS))
+    weights = {name: array for name, array in stored.items() if name.startswith(f"{module}.")}
+    mx.save_safetensors(str(adapter / WEIGHTS), weights)
+    np.testing.assert_allclose(logits(tiny, adapter, fuse=True), logits(tiny, adapter, fuse=False), atol=1e-4)
 
 
 def test_a_tensor_that_is_there_twice_is_refused(tiny: Path, adapters: Folders, tmp_path: Path) -> None:

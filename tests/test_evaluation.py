@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from smolvlm_mlx import Options, evaluation, generate, load
@@ -157,9 +158,13 @@ def test_a_stopped_run_asks_only_what_is_missing(
         evaluate("tiny", data, stopped)
     stopped.write_bytes(stopped.read_bytes() + tail)
     asked, calls = fake(tiny=RIGHT), []
-    assert evaluate("tiny", data, stopped, progress=lambda done, total: calls.append((done, total))) == whole
+
+    def progress(done: int, total: int) -> None:
+        calls.append((done, total, stopped.read_bytes().count(b"\n") - 1))  # each answer is in the file at once
+
+    assert evaluate("tiny", data, stopped, progress=progress) == whole
     assert asked == QUESTIONS[crash_at:]
-    assert calls == [(done, 6) for done in range(crash_at + 1, 7)]
+    assert calls == [(done, 6, done) for done in range(crash_at + 1, 7)]
     assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -198,6 +203,15 @@ def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Pat
     asked = fake(tiny=RIGHT)
     assert evaluate("tiny", rows(), tmp_path / "out.jsonl") == first
     assert asked == []
+
+
+def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> None:
+    """Its rows are at the same places, and mappings that are read from disk."""
+    fake(tiny=RIGHT)
+    parts = [[Row("set:1", MappingProxyType({"question": "Which?", "answer": answer}))] for answer in "ab"]
+    evaluate("tiny", parts[0], tmp_path / "out.jsonl")
+    with pytest.raises(EvaluationError, match=r"\(data differ\)"):
+        evaluate("tiny", parts[1], tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -276,14 +290,14 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
     assert asked == ["What color?", "What shape?"]
     assert [answer.score for answer in result.answers] == [1, 0, 0, 0, 0, 0]
     assert result.categories == {"color": Score(3, 1 / 3), "number": Score(1, 0), "": Score(2, 0)}
-    reasons = ["", "missing.png", "without an answer", "neither messages", "too long", "no JSON"]
+    reasons = ["", "missing.png", "no answer", "neither messages", "too long", "no JSON"]
     for answer, reason in zip(result.answers, reasons, strict=True):
         assert bool(answer.error) == bool(reason)
         assert reason in answer.error
     code, out, err = call(rows, "-m", "tiny", "--out", tmp_path)
     assert (code, table(out)[4]) == (0, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
     assert err.splitlines() == [
-        "5 rows could not be asked, and count as wrong:",
+        "5 rows could not be asked, and count as wrong for tiny:",
         *(f"  {answer.where}: {answer.error}" for answer in result.answers if answer.error),
     ]
     assert json.loads(call(rows, "-m", "tiny", "--out", tmp_path, "--json")[1])[0]["failed"] == 5

@@ -59,6 +59,8 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, str(tmp_path / "out/adapter"))
     assert "2 conversations" in result.stderr
     assert "8 rows are left out" in result.stderr
+    with Image.open(tmp_path / "out/loss.png") as curve:
+        curve.verify()
     left_out = [json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()]
     assert [row["where"] for row in left_out] == [f"data.jsonl:{number}" for number in range(3, 11)]
     reasons = ("absent.png", "broken.png", "tokens, more than 400", "answer", "answer", "JSON", "neither", "list")

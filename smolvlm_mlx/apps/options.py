@@ -7,7 +7,7 @@ import typer
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
-Model = Annotated[str, typer.Option("--model", "-m", help='Folder or hub id of a SmolVLM checkpoint, or "tiny".')]
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
 Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
 LongestEdge = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's longer side before it is split.")]

@@ -119,8 +119,9 @@ def print_scores(results: list[Result]) -> None:
         shown.add_row("same answers", "", "", *(f"{100 * result.agreement(first):.1f}" for result in results[1:]))
     out.print(shown)
     out.print("Per cent, with 95 per cent intervals.")
-    failed = [answer for answer in first.answers if answer.error]
-    print_bad([Bad(answer.where, answer.error) for answer in failed], "could not be asked, and count as wrong")
+    for result in results:
+        failed = [Bad(answer.where, answer.error) for answer in result.answers if answer.error]
+        print_bad(failed, f"could not be asked, and count as wrong for {result.name}")
 
 
 def _with_interval(score: Score) -> str:
