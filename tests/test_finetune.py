@@ -72,7 +72,7 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path) -> None:
     ("rows", "options", "reason"),
     [
         ([], (), "no rows"),
-        ([{"question": "?"}], (), "none of 1 rows can be used; data.jsonl:1: a question without an answer"),
+        ([{"question": "?"}], (), "none of 1 rows can be used; data.jsonl:1: no answer"),
         ([GOOD], ("--method", "magic"), "method 'magic' is not one of lora, dora, full"),
         ([GOOD], ("--train", "decoder,nose"), "decoder, nose: choose from decoder, connector, vision"),
         ([GOOD], ("--rank", "0", "--learning-rate", "-1"), "rank is 0, less than 1; learning_rate is -1.0"),

@@ -251,10 +251,10 @@ def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None
     out = tmp_path / "killed"
     while kills < 20:
         resume = ["--resume"] if list(out.glob("run/state-*")) else []
-        process = subprocess.Popen(command(tiny, data, out, *resume), cwd=ROOT, stderr=subprocess.PIPE)
-        time.sleep(rng.uniform(0.4, 1) * longest)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        with subprocess.Popen(command(tiny, data, out, *resume), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(0.4, 1) * longest)
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
         if (out / "adapter").exists():  # finished before the kill: begin again
             assert_same(out, tmp_path / "whole")
             shutil.rmtree(out)
