@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,7 @@ from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.batches import Batch, collate, make_example
 from smolvlm_mlx.training.curve import draw_curve, write_curve
 from smolvlm_mlx.training.trainer import Record, Settings, Trainer
+from smolvlm_mlx.writer import new_folder
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,11 +58,23 @@ VISION = {
     "image_size": TILE,
     "patch_size": 8,
 }
-SETTINGS = Settings(
-    steps=4000, learning_rate=1.5e-3, warmup=200, weight_decay=0.02, validate_every=250, save_every=50, seed=0
-)
 BATCHES, BATCH_SIZE = 4, 10  # of a step
-EASY_STEPS = 2000  # with pictures of one tile: a fifth of the work, and what is asked is the same
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of the trainer. `easy`: pictures of one tile only, a fraction of the work, and what is asked is the same."""
+
+    name: str
+    easy: bool
+    trains_tower: bool
+    settings: Settings
+
+
+STAGES = (
+    Stage("one-tile", True, False, Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02)),
+    Stage("all", False, True, Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02)),
+)
 PORT = 15051  # and those after it, on this machine only
 # One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).
 ENVIRONMENT = {
@@ -134,12 +148,12 @@ def _words(seed: int) -> str:
     return " ".join(word for word in " ".join(texts).split() if not word.strip(".,;").isupper() and word.isascii())
 
 
-def make_batches(processor: Processor, step: int, split: str = "train") -> list[Batch]:
+def make_batches(processor: Processor, step: int, stage: Stage, split: str = "train") -> list[Batch]:
     """The batches of a step, of examples that are made for it and never again; of like lengths in each."""
     examples = []
     for number in range(BATCHES * BATCH_SIZE):
-        rng = Random(f"{split} {step * BATCHES * BATCH_SIZE + number}")
-        sample = make_conversation(rng, easy=step < EASY_STEPS)
+        rng = Random(f"{split} {stage.name} {step * BATCHES * BATCH_SIZE + number}")
+        sample = make_conversation(rng, stage.easy)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, split=sample.split))
     examples.sort(key=lambda example: len(example.input_ids))
@@ -150,31 +164,49 @@ def make_batches(processor: Processor, step: int, split: str = "train") -> list[
 
 
 def train(out: Path) -> None:
-    """Pretrain the tower, train everything, write the weights; each of several processes does its share."""
-    run, group = out.with_name(f"{out.name}-run"), mx.distributed.init()
+    """Pretrain the tower, train the stages, write the weights; each of several processes does its share."""
+    run, is_first = out.with_name(f"{out.name}-run"), mx.distributed.init().rank() == 0
     config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
-    mx.random.seed(SETTINGS.seed)
+    mx.random.seed(0)
     model, processor = SmolVLM(config), Processor.from_folder(out, config)
-    trainer = Trainer(model, SETTINGS, run)
-    if not trainer.resume():
+    tower = run / "tower" / "weights.safetensors"
+    if tower.exists():
+        model.load_weights(str(tower), strict=False)
+    else:
         measured = pretrain(model, processor.settings)
-        trainer.save()
-        if group.rank() == 0:
+        if is_first:
+            with new_folder(tower.parent) as partial:
+                weights = model.named_parameters().items()
+                tensors = {name: array for name, array in weights if name.startswith("vision_model.")}
+                mx.save_safetensors(str(partial / tower.name), tensors)
             print({name: f"{share:.0%}" for name, share in measured.items()}, flush=True)
-    validation = [batch for step in range(4) for batch in make_batches(processor, step, "validation")]
+    for stage in STAGES:
+        train_stage(stage, model, processor, run / stage.name, is_first)
+    if is_first:
+        write_weights(out / "model.safetensors", model.named_parameters(), "bfloat16")
+
+
+def train_stage(stage: Stage, model: SmolVLM, processor: Processor, folder: Path, is_first: bool) -> None:
+    """Train from where `folder` has the stage, up to its end."""
+    model.unfreeze()
+    if not stage.trains_tower:
+        model.vision_model.freeze()
+    trainer = Trainer(model, stage.settings, folder)
+    trainer.resume()
+    validation = [batch for step in range(2) for batch in make_batches(processor, step, stage, "validation")]
     started, first = time.perf_counter(), trainer.step
 
     def show(record: Record) -> None:
-        if group.rank() == 0 and record.step % 10 == 0:
+        if is_first and record.step % 10 == 0:
             pace = (time.perf_counter() - started) / (record.step - first)
             validated = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
-            print(f"step {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
+            print(f"{stage.name} {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
 
-    trainer.run(lambda step: make_batches(processor, step), lambda _: validation, show)
-    if group.rank() == 0:
-        write_weights(out / "model.safetensors", model.named_parameters(), "bfloat16")
-        write_curve(trainer.history, run / "loss.csv")
-        draw_curve(trainer.history, run / "loss.png")
+    if trainer.step < stage.settings.steps:
+        trainer.run(lambda step: make_batches(processor, step, stage), lambda _: validation, show)
+    if is_first:
+        write_curve(trainer.history, folder / "loss.csv")
+        draw_curve(trainer.history, folder / "loss.png")
 
 
 def start(out: Path, processes: int) -> int:
