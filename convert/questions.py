@@ -98,7 +98,7 @@ def _claim(scene: Scene, rng: Random) -> tuple[str, bool]:
         return f"Is there anything {inside(place)}?", scene.at(place) is not None
     if kind == 4 and seen is not None and sum(thing.shape == shape for thing in scene.shapes) == 1:
         return f"Is the {shape} {hue}?", seen.color == hue
-    return f"Is there {article(hue)} {shape}?", f"{hue} {shape}" in names
+    return f"Is there {article(hue)} {hue} {shape}?", f"{hue} {shape}" in names
 
 
 def size(scene: Scene, rng: Random) -> Pair | None:
