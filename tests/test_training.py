@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,15 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 KINDS = ("color", "text", "frames", "two pictures", "earlier turn", "text alone")
 PLAN = Plan(steps=6, batch_size=2, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Where sums come out the same each time, and in float32, whatever machine this is."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
 
 
 @pytest.fixture(scope="module")
