@@ -25,7 +25,8 @@ from convert.questions import (
     unique,
     what_is_in,
 )
-from convert.world import COLORS, DIRECTIONS, SHAPES, Scene, draw, make_crowd, make_frames, make_scene, make_text
+from convert.scenes import make_crowd, make_frames, make_scene, make_text
+from convert.world import COLORS, DIRECTIONS, SHAPES, Scene, draw
 
 Part = dict[str, Any]  # of a message
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")

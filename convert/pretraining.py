@@ -7,18 +7,8 @@ color, and its own position. Five minutes of this replace hours of learning to s
 from dataclasses import replace
 from random import Random
 
-from convert.world import (
-    CHARACTERS,
-    COLORS,
-    FRAME,
-    SHAPES,
-    Scene,
-    character_spans,
-    draw,
-    draw_thing,
-    make_crowd,
-    make_scene,
-)
+from convert.scenes import make_crowd, make_scene
+from convert.world import CHARACTERS, COLORS, FRAME, SHAPES, Scene, character_spans, draw, draw_thing
 from smolvlm_mlx.inputs.image import ImageSettings, TileLayout, make_tiles, normalize
 from smolvlm_mlx.model import SmolVLM
 

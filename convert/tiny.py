@@ -203,7 +203,7 @@ def train_stage(stage: Stage, model: SmolVLM, processor: Processor, folder: Path
             print(f"{stage.name} {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
 
     if trainer.step < stage.settings.steps:
-        trainer.run(lambda step: make_batches(processor, step, stage), lambda _: validation, show)
+        trainer.run(lambda step: make_batches(processor, step, stage), lambda: validation, show)
     if is_first:
         write_curve(trainer.history, folder / "loss.csv")
         draw_curve(trainer.history, folder / "loss.png")

@@ -17,7 +17,7 @@ from .checkpoint import load
 from .errors import EvaluationError, SmolVLMError
 from .generation import generate
 from .inputs.processor import Inputs, Processor
-from .inputs.rows import Row, read_rows
+from .inputs.rows import Row, digest, read_rows
 from .inputs.samples import Sample, make_sample
 from .metrics import METRICS
 from .sampling import Options
@@ -120,18 +120,17 @@ def evaluate(
     if not rows:
         raise EvaluationError("no questions to ask")
     run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "weights": _state(model, adapter)}
-    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": _digest(rows)}
+    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": digest(rows)}
     run |= {"options": asdict(options), "settings": dict(settings or {})}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
-    answers = [done[row.where] for row in rows if row.where in done]
-    if len(answers) < len(rows):
+    missing = [row for row in rows if row.where not in done]
+    if missing:
         network, processor = load(model, dtype, revision, adapter=adapter)
 
         def predict(inputs: Inputs) -> str:
             return generate(network, processor, inputs, options).strip()
 
-        missing = [row for row in rows if row.where not in done]
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
             for answer in _answer(processor, missing, settings or {}, metric, predict):
                 done[answer.where] = answer
@@ -176,16 +175,6 @@ def _answer(
             name = metric if metric != "auto" else "choice" if sample.choices else "exact"
             score = METRICS[name](prediction, sample.answers, sample.choices)
             yield Answer(row.where, sample.category, prediction, sample.answers, score)
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
-
-    def text(value: Any) -> str:
-        return repr(value) if isinstance(value, Mapping) else type(value).__name__
-
-    lines = [json.dumps([row.where, row.raw], default=text, skipkeys=True) for row in rows]
-    return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _state(*folders: str | Path | None) -> str:

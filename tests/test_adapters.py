@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,8 @@ RECIPES = {
 }
 UP = "language_model.layers.0.mlp.up_proj"
 A = f"{UP}.lora_a"
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 Folders = dict[str, Path]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Where sums come out the same each time, and in float32, whatever machine this is."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 @pytest.fixture(scope="module")

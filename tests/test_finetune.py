@@ -17,8 +17,9 @@ from smolvlm_mlx.errors import SmolVLMError, TrainingError
 from smolvlm_mlx.inputs.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.quantization import Quantization, quantize_modules
-from smolvlm_mlx.training.finetune import PRESETS, Plan, prepare
+from smolvlm_mlx.training.finetune import prepare
 from smolvlm_mlx.training.memory import estimate
+from smolvlm_mlx.training.plan import PRESETS, Plan
 
 import mlx.core as mx
 import pytest

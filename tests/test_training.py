@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from convert.conversations import write_questions
+from convert.random_checkpoint import make
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import TrainingError
@@ -21,8 +21,9 @@ from smolvlm_mlx.inputs.rows import read_rows
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.batches import collate, make_example
 from smolvlm_mlx.training.dataset import check
-from smolvlm_mlx.training.finetune import Plan, Run, prepare
+from smolvlm_mlx.training.finetune import Run, prepare
 from smolvlm_mlx.training.loss import image_tokens_of, loss_sum
+from smolvlm_mlx.training.plan import Plan
 from smolvlm_mlx.training.trainer import Record, Settings, Trainer
 
 import mlx.core as mx
@@ -32,18 +33,10 @@ import pytest
 from mlx.utils import tree_flatten
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 ROOT = Path(__file__).parents[1]
 KINDS = ("color", "text", "frames", "two pictures", "earlier turn", "text alone")
 PLAN = Plan(steps=6, batch_size=2, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3)
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Where sums come out the same each time, and in float32, whatever machine this is."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +170,7 @@ def test_the_best_weights_are_kept(tiny: Path, data: Path, tmp_path: Path) -> No
     assert best is not None
     assert best.step < 8
     model, _ = load(tiny, adapter=result, fuse=False)
-    validation = run.validation.all(2)
+    validation = [*run.validation.all(2)]
     again = sum(loss_sum(model, b).item() for b in validation) / sum(b.tokens for b in validation)
     assert best.validation_loss == pytest.approx(again, rel=1e-5)
 
@@ -232,9 +225,14 @@ def test_a_finished_run_is_not_overwritten(tiny: Path, data: Path, tmp_path: Pat
         prepare(tiny, data, tmp_path / "run", PLAN).train()
     with pytest.raises(TrainingError, match="nothing to resume"):
         prepare(tiny, data, tmp_path / "other", PLAN).train(resume=True)
-    changed = replace(PLAN, learning_rate=1e-3)
-    with pytest.raises(TrainingError, match=r"learning_rate 0\.002"):
+    changed = replace(PLAN, learning_rate=1e-3, rank=4)
+    with pytest.raises(TrainingError, match=r"begun with .*rank 8.*learning_rate 0\.002"):
         prepare(tiny, data, tmp_path / "run", changed).train(resume=True)
+    other = write_questions(tmp_path / "other", 24, "others", KINDS)
+    with pytest.raises(TrainingError, match=r"begun with data "):
+        prepare(tiny, other, tmp_path / "run", PLAN).train(resume=True)
+    with pytest.raises(TrainingError, match=r"begun with base "):
+        prepare(make(tmp_path / "base", seed=1), data, tmp_path / "run", PLAN).train(resume=True)
 
 
 def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:

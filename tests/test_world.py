@@ -3,16 +3,21 @@
 import hashlib
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from convert import tiny
 from convert.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
 from convert.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
 from convert.questions import listed
-from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw, make_crowd, make_frames, make_scene, make_striped
+from convert.scenes import make_crowd, make_frames, make_scene, make_striped
+from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
+from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.inputs.image import ImageSettings, make_tiles
 from smolvlm_mlx.inputs.rows import read_rows
 from smolvlm_mlx.inputs.samples import make_sample
+from smolvlm_mlx.training.trainer import Settings
 
 import numpy as np
 import pytest
@@ -176,3 +181,27 @@ def test_questions_are_written_to_be_evaluated(tmp_path: Path) -> None:
         assert sample.answers == (question.answer,)
         assert sample.options == ({} if question.split else {"split": False})
         assert json.loads(json.dumps(sample.messages)) == sample.messages
+
+
+@pytest.mark.slow
+def test_a_tiny_checkpoint_is_made_and_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of each stage: what comes out loads and answers, and a second run has nothing left to do."""
+    short = Settings(steps=2, warmup=1, save_every=1)
+    monkeypatch.setattr(tiny, "STAGES", tuple(replace(stage, settings=short) for stage in tiny.STAGES))
+    monkeypatch.setattr(tiny, "BATCH_SIZE", 2)
+    pretrained: list[object] = []
+
+    def pretrain(model: object, settings: object) -> dict[str, float]:
+        pretrained.append(model)
+        return {}
+
+    monkeypatch.setattr(tiny, "pretrain", pretrain)
+    out = tmp_path / "tiny"
+    tiny.write_files(out)
+    tiny.train(out)
+    weights = (out / "model.safetensors").read_bytes()
+    model, processor = load(out)
+    generate(model, processor, "What is this?", Options(max_tokens=3), images=[draw(SCENE)])
+    tiny.train(out)
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert len(pretrained) == 1

@@ -20,12 +20,11 @@ import typer
 from .. import __version__
 from ..errors import GenerationError, SmolVLMError
 from . import evaluate, finetune
-from .options import DEFAULT_MODEL, Adapter, Images, LongestEdge, MaxTiles, Model, Revision, Split
+from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Images, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
     from ..generation import Stream
 
-INTERRUPTED = 130
 # What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
 

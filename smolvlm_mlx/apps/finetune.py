@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import TrainingError
-from .options import DEFAULT_MODEL, Dtype, MaxTiles, Model, Revision
+from .options import DEFAULT_MODEL, INTERRUPTED, Dtype, MaxTiles, Model, Revision
 
 if TYPE_CHECKING:
-    from ..training.finetune import Plan, Run
+    from ..training.finetune import Run
+    from ..training.plan import Plan
 
 
 Data = Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")]
@@ -90,9 +91,10 @@ def finetune(
     from . import training_report as report
 
     plan = _plan(given, train, preset)
-    data_sources = {"validation": validation, "part": part}
     with report.count_bar("Checking conversations") as progress:
-        run = prepare(model, data, out, plan, **data_sources, dtype=dtype, revision=revision, progress=progress)
+        run = prepare(
+            model, data, out, plan, validation=validation, part=part, dtype=dtype, revision=revision, progress=progress
+        )
     report.print_run(run)
     if not estimate:
         _train(run, resume)
@@ -100,7 +102,7 @@ def finetune(
 
 def _plan(given: dict[str, Any], train: str, preset: str | None) -> "Plan":
     """Of a preset's values and those given on the command line, which go first."""
-    from ..training.finetune import PRESETS, Plan
+    from ..training.plan import PRESETS, Plan
 
     if preset is not None and preset not in PRESETS:
         raise TrainingError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
@@ -126,4 +128,4 @@ def _train(run: "Run", resume: bool) -> None:
         signal.signal(signal.SIGINT, before)
     report.print_result(run, result, time.perf_counter() - started)
     if result is None:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)

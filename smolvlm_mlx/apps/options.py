@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands have, and their exit code after Ctrl-C."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]

@@ -74,7 +74,7 @@ def print_run(run: Run) -> None:
     memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
     err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
-    print_bad([*run.training.bad])
+    print_bad(run.bad)
 
 
 def print_bad(bad: list[Bad], what: str = "are left out") -> None:
@@ -101,6 +101,8 @@ def print_result(run: Run, result: Path | None, seconds: float) -> None:
         else f"step {best.step}, validation loss {best.validation_loss:.4f}"
     )
     err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
+    if not (run.out / "loss.png").exists():
+        err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")
     print(result)
 
 

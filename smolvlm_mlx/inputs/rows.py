@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,17 @@ class Row:
     folder: Path = field(default_factory=Path)
 
 
-def read_rows(source: str | Path, split: str | None = None) -> list[Row]:
-    """All rows of a JSONL file, or those of a folder or hub dataset (`split`: its part, such as "train").
+def read_rows(source: str | Path, part: str | None = None) -> list[Row]:
+    """All rows of a JSONL file, or those of a folder or hub dataset (`part`: which, such as "train").
 
-    A hub dataset of several configurations is "owner/name:configuration".
-
-    A line that is no JSON is a row whose `raw` is the error.
+    A hub dataset of several configurations is "owner/name:configuration". A line that is no JSON is a row whose `raw` is
+    the error.
 
     Raises:
         DataError: it is not there, cannot be read, or is empty.
     """
     path = Path(source).expanduser()
-    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, split))
+    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, part))
     if not rows:
         raise DataError(f"{source}: no rows")
     return rows
@@ -53,7 +53,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read ({shown(str(error))}); it must be JSON lines in UTF-8") from error
 
 
-def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
+def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     if not path.is_dir() and not _HUB_ID.fullmatch(source):
         raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
     try:
@@ -65,11 +65,11 @@ def _dataset(source: str, path: Path, split: str | None) -> Iterator[Row]:
     try:
         repo, _, config = source.partition(":")
         loaded = datasets.load_dataset(str(path)) if path.is_dir() else datasets.load_dataset(repo, config or None)
-        if split is None and len(loaded) > 1:
-            split = next((name for name in ("train", "test", "validation") if name in loaded), None)
-        if split is not None and split not in loaded:
-            raise DataError(f"{source}: no split {shown(split)}; there are {', '.join(map(str, loaded))}")
-        part = loaded[split or next(iter(loaded))]
+        if name is None:
+            name = next((usual for usual in ("train", "test", "validation") if usual in loaded), next(iter(loaded)))
+        if name not in loaded:
+            raise DataError(f"{source}: no part {shown(name)}; there are {', '.join(map(str, loaded))}")
+        part = loaded[name]
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
     _leave_encoded(part.info.features)
@@ -84,7 +84,9 @@ class _DatasetRow(Mapping[str, Any]):
         self._part, self._number = part, number
 
     def __getitem__(self, column: str) -> Any:
-        return self._part[self._number][column]
+        if column not in self._part.column_names:
+            raise KeyError(column)
+        return self._part[column][self._number]  # of this column only
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._part.column_names)
@@ -105,3 +107,13 @@ def _leave_encoded(feature: Any) -> None:
     for inner in feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]:
         if inner is not None:
             _leave_encoded(inner)
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
+
+    def text(value: Any) -> str:
+        return repr(value) if isinstance(value, Mapping) else type(value).__name__
+
+    lines = [json.dumps([row.where, row.raw], default=text, skipkeys=True) for row in rows]
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]

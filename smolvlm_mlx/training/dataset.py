@@ -4,9 +4,9 @@ All rows are tried once, so that bad ones are known before training begins, and 
 read again when their batch comes. The order of an epoch follows from the seed alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -59,24 +59,23 @@ class Dataset:
         """Steps of an epoch; the last may have fewer batches than `accumulate`, the last batch fewer rows than `size`."""
         return -(-len(self) // (size * accumulate))
 
-    def all(self, size: int) -> list[Batch]:
-        """Every row once, for validation."""
+    def all(self, size: int) -> Iterator[Batch]:
+        """Every row once, for validation; a batch is made when it is asked for."""
         rows = sorted(range(len(self)), key=lambda row: self.tokens[row])
-        return self._collate([rows[start : start + size] for start in range(0, len(rows), size)])
+        for start in range(0, len(rows), size):
+            yield from self._collate([rows[start : start + size]])
 
     def split(self, count: int, seed: int) -> tuple["Dataset", "Dataset"]:
         """All but `count` rows, and those, chosen by the seed."""
         chosen = set(np.random.default_rng((seed, 2**31)).permutation(len(self))[:count].tolist())
         rest = self._part([row for row in range(len(self)) if row not in chosen])
-        return rest, self._part(sorted(chosen))
+        return replace(rest, bad=self.bad), self._part(sorted(chosen))
 
     def _part(self, rows: Sequence[int]) -> "Dataset":
         def pick(values: Sequence[int]) -> tuple[int, ...]:
             return tuple(values[row] for row in rows)
 
-        return Dataset(
-            self.processor, tuple(self.rows[row] for row in rows), pick(self.tokens), pick(self.tiles), self.bad
-        )
+        return Dataset(self.processor, tuple(self.rows[row] for row in rows), pick(self.tokens), pick(self.tiles))
 
     def _order(self, size: int, rng: np.random.Generator) -> list[list[int]]:
         shuffled = rng.permutation(len(self)).tolist()

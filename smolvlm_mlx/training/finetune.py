@@ -7,7 +7,7 @@ loss.csv, loss.png, the rows that were left out, and `run/` with the state to re
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,74 +16,21 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import backend
-from ..adapters import PARTS, AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
+from ..adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
 from ..checkpoint import Checkpoint, load, open_checkpoint
 from ..conversion import Progress, write_trained
 from ..errors import DataError, TrainingError
 from ..features import CHUNK
 from ..hub import find
 from ..inputs.processor import Processor
-from ..inputs.rows import Row, read_rows
+from ..inputs.rows import Row, digest, read_rows
 from ..model import SmolVLM
 from ..writer import new_folder
 from .curve import draw_curve, write_curve
-from .dataset import Dataset, check
+from .dataset import Bad, Dataset, check
 from .memory import Memory, estimate
+from .plan import Plan
 from .trainer import Record, Settings, Trainer
-
-METHODS = ("lora", "dora", "full")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train and how. Rates, batch and rank default to what works for small sets of pictures."""
-
-    method: str = "lora"
-    parts: tuple[str, ...] = ("decoder",)
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    epochs: float = 3.0
-    steps: int | None = None  # instead of epochs
-    batch_size: int = 1
-    accumulate: int = 8  # batches a step
-    learning_rate: float = 2e-4
-    warmup: float = 0.05  # share of the steps
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    max_tokens: int = 4096
-    max_tiles: int | None = None
-    validation_share: float = 0.05
-    validate_every: int = 50
-    save_every: int = 50
-    checkpoint_layers: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if problems := list(self._problems()):
-            raise TrainingError("; ".join(problems))
-
-    def _problems(self) -> Iterator[str]:
-        if self.method not in METHODS:
-            yield f"method {self.method!r} is not one of {', '.join(METHODS)}"
-        if not self.parts or set(self.parts) - PARTS.keys():
-            yield f"parts {', '.join(self.parts) or 'none'}: choose from {', '.join(PARTS)}"
-        for name in ("rank", "batch_size", "accumulate", "steps", "validate_every", "save_every", "max_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                yield f"{name} is {getattr(self, name)}, less than 1"
-        for name in ("alpha", "epochs", "learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                yield f"{name} is {getattr(self, name)}, not a positive number"
-        for name in ("dropout", "warmup", "validation_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name} is {getattr(self, name)}, not from 0 to below 1"
-
-
-# For laptops of these sizes: what the arithmetic of `memory` says leaves room for the system.
-PRESETS: dict[str, dict[str, Any]] = {
-    "8gb": {"rank": 8, "max_tokens": 1536, "max_tiles": 17, "checkpoint_layers": True},
-    "16gb": {"rank": 16, "max_tokens": 2048, "max_tiles": 17, "checkpoint_layers": True},
-}
 
 
 @dataclass
@@ -104,21 +51,26 @@ class Run:
     def trainable(self) -> int:
         return _count(self.model)
 
+    @property
+    def bad(self) -> list[Bad]:
+        """Rows that are left out."""
+        return [*self.training.bad, *self.validation.bad]
+
     def train(self, on_step: Callable[[Record, "Run"], None] | None = None, resume: bool = False) -> Path | None:
         """Train, and write what was learned best; None if `stop` ended it before the last step.
 
         Raises:
             TrainingError: there is nothing to resume, or the loss is not finite.
         """
-        self.trainer = Trainer(self.model, self.settings, self.out / "run")
+        self.trainer = Trainer(self.model, self.settings, self.out / "run", self._about())
         if self.trainer.resume() != resume:
             raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
         self.out.mkdir(parents=True, exist_ok=True)
-        _write_bad(self.training, self.out / "left-out.jsonl")
-        validation = self.validation.all(self.plan.batch_size)
+        left_out = "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in self.bad)
+        (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
         self.trainer.run(
             self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
-            (lambda _: validation) if validation else None,
+            (lambda: self.validation.all(self.plan.batch_size)) if len(self.validation) else None,
             None if on_step is None else lambda record: on_step(record, self),
         )
         write_curve(self.trainer.history, self.out / "loss.csv")
@@ -131,6 +83,11 @@ class Run:
     def stop(self) -> None:
         """End `train` after the step under way, with its state saved."""
         self.trainer.stop = True
+
+    def _about(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, besides the settings."""
+        data = {"data": digest(self.training.rows), "validation": digest(self.validation.rows)}
+        return {**asdict(self.plan), **data, "base": fingerprint(dict(self.checkpoint.read()))}
 
     def _write_result(self) -> Path:
         target = self.out / ("checkpoint" if self.adapter is None else "adapter")
@@ -253,7 +210,3 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
 
 def _exists(out: Path) -> str:
     return f"{out}: holds a run already; go on with --resume, or choose another folder"
-
-
-def _write_bad(data: Dataset, path: Path) -> None:
-    path.write_text("".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in data.bad), encoding="utf-8")

@@ -8,7 +8,7 @@ Under `mlx.launch` each process takes its share of every step's batches, and gra
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,8 +63,10 @@ class Record:
 class Trainer:
     """Trains the unfrozen parameters of `model`; `folder` keeps the state."""
 
-    def __init__(self, model: SmolVLM, settings: Settings, folder: Path):
+    def __init__(self, model: SmolVLM, settings: Settings, folder: Path, about: Mapping[str, Any] | None = None):
+        """`about`: what else a resumed run must have in common with the one before, in JSON's types."""
         self.model, self.settings, self.folder = model, settings, folder
+        self._about = json.loads(json.dumps({**(about or {}), **asdict(settings)}))
         self.optimizer = optimizers.AdamW(
             learning_rate=settings.schedule(),
             betas=[0.9, 0.95],
@@ -88,13 +90,16 @@ class Trainer:
         return min(validated, key=lambda record: record.validation_loss or 0.0, default=None)
 
     def run(
-        self, batches: Batches, validation: Batches | None = None, on_step: Callable[[Record], None] | None = None
+        self,
+        batches: Batches,
+        validation: Callable[[], Iterable[Batch]] | None = None,
+        on_step: Callable[[Record], None] | None = None,
     ) -> None:
         """Train to the last step, or to the end of the step in which `stop` was set, and save the state there.
 
         Args:
             batches: those of each step; more than one: their gradients are accumulated.
-            validation: called with 0, the batches of the validation loss.
+            validation: makes the batches of the validation loss, one after another.
             on_step: called after each step.
 
         Raises:
@@ -137,10 +142,10 @@ class Trainer:
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return loss, tokens
 
-    def _record(self, loss: float, tokens: int, validation: Batches | None) -> None:
+    def _record(self, loss: float, tokens: int, validation: Callable[[], Iterable[Batch]] | None) -> None:
         step = self.step + 1
-        due = validation is not None and (step % self.settings.validate_every == 0 or step == self.settings.steps)
-        value = self.validate(validation(0)) if due and validation is not None else None
+        due = step % self.settings.validate_every == 0 or step == self.settings.steps
+        value = self.validate(validation()) if due and validation is not None else None
         is_best = value is not None and (self.best is None or value < (self.best.validation_loss or 0.0))
         self.history.append(Record(step, loss, value, _float(self.optimizer.learning_rate), tokens))
         if is_best and self.group.rank() == 0:
@@ -148,12 +153,15 @@ class Trainer:
             mx.save_safetensors(str(self.folder / "new.safetensors"), self._weights())
             (self.folder / "new.safetensors").replace(self.folder / BEST)
 
-    def validate(self, batches: Sequence[Batch]) -> float:
+    def validate(self, batches: Iterable[Batch]) -> float:
         """Mean loss over the tokens of `batches`, without dropout."""
         self.model.eval()
-        total = sum(_float(loss_sum(self.model, batch, image_tokens_of(self.model, batch))) for batch in batches)
+        total, tokens = 0.0, 0
+        for batch in batches:
+            total += _float(loss_sum(self.model, batch, image_tokens_of(self.model, batch)))
+            tokens += batch.tokens
         self.model.train()
-        return total / sum(batch.tokens for batch in batches)
+        return total / tokens
 
     # ---- state
 
@@ -170,7 +178,7 @@ class Trainer:
             moments = dict(tree_flatten(self.optimizer.state))
             mx.save_safetensors(str(partial / "optimizer.safetensors"), moments)
             history = [asdict(record) for record in self.history]
-            state = {"settings": asdict(self.settings), "random": _random_seed(), "history": history}
+            state = {"about": self._about, "random": _random_seed(), "history": history}
             (partial / "state.json").write_text(json.dumps(state))
         for folder in self._states():
             if folder != target:
@@ -183,15 +191,15 @@ class Trainer:
         """Go on from the last state in `folder`; False when there is none.
 
         Raises:
-            TrainingError: it belongs to a run with other settings.
+            TrainingError: it belongs to a run with other settings, or about something else.
         """
         states = self._states()
         if not states:
             return False
         saved = json.loads((states[-1] / "state.json").read_text())
-        changed = [name for name, value in asdict(self.settings).items() if saved["settings"].get(name) != value]
+        changed = [name for name, value in self._about.items() if saved["about"].get(name) != value]
         if changed:
-            was = ", ".join(f"{name} {saved['settings'].get(name)}" for name in changed)
+            was = ", ".join(f"{name} {saved['about'].get(name)}" for name in changed)
             raise TrainingError(f"{self.folder}: begun with {was}; resume with the same, or begin in another folder")
         self.model.load_weights(str(states[-1] / "weights.safetensors"), strict=False)
         moments: Any = mx.load(str(states[-1] / "optimizer.safetensors"))

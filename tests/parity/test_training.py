@@ -10,8 +10,9 @@ from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.inputs.image import normalize
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.training.batches import Batch, collate, make_example
-from smolvlm_mlx.training.finetune import Plan, prepare
+from smolvlm_mlx.training.finetune import prepare
 from smolvlm_mlx.training.loss import loss_sum
+from smolvlm_mlx.training.plan import Plan
 from tests.parity.checkpoints import channels_first, make, picture, reference_model
 
 import mlx.nn as nn
