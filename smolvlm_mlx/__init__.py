@@ -14,17 +14,29 @@ from .backend import load_openblas
 from .errors import SmolVLMError
 
 if TYPE_CHECKING:
+    from .chat import Chat
     from .checkpoint import load
     from .conversion import convert
     from .generation import Statistics, generate, stream_generate
     from .sampling import Options
 
 __version__ = "0.1.0"
-__all__ = ["Options", "SmolVLMError", "Statistics", "__version__", "convert", "generate", "load", "stream_generate"]
+__all__ = [
+    "Chat",
+    "Options",
+    "SmolVLMError",
+    "Statistics",
+    "__version__",
+    "convert",
+    "generate",
+    "load",
+    "stream_generate",
+]
 
 load_openblas()
 
 _HOMES = {
+    "Chat": ".chat",
     "load": ".checkpoint",
     "convert": ".conversion",
     "Options": ".sampling",

@@ -1,35 +1,186 @@
-"""Tiles -> image tokens, chunk by chunk, each distinct tile once.
+"""Tiles -> image tokens, chunk by chunk, each distinct tile once, and, with a `FeatureCache`, once for all questions.
 
 A tile's row and column enter the model only as prompt text, so equal tiles have equal image tokens, and skipping repeats
-(blank margins, slides, still frames) is exact.
+(blank margins, slides, still frames, the pictures of earlier turns) is exact.
 """
+
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from . import backend
-from .inputs.image import ImageSettings, normalize
+from .inputs.image import ImageSettings, digest_tiles, normalize
 from .model import SmolVLM
 
 # Tiles encoded at once: enough to fill a GPU; on a CPU one tile already does, and more would only take memory.
 CHUNK = {"metal": 8, "cuda": 8, "cpu": 1}
+Progress = Callable[[int, int], None]  # tiles that are encoded, and tiles in all
 
 
-def encode_tiles(model: SmolVLM, tiles: NDArray[np.uint8], settings: ImageSettings) -> mx.array | None:
+class FeatureCache:
+    """Image tokens (S, Dt) of one model's tiles, by the tiles' digests; those not used for longest are forgotten first.
+
+    Args:
+        folder: keep them there too, in a file that processes and models share; begun anew when it is damaged.
+        memory_bytes, disk_bytes: most that is held.
+    """
+
+    def __init__(self, model: SmolVLM, folder: Path | None = None, memory_bytes: int = 2**28, disk_bytes: int = 2**30):
+        self._model, self._memory_bytes, self.nbytes = model, memory_bytes, 0
+        self._held: OrderedDict[bytes, mx.array] = OrderedDict()
+        self._file = None if folder is None else _File(folder / "features.sqlite3", disk_bytes)
+
+    def get(self, digests: Iterable[bytes], settings: ImageSettings) -> dict[bytes, mx.array]:
+        """Those that are known."""
+        keys = {digest: _key(settings, digest) for digest in digests}
+        unknown = [key for key in keys.values() if key not in self._held]
+        if self._file is not None and unknown:
+            names = {blake2b(self._weights + key, digest_size=16).digest(): key for key in unknown}
+            for name, data in self._file.read(names).items():
+                self._hold(names[name], mx.array(np.frombuffer(data, np.uint8)).view(self._dtype))
+        known = {digest: self._held[key] for digest, key in keys.items() if key in self._held}
+        for digest in known:
+            self._held.move_to_end(keys[digest])
+        return {digest: tokens.reshape(self._model.config.tokens_per_tile, -1) for digest, tokens in known.items()}
+
+    def put(self, encoded: Mapping[bytes, mx.array], settings: ImageSettings) -> None:
+        """Keep what was encoded."""
+        keys = {_key(settings, digest): tokens for digest, tokens in encoded.items()}
+        for key, tokens in keys.items():
+            self._hold(key, tokens)
+        if self._file is not None:
+            names = {blake2b(self._weights + key, digest_size=16).digest(): tokens for key, tokens in keys.items()}
+            self._file.write({name: np.array(tokens.view(mx.uint8)).tobytes() for name, tokens in names.items()})
+
+    def _hold(self, key: bytes, tokens: mx.array) -> None:
+        if key not in self._held:
+            self._held[key] = tokens
+            self.nbytes += tokens.nbytes
+        while self.nbytes > self._memory_bytes and len(self._held) > 1:
+            self.nbytes -= self._held.popitem(last=False)[1].nbytes
+
+    @cached_property
+    def _dtype(self) -> mx.Dtype:
+        return self._model.language_model.norm.weight.dtype
+
+    @cached_property
+    def _weights(self) -> bytes:
+        """A name for tower and connector: their parameters' names, types and two sums of each."""
+        digest = blake2b(str(self._dtype).encode(), digest_size=16)
+        parts = (self._model.vision_model, self._model.connector)
+        weights: dict[str, mx.array] = {}
+        for part in parts:
+            weights |= dict(tree_flatten(part.parameters()))
+        for name, weight in weights.items():
+            values = weight.astype(mx.float32)
+            sums = np.array(mx.stack([values.sum(), values.square().sum()]))
+            digest.update(f"{name} {weight.dtype} {weight.shape}".encode() + sums.tobytes())
+        return digest.digest()
+
+
+def _key(settings: ImageSettings, digest: bytes) -> bytes:
+    """A tile's name under these values of the preprocessing; tiles are uint8, before them."""
+    values = repr((settings.mean, settings.std, settings.rescale_factor))
+    return blake2b(values.encode() + digest, digest_size=16).digest()
+
+
+class _File:
+    """Bytes by name in SQLite. What goes wrong with it costs time, never an answer: the file is given up for this run."""
+
+    def __init__(self, path: Path, most_bytes: int):
+        self._path, self._most_bytes, self._works = path, most_bytes, True
+
+    def read(self, names: Iterable[bytes]) -> dict[bytes, bytes]:
+        found = {}
+
+        def run(database: sqlite3.Connection) -> None:
+            for name in names:
+                row = database.execute("SELECT digest, data FROM tiles WHERE name = ?", (name,)).fetchone()
+                if row is not None and blake2b(row[1], digest_size=16).digest() == row[0]:
+                    found[name] = row[1]
+            now = time.time()
+            database.executemany("UPDATE tiles SET used = ? WHERE name = ?", [(now, name) for name in found])
+
+        self._try(run)
+        return found
+
+    def write(self, values: Mapping[bytes, bytes]) -> None:
+        now = time.time()
+        rows = [(name, blake2b(data, digest_size=16).digest(), now, data) for name, data in values.items()]
+
+        def run(database: sqlite3.Connection) -> None:
+            database.executemany("INSERT OR REPLACE INTO tiles VALUES (?, ?, ?, ?)", rows)
+            (nbytes,) = database.execute("SELECT total(length(data)) FROM tiles").fetchone()
+            oldest = database.execute("SELECT name, length(data) FROM tiles ORDER BY used")
+            while nbytes > self._most_bytes and (row := oldest.fetchone()) is not None:
+                database.execute("DELETE FROM tiles WHERE name = ?", row[:1])
+                nbytes -= row[1]
+
+        self._try(run)
+
+    def _try(self, run: Callable[[sqlite3.Connection], None]) -> None:
+        for _ in range(2):
+            if not self._works:
+                return
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with closing(sqlite3.connect(self._path)) as database, database:
+                    database.execute("PRAGMA journal_mode = WAL")
+                    columns = "name BLOB PRIMARY KEY, digest BLOB, used REAL, data BLOB"
+                    database.execute(f"CREATE TABLE IF NOT EXISTS tiles ({columns})")
+                    return run(database)
+            except (sqlite3.OperationalError, OSError):  # read-only, full, held by another for long
+                self._works = False
+            except sqlite3.DatabaseError:  # damaged
+                self._remove()
+
+    def _remove(self) -> None:
+        try:
+            for end in ("", "-wal", "-shm"):
+                self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        except OSError:
+            self._works = False
+
+
+def encode_tiles(
+    model: SmolVLM,
+    tiles: NDArray[np.uint8],
+    settings: ImageSettings,
+    features: FeatureCache | None = None,
+    progress: Progress | None = None,
+) -> mx.array | None:
     """Tiles (N, H, W, 3) uint8 -> image_tokens (N, S, Dt), evaluated; None for no tiles.
 
-    Memory is bounded by one chunk's activations, whatever N is.
+    Memory is bounded by one chunk's activations, whatever N is. `progress` is called before each chunk and at the end.
     """
     if not len(tiles):
         return None
-    first_with: dict[bytes, int] = {}
-    order = [first_with.setdefault(tile.tobytes(), len(first_with)) for tile in tiles]
-    distinct = [order.index(n) for n in range(len(first_with))]
+    digests = digest_tiles(tiles)
+    place = {digest: number for number, digest in reversed(list(enumerate(digests)))}  # of its first tile
+    known = {} if features is None else features.get(place, settings)
+    unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]
     chunk = CHUNK[backend.name()]
-    encoded = []
-    for start in range(0, len(distinct), chunk):
-        pixel_values = mx.array(normalize(tiles[distinct[start : start + chunk]], settings))
-        encoded.append(model.encode_images(pixel_values))
-        mx.eval(encoded[-1])
-    return mx.concatenate(encoded)[mx.array(order)]
+    for start in range(0, len(unknown), chunk):
+        if progress is not None:
+            progress(start, len(unknown))
+        part = unknown[start : start + chunk]
+        pixel_values = mx.array(normalize(tiles[[place[digest] for digest in part]], settings))
+        tokens = model.encode_images(pixel_values)
+        mx.eval(tokens)
+        encoded = dict(zip(part, tokens, strict=True))
+        if features is not None:
+            features.put(encoded, settings)
+        known.update(encoded)
+    if progress is not None:
+        progress(len(unknown), len(unknown))
+    return mx.stack([known[digest] for digest in digests])

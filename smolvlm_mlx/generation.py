@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from . import backend
 from .errors import GenerationError
-from .features import encode_tiles
+from .features import Progress, encode_tiles
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
 from .inputs.tokenizer import TextStream
 from .model import QuantizedKVCache, SmolVLM
+from .prefix import Reuse, keys_of
 from .sampling import Choose, Options, StopStrings, make_choice
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
@@ -32,6 +33,7 @@ class Statistics:
 
     finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
     prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, whose keys and values an earlier answer left
     image_tokens: int = 0
     tiles: int = 0
     generated_tokens: int = 0
@@ -40,6 +42,10 @@ class Statistics:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     peak_memory: int = 0
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.preprocess_seconds + self.vision_seconds + self.prefill_seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,13 +59,21 @@ class Stream:
     Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation.
     """
 
-    def __init__(self, pieces: Callable[["Stream"], Iterator[str]]):
+    def __init__(self, pieces: Callable[["Stream"], Generator[str]]):
         self.statistics = Statistics()
         self.token_ids: list[int] = []
         self._pieces = pieces(self)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
+
+    def wrap(self, around: Callable[[Generator[str]], Generator[str]]) -> None:
+        """Let the pieces pass through a generator, before the first is asked for."""
+        self._pieces = around(self._pieces)
+
+    def close(self) -> None:
+        """End the generation now, if it has not ended."""
+        self._pieces.close()
 
 
 def stream_generate(
@@ -70,6 +84,8 @@ def stream_generate(
     *,
     images: Sequence[Any] = (),
     keep_vision: bool = True,
+    reuse: Reuse | None = None,
+    progress: Progress | None = None,
 ) -> Stream:
     """Answer a conversation piece by piece.
 
@@ -77,6 +93,8 @@ def stream_generate(
         messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
         images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
         keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
+        reuse: skip what was computed for earlier answers of this model, and leave what this one computes.
+        progress: called with tiles encoded and tiles to encode, before the first piece.
 
     Raises:
         SmolVLMError: before any work on the model if input or options cannot be used; GenerationError on bad logits.
@@ -97,9 +115,9 @@ def stream_generate(
         )
     room = min(options.max_tokens, context - len(inputs.input_ids))
 
-    def pieces(stream: Stream) -> Iterator[str]:
+    def pieces(stream: Stream) -> Generator[str]:
         stream.statistics.preprocess_seconds = preprocess_seconds
-        tokens = generate_tokens(model, inputs, options, room, stream.statistics, keep_vision)
+        tokens = generate_tokens(model, inputs, options, room, stream.statistics, keep_vision, reuse, progress)
         return _pieces(stream, tokens, processor, inputs, options)
 
     return Stream(pieces)
@@ -119,7 +137,7 @@ def generate(
 
 def _pieces(
     stream: Stream, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
-) -> Iterator[str]:
+) -> Generator[str]:
     statistics = stream.statistics
     statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
     statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
@@ -151,38 +169,69 @@ def _pieces(
 
 
 def generate_tokens(
-    model: SmolVLM, inputs: Inputs, options: Options, room: int, statistics: Statistics, keep_vision: bool = True
+    model: SmolVLM,
+    inputs: Inputs,
+    options: Options,
+    room: int,
+    statistics: Statistics,
+    keep_vision: bool = True,
+    reuse: Reuse | None = None,
+    progress: Progress | None = None,
 ) -> Generator[int]:
     """Up to `room` token ids, end tokens included; times go to `statistics`."""
     started = time.perf_counter()
-    image_tokens = encode_tiles(model, inputs.tiles, inputs.settings)
-    if not keep_vision:
-        model.release_vision()
-    encoded = time.perf_counter()
-    statistics.vision_seconds = encoded - started
-    capacity = len(inputs.input_ids) + room
+    ids: list[int] = inputs.input_ids.tolist()
+    keys = [] if reuse is None else keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile)
+    cache, count = (None, 0) if reuse is None else reuse.prefixes.take(keys, options.kv_bits)
+    cache = cache or _make_cache(model, len(ids) + room, options.kv_bits)
+    statistics.reused_tokens = count
+    try:
+        image_tokens = _image_tokens(model, inputs, count, reuse, progress)
+        if not keep_vision:
+            model.release_vision()
+        encoded = time.perf_counter()
+        statistics.vision_seconds = encoded - started
+        logits = prefill(model, inputs.input_ids[count:], image_tokens, cache)
+        choose = make_choice(options)
+        token, finite = _choose(logits, choose, ids)
+        mx.eval(token, finite)
+        prefilled = time.perf_counter()
+        statistics.prefill_seconds = prefilled - encoded
+        for step in range(1, room + 1):
+            if step < room:  # the step after is under way while this token is read
+                hidden = model.language_model.hidden_states(token[None], cache)
+                following = _choose(model.language_model.logits(hidden[:, -1]), choose, ids, token)
+                mx.async_eval(*following)
+            if not finite.item():
+                raise GenerationError(
+                    "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
+                )
+            ids.append(int(token.item()))  # type: ignore[arg-type]  # an integer array's
+            statistics.decode_seconds = time.perf_counter() - prefilled
+            yield ids[-1]
+            if step < room:
+                token, finite = following
+    finally:
+        if reuse is not None:
+            reuse.prefixes.give([*keys, *ids[len(keys) :]], cache, options.kv_bits)
+
+
+def _make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]:
     cache = model.language_model.make_cache(capacity)
-    if options.kv_bits is not None:
-        cache = [QuantizedKVCache(options.kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
-    logits = prefill(model, inputs.input_ids, image_tokens, cache)
-    choose = make_choice(options)
-    token, finite = _choose(logits, choose, inputs.input_ids.tolist())
-    mx.eval(token, finite)
-    prefilled = time.perf_counter()
-    statistics.prefill_seconds = prefilled - encoded
-    ids = inputs.input_ids.tolist()
-    for count in range(1, room + 1):
-        if count < room:  # the step after is under way while this token is read
-            hidden = model.language_model.hidden_states(token[None], cache)
-            following = _choose(model.language_model.logits(hidden[:, -1]), choose, ids, token)
-            mx.async_eval(*following)
-        if not finite.item():
-            raise GenerationError("the model's logits are not finite; use dtype bfloat16 or float32, or convert again")
-        ids.append(token.item())
-        statistics.decode_seconds = time.perf_counter() - prefilled
-        yield ids[-1]
-        if count < room:
-            token, finite = following
+    if kv_bits is None:
+        return cache
+    return [QuantizedKVCache(kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
+
+
+def _image_tokens(
+    model: SmolVLM, inputs: Inputs, count: int, reuse: Reuse | None, progress: Progress | None
+) -> mx.array | None:
+    """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
+    rows = int((inputs.input_ids[:count] == model.config.image_token_id).sum())
+    tile, rows = divmod(rows, model.config.tokens_per_tile)
+    features = None if reuse is None else reuse.features
+    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress)
+    return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
 
 def prefill(model: SmolVLM, input_ids: NDArray[np.int32], image_tokens: mx.array | None, cache: list[Any]) -> mx.array:

@@ -95,6 +95,23 @@ def new_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file, which appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        OSError: no access, no such folder, no space, ...
+    """
+    partial = path.with_name(f".{path.name[:40]}.partial-{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

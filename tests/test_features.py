@@ -1,12 +1,15 @@
 """Equal tiles are encoded once, chunks are the whole, and every result is at its place."""
 
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convert.random_checkpoint import TILE
+from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import backend, features, load
-from smolvlm_mlx.features import encode_tiles
-from smolvlm_mlx.inputs.image import normalize
+from smolvlm_mlx.features import FeatureCache, encode_tiles
+from smolvlm_mlx.inputs.image import digest_tiles, normalize
 
 import mlx.core as mx
 import numpy as np
@@ -50,3 +53,92 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
 def test_no_tiles(loaded: Any) -> None:
     model, processor = loaded
     assert encode_tiles(model, np.empty((0, TILE, TILE, 3), np.uint8), processor.settings) is None
+
+
+# ---- kept for later
+
+
+def encoded(
+    loaded: Any, cache: FeatureCache, some: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, np.ndarray]:
+    """How many tiles were encoded, and the result."""
+    count, encode = 0, type(loaded[0]).encode_images
+
+    def counting(self: Any, pixel_values: mx.array) -> mx.array:
+        nonlocal count
+        count += pixel_values.shape[0]
+        result: mx.array = encode(self, pixel_values)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loaded[0]), "encode_images", counting)
+        tokens = encode_tiles(loaded[0], some, loaded[1].settings, cache)
+    return count, np.array(tokens)
+
+
+def test_known_tiles_are_not_encoded_again(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(loaded[0])
+    count, first = encoded(loaded, cache, tiles(1, 2), monkeypatch)
+    assert count == 2
+    count, second = encoded(loaded, cache, tiles(2, 3, 1), monkeypatch)
+    assert count == 1
+    np.testing.assert_array_equal(second[[2, 0]], first)
+    other = replace(loaded[1].settings, mean=(0.4, 0.5, 0.6))  # other pixel values of the same tiles
+    assert cache.get(digest_tiles(tiles(1)), other) == {}
+
+
+def test_memory_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = encode_tiles(loaded[0], tiles(1), loaded[1].settings)
+    assert one is not None
+    cache = FeatureCache(loaded[0], memory_bytes=3 * one.nbytes)
+    encoded(loaded, cache, tiles(1, 2, 3), monkeypatch)
+    assert encoded(loaded, cache, tiles(1), monkeypatch)[0] == 0  # used: 2 is the oldest now
+    encoded(loaded, cache, tiles(4), monkeypatch)
+    assert cache.nbytes == 3 * one.nbytes
+    assert [encoded(loaded, cache, tiles(n), monkeypatch)[0] for n in (1, 3, 4)] == [0, 0, 0]
+    assert encoded(loaded, cache, tiles(2), monkeypatch)[0] == 1
+
+
+def test_the_next_process_finds_them(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    _, first = encoded(loaded, FeatureCache(loaded[0], folder), tiles(1, 2), monkeypatch)
+    count, second = encoded(loaded, FeatureCache(loaded[0], folder), tiles(2, 1), monkeypatch)
+    assert count == 0
+    np.testing.assert_array_equal(second[::-1], first)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_file_is_for_one_model_and_dtype(tiny: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", seed=1)
+    for checkpoint, dtype in ((tiny, "float32"), (tiny, "bfloat16"), (other, "float32")):
+        model, processor = load(checkpoint, dtype)
+        names = digest_tiles(tiles(1))
+        assert FeatureCache(model, tmp_path).get(names, processor.settings) == {}
+        tokens = encode_tiles(model, tiles(1), processor.settings, FeatureCache(model, tmp_path))
+        assert tokens is not None
+        (found,) = FeatureCache(model, tmp_path).get(names, processor.settings).values()
+        assert found.dtype == tokens.dtype
+        assert mx.array_equal(found, tokens[0])
+
+
+def test_the_file_is_bounded(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = encode_tiles(loaded[0], tiles(1), loaded[1].settings)
+    assert tokens is not None
+    for number in (1, 2, 3, 1, 4):
+        encoded(loaded, FeatureCache(loaded[0], tmp_path, disk_bytes=3 * tokens.nbytes), tiles(number), monkeypatch)
+    counts = [encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(n), monkeypatch)[0] for n in (1, 3, 4, 2)]
+    assert counts == [0, 0, 0, 1]
+
+
+def test_a_damaged_file_costs_time_only(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "features.sqlite3"
+    file.write_bytes(b"no database" * 1000)
+    assert encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 1
+    assert encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 0
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE tiles SET data = zeroblob(length(data))")
+    count, tokens = encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)
+    assert count == 1
+    assert tokens.any()
+    (tmp_path / "no folder").write_text("")
+    assert encoded(loaded, FeatureCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0] == 1

@@ -25,6 +25,7 @@ FLOORS = [
     {"adapters"},
     {"hub", "shards", "writer"},
     {"generation", "quantization"},
+    {"prefix"},
     {"features", "sampling"},
     {"inputs", "model"},
     {"config", "metrics"},

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 from smolvlm_mlx.errors import ImageError
@@ -21,7 +22,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["MAX_PIXELS", "ImageSettings", "Pixels", "TileLayout", "load_image", "make_tiles", "normalize", "plan_tiles"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageSettings",
+    "Pixels",
+    "TileLayout",
+    "digest_tiles",
+    "load_image",
+    "make_tiles",
+    "normalize",
+    "plan_tiles",
+]
 
 MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
@@ -119,6 +130,11 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, Til
         ).transpose(0, 2, 1, 3, 4)  # (rows, cols, t, t, 3)
         tiles[-1] = np.asarray(_resize(grid, (t, t), pool))
     return tiles, layout
+
+
+def digest_tiles(tiles: Pixels) -> list[bytes]:
+    """A name for each of the tiles (N, H, W, 3): equal tiles have equal names."""
+    return [blake2b(tile, digest_size=16).digest() for tile in np.ascontiguousarray(tiles)]
 
 
 def normalize(tiles: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]:

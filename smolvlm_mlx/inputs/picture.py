@@ -43,29 +43,50 @@ def load_image(
     upright as its EXIF says and its alpha channel is dropped; a PIL picture or an array is not turned, and is laid on
     white where it is transparent. Of several frames the first is taken. Raises ImageError, FetchError.
     """
-    key, source = "image", part
-    if isinstance(part, Mapping):
-        keys = [name for name in ("image", "path", "url", "base64") if part.get(name) is not None]
-        if len(keys) != 1:
-            raise ImageError(f"an image part needs one of image, path, url, base64; it has {', '.join(keys) or 'none'}")
-        key, source = keys[0], part[keys[0]]
+    source, key = _source(part)
     if isinstance(source, Image.Image):
         return _decode(lambda: source, _on_white, "the picture", max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
+    data, name = _read(source, key, limits)
+    return _decode(lambda: _open(data, name), _upright, name, max_pixels)
+
+
+def read_image(
+    part: Mapping[str, Any] | Image.Image | Pixels | str | Path | bytes, limits: FetchLimits = DEFAULT_LIMITS
+) -> bytes:
+    """The bytes that `load_image` would decode, not decoded; PNG of its result for a PIL picture or an array."""
+    source, key = _source(part)
+    if not isinstance(source, Image.Image | np.ndarray):
+        return _read(source, key, limits)[0]
+    png = io.BytesIO()
+    load_image(source).save(png, "PNG")
+    return png.getvalue()
+
+
+def _source(part: Any) -> tuple[Any, str]:
+    """What an image part holds, and under which key."""
+    if not isinstance(part, Mapping):
+        return part, "image"
+    keys = [name for name in ("image", "path", "url", "base64") if part.get(name) is not None]
+    if len(keys) != 1:
+        raise ImageError(f"an image part needs one of image, path, url, base64; it has {', '.join(keys) or 'none'}")
+    return part[keys[0]], keys[0]
+
+
+def _read(source: Any, key: str, limits: FetchLimits) -> tuple[bytes, str]:
+    """Encoded bytes, and their name for messages."""
     if isinstance(source, bytes):
         if len(source) > limits.max_bytes:
             raise ImageError(f"a picture of {len(source)} bytes; the limit is {limits.max_bytes}")
-        data, name = source, "the picture"
-    elif isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        data, name = read_path(source, limits), short(source)
-    elif isinstance(source, str):
+        return source, "the picture"
+    if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
+        return read_path(source, limits), short(source)
+    if isinstance(source, str):
         is_url = key == "url" and source[:5].lower() != "data:"
         reader = fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch
-        data, name = reader(source, limits), short(source) if len(source) < 80 else "the picture"
-    else:
-        raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
-    return _decode(lambda: _open(data, name), _upright, name, max_pixels)
+        return reader(source, limits), short(source) if len(source) < 80 else "the picture"
+    raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
 
 
 def _decode(

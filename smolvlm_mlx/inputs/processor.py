@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
+from .attachment import Attachment
 from .files import read_json_if_there
-from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
+from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles, normalize
 from .prompt import IMAGE, Message, free_character, image_text, normalize_messages
 from .template import ChatTemplate
 from .tokenizer import Tokenizer, chat_template
@@ -34,6 +35,11 @@ class Inputs:
     def pixel_values(self) -> NDArray[np.float32]:
         """(N, H, W, 3) float32, rescaled and normalized."""
         return normalize(self.tiles, self.settings)
+
+    @cached_property
+    def tile_digests(self) -> list[bytes]:
+        """A name for each tile."""
+        return digest_tiles(self.tiles)
 
 
 class Processor:
@@ -102,7 +108,7 @@ class Processor:
         )
         checked = normalize_messages(messages)
         parts = [part for message in checked for part in message["content"]]
-        pictures = [make_tiles(load_image(part), settings) for part in parts if part["type"] == "image"]
+        pictures = [_tiles(part, settings) for part in parts if part["type"] == "image"]
         layouts = tuple(layout for _, layout in pictures)
         size = settings.tile_size
         tiles = [tiles for tiles, _ in pictures] or [np.empty((0, size, size, 3), np.uint8)]
@@ -155,3 +161,8 @@ class Processor:
         if part["type"] == "text":
             return {"type": "text", "text": self.tokenizer.guard(part["text"], mark)}
         return {"type": part["type"]}  # a template needs no more, and gets no more
+
+
+def _tiles(part: dict[str, Any], settings: ImageSettings) -> tuple[Pixels, TileLayout]:
+    image = part.get("image")
+    return image.tiles(settings) if isinstance(image, Attachment) else make_tiles(load_image(part), settings)

@@ -66,6 +66,14 @@ class KVCache:
         self.offset -= count
         return count
 
+    def fork(self) -> "KVCache":
+        """A second cache that begins with what this one holds."""
+        other = KVCache(self.capacity)
+        if self.keys is not None and self.values is not None:
+            other.keys, other.values = self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
+        other.offset = self.offset
+        return other
+
     @property
     def state(self) -> list[Any]:
         """What has to be evaluated for the cache to be up to date."""
@@ -97,6 +105,11 @@ class QuantizedKVCache(KVCache):
     def _dequantize(self, parts: list[mx.array], dtype: mx.Dtype) -> mx.array:
         packed, scales, biases = parts
         return mx.dequantize(packed, scales, biases, self.group_size, self.bits, dtype=dtype)
+
+    def fork(self) -> "QuantizedKVCache":
+        other = QuantizedKVCache(self.bits, self.group_size)
+        other._parts, other.offset = self._parts, self.offset  # whose arrays are never written to
+        return other
 
     @property
     def state(self) -> list[Any]:

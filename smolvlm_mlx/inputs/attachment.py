@@ -1,0 +1,125 @@
+"""Pictures that a conversation owns: their bytes as they came, whatever happens to the file, and their tiles, made once.
+
+Knows nothing of models. A conversation with its pictures becomes JSON that is again in the message schema, and back.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import PromptError
+from .fetch import DEFAULT_LIMITS, FetchLimits, short
+from .image import ImageSettings, Pixels, TileLayout, load_image, make_tiles
+from .picture import read_image
+from .prompt import SOURCES, Message, normalize_messages
+
+
+class Attachment:
+    """A picture of a message: `{"type": "image", "image": Attachment("cat.jpg")}`.
+
+    Attributes:
+        data: the encoded bytes, PNG for what came decoded.
+        name: for people; a file's name where there is one.
+        size: width and height in pixels, upright.
+
+    Raises:
+        ImageError, FetchError: the source cannot be read or decoded.
+    """
+
+    def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
+        self.data = read_image(source, limits)
+        self._image: Image.Image | None = load_image(self.data, limits)  # until it is cut into tiles
+        self.size = self._image.size
+        self.name = name or _name(source)
+        self._tiles: tuple[ImageSettings, tuple[Pixels, TileLayout]] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the bytes."""
+        return sha256(self.data).hexdigest()
+
+    def tiles(self, settings: ImageSettings) -> tuple[Pixels, TileLayout]:
+        """As `make_tiles`; those of the last settings are kept."""
+        if self._tiles is None or self._tiles[0] != settings:
+            image = self._image or load_image(self.data)
+            self._tiles, self._image = (settings, make_tiles(image, settings)), None
+        return self._tiles[1]
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, Mapping):
+        source = next((source[key] for key in ("path", "url", "image") if source.get(key) is not None), None)
+    is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
+    return Path(source).name if is_short or isinstance(source, Path) else "picture"
+
+
+def own(messages: Sequence[Message], limits: FetchLimits = DEFAULT_LIMITS) -> list[dict[str, Any]]:
+    """The messages with every picture read: what they name may change or vanish afterwards."""
+    return [{**message, "content": _own_content(message.get("content"), limits)} for message in messages]
+
+
+def _own_content(content: Any, limits: FetchLimits) -> Any:
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return content
+    return [_own_part(part, limits) for part in content]
+
+
+def _own_part(part: Any, limits: FetchLimits) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
+        return part
+    if isinstance(part.get("image"), Attachment):
+        return part
+    url = part.get("image_url")
+    source = (url.get("url") if isinstance(url, Mapping) else url) if part["type"] == "image_url" else None
+    if part["type"] == "image_url" and not isinstance(source, str):
+        raise PromptError(f"an image_url part without a url: {short(url)}")
+    found = {"url": source} if source is not None else {key: part[key] for key in SOURCES if key in part}
+    name = part.get("name")
+    return {"type": "image", "image": Attachment(found, limits, name if isinstance(name, str) else None)}
+
+
+def attachments(messages: Sequence[Message]) -> list[Attachment]:
+    """Those of owned messages, in order."""
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Owned messages as JSON values: pictures become base64 text, which the message schema knows."""
+    return [
+        {
+            **message,
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [_part_to_json(part) for part in message["content"]],
+        }
+        for message in messages
+    ]
+
+
+def _part_to_json(part: Mapping[str, Any]) -> dict[str, Any]:
+    image = part.get("image")
+    if not isinstance(image, Attachment):
+        return dict(part)
+    return {"type": "image", "base64": base64.b64encode(image.data).decode(), "name": image.name}
+
+
+def from_json(value: Any) -> list[dict[str, Any]]:
+    """What `to_json` made, as owned messages. A path or URL in it is refused: the file may be someone else's.
+
+    Raises:
+        PromptError, ImageError, FetchError: it is no conversation.
+    """
+    limits = replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=False)
+    messages = []
+    for raw, checked in zip(value, normalize_messages(value), strict=True):
+        parts = raw["content"] if isinstance(raw["content"], list) else checked["content"]
+        message = {"role": checked["role"], "content": [_own_part(part, limits) for part in parts]}
+        messages.append({**message, "interrupted": True} if raw.get("interrupted") is True else message)
+    return messages

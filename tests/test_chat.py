@@ -1,0 +1,268 @@
+"""A conversation answers as if nothing were reused, reuses all it can, and loses nothing when it is interrupted."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from smolvlm_mlx import Chat, Options, load, stream_generate
+from smolvlm_mlx.chat import ContextFullError
+from smolvlm_mlx.errors import GenerationError, ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.inputs.attachment import Attachment, attachments
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.model import SmolVLM
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+Loaded = tuple[SmolVLM, Processor]
+SHORT = Options(max_tokens=6)
+PICTURES = [Image.effect_noise((90, 60), 40 + 20 * number).convert("RGB") for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    return load(tiny, "float32")
+
+
+def finish(stream: Any) -> Any:
+    for _ in stream:
+        pass
+    return stream
+
+
+def said(chat: Chat) -> list[str]:
+    return [message["content"][-1]["text"] for message in chat.messages]
+
+
+def random_step(chat: Chat, rng: Random) -> Any:
+    """What a person may do next; None where no answer comes of it."""
+    asked = [message for message in chat.messages if message["role"] == "user"]
+    kind = rng.choice(("ask", "ask", "ask", "retry", "edit", "undo", "system")) if asked else "ask"
+    text = rng.choice(("What?", "And now?", "Which of them is it?"))
+    images = rng.sample(PICTURES, rng.choice((0, 0, 1, 2)))
+    if kind == "ask":
+        return chat.ask(text, images)
+    if kind == "retry":
+        return chat.retry()
+    if kind == "edit":
+        return chat.edit(text, rng.choice((None, images)), turn=rng.randrange(len(asked)))
+    if kind == "undo":
+        chat.undo()
+    else:
+        chat.system = rng.choice((None, "Be brief.", "Be kind."))
+    return None
+
+
+def converse(loaded: Loaded, seed: int, kv_bits: Any = None) -> tuple[int, int]:
+    """A random conversation, each answer compared with an uncached run's; returns tokens reused, and tokens in all."""
+    rng = Random(seed)
+    chat = Chat(*loaded, Options(max_tokens=6, kv_bits=kv_bits))
+    reused, total = 0, 0
+    for _ in range(6):
+        stream = random_step(chat, rng)
+        if stream is None:
+            continue
+        finish(stream)
+        uncached = finish(stream_generate(*loaded, chat.messages[:-1], chat.options))
+        assert stream.token_ids == uncached.token_ids
+        assert stream.statistics.prompt_tokens == uncached.statistics.prompt_tokens
+        reused, total = reused + stream.statistics.reused_tokens, total + stream.statistics.prompt_tokens
+    return reused, total
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_as_if_nothing_were_reused(seed: int, loaded: Loaded) -> None:
+    converse(loaded, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_the_cpu")
+def test_answers_as_if_nothing_were_reused_200_times(loaded: Loaded) -> None:
+    counts = [converse(loaded, seed) for seed in range(200)]
+    assert sum(reused for reused, _ in counts) > 0.3 * sum(total for _, total in counts)
+
+
+def test_a_turn_reads_only_what_is_new(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(*loaded, SHORT)
+    first = finish(chat.ask("What is this?", [PICTURES[0]])).statistics
+    monkeypatch.setattr(type(loaded[0]), "encode_images", None)  # nothing is left to encode
+    second = finish(chat.ask("Are you sure?")).statistics
+    assert second.reused_tokens >= first.prompt_tokens
+    assert second.tiles == first.tiles
+    retried = finish(chat.retry()).statistics
+    assert retried.reused_tokens == retried.prompt_tokens - 1 == second.prompt_tokens - 1
+    chat.undo()
+    chat.undo()
+    assert chat.messages == []
+    again = finish(chat.ask("Is this a cat?", [PICTURES[0]])).statistics
+    assert again.reused_tokens > again.image_tokens  # the picture comes before the words
+
+
+def test_equal_looking_prompts_share_only_equal_pictures(loaded: Loaded) -> None:
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("What?", [PICTURES[0], PICTURES[1]]))
+    other = finish(chat.edit("What?", [PICTURES[0], PICTURES[2]])).statistics
+    one = len(loaded[1]([{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]).input_ids)
+    assert other.image_tokens // 2 < other.reused_tokens < one + 12
+    assert finish(chat.edit("What?", [PICTURES[3]])).statistics.reused_tokens < 30
+
+
+def test_progress_counts_tiles_that_are_new(loaded: Loaded) -> None:
+    chat, seen = Chat(*loaded, SHORT), list[tuple[int, int]]()
+    tiles = finish(chat.ask("What?", [PICTURES[0]], progress=lambda *counts: seen.append(counts))).statistics.tiles
+    assert seen[0] == (0, tiles)
+    assert seen[-1] == (tiles, tiles)
+    seen.clear()
+    finish(chat.ask("And?", [PICTURES[0]], progress=lambda *counts: seen.append(counts)))
+    assert seen == [(0, 0)]
+
+
+def test_an_interrupted_answer_stays_and_is_marked(loaded: Loaded) -> None:
+    chat = Chat(*loaded, Options(max_tokens=40))
+    whole = "".join(chat.ask("Hello"))
+    assert "interrupted" not in chat.messages[-1]
+    pieces = iter(chat.retry())
+    begun = next(pieces) + next(pieces)
+    finish(chat.ask("Go on"))  # while the first is under way: it ends there
+    assert chat.messages[1] == {
+        "role": "assistant",
+        "content": [{"type": "text", "text": begun.strip()}],
+        "interrupted": True,
+    }
+    assert whole.startswith(begun)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_interrupted_by_the_keyboard(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("Hello"))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loaded[0]), "encode_images", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finish(chat.ask("And this?", [PICTURES[0]]))
+    assert chat.messages[-1] == {
+        "role": "assistant",
+        "content": [{"type": "text", "text": ""}],
+        "interrupted": True,
+    }
+    retried = finish(chat.retry())
+    assert retried.token_ids == finish(stream_generate(*loaded, chat.messages[:-1], SHORT)).token_ids
+
+
+def test_what_cannot_be_asked_changes_nothing(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("Hello"))
+    before = list(chat.messages)
+    with pytest.raises(SmolVLMError, match="no such file"):
+        chat.ask("What?", [tmp_path / "none.png"])
+    with pytest.raises(ImageError, match="not a readable picture"):
+        chat.ask("What?", [b"nonsense"])
+    with pytest.raises(PromptError, match="there is no question 7; the conversation has 1"):
+        chat.edit("What?", turn=7)
+    model = type(loaded[0].language_model)
+    monkeypatch.setattr(model, "logits", lambda self, hidden: mx.full((1, 300), float("nan")))
+    with pytest.raises(GenerationError, match="not finite"):
+        finish(chat.ask("What?"))
+    assert chat.messages == before
+
+
+def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> None:
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("First", [PICTURES[0]]))
+    finish(chat.ask("Second", [PICTURES[1]]))
+    before = chat.tokens()
+    words = "word " * ((chat.context - before) // 5)
+    with pytest.raises(
+        ContextFullError, match=rf"leaves no room for an answer in the model's context of {chat.context}"
+    ):
+        chat.ask(words)
+    assert said(chat)[::2] == ["First", "Second"]
+    pictures = attachments(chat.messages)
+    chat.drop_oldest(keep_pictures=True)
+    assert said(chat)[0] == "Second"
+    assert attachments(chat.messages) == pictures
+    finish(chat.ask("Third"))
+    chat.drop_oldest()
+    assert said(chat)[0] == "Third"
+    assert attachments(chat.messages) == []
+    with pytest.raises(PromptError, match="there is no question 1; the conversation has 1"):
+        chat.drop_oldest()
+
+
+def test_system(loaded: Loaded) -> None:
+    chat = Chat(*loaded, SHORT, system="Be brief.")
+    finish(chat.ask("Hello"))
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+    assert chat.system == "Be brief."
+    chat.system = None
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert chat.system is None
+
+
+def test_saved_and_opened(loaded: Loaded, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    PICTURES[0].save(path)
+    chat = Chat(*loaded, SHORT, system="Be brief.")
+    finish(chat.ask("What is this?", [path]))
+    next(iter(chat.ask("And?")))
+    chat.stop()
+    path.unlink()  # the conversation owns its pictures
+    chat.save(tmp_path / "chat.json")
+    other = Chat(*loaded, SHORT)
+    other.open(tmp_path / "chat.json")
+    assert said(other) == said(chat)
+    assert other.messages[-1]["interrupted"] is True
+    (mine,), (theirs,) = attachments(chat.messages), attachments(other.messages)
+    assert (mine.data, mine.name, mine.size) == (theirs.data, theirs.name, theirs.size)
+    assert theirs.name == "picture.png"
+    assert finish(other.retry()).token_ids == finish(chat.retry()).token_ids
+    # And the file is in the message schema itself.
+    messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert loaded[1](messages).input_ids.tolist() == loaded[1](other.messages[:-1] + messages[-1:]).input_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("nonsense", "no conversation that can be read"),
+        ("[]", "messages must be a non-empty list"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image", "path": "/etc/passwd"}]}]}',
+            "local files are not read here",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image", "url": "https://a.example/b"}]}]}',
+            "URLs are not fetched here",
+        ),
+    ],
+)
+def test_no_conversation(text: str, error: str, loaded: Loaded, tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text(text)
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("Hello"))
+    before = list(chat.messages)
+    with pytest.raises(SmolVLMError, match=error):
+        chat.open(tmp_path / "chat.json")
+    assert chat.messages == before
+    with pytest.raises(PromptError, match=r"cannot be written \(No such file or directory\)"):
+        chat.save(tmp_path / "none" / "chat.json")
+
+
+def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
+    attachment = Attachment(PICTURES[0])
+    assert attachment.size == PICTURES[0].size
+    message = {"role": "user", "content": [{"type": "image", "image": attachment}]}
+    bare = loaded[1]([{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}])
+    inputs = loaded[1]([message])
+    assert inputs.input_ids.tolist() == bare.input_ids.tolist()
+    assert (inputs.tiles == bare.tiles).all()
+    monkeypatch.setattr("smolvlm_mlx.inputs.attachment.load_image", None)
+    monkeypatch.setattr("smolvlm_mlx.inputs.attachment.make_tiles", None)
+    assert (loaded[1]([message]).tiles == bare.tiles).all()
