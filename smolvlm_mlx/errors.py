@@ -50,3 +50,7 @@ class TrainingError(SmolVLMError):
 
 class EvaluationError(SmolVLMError):
     """An evaluation cannot be done as asked."""
+
+
+class HistoryError(SmolVLMError):
+    """The history of conversations cannot be read or written, or has no such conversation."""

@@ -19,7 +19,7 @@ import typer
 
 from .. import __version__
 from ..errors import GenerationError, SmolVLMError
-from . import evaluate, finetune
+from . import evaluate, finetune, history_commands
 from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Images, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
@@ -238,3 +238,4 @@ def info(
 
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)
+app.add_typer(history_commands.app, name="history")

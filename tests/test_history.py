@@ -1,0 +1,215 @@
+"""What was said stays, whatever happens in the middle of writing it, and goes when it is told to."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.apps import cli
+from smolvlm_mlx.apps.history import History, new_id
+from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.inputs.attachment import Attachment, attachments, from_json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+PICTURE = Attachment(Image.effect_noise((30, 20), 60).convert("RGB"), name="cat.png")
+
+
+def text(role: str, words: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": words}]}
+
+
+def asked(words: str, *pictures: Attachment) -> dict[str, Any]:
+    message = text("user", words)
+    message["content"][:0] = [{"type": "image", "image": picture} for picture in pictures]
+    return message
+
+
+TALK = [
+    text("system", "Be brief."),
+    asked("What is THIS?", PICTURE),
+    text("assistant", "A cat."),
+    asked("And [/etc/hosts]?"),
+    {**text("assistant", "Ünd"), "interrupted": True},
+]
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    monkeypatch.setattr("smolvlm_mlx.apps.history.data_folder", lambda: tmp_path / "data")
+    return History()
+
+
+def words(messages: list[dict[str, Any]]) -> list[str]:
+    return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, ["history", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_saved_and_loaded(history: History) -> None:
+    history.save("a", TALK, "tiny")
+    loaded = history.load("a")
+    assert words(loaded) == words(TALK)
+    assert [message["role"] for message in loaded] == [message["role"] for message in TALK]
+    assert loaded[-1]["interrupted"] is True
+    (picture,) = attachments(loaded)
+    assert (picture.data, picture.name) == (PICTURE.data, "cat.png")
+    (summary,) = history.list()
+    assert (summary.id, summary.title, summary.model, summary.turns) == ("a", "cat.png What is THIS?", "tiny", 2)
+    assert abs(summary.updated - time.time()) < 60
+
+
+def test_saved_again(history: History) -> None:
+    history.save("a", TALK)
+    history.save("a", [*TALK[:4], text("assistant", "No.")])
+    assert words(history.load("a"))[-1] == "No."
+    history.save("a", TALK[:3])
+    assert len(history.load("a")) == 3
+    history.save("a", [asked("Nothing")])
+    assert words(history.load("a")) == ["Nothing"]
+
+
+def test_the_latest_is_first_and_words_are_found(history: History) -> None:
+    history.save("a", TALK)
+    history.save("b", [asked("100% of ÄPFEL_")])
+    assert [summary.id for summary in history.list()] == ["b", "a"]
+    history.save("a", TALK)
+    assert [summary.id for summary in history.list()] == ["a", "b"]
+    assert [summary.id for summary in history.list(1)] == ["a"]
+    for searched, found in {
+        "this": "a",
+        "äpfel": "b",
+        "ünd": "a",
+        "CAT.PNG": "a",
+        "0%": "b",
+        "_": "b",
+        "%%": "",
+    }.items():
+        assert [summary.id for summary in history.list(words=searched)] == [*found]
+
+
+def test_private(history: History) -> None:
+    history.save("a", TALK)
+    assert history.path.parent.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in history.path.parent.iterdir()} == {0o600}
+
+
+def test_deleted_is_gone_from_the_file(history: History) -> None:
+    history.save("a", TALK)
+    history.save("b", [asked("Another", PICTURE), text("assistant", "secret words")])
+    history.delete("b")
+    assert attachments(history.load("a"))
+    with closing(sqlite3.connect(history.path)) as database:
+        assert database.execute("SELECT count(*) FROM pictures").fetchone() == (1,)
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert b"secret words" not in history.path.read_bytes()
+    history.delete("a")
+    with closing(sqlite3.connect(history.path)) as database:
+        tables = ("conversations", "messages", "pictures", "uses")
+        assert [database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables] == [0] * 4
+
+
+def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> None:
+    history.save("abc", TALK)
+    history.save("abd", TALK)
+    assert history.find("abc") == "abc"
+    for beginning, error in {"ab": "2 conversations begin with ab", "x": "no conversations begin with x"}.items():
+        with pytest.raises(HistoryError, match=error):
+            history.find(beginning)
+    for method in (history.load, history.delete):
+        with pytest.raises(HistoryError, match="no conversation none;"):
+            method("none")
+    (tmp_path / "file").write_bytes(b"no database" * 200)
+    with pytest.raises(HistoryError, match="file is not a database; go on with --no-history"):
+        History(tmp_path / "file").list()
+    with pytest.raises(HistoryError, match="cannot be made"):
+        History(tmp_path / "file" / "history").list()
+
+
+def test_commands(history: History, tmp_path: Path) -> None:
+    assert run() == "no conversations\n"
+    first, second = new_id(), new_id()
+    history.save(first, TALK)
+    history.save(second, [asked("Other")])
+    assert [line.split()[0] for line in run().splitlines()[1:]] == [second, first]
+    assert run("list", "-n", "1").count("\n") == 2
+    assert first in run("search", "etc/hosts")
+    assert run("show", first) == (
+        "System: Be brief.\n\nUser: [picture cat.png] What is THIS?\n\nAssistant: A cat.\n\n"
+        "User: And [/etc/hosts]?\n\nAssistant: Ünd (interrupted)\n"
+    )
+    run("export", first, str(tmp_path / "talk.json"))
+    run("export", first, str(tmp_path / "talk.md"))
+    exported = from_json(json.loads((tmp_path / "talk.json").read_text())["messages"])
+    assert words(exported) == words(TALK)
+    assert attachments(exported)[0].data == PICTURE.data
+    assert (tmp_path / "talk.md").read_text() == run("show", first)
+    with pytest.raises(HistoryError, match="exists already"):
+        run("export", first, str(tmp_path / "talk.md"))
+    with pytest.raises(HistoryError, match="ids of conversations, or --all"):
+        run("delete")
+    run("delete", first)
+    assert [summary.id for summary in history.list()] == [second]
+    run("delete", "--all")
+    assert history.list() == []
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from smolvlm_mlx.apps.history import History
+from smolvlm_mlx.inputs.attachment import Attachment
+history, messages = History(Path(sys.argv[1])), []
+picture = Attachment(bytes.fromhex(sys.argv[2]))
+for turn in range(1000):
+    question = [{"type": "image", "image": picture}, {"type": "text", "text": f"question {turn}"}]
+    answer = [{"type": "text", "text": f"answer {turn}" * 50}]
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    history.save(sys.argv[3], messages)
+    print(turn, flush=True)
+"""
+
+
+def kill_while_writing(path: Path, id: str, delay: float) -> None:
+    """A turn that was reported is there, and the file is whole, wherever the kill came."""
+    command = [sys.executable, "-c", WRITER, str(path), PICTURE.data.hex(), id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        first = writer.stdout.readline()
+        time.sleep(delay)
+        os.kill(writer.pid, signal.SIGKILL)
+        reported = [first, *writer.stdout.read().splitlines()]
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    messages = History(path).load(id)
+    assert len(messages) % 2 == 0
+    assert len(messages) // 2 >= int(reported[-1] or -1) + 1
+    assert words(messages) == [
+        line for turn in range(len(messages) // 2) for line in (f"question {turn}", f"answer {turn}" * 50)
+    ]
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for number in range(6):
+        kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.2))
+
+
+@pytest.mark.slow
+def test_killed_while_writing_200_times(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for number in range(200):
+        kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.3))
