@@ -19,14 +19,22 @@ import typer
 
 from .. import __version__
 from ..errors import GenerationError, SmolVLMError
-from . import evaluate, finetune, history_commands
-from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Images, LongestEdge, MaxTiles, Model, Revision, Split
+from . import chat, evaluate, finetune, history_commands
+from .options import (
+    CONTROLS,
+    DEFAULT_MODEL,
+    INTERRUPTED,
+    Adapter,
+    Images,
+    LongestEdge,
+    MaxTiles,
+    Model,
+    Revision,
+    Split,
+)
 
 if TYPE_CHECKING:
     from ..generation import Stream
-
-# What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
-CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -236,6 +244,7 @@ def info(
     report.print_machine()
 
 
+app.command()(chat.chat)
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)
 app.add_typer(history_commands.app, name="history")
