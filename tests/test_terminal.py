@@ -288,7 +288,7 @@ class Terminal:
     def __init__(self, command: str, environment: dict[str, str]):
         self._tmux = ["tmux", "-L", f"smolvlm-mlx-{secrets.token_hex(4)}"]
         variables = [f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()]
-        shell = ["env", "-i", *variables, "sh", "-c", f"{command}; echo left $?; cat"]
+        shell = ["env", "-i", *variables, "sh", "-c", f"{command}; echo left $?; sleep 600"]
         self._call("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "50", *shell)
 
     def _call(self, *arguments: str) -> str:
