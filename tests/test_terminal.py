@@ -288,11 +288,13 @@ class Terminal:
     def __init__(self, command: str, environment: dict[str, str]):
         self._tmux = ["tmux", "-L", f"smolvlm-mlx-{secrets.token_hex(4)}"]
         variables = [f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()]
-        shell = ["env", "-i", *variables, "sh", "-c", f"{command}; echo left $?; sleep 600"]
+        shell = ["env", "-i", *variables, "sh", "-c", f"trap : INT; {command}; echo left $?; sleep 600"]
         self._call("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "50", *shell)
 
     def _call(self, *arguments: str) -> str:
-        return subprocess.run([*self._tmux, *arguments], check=True, capture_output=True, text=True).stdout
+        result = subprocess.run([*self._tmux, *arguments], check=False, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     def type(self, *keys: str) -> None:
         self._call("send-keys", *keys)
