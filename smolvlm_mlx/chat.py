@@ -209,9 +209,10 @@ class Chat:
         text = ""
         try:
             for piece in pieces:
-                text += piece
-                part["text"] = text.strip()  # the template has the space before it
-                yield piece
+                if fresh := piece if text else piece.lstrip():  # the template has the space before it
+                    text += fresh
+                    part["text"] = text.rstrip()
+                    yield fresh
             del answer["interrupted"]
         except SmolVLMError:
             self.messages = before

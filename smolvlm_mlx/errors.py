@@ -54,3 +54,7 @@ class EvaluationError(SmolVLMError):
 
 class HistoryError(SmolVLMError):
     """The history of conversations cannot be read or written, or has no such conversation."""
+
+
+class ServerError(SmolVLMError):
+    """The server cannot be started as asked."""

@@ -17,10 +17,9 @@ from .errors import GenerationError
 from .features import Progress, encode_tiles
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
-from .inputs.tokenizer import TextStream
 from .model import QuantizedKVCache, SmolVLM
 from .prefix import Reuse, keys_of
-from .sampling import Choose, Options, StopStrings, make_choice
+from .sampling import AnswerText, Choose, Options, make_choice
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
 # writes out in full, and half of which a causal mask throws away.
@@ -138,31 +137,22 @@ def generate(
 def _pieces(
     stream: Stream, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
 ) -> Generator[str]:
-    statistics = stream.statistics
+    statistics, text = stream.statistics, AnswerText(processor.tokenizer, options)
     statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
     statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
-    text, stop = TextStream(processor.tokenizer, options.keep_special), StopStrings(options.stop)
     mx.reset_peak_memory()
     try:
         for token in tokens:
             statistics.generated_tokens += 1
             stream.token_ids.append(token)
-            if token in processor.tokenizer.end_ids:
-                statistics.finish_reason = "stop"
-                break
-            piece = stop.push(text.push(token))
-            if piece:
+            if piece := text.push(token):
                 yield piece
-            if stop.found:
-                statistics.finish_reason = "stop"
-                return
+            if text.ended:
+                break
         else:
-            statistics.finish_reason = "length"
-        rest = stop.push(text.flush()) + stop.flush()
-        if stop.found:
-            statistics.finish_reason = "stop"
-        if rest:
-            yield rest
+            if rest := text.flush():
+                yield rest
+        statistics.finish_reason = "stop" if text.ended else "length"
     finally:
         tokens.close()
         statistics.peak_memory = mx.get_peak_memory()
@@ -186,7 +176,7 @@ def generate_tokens(
     cache = cache or _make_cache(model, len(ids) + room, options.kv_bits)
     statistics.reused_tokens = count
     try:
-        image_tokens = _image_tokens(model, inputs, count, reuse, progress)
+        image_tokens = image_tokens_after(model, inputs, count, reuse, progress)
         if not keep_vision:
             model.release_vision()
         encoded = time.perf_counter()
@@ -223,7 +213,7 @@ def _make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]
     return [QuantizedKVCache(kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
 
 
-def _image_tokens(
+def image_tokens_after(
     model: SmolVLM, inputs: Inputs, count: int, reuse: Reuse | None, progress: Progress | None
 ) -> mx.array | None:
     """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
@@ -234,14 +224,21 @@ def _image_tokens(
     return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
 
-def prefill(model: SmolVLM, input_ids: NDArray[np.int32], image_tokens: mx.array | None, cache: list[Any]) -> mx.array:
-    """Fill the cache with a prompt (T,); logits (1, V) of its last token."""
+def prefill(
+    model: SmolVLM,
+    input_ids: NDArray[np.int32],
+    image_tokens: mx.array | None,
+    cache: list[Any],
+    between: Callable[[], None] = lambda: None,
+) -> mx.array:
+    """Fill the cache with a prompt (T,); logits (1, V) of its last token. `between` is called after each chunk."""
     embeddings = model.merge(mx.array(input_ids)[None], image_tokens)  # (1, T, Dt)
     chunk = PREFILL_CHUNK[backend.name()]
     for start in range(0, embeddings.shape[1], chunk):
         rows = embeddings[:, start : start + chunk]
         hidden = model.language_model.hidden_states(None, cache, rows)
         mx.eval(hidden, [layer.state for layer in cache])
+        between()
     return model.language_model.logits(hidden[:, -1])
 
 

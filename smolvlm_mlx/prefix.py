@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+
 from .features import FeatureCache
 from .inputs.processor import Inputs
+from .model.language import KVCache
 
 Key = int | bytes
 
@@ -82,3 +85,29 @@ class Reuse:
 
     features: FeatureCache
     prefixes: PrefixCache
+
+
+def to_batchable(layers: Sequence[KVCache]) -> list[Any]:
+    """The same keys and values in mlx_lm's caches, which can be put into a batch."""
+    from mlx_lm.models.cache import KVCache as Batchable
+
+    made = []
+    for layer in layers:
+        batchable = Batchable()
+        if layer.keys is not None and layer.values is not None:
+            held = layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
+            batchable.state = (*held, layer.offset)
+        made.append(batchable)
+    return made
+
+
+def from_batchable(layers: Sequence[Any]) -> list[KVCache]:
+    """Ours, of one answer that was taken out of a batch; evaluated, so that nothing else of the batch is held."""
+    made = []
+    for layer in layers:
+        cache = KVCache()
+        cache.keys, cache.values = layer.state[:2]
+        cache.offset = layer.offset
+        made.append(cache)
+    mx.eval([cache.state for cache in made])
+    return made

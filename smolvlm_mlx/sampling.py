@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
 import mlx.core as mx
 
 from .errors import GenerationError
+from .inputs.tokenizer import TextStream, Tokenizer
 
 # (logits (1, V), tokens so far, one more that is not read yet) -> the next token (1,)
 Choose = Callable[[mx.array, list[int], mx.array | None], mx.array]
@@ -52,12 +54,11 @@ def make_choice(options: Options) -> Choose:
     """How the next token is chosen from logits (1, V) and the tokens so far. Greedy imports nothing."""
     if options.temperature == 0 and options.repetition_penalty == 1:
         return lambda logits, ids, pending: mx.argmax(logits, axis=-1)
-    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    from mlx_lm.sample_utils import make_logits_processors
 
     if options.seed is not None:
         mx.random.seed(options.seed)
-    top_p = options.top_p if options.top_p < 1 else 0.0
-    sample = make_sampler(options.temperature, top_p=top_p, min_p=options.min_p, top_k=options.top_k)
+    sample = _sampler(options)
     penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
     processors = make_logits_processors(repetition_penalty=penalty)
 
@@ -70,6 +71,33 @@ def make_choice(options: Options) -> Choose:
         return token
 
     return choose
+
+
+def make_batch_sampler(options: Options) -> Callable[[mx.array], mx.array] | None:
+    """How an answer's tokens are chosen, independently of the answers beside it; None is greedy."""
+    if options.temperature == 0:
+        return None
+    choose = _sampler(options)
+    if options.seed is None:
+        return choose
+    seeds = Random(options.seed)
+
+    def seeded(logprobs: mx.array) -> mx.array:
+        mx.random.seed(seeds.getrandbits(63))
+        token: mx.array = choose(logprobs)
+        return token
+
+    return seeded
+
+
+def _sampler(options: Options) -> Callable[[mx.array], mx.array]:
+    from mlx_lm.sample_utils import make_sampler
+
+    top_p = options.top_p if options.top_p < 1 else 0.0
+    sample: Callable[[mx.array], mx.array] = make_sampler(
+        options.temperature, top_p=top_p, min_p=options.min_p, top_k=options.top_k
+    )
+    return sample
 
 
 class StopStrings:
@@ -100,3 +128,27 @@ class StopStrings:
         if self.found:
             return 0
         return min((at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held))
+
+
+class AnswerText:
+    """Tokens, one by one -> the text of an answer, up to its end."""
+
+    def __init__(self, tokenizer: Tokenizer, options: Options):
+        self._text, self._stop = TextStream(tokenizer, options.keep_special), StopStrings(options.stop)
+        self._end_ids = tokenizer.end_ids
+        self.ended = False  # by an end token or a stop string
+
+    def push(self, token: int) -> str:
+        """What this token makes certain."""
+        if token in self._end_ids:
+            self.ended = True
+            return self.flush()
+        piece = self._stop.push(self._text.push(token))
+        self.ended = self._stop.found
+        return piece
+
+    def flush(self) -> str:
+        """What was held back, when no more tokens come."""
+        rest = self._stop.push(self._text.flush()) + self._stop.flush()
+        self.ended = self.ended or self._stop.found
+        return rest

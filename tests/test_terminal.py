@@ -162,7 +162,7 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     assert [message["role"] for message in session.chat.messages] == ["system"]
     handle(session, "Other")
     handle(session, "/history uno")
-    assert screen.said[-1].startswith(f"{first}  1 turns  my picture.png Uno")
+    assert screen.said[-1].startswith(f"{first}  1 turns  Uno")
     assert "\n" not in screen.said[-1]
     handle(session, f"/open {first}")
     assert (questions(session), session.id) == (["Uno"], first)

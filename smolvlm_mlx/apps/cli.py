@@ -19,7 +19,7 @@ import typer
 
 from .. import __version__
 from ..errors import GenerationError, SmolVLMError
-from . import chat, evaluate, finetune, history_commands
+from . import chat, evaluate, finetune, history_commands, serve
 from .options import (
     CONTROLS,
     DEFAULT_MODEL,
@@ -245,6 +245,7 @@ def info(
 
 
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)
 app.add_typer(history_commands.app, name="history")

@@ -204,6 +204,7 @@ def _words(message: Message) -> str:
 
 
 def _title(messages: Sequence[Message]) -> str:
-    first = next((_words(message) for message in messages if message["role"] == "user"), "")
-    line = " ".join(first.split())
+    first: Any = next((message["content"] for message in messages if message["role"] == "user"), "")
+    texts = [first] if isinstance(first, str) else [part["text"] for part in first if part["type"] == "text"]
+    line = " ".join(" ".join(texts).split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"

@@ -26,6 +26,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"tokenizer.json: decoder {type(bpe.decoder).__name__} is not ByteLevel, the family's"
             )
+        self._bpe = bpe
         self.added = {token.content: id for id, token in bpe.get_added_tokens_decoder().items()}
         self._plain = BPETokenizer(bpe.model)  # shares the vocabulary, but knows no added token
         if bpe.normalizer is not None:
@@ -62,6 +63,10 @@ class Tokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         ids = eos if isinstance(eos, list) else [eos]
         return cls(bpe, [token] if isinstance(token, str) else [], [id for id in ids if isinstance(id, int)])
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json, for libraries that read it."""
+        return str(self._bpe.to_str())
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text: a literal `<image>` in it is seven characters, never the control token."""

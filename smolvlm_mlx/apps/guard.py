@@ -1,0 +1,173 @@
+"""What stands before the server's routes: who may ask, how much they may send, and how long they may take.
+
+`Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to point here, gets nothing), a
+bearer token for all but the page itself, and a limit on bodies. `PatientProtocol` closes connections whose requests do not
+come: uvicorn itself would hold them for ever.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import h11
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .openai import error_body
+
+HEADER_SECONDS, BODY_SECONDS = 10.0, 60.0
+MAX_BODY_BYTES = 64 * 2**20
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Refused(Exception):  # noqa: N818  # the answer, not an error of ours
+    """A request that gets no further: its status and why."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Guard:
+    """Middleware around the whole application.
+
+    Args:
+        hosts: names with port that requests may call this server by, as in their Host header.
+        token: None lets everyone in who can reach it.
+        open_paths: what needs no token: the page, which holds nothing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        token: str | None,
+        origins: Iterable[str] = (),
+        open_paths: Iterable[str] = ("/",),
+        max_body_bytes: int = MAX_BODY_BYTES,
+        body_seconds: float = BODY_SECONDS,
+    ):
+        self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._origins = frozenset(origins) | {f"http://{host}" for host in self._hosts}
+        self._cors = frozenset(origins)
+        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *SECURITY_HEADERS, *self._cors_headers(origin)]
+            await send(message)
+
+        try:
+            self._check(scope, headers, origin)
+            if scope["method"] == "OPTIONS" and origin in self._cors:
+                return await JSONResponse({})(scope, receive, secured)
+            body = await self._body(headers, receive)
+        except Refused as refused:
+            kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+            response = JSONResponse(error_body(str(refused), kind), refused.status)
+            if refused.status == 401:
+                response.headers["www-authenticate"] = "Bearer"
+            return await response(scope, receive, secured)
+        await self._app(scope, _after(body, receive), secured)
+
+    def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+            raise Refused(403, "this host name is not allowed; --allow-host adds one")
+        if origin is not None and origin not in self._origins:
+            raise Refused(403, "this origin is not allowed; --allow-origin adds one")
+        if self._token is None or scope["path"] in self._open_paths or scope["method"] == "OPTIONS":
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token.encode()):
+            raise Refused(401, "no valid token; send the header: Authorization: Bearer TOKEN")
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            raise Refused(413, f"the body has {length} bytes; the limit is {self._max_body_bytes}")
+        parts, size = [], 0
+        try:
+            with anyio.fail_after(self._body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(400, "the body was not sent to its end")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._max_body_bytes:
+                        raise Refused(413, f"the body has more than {self._max_body_bytes} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self._body_seconds:g} s") from None
+
+    def _cors_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
+        if origin is None or origin not in self._cors:
+            return []
+        return [
+            (b"access-control-allow-origin", origin.encode()),
+            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"vary", b"origin"),
+        ]
+
+
+def _after(body: bytes, receive: Receive) -> Receive:
+    """Receives the body that was read, then whatever comes after it: the client's leaving."""
+    sent = False
+
+    async def receive_after() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_after
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that waits HEADER_SECONDS for a request's headers, from the connection's first moment on."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait()
+        else:
+            self._stop_waiting()
+
+    def _wait(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,169 @@
+"""The words of OpenAI's chat completions API: what may be asked, and how answers and errors look.
+
+Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothing here are taken and ignored; those that ask for
+what is not done are refused by name.
+"""
+
+import json
+import secrets
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import PromptError
+from ..generation import Statistics
+from ..inputs.files import shown
+from ..sampling import Options
+
+DEFAULT_TOKENS = 1024
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(BaseModel):
+    url: str
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    name: str | None = None  # ours: of the picture, for the history
+
+
+class RequestMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart] = Field(min_length=1)
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions. `conversation` is ours: the id under which the history keeps it."""
+
+    messages: list[RequestMessage] = Field(min_length=1)
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    response_format: ResponseFormat | None = None
+    conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
+    # Asked for, these would change the answer.
+    n: Literal[1] | None = None
+    tools: list[None] | None = Field(None, max_length=0)
+    functions: list[None] | None = Field(None, max_length=0)
+    logprobs: Literal[False] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    frequency_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
+    presence_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
+
+    @classmethod
+    def parse(cls, body: bytes) -> "ChatRequest":
+        """Check a body.
+
+        Raises:
+            PromptError: it is not JSON, or a field cannot be used; the first is named.
+        """
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image")))
+            raise PromptError(shown(f"{where or 'body'}: {first['msg']}"[:110])) from None
+
+    def options(self) -> Options:
+        """How the answer is generated; temperature is 0 unless it is given."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Options(
+            max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=None if self.seed is None else self.seed % 2**63,
+            stop=tuple(stops),
+        )
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer, {} for any object, None for text."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {}
+        if wanted.json_schema is None:
+            raise PromptError("response_format.json_schema: missing; give {name, schema}")
+        return wanted.json_schema.json_schema
+
+    def message_dicts(self) -> list[dict[str, Any]]:
+        """In the message schema of `inputs.prompt`; a developer is a system."""
+        messages = [message.model_dump() for message in self.messages]
+        return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
+
+
+class Completion:
+    """Shapes the answer to one request."""
+
+    def __init__(self, model: str):
+        self._shared = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+    def whole(self, text: str, statistics: Statistics) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": statistics.finish_reason}
+        return {**self._shared, "object": "chat.completion", "choices": [choice], "usage": usage(statistics)}
+
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """A piece of a streamed answer."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._shared, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last_chunk(self, statistics: Statistics) -> dict[str, Any]:
+        """What a stream ends with, if usage was asked for."""
+        return {**self._shared, "object": "chat.completion.chunk", "choices": [], "usage": usage(statistics)}
+
+
+def usage(statistics: Statistics) -> dict[str, Any]:
+    """OpenAI's token counts; ours beside them, in `timing`, in seconds."""
+    return {
+        "prompt_tokens": statistics.prompt_tokens,
+        "completion_tokens": statistics.generated_tokens,
+        "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": statistics.reused_tokens,
+            "image_tokens": statistics.image_tokens,
+        },
+        "timing": {
+            "tiles": statistics.tiles,
+            "first_token": round(statistics.first_token_seconds, 4),
+            "tokens_per_second": round(statistics.tokens_per_second, 2),
+        },
+    }
+
+
+def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+    """OpenAI's shape of an error."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode("utf-8", "replace")

@@ -1,0 +1,216 @@
+"""The HTTP application: OpenAI's chat completions, the history, and the page that uses both.
+
+The engine's thread runs the model; routes only prepare, wait and pass on. A client that goes away ends its answer.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..engine import BusyError, Engine, Job
+from ..errors import GenerationError, HistoryError, PromptError, SmolVLMError
+from ..inputs.attachment import own, to_json
+from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
+from ..inputs.files import shown
+from ..inputs.processor import Processor
+from .guard import Guard
+from .history import History
+from .openai import ChatRequest, Completion, error_body, event
+
+PAGE = Path(__file__).parent / "web" / "index.html"
+MAX_IMAGES = 16
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+
+@dataclass
+class Service:
+    """What the routes work with."""
+
+    engine: Engine
+    processor: Processor
+    model: str
+    history: History | None
+    picture_options: dict[str, Any]
+    limits: FetchLimits
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.page),
+            Route("/health", self.health),
+            Route("/v1/models", self.models),
+            Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            Route("/conversations", self.list_conversations),
+            Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(PAGE, headers=PAGE_HEADERS)
+
+    async def health(self, request: Request) -> Response:
+        running, waiting = self.engine.load_now
+        return JSONResponse({"status": "ok", "model": self.model, "running": running, "waiting": waiting})
+
+    async def models(self, request: Request) -> Response:
+        model = {"id": self.model, "object": "model", "created": 0, "owned_by": "local"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def list_conversations(self, request: Request) -> Response:
+        words = request.query_params.get("words", "")
+        found = [] if self.history is None else await anyio.to_thread.run_sync(self.history.list, 200, words)
+        return JSONResponse({"kept": self.history is not None, "conversations": [vars(summary) for summary in found]})
+
+    async def conversation(self, request: Request) -> Response:
+        if self.history is None:
+            raise HistoryError("no history is kept (--no-history)")
+        id = request.path_params["id"]
+        if request.method == "DELETE":
+            await anyio.to_thread.run_sync(self.history.delete, id)
+            return Response(status_code=204)
+        messages = await anyio.to_thread.run_sync(self.history.load, id)
+        return JSONResponse({"id": id, "messages": to_json(messages)})
+
+    async def complete(self, request: Request) -> Response:
+        asked = ChatRequest.parse(await request.body())
+        messages = asked.message_dicts()
+        count = sum(isinstance(m["content"], list) and sum(p["type"] != "text" for p in m["content"]) for m in messages)
+        if count > MAX_IMAGES:
+            raise PromptError(f"{count} images; the limit is {MAX_IMAGES} a request")
+        options, schema = asked.options(), asked.schema_wanted()
+        started = time.perf_counter()
+
+        def prepare() -> tuple[list[dict[str, Any]], Any]:
+            owned = own(messages, self.limits)
+            return owned, self.processor(owned, **self.picture_options)
+
+        owned, inputs = await anyio.to_thread.run_sync(prepare)
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | SmolVLMError | None]()
+
+        def pass_on(piece: str | SmolVLMError | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        job = Job(inputs, options, pass_on, pass_on, schema)
+        job.statistics.preprocess_seconds = time.perf_counter() - started
+        self.engine.submit(job)
+        answer = Answer(job, pieces, owned, asked.conversation)
+        completion = Completion(self.model)
+        if asked.stream:
+            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return StreamingResponse(self._events(answer, completion, with_usage), media_type="text/event-stream")
+        text = await self._whole(request, answer)
+        return JSONResponse(completion.whole(text, job.statistics))
+
+    async def _whole(self, request: Request, answer: "Answer") -> str:
+        """The answer's text; a client that goes away meanwhile ends it."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            answer.job.cancel()
+            answer.pieces.put_nowait(GenerationError("nobody waits for the answer"))
+
+        watcher = asyncio.ensure_future(watch())
+        try:
+            return "".join([piece async for piece in answer.read()])
+        finally:
+            watcher.cancel()
+            answer.job.cancel()
+            self._keep(answer)
+
+    async def _events(self, answer: "Answer", completion: Completion, with_usage: bool) -> AsyncIterator[bytes]:
+        try:
+            yield event(completion.chunk({"role": "assistant", "content": ""}))
+            async for piece in answer.read():
+                yield event(completion.chunk({"content": piece}))
+            yield event(completion.chunk({}, answer.job.statistics.finish_reason))
+            self._keep(answer)
+            if with_usage:
+                yield event(completion.last_chunk(answer.job.statistics))
+            yield b"data: [DONE]\n\n"
+        except SmolVLMError as error:
+            yield event(error_body(str(error)))
+        finally:
+            answer.job.cancel()
+            self._keep(answer)
+
+    def _keep(self, answer: "Answer") -> None:
+        """Put a conversation that has a name into the history, once, and before its end is told."""
+        if self.history is None or answer.conversation is None or answer.kept:
+            return
+        answer.kept = True
+        self.history.save(answer.conversation, [*answer.messages, answer.message()], self.model)
+
+
+@dataclass
+class Answer:
+    """An answer under way, and the conversation it belongs to."""
+
+    job: Job
+    pieces: "asyncio.Queue[str | SmolVLMError | None]"
+    messages: list[dict[str, Any]]
+    conversation: str | None
+    text: str = ""
+    over: bool = False
+    kept: bool = False
+
+    async def read(self) -> AsyncIterator[str]:
+        """Its pieces, without the space that the chat template has before them."""
+        while True:
+            piece = await self.pieces.get()
+            if piece is None:
+                self.over = True
+                return
+            if isinstance(piece, SmolVLMError):
+                raise piece
+            if fresh := piece if self.text else piece.lstrip():
+                self.text += fresh
+                yield fresh
+
+    def message(self) -> dict[str, Any]:
+        message = {"role": "assistant", "content": [{"type": "text", "text": self.text.rstrip()}]}
+        return message if self.over else {**message, "interrupted": True}
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse(error_body(error.detail), error.status_code, error.headers)
+    if isinstance(error, BusyError):
+        return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
+    status = 404 if isinstance(error, HistoryError) else 400
+    return JSONResponse(error_body(shown(str(error)) if len(str(error)) > 300 else str(error)), status)
+
+
+def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:
+    """The application behind its guard."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(service.engine.close)
+
+    return Starlette(
+        routes=service.routes(),
+        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins or [])],
+        exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
+        lifespan=lifespan,
+    )
+
+
+def no_files(allow_urls: bool) -> FetchLimits:
+    """A request names no files of this machine; addresses elsewhere only if they were allowed."""
+    return replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=allow_urls)

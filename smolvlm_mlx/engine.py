@@ -1,0 +1,258 @@
+"""Several answers at once: one thread owns the model, reads prompts one by one, and decodes all answers together.
+
+The batch is mlx_lm's `BatchGenerator`, into which each prompt comes with its KV cache, already read. Knows nothing of HTTP.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .constraint import Constraint, Grammars
+from .errors import GenerationError, SmolVLMError
+from .generation import Statistics, image_tokens_after, prefill
+from .inputs.processor import Inputs, Processor
+from .model import SmolVLM
+from .model.language import KVCache
+from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
+from .sampling import AnswerText, Options, make_batch_sampler
+
+Loaded = tuple[SmolVLM, Processor, Reuse]
+
+
+class BusyError(GenerationError):
+    """As many answers are waiting as may; try again later."""
+
+
+class _Cancelled(Exception):  # noqa: N818  # not an error: nobody waits for the answer any more
+    pass
+
+
+@dataclass(eq=False)
+class Job:
+    """An answer that was asked for.
+
+    Attributes:
+        on_text, on_end: called from the engine's thread, with each piece, and once at the end: with None, or with the error
+            that ended it.
+        schema: the answer is JSON that fits it; `{}` stands for any JSON object.
+    """
+
+    inputs: Inputs
+    options: Options
+    on_text: Callable[[str], None]
+    on_end: Callable[[SmolVLMError | None], None]
+    schema: dict[str, Any] | None = None
+    statistics: Statistics = field(default_factory=Statistics)
+    cancelled: bool = False
+    keys: list[Key] = field(default_factory=list)
+    text: AnswerText | None = None
+    started: float = 0.0
+
+    def cancel(self) -> None:
+        """Nobody waits for it: it ends within a token, and `on_end` is not called."""
+        self.cancelled = True
+
+
+class Engine:
+    """Runs jobs in the order they come; up to `most_answers` are decoded together and `most_waiting` wait."""
+
+    def __init__(self, load: Callable[[], Loaded], most_answers: int = 8, most_waiting: int = 32):
+        self._load, self._most_answers, self._most_waiting = load, most_answers, most_waiting
+        self._waiting: deque[Job] = deque()
+        self._beginning: Job | None = None
+        self._running: dict[int, Job] = {}  # by their number in the batch
+        self._changed = threading.Condition()
+        self._closing = False
+        self._loaded: Loaded | None = None
+        self._failure: BaseException | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> tuple[SmolVLM, Processor]:
+        """Load the model, in the thread that will run it.
+
+        Raises:
+            SmolVLMError: from `load`.
+        """
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        assert self._loaded is not None
+        return self._loaded[:2]
+
+    @property
+    def load_now(self) -> tuple[int, int]:
+        """Answers that are being made, and those that wait."""
+        return len(self._running), len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Put a job in the queue.
+
+        Raises:
+            BusyError: it is full.
+        """
+        with self._changed:
+            if len(self._waiting) >= self._most_waiting or self._closing:
+                raise BusyError(f"{len(self._waiting)} answers are waiting already; try again in a moment")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End all answers and the thread."""
+        with self._changed:
+            self._closing = True
+            for job in (*self._waiting, *self._running.values()):
+                job.cancel()
+            self._changed.notify()
+        self._thread.join()
+
+    # ---- in the owner's thread
+
+    def _run(self) -> None:
+        try:
+            self._loaded = model, processor, self._reuse = self._load()
+            from mlx_lm.generate import BatchGenerator
+
+            self._model, self._processor = model, processor
+            self._batch = BatchGenerator(model.language_model, completion_batch_size=self._most_answers)
+            self._grammars: Grammars | None = None
+        except BaseException as error:
+            self._failure = error
+            self._ready.set()
+            if isinstance(error, SmolVLMError):
+                return  # `start` raises it
+            raise
+        self._ready.set()
+        try:
+            while self._work():
+                pass
+        except BaseException:
+            self._closing = True
+            for job in (*self._running.values(), *self._waiting, *([self._beginning] if self._beginning else [])):
+                job.on_end(GenerationError("the engine has failed; start the server again"))
+            raise
+
+    def _work(self) -> bool:
+        """Begin one job that waits, and go on with all others; whether there may be more to do."""
+        with self._changed:
+            while not (self._waiting or self._running or self._closing):
+                self._changed.wait()
+            if self._closing and not self._running:
+                return False
+            room = len(self._running) < self._most_answers and not self._closing
+            job = self._waiting.popleft() if room and self._waiting else None
+        if job is not None:
+            self._beginning = job
+            self._begin(job)
+            self._beginning = None
+        self._step()
+        return True
+
+    def _begin(self, job: Job) -> None:
+        """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
+        taken: list[Any] | None = None
+        try:
+            self._check(job)
+            constraint = self._constraint(job)
+            model, ids, started = self._model, job.inputs.input_ids, time.perf_counter()
+            job.keys = keys_of(job.inputs, model.config.image_token_id, model.config.tokens_per_tile)
+            taken, count = self._reuse.prefixes.take(job.keys)
+            cache = taken or model.language_model.make_cache(len(ids) + 1)
+            job.statistics.reused_tokens = count
+            image_tokens = image_tokens_after(model, job.inputs, count, self._reuse, lambda *_: self._between(job))
+            encoded = time.perf_counter()
+            if count < len(ids) - 1:  # the last token is the batch's to read
+                prefill(model, ids[count:-1], image_tokens, cache, lambda: self._between(job))
+            job.started = time.perf_counter()
+            job.statistics.vision_seconds, job.statistics.prefill_seconds = encoded - started, job.started - encoded
+            self._insert(job, cache, constraint)
+        except _Cancelled:
+            return
+        except SmolVLMError as error:
+            job.on_end(error)
+
+    def _check(self, job: Job) -> None:
+        if job.cancelled:
+            raise _Cancelled
+        context, count = self._model.config.text_config.max_position_embeddings, len(job.inputs.input_ids)
+        if count >= context:
+            raise GenerationError(
+                f"the prompt has {count} tokens ({len(job.inputs.tiles)} tiles), the model's context is {context}; "
+                "shorten it, or use fewer or smaller pictures"
+            )
+
+    def _constraint(self, job: Job) -> list[Constraint]:
+        if job.schema is None:
+            return []
+        if self._grammars is None:
+            self._grammars = Grammars(self._processor.tokenizer, self._model.config.text_config.vocab_size)
+        return [self._grammars.json(job.schema)]
+
+    def _between(self, job: Job) -> None:
+        if job.cancelled:
+            raise _Cancelled
+        self._step()
+
+    def _insert(self, job: Job, cache: Sequence[KVCache], constraint: list[Constraint]) -> None:
+        ids, options, statistics = job.inputs.input_ids, job.options, job.statistics
+        statistics.tiles, statistics.prompt_tokens = len(job.inputs.tiles), len(ids)
+        statistics.image_tokens = statistics.tiles * self._processor.tokens_per_tile
+        job.text = AnswerText(self._processor.tokenizer, options)
+        room = min(options.max_tokens, self._model.config.text_config.max_position_embeddings - len(ids))
+        (number,) = self._batch.insert(
+            [[int(ids[-1])]],
+            max_tokens=[room],
+            caches=[to_batchable(cache)],
+            samplers=[make_batch_sampler(options)],
+            logits_processors=[constraint],
+        )
+        self._running[number] = job
+
+    def _step(self) -> None:
+        """One token for each answer."""
+        for number in [number for number, job in self._running.items() if job.cancelled]:
+            self._end(number, self._batch.remove([number], return_prompt_caches=True)[number])
+        if not self._running:
+            return
+        responses = self._batch.next()[1]
+        for response in responses:
+            job = self._running[response.uid]
+            if mx.isnan(response.logprobs).any().item():
+                self._batch.remove([response.uid])
+                del self._running[response.uid]
+                job.on_end(GenerationError("the model's logits are not finite; use dtype bfloat16 or float32"))
+                continue
+            self._push(job, response)
+
+    def _push(self, job: Job, response: Any) -> None:
+        assert job.text is not None
+        job.statistics.generated_tokens += 1
+        job.statistics.decode_seconds = time.perf_counter() - job.started
+        piece = job.text.push(response.token)
+        over = response.finish_reason is not None
+        if over and not job.text.ended:
+            piece += job.text.flush()
+        if piece:
+            job.on_text(piece)
+        if job.text.ended and not over:
+            held = self._batch.remove([response.uid], return_prompt_caches=True)[response.uid]
+        elif over:
+            held = response.prompt_cache, response.all_tokens
+        else:
+            return
+        job.statistics.finish_reason = "stop" if job.text.ended else "length"
+        self._end(response.uid, held)
+        job.on_end(None)
+
+    def _end(self, number: int, held: tuple[Any, Any]) -> None:
+        """Take an answer out; its keys and values are kept for what goes on from it."""
+        layers, tokens = held
+        job = self._running.pop(number)
+        kept = from_batchable(layers)
+        self._reuse.prefixes.give([*job.keys[:-1], *tokens], kept)

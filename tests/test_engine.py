@@ -1,0 +1,208 @@
+"""Answers that are made together are those that are made alone; each ends as it should, and leaves its cache to the next."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.engine import BusyError, Engine, Job
+from smolvlm_mlx.errors import CheckpointError, GenerationError, SmolVLMError
+from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.prefix import PrefixCache, Reuse
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["color", "count"],
+    "additionalProperties": False,
+}
+
+
+class Asked(Job):
+    """A job that keeps its answer."""
+
+    def __init__(self, processor: Processor, question: Any, options: Options, schema: Any = None):
+        super().__init__(processor(messages(question)), options, self.add, self.end, schema)
+        self.pieces: list[str] = []
+        self.error: SmolVLMError | None = None
+        self.over = threading.Event()
+
+    def add(self, piece: str) -> None:
+        self.pieces.append(piece)
+
+    def end(self, error: SmolVLMError | None) -> None:
+        self.error = error
+        self.over.set()
+
+    def wait(self) -> str:
+        assert self.over.wait(60)
+        if self.error is not None:
+            raise self.error
+        return "".join(self.pieces)
+
+
+def messages(question: Any) -> Any:
+    return [{"role": "user", "content": question}] if isinstance(question, str) else question
+
+
+def with_picture(text: str) -> Any:
+    return [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": text}]}]
+
+
+@pytest.fixture
+def engine(tiny: Path) -> Iterator[Engine]:
+    def loaded() -> Any:
+        mx.set_default_device(mx.cpu)
+        model, processor = load(tiny, "float32")
+        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=8))
+
+    made = Engine(loaded, most_answers=4, most_waiting=12)
+    made.start()
+    yield made
+    made.close()
+
+
+def ask(engine: Engine, question: Any, options: Options | None = None, schema: Any = None) -> Asked:
+    assert engine._loaded is not None
+    job = Asked(engine._loaded[1], question, options or Options(max_tokens=12), schema)
+    engine.submit(job)
+    return job
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_together_as_alone(engine: Engine, tiny: Path) -> None:
+    model, processor = load(tiny, "float32")
+    questions = [f"What is {number} times {number * 7}?" * (number % 3 + 1) for number in range(10)]
+    asked = [*questions, with_picture("What?"), with_picture("And now?")]
+    jobs = [ask(engine, question, Options(max_tokens=6 + n)) for n, question in enumerate(asked)]
+    for n, (job, question) in enumerate(zip(jobs, asked, strict=True)):
+        assert job.wait() == generate(model, processor, messages(question), Options(max_tokens=6 + n))
+        assert job.statistics.prompt_tokens == len(job.inputs.input_ids)
+        assert job.statistics.finish_reason in ("stop", "length")
+    assert jobs[-2].statistics.tiles == jobs[-1].statistics.tiles > 0
+
+
+def test_what_goes_on_reuses(engine: Engine) -> None:
+    first = ask(engine, "What is this about?")
+    answer = first.wait()
+    talk = [
+        {"role": "user", "content": "What is this about?"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "Sure?"},
+    ]
+    second = ask(engine, talk)
+    second.wait()
+    assert second.statistics.reused_tokens >= first.statistics.prompt_tokens
+    picture = ask(engine, with_picture("What?"))
+    picture.wait()
+    other = ask(engine, with_picture("Another question"))
+    other.wait()
+    assert other.statistics.reused_tokens > other.statistics.image_tokens
+
+
+def test_stop_strings_and_seeds(engine: Engine) -> None:
+    whole = ask(engine, "Hello").wait()
+    stopped = ask(engine, "Hello", Options(max_tokens=12, stop=(whole[3:5],)))
+    assert stopped.wait() == whole[: whole.index(whole[3:5])]
+    assert stopped.statistics.finish_reason == "stop"
+    options = Options(max_tokens=12, temperature=1.0, seed=7)
+    alone = ask(engine, "Hello", options).wait()
+    beside = [ask(engine, "Hello", options), ask(engine, "Other", Options(max_tokens=12, temperature=1.0))]
+    assert beside[0].wait() == alone
+    beside[1].wait()
+
+
+def test_json_that_fits_its_schema(engine: Engine) -> None:
+    jobs = [
+        ask(engine, f"Give {n}", Options(max_tokens=80, temperature=1.0, seed=n), SCHEMA if n % 2 else {})
+        for n in range(6)
+    ]
+    jobs.append(ask(engine, "No JSON here", Options(max_tokens=10)))
+    for n, job in enumerate(jobs[:-1]):
+        text = job.wait()
+        if job.statistics.finish_reason == "stop":
+            value = json.loads(text)
+            assert isinstance(value, dict)
+        if n % 2:
+            assert value["color"] in ("red", "blue")
+            assert 0 <= value["count"] <= 9
+    assert not jobs[-1].wait().startswith("{")
+    with pytest.raises(GenerationError, match="the JSON schema cannot be used: Invalid type: nonsense"):
+        ask(engine, "Give", schema={"type": "nonsense"}).wait()
+
+
+def test_cancelled_ends_within_a_token_or_two(engine: Engine) -> None:
+    first = threading.Event()
+    job = ask(engine, "Hello", Options(max_tokens=3000))
+    job.on_text = lambda piece: first.set()
+    assert first.wait(30)
+    seen = job.statistics.generated_tokens
+    job.cancel()
+    ask(engine, "Other", Options(max_tokens=3)).wait()
+    assert job.statistics.generated_tokens <= seen + 4
+    assert not job.over.is_set()
+    waiting = ask(engine, "Never begun")
+    waiting.cancel()
+    ask(engine, "Other").wait()
+    assert waiting.statistics.generated_tokens == 0
+    assert engine.load_now == (0, 0)
+
+
+def test_a_full_queue(engine: Engine) -> None:
+    jobs = []
+
+    def fill() -> None:
+        for _ in range(40):
+            jobs.append(ask(engine, "Hello", Options(max_tokens=1500)))  # noqa: PERF401
+
+    with pytest.raises(BusyError, match="answers are waiting already; try again"):
+        fill()
+    assert len(jobs) >= 12
+    for job in jobs:
+        job.cancel()
+
+
+def test_one_bad_answer_is_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine._loaded is not None
+    long = "word " * engine._loaded[0].config.text_config.max_position_embeddings
+    bad = ask(engine, long)
+    good = ask(engine, "Hello")
+    with pytest.raises(GenerationError, match=r"the prompt has .* the model's context is"):
+        bad.wait()
+    answer = good.wait()
+    kind = type(engine._loaded[0].language_model)
+    logits = kind.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
+        with pytest.raises(GenerationError, match="not finite"):
+            ask(engine, "Hello again").wait()
+    assert ask(engine, "Hello").wait() == answer
+
+
+def test_what_cannot_be_loaded_is_told() -> None:
+    def fail() -> Any:
+        raise CheckpointError("no such folder")
+
+    with pytest.raises(CheckpointError, match="no such folder"):
+        Engine(fail).start()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_leaves_nobody_waiting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "_insert", broken)
+    job = ask(engine, "Hello")
+    with pytest.raises(GenerationError, match="the engine has failed"):
+        job.wait()
+    with pytest.raises(BusyError):
+        ask(engine, "Hello")
