@@ -8,6 +8,7 @@ import typer
 
 from ..errors import PromptError, SmolVLMError
 from .options import DEFAULT_MODEL, Adapter, Dtype, Images, LongestEdge, MaxTiles, Model, Revision, Split
+from .serve import serve
 
 if TYPE_CHECKING:
     from ..features import Progress
@@ -21,6 +22,9 @@ def chat(
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
+    ] = False,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 1024,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
@@ -40,6 +44,15 @@ def chat(
     from .history import History, cache_folder
     from .session import Session
 
+    pictures = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    if web:
+        if system or image or resume:
+            raise PromptError(
+                "--web takes pictures, instructions and conversations in the page; leave out their options"
+            )
+        loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "revision": revision}
+        serve(model, port=0, no_history=no_history, open_page=True, **pictures, **loading)  # type: ignore[arg-type]
+        return
     options = Options(max_tokens=max_tokens, temperature=temperature)
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
@@ -52,7 +65,7 @@ def chat(
         processor,
         options,
         system=system,
-        picture_options={"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles},
+        picture_options=pictures,
         reuse=Reuse(FeatureCache(network, None if no_history else cache_folder()), PrefixCache()),
     )
     if not interactive:

@@ -1,5 +1,6 @@
 """`smolvlm-mlx serve`: the OpenAI-compatible server and its page, on this machine unless told otherwise."""
 
+import os
 import secrets
 import socket
 import sys
@@ -75,7 +76,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ServerError(f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port") from error
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ServerError(f"{host}:{port}: cannot listen there ({why}); choose another --port") from error
 
 
 def _run(app: "Starlette", listener: socket.socket) -> None:

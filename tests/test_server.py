@@ -1,0 +1,653 @@
+"""The server as clients, and as attackers, have it: OpenAI's own client, wrong tokens, odd bodies, leavers, load."""
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.apps import guard
+from smolvlm_mlx.apps.history import History
+from smolvlm_mlx.apps.server import Service, make_app, no_files
+from smolvlm_mlx.engine import Engine, Job
+from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.inputs.attachment import attachments
+from smolvlm_mlx.model.language import LanguageModel
+from smolvlm_mlx.prefix import PrefixCache, Reuse
+
+import httpx2
+import mlx.core as mx
+import pytest
+import uvicorn
+from PIL import Image
+
+TOKEN = "right token"
+ROUTES = [
+    ("GET", "/health"),
+    ("GET", "/v1/models"),
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/conversations"),
+    ("GET", "/conversations/00000000"),
+    ("DELETE", "/conversations/00000000"),
+    ("GET", "/nowhere"),
+]
+PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
+
+
+def data_url(image: Image.Image = PICTURE) -> str:
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+def question(text: str, *urls: str, **more: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **more}
+
+
+@dataclass
+class Running:
+    """A server in this process."""
+
+    port: int
+    engine: Engine
+    history: History
+    service: Service
+
+    def client(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"authorization": f"Bearer {TOKEN}", **headers},
+            timeout=60,
+            trust_env=False,
+        )
+
+    def complete(self, body: dict[str, Any]) -> Any:
+        with self.client() as client:
+            return client.post("/v1/chat/completions", json=body)
+
+    def wait_until_idle(self) -> None:
+        deadline = time.monotonic() + 30
+        while self.engine.load_now != (0, 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    def loaded() -> Any:
+        mx.set_default_device(mx.cpu)
+        model, processor = load(tiny, "float32")
+        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=16))
+
+    engine = Engine(loaded)
+    _, processor = engine.start()
+    history = History(tmp_path_factory.mktemp("data") / "history.sqlite3")
+    service = Service(engine, processor, "tiny", history, {}, no_files(allow_urls=False))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
+    config = uvicorn.Config(
+        app, http=guard.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield Running(port, engine, history, service)
+    running.should_exit = True
+    thread.join(20)
+    listener.close()
+    assert not thread.is_alive()
+
+
+# ---- OpenAI's client
+
+
+@pytest.fixture
+def openai(server: Running) -> Iterator[Any]:
+    module = pytest.importorskip("openai")
+    client = module.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0)
+    yield client
+    client.close()
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_text_and_picture(openai: Any, tiny: Path) -> None:
+    model, processor = load(tiny, "float32")
+    for content, pictures in (
+        ("Hello", []),
+        (question("What is this?", data_url())["messages"][0]["content"], [PICTURE]),
+    ):
+        answer = openai.chat.completions.create(
+            model="tiny", max_tokens=9, messages=[{"role": "user", "content": content}]
+        )
+        text = content if isinstance(content, str) else content[-1]["text"]
+        want = generate(model, processor, text, Options(max_tokens=9), images=pictures)
+        assert answer.choices[0].message.content == want.lstrip()
+        assert answer.choices[0].finish_reason in ("stop", "length")
+        assert answer.usage.prompt_tokens > answer.usage.prompt_tokens_details.image_tokens == 208 * len(pictures)
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert [model.id for model in openai.models.list()] == ["tiny"]
+
+
+def test_streaming(openai: Any) -> None:
+    asked = {"model": "tiny", "max_tokens": 12, "messages": [{"role": "user", "content": "Hello"}]}
+    whole = openai.chat.completions.create(**asked)
+    chunks = list(openai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    bare = list(openai.chat.completions.create(**asked, stream=True))
+    assert all(chunk.usage is None for chunk in bare)
+
+
+def test_options(openai: Any) -> None:
+    def ask(**options: Any) -> str:
+        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        answer = openai.chat.completions.create(model="tiny", messages=messages, **options)
+        return str(answer.choices[0].message.content)
+
+    whole = ask(max_completion_tokens=30)
+    assert whole.startswith(ask(max_tokens=4))
+    assert ask(max_tokens=30, stop=[whole[5:7]]) == whole[: whole.index(whole[5:7])]
+    sampled = {ask(max_tokens=20, temperature=1.5, top_p=0.9, seed=3) for _ in range(3)}
+    assert len(sampled) == 1
+    assert ask(max_tokens=20, temperature=1.5, seed=4) not in sampled
+
+
+def test_json_schema(openai: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["n"],
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "count", "strict": True, "schema": schema}}
+    messages = [{"role": "user", "content": "Count"}]
+    answer = openai.chat.completions.create(model="tiny", messages=messages, response_format=wanted, max_tokens=200)
+    assert set(json.loads(answer.choices[0].message.content)) >= {"n"}
+    sampled = {"temperature": 1.0, "seed": 1, "max_tokens": 200}
+    answer = openai.chat.completions.create(
+        model="tiny", messages=messages, response_format={"type": "json_object"}, **sampled
+    )
+    assert answer.choices[0].finish_reason == "length" or isinstance(
+        json.loads(answer.choices[0].message.content), dict
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"temperature": 9}, "temperature: Input should be less than or equal to 2"),
+        ({"n": 2}, "n: Input should be 1"),
+        ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools: "),
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role: "),
+        (question("What?", "https://example.com/a.png"), "URLs are not fetched here"),
+        (question("What?", "file:///etc/passwd"), "'file:///etc/passwd'"),
+        (question("What?", "/etc/passwd"), "'/etc/passwd'"),
+        (question("What?", "data:image/png;base64,AAAA"), "not a readable picture"),
+        (question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17), "17 images; the limit is 16 a request"),
+        (question("word " * 9000), "the model's context is 4096"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}}},
+            "the JSON schema cannot be used: Invalid type: y",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors(change: dict[str, Any], error: str, stream: bool, openai: Any) -> None:
+    import openai as module
+
+    asked = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "Hello"}], **change}
+    with pytest.raises(module.APIError) as caught:
+        for _ in openai.chat.completions.create(**asked, stream=stream):
+            pass
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- who may ask
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_route_without_the_token(method: str, path: str, server: Running) -> None:
+    for given in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN}x",
+        f"Bearer{TOKEN}",
+    ):
+        with httpx2.Client(trust_env=False) as client:
+            headers = {} if given is None else {"authorization": given}
+            answer = client.request(method, f"http://127.0.0.1:{server.port}{path}", headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_page_holds_nothing(server: Running) -> None:
+    with httpx2.Client(trust_env=False) as client:
+        answer = client.get(f"http://127.0.0.1:{server.port}/")
+    assert answer.status_code == 200
+    assert TOKEN not in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "http" not in answer.text.replace("http-equiv", "")  # nothing from elsewhere
+
+
+def hosts(port: int) -> list[str]:
+    names = ["evil.example", "127.0.0.1.evil.example", "127.0.0.2", "0.0.0.0", "[::1]", "localhost.", "2130706433"]
+    ports = [f"localhost:{port + 1}", "localhost", "127.0.0.1", f"localhost:0{port}", f"127.0.0.1:{port}x"]
+    odd = [
+        "",
+        "@",
+        f"evil@127.0.0.1:{port}",
+        f"127.0.0.1:{port}@evil",
+        f"127.0.0.1:{port},evil",
+        "*",
+        "null",
+        "[",
+        "127.1",
+    ]
+    return [*(f"{name}:{port}" for name in names), *ports, *odd][:21]
+
+
+def test_other_hosts_are_refused(server: Running) -> None:
+    with server.client() as client:
+        for host in hosts(server.port):
+            assert client.get("/health", headers={"host": host}).status_code in (400, 403), host
+        assert client.get("/health", headers={"host": f"LOCALHOST:{server.port}"}).status_code == 200
+
+
+def test_other_origins_are_refused(server: Running) -> None:
+    here = f"127.0.0.1:{server.port}"
+    others = [
+        "null",
+        "",
+        "*",
+        "http://evil.example",
+        f"https://{here}",
+        f"http://{here}.evil.example",
+        f"http://{here}/",
+    ]
+    others += [f"http://127.0.0.1:{server.port + 1}", "http://localhost", f"http://evil@{here}", here, f"ftp://{here}"]
+    others += ["https://friend.example.evil", "http://friend.example", "https://friend.example:444", "file://"]
+    with server.client() as client:
+        for origin in others:
+            answer = client.get("/health", headers={"origin": origin})
+            assert answer.status_code == 403, origin
+            assert "access-control-allow-origin" not in answer.headers
+        same = client.get("/health", headers={"origin": f"http://{here}"})
+        assert same.status_code == 200
+        assert "access-control-allow-origin" not in same.headers
+        friend = client.get("/health", headers={"origin": "https://friend.example"})
+        assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+        preflight = client.options("/v1/chat/completions", headers={"origin": "https://friend.example"})
+        assert preflight.status_code == 200
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+def blocked_urls(port: int) -> list[str]:
+    hosts = [
+        "127.0.0.1",
+        "localhost",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0",
+    ]
+    hosts += [
+        "0.0.0.0",
+        "169.254.169.254",
+        "[fd00:ec2::254]",
+        "metadata.google.internal",
+        "10.0.0.1",
+        "192.168.1.1",
+        "[::]",
+    ]
+    hosts += [
+        "172.16.0.1",
+        "100.64.0.1",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[fe80::1]",
+        "[fec0::1]",
+        "192.88.99.1",
+    ]
+    hosts += ["localhost.", "LOCALHOST"]
+    ends = [f":{port}/", f":{port}/a.png", f":{port}/latest/meta-data", f":{port}/?x=1", f":{port}/#y", f":{port}"]
+    return [f"http://{host}{end}" for host, end in itertools.product(hosts, ends)]
+
+
+def test_addresses_of_this_machine_and_network_are_never_asked(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where URLs are allowed."""
+    monkeypatch.setattr(server.service, "limits", no_files(allow_urls=True))
+    with socket.create_server(("", 0)) as trap, server.client() as client:
+        urls = blocked_urls(trap.getsockname()[1])
+        assert len(urls) == 150
+        for url in urls:
+            answer = client.post("/v1/chat/completions", json=question("What?", url, max_tokens=2))
+            assert answer.status_code == 400, url
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+# ---- bodies and sockets
+
+
+def raw(server: Running, *parts: bytes, seconds: float = 20) -> bytes:
+    """What the server sends back to these bytes, until it closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+        return received
+
+
+def head(server: Running, length: int | str, path: str = "/v1/chat/completions") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}", f"Authorization: Bearer {TOKEN}"]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
+
+
+def test_large_bodies(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert b" 413 " in raw(server, head(server, guard.MAX_BODY_BYTES + 1))
+    chunked = head(server, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    chunk = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+
+    def flood() -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(chunked)
+            try:
+                for _ in range(70):
+                    connection.sendall(chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the server has closed already
+            try:
+                return connection.recv(65536)
+            except ConnectionResetError:
+                return b" 413 "
+
+    assert b" 413 " in flood()
+    assert server.complete(question("Hello", max_tokens=2)).status_code == 200
+
+
+def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.3)
+    started = time.monotonic()
+    half = head(server, 10)[:40]
+    for parts in ([], [b"G"], [half]):
+        assert raw(server, *parts)[:12] in (b"", b"HTTP/1.1 400")
+    whole = head(server, 0, "/health").replace(b"POST", b"GET").replace(b"Connection: close\r\n", b"")
+    assert raw(server, whole, half).count(b"HTTP/1.1 200") == 1  # and then the half one is given up
+    assert time.monotonic() - started < 10
+    for junk in (b"\x00\xff\x16\x03\x01\n\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 70000):
+        assert raw(server, junk)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 403")
+
+
+def test_slow_bodies_time_out(server: Running) -> None:
+    async def silent() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    slow = guard.Guard(None, ["a:1"], None, body_seconds=0.1)  # type: ignore[arg-type]  # never reached
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"a:1")]}
+    asyncio.run(slow(scope, silent, send))
+    assert sent[0]["status"] == 408
+
+
+def mutated(rng: random.Random) -> bytes:
+    whole = json.dumps(question("Hello", max_tokens=1, stream=bool(rng.random() < 0.3), stop=["x"], seed=1)).encode()
+    data = bytearray(whole)
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(data))
+        kind = rng.randrange(4)
+        if kind == 0:
+            data[at] = rng.randrange(256)
+        elif kind == 1:
+            del data[at : at + rng.randrange(1, 20)]
+        elif kind == 2:
+            data[at:at] = rng.choice(
+                (b"null", b"-1", b"1e999", b'"', b"{", b"[[[[", b"\\ud800", b"9" * 40, b"\x00", b"true")
+            )
+        else:
+            data[at : at + rng.randrange(1, 12)] = rng.randbytes(rng.randrange(1, 8))
+        data = data or bytearray(b" ")
+    return bytes(data)
+
+
+def fuzz(server: Running, count: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with server.client() as client:
+        for _ in range(count):
+            body = mutated(rng)
+            status = client.post("/v1/chat/completions", content=body).status_code
+            assert status in (200, 400), (status, body)
+    assert server.complete(question("Hello", max_tokens=2)).status_code == 200
+
+
+def test_odd_bodies(server: Running) -> None:
+    with server.client() as client:
+        for body in (b"", b"[]", b"null", b"{", b'{"messages": {}}', b"[" * 100_000, b'"' + b"\xff" * 50, b"1" * 5000):
+            assert client.post("/v1/chat/completions", content=body).status_code == 400
+        assert client.get("/v1/chat/completions").status_code == 405
+        assert client.get("/nowhere").status_code == 404
+        assert client.get("/nowhere").json()["error"]["message"] == "Not Found"
+    fuzz(server, 150, 0)
+
+
+@pytest.mark.slow
+def test_odd_bodies_10000_times(server: Running) -> None:
+    fuzz(server, 10_000, 1)
+
+
+# ---- leavers and crowds
+
+
+@pytest.fixture
+def slow_model(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
+    jobs: list[Job] = []
+    submit, logits = server.engine.submit, LanguageModel.logits
+    ends = [*server.service.processor.tokenizer.end_ids]
+
+    def watched(job: Job) -> None:
+        jobs.append(job)
+        submit(job)
+
+    def slower(self: LanguageModel, hidden: mx.array) -> mx.array:
+        time.sleep(0.04)
+        values = logits(self, hidden)
+        values[..., mx.array(ends)] = -100.0
+        return values
+
+    monkeypatch.setattr(server.engine, "submit", watched)
+    monkeypatch.setattr(LanguageModel, "logits", slower)
+    return jobs
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running, slow_model: list[Job]) -> None:
+    body = json.dumps(question(f"Hello {stream}", max_tokens=2000, stream=stream)).encode()
+    for _ in range(5):
+        slow_model.clear()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head(server, len(body)) + body)
+            while not slow_model or slow_model[0].statistics.generated_tokens < 4:
+                time.sleep(0.01)
+        left = slow_model[0].statistics.generated_tokens
+        server.wait_until_idle()
+        assert slow_model[0].statistics.generated_tokens <= left + 2
+
+
+def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
+    connections = []
+    for number in range(41):
+        body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
+        connections.append(socket.create_connection(("127.0.0.1", server.port)))
+        connections[-1].sendall(head(server, len(body)) + body)
+    deadline = time.monotonic() + 30
+    while server.engine.load_now[1] < 32:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    answer = server.complete(question("One more"))
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    for connection in connections:
+        connection.close()
+    server.wait_until_idle()
+
+
+def checkable(server: Running, want: dict[str, str], text: str) -> None:
+    answer = server.complete(question(text, max_tokens=8)).json()
+    assert answer["choices"][0]["message"]["content"] == want[text]
+
+
+def crowd(server: Running, tiny: Path, seconds: float) -> int:
+    """Eight clients at once, each answer compared; returns how many there were."""
+    model, processor = load(tiny, "float32")
+    texts = [f"Tell me about number {number}" for number in range(24)]
+    want = {text: generate(model, processor, text, Options(max_tokens=8)).lstrip() for text in texts}
+    deadline, count = time.monotonic() + seconds, 0
+
+    def client(seed: int) -> int:
+        rng, done = random.Random(seed), 0
+        while time.monotonic() < deadline:
+            checkable(server, want, rng.choice(texts))
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(8) as pool:
+        count = sum(pool.map(client, range(8)))
+    server.wait_until_idle()
+    return count
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_eight_clients_at_once(server: Running, tiny: Path) -> None:
+    assert crowd(server, tiny, 2) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_the_cpu")
+def test_eight_clients_for_five_minutes(server: Running, tiny: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    crowd(server, tiny, 30)
+    before = resident()
+    assert crowd(server, tiny, 300) > 1000
+    assert resident() < before + 60e6
+
+
+# ---- the history
+
+
+def test_conversations_are_kept(server: Running) -> None:
+    talk = question("What is this?", data_url(), max_tokens=4, conversation="0123456789abcdef")
+    talk["messages"][0]["content"][0]["name"] = "cat.png"
+    answer = server.complete(talk).json()["choices"][0]["message"]["content"]
+    messages = server.history.load("0123456789abcdef")
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert messages[-1]["content"][0]["text"] == answer.rstrip()
+    assert attachments(messages)[0].name == "cat.png"
+    server.complete(question("Not kept", max_tokens=2))
+    with server.client() as client:
+        listed = client.get("/conversations").json()["conversations"]
+        assert [(found["id"], found["title"]) for found in listed] == [("0123456789abcdef", "What is this?")]
+        assert client.get("/conversations?words=nothing").json()["conversations"] == []
+        loaded = client.get("/conversations/0123456789abcdef").json()["messages"]
+        assert base64.b64decode(loaded[0]["content"][0]["base64"]) == attachments(messages)[0].data
+        assert client.delete("/conversations/0123456789abcdef").status_code == 204
+        assert client.get("/conversations/0123456789abcdef").status_code == 404
+        assert client.delete("/conversations/0123456789abcdef").status_code == 404
+
+
+def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -> None:
+    asked = question("Hello", max_tokens=2000, stream=True, conversation="00000000deadbeef")
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        for number, _ in enumerate(answer.iter_lines()):
+            if number > 8:
+                break
+    server.wait_until_idle()
+    deadline = time.monotonic() + 10
+    while not server.history.list():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    last = server.history.load("00000000deadbeef")[-1]
+    assert last["interrupted"] is True
+    server.history.delete("00000000deadbeef")
+
+
+# ---- the program
+
+
+def test_sigterm_ends_it_in_time(tiny: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "smolvlm_mlx", "serve", "-m", str(tiny), "--port", "0", "--token", "t"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        page = process.stdout.readline()
+        assert page.startswith("page: http://127.0.0.1:")
+        assert page.endswith("/#token=t\n")
+        base = page.split()[1].partition("#")[0]
+        headers = {"authorization": "Bearer t"}
+        body = question("Hello", max_tokens=4000, stream=True)
+        with httpx2.Client(base_url=base, headers=headers, timeout=30, trust_env=False) as client:
+            for _ in range(100):
+                try:
+                    client.get("/health")
+                    break
+                except httpx2.ConnectError:
+                    time.sleep(0.1)
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                next(answer.iter_lines())
+                started = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                process.wait(15)
+        assert time.monotonic() - started < 10
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_port_that_is_taken(tiny: Path, server: Running) -> None:
+    command = [sys.executable, "-m", "smolvlm_mlx", "serve", "-m", str(tiny), "--port", str(server.port)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"smolvlm-mlx: 127.0.0.1:{server.port}: cannot listen there (Address already in use); choose another --port\n"
+    )
