@@ -231,7 +231,6 @@ def test_no_route_without_the_token(method: str, path: str, server: Running) -> 
         None,
         "",
         "Bearer",
-        "Bearer ",
         "Bearer wrong",
         f"Basic {TOKEN}",
         f"Bearer {TOKEN}x",

@@ -11,9 +11,11 @@ from .options import DEFAULT_MODEL, Adapter, Dtype, Images, LongestEdge, MaxTile
 from .serve import serve
 
 if TYPE_CHECKING:
+    from ..chat import Chat
     from ..features import Progress
     from ..generation import Stream
     from ..inputs.attachment import Attachment
+    from .history import History
     from .session import Session
 
 
@@ -42,7 +44,6 @@ def chat(
     from ..prefix import PrefixCache, Reuse
     from ..sampling import Options
     from .history import History, cache_folder
-    from .session import Session
 
     pictures = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
     if web:
@@ -58,7 +59,6 @@ def chat(
         raise PromptError("--resume needs the history, which --no-history leaves out")
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     network, processor = load(model, dtype, revision, adapter=adapter)
     conversation = Chat(
         network,
@@ -68,9 +68,15 @@ def chat(
         picture_options=pictures,
         reuse=Reuse(FeatureCache(network, None if no_history else cache_folder()), PrefixCache()),
     )
-    if not interactive:
+    _talk(conversation, model, history, id, image or [])
+
+
+def _talk(conversation: "Chat", model: str, history: "History | None", id: str | None, images: list[str]) -> None:
+    from .session import Session
+
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         session = Session(conversation, PipeScreen(), model, history)
-        _begin(session, id, image or [])
+        _begin(session, id, images)
         raise typer.Exit(_read_lines(session))
     from .history import private_folder
     from .terminal import TerminalScreen
@@ -79,17 +85,17 @@ def chat(
     screen = TerminalScreen(inputs, "--debug" in sys.argv)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
     session = Session(conversation, screen, model, history)
-    _begin(session, id, image or [])
+    _begin(session, id, images)
     screen.run(session)
 
 
-def _find(history: Any, name: str) -> str:
+def _find(history: "History", name: str) -> str:
     if name != "last":
-        return str(history.find(name))
+        return history.find(name)
     latest = history.list(1)
     if not latest:
         raise PromptError("there is no conversation to go on with")
-    return str(latest[0].id)
+    return latest[0].id
 
 
 def _begin(session: "Session", id: str | None, images: list[str]) -> None:
