@@ -13,7 +13,6 @@ from smolvlm_mlx.features import FeatureCache
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.prefix import PrefixCache, Reuse
 
-import mlx.core as mx
 import pytest
 from PIL import Image
 
@@ -60,7 +59,6 @@ def with_picture(text: str) -> Any:
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[Engine]:
     def loaded() -> Any:
-        mx.set_default_device(mx.cpu)
         model, processor = load(tiny, "float32")
         return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=8))
 
@@ -77,7 +75,6 @@ def ask(engine: Engine, question: Any, options: Options | None = None, schema: A
     return job
 
 
-@pytest.mark.usefixtures("on_the_cpu")
 def test_together_as_alone(engine: Engine, tiny: Path) -> None:
     model, processor = load(tiny, "float32")
     questions = [f"What is {number} times {number * 7}?" * (number % 3 + 1) for number in range(10)]

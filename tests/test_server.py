@@ -90,7 +90,6 @@ class Running:
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     def loaded() -> Any:
-        mx.set_default_device(mx.cpu)
         model, processor = load(tiny, "float32")
         return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=16))
 
@@ -125,7 +124,6 @@ def openai(server: Running) -> Iterator[Any]:
     client.close()
 
 
-@pytest.mark.usefixtures("on_the_cpu")
 def test_text_and_picture(openai: Any, tiny: Path) -> None:
     model, processor = load(tiny, "float32")
     for content, pictures in (
@@ -554,13 +552,11 @@ def crowd(server: Running, tiny: Path, seconds: float) -> int:
     return count
 
 
-@pytest.mark.usefixtures("on_the_cpu")
 def test_eight_clients_at_once(server: Running, tiny: Path) -> None:
     assert crowd(server, tiny, 2) > 8
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("on_the_cpu")
 def test_eight_clients_for_five_minutes(server: Running, tiny: Path) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
