@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import GenerationError, PromptError, SmolVLMError
+from .errors import ContextFullError, PromptError, SmolVLMError
 from .features import FeatureCache, Progress
 from .generation import Stream, stream_generate
 from .inputs.attachment import Attachment, attachments, from_json, to_json
@@ -27,10 +27,6 @@ from .sampling import Options
 from .writer import write_file
 
 LEAST_ROOM = 256  # tokens for an answer, if it may be as long
-
-
-class ContextFullError(GenerationError):
-    """The conversation and room for an answer are longer than the model's context. `drop_oldest` shortens it."""
 
 
 class Chat:

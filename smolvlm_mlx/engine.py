@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .constraint import Constraint, Grammars
-from .errors import GenerationError, SmolVLMError
+from .errors import ContextFullError, GenerationError, SmolVLMError
 from .generation import Statistics, image_tokens_after, prefill
 from .inputs.processor import Inputs, Processor
 from .model import SmolVLM
@@ -96,12 +96,22 @@ class Engine:
 
         Raises:
             BusyError: it is full.
+            ContextFullError: there is no room for an answer.
         """
+        self._check(job)
         with self._changed:
             if len(self._waiting) >= self._most_waiting or self._closing:
                 raise BusyError(f"{len(self._waiting)} answers are waiting already; try again in a moment")
             self._waiting.append(job)
             self._changed.notify()
+
+    def _check(self, job: Job) -> None:
+        context, count = self._model.config.text_config.max_position_embeddings, len(job.inputs.input_ids)
+        if count >= context:
+            raise ContextFullError(
+                f"the prompt has {count} tokens ({len(job.inputs.tiles)} tiles), the model's context is {context}; "
+                "shorten it, or use fewer or smaller pictures"
+            )
 
     def close(self) -> None:
         """End all answers and the thread."""
@@ -158,7 +168,8 @@ class Engine:
         """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
         taken: list[Any] | None = None
         try:
-            self._check(job)
+            if job.cancelled:
+                return
             constraint = self._constraint(job)
             model, ids, started = self._model, job.inputs.input_ids, time.perf_counter()
             job.keys = keys_of(job.inputs, model.config.image_token_id, model.config.tokens_per_tile)
@@ -176,16 +187,6 @@ class Engine:
             return
         except SmolVLMError as error:
             job.on_end(error)
-
-    def _check(self, job: Job) -> None:
-        if job.cancelled:
-            raise _Cancelled
-        context, count = self._model.config.text_config.max_position_embeddings, len(job.inputs.input_ids)
-        if count >= context:
-            raise GenerationError(
-                f"the prompt has {count} tokens ({len(job.inputs.tiles)} tiles), the model's context is {context}; "
-                "shorten it, or use fewer or smaller pictures"
-            )
 
     def _constraint(self, job: Job) -> list[Constraint]:
         if job.schema is None:

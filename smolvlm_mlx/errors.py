@@ -36,6 +36,10 @@ class GenerationError(SmolVLMError):
     """An answer cannot be generated: bad options, context overflow, non-finite logits."""
 
 
+class ContextFullError(GenerationError):
+    """A conversation leaves no room for an answer in the model's context."""
+
+
 class AdapterError(SmolVLMError):
     """An adapter cannot be read, is damaged, or belongs to another base."""
 

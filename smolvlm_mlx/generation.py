@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backend
-from .errors import GenerationError
+from .errors import ContextFullError, GenerationError
 from .features import Progress, encode_tiles
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
@@ -108,7 +108,7 @@ def stream_generate(
     preprocess_seconds = time.perf_counter() - started
     context = model.config.text_config.max_position_embeddings
     if len(inputs.input_ids) >= context:
-        raise GenerationError(
+        raise ContextFullError(
             f"the prompt has {len(inputs.input_ids)} tokens ({len(inputs.tiles)} tiles), the model's context is {context}; "
             "shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split=False)"
         )

@@ -6,8 +6,7 @@ from random import Random
 from typing import Any
 
 from smolvlm_mlx import Chat, Options, load, stream_generate
-from smolvlm_mlx.chat import ContextFullError
-from smolvlm_mlx.errors import GenerationError, ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.attachment import Attachment, attachments
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM

@@ -104,3 +104,17 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.evaluate("sessionStorage.clear()")
     page.reload()
     page.get_by_text("No valid token").wait_for()
+
+
+def test_a_full_context_asks_what_to_forget(page: Any, server: Running) -> None:
+    page.evaluate("localStorage.setItem('max_tokens', '4')")
+    page.reload()
+    ask(page, "First", 1)
+    words = "word " * 795
+    ask(page, words, 2)
+    page.fill("#text", "And more")
+    page.evaluate("document.querySelector('#system').value = 'x'.repeat(30)")
+    page.press("#text", "Enter")
+    page.get_by_role("button", name="Forget the oldest turn").click()
+    page.locator(".assistant").nth(1).get_by_role("button", name="Retry").wait_for()
+    assert page.locator(".user .text").first.inner_text() == words.strip()

@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from ..engine import BusyError, Engine, Job
-from ..errors import GenerationError, HistoryError, PromptError, SmolVLMError
+from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError
 from ..inputs.attachment import own, to_json
 from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from ..inputs.files import shown
@@ -191,8 +191,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
         return JSONResponse(error_body(error.detail), error.status_code, error.headers)
     if isinstance(error, BusyError):
         return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
-    status = 404 if isinstance(error, HistoryError) else 400
-    return JSONResponse(error_body(shown(str(error)) if len(str(error)) > 300 else str(error)), status)
+    message = shown(str(error)) if len(str(error)) > 300 else str(error)
+    code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
+    return JSONResponse(error_body(message, code=code), 404 if isinstance(error, HistoryError) else 400)
 
 
 def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:

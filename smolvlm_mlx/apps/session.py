@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..chat import Chat, ContextFullError
+from ..chat import Chat
+from ..errors import ContextFullError
 from ..features import Progress
 from ..generation import Statistics, Stream
 from ..inputs.attachment import Attachment

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-QUESTION = "Describe this image"
+QUESTION, AGAIN = "Describe this image", "What is in the background?"
 TEXT = "Write a short story about a lighthouse keeper who finds a message in a bottle. " * 5
 DECODED = 96
 
@@ -34,8 +34,10 @@ PHASES = {
     "prefill": ("prefill, 13 tiles in the prompt", "s", False),
     "decode": ("decode, about 100 tokens of context", "tokens/s", True),
     "memory": ("peak memory, one 13-tile picture", "MB", False),
+    "first_turn": ("chat, first turn to its first token", "s", False),
+    "second_turn": ("chat, second turn about the same picture", "s", False),
 }
-JOBS = ("text", "picture", "answer")  # each a process of its own
+JOBS = ("text", "picture", "answer", "turns")  # each a process of its own
 
 
 def main() -> None:
@@ -111,6 +113,9 @@ def measure(worker: "type[Ours] | type[MLXVLM]", job: str, checkpoint: Path, pic
             "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
         }
     peer.read()
+    if job == "turns":
+        turns = peer.turns(picture)
+        return {"first_turn": timed(lambda: next(turns))[0], "second_turn": timed(lambda: next(turns))[0]}
     times = [timed(lambda: peer.preprocess(picture)) for _ in range(9)]
     inputs = times[0][1]
     vision, image_tokens = timed(lambda: peer.encode(inputs))
@@ -175,6 +180,16 @@ class Ours:
         mx.eval(logits)
         return logits
 
+    def turns(self, picture: Path) -> Iterator[Any]:
+        """Yields at the first token of each of two turns, the first of which is answered to its end."""
+        from smolvlm_mlx import Chat, Options
+
+        chat = Chat(self.model, self.processor, Options(max_tokens=8))
+        for question, images in ((QUESTION, [picture]), (AGAIN, [])):
+            pieces = iter(chat.ask(question, images))
+            yield next(pieces, None)
+            list(pieces)
+
 
 class MLXVLM:
     """mlx-vlm through its public functions: load, prepare_inputs, get_input_embeddings, generate_step."""
@@ -231,6 +246,33 @@ class MLXVLM:
         logits = self.model.language_model(inputs["input_ids"], inputs_embeds=image_tokens, cache=cache).logits[:, -1]
         mx.eval(logits)
         return logits
+
+    def turns(self, picture: Path) -> Iterator[Any]:
+        """As mlx_vlm's own chat (chat.py) asks: with its vision cache and its prompt cache."""
+        from mlx_vlm import stream_generate
+        from mlx_vlm.generate import PromptCacheState
+        from mlx_vlm.prompt_utils import apply_chat_template
+        from mlx_vlm.vision_cache import VisionFeatureCache
+
+        vision, prompts = VisionFeatureCache(), PromptCacheState()
+        history: list[dict[str, Any]] = []
+        for question in (QUESTION, AGAIN):
+            history.append({"role": "user", "content": [{"type": "text", "text": question}]})
+            prompt = apply_chat_template(self.processor, self.model.config, history, num_images=1)
+            pieces = stream_generate(
+                self.model,
+                self.processor,
+                prompt,
+                image=[str(picture)],
+                max_tokens=8,
+                temperature=0.0,
+                vision_cache=vision,
+                prompt_cache_state=prompts,
+            )
+            first = next(pieces)
+            yield None
+            text = first.text + "".join(chunk.text for chunk in pieces)
+            history.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
 
 
 def print_table(rounds: list[dict[str, dict[str, Any]]]) -> None:
