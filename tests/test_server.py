@@ -567,6 +567,24 @@ def test_eight_clients_for_five_minutes(server: Running, tiny: Path) -> None:
     assert resident() < before + 60e6
 
 
+@pytest.mark.slow
+def test_eight_at_once_are_three_times_as_fast(server: Running) -> None:
+    def answer(number: int) -> int:
+        body = question(f"Tell me all about number {number}, at length", max_tokens=160)
+        return int(server.complete(body).json()["usage"]["completion_tokens"])
+
+    def timed(workers: int, seed: int) -> float:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(workers) as pool:
+            tokens = sum(pool.map(answer, range(seed, seed + 24)))
+        return tokens / (time.perf_counter() - started)
+
+    timed(8, 0)
+    ratios = sorted(timed(8, 100 * n) / timed(1, 100 * n + 50) for n in range(1, 6))
+    print("8 at once, to one at a time:", [round(ratio, 2) for ratio in ratios])
+    assert ratios[2] > 3
+
+
 # ---- the history
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ServerError
-from .options import DEFAULT_MODEL, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -99,3 +99,4 @@ def _run(app: "Starlette", listener: socket.socket) -> None:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
