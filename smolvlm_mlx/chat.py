@@ -17,7 +17,7 @@ from typing import Any
 from .errors import ContextFullError, PromptError, SmolVLMError
 from .features import FeatureCache, Progress
 from .generation import Stream, stream_generate
-from .inputs.attachment import Attachment, attachments, from_json, to_json
+from .inputs.attachment import Attachment, Video, as_part, attachments, from_json, to_json
 from .inputs.files import shown
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
@@ -90,7 +90,7 @@ class Chat:
         """Ask the next question; iterate over the result for the answer.
 
         Args:
-            images: paths, URLs, PIL images or `Attachment`s, which go before the text.
+            images: paths, URLs, PIL images, `Attachment`s or `Video`s, which go before the text.
             progress: called with tiles encoded and tiles to encode.
 
         Raises:
@@ -137,7 +137,7 @@ class Chat:
         first, second = self._question_at(0), self._question_at(1)
         pictures = attachments(self.messages[first:second]) if keep_pictures else []
         following = self.messages[second]
-        parts = [{"type": "image", "image": picture} for picture in pictures]
+        parts = [as_part(picture) for picture in pictures]
         self.messages[first : second + 1] = [{**following, "content": [*parts, *following["content"]]}]
 
     def stop(self) -> None:
@@ -218,5 +218,5 @@ class Chat:
 
 
 def _question(text: str, images: Sequence[Any]) -> dict[str, Any]:
-    owned = [image if isinstance(image, Attachment) else Attachment(image) for image in images]
-    return dict(user_message(text, [{"type": "image", "image": image} for image in owned]))
+    owned = [image if isinstance(image, Attachment | Video) else Attachment(image) for image in images]
+    return dict(user_message(text, [as_part(image) for image in owned]))

@@ -148,7 +148,7 @@ def test_commands(history: History, tmp_path: Path) -> None:
     assert run("list", "-n", "1").count("\n") == 2
     assert first in run("search", "etc/hosts")
     assert run("show", first) == (
-        "System: Be brief.\n\nUser: [picture cat.png] What is THIS?\n\nAssistant: A cat.\n\n"
+        "System: Be brief.\n\nUser: [cat.png] What is THIS?\n\nAssistant: A cat.\n\n"
         "User: And [/etc/hosts]?\n\nAssistant: Ünd (interrupted)\n"
     )
     run("export", first, str(tmp_path / "talk.json"))

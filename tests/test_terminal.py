@@ -18,7 +18,7 @@ from smolvlm_mlx.apps.session import Session
 from smolvlm_mlx.apps.terminal import markdown
 from smolvlm_mlx.apps.typed import CommandCompleter, split_pictures, split_words
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.attachment import Attachment, attachments
+from smolvlm_mlx.inputs.attachment import Attachment, Video, attachments
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model import SmolVLM
@@ -43,7 +43,7 @@ class Screen:
     def answer(self, begin: Callable[..., Any]) -> None:
         self.answers.append("".join(begin(lambda done, total: None)))
 
-    def picture(self, attachment: Attachment) -> None:
+    def picture(self, attachment: Attachment | Video) -> None:
         self.pictures.append(attachment.name)
 
     def say(self, text: str) -> None:
@@ -166,7 +166,7 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     assert "\n" not in screen.said[-1]
     handle(session, f"/open {first}")
     assert (questions(session), session.id) == (["Uno"], first)
-    assert "User: [picture my picture.png] Uno" in screen.said[-1]
+    assert "User: [my picture.png] Uno" in screen.said[-1]
     handle(session, f"/open {tmp_path}/talk.json")
     assert (questions(session), session.id != first) == (["Uno"], True)
     handle(session, "/stats")
@@ -368,7 +368,7 @@ def test_a_whole_session(open_terminal: Callable[[str], Terminal], picture: Path
     assert (tmp_path / "talk.json").stat().st_size > picture.stat().st_size
     terminal = open_terminal("--resume last")
     screen = terminal.wait("User: Is it [red] in [/etc/hosts]?")
-    assert "User: [picture my picture.png] What is this?" in screen
+    assert "User: [my picture.png] What is this?" in screen
     assert "And now?" not in screen
     terminal.type("/retry", "Enter")
     assert " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..chat import Chat
     from ..features import Progress
     from ..generation import Stream
-    from ..inputs.attachment import Attachment
+    from ..inputs.attachment import Attachment, Video
     from .history import History
     from .session import Session
 
@@ -116,7 +116,7 @@ class PipeScreen:
             sys.stdout.flush()
         print(flush=True)
 
-    def picture(self, attachment: "Attachment") -> None:
+    def picture(self, attachment: "Attachment | Video") -> None:
         """Not shown."""
 
     def say(self, text: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GenerationError, ImageError, PromptError
-from ..inputs.attachment import attachments
+from ..inputs.attachment import Video, attachments
 from ..inputs.files import shown
 from ..sampling import Options
 from .history_commands import as_text
@@ -14,7 +14,7 @@ from .session import Session, describe
 from .settings import PICTURE_OPTIONS, parse, written
 from .typed import split_pictures, split_words
 
-HELP = """A question is answered; paths of pictures in it, typed or dropped, are attached.
+HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
 
 """
@@ -54,6 +54,14 @@ def image(session: Session, rest: str) -> None:
         )
         session.pending.clear()
     session.attach([word if "://" in word else Path(word).expanduser() for word in words])
+
+
+def video(session: Session, rest: str) -> None:
+    """PATH or URL ...: attach videos, whatever their names end in"""
+    words = split_words(rest)
+    if not words:
+        raise PromptError("which? /video PATH")
+    session.attach([Video({"url" if "://" in word else "path": word}) for word in words])
 
 
 def paste(session: Session, rest: str) -> None:
@@ -176,6 +184,7 @@ def quit(session: Session, rest: str) -> None:
 
 COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "/image": image,
+    "/video": video,
     "/paste": paste,
     "/system": system,
     "/undo": undo,

@@ -1,7 +1,7 @@
 """Conversations that survive, in SQLite: each finished turn is on the disk before `save` returns.
 
-Private to the user, and on this machine only. A picture is stored once, whatever conversations it is in, and overwritten when
-the last of them is deleted.
+Private to the user, and on this machine only. A picture or video is stored once, whatever conversations it is in, and
+overwritten when the last of them is deleted.
 """
 
 import json
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError
-from ..inputs.attachment import Attachment, attachments
+from ..inputs.attachment import Attachment, Video, as_part, attachments
 from ..inputs.files import shown
-from ..inputs.prompt import Message
+from ..inputs.prompt import VIDEO_OPTIONS, Message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -182,25 +182,31 @@ def _to_stored(message: Message) -> dict[str, Any]:
 
 
 def _part_to_stored(part: Any) -> Any:
-    image = part.get("image")
-    return {"type": "image", "digest": image.digest, "name": image.name} if isinstance(image, Attachment) else part
+    held = part.get(part["type"])
+    if not isinstance(held, Attachment | Video):
+        return part
+    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
+    return {"type": held.kind, "digest": held.digest, "name": held.name, **options}
 
 
 def _from_stored(message: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
     if not isinstance(message["content"], str):
-        message["content"] = [
-            {"type": "image", "image": Attachment(pictures[part["digest"]], name=part["name"])}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ]
+        message["content"] = [_part_from_stored(part, pictures) for part in message["content"]]
     return message
+
+
+def _part_from_stored(part: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
+    if "digest" not in part:
+        return part
+    data, name = pictures[part["digest"]], part["name"]
+    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
+    return {**as_part(Video(data, name=name) if part["type"] == "video" else Attachment(data, name=name)), **options}
 
 
 def _words(message: Message) -> str:
     content: Any = message["content"]
     parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return " ".join(part["text"] if part["type"] == "text" else part["image"].name for part in parts)
+    return " ".join(part["text"] if part["type"] == "text" else part[part["type"]].name for part in parts)
 
 
 def _title(messages: Sequence[Message]) -> str:

@@ -96,7 +96,7 @@ def as_text(messages: list[dict[str, Any]]) -> str:
 def _turn(message: dict[str, Any]) -> str:
     content: Any = message["content"]
     parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part["text"] if part["type"] == "text" else f"[picture {part['image'].name}]" for part in parts]
+    texts = [part["text"] if part["type"] == "text" else f"[{part[part['type']].name}]" for part in parts]
     end = " (interrupted)" if message.get("interrupted") else ""
     return f"{message['role'].capitalize()}: {' '.join(texts)}{end}"
 

@@ -34,9 +34,21 @@ class ImagePart(BaseModel):
     name: str | None = None  # ours: of the picture, for the history
 
 
+class VideoPart(BaseModel):
+    """Ours, after image_url; its options are those of `inputs.video`."""
+
+    type: Literal["video_url"]
+    video_url: ImageUrl
+    name: str | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+
+
 class RequestMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart] = Field(min_length=1)
+    content: str | list[TextPart | ImagePart | VideoPart] = Field(min_length=1)
 
 
 class JsonSchema(BaseModel):
@@ -88,7 +100,9 @@ class ChatRequest(BaseModel):
             return cls.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image")))
+            where = ".".join(
+                str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image", "Video"))
+            )
             raise PromptError(shown(f"{where or 'body'}: {first['msg']}"[:110])) from None
 
     def options(self) -> Options:

@@ -5,13 +5,14 @@ A terminal or a pipe shows it. Everything that is said goes to the history as so
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..chat import Chat
 from ..errors import ContextFullError
 from ..features import Progress
 from ..generation import Statistics, Stream
-from ..inputs.attachment import Attachment
+from ..inputs.attachment import Attachment, Video, attach
 from .history import History, new_id
 
 
@@ -21,7 +22,7 @@ class Screen(Protocol):
     def answer(self, begin: Callable[[Progress], Stream]) -> None:
         """Show an answer as it comes, and what it took; Ctrl-C ends it."""
 
-    def picture(self, attachment: Attachment) -> None: ...
+    def picture(self, attachment: Attachment | Video) -> None: ...
 
     def say(self, text: str) -> None:
         """Something that is not an answer."""
@@ -42,7 +43,7 @@ class Session:
     model: str
     history: History | None
     id: str = field(default_factory=new_id)
-    pending: list[Attachment] = field(default_factory=list)
+    pending: list[Attachment | Video] = field(default_factory=list)
     last: Statistics | None = None
     over: bool = False
 
@@ -90,7 +91,7 @@ class Session:
 
     def attach(self, sources: list[Any]) -> None:
         """All of them, or none."""
-        attached = [Attachment(source) for source in sources]
+        attached = [_attached(source) for source in sources]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached
@@ -105,6 +106,12 @@ class Session:
         self.chat.stop()
         self.chat.messages, self.id = messages, id or new_id()
         self.pending.clear()
+
+
+def _attached(source: Any) -> Attachment | Video:
+    if isinstance(source, Video):
+        return source
+    return attach(source) if isinstance(source, str | Path) else Attachment(source)
 
 
 def describe(statistics: Statistics) -> str:

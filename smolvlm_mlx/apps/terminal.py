@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import SmolVLMError
 from ..features import Progress
 from ..generation import Stream
-from ..inputs.attachment import Attachment
+from ..inputs.attachment import Attachment, Video
 from ..inputs.image import load_image
 from .commands import COMMANDS, handle
 from .options import CONTROLS
@@ -37,7 +37,7 @@ class TerminalScreen:
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
         keys.add("escape", "enter")(_new_line)
-        with_paths = ("/image", "/open", "/save")
+        with_paths = ("/image", "/video", "/open", "/save")
         self._prompt: PromptSession[str] = PromptSession(
             history=_input_history(history_file),
             completer=CommandCompleter(COMMANDS, with_paths),
@@ -84,17 +84,18 @@ class TerminalScreen:
         if stream is not None:
             self.say(describe(stream.statistics))
 
-    def picture(self, attachment: Attachment) -> None:
-        """Show a picture where terminals can, in blocks elsewhere, and say what it is."""
+    def picture(self, attachment: Attachment | Video) -> None:
+        """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and say what it is."""
         from textual_image.renderable import Image as Inline
 
-        image = load_image(attachment.data)
+        image = attachment.first.copy() if isinstance(attachment, Video) else load_image(attachment.data)
         image.thumbnail((1024, 1024))
         if self.console.is_terminal:
             width, height = attachment.size
             columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
             self.console.print(Inline(image, width=max(columns, 1), height="auto"))
-        self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}")
+        note = f", {attachment.note}" if attachment.note else ""
+        self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
 
     def say(self, text: str) -> None:
         """Dim, as it is not an answer."""

@@ -9,7 +9,9 @@ from urllib.parse import unquote, urlsplit
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-PICTURES = {
+from ..inputs.attachment import VIDEO_SUFFIXES
+
+FILES = VIDEO_SUFFIXES | {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".jp2", ".ppm", ".qoi"),
 }
@@ -18,7 +20,7 @@ _WORD = re.compile(r"""'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\'"])+)""")
 
 
 def split_pictures(line: str) -> tuple[str, list[Path]]:
-    """The line without the paths of picture files that are there, and those paths."""
+    """The line without the paths of picture and video files that are there, and those paths."""
     found: list[Path] = []
 
     def take(match: re.Match[str]) -> str:
@@ -39,7 +41,7 @@ def _picture(match: re.Match[str]) -> Path | None:
         word = unquote(urlsplit(word).path)
     try:
         path = Path(word).expanduser()
-        return path if path.suffix.lower() in PICTURES and path.is_file() else None
+        return path if path.suffix.lower() in FILES and path.is_file() else None
     except (OSError, RuntimeError, ValueError):  # an endless name, no such ~user, a zero byte
         return None
 

@@ -1,4 +1,4 @@
-"""Pictures that a conversation owns: their bytes as they came, whatever happens to the file, and their tiles, made once.
+"""Pictures and videos that a conversation owns: their bytes as they came, whatever happens to the file, decoded once.
 
 Knows nothing of models. A conversation with its pictures becomes JSON that is again in the message schema, and back.
 """
@@ -17,7 +17,25 @@ from ..errors import PromptError
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
 from .image import ImageSettings, Pixels, TileLayout, load_image, make_tiles
 from .picture import read_image
-from .prompt import SOURCES, Message, normalize_messages
+from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, normalize_messages
+from .video import LIMITS as VIDEO_LIMITS
+from .video import Clip, VideoSampling, decode, read_video
+
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".3gp",
+    ".flv",
+    ".ogv",
+    ".wmv",
+}
 
 
 class Attachment:
@@ -32,11 +50,14 @@ class Attachment:
         ImageError, FetchError: the source cannot be read or decoded.
     """
 
+    kind = "image"
+    note = ""
+
     def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
         self.data = read_image(source, limits)
         self._image: Image.Image | None = load_image(self.data, limits)  # until it is cut into tiles
         self.size = self._image.size
-        self.name = name or _name(source)
+        self.name = name or _name(source, "picture")
         self._tiles: tuple[ImageSettings, tuple[Pixels, TileLayout]] | None = None
 
     @cached_property
@@ -52,11 +73,57 @@ class Attachment:
         return self._tiles[1]
 
 
-def _name(source: Any) -> str:
+class Video:
+    """A video of a message: `{"type": "video", "video": Video("clip.mp4")}`.
+
+    Attributes:
+        data: the encoded bytes.
+        name: for people; a file's name where there is one.
+        size: width and height of its first frame, upright.
+        note: what is unusual about it, such as frames that could not be decoded.
+
+    Raises:
+        VideoError, FetchError: the source cannot be read, or holds no frame that can be decoded.
+    """
+
+    kind = "video"
+
+    def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
+        self.data = read_video(source, limits)
+        self.first = decode(self.data, VideoSampling(max_frames=1)).frames[0]
+        self.size, self.note = self.first.size, ""
+        self.name = name or _name(source, "video")
+        self._clip: tuple[VideoSampling, Clip] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the bytes."""
+        return sha256(self.data).hexdigest()
+
+    def clip(self, sampling: VideoSampling) -> Clip:
+        """Its frames; those of the last sampling are kept."""
+        if self._clip is None or self._clip[0] != sampling:
+            self._clip = sampling, decode(self.data, sampling)
+            self.note = self._clip[1].note
+        return self._clip[1]
+
+
+def attach(path: str | Path) -> "Attachment | Video":
+    """A picture or a video, told apart by the file's ending."""
+    return Video(path) if Path(str(path)).suffix.lower() in VIDEO_SUFFIXES else Attachment(path)
+
+
+def as_part(attachment: "Attachment | Video") -> dict[str, Any]:
+    """The message part that holds it."""
+    return {"type": attachment.kind, attachment.kind: attachment}
+
+
+def _name(source: Any, otherwise: str) -> str:
     if isinstance(source, Mapping):
-        source = next((source[key] for key in ("path", "url", "image") if source.get(key) is not None), None)
+        keys = ("path", "url", "image", "video")
+        source = next((source[key] for key in keys if source.get(key) is not None), None)
     is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
-    return Path(source).name if is_short or isinstance(source, Path) else "picture"
+    return Path(source).name if is_short or isinstance(source, Path) else otherwise
 
 
 def own(messages: Sequence[Message], limits: FetchLimits = DEFAULT_LIMITS) -> list[dict[str, Any]]:
@@ -71,9 +138,10 @@ def _own_content(content: Any, limits: FetchLimits) -> Any:
 
 
 def _own_part(part: Any, limits: FetchLimits) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
-        return part
-    if isinstance(part.get("image"), Attachment):
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in ("video", "video_url"):
+        return _own_video(part, limits)
+    if kind not in ("image", "image_url") or isinstance(part.get("image"), Attachment):
         return part
     url = part.get("image_url")
     source = (url.get("url") if isinstance(url, Mapping) else url) if part["type"] == "image_url" else None
@@ -84,10 +152,25 @@ def _own_part(part: Any, limits: FetchLimits) -> Any:
     return {"type": "image", "image": Attachment(found, limits, name if isinstance(name, str) else None)}
 
 
-def attachments(messages: Sequence[Message]) -> list[Attachment]:
+def _own_video(part: Mapping[str, Any], limits: FetchLimits) -> Mapping[str, Any]:
+    if part.get("frames") is not None or isinstance(part.get("video"), Video):
+        return part
+    url = part.get("video_url")
+    found = {"url": url.get("url") if isinstance(url, Mapping) else url} if part["type"] == "video_url" else part
+    video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
+    name = part.get("name")
+    video = Video(
+        {key: found[key] for key in VIDEO_SOURCES if key in found},
+        video_limits,
+        name if isinstance(name, str) else None,
+    )
+    return {**as_part(video), **{key: part[key] for key in VIDEO_OPTIONS if key in part}}
+
+
+def attachments(messages: Sequence[Message]) -> list[Attachment | Video]:
     """Those of owned messages, in order."""
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    return [part["image"] for part in parts if part["type"] == "image"]
+    return [part[part["type"]] for part in parts if isinstance(part.get(part["type"]), Attachment | Video)]
 
 
 def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -104,10 +187,11 @@ def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _part_to_json(part: Mapping[str, Any]) -> dict[str, Any]:
-    image = part.get("image")
-    if not isinstance(image, Attachment):
+    held = part.get(part["type"])
+    if not isinstance(held, Attachment | Video):
         return dict(part)
-    return {"type": "image", "base64": base64.b64encode(image.data).decode(), "name": image.name}
+    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
+    return {"type": held.kind, "base64": base64.b64encode(held.data).decode(), "name": held.name, **options}
 
 
 def from_json(value: Any) -> list[dict[str, Any]]:

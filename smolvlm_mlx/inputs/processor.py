@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
-from .attachment import Attachment
+from .attachment import Attachment, Video
 from .files import read_json_if_there
 from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles, normalize
 from .prompt import IMAGE, Message, free_character, image_text, normalize_messages
 from .template import ChatTemplate
 from .tokenizer import Tokenizer, chat_template
+from .video import Clip, VideoSampling, decode, from_frames, read_video, words
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,22 @@ class Processor:
     Attributes:
         tokenizer: text to ids and back.
         settings: how pictures become tiles; replace it, or pass other values to a call.
+        sampling: which frames of a video are seen; a video part may have its own fps, max_frames, start and end.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, settings: ImageSettings, tokens_per_tile: int, template: str | None = None
+        self,
+        tokenizer: Tokenizer,
+        settings: ImageSettings,
+        tokens_per_tile: int,
+        template: str | None = None,
+        sampling: VideoSampling | None = None,
     ):
         if IMAGE not in tokenizer.added:
             raise CheckpointError(f"tokenizer.json: no {IMAGE} token; copy tokenizer.json from the original checkpoint")
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
         self.template = ChatTemplate(template)
+        self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
     @classmethod
     def from_folder(cls, folder: Path, config: ModelConfig) -> "Processor":
@@ -66,13 +74,15 @@ class Processor:
             CheckpointError: a file is missing or damaged, or belongs to another checkpoint.
         """
         tokenizer = Tokenizer.from_folder(folder)
-        settings = ImageSettings.from_dict(read_json_if_there(folder / "preprocessor_config.json"))
+        raw = read_json_if_there(folder / "preprocessor_config.json")
+        settings = ImageSettings.from_dict(raw)
         if settings.tile_size != config.vision_config.image_size:
             raise CheckpointError(
                 f"{folder}: preprocessor_config.json makes tiles of {settings.tile_size} pixels, "
                 f"the vision tower wants {config.vision_config.image_size}; it belongs to another checkpoint"
             )
-        processor = cls(tokenizer, settings, config.tokens_per_tile, chat_template(folder))
+        sampling = VideoSampling.from_dict(raw, settings.tile_size)
+        processor = cls(tokenizer, settings, config.tokens_per_tile, chat_template(folder), sampling)
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, {config.image_token_id} in config.json"
@@ -106,9 +116,12 @@ class Processor:
             split=self.settings.split if split is None else split,
             max_tiles=self.settings.max_tiles if max_tiles is None else max_tiles,
         )
-        checked = normalize_messages(messages)
+        checked = self._checked(messages)
         parts = [part for message in checked for part in message["content"]]
-        pictures = [_tiles(part, settings) for part in parts if part["type"] == "image"]
+        one_tile = replace(settings, split=False, longest_edge=self.sampling.longest_edge)
+        pictures = [
+            _tiles(part, one_tile if "frame" in part else settings) for part in parts if part["type"] == "image"
+        ]
         layouts = tuple(layout for _, layout in pictures)
         size = settings.tile_size
         tiles = [tiles for tiles, _ in pictures] or [np.empty((0, size, size, 3), np.uint8)]
@@ -127,7 +140,7 @@ class Processor:
         Raises:
             PromptError: the chat template changes what comes before a turn, so that its tokens cannot be told.
         """
-        checked, ids = normalize_messages(messages), inputs.input_ids.tolist()
+        checked, ids = self._checked(messages), inputs.input_ids.tolist()
         pictures = [sum(part["type"] == "image" for part in message["content"]) for message in checked]
         mask = np.zeros(len(ids), np.bool_)
         for index, message in enumerate(checked):
@@ -140,6 +153,22 @@ class Processor:
                 ends = [n for n, id in enumerate(turn, 1) if id in self.tokenizer.end_ids]  # a line break may follow
                 mask[len(prompt) : ends[-1] if ends and ends[-1] > len(prompt) else len(turn)] = True
         return mask
+
+    def _checked(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages in one form, their videos taken apart into frames and the words around them."""
+        return [
+            {**message, "content": [small for part in message["content"] for small in self._frames(part)]}
+            for message in normalize_messages(messages)
+        ]
+
+    def _frames(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        if part["type"] != "video":
+            return [part]
+        sampling = self.sampling.changed(part)
+        clip = _clip(part, sampling)
+        texts = [[{"type": "text", "text": text}] if text else [] for text in words(clip, sampling.with_times)]
+        images = [[{"type": "image", "image": frame, "frame": True}] for frame in clip.frames]
+        return [small for pair in zip(texts, [*images, []], strict=True) for smalls in pair for small in smalls]
 
     def _encode(
         self, messages: list[dict[str, Any]], layouts: Sequence[TileLayout], add_generation_prompt: bool
@@ -166,3 +195,10 @@ class Processor:
 def _tiles(part: dict[str, Any], settings: ImageSettings) -> tuple[Pixels, TileLayout]:
     image = part.get("image")
     return image.tiles(settings) if isinstance(image, Attachment) else make_tiles(load_image(part), settings)
+
+
+def _clip(part: dict[str, Any], sampling: VideoSampling) -> Clip:
+    if part.get("frames") is not None:
+        return from_frames([load_image(frame) for frame in part["frames"]], part.get("fps"))
+    video = part.get("video")
+    return video.clip(sampling) if isinstance(video, Video) else decode(read_video(part), sampling)

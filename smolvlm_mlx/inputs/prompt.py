@@ -1,7 +1,8 @@
 """Messages in one form, and the text that stands for a picture's tiles. The chat template is in `template`.
 
 Messages follow the transformers chat schema: `{"role": ..., "content": text or [parts]}`, with parts
-`{"type": "text", "text": ...}` and `{"type": "image", "image" | "path" | "url" | "base64": ...}`.
+`{"type": "text", "text": ...}`, `{"type": "image", "image" | "path" | "url" | "base64": ...}` and
+`{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` with `fps`, `max_frames`, `start`, `end` if wanted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from .image import TileLayout
 
 Message = Mapping[str, Any]
 SOURCES = ("image", "path", "url", "base64")  # keys of an image part, one of which it has
+VIDEO_SOURCES = ("video", "frames", "path", "url", "base64")
+VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")  # of a video part, see `inputs.video`
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 
 # The family's own template, the same in all its checkpoints; used when a checkpoint has none.
@@ -58,8 +61,10 @@ def _normalize_message(message: object, where: str) -> dict[str, Any]:
 
 def _normalize_part(part: object, where: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url"):
-        raise PromptError(f"{where}: part {short(kind or type(part).__name__)} is neither 'text' nor 'image'")
+    if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url", "video", "video_url"):
+        raise PromptError(f"{where}: part {short(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
+    if kind in ("video", "video_url"):
+        return _normalize_video(part, where)
     if kind != "text":
         url = part.get("image_url")
         image = {"type": "image", "url": url.get("url") if isinstance(url, Mapping) else url}
@@ -73,6 +78,18 @@ def _normalize_part(part: object, where: str) -> dict[str, Any]:
     if not isinstance(part.get("text"), str):
         raise PromptError(f"{where}: a text part without text")
     return {"type": "text", "text": part["text"]}
+
+
+def _normalize_video(part: Message, where: str) -> dict[str, Any]:
+    url = part.get("video_url")
+    named = {"url": url.get("url") if isinstance(url, Mapping) else url} if part["type"] == "video_url" else part
+    sources = [key for key in VIDEO_SOURCES if named.get(key) is not None]
+    if len(sources) != 1:
+        raise PromptError(
+            f"{where}: a video part needs one of {', '.join(VIDEO_SOURCES)}; it has {', '.join(sources) or 'none'}"
+        )
+    options = {key: part[key] for key in VIDEO_OPTIONS if part.get(key) is not None}
+    return {"type": "video", sources[0]: named[sources[0]], **options}
 
 
 def image_text(layout: TileLayout, tokens_per_tile: int) -> str:

@@ -1,0 +1,244 @@
+"""Videos to frames and their times: which frames SmolVLM2 sees, and the words around them.
+
+In goes a video (path, URL, bytes, or frames already chosen); out comes a `Clip`. Sampling and words are those of transformers'
+processing_smolvlm.py and video_processing_smolvlm.py (5.23). Only this file knows PyAV. Files are opened here and read from
+memory, in formats that name no other files: ffmpeg never gets a path or an address to open.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import VideoError
+from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path, short
+from .picture import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+MAX_VIDEO_BYTES = 256 * 2**20
+LIMITS = FetchLimits(max_bytes=MAX_VIDEO_BYTES, timeout=120.0)
+# Demuxers that read one file and nothing else; no playlists, no concat.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
+FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
+SKIPPED_SECONDS = 1  # at both ends of a long video
+V1_FRAMES = 50
+NEAR = 12  # frames ahead that are reached by decoding on, without a seek
+
+
+@dataclass(frozen=True)
+class VideoSampling:
+    """How frames are chosen: `video_sampling` of preprocessor_config.json; `start` and `end` in seconds bound them."""
+
+    fps: float = 1.0
+    max_frames: int = 64
+    longest_edge: int = 512  # of a frame, before it becomes a square tile
+    with_times: bool = True  # SmolVLM2's words around the frames; the first family has frames alone
+    start: float | None = None
+    end: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], tile_size: int) -> "VideoSampling":
+        """From preprocessor_config.json; without `video_sampling` (the first family) up to 50 frames, evenly, no words."""
+        given = raw.get("video_sampling")
+        if not isinstance(given, Mapping):
+            return cls(float("inf"), V1_FRAMES, tile_size, with_times=False)
+        size = given.get("video_size", {})
+        edge = size.get("longest_edge") if isinstance(size, Mapping) else size
+        return cls(given.get("fps", 1), given.get("max_frames", 64), edge or tile_size).changed({})
+
+    def changed(self, values: Mapping[str, Any]) -> "VideoSampling":
+        """With other values of fps, max_frames, start or end.
+
+        Raises:
+            VideoError: one is out of range.
+        """
+        known = {key: values[key] for key in ("fps", "max_frames", "start", "end") if values.get(key) is not None}
+        changed = replace(self, **known)
+        numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
+        for name, value in numbers.items():
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not value >= 0
+                or (name == "fps" and not value)
+            ):
+                raise VideoError(f"{name} is {short(value)}, not a positive number")
+        if type(changed.max_frames) is not int or changed.max_frames < 1:
+            raise VideoError(f"max_frames is {short(changed.max_frames)}, not a whole number above 0")
+        if changed.end is not None and changed.end <= (changed.start or 0.0):
+            raise VideoError(f"end {changed.end} is not after start {changed.start or 0.0}")
+        return changed
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of a video that a model sees. `note` says what is unusual about it, for people."""
+
+    frames: tuple[Image.Image, ...]
+    times: tuple[float, ...]  # of each frame, in seconds
+    duration: float
+    note: str = ""
+
+
+def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
+    """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's `sample_frames`)."""
+    first, last = 0, count - 1
+    duration = count / fps
+    if sampling.start is not None or sampling.end is not None:
+        first = min(int((sampling.start or 0.0) * fps), last)
+        last = max(first, min(int((sampling.end if sampling.end is not None else duration) * fps), count) - 1)
+        duration = (last - first + 1) / fps
+    elif sampling.with_times and duration - 2 * SKIPPED_SECONDS > sampling.max_frames * sampling.fps:
+        skipped = int(SKIPPED_SECONDS * fps), min(int(count - SKIPPED_SECONDS * fps), last)
+        first, last = skipped if skipped[0] < skipped[1] else (first, last)
+    wanted = max(1, round(min(sampling.fps * duration, sampling.max_frames)))
+    return [int(index) for index in np.unique(np.linspace(first, last, wanted, dtype=int))]
+
+
+def words(clip: Clip, with_times: bool) -> list[str]:
+    """The texts before each frame, and after the last."""
+    if not with_times:
+        return [""] * (len(clip.frames) + 1)
+    from num2words import num2words
+
+    stamps = [f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:" for second in clip.times]
+    length = timedelta(seconds=int(clip.duration))
+    intro = (
+        f"You are provided the following series of {num2words(len(clip.frames))} frames "
+        f"from a {length} [H:MM:SS] video.\n"
+    )
+    return [intro + stamps[0], *stamps[1:], "\n\n"]
+
+
+def from_frames(frames: Sequence[Image.Image], fps: float | None = None) -> Clip:
+    """A clip of frames that were chosen already, all of which are kept."""
+    if not frames:
+        raise VideoError("a video of no frames")
+    rate = FALLBACK_FPS if fps is None else fps
+    return Clip(tuple(frames), tuple(number / rate for number in range(len(frames))), len(frames) / rate)
+
+
+def read_video(part: Any, limits: FetchLimits = LIMITS) -> bytes:
+    """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text or bytes.
+
+    Raises:
+        FetchError, VideoError: it cannot be read.
+    """
+    key, source = "video", part
+    if isinstance(part, Mapping):
+        keys = [name for name in ("video", "path", "url", "base64") if part.get(name) is not None]
+        if len(keys) != 1:
+            raise VideoError(
+                f"a video part needs one of video, path, url, base64, frames; it has {', '.join(keys) or 'none'}"
+            )
+        key, source = keys[0], part[keys[0]]
+    if isinstance(source, bytes):
+        if len(source) > limits.max_bytes:
+            raise VideoError(f"a video of {len(source)} bytes; the limit is {limits.max_bytes}")
+        return source
+    if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
+        return read_path(source, limits)
+    if isinstance(source, str):
+        is_url = key == "url" and source[:5].lower() != "data:"
+        return (fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch)(source, limits)
+    raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
+
+
+def decode(data: bytes, sampling: VideoSampling, max_pixels: int = MAX_PIXELS) -> Clip:
+    """The sampled frames of an encoded video, upright and in RGB.
+
+    Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
+    damaged file still gives is used, and said in the clip's note.
+
+    Raises:
+        VideoError: no frame can be decoded.
+    """
+    import av
+
+    try:
+        with av.open(
+            io.BytesIO(data), mode="r", options={"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+        ) as file:
+            if not file.streams.video:
+                raise VideoError(
+                    "the file holds sound but no video" if file.streams.audio else "the file holds no video"
+                )
+            stream = file.streams.video[0]
+            if stream.codec_context.width * stream.codec_context.height > max_pixels:
+                raise VideoError(f"frames of more than {max_pixels} pixels; make the video smaller")
+            stream.thread_type = "AUTO"  # several threads decode
+            return _decode(file, stream, sampling)
+    except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
+        raise VideoError(f"the video cannot be decoded, it may be damaged: {short(error)}") from error
+
+
+def _decode(file: "InputContainer", stream: "VideoStream", sampling: VideoSampling) -> Clip:
+    times = _presentation_times(file, stream)
+    if not times:
+        raise VideoError("the video has no frames")
+    rate = stream.average_rate or stream.guessed_rate
+    fps = float(rate) if rate else FALLBACK_FPS
+    wanted = sample(len(times), fps, sampling)
+    frames: list[Image.Image] = []
+    kept: list[int] = []
+    for index, frame in _frames_at(file, stream, times, wanted):
+        frames.append(_upright(frame))
+        kept.append(index)
+    if not frames:
+        raise VideoError("no frame of the video can be decoded, it may be damaged")
+    missing = len(wanted) - len(kept)
+    note = f"{missing} of {len(wanted)} frames could not be decoded" if missing else ""
+    return Clip(tuple(frames), tuple(index / fps for index in kept), len(times) / fps, note)
+
+
+def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[int]:
+    """When each frame is shown, in order, in the stream's time base; read from packets, without decoding."""
+    import av
+
+    times: list[int] = []
+    try:
+        for packet in file.demux(stream):
+            when = packet.pts if packet.pts is not None else packet.dts
+            if packet.size and when is not None and not packet.is_discard:
+                times.append(when)
+    except av.FFmpegError:
+        pass  # cut off: what came before counts
+    return sorted(times)
+
+
+def _frames_at(
+    file: "InputContainer", stream: "VideoStream", times: Sequence[int], wanted: Sequence[int]
+) -> Iterator[tuple[int, "VideoFrame"]]:
+    """(number, frame) of each frame that is wanted, as far as they can be decoded."""
+    import av
+
+    decoded: Iterator[VideoFrame] = iter(())
+    position: int | None = None  # of the last decoded frame
+    for index in wanted:
+        target = times[index]
+        if position is None or index - position > NEAR:
+            file.seek(target, stream=stream, backward=True)
+            decoded = file.decode(stream)
+        try:
+            frame = next(frame for frame in decoded if frame.pts is None or frame.pts >= target)
+        except (StopIteration, av.FFmpegError):
+            position = None
+            continue
+        position = index
+        yield index, frame
+
+
+def _upright(frame: "VideoFrame") -> Image.Image:
+    image: Image.Image = frame.to_image()
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+    turn = turns.get(round(frame.rotation) % 360)
+    return image if turn is None else image.transpose(turn)

@@ -1,0 +1,274 @@
+"""Videos: which frames, which words, and what becomes of odd files."""
+
+import io
+import json
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import Chat, Options, load
+from smolvlm_mlx.errors import FetchError, PromptError, VideoError
+from smolvlm_mlx.inputs.attachment import Attachment, Video, attach, attachments
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, sample, words
+from smolvlm_mlx.model import SmolVLM
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+Loaded = tuple[SmolVLM, Processor]
+
+
+def encode_video(
+    count: int,
+    fps: Any = 10,
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    *,
+    size: tuple[int, int] = (64, 48),
+    gop: int = 12,
+    pix_fmt: str = "yuv420p",
+    times: list[int] | None = None,
+) -> bytes:
+    """A video whose frame n has a gray of (n * 8) % 256 and a white bar on its left; `times` in ticks of 1/1000 s."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        stream.gop_size = gop
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(count):
+            pixels = np.full((size[1], size[0], 3), number * 8 % 256, np.uint8)
+            pixels[:, : size[0] // 4] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def grays(data: bytes, sampling: VideoSampling | None = None) -> list[int]:
+    """Which frames were taken, by their grays."""
+    frames = decode(data, sampling or VideoSampling()).frames
+    return [round(float(np.asarray(frame)[:, frame.width // 2 :].mean()) / 8) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    return load(tiny, "float32")
+
+
+# ---- which frames
+
+
+@pytest.mark.parametrize(
+    ("count", "fps", "values", "want"),
+    [
+        (50, 10, {}, [0, 12, 24, 36, 49]),
+        (1, 10, {}, [0]),
+        (7, 30, {}, [0]),
+        (50, 10, {"fps": 2, "max_frames": 3}, [0, 24, 49]),
+        (700, 10, {"max_frames": 4}, [10, 236, 463, 690]),  # long: a second is left out at both ends
+        (50, 10, {"start": 2, "end": 4}, [20, 39]),
+        (50, 10, {"start": 4.9, "end": 100}, [49]),
+        (50, 10, {"start": 100}, [49]),
+    ],
+)
+def test_sampling(count: int, fps: float, values: dict[str, Any], want: list[int]) -> None:
+    assert sample(count, fps, VideoSampling().changed(values)) == want
+
+
+def test_the_first_family_takes_fifty_frames_without_words() -> None:
+    sampling = VideoSampling.from_dict({}, 64)
+    assert len(sample(3000, 30, sampling)) == 50
+    assert sample(20, 30, sampling) == list(range(20))
+    assert set(words(from_frames([Image.new("RGB", (4, 4))] * 3), sampling.with_times)) == {""}
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"fps": 0}, "fps is '0', not a positive number"),
+        ({"fps": "fast"}, "fps is 'fast'"),
+        ({"max_frames": 0}, "max_frames is '0'"),
+        ({"start": -1}, "start is '-1'"),
+        ({"start": 3, "end": 3}, "end 3 is not after start 3"),
+    ],
+)
+def test_odd_sampling(values: dict[str, Any], error: str) -> None:
+    with pytest.raises(VideoError, match=error):
+        VideoSampling().changed(values)
+
+
+def test_words_around_frames(loaded: Loaded) -> None:
+    clip = decode(encode_video(125, 1), VideoSampling(max_frames=3))
+    assert words(clip, True) == [
+        "You are provided the following series of three frames from a 0:02:05 [H:MM:SS] video.\n\nFrame from 00:01:",
+        "\nFrame from 01:02:",
+        "\nFrame from 02:04:",
+        "\n\n",
+    ]
+    content = [{"type": "video", "frames": clip.frames, "fps": 1}, {"type": "text", "text": "What?"}]
+    inputs = loaded[1]([{"role": "user", "content": content}])
+    text = "".join(loaded[1].tokenizer.decode([id], keep_special=True) for id in inputs.input_ids.tolist())
+    text = text.replace("<image>" * 16, "[tile]")
+    frame = "<fake_token_around_image><global-img>[tile]<fake_token_around_image>"
+    assert text == (
+        "<|im_start|>User: You are provided the following series of three frames from a 0:00:03 [H:MM:SS] video.\n"
+        f"\nFrame from 00:00:{frame}\nFrame from 00:01:{frame}\nFrame from 00:02:{frame}\n\nWhat?<end_of_utterance>\n"
+        "Assistant:"
+    )
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "avi", "mpegts", "flv"])
+def test_containers(container: str) -> None:
+    codec = "flv1" if container == "flv" else "mpeg2video" if container == "mpegts" else "mpeg4"
+    rate = 25 if container == "mpegts" else 10
+    data = encode_video(31, rate, container, codec)
+    wanted = sample(31, rate, VideoSampling(fps=3))
+    assert grays(data, VideoSampling(fps=3)) == pytest.approx(wanted, abs=1)
+
+
+def test_gif_and_webm(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 24), (number * 8,) * 3) for number in range(30)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    assert grays((tmp_path / "a.gif").read_bytes()) == [0, 14, 29]
+    if "libvpx-vp9" in av.codecs_available:
+        assert grays(encode_video(31, 10, "webm", "libvpx-vp9")) == pytest.approx([0, 15, 30], abs=1)
+
+
+def test_frames_that_are_not_evenly_spaced() -> None:
+    data = encode_video(30, 30, "matroska", times=[number * number * 4 for number in range(30)])
+    taken = grays(data, VideoSampling(fps=100, max_frames=5))
+    assert taken == pytest.approx([0, 7, 14, 21, 29], abs=1)
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_turned_videos_stand_upright(turn: int) -> None:
+    data = bytearray(encode_video(3, 10))
+    # The display matrix in the track header: 16.16 fixed-point numbers.
+    at = data.index(b"\x00\x01\x00\x00" + b"\x00" * 12 + b"\x00\x01\x00\x00", data.index(b"tkhd"))
+    one, minus = (65536).to_bytes(4, "big"), (-65536).to_bytes(4, "big", signed=True)
+    zero = b"\x00" * 4
+    a, b, c, d = {90: (zero, one, minus, zero), 180: (minus, zero, zero, minus), 270: (zero, minus, one, zero)}[turn]
+    data[at : at + 20] = a + b + zero + c + d
+    frame = np.asarray(decode(bytes(data), VideoSampling()).frames[0])
+    assert frame.shape[:2] == ((64, 48) if turn != 180 else (48, 64))
+    white = {90: frame[:12], 180: frame[:, -12:], 270: frame[-12:]}[turn]  # the bar that was on the left
+    assert white.mean() > 240
+    assert frame.mean() < 100
+
+
+def test_what_a_cut_off_file_still_gives_is_used() -> None:
+    data = encode_video(100, 10, "matroska", gop=5)
+    clip = decode(data[: len(data) // 2], VideoSampling())
+    assert 2 <= len(clip.frames) < 10
+    damaged = bytearray(encode_video(100, 10, "mpegts", "mpeg2video", gop=5))
+    damaged[len(damaged) // 3 : len(damaged) // 2] = bytes(len(damaged) // 2 - len(damaged) // 3)
+    assert len(decode(bytes(damaged), VideoSampling()).frames) >= 2
+
+
+def sound() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream: Any = output.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", "cannot be decoded"),
+        (b"nonsense" * 1000, "cannot be decoded"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot be decoded"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", "cannot be decoded"),
+        (encode_video(9)[:300], "cannot be decoded|no frame"),
+    ],
+)
+def test_no_video_is_one_line(data: bytes, error: str) -> None:
+    with pytest.raises(VideoError, match=error) as caught:
+        decode(data, VideoSampling())
+    assert "\n" not in str(caught.value)
+
+
+def test_sound_alone_and_limits(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="sound but no video"):
+        decode(sound(), VideoSampling())
+    with pytest.raises(VideoError, match="frames of more than 100 pixels"):
+        decode(encode_video(2), VideoSampling(), max_pixels=100)
+    with pytest.raises(FetchError, match="no such file"):
+        Video(tmp_path / "none.mp4")
+    with pytest.raises(VideoError, match="a video cannot be of type int"):
+        Video(5)
+
+
+def test_a_hundred_thousand_frames() -> None:
+    data = encode_video(100_000, 25, size=(32, 32), gop=250)
+    started = time.perf_counter()
+    clip = decode(data, VideoSampling())
+    assert time.perf_counter() - started < 5
+    assert len(clip.frames) == 64
+
+
+# ---- in a conversation
+
+
+def test_a_conversation_with_a_video(loaded: Loaded, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
+    video = attach(tmp_path / "clip.mp4")
+    assert isinstance(video, Video)
+    assert (video.name, video.size) == ("clip.mp4", (64, 48))
+    chat = Chat(*loaded, Options(max_tokens=4))
+    first = chat.ask("What happens?", [video, Attachment(Image.new("RGB", (64, 64), "red"))])
+    "".join(first)
+    assert first.statistics.tiles == 4 + 17
+    second = chat.ask("And then?")
+    "".join(second)
+    assert second.statistics.reused_tokens >= first.statistics.prompt_tokens
+    chat.save(tmp_path / "talk.json")
+    other = Chat(*loaded, Options(max_tokens=4))
+    other.open(tmp_path / "talk.json")
+    assert [each.digest for each in attachments(other.messages)] == [each.digest for each in attachments(chat.messages)]
+    assert other.tokens() == chat.tokens()
+
+
+def test_parts(loaded: Loaded, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
+
+    def tiles(**part: Any) -> int:
+        return len(loaded[1]([{"role": "user", "content": [{"type": "video", **part}]}]).tiles)
+
+    assert tiles(path=str(tmp_path / "clip.mp4")) == 4
+    assert tiles(path=str(tmp_path / "clip.mp4"), fps=2.0) == 8
+    assert tiles(video=(tmp_path / "clip.mp4").read_bytes(), start=1, end=2) == 1
+    assert tiles(frames=[Image.new("RGB", (9, 9))] * 3) == 3
+    with pytest.raises(PromptError, match="a video part needs one of video, frames, path, url, base64; it has none"):
+        tiles()
+    with pytest.raises(VideoError, match="a video of no frames"):
+        tiles(frames=[])
+
+
+def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
+    from smolvlm_mlx.apps import cli
+
+    from typer.testing import CliRunner
+
+    (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
+    arguments = ["generate", "-m", str(tiny), "--video", str(tmp_path / "clip.mp4"), "--json", "-n", "2", "What?"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--fps", "2", "--end", "2"])
+    assert json.loads(result.output)["tiles"] == 4
+    with pytest.raises(VideoError, match=r"end 1\.0 is not after start 2\.0"):
+        CliRunner().invoke(cli.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False)
