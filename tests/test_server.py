@@ -28,6 +28,7 @@ from smolvlm_mlx.features import FeatureCache
 from smolvlm_mlx.inputs.attachment import attachments
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.prefix import PrefixCache, Reuse
+from tests.test_video import encode_video
 
 import httpx2
 import mlx.core as mx
@@ -218,6 +219,17 @@ def test_errors(change: dict[str, Any], error: str, stream: bool, openai: Any) -
             pass
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_video(server: Running) -> None:
+    url = "data:video/mp4;base64," + base64.b64encode(encode_video(40, 10)).decode()
+    parts = [{"type": "video_url", "video_url": {"url": url}, "fps": 2.0}, {"type": "text", "text": "What happens?"}]
+    answer = server.complete({"messages": [{"role": "user", "content": parts}], "max_tokens": 2})
+    assert answer.json()["usage"]["timing"]["tiles"] == 8
+    parts[0] = {"type": "video_url", "video_url": {"url": "/etc/passwd"}}
+    refused = server.complete({"messages": [{"role": "user", "content": parts}]})
+    assert refused.status_code == 400
+    assert "'/etc/passwd'" in refused.json()["error"]["message"] or "base64" in refused.json()["error"]["message"]
 
 
 # ---- who may ask
