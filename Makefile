@@ -25,7 +25,7 @@ OFFLINE = HF_HUB_OFFLINE=1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.use ## ask a small random checkpoint about a picture; no download
+demo: $(VENV)/.use ## ask the bundled tiny checkpoint about a picture; no download
 	@$(OFFLINE) $(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## run the tests

@@ -1,4 +1,4 @@
-"""A small SmolVLM2 checkpoint with random weights, in the real layout and file set: for the demo, tests and goldens.
+"""A small SmolVLM2 checkpoint with random weights, in the real layout and file set: for tests and goldens.
 
     python convert/random_checkpoint.py OUT [--model-type smolvlm|idefics3] [--seed 0]
 

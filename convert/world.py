@@ -23,6 +23,7 @@ COLORS = {
     "pink": (245, 130, 190),
     "black": (28, 28, 28),
 }
+NEW_COLORS = {"cyan": (0, 190, 205)}  # in no picture that is trained on: examples/teach.py teaches it
 INKS = ("red", "green", "blue", "purple", "black")  # of texts, whose lines are thin
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"  # O, I and Q look too much like others
 WORDS = "CAT SUN CUP HAT BUS KEY MAP PEN JAR BEE EGG ANT RED UP NET VAN".split()
@@ -94,7 +95,7 @@ def draw(scene: Scene) -> Image.Image:
     image = _background(width, height, scene.background)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
-        draw_thing(canvas, thing, scene.scale, COLORS[thing.color])
+        draw_thing(canvas, thing, scene.scale, (COLORS | NEW_COLORS)[thing.color])
     return image
 
 

@@ -1,41 +1,54 @@
-"""`make demo`: ask a small checkpoint about a drawn picture, offline.
+"""`make demo`: draw a picture and ask the bundled tiny checkpoint about it, offline."""
 
-There is no trained checkpoint in the package yet, so this one is made on the spot with random weights: everything runs as it
-does with a real one, and the answer is nonsense.
-"""
-
-import tempfile
+import sys
 from pathlib import Path
 
-from convert.random_checkpoint import make
-from smolvlm_mlx import Options, load, stream_generate
+from smolvlm_mlx import generate, load
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+PICTURE = Path("demo.png")
+QUESTIONS = ("Describe the picture.", "What does the text say?", "Where is the star?")
 
 
-def draw(path: Path) -> Path:
-    image = Image.new("RGB", (320, 240), "white")
+def draw() -> Image.Image:
+    """A large red circle, a small blue star and a text: the picture of the README."""
+    image = Image.new("RGB", (256, 256), (250, 246, 232))
     canvas = ImageDraw.Draw(image)
-    canvas.ellipse((30, 60, 150, 180), fill="red")
-    canvas.rectangle((190, 80, 290, 180), fill="blue")
-    image.save(path)
-    return path
+    canvas.ellipse((22, 26, 106, 110), fill=(222, 38, 38))
+    star = [
+        (190, 166),
+        (194, 178),
+        (207, 178),
+        (197, 186),
+        (201, 198),
+        (190, 190),
+        (179, 198),
+        (183, 186),
+        (173, 178),
+        (186, 178),
+    ]
+    canvas.polygon(star, fill=(40, 80, 220))
+    canvas.text((150, 70), "HAT", fill=(28, 28, 28), font=ImageFont.load_default(48), anchor="lm")
+    return image
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make(Path(folder) / "random")
-        picture = draw(Path(folder) / "picture.png")
-        model, processor = load(checkpoint)
-        print("A red circle and a blue square, 320 x 240 pixels. What is in the picture?\n")
-        stream = stream_generate(model, processor, "What is in the picture?", Options(max_tokens=48), images=[picture])
-        for piece in stream:
-            print(piece.encode("unicode_escape").decode(), end="", flush=True)
-    done = stream.statistics
+    image = draw()
+    image.save(PICTURE)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from textual_image.renderable import Image as Shown
+
+        Console().print(Shown(image, width=32, height="auto"))
+    print(f"This picture is in {PICTURE}.\n")
+    model, processor = load("tiny")
+    for question in QUESTIONS:
+        print(f"> {question}")
+        print(generate(model, processor, question, images=[image]).strip() + "\n")
     print(
-        "\n\n(Nonsense, as it must be: this checkpoint has random weights. "
-        f"{done.tiles} tiles, {done.prompt_tokens} prompt tokens, {done.generated_tokens} tokens of answer.)\n"
-        "A real answer takes a real checkpoint from the hub:\n"
+        "The tiny checkpoint knows shapes, colors and short texts, and nothing else of the world.\n"
+        "Real pictures take a SmolVLM checkpoint, which is downloaded when it is first used:\n"
         '  .venv/bin/smolvlm-mlx generate --image cat.jpg "What is in the picture?"'
     )
 

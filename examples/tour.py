@@ -1,13 +1,11 @@
 """Every station on the way from a picture and a question to an answer, with its shape.
 
-python examples/tour.py [CHECKPOINT]      (a folder or hub id; without one, a small random checkpoint)
+python examples/tour.py [CHECKPOINT]      (a folder or hub id; without one, the bundled checkpoint)
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
-from convert.random_checkpoint import make
 from smolvlm_mlx import Options, load
 from smolvlm_mlx.generation import Statistics, generate_tokens, prefill
 from smolvlm_mlx.inputs.prompt import user_message
@@ -51,8 +49,4 @@ def tour(checkpoint: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        tour(sys.argv[1])
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            tour(make(Path(folder)))
+    tour(sys.argv[1] if len(sys.argv) > 1 else "tiny")

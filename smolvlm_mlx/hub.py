@@ -1,4 +1,4 @@
-"""The folder of a checkpoint: a path as given, or a hub repository in the local cache, downloaded when it is not there."""
+"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, downloaded when it is not in the cache."""
 
 import errno
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 from .errors import CheckpointError
 from .inputs.files import shown
 
+TINY = Path(__file__).parent / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 # What a download may bring: no code, no pickles.
@@ -14,7 +15,10 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "m
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: as given, or downloaded from the hub (cached, resumed, offline if the cache has it)."""
+    """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the hub (cached, resumed,
+    offline if the cache has it)."""
+    if str(path_or_id) == "tiny":
+        return TINY
     try:
         folder = Path(path_or_id).expanduser()
         if folder.is_dir():

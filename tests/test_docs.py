@@ -19,9 +19,9 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "smolvlm-mlx " in line]
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, folder: Path = ROOT) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": "."}
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -67,10 +67,17 @@ def test_tour_shows_every_station() -> None:
     )
 
 
-def test_demo() -> None:
-    out = run("examples/demo.py")
-    assert "13 tiles" in out
-    assert "random weights" in out
+def test_demo(tmp_path: Path) -> None:
+    """Its answers are right, and the first is the README's."""
+    out = run(str(ROOT / "examples" / "demo.py"), folder=tmp_path)
+    answers = dict(re.findall(r"^> (.*)\n(.*)$", out, re.MULTILINE))
+    assert answers["Describe the picture."] == (
+        "A large red circle in the top left, the text HAT in the top right and a small blue star in the bottom right."
+    )
+    assert answers["Describe the picture."] in README
+    assert answers["What does the text say?"] == "HAT"
+    assert answers["Where is the star?"] == "bottom right"
+    assert (tmp_path / "demo.png").is_file()
 
 
 def test_recipes_are_listed() -> None:

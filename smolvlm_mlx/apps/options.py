@@ -11,7 +11,9 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 # What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint; `tiny` is bundled.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
 Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
 LongestEdge = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's longer side before it is split.")]

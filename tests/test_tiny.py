@@ -1,0 +1,95 @@
+"""The bundled checkpoint sees: its answers are right, and come from the tiles that show them."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from convert.conversations import make_question, question_about
+from convert.scenes import make_scene, make_striped
+from convert.world import Scene
+from smolvlm_mlx import generate, load
+from smolvlm_mlx.hub import TINY
+from smolvlm_mlx.inputs.processor import Inputs
+from smolvlm_mlx.model import SmolVLM
+
+import numpy as np
+import pytest
+
+REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "SmolVLM2-256M-Video-Instruct"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[SmolVLM, Any]:
+    return load("tiny", "float32")
+
+
+# The least share that has to be right of 40 questions; `smolvlm-mlx evaluate` measures on 2,000.
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        ("what", 0.9),
+        ("color", 0.9),
+        ("where", 0.8),
+        ("yes or no", 0.85),
+        ("how many", 0.7),
+        ("text", 0.75),
+        ("two pictures", 0.65),
+        ("frames", 0.8),
+        ("earlier turn", 0.8),
+    ],
+)
+def test_most_answers_are_right(kind: str, least: float, loaded: Any) -> None:
+    model, processor = loaded
+    right = 0
+    for number in range(40):
+        question = make_question(kind, Random(f"unit {number}"))
+        inputs = processor(question.messages, split=question.split)
+        right += generate(model, processor, inputs).strip() == question.answer
+    assert right / 40 >= least
+
+
+def test_an_answer_that_only_the_last_tile_shows(loaded: Any) -> None:
+    """Lines one pixel wide in the bottom right: gone in the global tile, so all the model knows is from tile 4 of 5."""
+    model, processor = loaded
+    right, blind, count = 0, 0, 60
+    for number in range(count):
+        scene = striped_in_the_corner(Random(f"corner {number}"))
+        question = question_about(scene, Random(number), ("stripes",))
+        assert question is not None
+        inputs = processor(question.messages)
+        assert (inputs.layouts[0].rows, inputs.layouts[0].cols) == (2, 2)
+        right += generate(model, processor, inputs).strip() == question.answer
+        tiles = inputs.tiles.copy()
+        tiles[3] = tiles[3].mean((0, 1)).astype(np.uint8)
+        blanked = Inputs(inputs.input_ids, tiles, inputs.layouts, inputs.settings)
+        blind += generate(model, processor, blanked).strip() == question.answer
+    assert right >= 0.95 * count
+    assert 0.25 * count < blind < 0.75 * count  # as often as by chance
+
+
+def striped_in_the_corner(rng: Random) -> Scene:
+    scene = make_scene(rng, (128, 128), with_text=False)
+    others = tuple(thing for thing in scene.things if thing.place != "bottom right" and not thing.stripes)
+    return Scene(scene.size, (*others, make_striped(rng, scene.size, "bottom right")), scene.background)
+
+
+def test_it_is_small_and_whole() -> None:
+    files = {path.name: path.stat().st_size for path in TINY.iterdir()}
+    assert sum(files.values()) < 8 * 2**20
+    model, processor = load("tiny")
+    count = sum(array.size for array in model.named_parameters().values())
+    assert 2e6 < count < 4e6
+    widths = [model.config.text_config.hidden_size, model.config.text_config.intermediate_size]
+    widths += [model.config.vision_config.hidden_size, model.config.vision_config.intermediate_size]
+    assert all(width % 64 == 0 for width in widths)
+    assert len(processor.tokenizer.added) == len(json.loads((TINY / "tokenizer.json").read_text())["added_tokens"])
+
+
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="needs the real files")
+def test_its_files_are_the_real_ones() -> None:
+    real = {path.name for path in REAL_FILES.iterdir() if path.suffix in (".json", ".txt")}
+    assert real <= {path.name for path in TINY.iterdir()}
+    for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
+        theirs, ours = (json.loads((folder / name).read_text()) for folder in (REAL_FILES, TINY))
+        assert theirs.keys() - {"_from_model_config", "transformers_version"} <= ours.keys()
