@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
-
 from .constraint import Constraint, Grammars
 from .errors import ContextFullError, GenerationError, SmolVLMError
 from .generation import Statistics, image_tokens_after, prefill
@@ -19,7 +17,7 @@ from .inputs.processor import Inputs, Processor
 from .model import SmolVLM
 from .model.language import KVCache
 from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
-from .sampling import AnswerText, Options, make_batch_sampler
+from .sampling import NOT_FINITE, AnswerText, Options, make_batch_sampler
 
 Loaded = tuple[SmolVLM, Processor, Reuse]
 
@@ -87,7 +85,7 @@ class Engine:
         return self._loaded[:2]
 
     @property
-    def load_now(self) -> tuple[int, int]:
+    def occupancy(self) -> tuple[int, int]:
         """Answers that are being made, and those that wait."""
         return len(self._running), len(self._waiting)
 
@@ -224,7 +222,7 @@ class Engine:
         responses = self._batch.next()[1]
         for response in responses:
             job = self._running[response.uid]
-            if mx.isnan(response.logprobs).any().item():
+            if response.token == NOT_FINITE:
                 self._batch.remove([response.uid])
                 del self._running[response.uid]
                 job.on_end(GenerationError("the model's logits are not finite; use dtype bfloat16 or float32"))

@@ -7,7 +7,7 @@ A tile's row and column enter the model only as prompt text, so equal tiles have
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from hashlib import blake2b
@@ -136,6 +136,7 @@ class _File:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with closing(sqlite3.connect(self._path)) as database, database:
                     database.execute("PRAGMA journal_mode = WAL")
+                    database.execute("PRAGMA synchronous = NORMAL")  # what a power cut loses is computed again
                     columns = "name BLOB PRIMARY KEY, digest BLOB, used REAL, data BLOB"
                     database.execute(f"CREATE TABLE IF NOT EXISTS tiles ({columns})")
                     return run(database)
@@ -158,14 +159,16 @@ def encode_tiles(
     settings: ImageSettings,
     features: FeatureCache | None = None,
     progress: Progress | None = None,
+    digests: Sequence[bytes] | None = None,
 ) -> mx.array | None:
     """Tiles (N, H, W, 3) uint8 -> image_tokens (N, S, Dt), evaluated; None for no tiles.
 
-    Memory is bounded by one chunk's activations, whatever N is. `progress` is called before each chunk and at the end.
+    Memory is bounded by one chunk's activations, whatever N is. `progress` is called before each chunk and at the end;
+    `digests` are those of the tiles, where they are known.
     """
     if not len(tiles):
         return None
-    digests = digest_tiles(tiles)
+    digests = digest_tiles(tiles) if digests is None else digests
     place = {digest: number for number, digest in reversed(list(enumerate(digests)))}  # of its first tile
     known = {} if features is None else features.get(place, settings)
     unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]

@@ -219,8 +219,11 @@ def image_tokens_after(
     """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
     rows = int((inputs.input_ids[:count] == model.config.image_token_id).sum())
     tile, rows = divmod(rows, model.config.tokens_per_tile)
+    digests = None if reuse is None else inputs.tile_digests[tile:]
+    if digests == []:
+        return None
     features = None if reuse is None else reuse.features
-    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress)
+    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress, digests)
     return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -58,7 +59,7 @@ def make_choice(options: Options) -> Choose:
 
     if options.seed is not None:
         mx.random.seed(options.seed)
-    sample = _sampler(options)
+    sample = _sampler(options.temperature, options.top_p, options.min_p, options.top_k)
     penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
     processors = make_logits_processors(repetition_penalty=penalty)
 
@@ -73,30 +74,42 @@ def make_choice(options: Options) -> Choose:
     return choose
 
 
-def make_batch_sampler(options: Options) -> Callable[[mx.array], mx.array] | None:
-    """How an answer's tokens are chosen, independently of the answers beside it; None is greedy."""
-    if options.temperature == 0:
-        return None
-    choose = _sampler(options)
-    if options.seed is None:
-        return choose
-    seeds = Random(options.seed)
+BatchSampler = Callable[[mx.array], mx.array]  # logprobs (B, V) -> tokens (B,) or NOT_FINITE
+NOT_FINITE = -1  # in place of a token: the model gave no probabilities
+
+
+def make_batch_sampler(options: Options) -> BatchSampler:
+    """How an answer's tokens are chosen, independently of the answers beside it. Equal options without a seed have one
+    sampler, which a batch calls once for all of them."""
+    choice = (options.temperature, options.top_p, options.min_p, options.top_k)
+    if options.temperature == 0 or options.seed is None:
+        return _batch_sampler(*choice)
+    seeds, choose = Random(options.seed), _checked(_sampler(*choice))
 
     def seeded(logprobs: mx.array) -> mx.array:
         mx.random.seed(seeds.getrandbits(63))
-        token: mx.array = choose(logprobs)
-        return token
+        return choose(logprobs)
 
     return seeded
 
 
-def _sampler(options: Options) -> Callable[[mx.array], mx.array]:
+@lru_cache(maxsize=32)
+def _batch_sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> BatchSampler:
+    return _checked(_sampler(temperature, top_p, min_p, top_k))
+
+
+def _checked(choose: BatchSampler) -> BatchSampler:
+    def checked(logprobs: mx.array) -> mx.array:
+        # In the graph, and so without waiting for it: a logit that is not finite makes some of the logprobs NaN.
+        return mx.where(mx.isnan(logprobs).any(axis=-1), NOT_FINITE, choose(logprobs).astype(mx.int32))
+
+    return checked
+
+
+def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> BatchSampler:
     from mlx_lm.sample_utils import make_sampler
 
-    top_p = options.top_p if options.top_p < 1 else 0.0
-    sample: Callable[[mx.array], mx.array] = make_sampler(
-        options.temperature, top_p=top_p, min_p=options.min_p, top_k=options.top_k
-    )
+    sample: BatchSampler = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
     return sample
 
 

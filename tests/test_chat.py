@@ -1,5 +1,6 @@
 """A conversation answers as if nothing were reused, reuses all it can, and loses nothing when it is interrupted."""
 
+import base64
 import json
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from typing import Any
 
 from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.attachment import Attachment, attachments
+from smolvlm_mlx.inputs.attachment import Attachment, Recent, attachments, own
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
 
@@ -262,6 +263,24 @@ def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: 
     inputs = loaded[1]([message])
     assert inputs.input_ids.tolist() == bare.input_ids.tolist()
     assert (inputs.tiles == bare.tiles).all()
-    monkeypatch.setattr("smolvlm_mlx.inputs.attachment.load_image", None)
-    monkeypatch.setattr("smolvlm_mlx.inputs.attachment.make_tiles", None)
-    assert (loaded[1]([message]).tiles == bare.tiles).all()
+    assert inputs.tile_digests == bare.tile_digests
+    assert "data" not in vars(attachment)  # and encoded as PNG only for who asks for it
+    for name in ("load_image", "make_tiles", "digest_tiles"):
+        monkeypatch.setattr(f"smolvlm_mlx.inputs.attachment.{name}", None)
+    again = loaded[1]([message])
+    assert (again.tiles == bare.tiles).all()
+    assert again.tile_digests == bare.tile_digests
+
+
+def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:
+    recent = Recent(most=2)
+
+    def sent(number: int, name: str | None = None) -> Any:
+        part = {"type": "image", "base64": base64.b64encode(Attachment(PICTURES[number]).data).decode(), "name": name}
+        return attachments(own([{"role": "user", "content": [part]}], recent=recent))[0]
+
+    first = sent(0)
+    assert sent(0) is first
+    assert sent(0, "cat.png").name == "cat.png"
+    assert sent(1).digest != first.digest
+    assert sent(0) is not first  # forgotten: two others came since

@@ -150,7 +150,7 @@ def test_cancelled_ends_within_a_token_or_two(engine: Engine) -> None:
     waiting.cancel()
     ask(engine, "Other").wait()
     assert waiting.statistics.generated_tokens == 0
-    assert engine.load_now == (0, 0)
+    assert engine.occupancy == (0, 0)
 
 
 def test_a_full_queue(engine: Engine) -> None:

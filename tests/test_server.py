@@ -83,7 +83,7 @@ class Running:
 
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + 30
-        while self.engine.load_now != (0, 0):
+        while self.engine.occupancy != (0, 0):
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
@@ -528,7 +528,7 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
         connections.append(socket.create_connection(("127.0.0.1", server.port)))
         connections[-1].sendall(head(server, len(body)) + body)
     deadline = time.monotonic() + 30
-    while server.engine.load_now[1] < 32:
+    while server.engine.occupancy[1] < 32:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     answer = server.complete(question("One more"))

@@ -204,11 +204,13 @@ def test_no_video_is_one_line(data: bytes, error: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_sound_alone_and_limits(tmp_path: Path) -> None:
+def test_sound_alone_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VideoError, match="sound but no video"):
         decode(sound(), VideoSampling())
-    with pytest.raises(VideoError, match="frames of more than 100 pixels"):
-        decode(encode_video(2), VideoSampling(), max_pixels=100)
+    with monkeypatch.context() as patch:
+        patch.setattr("smolvlm_mlx.inputs.video.MAX_PIXELS", 100)
+        with pytest.raises(VideoError, match="frames of more than 100 pixels"):
+            decode(encode_video(2), VideoSampling())
     with pytest.raises(FetchError, match="no such file"):
         Video(tmp_path / "none.mp4")
     with pytest.raises(VideoError, match="a video cannot be of type int"):

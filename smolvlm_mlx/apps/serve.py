@@ -4,7 +4,6 @@ import os
 import secrets
 import socket
 import sys
-import webbrowser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,6 +67,8 @@ def serve(
     page = f"http://127.0.0.1:{port}/" + (f"#token={secret}" if secret else "")
     print(f"page: {page}\nAPI:  http://127.0.0.1:{port}/v1" + (f"  token: {secret}" if secret else ""), flush=True)
     if open_page:
+        import webbrowser
+
         webbrowser.open(page)
     _run(make_app(service, names, secret, allow_origin), listener)
 

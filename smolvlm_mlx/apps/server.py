@@ -5,9 +5,10 @@ The engine's thread runs the model; routes only prepare, wait and pass on. A cli
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from starlette.routing import Route
 
 from ..engine import BusyError, Engine, Job
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError
-from ..inputs.attachment import own, to_json
+from ..inputs.attachment import Recent, own, to_json
 from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from ..inputs.files import shown
 from ..inputs.processor import Processor
@@ -47,6 +48,7 @@ class Service:
     history: History | None
     picture_options: dict[str, Any]
     limits: FetchLimits
+    recent: Recent = field(default_factory=Recent)
 
     def routes(self) -> list[Route]:
         return [
@@ -62,7 +64,7 @@ class Service:
         return FileResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
-        running, waiting = self.engine.load_now
+        running, waiting = self.engine.occupancy
         return JSONResponse({"status": "ok", "model": self.model, "running": running, "waiting": waiting})
 
     async def models(self, request: Request) -> Response:
@@ -94,20 +96,14 @@ class Service:
         started = time.perf_counter()
 
         def prepare() -> tuple[list[dict[str, Any]], Any]:
-            owned = own(messages, self.limits)
+            owned = own(messages, self.limits, self.recent)
             return owned, self.processor(owned, **self.picture_options)
 
         owned, inputs = await anyio.to_thread.run_sync(prepare)
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | SmolVLMError | None]()
-
-        def pass_on(piece: str | SmolVLMError | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        job = Job(inputs, options, pass_on, pass_on, schema)
+        answer = Answer(owned, asked.conversation, asked.stream)
+        job = answer.job = Job(inputs, options, answer.push, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
         self.engine.submit(job)
-        answer = Answer(job, pieces, owned, asked.conversation)
         completion = Completion(self.model)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -121,8 +117,7 @@ class Service:
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            answer.job.cancel()
-            answer.pieces.put_nowait(GenerationError("nobody waits for the answer"))
+            answer.push(GenerationError("nobody waits for the answer"))
 
         watcher = asyncio.ensure_future(watch())
         try:
@@ -156,34 +151,51 @@ class Service:
         self.history.save(answer.conversation, [*answer.messages, answer.message()], self.model)
 
 
-@dataclass
 class Answer:
-    """An answer under way, and the conversation it belongs to."""
+    """An answer under way, and the conversation it belongs to. The engine's thread pushes, the event loop reads; it is
+    woken for the end, and for pieces only if they are to be sent one by one."""
 
     job: Job
-    pieces: "asyncio.Queue[str | SmolVLMError | None]"
-    messages: list[dict[str, Any]]
-    conversation: str | None
-    text: str = ""
-    over: bool = False
-    kept: bool = False
+
+    def __init__(self, messages: list[dict[str, Any]], conversation: str | None, streams: bool):
+        self.messages, self.conversation, self.kept = messages, conversation, False
+        self._streams, self._text, self._over = streams, "", False
+        self._pieces = deque[str | SmolVLMError | None]()
+        self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
+
+    def push(self, piece: str | SmolVLMError | None) -> None:
+        """The next piece, or None or an error for the end."""
+        self._pieces.append(piece)
+        wakes = (self._streams or not isinstance(piece, str)) and not self._woken.is_set()
+        if wakes and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._woken.set)
 
     async def read(self) -> AsyncIterator[str]:
-        """Its pieces, without the space that the chat template has before them."""
-        while True:
-            piece = await self.pieces.get()
-            if piece is None:
-                self.over = True
-                return
-            if isinstance(piece, SmolVLMError):
-                raise piece
-            if fresh := piece if self.text else piece.lstrip():
-                self.text += fresh
+        """Its text as it comes."""
+        while not self._over:
+            await self._woken.wait()
+            self._woken.clear()
+            if fresh := self._take():
                 yield fresh
 
+    def _take(self) -> str:
+        """What was pushed, without the space that the chat template has before an answer."""
+        fresh = ""
+        while self._pieces:
+            piece = self._pieces.popleft()
+            if isinstance(piece, SmolVLMError):
+                raise piece
+            self._over = piece is None
+            fresh += piece or ""
+        fresh = fresh if self._text else fresh.lstrip()
+        self._text += fresh
+        return fresh
+
     def message(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": [{"type": "text", "text": self.text.rstrip()}]}
-        return message if self.over else {**message, "interrupted": True}
+        with suppress(SmolVLMError):
+            self._take()
+        message = {"role": "assistant", "content": [{"type": "text", "text": self._text.rstrip()}]}
+        return message if self._over else {**message, "interrupted": True}
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -64,7 +64,7 @@ class Session:
             finally:
                 self.keep()
             break
-        used, context = self.chat.tokens(), self.chat.context
+        used, context = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0, self.chat.context
         if used > 0.9 * context:
             self.screen.say(f"The conversation fills {used / context:.0%} of the model's context of {context} tokens.")
 

@@ -20,7 +20,6 @@ from ..errors import SmolVLMError
 from ..features import Progress
 from ..generation import Stream
 from ..inputs.attachment import Attachment, Video
-from ..inputs.image import load_image
 from .commands import COMMANDS, handle
 from .options import CONTROLS
 from .session import Session, describe
@@ -88,12 +87,10 @@ class TerminalScreen:
         """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and say what it is."""
         from textual_image.renderable import Image as Inline
 
-        image = attachment.first.copy() if isinstance(attachment, Video) else load_image(attachment.data)
-        image.thumbnail((1024, 1024))
         if self.console.is_terminal:
             width, height = attachment.size
             columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
-            self.console.print(Inline(image, width=max(columns, 1), height="auto"))
+            self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
         note = f", {attachment.note}" if attachment.note else ""
         self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
 

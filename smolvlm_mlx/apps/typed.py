@@ -9,12 +9,9 @@ from urllib.parse import unquote, urlsplit
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from ..inputs.attachment import VIDEO_SUFFIXES
+from ..inputs.attachment import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
-FILES = VIDEO_SUFFIXES | {
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".avif", ".heic", ".heif", ".jp2", ".ppm", ".qoi"),
-}
+FILES = PICTURE_SUFFIXES + VIDEO_SUFFIXES
 # A word as terminals drop paths: in quotes, or with a backslash before each space.
 _WORD = re.compile(r"""'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\'"])+)""")
 

@@ -4,45 +4,47 @@ Knows nothing of models. A conversation with its pictures becomes JSON that is a
 """
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image
 
 from ..errors import PromptError
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
-from .image import ImageSettings, Pixels, TileLayout, load_image, make_tiles
+from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .picture import read_image
 from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, normalize_messages
 from .video import LIMITS as VIDEO_LIMITS
 from .video import Clip, VideoSampling, decode, read_video
 
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".3gp",
-    ".flv",
-    ".ogv",
-    ".wmv",
-}
+VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
+PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
+PREVIEW = 1024
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A picture as a model sees it: N tiles (N, H, W, 3), and how they were cut."""
+
+    tiles: Pixels
+    layout: TileLayout
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """A name for each tile."""
+        return digest_tiles(self.tiles)
 
 
 class Attachment:
     """A picture of a message: `{"type": "image", "image": Attachment("cat.jpg")}`.
 
     Attributes:
-        data: the encoded bytes, PNG for what came decoded.
         name: for people; a file's name where there is one.
         size: width and height in pixels, upright.
 
@@ -54,23 +56,39 @@ class Attachment:
     note = ""
 
     def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
-        self.data = read_image(source, limits)
-        self._image: Image.Image | None = load_image(self.data, limits)  # until it is cut into tiles
+        self._source = read_image(source, limits)
+        self._image: Image.Image | None = load_image(self._source, limits)  # until it is cut into tiles
         self.size = self._image.size
         self.name = name or _name(source, "picture")
-        self._tiles: tuple[ImageSettings, tuple[Pixels, TileLayout]] | None = None
+        self._tiled: tuple[ImageSettings, Tiled] | None = None
+
+    @cached_property
+    def data(self) -> bytes:
+        """The encoded bytes; PNG for what came decoded."""
+        if isinstance(self._source, bytes):
+            return self._source
+        png = io.BytesIO()
+        self._source.save(png, "PNG")
+        return png.getvalue()
 
     @cached_property
     def digest(self) -> str:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def tiles(self, settings: ImageSettings) -> tuple[Pixels, TileLayout]:
-        """As `make_tiles`; those of the last settings are kept."""
-        if self._tiles is None or self._tiles[0] != settings:
-            image = self._image or load_image(self.data)
-            self._tiles, self._image = (settings, make_tiles(image, settings)), None
-        return self._tiles[1]
+    @property
+    def preview(self) -> Image.Image:
+        """A copy of at most PREVIEW pixels a side, for people."""
+        image = (self._image or load_image(self._source)).copy()
+        image.thumbnail((PREVIEW, PREVIEW))
+        return image
+
+    def tiled(self, settings: ImageSettings) -> Tiled:
+        """Its tiles; those of the last settings are kept."""
+        if self._tiled is None or self._tiled[0] != settings:
+            image = self._image or load_image(self._source)
+            self._tiled, self._image = (settings, Tiled(*make_tiles(image, settings))), None
+        return self._tiled[1]
 
 
 class Video:
@@ -79,7 +97,8 @@ class Video:
     Attributes:
         data: the encoded bytes.
         name: for people; a file's name where there is one.
-        size: width and height of its first frame, upright.
+        preview: its first frame, upright, of at most PREVIEW pixels a side.
+        size: width and height of its frames, upright.
         note: what is unusual about it, such as frames that could not be decoded.
 
     Raises:
@@ -90,22 +109,46 @@ class Video:
 
     def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
         self.data = read_video(source, limits)
-        self.first = decode(self.data, VideoSampling(max_frames=1)).frames[0]
-        self.size, self.note = self.first.size, ""
+        self.preview = decode(self.data, VideoSampling(max_frames=1)).frames[0]
+        self.size, self.note = self.preview.size, ""
+        self.preview.thumbnail((PREVIEW, PREVIEW))
         self.name = name or _name(source, "video")
-        self._clip: tuple[VideoSampling, Clip] | None = None
+        self._clip: tuple[VideoSampling, ImageSettings, Clip[Tiled]] | None = None
 
     @cached_property
     def digest(self) -> str:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def clip(self, sampling: VideoSampling) -> Clip:
-        """Its frames; those of the last sampling are kept."""
-        if self._clip is None or self._clip[0] != sampling:
-            self._clip = sampling, decode(self.data, sampling)
-            self.note = self._clip[1].note
-        return self._clip[1]
+    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Clip[Tiled]:
+        """Its frames, cut; those of the last sampling and settings are kept."""
+        if self._clip is None or self._clip[:2] != (sampling, settings):
+            clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)))
+            self._clip, self.note = (sampling, settings, clip), clip.note
+        return self._clip[2]
+
+
+class Recent:
+    """The last `most` pictures that were owned, so that one that comes again is not decoded and cut again."""
+
+    def __init__(self, most: int = 16):
+        self._most, self._held, self._lock = most, dict[str, Attachment](), Lock()
+
+    def attachment(self, source: Any, limits: FetchLimits, name: str | None) -> Attachment:
+        """As `Attachment`."""
+        data = read_image(source, limits)
+        if not isinstance(data, bytes):
+            return Attachment(data, limits, name)
+        name = name or _name(source, "picture")
+        key = sha256(data).hexdigest() + name
+        with self._lock:
+            found = self._held.pop(key, None)
+        found = found or Attachment(data, limits, name)
+        with self._lock:
+            self._held[key] = found
+            while len(self._held) > self._most:
+                del self._held[next(iter(self._held))]
+        return found
 
 
 def attach(path: str | Path) -> "Attachment | Video":
@@ -126,18 +169,21 @@ def _name(source: Any, otherwise: str) -> str:
     return Path(source).name if is_short or isinstance(source, Path) else otherwise
 
 
-def own(messages: Sequence[Message], limits: FetchLimits = DEFAULT_LIMITS) -> list[dict[str, Any]]:
+def own(
+    messages: Sequence[Message], limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None
+) -> list[dict[str, Any]]:
     """The messages with every picture read: what they name may change or vanish afterwards."""
-    return [{**message, "content": _own_content(message.get("content"), limits)} for message in messages]
+    recent = recent or Recent()
+    return [{**message, "content": _own_content(message.get("content"), limits, recent)} for message in messages]
 
 
-def _own_content(content: Any, limits: FetchLimits) -> Any:
+def _own_content(content: Any, limits: FetchLimits, recent: Recent) -> Any:
     if isinstance(content, str) or not isinstance(content, Sequence):
         return content
-    return [_own_part(part, limits) for part in content]
+    return [_own_part(part, limits, recent) for part in content]
 
 
-def _own_part(part: Any, limits: FetchLimits) -> Any:
+def _own_part(part: Any, limits: FetchLimits, recent: Recent) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("video", "video_url"):
         return _own_video(part, limits)
@@ -149,7 +195,7 @@ def _own_part(part: Any, limits: FetchLimits) -> Any:
         raise PromptError(f"an image_url part without a url: {short(url)}")
     found = {"url": source} if source is not None else {key: part[key] for key in SOURCES if key in part}
     name = part.get("name")
-    return {"type": "image", "image": Attachment(found, limits, name if isinstance(name, str) else None)}
+    return {"type": "image", "image": recent.attachment(found, limits, name if isinstance(name, str) else None)}
 
 
 def _own_video(part: Mapping[str, Any], limits: FetchLimits) -> Mapping[str, Any]:
@@ -201,9 +247,9 @@ def from_json(value: Any) -> list[dict[str, Any]]:
         PromptError, ImageError, FetchError: it is no conversation.
     """
     limits = replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=False)
-    messages = []
+    messages, recent = [], Recent()
     for raw, checked in zip(value, normalize_messages(value), strict=True):
         parts = raw["content"] if isinstance(raw["content"], list) else checked["content"]
-        message = {"role": checked["role"], "content": [_own_part(part, limits) for part in parts]}
+        message = {"role": checked["role"], "content": [_own_part(part, limits, recent) for part in parts]}
         messages.append({**message, "interrupted": True} if raw.get("interrupted") is True else message)
     return messages

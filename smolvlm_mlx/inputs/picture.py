@@ -54,14 +54,12 @@ def load_image(
 
 def read_image(
     part: Mapping[str, Any] | Image.Image | Pixels | str | Path | bytes, limits: FetchLimits = DEFAULT_LIMITS
-) -> bytes:
-    """The bytes that `load_image` would decode, not decoded; PNG of its result for a PIL picture or an array."""
+) -> bytes | Image.Image:
+    """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what `load_image` makes of it."""
     source, key = _source(part)
-    if not isinstance(source, Image.Image | np.ndarray):
-        return _read(source, key, limits)[0]
-    png = io.BytesIO()
-    load_image(source).save(png, "PNG")
-    return png.getvalue()
+    if isinstance(source, Image.Image | np.ndarray):
+        return load_image(source)
+    return _read(source, key, limits)[0]
 
 
 def _source(part: Any) -> tuple[Any, str]:

@@ -3,7 +3,7 @@
 Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
-from .attachment import Attachment, Video
+from .attachment import Attachment, Tiled, Video
 from .files import read_json_if_there
-from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles, normalize
+from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .prompt import IMAGE, Message, free_character, image_text, normalize_messages
 from .template import ChatTemplate
 from .tokenizer import Tokenizer, chat_template
@@ -28,9 +28,20 @@ class Inputs:
     """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their placeholders."""
 
     input_ids: NDArray[np.int32]  # (T,)
-    tiles: NDArray[np.uint8]  # (N, H, W, 3)
-    layouts: tuple[TileLayout, ...]  # one for each picture
+    pictures: tuple[Tiled, ...]
     settings: ImageSettings
+
+    @cached_property
+    def tiles(self) -> NDArray[np.uint8]:
+        """(N, H, W, 3)."""
+        size = self.settings.tile_size
+        tiles = [picture.tiles for picture in self.pictures] or [np.empty((0, size, size, 3), np.uint8)]
+        return tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
+
+    @property
+    def layouts(self) -> tuple[TileLayout, ...]:
+        """How each picture was cut."""
+        return tuple(picture.layout for picture in self.pictures)
 
     @cached_property
     def pixel_values(self) -> NDArray[np.float32]:
@@ -40,7 +51,7 @@ class Inputs:
     @cached_property
     def tile_digests(self) -> list[bytes]:
         """A name for each tile."""
-        return digest_tiles(self.tiles)
+        return [digest for picture in self.pictures for digest in picture.digests]
 
 
 class Processor:
@@ -116,23 +127,14 @@ class Processor:
             split=self.settings.split if split is None else split,
             max_tiles=self.settings.max_tiles if max_tiles is None else max_tiles,
         )
-        checked = self._checked(messages)
-        parts = [part for message in checked for part in message["content"]]
-        one_tile = replace(settings, split=False, longest_edge=self.sampling.longest_edge)
-        pictures = [
-            _tiles(part, one_tile if "frame" in part else settings) for part in parts if part["type"] == "image"
-        ]
-        layouts = tuple(layout for _, layout in pictures)
-        size = settings.tile_size
-        tiles = [tiles for tiles, _ in pictures] or [np.empty((0, size, size, 3), np.uint8)]
-        all_tiles = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
-        ids = self._encode(checked, layouts, add_generation_prompt)
-        placeholders = ids.count(self.tokenizer.added[IMAGE])
-        if placeholders != len(all_tiles) * self.tokens_per_tile:
-            raise PromptError(
-                f"{placeholders} placeholders for {len(all_tiles)} tiles of {self.tokens_per_tile} tokens"
-            )
-        return Inputs(np.array(ids, np.int32), all_tiles, layouts, settings)
+        checked = self._checked(messages, settings)
+        parts = [part for message in checked for part in message["content"] if part["type"] == "image"]
+        pictures = tuple(part["tiled"] if "tiled" in part else _tiled(part, settings) for part in parts)
+        ids = self._encode(checked, [picture.layout for picture in pictures], add_generation_prompt)
+        count, placeholders = sum(len(picture.tiles) for picture in pictures), ids.count(self.tokenizer.added[IMAGE])
+        if placeholders != count * self.tokens_per_tile:
+            raise PromptError(f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens")
+        return Inputs(np.array(ids, np.int32), pictures, settings)
 
     def answers(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
         """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words and ends of utterance.
@@ -140,7 +142,7 @@ class Processor:
         Raises:
             PromptError: the chat template changes what comes before a turn, so that its tokens cannot be told.
         """
-        checked, ids = self._checked(messages), inputs.input_ids.tolist()
+        checked, ids = self._checked(messages, inputs.settings), inputs.input_ids.tolist()
         pictures = [sum(part["type"] == "image" for part in message["content"]) for message in checked]
         mask = np.zeros(len(ids), np.bool_)
         for index, message in enumerate(checked):
@@ -154,20 +156,21 @@ class Processor:
                 mask[len(prompt) : ends[-1] if ends and ends[-1] > len(prompt) else len(turn)] = True
         return mask
 
-    def _checked(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Messages in one form, their videos taken apart into frames and the words around them."""
+    def _checked(self, messages: Sequence[Message], settings: ImageSettings) -> list[dict[str, Any]]:
+        """Messages in one form, their videos taken apart into cut frames and the words around them."""
+        one_tile = replace(settings, split=False, longest_edge=self.sampling.longest_edge)
         return [
-            {**message, "content": [small for part in message["content"] for small in self._frames(part)]}
+            {**message, "content": [small for part in message["content"] for small in self._frames(part, one_tile)]}
             for message in normalize_messages(messages)
         ]
 
-    def _frames(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+    def _frames(self, part: dict[str, Any], settings: ImageSettings) -> list[dict[str, Any]]:
         if part["type"] != "video":
             return [part]
         sampling = self.sampling.changed(part)
-        clip = _clip(part, sampling)
+        clip = _clip(part, sampling, settings)
         texts = [[{"type": "text", "text": text}] if text else [] for text in words(clip, sampling.with_times)]
-        images = [[{"type": "image", "image": frame, "frame": True}] for frame in clip.frames]
+        images = [[{"type": "image", "tiled": frame}] for frame in clip.frames]
         return [small for pair in zip(texts, [*images, []], strict=True) for smalls in pair for small in smalls]
 
     def _encode(
@@ -192,13 +195,15 @@ class Processor:
         return {"type": part["type"]}  # a template needs no more, and gets no more
 
 
-def _tiles(part: dict[str, Any], settings: ImageSettings) -> tuple[Pixels, TileLayout]:
-    image = part.get("image")
-    return image.tiles(settings) if isinstance(image, Attachment) else make_tiles(load_image(part), settings)
+def _tiled(part: Any, settings: ImageSettings) -> Tiled:
+    image = part.get("image") if isinstance(part, Mapping) else None
+    return image.tiled(settings) if isinstance(image, Attachment) else Tiled(*make_tiles(load_image(part), settings))
 
 
-def _clip(part: dict[str, Any], sampling: VideoSampling) -> Clip:
+def _clip(part: dict[str, Any], sampling: VideoSampling, settings: ImageSettings) -> Clip[Tiled]:
     if part.get("frames") is not None:
-        return from_frames([load_image(frame) for frame in part["frames"]], part.get("fps"))
+        return from_frames([_tiled(frame, settings) for frame in part["frames"]], part.get("fps"))
     video = part.get("video")
-    return video.clip(sampling) if isinstance(video, Video) else decode(read_video(part), sampling)
+    if isinstance(video, Video):
+        return video.clip(sampling, settings)
+    return decode(read_video(part), sampling, lambda frame: Tiled(*make_tiles(frame, settings)))

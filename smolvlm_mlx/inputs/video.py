@@ -6,11 +6,12 @@ memory, in formats that name no other files: ffmpeg never gets a path or an addr
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,9 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf
 FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
 SKIPPED_SECONDS = 1  # at both ends of a long video
 V1_FRAMES = 50
+Frame = TypeVar("Frame")
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
+AHEAD = 4  # frames decoded before one is converted: what is held of them in full
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,10 @@ class VideoSampling:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Generic[Frame]):
     """The frames of a video that a model sees. `note` says what is unusual about it, for people."""
 
-    frames: tuple[Image.Image, ...]
+    frames: tuple[Frame, ...]
     times: tuple[float, ...]  # of each frame, in seconds
     duration: float
     note: str = ""
@@ -104,7 +107,7 @@ def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
     return [int(index) for index in np.unique(np.linspace(first, last, wanted, dtype=int))]
 
 
-def words(clip: Clip, with_times: bool) -> list[str]:
+def words(clip: Clip[Any], with_times: bool) -> list[str]:
     """The texts before each frame, and after the last."""
     if not with_times:
         return [""] * (len(clip.frames) + 1)
@@ -119,7 +122,7 @@ def words(clip: Clip, with_times: bool) -> list[str]:
     return [intro + stamps[0], *stamps[1:], "\n\n"]
 
 
-def from_frames(frames: Sequence[Image.Image], fps: float | None = None) -> Clip:
+def from_frames(frames: Sequence[Frame], fps: float | None = None) -> Clip[Frame]:
     """A clip of frames that were chosen already, all of which are kept."""
     if not frames:
         raise VideoError("a video of no frames")
@@ -153,8 +156,12 @@ def read_video(part: Any, limits: FetchLimits = LIMITS) -> bytes:
     raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
 
 
-def decode(data: bytes, sampling: VideoSampling, max_pixels: int = MAX_PIXELS) -> Clip:
-    """The sampled frames of an encoded video, upright and in RGB.
+@overload
+def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]: ...
+@overload
+def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]) -> Clip[Frame]: ...
+def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Any] = lambda frame: frame) -> Any:
+    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them while the next are decoded.
 
     Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
     damaged file still gives is used, and said in the clip's note.
@@ -173,31 +180,37 @@ def decode(data: bytes, sampling: VideoSampling, max_pixels: int = MAX_PIXELS) -
                     "the file holds sound but no video" if file.streams.audio else "the file holds no video"
                 )
             stream = file.streams.video[0]
-            if stream.codec_context.width * stream.codec_context.height > max_pixels:
-                raise VideoError(f"frames of more than {max_pixels} pixels; make the video smaller")
+            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
             stream.thread_type = "AUTO"  # several threads decode
-            return _decode(file, stream, sampling)
+            return _decode(file, stream, sampling, convert)
     except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
         raise VideoError(f"the video cannot be decoded, it may be damaged: {short(error)}") from error
 
 
-def _decode(file: "InputContainer", stream: "VideoStream", sampling: VideoSampling) -> Clip:
+def _decode(
+    file: "InputContainer", stream: "VideoStream", sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
+) -> Clip[Frame]:
     times = _presentation_times(file, stream)
     if not times:
         raise VideoError("the video has no frames")
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else FALLBACK_FPS
     wanted = sample(len(times), fps, sampling)
-    frames: list[Image.Image] = []
+    futures: list[Future[Frame]] = []
     kept: list[int] = []
-    for index, frame in _frames_at(file, stream, times, wanted):
-        frames.append(_upright(frame))
-        kept.append(index)
-    if not frames:
+    with ThreadPoolExecutor(1) as pool:
+        for index, frame in _frames_at(file, stream, times, wanted):
+            futures.append(pool.submit(lambda frame: convert(_upright(frame)), frame))
+            kept.append(index)
+            if len(futures) > AHEAD:
+                futures[-AHEAD].result()
+    if not futures:
         raise VideoError("no frame of the video can be decoded, it may be damaged")
     missing = len(wanted) - len(kept)
     note = f"{missing} of {len(wanted)} frames could not be decoded" if missing else ""
-    return Clip(tuple(frames), tuple(index / fps for index in kept), len(times) / fps, note)
+    frames = tuple(future.result() for future in futures)
+    return Clip(frames, tuple(index / fps for index in kept), len(times) / fps, note)
 
 
 def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[int]:
