@@ -35,6 +35,18 @@ def make_scene(
     return Scene(size, tuple(things), rng.getrandbits(32), rng.choice((1.0, 1.0, 1.5, 2.0, 2.5)))
 
 
+def make_alike(scene: Scene, rng: Random) -> Scene:
+    """The scene with shapes of two kinds and two colors at most, so that there is something to count and to tell apart."""
+    shapes, colors = rng.sample(SHAPES, 2), rng.sample(tuple(COLORS), 2)
+    things = (
+        replace(thing, color=rng.choice(colors), shape="square" if thing.stripes else rng.choice(shapes))
+        if thing.shape
+        else thing
+        for thing in scene.things
+    )
+    return replace(scene, things=tuple(things))
+
+
 def make_text(rng: Random) -> str:
     """A word, a number, or 1 to 3 characters at random."""
     kind = rng.random()

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.conversations import make_conversation
+from convert.conversations import Question, make_conversation, make_easy, make_search
 from convert.pretraining import pretrain
 from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
 from smolvlm_mlx.config import ModelConfig
@@ -63,17 +64,18 @@ BATCHES, BATCH_SIZE = 4, 10  # of a step
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of the trainer. `easy`: pictures of one tile only, a fraction of the work, and what is asked is the same."""
+    """A run of the trainer on samples of `make`."""
 
     name: str
-    easy: bool
+    make: Callable[[Random], Question]
     trains_tower: bool
     settings: Settings
 
 
 STAGES = (
-    Stage("one-tile", True, False, Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02)),
-    Stage("all", False, True, Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02)),
+    Stage("one-tile", make_easy, False, Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02)),
+    Stage("all", make_conversation, True, Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02)),
+    Stage("search", make_search, False, Settings(steps=1800, learning_rate=1e-3, warmup=50, weight_decay=0.02)),
 )
 PORT = 15051  # and those after it, on this machine only
 # One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).
@@ -153,7 +155,7 @@ def make_batches(processor: Processor, step: int, stage: Stage, split: str = "tr
     examples = []
     for number in range(BATCHES * BATCH_SIZE):
         rng = Random(f"{split} {stage.name} {step * BATCHES * BATCH_SIZE + number}")
-        sample = make_conversation(rng, stage.easy)
+        sample = stage.make(rng)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, split=sample.split))
     examples.sort(key=lambda example: len(example.input_ids))
