@@ -22,8 +22,8 @@ from . import backend
 from .inputs.image import ImageSettings, digest_tiles, normalize
 from .model import SmolVLM
 
-# Tiles encoded at once: enough to fill a GPU; on a CPU one tile already does, and more would only take memory.
-CHUNK = {"metal": 8, "cuda": 8, "cpu": 1}
+# Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.
+CHUNK = {"metal": 8192, "cuda": 8192, "cpu": 1024}
 Progress = Callable[[int, int], None]  # tiles that are encoded, and tiles in all
 
 
@@ -153,6 +153,11 @@ class _File:
             self._works = False
 
 
+def tiles_at_once(model: SmolVLM) -> int:
+    """How many tiles are encoded at once on this backend."""
+    return max(1, CHUNK[backend.name()] // model.config.vision_config.patches_per_side**2)
+
+
 def encode_tiles(
     model: SmolVLM,
     tiles: NDArray[np.uint8],
@@ -172,7 +177,7 @@ def encode_tiles(
     place = {digest: number for number, digest in reversed(list(enumerate(digests)))}  # of its first tile
     known = {} if features is None else features.get(place, settings)
     unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]
-    chunk = CHUNK[backend.name()]
+    chunk = tiles_at_once(model)
     for start in range(0, len(unknown), chunk):
         if progress is not None:
             progress(start, len(unknown))

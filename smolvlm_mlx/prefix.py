@@ -109,5 +109,5 @@ def from_batchable(layers: Sequence[Any]) -> list[KVCache]:
         cache.keys, cache.values = layer.state[:2]
         cache.offset = layer.offset
         made.append(cache)
-    mx.eval([cache.state for cache in made])
+    mx.async_eval([cache.state for cache in made])
     return made

@@ -30,7 +30,9 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
     chunk: int, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = loaded
-    monkeypatch.setattr(features, "CHUNK", dict.fromkeys(features.CHUNK, chunk))
+    monkeypatch.setattr(
+        features, "CHUNK", dict.fromkeys(features.CHUNK, chunk * model.config.vision_config.patches_per_side**2)
+    )
     some = tiles(1, 2, 1, 3, 3, 1, 4, 2)
     want = np.array(model.encode_images(mx.array(normalize(some, processor.settings))))
     encode, sizes = type(model).encode_images, []

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -482,7 +481,7 @@ def test_odd_bodies_10000_times(server: Running) -> None:
     fuzz(server, 10_000, 1)
 
 
-# ---- leavers and crowds
+# ---- leavers, and too many
 
 
 @pytest.fixture
@@ -537,64 +536,6 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     for connection in connections:
         connection.close()
     server.wait_until_idle()
-
-
-def checkable(server: Running, want: dict[str, str], text: str) -> None:
-    answer = server.complete(question(text, max_tokens=8)).json()
-    assert answer["choices"][0]["message"]["content"] == want[text]
-
-
-def crowd(server: Running, tiny: Path, seconds: float) -> int:
-    """Eight clients at once, each answer compared; returns how many there were."""
-    model, processor = load(tiny, "float32")
-    texts = [f"Tell me about number {number}" for number in range(24)]
-    want = {text: generate(model, processor, text, Options(max_tokens=8)).lstrip() for text in texts}
-    deadline, count = time.monotonic() + seconds, 0
-
-    def client(seed: int) -> int:
-        rng, done = random.Random(seed), 0
-        while time.monotonic() < deadline:
-            checkable(server, want, rng.choice(texts))
-            done += 1
-        return done
-
-    with ThreadPoolExecutor(8) as pool:
-        count = sum(pool.map(client, range(8)))
-    server.wait_until_idle()
-    return count
-
-
-def test_eight_clients_at_once(server: Running, tiny: Path) -> None:
-    assert crowd(server, tiny, 2) > 8
-
-
-@pytest.mark.slow
-def test_eight_clients_for_five_minutes(server: Running, tiny: Path) -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-    crowd(server, tiny, 30)
-    before = resident()
-    assert crowd(server, tiny, 300) > 1000
-    assert resident() < before + 60e6
-
-
-@pytest.mark.slow
-def test_eight_at_once_are_faster_than_one_by_one(server: Running) -> None:
-    def answer(number: int) -> int:
-        body = question(f"Tell me all about number {number}, at length", max_tokens=160)
-        return int(server.complete(body).json()["usage"]["completion_tokens"])
-
-    def timed(workers: int, seed: int) -> float:
-        started = time.perf_counter()
-        with ThreadPoolExecutor(workers) as pool:
-            tokens = sum(pool.map(answer, range(seed, seed + 24)))
-        return tokens / (time.perf_counter() - started)
-
-    timed(8, 0)
-    ratios = sorted(timed(8, 100 * n) / timed(1, 100 * n + 50) for n in range(1, 6))
-    print("8 at once, to one at a time:", [round(ratio, 2) for ratio in ratios])
-    assert ratios[2] > 1.5
 
 
 # ---- the history

@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import SmolVLMError
-from . import chat, evaluate, finetune, generate, history_commands, serve
+from . import caption, chat, evaluate, finetune, generate, history_commands, serve
 from .options import (
     INTERRUPTED,
     Adapter,
@@ -134,6 +134,7 @@ def info(
     report.print_machine()
 
 
+app.command()(caption.caption)
 app.command()(serve.serve)
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)

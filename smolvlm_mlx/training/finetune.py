@@ -15,12 +15,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import backend
 from ..adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
 from ..checkpoint import Checkpoint, load, open_checkpoint
 from ..conversion import Progress, write_trained
 from ..errors import DataError, TrainingError
-from ..features import CHUNK
+from ..features import tiles_at_once
 from ..hub import find
 from ..inputs.processor import Processor
 from ..inputs.rows import Row, digest, read_rows
@@ -204,7 +203,7 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
         width=model.language_model.norm.weight.dtype.size,
         checkpointed=plan.checkpoint_layers,
         trains_vision=any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)),
-        chunk=CHUNK[backend.name()],
+        chunk=tiles_at_once(model),
     )
 
 

@@ -1,0 +1,322 @@
+"""Folders of pictures: every answer is what the picture would get alone, whatever is stopped, doubled or broken."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from convert.scenes import make_scene
+from convert.world import draw
+from smolvlm_mlx import Options, captioning, generate, load
+from smolvlm_mlx.apps.caption import _task
+from smolvlm_mlx.batch import generate_batch
+from smolvlm_mlx.captioning import Captioner, find_files
+from smolvlm_mlx.captions import TASKS, Task, shorten
+from smolvlm_mlx.constraint import Grammars
+from smolvlm_mlx.errors import DataError, GenerationError
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.model import SmolVLM
+from tests.test_video import encode_video
+
+import mlx.core as mx
+import pytest
+
+Loaded = tuple[SmolVLM, Processor]
+DESCRIBE = Task("Describe the picture.", 64)
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+SCHEMA = {"type": "object", "properties": {"n": DIGIT}, "required": ["n"], "additionalProperties": False}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load("tiny", "float32")
+
+
+def draw_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        draw(make_scene(Random(f"caption {number}"))).save(folder / f"{number:04d}.png")
+    return find_files([folder])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 12)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "MOST_FILES", 5)
+
+
+def alone(loaded: Loaded, path: Path, task: Task = DESCRIBE) -> str:
+    parts = [{"type": "image", "path": str(path)}, {"type": "text", "text": task.prompt}]
+    return generate(*loaded, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)).strip()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_captions_are_those_of_each_picture_alone(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    lines = Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "a.jsonl", lambda *now: seen.append(now))
+    assert [line["path"] for line in lines] == [str(path) for path in pictures]
+    assert [line["caption"] for line in lines] == [alone(loaded, path) for path in pictures]
+    assert read(tmp_path / "a.jsonl") == lines
+    assert seen == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_a_batch_ends_one_by_one(loaded: Loaded, pictures: list[Path]) -> None:
+    """Answers of several lengths, of pictures whose prompts have one length."""
+    model, processor = loaded
+    inputs = [processor(_ask(path, DESCRIBE.prompt)) for path in pictures]
+    length = max((len(one.input_ids) for one in inputs), key=[len(one.input_ids) for one in inputs].count)
+    same = [path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length]
+    batch = [one for one in inputs if len(one.input_ids) == length]
+    assert len(batch) > 3
+    answers = generate_batch(model, processor, batch, Options(max_tokens=64))
+    assert [text.strip() for text, _ in answers] == [alone(loaded, path) for path in same]
+    assert len({len(text) for text, _ in answers}) > 2
+    assert all(ended for _, ended in answers)
+    short = generate_batch(model, processor, batch, Options(max_tokens=3))
+    assert not any(ended for _, ended in short)
+    assert all(answer[0].startswith(part[0]) for answer, part in zip(answers, short, strict=True))
+    one = generate_batch(model, processor, batch[:1], Options(max_tokens=1))
+    assert answers[0][0].startswith(one[0][0])
+    stopped = generate_batch(model, processor, batch, Options(max_tokens=64, stop=(" in",)))
+    assert [text for text, _ in stopped] == [text.partition(" in")[0] for text, _ in answers]
+
+
+def test_a_batch_that_cannot_be(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    two = [processor([{"role": "user", "content": text}]) for text in ("Hello", "Hello, how are you?")]
+    with pytest.raises(GenerationError, match="a batch has one length"):
+        generate_batch(model, processor, two, Options())
+    kind = type(model.language_model)
+    logits = kind.logits
+    monkeypatch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
+    with pytest.raises(GenerationError, match="not finite"):
+        generate_batch(model, processor, two[:1], Options())
+
+
+def test_constrained_batches(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    task = Task("How many shapes are there?", 40, SCHEMA)
+    lines = Captioner(*loaded, task).write(pictures, tmp_path / "a.csv")
+    assert all(type(line["n"]) is int for line in lines)
+    grammars = Grammars(loaded[1].tokenizer, loaded[0].config.text_config.vocab_size)
+    inputs = loaded[1](_ask(pictures[0], task.prompt))
+    ((text, _),) = generate_batch(*loaded, [inputs], Options(max_tokens=40), lambda: grammars.json(SCHEMA))
+    assert json.loads(text)["n"] == lines[0]["n"]
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["n"]) for row in rows] == [(line["path"], str(line["n"])) for line in lines]
+    cut = Captioner(*loaded, Task("How many?", 2, SCHEMA)).write(pictures[:1], tmp_path / "b.jsonl")
+    assert cut[0]["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
+
+
+def _ask(path: Path, text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": text}]}]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_run_goes_on_where_it_was_cut_off(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    Captioner(*loaded, DESCRIBE).write(pictures, out)
+    whole, rng = out.read_bytes(), Random(0)
+    for cut in (0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(5))):
+        out.write_bytes(whole[:cut])
+        Captioner(*loaded, DESCRIBE).write(pictures, out)
+        assert out.read_bytes() == whole
+
+
+def test_what_is_there_is_not_asked_again(
+    loaded: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, path in enumerate(pictures[:3]):
+        shutil.copy(path, folder / f"{number}.png")
+    shutil.copy(pictures[0], folder / "again.png")
+    asked: list[int] = []
+
+    def counting(model: Any, processor: Any, batch: Any, *more: Any) -> Any:
+        asked.append(len(batch))
+        return generate_batch(model, processor, batch, *more)
+
+    monkeypatch.setattr(captioning, "generate_batch", counting)
+    first = Captioner(*loaded, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    assert sum(asked) == 3
+    assert first[0]["caption"] == first[3]["caption"]
+    shutil.copy(pictures[4], folder / "new.png")
+    lines = Captioner(*loaded, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    assert sum(asked) == 4
+    assert len(lines) == len(read(tmp_path / "a.jsonl")) == 5
+
+
+def test_files_that_cannot_be_read(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / ".hidden").mkdir(parents=True)
+    shutil.copy(pictures[0], folder / ".hidden" / "a.png")
+    shutil.copy(pictures[0], folder / "=SUM(1).PNG")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(pictures[0].read_bytes()[:100])
+    (folder / "clip.mp4").write_bytes(encode_video(2))
+    (folder / "bad.mp4").write_bytes(b"\0" * 100)
+    odd = os.fsdecode(b"\xff.png")
+    shutil.copy(pictures[0], folder / odd)
+    files = find_files([folder])
+    assert [path.name for path in files] == sorted(["=SUM(1).PNG", "bad.mp4", "clip.mp4", "cut.png", "empty.png", odd])
+    lines = Captioner(*loaded, DESCRIBE).write(files, tmp_path / "a.csv")
+    assert [Path(line["path"]).name for line in lines if "error" in line] == ["bad.mp4", "cut.png", "empty.png"]
+    assert read(tmp_path / "a.jsonl") == lines
+    table = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "path,caption,error"
+    with pytest.raises(DataError, match="none: no such file or folder"):
+        find_files([folder, tmp_path / "none"])
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    with pytest.raises(DataError, match="no pictures or videos in"):
+        find_files([nothing])
+
+
+def test_a_file_of_something_else(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    out.write_text('{"mine": 1}\n')
+    with pytest.raises(DataError, match="holds something else than captions"):
+        Captioner(*loaded, DESCRIBE).write(pictures, out)
+    assert out.read_text() == '{"mine": 1}\n'
+    out.unlink()
+    Captioner(*loaded, DESCRIBE).write(pictures[:1], out)
+    with pytest.raises(DataError, match="captions of another model, task or settings"):
+        Captioner(*loaded, Task("What is this?")).write(pictures, out)
+    with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
+        Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "a.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "file" / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "want"),
+    [
+        ("Short.", 20, "Short."),
+        ("One sentence. Another one that is long.", 20, "One sentence."),
+        ("No sentence ends in here at all", 20, "No sentence ends in…"),
+        ("Donaudampfschifffahrtsgesellschaft", 10, "Donaudamp…"),
+        ("Two\nlines", 20, "Two lines"),
+        ("3.5 metres are long enough. Yes they are", 30, "3.5 metres are long enough."),
+    ],
+)
+def test_shorten(text: str, most: int, want: str) -> None:
+    assert shorten(text, most) == want
+    assert len(shorten(text, most)) <= most
+
+
+def test_presets_and_schemas(tmp_path: Path) -> None:
+    assert TASKS["alt"].fields("word " * 60, ended=True)["caption"].endswith("word…")
+    assert len(TASKS["alt"].fields("word " * 60, ended=True)["caption"]) < 125
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SCHEMA))
+    task = _task("caption", "How many?", schema, 9)
+    assert (task.prompt, task.schema, task.max_tokens) == ("How many?", SCHEMA, 9)
+    with pytest.raises(DataError, match="not one of caption, alt, keywords, ocr"):
+        _task("none", None, None, None)
+    for text, error in [
+        ("{", "no JSON schema that can be read"),
+        ("[]", "schema of an object with properties"),
+        ('{"type": "object", "properties": {"path": {}}}', "path are fields of every line"),
+    ]:
+        schema.write_text(text)
+        with pytest.raises(DataError, match=error):
+            _task("alt", None, schema, None)
+
+
+# ---- the program
+
+
+def command(files: Path, out: Path) -> list[str]:
+    options = ["-m", "tiny", "--dtype", "float32", "--prompt", DESCRIBE.prompt, "-n", "64", "--out", str(out)]
+    return [sys.executable, "-m", "smolvlm_mlx", "caption", str(files), *options]
+
+
+def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "in", 2)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no")
+    result = subprocess.run(command(tmp_path / "in", tmp_path / "a.jsonl"), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.startswith(
+        f"{tmp_path / 'a.jsonl'}: 2 of 3 files\nleft out: '{tmp_path / 'in' / 'bad.png'}': "
+    )
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="two processes would share one GPU")
+def test_two_processes_give_what_one_gives(loaded: Loaded, tmp_path: Path) -> None:
+    files = draw_pictures(tmp_path / "in", 70)
+    want = Captioner(*loaded, DESCRIBE).write(files, tmp_path / "one.jsonl")
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([["127.0.0.1:15151"], ["127.0.0.1:15152"]]))
+    processes = [
+        subprocess.Popen(
+            command(tmp_path / "in", tmp_path / "two.jsonl"),
+            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    have = read(tmp_path / "two.jsonl")
+    assert [(line["path"], line["caption"]) for line in have] == [(line["path"], line["caption"]) for line in want]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts.json", "in", "one.jsonl", "two.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "in", 1000)
+    subprocess.run(command(tmp_path / "in", tmp_path / "whole.jsonl"), check=True)
+    out, rng, kills = tmp_path / "killed.jsonl", Random(1), 0
+    while kills < 20:
+        process = subprocess.Popen(command(tmp_path / "in", out))
+        try:
+            process.wait(rng.uniform(1, 5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            out.write_bytes(out.read_bytes()[: rng.randrange(len(out.read_bytes()))])
+    subprocess.run(command(tmp_path / "in", out), check=True)
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    lines = read(out)
+    assert len({line["path"] for line in lines}) == 1000
+    same = [line["caption"] == alone(loaded, Path(line["path"])) for line in lines]
+    print(f"{sum(same)} of 1000 captions as alone")
+    assert all(same)
+
+
+@pytest.mark.slow
+def test_together_they_are_three_times_faster(loaded: Loaded, tmp_path: Path) -> None:
+    files = draw_pictures(tmp_path / "in", 256)
+
+    def together(number: int) -> float:
+        started = time.perf_counter()
+        Captioner(*loaded, DESCRIBE).write(files, tmp_path / f"{number}.jsonl")
+        return time.perf_counter() - started
+
+    def one_by_one() -> float:
+        started = time.perf_counter()
+        for path in files[:64]:
+            alone(loaded, path)
+        return (time.perf_counter() - started) * len(files) / 64
+
+    together(0)
+    ratios = sorted(one_by_one() / together(number) for number in range(1, 4))
+    print("pictures a second, together to one by one:", [round(ratio, 2) for ratio in ratios])
+    assert ratios[1] >= 3
