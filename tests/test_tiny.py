@@ -1,19 +1,21 @@
 """The bundled checkpoint sees: its answers are right, and come from the tiles that show them."""
 
+import io
 import json
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from convert.conversations import make_question, question_about
-from convert.scenes import make_scene, make_striped
-from convert.world import Scene
+from convert.scenes import make_frames, make_scene, make_striped
+from convert.world import Scene, draw
 from smolvlm_mlx import generate, load
 from smolvlm_mlx.hub import TINY
-from smolvlm_mlx.inputs.attachment import Tiled
+from smolvlm_mlx.inputs.attachment import Tiled, Video
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.model import SmolVLM
 
+import av
 import numpy as np
 import pytest
 
@@ -94,3 +96,36 @@ def test_its_files_are_the_real_ones() -> None:
     for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
         theirs, ours = (json.loads((folder / name).read_text()) for folder in (REAL_FILES, TINY))
         assert theirs.keys() - {"_from_model_config", "transformers_version"} <= ours.keys()
+
+
+def encode_clip(scenes: list[Scene], container: str, codec: str) -> bytes:
+    """A real video of the scenes, each shown for a second, ten frames a second."""
+    frames, file = [draw(scene) for scene in scenes for _ in range(10)], io.BytesIO()
+    if container == "gif":
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+        return file.getvalue()
+    with av.open(file, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=10)
+        stream.width, stream.height = frames[0].width // 2 * 2, frames[0].height // 2 * 2
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("count", [24, pytest.param(500, marks=pytest.mark.slow)])
+def test_which_way_a_shape_moves(count: int, loaded: Any) -> None:
+    """In real video files, decoded and sampled as any other."""
+    forms = [("mp4", "mpeg4"), ("webm", "libvpx-vp9"), ("matroska", "ffv1"), ("gif", "")]
+    (model, processor), right = loaded, 0
+    for number in range(count):
+        thing, direction, scenes = make_frames(Random(f"clip {number}"))
+        video = Video(encode_clip(scenes, *forms[number % len(forms)]))
+        question = f"Which way does the {thing.shape} move?"
+        messages = [
+            {"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}
+        ]
+        right += generate(model, processor, messages).strip() == direction
+    print(f"{right} of {count}")
+    assert right >= 0.9 * count

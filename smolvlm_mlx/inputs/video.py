@@ -180,6 +180,8 @@ def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image]
                     "the file holds sound but no video" if file.streams.audio else "the file holds no video"
                 )
             stream = file.streams.video[0]
+            if stream.codec_context is None:  # which PyAV's types do not tell
+                raise VideoError("the video is of a kind that ffmpeg does not know")
             if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
             stream.thread_type = "AUTO"  # several threads decode
