@@ -99,6 +99,7 @@ class Video:
         name: for people; a file's name where there is one.
         preview: its first frame, upright, of at most PREVIEW pixels a side.
         size: width and height of its frames, upright.
+        duration: in seconds.
         note: what is unusual about it, such as frames that could not be decoded.
 
     Raises:
@@ -109,7 +110,8 @@ class Video:
 
     def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
         self.data = read_video(source, limits)
-        self.preview = decode(self.data, VideoSampling(max_frames=1)).frames[0]
+        first = decode(self.data, VideoSampling(max_frames=1))
+        self.duration, self.preview = first.duration, first.frames[0]
         self.size, self.note = self.preview.size, ""
         self.preview.thumbnail((PREVIEW, PREVIEW))
         self.name = name or _name(source, "video")
