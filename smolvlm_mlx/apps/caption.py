@@ -35,9 +35,11 @@ def caption(
 ) -> None:
     """Ask the same about every picture and video, many at a time, and write the answers to a file.
 
-    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B -m
-    smolvlm_mlx caption ...
+    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B --
+    smolvlm-mlx caption ...
     """
+    import mlx.core as mx
+
     from ..captioning import Captioner, find_files
     from ..checkpoint import load
     from .training_report import count_bar
@@ -53,6 +55,11 @@ def caption(
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on ({out})", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    if mx.distributed.init().rank() == 0:
+        _report(lines, out)
+
+
+def _report(lines: list[dict[str, Any]], out: Path) -> None:
     bad = [line for line in lines if "error" in line]
     print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
     for line in bad[:SHOWN]:
