@@ -1,8 +1,6 @@
 """`smolvlm-mlx serve`: the OpenAI-compatible server and its page, on this machine unless told otherwise."""
 
 import os
-import secrets
-import socket
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +10,8 @@ from ..errors import ServerError
 from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from starlette.applications import Starlette
 
 GRACE_SECONDS = 8  # for answers under way, after SIGTERM
@@ -42,6 +42,8 @@ def serve(
     revision: Revision = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
+    import secrets
+
     from ..engine import Engine, Loaded
     from ..features import FeatureCache
     from ..prefix import PrefixCache, Reuse
@@ -73,15 +75,17 @@ def serve(
     _run(make_app(service, names, secret, allow_origin), listener)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> "socket":
+    from socket import AF_INET, AF_INET6, create_server
+
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise ServerError(f"{host}:{port}: cannot listen there ({why}); choose another --port") from error
 
 
-def _run(app: "Starlette", listener: socket.socket) -> None:
+def _run(app: "Starlette", listener: "socket") -> None:
     import uvicorn
 
     from .guard import PatientProtocol
