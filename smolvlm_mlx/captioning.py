@@ -118,9 +118,16 @@ class Captioner:
         journal = whole if group.size() == 1 else whole.with_stem(f"{whole.stem}-{group.rank()}")
         size = self._window()
         windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
-        done = self._go_on(windows[group.rank() :: group.size()], journal, progress)
+        found, cut = read_lines(whole, self.run)
+        if journal != whole:
+            of_this, cut = read_lines(journal, self.run)
+            found += of_this
+        share = windows[group.rank() :: group.size()]
+        done = self._go_on(share, {line["path"]: line for line in found}, cut, journal, progress)
         if group.size() > 1:
             done = _merge(group, done)
+            if any(str(path) not in done for path in files):
+                raise DataError("the machines do not see the same files; give all of them the same folders")
         lines = [done[str(path)] for path in files]
         if group.rank() == 0:
             if journal != whole:
@@ -132,10 +139,15 @@ class Captioner:
             journal.unlink()
         return lines
 
-    def _go_on(self, windows: Sequence[Sequence[str]], journal: Path, progress: Progress | None) -> dict[str, Line]:
-        """Lines of all files of these windows, by path."""
-        found, cut = read_lines(journal, self.run)
-        done = {line["path"]: line for line in found}
+    def _go_on(
+        self,
+        windows: Sequence[Sequence[str]],
+        done: dict[str, Line],
+        cut: bool,
+        journal: Path,
+        progress: Progress | None,
+    ) -> dict[str, Line]:
+        """Lines of all files of these windows, by path, `done` among them; `cut`: the last of those was cut off."""
         if cut:  # a window is answered again as a whole: what is answered together stays together
             for window in windows:
                 if not all(path in done for path in window):
