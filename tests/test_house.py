@@ -19,10 +19,10 @@ FLOORS = [
     {"__main__"},
     {"apps"},
     {"__init__"},
-    {"bench", "captioning", "evaluation", "training"},
+    {"bench", "captioning", "documents", "evaluation", "training"},
     {"conversion", "comparison"},
     {"checkpoint", "chat", "engine"},
-    {"adapters", "batch", "captions"},
+    {"adapters", "batch", "captions", "doctags"},
     {"hub", "shards", "writer"},
     {"generation", "quantization"},
     {"prefix"},
@@ -112,6 +112,8 @@ def test_packages_stay_in_their_place() -> None:
     everything = sources("smolvlm_mlx", "convert", "examples", "tests")
     assert not offences(inputs, {"mlx", "mlx_lm"})
     assert not offences(package, {"av"}, but_in=("smolvlm_mlx/inputs/video.py",))
+    assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
+    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/doctags.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/apps/",))
     assert not offences(everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/"))
 

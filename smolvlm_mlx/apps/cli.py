@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import SmolVLMError
-from . import caption, chat, evaluate, finetune, generate, history_commands, serve
+from . import caption, chat, document, evaluate, finetune, generate, history_commands, serve
 from .options import (
     INTERRUPTED,
     Adapter,
@@ -135,6 +135,7 @@ def info(
 
 
 app.command()(caption.caption)
+app.command()(document.document)
 app.command()(serve.serve)
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)

@@ -42,8 +42,6 @@ def serve(
     revision: Revision = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
-    import secrets
-
     from ..engine import Engine, Loaded
     from ..features import FeatureCache
     from ..prefix import PrefixCache, Reuse
@@ -64,7 +62,7 @@ def serve(
     history = None if no_history else History()
     picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
     service = Service(engine, processor, model, history, picture_options, no_files(allow_urls))
-    secret = None if no_token else token or secrets.token_urlsafe(24)
+    secret = None if no_token else token or _new_token()
     names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] + (allow_host or [])
     page = f"http://127.0.0.1:{port}/" + (f"#token={secret}" if secret else "")
     print(f"page: {page}\nAPI:  http://127.0.0.1:{port}/v1" + (f"  token: {secret}" if secret else ""), flush=True)
@@ -73,6 +71,12 @@ def serve(
 
         webbrowser.open(page)
     _run(make_app(service, names, secret, allow_origin), listener)
+
+
+def _new_token() -> str:
+    import secrets
+
+    return secrets.token_urlsafe(24)
 
 
 def _listen(host: str, port: int) -> "socket":

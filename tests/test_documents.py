@@ -1,0 +1,447 @@
+"""Documents page by page: the end at `</doctag>`, loops, what is reused; and DocTags in other formats.
+
+The model is small and random; where its answer matters, its logits are replaced, so that it says what a script says.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from convert import random_checkpoint
+from smolvlm_mlx import Options, doctags, documents, generate, generation, load
+from smolvlm_mlx.apps import cli
+from smolvlm_mlx.apps.document import DOCUMENT_MODEL
+from smolvlm_mlx.captions import TASKS
+from smolvlm_mlx.doctags import END, close_tags, export, is_prose
+from smolvlm_mlx.documents import LEAST_OTHER, LEAST_PROSE, LoopWatch, Reader, Sheet, find_sheets
+from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
+from smolvlm_mlx.inputs.pdf import DPI
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.tokenizer import Tokenizer
+from smolvlm_mlx.model import SmolVLM
+from tests.test_pdf import pictures_as_pdf
+
+import mlx.core as mx
+import pytest
+from PIL import Image
+
+Loaded = tuple[SmolVLM, Processor]
+Script = Callable[..., None]
+
+ELEMENTS = ("doctag", "text", "section_header_level_1", "unordered_list", "list_item", "otsl", "picture")
+CELLS = ("<fcel>", "<ecel>", "<ched>", "<nl>", *(f"<loc_{place}>" for place in range(0, 501, 50)))
+DOCTAGS = [*(f"<{slash}{name}>" for name in ELEMENTS for slash in ("", "/")), *CELLS]
+TABLE = "<otsl><ched>Fruit<ched>Price<nl><fcel>Pear<fcel>3 & 4<nl></otsl>"
+PAGE = (
+    "<doctag><section_header_level_1><loc_50><loc_0><loc_450><loc_50>Fruit [1]</section_header_level_1>\n"
+    f"<text><loc_50><loc_100><loc_450><loc_150>Zwölf Äpfel.</text>\n{TABLE}\n</doctag>"
+)
+
+
+@pytest.fixture(scope="module")
+def docling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small random checkpoint with tokens of DocTags."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_checkpoint, "LATER", [*DOCTAGS, *random_checkpoint.LATER])
+        return random_checkpoint.make(tmp_path_factory.mktemp("checkpoints") / "docling", "idefics3")
+
+
+@pytest.fixture
+def loaded(docling: Path) -> Loaded:
+    return load(docling)
+
+
+@pytest.fixture
+def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Called with texts, makes the model say them, one a page; then, and beyond their ends, line breaks."""
+    model, processor = loaded
+    vocabulary, following = model.config.text_config.vocab_size, iter([0])
+    pages: list[str] = []
+    prefill = generation.prefill
+
+    def logits_of_next() -> mx.array:
+        return (mx.arange(vocabulary) == next(following)).astype(mx.float32)[None]
+
+    def begin(*arguments: Any) -> mx.array:
+        nonlocal following
+        prefill(*arguments)
+        following = endless(ids_of(processor.tokenizer, pages.pop(0)))
+        return logits_of_next()
+
+    def endless(ids: list[int]) -> Iterator[int]:
+        yield from ids
+        while True:
+            yield ids_of(processor.tokenizer, "\n")[0]
+
+    def call(*texts: str) -> None:
+        pages[:] = texts
+        monkeypatch.setattr(generation, "prefill", begin)
+        monkeypatch.setattr(model.language_model, "logits", lambda hidden: logits_of_next())
+
+    real = model.language_model.logits
+    monkeypatch.setattr(model.language_model, "logits", lambda hidden: real(hidden))
+    return call
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode_prompt(text, "\ufdd0")
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    noise = Random(seed).randbytes(size[0] * size[1] * 3)
+    return Image.frombytes("RGB", size, noise)
+
+
+# ---- a page
+
+
+def test_a_page_ends_at_its_tag_which_is_kept(loaded: Loaded, script: Script) -> None:
+    script(f" {PAGE}<text>no more</text>")
+    page = Reader(*loaded).read_image(picture())
+    assert (page.text, page.ended, page.note) == (PAGE, "stop", "")
+    assert page.statistics.generated_tokens == len(ids_of(loaded[1].tokenizer, f" {PAGE}"))
+
+
+def test_a_page_that_ends_without_its_tag_is_closed(loaded: Loaded, script: Script) -> None:
+    script("<doctag><unordered_list><list_item>one</list_item><list_item>two<end_of_utterance>three")
+    page = Reader(*loaded).read_image(picture())
+    assert page.text == (
+        "<doctag><unordered_list><list_item>one</list_item><list_item>two</list_item></unordered_list></doctag>"
+    )
+    assert page.ended == "stop"
+
+
+def test_a_page_without_an_end_is_cut_off(loaded: Loaded, script: Script) -> None:
+    script("<doctag><text>abcdefgh")
+    page = Reader(*loaded, max_tokens=6).read_image(picture())
+    assert (page.text, page.ended) == ("<doctag><text>abcd</text></doctag>", "length")
+    assert page.note == "the page is cut off after 6 tokens"
+
+
+def test_a_loop_is_cut_to_its_first_occurrence(loaded: Loaded, script: Script) -> None:
+    item = "<text><loc_50><loc_50>The same again.</text>\n"
+    script("<doctag><text>First.</text>\n" + item * 100 + END, PAGE)
+    first, second = (Reader(*loaded).read_image(picture(seed)) for seed in (1, 2))
+    assert first.text == f"<doctag><text>First.</text>\n{item.strip()}</doctag>"
+    assert (first.ended, second.ended, second.text) == ("loop", "stop", PAGE)
+    tokens = first.statistics.generated_tokens
+    assert LEAST_PROSE < tokens < LEAST_PROSE + 40
+    assert (
+        first.note == f"the model repeated itself; the page ends after the first occurrence ({tokens} tokens were read)"
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<otsl>" + "<ecel><ecel><ecel><ecel><ecel><nl>" * 150 + "</otsl>",  # a form to be filled in
+        "<otsl>" + "<fcel>n/a<fcel>0.00<nl>" * 60 + "</otsl>",
+        "<text>Contents" + "." * 300 + "7</text>",
+        "<text>" + "_" * 900 + "</text>",
+        "".join(f"<text><loc_{place}><loc_0>The same.</text>" for place in [*range(0, 501, 50)] * 3),
+        "<text>" + "ha " * 40 + "</text>",
+    ],
+    ids=["empty cells", "equal rows", "dots", "rule", "other places", "laughter"],
+)
+def test_what_is_repeated_on_purpose_stays(loaded: Loaded, script: Script, part: str) -> None:
+    page = f"<doctag>{part}</doctag>"
+    script(page)
+    found = Reader(*loaded).read_image(picture())
+    assert (found.text, found.ended) == (page, "stop")
+
+
+def test_cells_without_end_are_a_loop_too(loaded: Loaded, script: Script) -> None:
+    script("<doctag><otsl><fcel>x<nl>" + "<ecel><ecel><nl>" * 2000)
+    page = Reader(*loaded).read_image(picture(size=(40, 30)))
+    assert (page.text, page.ended) == ("<doctag><otsl><fcel>x<nl><ecel><ecel><nl></otsl></doctag>", "loop")
+
+
+# ---- the rule of loops, on text as tokens
+
+
+def watch(text: str) -> str | None:
+    """What is left of a looping text; a token is a character."""
+    loop = LoopWatch(lambda ids: "".join(map(chr, ids)))
+    for character in text:
+        if (kept := loop.push(ord(character))) is not None:
+            return text[:kept]
+    return None
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 100, 256])
+def test_loops_of_every_length(size: int) -> None:
+    block = "A" + "".join(Random(size).choices("abcdefgh", k=size - 1))
+    copies = max(6, -(-LEAST_PROSE // size))
+    assert watch("xyz" + block * copies) == "xyz" + block
+    assert watch("xyz" + block * (copies - 1)) is None
+    assert watch("xyz" + (block + "-") * copies) is not None or size == 256
+    assert watch("".join(f"{block}{number}" for number in range(copies))) is None
+
+
+def test_words_in_no_table_are_prose() -> None:
+    assert is_prose("xt>The same.</text><te")
+    assert is_prose("ha ")
+    assert not is_prose("loc_50></text><text><")
+    assert not is_prose("....")
+    assert not is_prose("0.00 ")
+    assert not is_prose("n/a<fcel>")
+    assert not is_prose("cel>n/a<f")
+    assert LEAST_OTHER > LEAST_PROSE
+
+
+def test_random_text_is_no_loop() -> None:
+    random = Random(5)
+    assert all(watch("".join(random.choices("abc", k=1500))) is None for _ in range(5))
+
+
+# ---- what the model reads, and what is reused
+
+
+def test_the_prompt_is_the_published_one(loaded: Loaded) -> None:
+    _, processor = loaded
+    inputs = processor([user_message(documents.PROMPT, [picture()])], split=False)
+    tile = "<image>" * processor.tokens_per_tile
+    around = "<fake_token_around_image>"
+    assert inputs.input_ids.tolist() == ids_of(
+        processor.tokenizer,
+        f"<|im_start|>User:{around}<global-img>{tile}{around}Convert this page to docling.<end_of_utterance>\nAssistant:",
+    )
+
+
+def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
+    """With the prefix reused: the beginning of the prompt, equal first tiles, or a whole page that comes again."""
+    model, processor = loaded
+    half = picture(1, (256, 256))
+    half.paste(picture(3, (256, 128)), (0, 128))  # other tiles below, the same above
+    for number, image in enumerate((picture(1, (256, 256)), half, half, picture(2, (64, 64)))):
+        image.save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.iterdir())
+    pages = list(Reader(model, processor, max_tokens=16).read(find_sheets(paths)))
+    for path, page in zip(paths, pages, strict=True):
+        alone = generate(
+            model, processor, documents.PROMPT, Options(max_tokens=16, keep_special=True, stop=(END,)), images=[path]
+        )
+        assert page.text == close_tags(alone.strip(), processor.tokenizer.added)
+    reused = [page.statistics.reused_tokens for page in pages]
+    above = 8 * processor.tokens_per_tile  # of four times four tiles
+    assert reused[0] == 0
+    assert above < reused[1] < 10 * processor.tokens_per_tile
+    assert reused[2] == pages[2].statistics.prompt_tokens - 1
+    assert 0 < reused[3] < 10
+
+
+def test_pages_come_when_they_are_finished(loaded: Loaded, script: Script) -> None:
+    script(PAGE, PAGE)
+    drawn = []
+
+    class Counted(Sheet):
+        def image(self) -> Image.Image:
+            drawn.append(self.name)
+            return picture()
+
+    pages = Reader(*loaded).read(Counted(Path("a.pdf"), number) for number in (1, 2, 3))
+    assert drawn == []
+    assert next(pages).name == "a.pdf, page 1"
+    assert drawn == ["a.pdf, page 1"]
+    assert next(pages).text == PAGE
+    assert drawn == ["a.pdf, page 1", "a.pdf, page 2"]
+
+
+def test_a_checkpoint_without_doctags(tiny: Path) -> None:
+    model, processor = load(tiny)
+    with pytest.raises(PromptError, match=r"such as ds4sd/SmolDocling-256M-preview: this one has no </doctag> token"):
+        Reader(model, processor)
+    page = Reader(model, processor, doctags=False, max_tokens=9).read_image(picture())
+    want = generate(model, processor, TASKS["ocr"].prompt, Options(max_tokens=9), images=[picture()])
+    assert page.text == want.strip()
+
+
+def test_a_published_document_checkpoint_is_known() -> None:
+    folders = [
+        path for path in (Path(__file__).parents[2] / "shared" / "checkpoints").glob("*ocling*") if path.is_dir()
+    ]
+    if not folders:
+        pytest.skip("no document checkpoint in ../shared/checkpoints")
+    for folder in folders:
+        tokenizer = Tokenizer.from_folder(folder)
+        doctags.check_tokenizer(tokenizer, "DocTags")
+        (end,) = ids_of(tokenizer, END)
+        assert tokenizer.decode([end], keep_special=True) == END
+
+
+# ---- DocTags in other formats
+
+
+def test_open_elements_are_closed_and_others_left_alone() -> None:
+    assert close_tags(PAGE, DOCTAGS) == PAGE
+    assert close_tags("<doctag><otsl><fcel>a<nl>", DOCTAGS) == "<doctag><otsl><fcel>a<nl></otsl></doctag>"
+    assert close_tags("<doctag><unknown>a</text>", DOCTAGS) == "<doctag><unknown>a</text></doctag>"
+    assert close_tags("", DOCTAGS) == ""
+
+
+def test_markdown() -> None:
+    pytest.importorskip("docling_core")
+    second = "<doctag><unordered_list><list_item>one</list_item>\n<list_item>two</list_item></unordered_list></doctag>"
+    text, odd = export([PAGE, second], "markdown")
+    heading, words, *table, one, two = [line for line in text.splitlines() if line]
+    assert (heading, words, one, two) == ("## Fruit [1]", "Zwölf Äpfel.", "- one", "- two")
+    assert [[cell.strip() for cell in row.strip("|").split("|")] for row in (table[0], table[2])] == [
+        ["Fruit", "Price"],
+        ["Pear", "3 & 4"],
+    ]
+    assert odd == []
+
+
+def test_html_and_json() -> None:
+    pytest.importorskip("docling_core")
+    html, _ = export([PAGE], "html", "Fruit")
+    assert ">Price</t" in html
+    assert "<p>Zwölf Äpfel.</p>" in html
+    found = json.loads(export([PAGE, PAGE], "json", "Fruit")[0])
+    assert (found["name"], list(found["pages"])) == ("Fruit", ["1", "2"])
+    box = found["texts"][1]["prov"][0]["bbox"]
+    assert (found["texts"][1]["text"], box["l"], box["r"]) == ("Zwölf Äpfel.", 0.1, 0.9)
+
+
+def test_pages_that_are_no_doctags_keep_their_words() -> None:
+    """docling-core 2.104 fails on a table in which a cell spans rows that are shorter."""
+    pytest.importorskip("docling_core")
+    table = "<otsl><fcel>a<fcel>b<nl><fcel>c<xcel><nl><ucel></otsl>"
+    broken = f"<doctag><text>Before.</text>{table}</doctag>"
+    text, odd = export([PAGE, broken, PAGE], "markdown")
+    assert odd == [1]
+    assert "Before. a b c" in text.split("## Fruit")[1]
+    assert text.count("## Fruit") == 2
+    assert export(["<doctag>Just words.</doctag>"], "markdown") == ("Just words.", [0])
+    assert export(["<doctag></doctag>"], "markdown") == ("", [])
+
+
+def test_docling_reads_whatever_a_model_writes() -> None:
+    pytest.importorskip("docling_core")
+    random, parts = Random(3), [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"]
+    for _ in range(60):
+        page = "<doctag>" + "".join(random.choices(parts, k=40))
+        text, _ = export([close_tags(page, DOCTAGS)], "markdown")
+        assert isinstance(text, str)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def call(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """In this process, with the scripted model: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("smolvlm_mlx.checkpoint.load", lambda *arguments, **options: loaded)
+        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", "document", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def test_defaults_are_the_modules() -> None:
+    import inspect
+
+    from smolvlm_mlx.apps.document import document
+
+    defaults = inspect.signature(document).parameters
+    assert (defaults["dpi"].default, defaults["max_tokens"].default) == (DPI, documents.MAX_TOKENS)
+    assert DOCUMENT_MODEL == doctags.CHECKPOINTS
+
+
+def test_pages_of_a_pdf_to_stdout(call: Any, script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    path = pictures_as_pdf(tmp_path / "a.pdf")
+    other = PAGE.replace("Pear", "Plum")
+    script(other, PAGE)
+    assert call(path, "--pages", "3,1", "--dpi", 72) == (0, f"{other}\n{PAGE}\n", "")
+
+
+def test_markdown_to_a_file(call: Any, script: Script, tmp_path: Path) -> None:
+    pytest.importorskip("docling_core")
+    picture().save(tmp_path / "a.png")
+    script(PAGE, "<doctag>" + "<text>Again.</text>" * 90)
+    out = tmp_path / "a.md"
+    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out)
+    assert (code, stdout) == (0, "")
+    assert stderr.startswith("a.png: the model repeated itself; the page ends after the first occurrence (")
+    assert stderr.endswith(f"{out}: 2 pages\n")
+    assert (
+        out.read_text(encoding="utf-8") == export([PAGE, "<doctag><text>Again.</text></doctag>"], "markdown")[0] + "\n"
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The second page raises."""
+    images = iter([picture()])
+
+    def image(self: Sheet) -> Image.Image:
+        for each in images:
+            return each
+        raise error
+
+    monkeypatch.setattr(Sheet, "image", image)
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_ctrl_c_keeps_what_is_finished(
+    call: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_file: bool
+) -> None:
+    for name in ("a.png", "b.png"):
+        picture().save(tmp_path / name)
+    script(PAGE)
+    stopping(monkeypatch, KeyboardInterrupt())
+    out = tmp_path / "out.txt"
+    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "b.png", *(["--out", out] if to_file else []))
+    assert (code, out.read_text(encoding="utf-8") if to_file else stdout) == (130, f"{PAGE}\n")
+    assert "stopped after 1 of 2 pages" in stderr
+
+
+def test_a_damaged_page_keeps_what_is_finished(call: Any, script: Script, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    script(PAGE)
+    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "b.png")
+    assert (code, stdout) == (1, f"{PAGE}\n")
+    assert "b.png" in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture().save(tmp_path / "a.png")
+    good = tmp_path / "a.png"
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    def refused(*arguments: object) -> str:
+        code, stdout, stderr = call(*arguments)
+        assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+        assert stderr.startswith("smolvlm-mlx: ")
+        return str(stderr)
+
+    monkeypatch.setattr(documents, "Reader", never)
+    assert "--output pdf is not one of doctags, markdown" in refused(good, "--output", "pdf")
+    assert "no such file" in refused(tmp_path / "b.png")
+    assert "no such folder" in refused(good, "--out", tmp_path / "no" / "a.md")
+    assert "a folder" in refused(good, "--out", tmp_path)
+    monkeypatch.setitem(sys.modules, "docling_core", None)
+    monkeypatch.setitem(sys.modules, "docling_core.types.doc.document", None)
+    assert "pip install 'smolvlm-mlx[documents]'; or use doctags" in refused(good, "--output", "html")
+    with pytest.raises(DataError):
+        export([PAGE], "json")
+    assert issubclass(DataError, SmolVLMError)
