@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import SmolVLMError
-from . import caption, chat, document, evaluate, finetune, generate, history_commands, serve
+from . import caption, chat, document, evaluate, finetune, generate, history_commands, live, serve
 from .options import (
     INTERRUPTED,
     Adapter,
@@ -77,6 +77,7 @@ def root(
 
 app.command()(generate.generate)
 app.command()(chat.chat)
+app.command()(live.live)
 
 
 @app.command()

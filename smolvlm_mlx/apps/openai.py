@@ -26,6 +26,7 @@ class TextPart(BaseModel):
 
 class ImageUrl(BaseModel):
     url: str
+    detail: Literal["auto", "low", "high"] | None = None  # a request of "low" pictures alone: one tile each
 
 
 class ImagePart(BaseModel):
@@ -116,6 +117,12 @@ class ChatRequest(BaseModel):
             stop=tuple(stops),
         )
 
+    def wants_one_tile(self) -> bool:
+        """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of them."""
+        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
+        pictures = [part for content in contents for part in content if isinstance(part, ImagePart)]
+        return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
+
     def schema_wanted(self) -> dict[str, Any] | None:
         """The JSON schema of the answer, {} for any object, None for text."""
         wanted = self.response_format
@@ -167,7 +174,10 @@ def usage(statistics: Statistics) -> dict[str, Any]:
         },
         "timing": {
             "tiles": statistics.tiles,
-            "first_token": round(statistics.first_token_seconds, 4),
+            **{
+                phase: round(getattr(statistics, f"{phase}_seconds"), 4)
+                for phase in ("preprocess", "vision", "prefill", "first_token")
+            },
             "tokens_per_second": round(statistics.tokens_per_second, 2),
         },
     }

@@ -93,11 +93,12 @@ class Service:
         if count > MAX_IMAGES:
             raise PromptError(f"{count} images; the limit is {MAX_IMAGES} a request")
         options, schema = asked.options(), asked.schema_wanted()
+        picture_options = self.processor.one_tile if asked.wants_one_tile() else self.picture_options
         started = time.perf_counter()
 
         def prepare() -> tuple[list[dict[str, Any]], Any]:
             owned = own(messages, self.limits, self.recent)
-            return owned, self.processor(owned, **self.picture_options)
+            return owned, self.processor(owned, **picture_options)
 
         owned, inputs = await anyio.to_thread.run_sync(prepare)
         answer = Answer(owned, asked.conversation, asked.stream)

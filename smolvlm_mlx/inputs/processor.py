@@ -100,6 +100,11 @@ class Processor:
             )
         return processor
 
+    @property
+    def one_tile(self) -> dict[str, Any]:
+        """What to call it with for pictures that are one tile each, made as those of a video's frames are."""
+        return {"split": False, "longest_edge": self.sampling.longest_edge}
+
     def __call__(
         self,
         messages: Sequence[Message],
@@ -158,7 +163,7 @@ class Processor:
 
     def _checked(self, messages: Sequence[Message], settings: ImageSettings) -> list[dict[str, Any]]:
         """Messages in one form, their videos taken apart into cut frames and the words around them."""
-        one_tile = replace(settings, split=False, longest_edge=self.sampling.longest_edge)
+        one_tile = replace(settings, **self.one_tile)
         return [
             {**message, "content": [small for part in message["content"] for small in self._frames(part, one_tile)]}
             for message in normalize_messages(messages)

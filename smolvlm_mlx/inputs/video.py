@@ -1,13 +1,14 @@
 """Videos to frames and their times: which frames SmolVLM2 sees, and the words around them.
 
 In goes a video (path, URL, bytes, or frames already chosen); out comes a `Clip`. Sampling and words are those of transformers'
-processing_smolvlm.py and video_processing_smolvlm.py (5.23). Only this file knows PyAV. Files are opened here and read from
-memory, in formats that name no other files: ffmpeg never gets a path or an address to open.
+processing_smolvlm.py and video_processing_smolvlm.py (5.23). Only this file and `camera` know PyAV. Files are opened here
+and read from memory, in formats that name no other files: ffmpeg never gets their path or an address to open.
 """
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -68,12 +69,8 @@ class VideoSampling:
         changed = replace(self, **known)
         numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
         for name, value in numbers.items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not value >= 0
-                or (name == "fps" and not value)
-            ):
+            wrong = isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
+            if wrong or (name == "fps" and not value):
                 raise VideoError(f"{name} is {short(value)}, not a positive number")
         if type(changed.max_frames) is not int or changed.max_frames < 1:
             raise VideoError(f"max_frames is {short(changed.max_frames)}, not a whole number above 0")
@@ -156,19 +153,9 @@ def read_video(part: Any, limits: FetchLimits = LIMITS) -> bytes:
     raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
 
 
-@overload
-def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]: ...
-@overload
-def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]) -> Clip[Frame]: ...
-def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Any] = lambda frame: frame) -> Any:
-    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them while the next are decoded.
-
-    Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
-    damaged file still gives is used, and said in the clip's note.
-
-    Raises:
-        VideoError: no frame can be decoded.
-    """
+@contextmanager
+def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
+    """An encoded video and its first stream; VideoError if it cannot be decoded, here or within the context."""
     import av
 
     try:
@@ -185,28 +172,39 @@ def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image]
             if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
             stream.thread_type = "AUTO"  # several threads decode
-            return _decode(file, stream, sampling, convert)
+            yield file, stream
     except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
         raise VideoError(f"the video cannot be decoded, it may be damaged: {short(error)}") from error
 
 
-def _decode(
-    file: "InputContainer", stream: "VideoStream", sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
-) -> Clip[Frame]:
-    times = _presentation_times(file, stream)
-    if not times:
-        raise VideoError("the video has no frames")
-    rate = stream.average_rate or stream.guessed_rate
-    fps = float(rate) if rate else FALLBACK_FPS
-    wanted = sample(len(times), fps, sampling)
-    futures: list[Future[Frame]] = []
-    kept: list[int] = []
-    with ThreadPoolExecutor(1) as pool:
-        for index, frame in _frames_at(file, stream, times, wanted):
-            futures.append(pool.submit(lambda frame: convert(_upright(frame)), frame))
-            kept.append(index)
-            if len(futures) > AHEAD:
-                futures[-AHEAD].result()
+@overload
+def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]: ...
+@overload
+def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]) -> Clip[Frame]: ...
+def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Any] = lambda frame: frame) -> Any:
+    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them while the next are decoded.
+
+    Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
+    damaged file still gives is used, and said in the clip's note.
+
+    Raises:
+        VideoError: no frame can be decoded.
+    """
+    with opened(data) as (file, stream):
+        times = _presentation_times(file, stream)
+        if not times:
+            raise VideoError("the video has no frames")
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else FALLBACK_FPS
+        wanted = sample(len(times), fps, sampling)
+        futures: list[Future[Any]] = []
+        kept: list[int] = []
+        with ThreadPoolExecutor(1) as pool:
+            for index, frame in _frames_at(file, stream, times, wanted):
+                futures.append(pool.submit(lambda frame: convert(upright(frame)), frame))
+                kept.append(index)
+                if len(futures) > AHEAD:
+                    futures[-AHEAD].result()
     if not futures:
         raise VideoError("no frame of the video can be decoded, it may be damaged")
     missing = len(wanted) - len(kept)
@@ -252,7 +250,8 @@ def _frames_at(
         yield index, frame
 
 
-def _upright(frame: "VideoFrame") -> Image.Image:
+def upright(frame: "VideoFrame") -> Image.Image:
+    """A decoded frame in RGB."""
     image: Image.Image = frame.to_image()
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
     turn = turns.get(round(frame.rotation) % 360)

@@ -1,0 +1,196 @@
+"""Cameras and files that stand for one: the newest frame alone, at a file's own pace, clear ends and errors."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.errors import VideoError
+from smolvlm_mlx.inputs import camera
+from smolvlm_mlx.inputs.camera import Camera, Shot
+from tests.test_video import encode_video, sound
+
+import av
+import numpy as np
+import pytest
+
+
+def number_of(shot: Shot | None) -> int:
+    """Which frame of `encode_video` it is."""
+    assert shot is not None
+    return round(float(np.asarray(shot.image)[:, 32:].mean()) / 8)
+
+
+def wait_for_end(source: Camera) -> None:
+    source._thread.join(20)
+    assert not source._thread.is_alive()
+
+
+# ---- files
+
+
+def test_only_the_newest_frame_is_kept_and_the_others_are_counted() -> None:
+    with Camera(encode_video(20, 100)) as source:
+        first = source.newest()
+        wait_for_end(source)
+        last = source.newest()
+        assert number_of(first) < number_of(last) == 19
+        assert first is not None
+        assert last is not None
+        assert 2 + first.dropped + last.dropped == 20
+        assert source.newest() is None
+        assert source.newest() is None
+
+
+def test_every_frame_is_taken_or_counted() -> None:
+    with Camera(encode_video(12, 50)) as source:
+        shots = list(source)
+    numbers = [number_of(shot) for shot in shots]
+    assert numbers == sorted(set(numbers))
+    assert len(shots) + sum(shot.dropped for shot in shots) == 12
+    assert shots[0].image.size == (64, 48)
+
+
+def test_a_file_plays_at_its_own_pace_from_the_first_look() -> None:
+    with Camera(encode_video(6, 20)) as source:  # frames at 0 to 0.25 s
+        source._thread.join(0.5)
+        assert source._thread.is_alive()  # nobody looks yet
+        started = time.monotonic()
+        for _ in source:
+            pass
+        assert time.monotonic() - started >= 0.24
+
+
+def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera, "LONGEST_PAUSE", 0.01)
+    with Camera(encode_video(3, 10, "matroska", times=[0, 3_600_000, 7_200_000])) as source:
+        source.newest()
+        wait_for_end(source)
+        assert number_of(source.newest()) == 2
+
+
+def test_close_ends_a_thread_that_waits_for_the_next_frame() -> None:
+    with Camera(encode_video(3, 10, "matroska", times=[0, 4000, 8000])) as source:
+        assert number_of(source.newest()) == 0
+    assert not source._thread.is_alive()
+    assert source.newest() is None
+    unseen = Camera(encode_video(3))
+    unseen.close()
+    assert not unseen._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"nonsense" * 100, "cannot be decoded"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot be decoded"),
+        (sound(), "sound but no video"),
+    ],
+)
+def test_no_video_is_one_line(data: bytes, error: str) -> None:
+    with pytest.raises(VideoError, match=error) as caught:
+        Camera(data)
+    assert "\n" not in str(caught.value)
+
+
+# ---- devices
+
+
+class Device:
+    """Stands for av.open and for what it gives: a call of `decode` gives the frames of the next turn, and raises its error."""
+
+    def __init__(self, *turns: list[Any]):
+        self.turns = list(turns)
+        self.opened: tuple[str, str, dict[str, str]] = ("", "", {})
+
+    def __call__(self, name: str, **options: Any) -> "Device":
+        self.opened = (name, options["format"], options["options"])
+        return self
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def decode(self, video: int) -> Iterator[av.VideoFrame]:
+        turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
+        for gray in turn:
+            if isinstance(gray, Exception):
+                raise gray
+            yield av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray * 8, np.uint8), "rgb24")
+
+
+NOT_YET = av.error.BlockingIOError(35, "Resource temporarily unavailable")
+BROKEN = av.error.InvalidDataError(1094995529, "Invalid data found")
+
+
+def test_a_device_that_is_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device([NOT_YET], [BROKEN], [3, NOT_YET], [NOT_YET], [4, 5, OSError(19, "No such device")])
+    monkeypatch.setattr(av, "open", device)
+    with Camera("1") as source:
+        wait_for_end(source)
+        assert number_of(source.newest()) == 5
+        with pytest.raises(VideoError, match="camera '1': No such device; it has to be"):
+            source.newest()
+    assert device.opened == {
+        "linux": ("/dev/video1", "v4l2", {}),
+        "darwin": ("1:none", "avfoundation", {"framerate": "30"}),
+    }.get(sys.platform, device.opened)
+
+
+def test_a_device_that_ends_or_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "open", Device([7]))
+    with Camera("front") as source:
+        wait_for_end(source)
+        assert number_of(source.newest()) == 7
+        with pytest.raises(VideoError, match="camera 'front' gives no more frames"):
+            source.newest()
+    monkeypatch.setattr(av, "open", Device([NOT_YET]))
+    with Camera("0") as source:
+        monkeypatch.setattr(camera, "SILENCE", 0.05)
+        with pytest.raises(VideoError, match="camera '0' gave no frame for 0 seconds"):
+            source.newest()
+    assert not source._thread.is_alive()
+
+
+def test_cameras_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(error: Exception) -> str:
+        def fail(*arguments: Any, **options: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(av, "open", fail)
+        with pytest.raises(VideoError) as caught:
+            Camera("77")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert refuse(av.error.FileNotFoundError(2, "No such file", "/dev/video77")) == (
+        "camera '77': there is no such camera"
+    )
+    assert refuse(av.error.PermissionError(13, "Permission denied")).startswith("camera '77': permission denied; ")
+    assert "no other program uses" in refuse(av.error.OSError(16, "Device or resource busy"))
+    assert "no container format 'v4l2'" in refuse(ValueError("no container format 'v4l2'"))
+    monkeypatch.setattr(camera, "DEVICES", {})
+    with pytest.raises(VideoError, match="cameras are read on macOS and Linux; give a video file instead"):
+        Camera("0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux")
+def test_what_is_no_camera(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="there is no such camera"):
+        Camera(str(tmp_path / "video9"))
+    (tmp_path / "video9").write_bytes(encode_video(3))
+    with pytest.raises(VideoError, match="it has to be a camera"):  # a path that is given as a device is not read
+        Camera(str(tmp_path / "video9"))
+
+
+@pytest.mark.skipif("lavfi" not in av.formats_available, reason="this PyAV has no pretended camera")
+def test_a_device_of_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera, "DEVICES", {sys.platform: ("lavfi", "{}", {})})
+    with Camera("testsrc=size=64x48:rate=60,realtime") as source:
+        shots = [source.newest() for _ in range(3)]
+        pictures = [shot.image for shot in shots if shot is not None]
+        assert [picture.size for picture in pictures] == [(64, 48)] * 3
+    assert not source._thread.is_alive()

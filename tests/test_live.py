@@ -1,0 +1,321 @@
+"""Live: the answers are those of `generate`, what can be reused is, and a pipe and a terminal show what happened."""
+
+import fcntl
+import itertools
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx.apps import live as live_command
+from smolvlm_mlx.errors import GenerationError
+from smolvlm_mlx.generation import Statistics, Stream
+from smolvlm_mlx.inputs.camera import Shot
+from smolvlm_mlx.inputs.processor import Inputs, Processor
+from smolvlm_mlx.inputs.video import VideoSampling, decode
+from smolvlm_mlx.live import CLEAR, SAME, Live, Look, difference
+from smolvlm_mlx.model import SmolVLM
+from tests.test_cli import call, check_refused, start
+from tests.test_server import Running, data_url, question, server
+from tests.test_video import encode_video
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageOps
+
+__all__ = ["call", "server"]  # fixtures
+Loaded = tuple[SmolVLM, Processor]
+DESCRIBE = "Describe the picture."
+
+
+def picture(color: str = "red", at: int = 10) -> Image.Image:
+    """A circle at the left, or elsewhere."""
+    image = Image.new("RGB", (128, 96), "white")
+    ImageDraw.Draw(image).ellipse((at, 10, at + 40, 50), fill=color)
+    return image
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load("tiny", "float32")
+
+
+def asked(loaded: Loaded, image: Image.Image, question_first: bool = False) -> Inputs:
+    """What `generate` is given, and `live` ought to be."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image}, {"type": "text", "text": DESCRIBE}]
+    content = parts[::-1] if question_first else parts
+    processor = loaded[1]
+    return processor([{"role": "user", "content": content}], split=False, longest_edge=processor.sampling.longest_edge)
+
+
+def look_at(live: Live, image: Image.Image) -> Look:
+    look = live.look(Shot(image))
+    assert "".join(look.stream) == look.text
+    return look
+
+
+# ---- what the model is asked, and answers
+
+
+@pytest.mark.parametrize("question_first", [False, True])
+def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reused(
+    loaded: Loaded, question_first: bool
+) -> None:
+    model, processor = loaded
+    options = Options(max_tokens=24)
+    live = Live(model, processor, DESCRIBE, options, question_first=question_first)
+    reused: list[int] = []
+    for image in (picture("red"), picture("blue", 70), picture("green", 40)):
+        look = look_at(live, image)
+        inputs = asked(loaded, image, question_first)
+        alone = stream_generate(model, processor, inputs, options)
+        assert look.text == "".join(alone).lstrip() != ""
+        assert look.stream.token_ids == alone.token_ids
+        assert (look.statistics.tiles, alone.statistics.reused_tokens) == (1, 0)
+        before = inputs.input_ids.tolist().index(model.config.image_token_id)
+        assert look.statistics.reused_tokens == (before if reused else 0)
+        reused.append(before)
+    start_of_prompt = [processor.tokenizer.decode([id]) for id in inputs.input_ids[: reused[0]].tolist()]
+    assert (DESCRIBE in "".join(start_of_prompt)) is question_first
+
+
+def test_the_picture_stands_first_unless_it_is_asked_for(loaded: Loaded) -> None:
+    def kinds(**options: Any) -> list[str]:
+        (message,) = Live(*loaded, DESCRIBE, **options).messages(picture())
+        return [part["type"] for part in message["content"]]
+
+    assert kinds() == ["image", "text"]
+    assert kinds(question_first=True) == ["text", "image"]
+
+
+def test_split_is_asked_for(loaded: Loaded) -> None:
+    live = Live(*loaded, DESCRIBE, Options(max_tokens=2), split=True)
+    assert look_at(live, picture()).statistics.tiles > 1
+
+
+def test_a_picture_that_stands_still_is_not_read_again(loaded: Loaded) -> None:
+    live = Live(*loaded, DESCRIBE, Options(max_tokens=8))
+    first, second = look_at(live, picture()), look_at(live, picture())
+    assert first.text == second.text
+    assert second.statistics.reused_tokens == second.statistics.prompt_tokens - 1
+    assert not second.unchanged  # nor is the picture another
+
+
+def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(loaded: Loaded) -> None:
+    live = Live(*loaded, "Is there a circle?", Options(max_tokens=1))
+    colors = ["red", "red", "green", "blue", "black", "red"]
+    looks = [look_at(live, Image.new("RGB", (64, 64), color)) for color in colors]
+    assert len({look.text for look in looks}) == 1
+    assert [look.unchanged for look in looks] == [False, False, True, True, True, True]
+    assert SAME == 3
+    assert [look.stuck for look in looks] == [False, False, False, True, False, False]
+    other = look_at(live, picture("red"))
+    assert other.text != looks[0].text
+    assert not other.unchanged
+
+
+def test_difference() -> None:
+    black, gray = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 12, np.uint8)
+    white = np.full((4, 4, 3), 255, np.uint8)
+    assert (difference(black, white), difference(white, black)) == (255, 255)
+    assert difference(gray, gray) == 0 < CLEAR < difference(gray, black) == 12
+    noise = np.random.default_rng(0).normal(128, 3, (64, 64, 3)).round().astype(np.uint8)
+    assert difference(noise, np.full_like(noise, 128)) < CLEAR
+
+
+# ---- one look after the other
+
+
+def test_a_frame_is_asked_for_when_the_look_before_is_over(loaded: Loaded) -> None:
+    live = Live(*loaded, DESCRIBE, Options(max_tokens=6))
+    seen: list[Look] = []
+
+    def shots() -> Iterator[Shot]:
+        for number in range(3):
+            assert len(seen) == number
+            assert all(look.statistics.finish_reason == "length" for look in seen)
+            yield Shot(picture(at=number * 30), dropped=number)
+
+    for look in live.watch(shots()):
+        "".join(look.stream)
+        seen.append(look)
+    assert [(look.number, look.dropped) for look in seen] == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_an_answer_that_nobody_reads_to_its_end_is_ended(loaded: Loaded) -> None:
+    live = Live(*loaded, DESCRIBE, Options(max_tokens=24))
+    whole = look_at(Live(*loaded, DESCRIBE, Options(max_tokens=24)), picture("blue")).text
+    looks = live.watch([Shot(picture("red")), Shot(picture("blue"))])
+    first = next(looks)
+    next(iter(first.stream))
+    second = next(looks)
+    assert first.statistics.finish_reason == "interrupted"
+    assert list(first.stream) == []
+    assert "".join(second.stream) == whole
+
+
+def test_the_least_interval(loaded: Loaded) -> None:
+    live = Live(*loaded, DESCRIBE, Options(max_tokens=1))
+    times = []
+    for look in live.watch([Shot(picture())] * 3, every=0.2):
+        times.append(time.monotonic())
+        "".join(look.stream)
+    assert all(later - earlier > 0.15 for earlier, later in itertools.pairwise(times))
+    with pytest.raises(GenerationError, match="the prompt has"):
+        next(Live(*loaded, "word " * 3000).watch([Shot(picture())]))
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    path.write_bytes(encode_video(6, 20))
+    return path
+
+
+def test_a_pipe_has_a_line_a_frame(tiny: Path, clip: Path, call: Any) -> None:
+    code, out, err = call("live", clip, "-m", tiny, "-n", 4, "--dtype", "float32", "--count", 2)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    lines = err.splitlines()
+    assert len(lines) == 2
+    stations = r"preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · [\d.]+ tokens/s"
+    assert re.fullmatch(rf"frame 1 · 0 dropped · {stations}", lines[0])
+    assert re.fullmatch(rf"frame 2 · \d+ dropped · {stations} · \d+ of \d+ tokens reused", lines[1])
+    # Without --count a file is described to its end, and no frame is lost sight of.
+    code, out, err = call("live", clip, "-m", tiny, "-n", 1)
+    dropped = sum(int(number) for number in re.findall(r"(\d+) dropped", err))
+    assert (code, len(out.splitlines()) + dropped) == (0, 6)
+
+
+def test_what_cannot_be_looked_at_is_told_before_the_model_is_loaded(clip: Path, tmp_path: Path, call: Any) -> None:
+    nowhere = ("-m", tmp_path / "no model")
+    check_refused(call("live", tmp_path / "none.mp4", *nowhere), "no such file")
+    check_refused(call("live", clip, "--camera", "0", *nowhere), "a file and --camera")
+    check_refused(call("live", "--camera", tmp_path / "no camera", *nowhere), "no camera'")
+    check_refused(call("live", clip, *nowhere), "no model")
+
+
+def test_interrupt(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.mkv"
+    path.write_bytes(encode_video(3, 10, "matroska", times=[0, 4000, 8000]))
+    process = start("live", path, "-m", tiny, "-n", 2)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"frame 1")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == b"\n"
+
+
+# ---- the terminal
+
+
+def test_the_picture_is_mirrored_for_display_only(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
+) -> None:
+    shown: list[Image.Image] = []
+
+    class Inline:
+        def __init__(self, image: Image.Image, width: int, height: str):
+            shown.append(image)
+
+        def __rich__(self) -> str:
+            return "(picture)"
+
+        def cleanup(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "textual_image.renderable", SimpleNamespace(Image=Inline))
+    monkeypatch.setattr(live_command, "_is_terminal", lambda: True)
+    path = tmp_path / "left.gif"
+    picture().save(path)
+    (frame,) = decode(path.read_bytes(), VideoSampling()).frames
+    assert frame != ImageOps.mirror(frame)
+    straight, mirrored = (
+        generate(*loaded, asked(loaded, image), Options(max_tokens=24)).strip()
+        for image in (frame, ImageOps.mirror(frame))
+    )
+    assert straight != mirrored
+    for flag, expected in (("--mirror", ImageOps.mirror(frame)), ("--no-mirror", frame)):
+        shown.clear()
+        arguments = ("live", path, "-m", "tiny", "--dtype", "float32", "-n", 24, "-p", DESCRIBE, flag)
+        code, out, _ = call(*arguments)
+        assert code == 0
+        assert straight in out
+        assert shown == [expected]
+    assert live_command.preview(frame.resize((4000, 3000)), True).size == (1024, 768)
+
+
+def test_what_the_model_writes_is_shown_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_command._Terminal, "_picture", lambda self, image: None)
+
+    def pieces(stream: Stream) -> Any:
+        stream.statistics = Statistics(prompt_tokens=5)
+        yield from ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d")
+
+    live_command._Terminal(mirror=True).show(Look(picture(), 1, 0, Stream(pieces), stuck=True))
+    out = capsys.readouterr().out
+    assert "[red]a[/b] [2Jbcd\n" in out
+    assert live_command.STUCK in " ".join(out.split())
+    look = Look(picture(), 1, 0, Stream(pieces), text="two\nlines\r and\x85more ", stuck=True)
+    live_command._Lines().show(look)
+    out, err = capsys.readouterr()
+    assert out == "two lines and more\n"
+    assert err.splitlines()[1] == live_command.STUCK
+
+
+def test_in_a_terminal(tiny: Path, clip: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = [sys.executable, "-m", "smolvlm_mlx", "live", str(clip), "-m", str(tiny), "-n", "3", "--count", "2"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # Linux' way to say that the other end is closed; elsewhere nothing more comes
+        while more := os.read(ours, 65536):
+            written += more
+    os.close(ours)
+    assert process.wait(60) == 0
+    text = written.decode(errors="replace")
+    first, second = text.index("frame 1 · "), text.index("frame 2 · ")
+    assert "▀" in text[:first]  # half blocks, where a terminal has no pictures
+    assert "\x1b[H" in text[first:second]  # at the top again
+    assert "▀" in text[first:second]
+    assert text.index("\x1b[J", first) < second
+
+
+# ---- over HTTP
+
+
+def test_pictures_of_low_detail_are_one_tile(server: Running) -> None:
+    def tiles(*details: str | None) -> Any:
+        asked = question("What?", *[data_url()] * len(details), max_tokens=1)
+        for part, detail in zip(asked["messages"][0]["content"], details, strict=False):
+            part["image_url"]["detail"] = detail
+        return server.complete(asked).json()["usage"]["timing"]
+
+    one, several = tiles("low"), tiles("auto")
+    assert (one["tiles"], several["tiles"]) == (1, 13)
+    assert tiles("low", "low")["tiles"] == 2
+    assert tiles("low", None)["tiles"] == 26
+    assert set(one) == {"tiles", "preprocess", "vision", "prefill", "first_token", "tokens_per_second"}
+    assert server.complete(question("What?", max_tokens=1)).json()["usage"]["timing"]["tiles"] == 0
+    refused = question("What?", data_url())
+    refused["messages"][0]["content"][0]["image_url"]["detail"] = "tiny"
+    assert server.complete(refused).status_code == 400
