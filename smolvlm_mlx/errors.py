@@ -56,6 +56,10 @@ class EvaluationError(SmolVLMError):
     """An evaluation cannot be done as asked."""
 
 
+class BenchError(SmolVLMError):
+    """A measurement cannot be made as asked."""
+
+
 class HistoryError(SmolVLMError):
     """The history of conversations cannot be read or written, or has no such conversation."""
 

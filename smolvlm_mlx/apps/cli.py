@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import SmolVLMError
-from . import caption, chat, document, evaluate, finetune, generate, history_commands, live, serve
+from . import bench, caption, chat, document, evaluate, finetune, generate, history_commands, live, serve
 from .options import (
     INTERRUPTED,
     Adapter,
@@ -140,4 +140,5 @@ app.command()(document.document)
 app.command()(serve.serve)
 app.command()(finetune.finetune)
 app.command()(evaluate.evaluate)
+app.command()(bench.bench)
 app.add_typer(history_commands.app, name="history")

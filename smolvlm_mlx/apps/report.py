@@ -84,6 +84,9 @@ def print_model(
         shown.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
     shown.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
     out.print(shown)
+    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}  # which is packed weights
+    if len(mixed) > 1:
+        out.print(f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {backend.default_dtype()} of all")
     processor = Processor.from_folder(checkpoint.folder, config)
     settings = processor.settings
     out.print(
@@ -125,31 +128,14 @@ def _kind(checkpoint: Checkpoint, part: str) -> str:
 
 def print_machine() -> None:
     """Backend, memory, and whether the fast paths are open."""
-    import mlx.core as mx
+    from ..calibration import device_name, total_memory
+    from ..checks import machine_checks
 
     name = backend.name()
-    details = mx.device_info(mx.default_device())
-    lines = [f"mlx {version('mlx')} on {name}: {details.get('device_name', '')}, {platform.machine()}, {sys.platform}"]
-    memory = details.get("memory_size") or details.get("total_memory")
+    lines = [f"mlx {version('mlx')} on {name}: {device_name()}, {platform.machine()}, {sys.platform}"]
+    memory = total_memory()
     if memory:
-        lines.append(f"memory: {int(memory) / 2**30:.1f} GiB")
+        lines.append(f"memory: {memory / 2**30:.1f} GiB")
     lines.append(f"compute dtype: {backend.default_dtype()}")
-    if name == "cpu":
-        lines.append(f"BLAS: {backend.blas_problem() or 'OpenBLAS'}")
-        lines.append("fused attention: none on a CPU; NumPy takes its exponentials")
-    else:
-        fused = ", ".join(f"head width {d}: {'yes' if _is_fused(d) else 'NO'}" for d in (64, 72))
-        lines.append(f"fused attention: {fused}")
+    lines += [f"{check.name}: {check.value}" for check in machine_checks()]
     console().print("\n".join(lines))
-
-
-def _is_fused(head_dim: int) -> bool:
-    """Whether this backend has a fused kernel for the vision tower's attention: `force_fused` raises if not."""
-    import mlx.core as mx
-
-    x = mx.zeros((1, 2, 64, head_dim), mx.bfloat16)
-    try:
-        mx.eval(mx.fast.scaled_dot_product_attention(x, x, x, scale=1.0, force_fused=True))
-    except ValueError:
-        return False
-    return True

@@ -1,0 +1,320 @@
+"""The bench: its arithmetic against counts by hand, its table and files; never a time."""
+
+import io
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.apps import bench_report, cli
+from smolvlm_mlx.bench import Phase, Plan, Result, bench
+from smolvlm_mlx.calibration import count_kernels, is_fused
+from smolvlm_mlx.checks import Check, machine_checks, model_checks
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.errors import BenchError
+from smolvlm_mlx.family import SIZES, random_model
+from smolvlm_mlx.inputs.image import ImageSettings
+from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.roofline import Machine, Sizes, Work, decoder, vision, vision_flops
+
+import mlx.core as mx
+import pytest
+
+REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints"
+PARAMETERS = {"256M": 256_484_928, "500M": 507_482_304, "2.2B": 2_246_784_880}  # of the SmolVLM2 checkpoints
+FOLDERS = {
+    "256M": "SmolVLM2-256M-Video-Instruct",
+    "500M": "SmolVLM2-500M-Video-Instruct",
+    "2.2B": "SmolVLM2-2.2B-Instruct",
+}
+PACKAGE = Path(cli.__file__).parents[1]
+BUNDLED = ModelConfig.from_dict(json.loads((PACKAGE / "assets/tiny/config.json").read_text()))
+
+# The bundled model by hand: 4 layers of width 192, 6 heads and 3 key-value heads of 32, 512 inside, 576 tokens.
+LAYERS = 4 * (192 * 192 + 2 * 192 * 96 + 192 * 192 + 3 * 192 * 512)
+HEAD = 576 * 192
+
+
+def machine(**changes: Any) -> Machine:
+    return Machine(**{**MACHINE, **changes})
+
+
+MACHINE: dict[str, Any] = {
+    "device": "made up",
+    "backend": "cpu",
+    "dtype": "float32",
+    "bandwidth": 1e9,
+    "flops": 10e9,
+    "kernel_seconds": 1e-6,
+    "memory": 0,
+}
+
+
+def sizes(model: SmolVLM, kv_width: int) -> Sizes:
+    return Sizes.of(model.config, {name: array.nbytes for name, array in model.named_parameters().items()}, kv_width)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return code, *capsys.readouterr()
+
+
+# ---- formulas
+
+
+def test_decoder_flops_and_bytes() -> None:
+    assert LAYERS == 1_622_016
+    found = sizes(SmolVLM(BUNDLED), 4)
+    norms = 4 * 2 * 192
+    assert (found.layers, found.head) == (4 * (LAYERS + norms), 4 * (HEAD + 192))
+    assert found.kv_token == 4 * 2 * 4 * 3 * 32
+    prefill = decoder(BUNDLED, found, 100)
+    assert prefill.flops == 2 * LAYERS * 100 + 2 * 100**2 * 6 * 32 * 4 + 2 * HEAD
+    assert prefill.bytes == found.layers + found.head + 100 * 3072
+    step = decoder(BUNDLED, found, 1, cached=100, kernels=7)
+    assert step.flops == 2 * (LAYERS + HEAD) + (2 + 400) * 6 * 32 * 4
+    assert step.bytes == found.layers + found.head + 101 * 3072
+    assert step.kernels == 7
+
+
+def test_a_prompt_in_two_parts_is_the_same_attention() -> None:
+    found = sizes(SmolVLM(BUNDLED), 4)
+    whole, first, second = (decoder(BUNDLED, found, *part).flops for part in ((100,), (60,), (40, 60)))
+    assert first + second == whole + 2 * HEAD
+
+
+def test_tied_head_is_the_table() -> None:
+    assert sizes(SmolVLM(BUNDLED, tied=True), 4) == sizes(SmolVLM(BUNDLED), 4)
+
+
+def test_vision_flops() -> None:
+    layer = 2 * 64 * (4 * 128 * 128 + 2 * 128 * 512) + 4 * 64 * 64 * 128
+    assert vision_flops(BUNDLED) == 4 * layer + 2 * 64 * 128 * 192 + 2 * 16 * 512 * 192
+    found = sizes(SmolVLM(BUNDLED), 4)
+    assert found.vision == 4 * (826_240 + 98_304)  # tower and connector
+    assert vision(BUNDLED, found, 3) == Work(3 * vision_flops(BUNDLED), found.vision)
+
+
+def test_quantized_weights_count_as_stored() -> None:
+    found = sizes(random_model(BUNDLED, mx.bfloat16, bits=4), 2)
+    each = 0.5 + 2 * 2 / 64  # 4 bits, and a scale and a bias of 16 bits for 64 weights
+    assert found.layers == LAYERS * each + 4 * 2 * 192 * 2
+    assert found.head == HEAD * each + 192 * 2
+    assert found.vision == 2 * (826_240 + 98_304)
+
+
+def test_the_design_notes_numbers() -> None:
+    assert round(vision_flops(SIZES["256M"].config) / 1e9) == round(vision_flops(SIZES["500M"].config) / 1e9) == 215
+    assert round(vision_flops(SIZES["2.2B"].config) / 1e9) == 670
+    m4, config = machine(bandwidth=120e9, flops=4e12, kernel_seconds=0), SIZES["256M"].config
+    model = SmolVLM(config)
+    model.set_dtype(mx.bfloat16)
+    found = sizes(model, 2)
+    assert round(1 / decoder(config, found, 1, cached=999).limit(m4)) == 411  # tokens a second
+    turn = vision(config, found, 13) + decoder(config, found, 876)
+    assert round(turn.limit(m4) * 1e3) == pytest.approx(751, abs=2)
+
+
+# ---- the family
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_random_models_have_the_real_shapes(size: str) -> None:
+    config = SIZES[size].config
+    assert sum(array.size for array in SmolVLM(config).named_parameters().values()) == PARAMETERS[size]  # not evaluated
+    assert SIZES[size].settings.tile_size == config.vision_config.image_size
+    folder = REAL_FILES / FOLDERS[size]
+    if folder.is_dir():
+        assert config == ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        raw = json.loads((folder / "preprocessor_config.json").read_text())
+        assert SIZES[size].settings == ImageSettings.from_dict(raw)
+
+
+def test_random_model_is_ready_to_answer() -> None:
+    model = random_model(BUNDLED, mx.float16, bits=8)
+    kinds = {array.dtype for array in model.named_parameters().values()}
+    assert kinds == {mx.float16, mx.uint32}
+    assert all("qkv_proj" in layer.self_attn for layer in model.language_model.layers)
+
+
+# ---- limits
+
+
+def test_limits() -> None:
+    work = Work(flops=20e9, bytes=1e9, kernels=1000)  # 2 s, 1 s, 1 ms
+    assert work.limit(machine()) == pytest.approx(2.001)
+    assert work.limit(machine(flops=100e9)) == pytest.approx(1.001)
+    bounds = [work.bound(machine(**change)) for change in ({}, {"flops": 100e9}, {"kernel_seconds": 1})]
+    assert bounds == ["compute", "memory", "kernels"]
+    assert work + work == Work(40e9, 2e9, 2000)
+
+
+def test_phase() -> None:
+    phase = Phase("decode", (5.0, 4.002, 3.0), 8, "tokens", Work(20e9, 1e9, 1000))
+    assert phase.median == 4.002
+    assert phase.rate == 8 / 4.002
+    assert phase.spread == 2 / 4.002
+    assert phase.share(machine()) == pytest.approx(0.5)
+    assert Phase("load", (1.0,), 8, "bytes").share(machine()) is None
+
+
+def test_plan_without_runs() -> None:
+    with pytest.raises(BenchError, match="runs 0"):
+        Plan(runs=0)
+
+
+# ---- kernels and checks
+
+
+def test_count_kernels() -> None:
+    x, w = mx.ones((4, 4)), mx.ones((4, 4))
+    mx.eval(x, w)
+    y = mx.exp(x @ w.T).reshape(2, 8)[:1]
+    assert count_kernels(y) == {"Matmul": 1, "Exp": 1}
+    assert count_kernels(y, mx.sin(y)) == {"Matmul": 1, "Exp": 1, "Sin": 1}
+    mx.eval(y)
+    assert not count_kernels(y)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_checks_on_a_cpu() -> None:
+    assert not is_fused(64)
+    shown = {check.name: check for check in machine_checks()}
+    assert "none on a CPU" in shown["fused attention"].value
+    model = random_model(BUNDLED, mx.float32)
+    assert [check.fine for check in model_checks(model, {"logits": mx.float32})] == [True, True]
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_checks_see_what_fell_back() -> None:
+    model = random_model(BUNDLED, mx.float32)
+    model.language_model.layers[1].mlp.down_proj.weight = mx.zeros((192, 512), mx.bfloat16)
+    mixed, _ = model_checks(model, {"logits": mx.float32, "keys": mx.float16})
+    assert not mixed.fine
+    assert mixed.value == "MIXED, weights: bfloat16, float32; keys: float16"
+    _, joined = model_checks(SmolVLM(BUNDLED), {})
+    assert joined == Check("joined projections", "0 of 12; the rest differ in bits or dtype", False)
+    slow = model_checks(random_model(BUNDLED, mx.bfloat16), {})[0]
+    assert not slow.fine
+    assert "float32" in slow.value
+
+
+def test_info_names_mixed_dtypes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "mixed"))
+    weights: Any = mx.load(str(folder / "model.safetensors"))
+    name = "model.text_model.norm.weight"
+    mx.save_safetensors(str(folder / "model.safetensors"), {**weights, name: weights[name].astype(mx.float16)})
+    code, out, _ = run(monkeypatch, capsys, "info", folder)
+    assert code == 0
+    assert "dtypes: MIXED, F16, F32" in out
+
+
+# ---- the whole
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    config = replace(BUNDLED, text_config=replace(BUNDLED.text_config, max_position_embeddings=256))
+    model, settings = random_model(config, mx.float32), ImageSettings(64, 128)
+    told: list[str] = []
+    result = bench(lambda: (model, settings), Plan(runs=1, contexts=(20, 40, 10**6), decoded=4), True, told.append)
+    assert told[0] == "load"
+    assert "prefill and decode, 251 tokens" in told  # what the context has room for
+    return result
+
+
+def test_result(result: Result) -> None:
+    names = [phase.name for phase in result.phases]
+    lengths = [f"{length} tokens" for length in (20, 40, 251)]
+    assert names[:3] == ["load", "preprocess", f"vision, {result.phases[2].count} tiles"]
+    assert names[3:9] == [*(f"prefill, {length}" for length in lengths), *(f"decode, {length}" for length in lengths)]
+    assert names[9:] == ["first turn, 5 tiles", "second turn"]
+    assert result.parameters == 2_769_472
+    assert result.peak_memory > result.weights > 0
+    assert result.kernels["Matmul"] + result.kernels["AddMM"] >= 4 * 4 + 1
+    assert all(phase.median > 0 and len(phase.seconds) == 1 for phase in result.phases)
+    second = result.phases[-1]
+    assert second.count == 16 + 1  # the new question, and the answer's last token, which was never read
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(monkeypatch, capsys, "bench", "tiny", "--quick", "--runs", 1)
+    assert code == 0
+    assert "measuring: vision" in err
+    rows = ("load ", "preprocess ", "vision, ", "prefill, 100 tokens", "decode, 100 tokens", "first turn, a tile")
+    assert all(row in out for row in (*rows, "second turn", "a decode step: ", "fused attention", "dtypes: "))
+
+
+def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(monkeypatch, capsys, "bench", "tiny", "--quick", "--runs", 2, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["machine"]["bandwidth"] > 0
+    assert found["decode_kernels"]["total"] == sum(found["decode_kernels"].values()) / 2
+    phases = {phase["name"]: phase for phase in found["phases"]}
+    decode = phases["decode, 100 tokens"]
+    assert decode["runs"] == 2
+    assert decode["seconds"]["min"] <= decode["seconds"]["median"] <= decode["seconds"]["max"]
+    assert decode["share_of_limit"] == pytest.approx(decode["limit_seconds"] / decode["seconds"]["median"])
+    assert decode["work"]["kernels"] == found["decode_kernels"]["total"]
+    assert phases["preprocess"]["limit_seconds"] is None
+
+
+def test_plot(result: Result, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "roofline.png"
+    bench_report.draw("tiny", result, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(BenchError, match="cannot be written"):
+        bench_report.draw("tiny", result, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "--random 256M"),
+        (("tiny", "--random", "256M"), "--random 256M"),
+        (("--random", "7B"), "'7B' is not one of 256M, 500M, 2.2B"),
+        (("--random", "256M", "--dtype", "int8"), "'int8'"),
+        (("--random", "256M", "--bits", 7), "--bits: 7 bits"),
+        (("tiny", "--bits", 4), "convert tiny OUT --bits 4"),
+        (("nowhere/at/all",), "nowhere/at/all"),
+        (("tiny", "--plot", "roofline.jpg"), ".png"),
+        (("tiny", "--plot", "nowhere/roofline.png"), "no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    arguments: tuple[object, ...], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, "bench", *arguments)
+    assert (code, out) == (1, "")
+    assert part in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
+    assert "Traceback" not in err
+
+
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("smolvlm_mlx.calibration.total_memory", lambda: 8 * 10**9)
+    code, _, err = run(monkeypatch, capsys, "bench", "--random", "2.2B", "--dtype", "float32")
+    assert code == 1
+    assert "this machine has 8.0" in err
+
+
+def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_report, "can_draw", lambda: False)
+    code, _, err = run(monkeypatch, capsys, "bench", "tiny", "--plot", "roofline.png")
+    assert code == 1
+    assert "smolvlm-mlx[plot]" in err
