@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.engine import Job
-from tests.test_server import TOKEN, Running, server
+from tests.test_server import TOKEN, Running, server, slow_model
 
 import numpy as np
 import pytest
 from PIL import Image
 
-__all__ = ["server"]  # the fixture
+__all__ = ["server", "slow_model"]  # the fixtures
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"),
@@ -88,8 +88,9 @@ def test_a_whole_conversation(page: Any, server: Running, tmp_path: Path) -> Non
     assert server.history.list() == []
 
 
+@pytest.mark.usefixtures("slow_model")
 def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
-    page.evaluate("localStorage.setItem('max_tokens', '3000'); localStorage.setItem('temperature', '1')")
+    page.evaluate("localStorage.setItem('max_tokens', '3000')")
     page.reload()
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
