@@ -38,7 +38,7 @@ def color(scene: Scene, rng: Random) -> Pair | None:
     return form.format(shape), next(thing.color for thing in scene.shapes if thing.shape == shape)
 
 
-def how_many(scene: Scene, rng: Random) -> Pair | None:
+def how_many(scene: Scene, rng: Random) -> Pair:
     kind = rng.random()
     if kind < 0.5:
         return rng.choice(("How many shapes are there?", "How many shapes do you see?")), str(len(scene.shapes))

@@ -35,9 +35,7 @@ ALLOWING = {
     "darwin": "allow this terminal the camera in System Settings, Privacy & Security",
     "linux": "whoever uses it has to be in the group `video`",
 }
-SILENCE = (
-    30.0  # seconds without a frame after which a camera counts as broken; people are asked for permission meanwhile
-)
+SILENCE = 30.0  # seconds without a frame, after which a camera is broken; meanwhile people are asked for permission
 LONGEST_PAUSE = 5.0  # seconds between two frames of a file, whatever its times say
 POLL = 0.005  # seconds until a device that has no frame yet is asked again
 
