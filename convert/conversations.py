@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.questions import KINDS, Pair, describe, how_many, listed, text_alone, what_is_in
+from convert.questions import KINDS, Pair, describe, listed, text_alone, what_is_in
 from convert.scenes import make_alike, make_crowd, make_scene
 from convert.several import Part, compare, follow_up, frames, picture_part, remember, text_part
 from convert.world import Scene
@@ -105,20 +105,6 @@ def make_search(rng: Random) -> Question:
     if not pairs:  # two texts of one color leave little to ask
         return make_search(rng)
     return _question("one picture", [picture_part(scene)], list(dict.fromkeys(pairs))[:5])
-
-
-def make_count(rng: Random) -> Question:
-    """Often questions how many there are of a kind or color, with other answers than one; else as above."""
-    if rng.random() < 0.5:
-        return make_search(rng)
-    scene = make_scene(rng)
-    if rng.random() < 0.7:
-        scene = make_alike(scene, rng)
-    pairs = list(dict.fromkeys(how_many(scene, rng) for _ in range(16)))
-    ones = [pair for pair in pairs if pair[1] == "1"]
-    pairs = [*[pair for pair in pairs if pair not in ones][:4], *ones[:2]]
-    rng.shuffle(pairs)
-    return _question("one picture", [picture_part(scene)], pairs)
 
 
 def question_about(scene: Scene, rng: Random, kinds: Sequence[str]) -> Question | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from examples import demo
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.apps import live as live_command
 from smolvlm_mlx.errors import GenerationError
@@ -113,14 +114,14 @@ def test_a_picture_that_stands_still_is_not_read_again(loaded: Loaded) -> None:
 
 
 def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(loaded: Loaded) -> None:
-    live = Live(*loaded, "Is there a circle?", Options(max_tokens=1))
+    live = Live(*loaded, "Is there any text?", Options(max_tokens=1))
     colors = ["red", "red", "green", "blue", "black", "red"]
     looks = [look_at(live, Image.new("RGB", (64, 64), color)) for color in colors]
     assert len({look.text for look in looks}) == 1
     assert [look.unchanged for look in looks] == [False, False, True, True, True, True]
     assert SAME == 3
     assert [look.stuck for look in looks] == [False, False, False, True, False, False]
-    other = look_at(live, picture("red"))
+    other = look_at(live, demo.draw())
     assert other.text != looks[0].text
     assert not other.unchanged
 

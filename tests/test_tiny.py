@@ -33,13 +33,13 @@ def loaded() -> tuple[SmolVLM, Any]:
     [
         ("what", 0.9),
         ("color", 0.9),
-        ("where", 0.8),
-        ("yes or no", 0.85),
-        ("how many", 0.7),
+        ("where", 0.9),
+        ("yes or no", 0.9),
+        ("how many", 0.75),
         ("text", 0.75),
-        ("two pictures", 0.65),
-        ("frames", 0.8),
-        ("earlier turn", 0.8),
+        ("two pictures", 0.8),
+        ("frames", 0.9),
+        ("earlier turn", 0.9),
     ],
 )
 def test_most_answers_are_right(kind: str, least: float, loaded: Any) -> None:
