@@ -21,10 +21,20 @@ SHOWN = 5  # rows that are left out
 
 @contextmanager
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that counts."""
-    with _bar(title) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """A bar on stderr that counts, with rate and time left."""
+    with _bar(title, TextColumn("{task.fields[rate]}", markup=False)) as bar:
+        task = bar.add_task(title, total=None, rate="")
+        first: list[float] = []  # the first count, which an earlier run may have a part in, and when it was
+
+        def show(done: int, total: int) -> None:
+            if not first:
+                first.extend((done, perf_counter()))
+            elif done > first[0]:
+                rate = (done - first[0]) / (perf_counter() - first[1])
+                bar.update(task, rate=f"{rate:.1f}/s")
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 @contextmanager
