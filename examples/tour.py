@@ -41,7 +41,7 @@ def tour(checkpoint: str | Path) -> None:
     logits = prefill(model, inputs.input_ids, image_tokens, cache)
     show("logits", f"{logits.shape}, last row only", "model/language.py, generation.py")
     keys, _ = cache[0].state
-    show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/language.py")
+    show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/cache.py")
 
     tokens = list(generate_tokens(model, inputs, Options(), 5, Statistics()))
     show("token", tokens, "generation.py")

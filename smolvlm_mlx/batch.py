@@ -16,8 +16,7 @@ from .errors import GenerationError
 from .features import encode_tiles
 from .generation import PREFILL_CHUNK
 from .inputs.processor import Inputs, Processor
-from .model import SmolVLM
-from .model.language import KVCache
+from .model import KVCache, SmolVLM
 from .sampling import NOT_FINITE, AnswerText, Options, make_batch_sampler
 
 LEAST_CHUNK = 64  # tokens of each prompt that go through the decoder at once

@@ -14,8 +14,7 @@ from .constraint import Constraint, Grammars
 from .errors import ContextFullError, GenerationError, SmolVLMError
 from .generation import Statistics, image_tokens_after, prefill
 from .inputs.processor import Inputs, Processor
-from .model import SmolVLM
-from .model.language import KVCache
+from .model import KVCache, SmolVLM
 from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
 from .sampling import NOT_FINITE, AnswerText, Options, make_batch_sampler
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .features import FeatureCache
 from .inputs.processor import Inputs
-from .model.language import KVCache
+from .model import KVCache
 
 Key = int | bytes
 

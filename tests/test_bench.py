@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.apps import bench_report, cli
-from smolvlm_mlx.bench import Phase, Plan, Result, bench
+from smolvlm_mlx.bench import Phase, Plan, Result, Run, bench
 from smolvlm_mlx.calibration import count_kernels, is_fused
 from smolvlm_mlx.checks import Check, machine_checks, model_checks
 from smolvlm_mlx.config import ModelConfig
@@ -244,10 +244,17 @@ def test_result(result: Result) -> None:
     assert names[9:] == ["first turn, 5 tiles", "second turn"]
     assert result.parameters == 2_769_472
     assert result.peak_memory > result.weights > 0
-    assert result.kernels["Matmul"] + result.kernels["AddMM"] >= 4 * 4 + 1
     assert all(phase.median > 0 and len(phase.seconds) == 1 for phase in result.phases)
     second = result.phases[-1]
     assert second.count == 16 + 1  # the new question, and the answer's last token, which was never read
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("dtype", "matrices"), [(mx.bfloat16, 4 * 4 + 1), (mx.float32, 0)])
+def test_kernels_of_a_step(dtype: mx.Dtype, matrices: int) -> None:
+    kernels = Run(random_model(BUNDLED, dtype), ImageSettings(64, 128), Plan()).count_step()
+    assert kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices  # without attention's two a layer
+    assert kernels["ArgReduce"] == 1
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

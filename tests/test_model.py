@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from convert.random_checkpoint import TILE
 from smolvlm_mlx import backend, load
@@ -87,6 +88,42 @@ def test_cache_grows_trims_and_makes_masks() -> None:
     assert cache.make_mask(3) == "causal"
     cache.offset = 2
     assert np.array(cache.make_mask(2, return_array=True)).tolist() == [[True, True, True, False], [True] * 4]
+
+
+@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own step")
+@pytest.mark.parametrize("read", [1, 37, 5000])
+def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tiny, "float32")[0].language_model
+    rng, hidden, caches = np.random.default_rng(read), [], []
+    parts = [mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))] * 2
+    step = Mock(wraps=cpu.decode_step)
+    monkeypatch.setattr(cpu, "decode_step", step)
+    for is_used in (cpu.is_used, lambda x: False):
+        monkeypatch.setattr(cpu, "is_used", is_used)
+        cache = model.make_cache(read)
+        for layer in cache:
+            layer.update_and_fetch(*parts)
+        hidden.append([np.array(model(mx.array([[token]]), cache)) for token in (5, 9, 200)])
+        caches.append([np.array(layer.row()[0][..., : layer.offset, :]) for layer in cache])
+    assert step.call_count == 3
+    np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=ATOL)
+    np.testing.assert_allclose(caches[0], caches[1], rtol=0, atol=ATOL)
+
+
+def test_a_fork_keeps_what_it_had(tiny: Path) -> None:
+    model = load(tiny, "float32")[0].language_model
+    cache = model.make_cache(64)
+    model(mx.array([[5, 9, 200, 31]]), cache)
+    model(mx.array([[7]]), cache)
+    fork = [layer.fork() for layer in cache]
+    for layer in cache:
+        layer.trim(3)
+    for token in (77, 18, 3, 64, 120):  # over what the fork has
+        model(mx.array([[token]]), cache)
+    want = model(mx.array([[5, 9, 200, 31, 7, 64]]))[:, -1]
+    np.testing.assert_allclose(np.array(model(mx.array([[64]]), fork)[:, -1]), np.array(want), rtol=0, atol=ATOL)
+    want = model(mx.array([[5, 9, 77, 18, 3, 64, 120, 1]]))[:, -1]
+    np.testing.assert_allclose(np.array(model(mx.array([[1]]), cache)[:, -1]), np.array(want), rtol=0, atol=ATOL)
 
 
 def test_quantized_cache_is_close(tiny: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from smolvlm_mlx import Options, load, stream_generate
 from smolvlm_mlx.features import FeatureCache
-from smolvlm_mlx.model.language import KVCache, QuantizedKVCache
+from smolvlm_mlx.model import KVCache, QuantizedKVCache
 from smolvlm_mlx.prefix import PrefixCache, Reuse, common, keys_of
 
 import mlx.core as mx

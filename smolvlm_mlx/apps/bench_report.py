@@ -49,7 +49,8 @@ def print_result(name: str, result: Result) -> None:
     out.print(shown)
     kernels = result.kernels
     most = ", ".join(f"{count} {kind}" for kind, count in kernels.most_common(SHOWN))
-    out.print(f"a decode step: {kernels.total()} kernels ({most}, ...)")
+    rest = "" if any("Matmul" in kind or kind == "AddMM" for kind in kernels) else "; NumPy multiplies the matrices"
+    out.print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
     whole = f" of {machine.memory / 1e9:.1f} GB" if machine.memory else ""
     out.print(
         f"memory: weights {result.weights / 1e6:,.1f} MB, peak of a first turn {_megabytes(result.peak_memory)}{whole}"

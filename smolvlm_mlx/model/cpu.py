@@ -1,12 +1,17 @@
-"""Attention and activations of inference on a CPU: MLX multiplies the matrices, NumPy takes the exponentials, in place.
+"""Inference on a CPU: MLX multiplies matrices, NumPy takes the exponentials, in place, and makes the steps of one row.
 
 MLX's CPU kernels compute exp and tanh one number at a time, where NumPy's use the vector units and are more than ten times
-as fast; without this, exponentials take most of the vision tower's time on x86-64. An evaluated MLX array on the CPU is NumPy
-memory, so nothing is copied. NumPy knows no gradients: only fused modules, which are for inference, come here, and only in
-float32, on the CPU device. What is not finite passes through without NumPy's warnings; `generation` looks for it.
+as fast; without this, exponentials take most of the vision tower's time on x86-64. And MLX multiplies a matrix by one row
+with the same BLAS routine as by many, which packs the matrix first; NumPy's routine for a vector reads it at twice the speed.
+An evaluated MLX array on the CPU is NumPy memory, so nothing is copied. NumPy knows no gradients: only fused modules, which
+are for inference, come here, and only in float32, on the CPU device. What is not finite passes through without NumPy's
+warnings; `generation` looks for it.
 """
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -92,6 +97,57 @@ def swiglu(gate_up: mx.array) -> mx.array:
         np.divide(gate, y, out=y)
         y *= up
     return mx.array(out).reshape(B, T, I // 2)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def decode_step(layers: Sequence[Any], x: mx.array, caches: Sequence[Any]) -> mx.array:
+    """All of a decoder's layers for the next token of one conversation: (1, 1, Dt) -> (1, 1, Dt).
+
+    Args:
+        layers: `DecoderLayer`s whose projections are plain and fused.
+        caches: a `KVCache` for each, not empty; they grow by one token.
+    """
+    attention, offset = layers[0].self_attn, caches[0].offset
+    h, k, d = attention.heads, attention.kv_heads, attention.head_dim
+    angles = offset * _frequencies(attention.rope_theta, d)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    y = np.array(x).reshape(-1)
+    for layer, cache in zip(layers, caches, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = (np.asarray(attention.qkv_proj.weight) @ _normed(layer.input_layernorm, y)).reshape(-1, d)
+        left, right = qkv[: h + k, : d // 2], qkv[: h + k, d // 2 :]
+        turned = np.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=1)
+        keys, values = (_view(array)[0] for array in cache.row())  # (k, more than offset, d)
+        keys[:, offset], values[:, offset] = turned[h:], qkv[h + k :]
+        queries = (turned[:h] * attention.scale).reshape(k, h // k, d)
+        scores = queries @ keys[:, : offset + 1].swapaxes(1, 2)
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        out = scores @ values[:, : offset + 1] / scores.sum(axis=-1, keepdims=True)
+        y += np.asarray(attention.o_proj.weight) @ out.reshape(-1)
+        gate_up = np.asarray(mlp.gate_up_proj.weight) @ _normed(layer.post_attention_layernorm, y)
+        gate, up = gate_up.reshape(2, -1)
+        y += np.asarray(mlp.down_proj.weight) @ (gate / (1 + np.exp(-gate)) * up)
+    for cache in caches:
+        cache.offset += 1
+    return mx.array(y).reshape(1, 1, -1)
+
+
+def product(weight: mx.array, x: mx.array) -> mx.array:
+    """One row by a matrix (O, I): (..., I) -> (..., O)."""
+    return mx.array(np.asarray(weight) @ np.asarray(x).reshape(-1)).reshape(*x.shape[:-1], -1)
+
+
+@lru_cache
+def _frequencies(theta: float, d: int) -> NDArray[np.float32]:
+    """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which turned the keys of the prompt."""
+    return np.array(mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2))))
+
+
+def _normed(norm: Any, y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`nn.RMSNorm` of a row (Dt,)."""
+    normed: NDArray[np.float32] = y / np.sqrt(np.mean(y * y) + np.float32(norm.eps)) * np.asarray(norm.weight)
+    return normed
 
 
 def _view(x: mx.array) -> NDArray[np.float32]:

@@ -12,108 +12,8 @@ import mlx.nn as nn
 from ..config import TextConfig
 from . import cpu
 from .activations import swiglu
+from .cache import KVCache
 from .linear import fuse_linears
-
-
-class KVCache:
-    """Keys and values of one layer in arrays that are made once for `capacity` tokens and grow by doubling.
-
-    Has the interface of mlx_lm's caches (`update_and_fetch`, `offset`, `make_mask`, `trim`, `state`).
-    """
-
-    def __init__(self, capacity: int = 256):
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
-        self.capacity = capacity
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append (B, k, T, d) keys and values; returns all of them, (B, k, offset, d)."""
-        end = self.offset + keys.shape[2]
-        if self.keys is None or self.values is None or end > self.keys.shape[2]:
-            self._grow(keys, values, end)
-        assert self.keys is not None and self.values is not None
-        self.keys[..., self.offset : end, :] = keys
-        self.values[..., self.offset : end, :] = values
-        self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
-
-    def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
-        while self.capacity < end:
-            self.capacity *= 2
-        (B, k, _, d), old = keys.shape, self.offset
-        grown_keys = mx.zeros((B, k, self.capacity, d), keys.dtype)
-        grown_values = mx.zeros((B, k, self.capacity, values.shape[3]), values.dtype)
-        if self.keys is not None and self.values is not None:
-            grown_keys[..., :old, :] = self.keys[..., :old, :]
-            grown_values[..., :old, :] = self.values[..., :old, :]
-        self.keys, self.values = grown_keys, grown_values
-
-    def make_mask(self, T: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
-        """None for one new token, which sees everything; otherwise MLX's causal mask, which needs no array."""
-        if T == 1:
-            return None
-        if not return_array:
-            return "causal"
-        return mx.arange(self.offset, self.offset + T)[:, None] >= mx.arange(self.offset + T)[None]  # (T, offset + T)
-
-    def is_trimmable(self) -> bool:
-        return True
-
-    def trim(self, count: int) -> int:
-        """Forget the last `count` tokens; returns how many were there to forget."""
-        count = min(self.offset, count)
-        self.offset -= count
-        return count
-
-    def fork(self) -> "KVCache":
-        """A second cache that begins with what this one holds."""
-        other = KVCache(self.capacity)
-        if self.keys is not None and self.values is not None:
-            other.keys, other.values = self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
-        other.offset = self.offset
-        return other
-
-    @property
-    def state(self) -> list[Any]:
-        """What has to be evaluated for the cache to be up to date."""
-        return [array for array in (self.keys, self.values) if array is not None]
-
-
-class QuantizedKVCache(KVCache):
-    """A KV cache that holds keys and values quantized (8 or 4 bits, groups of 64 or 32 within a head)."""
-
-    def __init__(self, bits: int, group_size: int = 64):
-        super().__init__()
-        self.bits, self.group_size = bits, group_size
-        self._parts: list[mx.array] | None = None  # packed, scales, biases of keys, then of values
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append (B, k, T, d); returns all tokens dequantized. Memory, not speed, is what this cache is for."""
-        new = [*mx.quantize(keys, self.group_size, self.bits), *mx.quantize(values, self.group_size, self.bits)]
-        if self._parts is None:
-            self._parts = new
-        else:
-            old = (part[..., : self.offset, :] for part in self._parts)
-            self._parts = [mx.concatenate(list(pair), axis=2) for pair in zip(old, new, strict=True)]
-        self.offset += keys.shape[2]
-        return (
-            self._dequantize(self._parts[:3], keys.dtype),
-            self._dequantize(self._parts[3:], values.dtype),
-        )
-
-    def _dequantize(self, parts: list[mx.array], dtype: mx.Dtype) -> mx.array:
-        packed, scales, biases = parts
-        return mx.dequantize(packed, scales, biases, self.group_size, self.bits, dtype=dtype)
-
-    def fork(self) -> "QuantizedKVCache":
-        other = QuantizedKVCache(self.bits, self.group_size)
-        other._parts, other.offset = self._parts, self.offset  # whose arrays are never written to
-        return other
-
-    @property
-    def state(self) -> list[Any]:
-        return self._parts or []
 
 
 class Attention(nn.Module):
@@ -205,6 +105,13 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its projections are fused and multiply by one matrix each: no adapters, no quantization."""
+        attention, mlp = self.self_attn, self.mlp
+        linears = (attention.get("qkv_proj"), attention.o_proj, mlp.get("gate_up_proj"), mlp.down_proj)
+        return all(type(linear) is nn.Linear for linear in linears)
+
 
 class LanguageModel(nn.Module):
     """The decoder with its head. `tied`: logits come from the embedding table and there is no lm_head."""
@@ -229,6 +136,8 @@ class LanguageModel(nn.Module):
     ) -> mx.array:
         """All layers, before the last norm: (B, T) or (B, T, Dt) -> (B, T, Dt)."""
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        if cache is not None and self._is_cpu_step(x, cache):
+            return cpu.decode_step(self.layers, x, cache)
         caches: list[Any] = cache if cache is not None else [None] * len(self.layers)
         first = KVCache() if cache is None else cache[0]
         mask = first.make_mask(x.shape[1], return_array=False, window_size=None)
@@ -239,7 +148,19 @@ class LanguageModel(nn.Module):
     def logits(self, hidden_states: mx.array) -> mx.array:
         """Norm and head: (..., Dt) -> (..., V). Give it only the rows whose logits are needed."""
         x = self.norm(hidden_states)
+        head = self.lm_head if "lm_head" in self else self.embed_tokens
+        if type(head) in (nn.Linear, nn.Embedding) and self._is_cpu_row(x):
+            return cpu.product(head.weight, x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
+
+    def _is_cpu_row(self, x: mx.array) -> bool:
+        """Whether it is one row, for inference on a CPU in float32."""
+        return x.size == x.shape[-1] and self.layers[0].self_attn.fused and cpu.is_used(x)
+
+    def _is_cpu_step(self, x: mx.array, caches: list[Any]) -> bool:
+        """Whether `cpu.decode_step` can be used: for the next token of one conversation."""
+        ours = all(type(cache) is KVCache and cache.offset for cache in caches)
+        return ours and self._is_cpu_row(x) and all(layer.is_plain for layer in self.layers)
 
     def make_cache(self, capacity: int = 256) -> list[KVCache]:
         """One cache a layer, with room for `capacity` tokens before it has to grow."""
