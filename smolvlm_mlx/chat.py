@@ -9,18 +9,17 @@ are reused up to the first difference. Knows nothing of terminals or browsers.
 """
 
 import json
-import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ContextFullError, PromptError, SmolVLMError
+from .errors import PromptError, SmolVLMError
 from .features import FeatureCache, Progress
 from .generation import Stream, stream_generate
 from .inputs.attachment import Attachment, Video, as_part, attachments, from_json, to_json
 from .inputs.files import shown
-from .inputs.processor import Inputs, Processor
-from .inputs.prompt import Message, user_message
+from .inputs.processor import Processor
+from .inputs.prompt import user_message
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options
@@ -78,7 +77,7 @@ class Chat:
 
     def tokens(self) -> int:
         """Tokens of the conversation so far."""
-        return len(self._inputs(self.messages).input_ids) if self.messages else 0
+        return len(self.processor(self.messages, False, **self.picture_options).input_ids) if self.messages else 0
 
     def ask(
         self,
@@ -176,23 +175,19 @@ class Chat:
             raise PromptError(f"there is no question {turn}; the conversation has {len(questions)}")
         return questions[turn]
 
-    def _inputs(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Inputs:
-        return self.processor(messages, add_generation_prompt, **self.picture_options)
-
     def _answer(self, messages: list[dict[str, Any]], options: Options | None, progress: Progress | None) -> Stream:
         self.stop()
         options = options or self.options
-        started = time.perf_counter()
-        inputs = self._inputs(messages, add_generation_prompt=True)
-        seconds = time.perf_counter() - started
-        needed = len(inputs.input_ids) + min(options.max_tokens, LEAST_ROOM)
-        if needed > self.context:
-            raise ContextFullError(
-                f"the conversation has {len(inputs.input_ids)} tokens, which leaves no room for an answer in the model's "
-                f"context of {self.context}; forget its oldest turns, or use fewer or smaller pictures"
-            )
-        stream = stream_generate(self.model, self.processor, inputs, options, reuse=self._reuse, progress=progress)
-        stream.statistics.preprocess_seconds = seconds
+        stream = stream_generate(
+            self.model,
+            self.processor,
+            messages,
+            options,
+            picture_options=self.picture_options,
+            least_room=min(options.max_tokens, LEAST_ROOM),
+            reuse=self._reuse,
+            progress=progress,
+        )
         stream.wrap(lambda pieces: self._keep(messages, pieces))
         self._stream = stream
         return stream

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .constraint import Constraint, Grammars
-from .errors import ContextFullError, GenerationError, SmolVLMError
-from .generation import Statistics, image_tokens_after, prefill
+from .errors import GenerationError, SmolVLMError
+from .features import image_tokens_after
+from .generation import Statistics, prefill, room_after
 from .inputs.processor import Inputs, Processor
 from .model import KVCache, SmolVLM
 from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
@@ -95,20 +96,12 @@ class Engine:
             BusyError: it is full.
             ContextFullError: there is no room for an answer.
         """
-        self._check(job)
+        room_after(self._model, job.inputs)
         with self._changed:
             if len(self._waiting) >= self._most_waiting or self._closing:
                 raise BusyError(f"{len(self._waiting)} answers are waiting already; try again in a moment")
             self._waiting.append(job)
             self._changed.notify()
-
-    def _check(self, job: Job) -> None:
-        context, count = self._model.config.text_config.max_position_embeddings, len(job.inputs.input_ids)
-        if count >= context:
-            raise ContextFullError(
-                f"the prompt has {count} tokens ({len(job.inputs.tiles)} tiles), the model's context is {context}; "
-                "shorten it, or use fewer or smaller pictures"
-            )
 
     def close(self) -> None:
         """End all answers and the thread."""
@@ -173,7 +166,9 @@ class Engine:
             taken, count = self._reuse.prefixes.take(job.keys)
             cache = taken or model.language_model.make_cache(len(ids) + 1)
             job.statistics.reused_tokens = count
-            image_tokens = image_tokens_after(model, job.inputs, count, self._reuse, lambda *_: self._between(job))
+            image_tokens = image_tokens_after(
+                model, job.inputs, count, self._reuse.features, lambda *_: self._between(job)
+            )
             encoded = time.perf_counter()
             if count < len(ids) - 1:  # the last token is the batch's to read
                 prefill(model, ids[count:-1], image_tokens, cache, lambda: self._between(job))
@@ -202,7 +197,7 @@ class Engine:
         statistics.tiles, statistics.prompt_tokens = len(job.inputs.tiles), len(ids)
         statistics.image_tokens = statistics.tiles * self._processor.tokens_per_tile
         job.text = AnswerText(self._processor.tokenizer, options)
-        room = min(options.max_tokens, self._model.config.text_config.max_position_embeddings - len(ids))
+        room = min(options.max_tokens, room_after(self._model, job.inputs))
         (number,) = self._batch.insert(
             [[int(ids[-1])]],
             max_tokens=[room],

@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from .checkpoint import load
 from .errors import EvaluationError, SmolVLMError
 from .generation import generate
+from .inputs.ahead import ahead
 from .inputs.processor import Inputs, Processor
 from .inputs.rows import Row, digest, read_rows
 from .inputs.samples import Sample, make_sample
@@ -157,24 +157,20 @@ def _answer(
         except SmolVLMError as error:
             return str(error)
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(prepare, row) for row in rows[:AHEAD]]
-        for number, row in enumerate(rows):
-            prepared = waiting.pop(0).result()
-            waiting += [pool.submit(prepare, later) for later in rows[number + AHEAD : number + AHEAD + 1]]
-            if isinstance(prepared, str):
-                category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
-                yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
-                continue
-            sample, inputs = prepared
-            try:
-                prediction = predict(inputs)
-            except SmolVLMError as error:
-                yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
-                continue
-            name = metric if metric != "auto" else "choice" if sample.choices else "exact"
-            score = METRICS[name](prediction, sample.answers, sample.choices)
-            yield Answer(row.where, sample.category, prediction, sample.answers, score)
+    for row, prepared in zip(rows, ahead(map(prepare, rows), AHEAD), strict=True):
+        if isinstance(prepared, str):
+            category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
+            yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
+            continue
+        sample, inputs = prepared
+        try:
+            prediction = predict(inputs)
+        except SmolVLMError as error:
+            yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
+            continue
+        name = metric if metric != "auto" else "choice" if sample.choices else "exact"
+        score = METRICS[name](prediction, sample.answers, sample.choices)
+        yield Answer(row.where, sample.category, prediction, sample.answers, score)
 
 
 def _state(*folders: str | Path | None) -> str:

@@ -16,10 +16,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
-from numpy.typing import NDArray
 
 from . import backend
-from .inputs.image import ImageSettings, digest_tiles, normalize
+from .inputs.attachment import Tiled
+from .inputs.image import ImageSettings, Pixels, digest_tiles, normalize
+from .inputs.processor import Inputs
 from .model import SmolVLM
 
 # Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.
@@ -36,7 +37,7 @@ class FeatureCache:
     """
 
     def __init__(self, model: SmolVLM, folder: Path | None = None, memory_bytes: int = 2**28, disk_bytes: int = 2**30):
-        self._model, self._memory_bytes, self.nbytes = model, memory_bytes, 0
+        self.model, self._memory_bytes, self.nbytes = model, memory_bytes, 0
         self._held: OrderedDict[bytes, mx.array] = OrderedDict()
         self._file = None if folder is None else _File(folder / "features.sqlite3", disk_bytes)
 
@@ -51,7 +52,7 @@ class FeatureCache:
         known = {digest: self._held[key] for digest, key in keys.items() if key in self._held}
         for digest in known:
             self._held.move_to_end(keys[digest])
-        return {digest: tokens.reshape(self._model.config.tokens_per_tile, -1) for digest, tokens in known.items()}
+        return {digest: tokens.reshape(self.model.config.tokens_per_tile, -1) for digest, tokens in known.items()}
 
     def put(self, encoded: Mapping[bytes, mx.array], settings: ImageSettings) -> None:
         """Keep what was encoded."""
@@ -71,13 +72,13 @@ class FeatureCache:
 
     @cached_property
     def _dtype(self) -> mx.Dtype:
-        return self._model.language_model.norm.weight.dtype
+        return self.model.language_model.norm.weight.dtype
 
     @cached_property
     def _weights(self) -> bytes:
         """A name for tower and connector: their parameters' names, types and two sums of each."""
         digest = blake2b(str(self._dtype).encode(), digest_size=16)
-        parts = (self._model.vision_model, self._model.connector)
+        parts = (self.model.vision_model, self.model.connector)
         weights: dict[str, mx.array] = {}
         for part in parts:
             weights |= dict(tree_flatten(part.parameters()))
@@ -153,6 +154,33 @@ class _File:
             self._works = False
 
 
+class FrameEncoder:
+    """Encodes the frames of a video into a cache while the next are decoded: a processor's `on_frame`.
+
+    Attributes:
+        seconds: that it took.
+    """
+
+    def __init__(self, features: FeatureCache, settings: ImageSettings, progress: Progress | None = None):
+        self._features, self._settings, self._progress = features, settings, progress
+        self._waiting: list[Pixels] = []
+        self._encoded = 0
+        self.seconds = 0.0
+
+    def __call__(self, frame: Tiled, count: int) -> None:
+        """The next of a video's `count` frames; what does not fill a chunk is left."""
+        self._waiting.append(frame.tiles)
+        if len(self._waiting) < tiles_at_once(self._features.model):
+            return
+        started = time.perf_counter()
+        if self._progress is not None:
+            self._progress(self._encoded, count)
+        encode_tiles(self._features.model, np.concatenate(self._waiting), self._settings, self._features)
+        self._encoded += len(self._waiting)
+        self._waiting.clear()
+        self.seconds += time.perf_counter() - started
+
+
 def tiles_at_once(model: SmolVLM) -> int:
     """How many tiles are encoded at once on this backend."""
     return max(1, CHUNK[backend.name()] // model.config.vision_config.patches_per_side**2)
@@ -160,7 +188,7 @@ def tiles_at_once(model: SmolVLM) -> int:
 
 def encode_tiles(
     model: SmolVLM,
-    tiles: NDArray[np.uint8],
+    tiles: Pixels,
     settings: ImageSettings,
     features: FeatureCache | None = None,
     progress: Progress | None = None,
@@ -192,3 +220,16 @@ def encode_tiles(
     if progress is not None:
         progress(len(unknown), len(unknown))
     return mx.stack([known[digest] for digest in digests])
+
+
+def image_tokens_after(
+    model: SmolVLM, inputs: Inputs, count: int, features: FeatureCache, progress: Progress | None
+) -> mx.array | None:
+    """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
+    rows = int((inputs.input_ids[:count] == model.config.image_token_id).sum())
+    tile, rows = divmod(rows, model.config.tokens_per_tile)
+    digests = inputs.tile_digests[tile:]
+    if not digests:
+        return None
+    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress, digests)
+    return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]

@@ -4,7 +4,7 @@ Knows nothing of terminals, servers or conversations that go on (`chat`).
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from . import backend
 from .errors import ContextFullError, GenerationError
-from .features import Progress, encode_tiles
+from .features import FeatureCache, FrameEncoder, Progress, image_tokens_after
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
 from .model import QuantizedKVCache, SmolVLM
-from .prefix import Reuse, keys_of
+from .prefix import PrefixCache, Reuse, keys_of
 from .sampling import AnswerText, Choose, Options, make_choice
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
@@ -82,6 +82,8 @@ def stream_generate(
     options: Options | None = None,
     *,
     images: Sequence[Any] = (),
+    picture_options: Mapping[str, Any] | None = None,
+    least_room: int = 1,
     keep_vision: bool = True,
     reuse: Reuse | None = None,
     progress: Progress | None = None,
@@ -91,31 +93,31 @@ def stream_generate(
     Args:
         messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
         images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
+        picture_options: `longest_edge`, `split`, `max_tiles`, as the processor takes them.
+        least_room: tokens that there must be room for after the prompt.
         keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
         reuse: skip what was computed for earlier answers of this model, and leave what this one computes.
         progress: called with tiles encoded and tiles to encode, before the first piece.
 
     Raises:
-        SmolVLMError: before any work on the model if input or options cannot be used; GenerationError on bad logits.
+        SmolVLMError: at once if input or options cannot be used, before any work on the model but on the frames of a video,
+            which are encoded while the next are decoded; GenerationError on bad logits, in the iteration.
     """
-    options = options or Options()
+    options, reuse = options or Options(), reuse or Reuse(FeatureCache(model), PrefixCache())
     if isinstance(messages, str):
         messages = [user_message(messages, images)]
     elif images:
         raise GenerationError("images go with one text; in a conversation they are parts of its messages")
-    started = time.perf_counter()
-    inputs = messages if isinstance(messages, Inputs) else processor(messages)
-    preprocess_seconds = time.perf_counter() - started
-    context = model.config.text_config.max_position_embeddings
-    if len(inputs.input_ids) >= context:
-        raise ContextFullError(
-            f"the prompt has {len(inputs.input_ids)} tokens ({len(inputs.tiles)} tiles), the model's context is {context}; "
-            "shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split=False)"
-        )
-    room = min(options.max_tokens, context - len(inputs.input_ids))
+    started, encoder = time.perf_counter(), FrameEncoder(reuse.features, processor.settings, progress)
+    inputs = messages
+    if not isinstance(inputs, Inputs):
+        inputs = processor(inputs, **(picture_options or {}), on_frame=encoder)
+    seconds = time.perf_counter() - started
+    room = min(options.max_tokens, room_after(model, inputs, least_room))
 
     def pieces(stream: Stream) -> Generator[str]:
-        stream.statistics.preprocess_seconds = preprocess_seconds
+        stream.statistics.preprocess_seconds = seconds - encoder.seconds
+        stream.statistics.vision_seconds = encoder.seconds
         tokens = generate_tokens(model, inputs, options, room, stream.statistics, keep_vision, reuse, progress)
         return _pieces(stream, tokens, processor, inputs, options)
 
@@ -132,6 +134,21 @@ def generate(
 ) -> str:
     """The whole answer of `stream_generate`."""
     return "".join(stream_generate(model, processor, messages, options, images=images))
+
+
+def room_after(model: SmolVLM, inputs: Inputs, least: int = 1) -> int:
+    """Tokens that the model's context has room for after a prompt.
+
+    Raises:
+        ContextFullError: fewer than `least`.
+    """
+    context, count = model.config.text_config.max_position_embeddings, len(inputs.input_ids)
+    if count + least > context:
+        raise ContextFullError(
+            f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room for an answer in the model's "
+            f"context of {context}; shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split)"
+        )
+    return context - count
 
 
 def _pieces(
@@ -169,18 +186,18 @@ def generate_tokens(
     progress: Progress | None = None,
 ) -> Generator[int]:
     """Up to `room` token ids, end tokens included; times go to `statistics`."""
-    started = time.perf_counter()
+    started, reuse = time.perf_counter(), reuse or Reuse(FeatureCache(model), PrefixCache())
     ids: list[int] = inputs.input_ids.tolist()
-    keys = [] if reuse is None else keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile)
-    cache, count = (None, 0) if reuse is None else reuse.prefixes.take(keys, options.kv_bits)
+    keys = keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile)
+    cache, count = reuse.prefixes.take(keys, options.kv_bits)
     cache = cache or _make_cache(model, len(ids) + room, options.kv_bits)
     statistics.reused_tokens = count
     try:
-        image_tokens = image_tokens_after(model, inputs, count, reuse, progress)
+        image_tokens = image_tokens_after(model, inputs, count, reuse.features, progress)
         if not keep_vision:
             model.release_vision()
         encoded = time.perf_counter()
-        statistics.vision_seconds = encoded - started
+        statistics.vision_seconds += encoded - started
         logits = prefill(model, inputs.input_ids[count:], image_tokens, cache)
         choose = make_choice(options)
         token, finite = _choose(logits, choose, ids)
@@ -202,8 +219,7 @@ def generate_tokens(
             if step < room:
                 token, finite = following
     finally:
-        if reuse is not None:
-            reuse.prefixes.give([*keys, *ids[len(keys) :]], cache, options.kv_bits)
+        reuse.prefixes.give([*keys, *ids[len(keys) :]], cache, options.kv_bits)
 
 
 def _make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]:
@@ -211,20 +227,6 @@ def _make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]
     if kv_bits is None:
         return cache
     return [QuantizedKVCache(kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
-
-
-def image_tokens_after(
-    model: SmolVLM, inputs: Inputs, count: int, reuse: Reuse | None, progress: Progress | None
-) -> mx.array | None:
-    """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
-    rows = int((inputs.input_ids[:count] == model.config.image_token_id).sum())
-    tile, rows = divmod(rows, model.config.tokens_per_tile)
-    digests = None if reuse is None else inputs.tile_digests[tile:]
-    if digests == []:
-        return None
-    features = None if reuse is None else reuse.features
-    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress, digests)
-    return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
 
 def prefill(

@@ -121,7 +121,7 @@ def test_context(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> 
             stream_generate(*loaded, question, SHORT, images=images)
         have = processor([{"role": "user", "content": "Hello you"}]).input_ids
         assert (f"the prompt has {len(have)} tokens (0 tiles)" in str(raised.value)) == (not images)
-        assert f"context is {prompt + 3}" in str(raised.value)
+        assert f"context of {prompt + 3}" in str(raised.value)
         assert "\n" not in str(raised.value)
 
 

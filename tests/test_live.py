@@ -23,8 +23,9 @@ from smolvlm_mlx.apps import live as live_command
 from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation import Statistics, Stream
 from smolvlm_mlx.inputs.camera import Shot
+from smolvlm_mlx.inputs.clip import VideoSampling
 from smolvlm_mlx.inputs.processor import Inputs, Processor
-from smolvlm_mlx.inputs.video import VideoSampling, decode
+from smolvlm_mlx.inputs.video import decode
 from smolvlm_mlx.live import CLEAR, SAME, Live, Look, difference
 from smolvlm_mlx.model import SmolVLM
 from tests.test_cli import call, check_refused, start

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from smolvlm_mlx import Chat, Options, load
+from smolvlm_mlx import Chat, Options, features, load, stream_generate
 from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.inputs.attachment import Attachment, Video, attach, attachments
+from smolvlm_mlx.inputs.clip import VideoSampling, from_frames, sample, words
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, sample, words
+from smolvlm_mlx.inputs.video import decode
 from smolvlm_mlx.model import SmolVLM
 
 import av
+import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
@@ -223,7 +226,8 @@ def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
     script = (
         "import re, sys, time\n"
         "from pathlib import Path\n"
-        "from smolvlm_mlx.inputs.video import VideoSampling, decode\n"
+        "from smolvlm_mlx.inputs.clip import VideoSampling\n"
+        "from smolvlm_mlx.inputs.video import decode\n"
         "started = time.perf_counter()\n"
         "clip = decode(open(sys.argv[1], 'rb').read(), VideoSampling())\n"
         "print(len(clip.frames), time.perf_counter() - started)\n"
@@ -258,6 +262,46 @@ def test_a_conversation_with_a_video(loaded: Loaded, tmp_path: Path) -> None:
     other.open(tmp_path / "talk.json")
     assert [each.digest for each in attachments(other.messages)] == [each.digest for each in attachments(chat.messages)]
     assert other.tokens() == chat.tokens()
+
+
+def test_frames_are_used_while_the_next_are_decoded() -> None:
+    used, frames = Event(), []
+
+    def convert(frame: Image.Image) -> Image.Image:
+        frames.append(frame)
+        if len(frames) == 8:
+            assert used.wait(60), "all frames are decoded before one is used"
+        return frame
+
+    clip = decode(encode_video(80), VideoSampling(), convert, lambda frame, count: used.set())
+    assert list(clip.frames) == frames
+    assert len(frames) == 8
+
+
+def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    part = {"type": "video", "video": encode_video(60), "fps": 1}
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    want = stream_generate(model, processor, processor(messages), Options(max_tokens=8))
+    assert "".join(want)
+    encode, encoded, progress = SmolVLM.encode_images, [], []
+
+    def counted(self: SmolVLM, pixel_values: mx.array) -> mx.array:
+        encoded.append(len(pixel_values))
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(SmolVLM, "encode_images", counted)
+    monkeypatch.setattr(
+        features, "CHUNK", dict.fromkeys(features.CHUNK, 4 * model.config.vision_config.patches_per_side**2)
+    )
+    stream = stream_generate(
+        model, processor, messages, Options(max_tokens=8), progress=lambda *place: progress.append(place)
+    )
+    assert (encoded, progress) == ([4], [(0, 6)])  # of six; the last two wait for what else there is
+    assert "".join(stream)
+    assert (encoded, progress[1:]) == ([4, 2], [(0, 2), (2, 2)])
+    assert stream.token_ids == want.token_ids
+    assert stream.statistics.vision_seconds > 0
 
 
 def test_parts(loaded: Loaded, tmp_path: Path) -> None:

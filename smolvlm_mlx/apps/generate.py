@@ -75,10 +75,8 @@ def generate(
     started = time.perf_counter()
     network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
-    inputs = processor(messages, longest_edge=longest_edge, split=split, max_tiles=max_tiles)
-    preprocessed = time.perf_counter()
-    stream = stream_generate(network, processor, inputs, options, keep_vision=False)
-    stream.statistics.preprocess_seconds = preprocessed - loaded
+    picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    stream = stream_generate(network, processor, messages, options, picture_options=picture_options, keep_vision=False)
     _print_answer(stream, loaded - started, as_json)
 
 
@@ -86,9 +84,9 @@ def _messages(
     system: str | None, question: str, images: list[str], videos: list[str], options: dict[str, Any]
 ) -> list[Any]:
     from ..inputs.attachment import Video, as_part
+    from ..inputs.clip import VideoSampling
     from ..inputs.image import load_image
     from ..inputs.prompt import user_message
-    from ..inputs.video import VideoSampling
 
     VideoSampling().changed(options)  # tells what is wrong with them
     seen: list[Any] = [load_image(source) for source in images]

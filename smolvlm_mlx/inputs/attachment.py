@@ -16,12 +16,13 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PromptError
+from .clip import Clip, VideoSampling
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
 from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .picture import read_image
 from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, normalize_messages
 from .video import LIMITS as VIDEO_LIMITS
-from .video import Clip, VideoSampling, decode, read_video
+from .video import OnFrame, decode, read_video
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
 PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
@@ -122,10 +123,10 @@ class Video:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Clip[Tiled]:
-        """Its frames, cut; those of the last sampling and settings are kept."""
+    def clip(self, sampling: VideoSampling, settings: ImageSettings, on_frame: OnFrame[Tiled]) -> Clip[Tiled]:
+        """Its frames, cut; those of the last sampling and settings are kept, and `on_frame` is not called again."""
         if self._clip is None or self._clip[:2] != (sampling, settings):
-            clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)))
+            clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import VideoError
+from .clip import FALLBACK_FPS
 from .fetch import short
-from .video import FALLBACK_FPS, opened, upright
+from .video import opened, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from .attachment import Attachment, Tiled, Video
+from .clip import Clip, VideoSampling, from_frames, words
 from .files import read_json_if_there
 from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .prompt import IMAGE, Message, free_character, image_text, normalize_messages
 from .template import ChatTemplate
 from .tokenizer import Tokenizer, chat_template
-from .video import Clip, VideoSampling, decode, from_frames, read_video, words
+from .video import OnFrame, decode, read_video
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Processor:
         longest_edge: int | None = None,
         split: bool | None = None,
         max_tiles: int | None = None,
+        on_frame: OnFrame[Tiled] = lambda frame, count: None,
     ) -> Inputs:
         """Make the inputs of a conversation.
 
@@ -122,6 +124,7 @@ class Processor:
             longest_edge: pixels of a picture's longer side before it is split (the model card's N x 384 or N x 512).
             split: off, a picture is one tile.
             max_tiles: budget for the tiles of one picture; `longest_edge` shrinks until it is kept.
+            on_frame: called with each frame of a video while the next are decoded, and how many there are.
 
         Raises:
             PromptError, ImageError, FetchError: what the messages hold cannot be used.
@@ -132,7 +135,7 @@ class Processor:
             split=self.settings.split if split is None else split,
             max_tiles=self.settings.max_tiles if max_tiles is None else max_tiles,
         )
-        checked = self._checked(messages, settings)
+        checked = self._checked(messages, settings, on_frame)
         parts = [part for message in checked for part in message["content"] if part["type"] == "image"]
         pictures = tuple(part["tiled"] if "tiled" in part else _tiled(part, settings) for part in parts)
         ids = self._encode(checked, [picture.layout for picture in pictures], add_generation_prompt)
@@ -161,19 +164,24 @@ class Processor:
                 mask[len(prompt) : ends[-1] if ends and ends[-1] > len(prompt) else len(turn)] = True
         return mask
 
-    def _checked(self, messages: Sequence[Message], settings: ImageSettings) -> list[dict[str, Any]]:
+    def _checked(
+        self, messages: Sequence[Message], settings: ImageSettings, on_frame: OnFrame[Tiled] = lambda frame, count: None
+    ) -> list[dict[str, Any]]:
         """Messages in one form, their videos taken apart into cut frames and the words around them."""
         one_tile = replace(settings, **self.one_tile)
         return [
-            {**message, "content": [small for part in message["content"] for small in self._frames(part, one_tile)]}
+            {
+                **message,
+                "content": [small for part in message["content"] for small in self._frames(part, one_tile, on_frame)],
+            }
             for message in normalize_messages(messages)
         ]
 
-    def _frames(self, part: dict[str, Any], settings: ImageSettings) -> list[dict[str, Any]]:
+    def _frames(self, part: dict[str, Any], settings: ImageSettings, on_frame: OnFrame[Tiled]) -> list[dict[str, Any]]:
         if part["type"] != "video":
             return [part]
         sampling = self.sampling.changed(part)
-        clip = _clip(part, sampling, settings)
+        clip = _clip(part, sampling, settings, on_frame)
         texts = [[{"type": "text", "text": text}] if text else [] for text in words(clip, sampling.with_times)]
         images = [[{"type": "image", "tiled": frame}] for frame in clip.frames]
         return [small for pair in zip(texts, [*images, []], strict=True) for smalls in pair for small in smalls]
@@ -205,10 +213,12 @@ def _tiled(part: Any, settings: ImageSettings) -> Tiled:
     return image.tiled(settings) if isinstance(image, Attachment) else Tiled(*make_tiles(load_image(part), settings))
 
 
-def _clip(part: dict[str, Any], sampling: VideoSampling, settings: ImageSettings) -> Clip[Tiled]:
+def _clip(
+    part: dict[str, Any], sampling: VideoSampling, settings: ImageSettings, on_frame: OnFrame[Tiled]
+) -> Clip[Tiled]:
     if part.get("frames") is not None:
         return from_frames([_tiled(frame, settings) for frame in part["frames"]], part.get("fps"))
     video = part.get("video")
     if isinstance(video, Video):
-        return video.clip(sampling, settings)
-    return decode(read_video(part), sampling, lambda frame: Tiled(*make_tiles(frame, settings)))
+        return video.clip(sampling, settings, on_frame)
+    return decode(read_video(part), sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)

@@ -1,23 +1,20 @@
-"""Videos to frames and their times: which frames SmolVLM2 sees, and the words around them.
+"""Encoded videos (path, URL or bytes) to the frames a model sees.
 
-In goes a video (path, URL, bytes, or frames already chosen); out comes a `Clip`. Sampling and words are those of transformers'
-processing_smolvlm.py and video_processing_smolvlm.py (5.23). Only this file and `camera` know PyAV. Files are opened here
-and read from memory, in formats that name no other files: ffmpeg never gets their path or an address to open.
+Only this file and `camera` know PyAV. Files are opened here and read from memory, in formats that name no other files: ffmpeg
+never gets their path or an address to open.
 """
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 from PIL import Image
 
 from ..errors import VideoError
+from .ahead import ahead
+from .clip import FALLBACK_FPS, Clip, Frame, VideoSampling, sample
 from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path, short
 from .picture import MAX_PIXELS
 
@@ -30,101 +27,9 @@ MAX_VIDEO_BYTES = 256 * 2**20
 LIMITS = FetchLimits(max_bytes=MAX_VIDEO_BYTES, timeout=120.0)
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
-FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
-SKIPPED_SECONDS = 1  # at both ends of a long video
-V1_FRAMES = 50
-Frame = TypeVar("Frame")
+OnFrame = Callable[[Frame, int], None]  # called with a frame, and how many the video has
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
-AHEAD = 4  # frames decoded before one is converted: what is held of them in full
-
-
-@dataclass(frozen=True)
-class VideoSampling:
-    """How frames are chosen: `video_sampling` of preprocessor_config.json; `start` and `end` in seconds bound them."""
-
-    fps: float = 1.0
-    max_frames: int = 64
-    longest_edge: int = 512  # of a frame, before it becomes a square tile
-    with_times: bool = True  # SmolVLM2's words around the frames; the first family has frames alone
-    start: float | None = None
-    end: float | None = None
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], tile_size: int) -> "VideoSampling":
-        """From preprocessor_config.json; without `video_sampling` (the first family) up to 50 frames, evenly, no words."""
-        given = raw.get("video_sampling")
-        if not isinstance(given, Mapping):
-            return cls(float("inf"), V1_FRAMES, tile_size, with_times=False)
-        size = given.get("video_size", {})
-        edge = size.get("longest_edge") if isinstance(size, Mapping) else size
-        return cls(given.get("fps", 1), given.get("max_frames", 64), edge or tile_size).changed({})
-
-    def changed(self, values: Mapping[str, Any]) -> "VideoSampling":
-        """With other values of fps, max_frames, start or end.
-
-        Raises:
-            VideoError: one is out of range.
-        """
-        known = {key: values[key] for key in ("fps", "max_frames", "start", "end") if values.get(key) is not None}
-        changed = replace(self, **known)
-        numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
-        for name, value in numbers.items():
-            wrong = isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
-            if wrong or (name == "fps" and not value):
-                raise VideoError(f"{name} is {short(value)}, not a positive number")
-        if type(changed.max_frames) is not int or changed.max_frames < 1:
-            raise VideoError(f"max_frames is {short(changed.max_frames)}, not a whole number above 0")
-        if changed.end is not None and changed.end <= (changed.start or 0.0):
-            raise VideoError(f"end {changed.end} is not after start {changed.start or 0.0}")
-        return changed
-
-
-@dataclass(frozen=True)
-class Clip(Generic[Frame]):
-    """The frames of a video that a model sees. `note` says what is unusual about it, for people."""
-
-    frames: tuple[Frame, ...]
-    times: tuple[float, ...]  # of each frame, in seconds
-    duration: float
-    note: str = ""
-
-
-def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
-    """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's `sample_frames`)."""
-    first, last = 0, count - 1
-    duration = count / fps
-    if sampling.start is not None or sampling.end is not None:
-        first = min(int((sampling.start or 0.0) * fps), last)
-        last = max(first, min(int((sampling.end if sampling.end is not None else duration) * fps), count) - 1)
-        duration = (last - first + 1) / fps
-    elif sampling.with_times and duration - 2 * SKIPPED_SECONDS > sampling.max_frames * sampling.fps:
-        skipped = int(SKIPPED_SECONDS * fps), min(int(count - SKIPPED_SECONDS * fps), last)
-        first, last = skipped if skipped[0] < skipped[1] else (first, last)
-    wanted = max(1, round(min(sampling.fps * duration, sampling.max_frames)))
-    return [int(index) for index in np.unique(np.linspace(first, last, wanted, dtype=int))]
-
-
-def words(clip: Clip[Any], with_times: bool) -> list[str]:
-    """The texts before each frame, and after the last."""
-    if not with_times:
-        return [""] * (len(clip.frames) + 1)
-    from num2words import num2words
-
-    stamps = [f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:" for second in clip.times]
-    length = timedelta(seconds=int(clip.duration))
-    intro = (
-        f"You are provided the following series of {num2words(len(clip.frames))} frames "
-        f"from a {length} [H:MM:SS] video.\n"
-    )
-    return [intro + stamps[0], *stamps[1:], "\n\n"]
-
-
-def from_frames(frames: Sequence[Frame], fps: float | None = None) -> Clip[Frame]:
-    """A clip of frames that were chosen already, all of which are kept."""
-    if not frames:
-        raise VideoError("a video of no frames")
-    rate = FALLBACK_FPS if fps is None else fps
-    return Clip(tuple(frames), tuple(number / rate for number in range(len(frames))), len(frames) / rate)
+AHEAD = 4  # frames decoded before one is converted, and converted before one is used: what is held of them in full
 
 
 def read_video(part: Any, limits: FetchLimits = LIMITS) -> bytes:
@@ -180,12 +85,22 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
 @overload
 def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]: ...
 @overload
-def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]) -> Clip[Frame]: ...
-def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Any] = lambda frame: frame) -> Any:
-    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them while the next are decoded.
+def decode(
+    data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame], on_frame: OnFrame[Frame] = ...
+) -> Clip[Frame]: ...
+def decode(
+    data: bytes,
+    sampling: VideoSampling,
+    convert: Callable[[Image.Image], Any] = lambda frame: frame,
+    on_frame: OnFrame[Any] = lambda frame, count: None,
+) -> Any:
+    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them.
 
     Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
-    damaged file still gives is used, and said in the clip's note.
+    damaged file still gives is used, and said in the clip's note. Decoding, `convert` and `on_frame` go on side by side.
+
+    Args:
+        on_frame: called in this thread with each frame as soon as it is there.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -197,20 +112,16 @@ def decode(data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image]
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else FALLBACK_FPS
         wanted = sample(len(times), fps, sampling)
-        futures: list[Future[Any]] = []
-        kept: list[int] = []
-        with ThreadPoolExecutor(1) as pool:
-            for index, frame in _frames_at(file, stream, times, wanted):
-                futures.append(pool.submit(lambda frame: convert(upright(frame)), frame))
-                kept.append(index)
-                if len(futures) > AHEAD:
-                    futures[-AHEAD].result()
-    if not futures:
+        decoded = ahead(_frames_at(file, stream, times, wanted), AHEAD)
+        kept: dict[int, Any] = {}
+        for index, frame in ahead(((index, convert(upright(frame))) for index, frame in decoded), AHEAD):
+            kept[index] = frame
+            on_frame(frame, len(wanted))
+    if not kept:
         raise VideoError("no frame of the video can be decoded, it may be damaged")
     missing = len(wanted) - len(kept)
     note = f"{missing} of {len(wanted)} frames could not be decoded" if missing else ""
-    frames = tuple(future.result() for future in futures)
-    return Clip(frames, tuple(index / fps for index in kept), len(times) / fps, note)
+    return Clip(tuple(kept.values()), tuple(index / fps for index in kept), len(times) / fps, note)
 
 
 def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[int]:

@@ -1,0 +1,22 @@
+"""Iteration in a thread of its own, a few items ahead of whoever uses them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+_END: Any = object()
+
+
+def ahead(items: Iterable[Item], most: int) -> Iterator[Item]:
+    """The items in order, up to `most` of them made before they are asked for. What `items` raises is raised at its place."""
+    source = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = deque(pool.submit(next, source, _END) for _ in range(most))
+            while (item := waiting.popleft().result()) is not _END:
+                waiting.append(pool.submit(next, source, _END))
+                yield item
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
