@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx import backend
 from smolvlm_mlx.apps import bench_report, cli
 from smolvlm_mlx.bench import Phase, Plan, Result, Run, bench
 from smolvlm_mlx.calibration import count_kernels, is_fused
@@ -145,7 +146,8 @@ def test_random_model_is_ready_to_answer() -> None:
     model = random_model(BUNDLED, mx.float16, bits=8)
     kinds = {array.dtype for array in model.named_parameters().values()}
     assert kinds == {mx.float16, mx.uint32}
-    assert all("qkv_proj" in layer.self_attn for layer in model.language_model.layers)
+    joined = backend.name() != "cpu"
+    assert all(("qkv_proj" in layer.self_attn) == joined for layer in model.language_model.layers)
 
 
 # ---- limits
@@ -193,21 +195,22 @@ def test_checks_on_a_cpu() -> None:
     shown = {check.name: check for check in machine_checks()}
     assert "none on a CPU" in shown["fused attention"].value
     model = random_model(BUNDLED, mx.float32)
-    assert [check.fine for check in model_checks(model, {"logits": mx.float32})] == [True, True]
+    assert [check.fine for check in model_checks(model, {"logits": mx.float32})] == [True]
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-def test_checks_see_what_fell_back() -> None:
+def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(BUNDLED, mx.float32)
     model.language_model.layers[1].mlp.down_proj.weight = mx.zeros((192, 512), mx.bfloat16)
-    mixed, _ = model_checks(model, {"logits": mx.float32, "keys": mx.float16})
+    (mixed,) = model_checks(model, {"logits": mx.float32, "keys": mx.float16})
     assert not mixed.fine
     assert mixed.value == "MIXED, weights: bfloat16, float32; keys: float16"
-    _, joined = model_checks(SmolVLM(BUNDLED), {})
-    assert joined == Check("joined projections", "0 of 12; the rest differ in bits or dtype", False)
     slow = model_checks(random_model(BUNDLED, mx.bfloat16), {})[0]
     assert not slow.fine
     assert "float32" in slow.value
+    monkeypatch.setattr(backend, "name", lambda: "metal")
+    joined = model_checks(SmolVLM(BUNDLED), {})[-1]
+    assert joined == Check("joined projections", "0 of 12; the rest differ in bits or dtype", False)
 
 
 def test_info_names_mixed_dtypes(
@@ -250,7 +253,7 @@ def test_result(result: Result) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize(("dtype", "matrices"), [(mx.bfloat16, 4 * 4 + 1), (mx.float32, 0)])
+@pytest.mark.parametrize(("dtype", "matrices"), [(mx.bfloat16, 4 * 7 + 1), (mx.float32, 0)])
 def test_kernels_of_a_step(dtype: mx.Dtype, matrices: int) -> None:
     kernels = Run(random_model(BUNDLED, dtype), ImageSettings(64, 128), Plan()).count_step()
     assert kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices  # without attention's two a layer

@@ -39,10 +39,18 @@ def close(have: mx.array, want: list[float]) -> None:
     np.testing.assert_allclose(np.array(have).flatten(), want, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("fuse", [True, False])
-def test_stages_and_logits_are_the_references(golden: tuple[dict[str, Any], Path], fuse: bool) -> None:
+@pytest.mark.parametrize("form", ["fused", "apart", "as on a GPU"])
+def test_stages_and_logits_are_the_references(
+    golden: tuple[dict[str, Any], Path], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     want, folder = golden
-    model, _ = load(folder, "float32", fuse=fuse)
+    with monkeypatch.context() as patch:
+        if form == "as on a GPU":
+            monkeypatch.setattr(cpu, "is_used", lambda x: False)
+            patch.setattr(cpu, "is_device", lambda: False)
+        model, _ = load(folder, "float32", fuse=form != "apart")
+    joined = form == "as on a GPU" or (form == "fused" and backend.name() != "cpu")
+    assert ("qkv_proj" in model.language_model.layers[0].self_attn) == joined
     pixel_values = pattern(3)
     close(model.vision_model(pixel_values)[:, ::21, ::32], want["image_features"])
     close(model.encode_images(pixel_values)[:, ::5, ::32], want["image_tokens"])
@@ -181,7 +189,8 @@ def test_gradients_reach_every_parameter(tiny: Path) -> None:
     assert still == []
 
 
-def test_fusing_needs_equal_forms() -> None:
+def test_fusing_needs_equal_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "is_device", lambda: False)
     a, b = nn.Linear(64, 8), nn.Linear(64, 16)
     x = mx.random.normal((3, 64))
     fused = fuse_linears(a, b)
@@ -216,5 +225,5 @@ def test_cpu_activations_are_mlx_activations() -> None:
     np.testing.assert_allclose(np.array(gelu), np.array(nn.gelu_approx(x)), rtol=1e-5, atol=1e-5)
     gate, up = mx.split(x, 2, axis=-1)
     swiglu = gate * mx.sigmoid(gate) * up
-    np.testing.assert_allclose(np.array(cpu.swiglu(x * 1)), np.array(swiglu), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(cpu.swiglu(gate * 1, up * 1)), np.array(swiglu), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.array(cpu.gelu_tanh(x * 1)), np.array(gelu), rtol=1e-5, atol=1e-5)

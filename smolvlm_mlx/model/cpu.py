@@ -84,19 +84,15 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def swiglu(gate_up: mx.array) -> mx.array:
-    """silu(gate) * up of gate and up side by side: (B, T, 2I) -> (B, T, I)."""
-    B, T, I = gate_up.shape
-    pairs, out = _view(gate_up).reshape(B * T, 2, I // 2), np.empty((B * T, I // 2), np.float32)
-    rows = max(1, _BLOCK // I)
-    for start in range(0, B * T, rows):
-        gate, up, y = pairs[start : start + rows, 0], pairs[start : start + rows, 1], out[start : start + rows]
-        np.negative(gate, out=y)
-        np.exp(y, out=y)  # overflows to inf, and the quotient to 0, as it should
-        y += 1
-        np.divide(gate, y, out=y)
-        y *= up
-    return mx.array(out).reshape(B, T, I // 2)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, as `activations.swiglu`; overwrites up, which must be a result that nothing else uses."""
+    mx.eval(gate, up)
+    for x, y in zip(_blocks(gate), _blocks(up), strict=True):
+        z = np.exp(-x)  # overflows to inf, and the quotient to 0, as it should
+        z += 1
+        np.divide(x, z, out=z)
+        y *= z
+    return up
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -104,7 +100,7 @@ def decode_step(layers: Sequence[Any], x: mx.array, caches: Sequence[Any]) -> mx
     """All of a decoder's layers for the next token of one conversation: (1, 1, Dt) -> (1, 1, Dt).
 
     Args:
-        layers: `DecoderLayer`s whose projections are plain and fused.
+        layers: `DecoderLayer`s that are plain.
         caches: a `KVCache` for each, not empty; they grow by one token.
     """
     attention, offset = layers[0].self_attn, caches[0].offset
@@ -114,19 +110,23 @@ def decode_step(layers: Sequence[Any], x: mx.array, caches: Sequence[Any]) -> mx
     y = np.array(x).reshape(-1)
     for layer, cache in zip(layers, caches, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = (np.asarray(attention.qkv_proj.weight) @ _normed(layer.input_layernorm, y)).reshape(-1, d)
-        left, right = qkv[: h + k, : d // 2], qkv[: h + k, d // 2 :]
+        normed = _normed(layer.input_layernorm, y)
+        query, key, value = (
+            (np.asarray(linear.weight) @ normed).reshape(-1, d)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        left, right = np.split(np.concatenate([query, key]), 2, axis=1)
         turned = np.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=1)
         keys, values = (_view(array)[0] for array in cache.row())  # (k, more than offset, d)
-        keys[:, offset], values[:, offset] = turned[h:], qkv[h + k :]
+        keys[:, offset], values[:, offset] = turned[h:], value
         queries = (turned[:h] * attention.scale).reshape(k, h // k, d)
         scores = queries @ keys[:, : offset + 1].swapaxes(1, 2)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         out = scores @ values[:, : offset + 1] / scores.sum(axis=-1, keepdims=True)
         y += np.asarray(attention.o_proj.weight) @ out.reshape(-1)
-        gate_up = np.asarray(mlp.gate_up_proj.weight) @ _normed(layer.post_attention_layernorm, y)
-        gate, up = gate_up.reshape(2, -1)
+        normed = _normed(layer.post_attention_layernorm, y)
+        gate, up = np.asarray(mlp.gate_proj.weight) @ normed, np.asarray(mlp.up_proj.weight) @ normed
         y += np.asarray(mlp.down_proj.weight) @ (gate / (1 + np.exp(-gate)) * up)
     for cache in caches:
         cache.offset += 1

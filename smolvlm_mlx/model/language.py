@@ -72,9 +72,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fused = False
 
     def fuse(self) -> None:
         """For inference: one projection in place of two."""
+        self.fused = True
         gate_up_proj = fuse_linears(self.gate_proj, self.up_proj)
         if gate_up_proj is not None:
             self.gate_up_proj = gate_up_proj
@@ -82,12 +84,11 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         if "gate_up_proj" in self:
-            gate_up = self.gate_up_proj(x)
-            if x.shape[1] > 1 and cpu.is_used(x):
-                return self.down_proj(cpu.swiglu(gate_up))
-            gate, up = mx.split(gate_up, 2, axis=-1)
+            gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.fused and x.shape[1] > 1 and cpu.is_used(x):
+            return self.down_proj(cpu.swiglu(gate, up))
         return self.down_proj(swiglu(gate, up))
 
 
@@ -107,10 +108,9 @@ class DecoderLayer(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its projections are fused and multiply by one matrix each: no adapters, no quantization."""
-        attention, mlp = self.self_attn, self.mlp
-        linears = (attention.get("qkv_proj"), attention.o_proj, mlp.get("gate_up_proj"), mlp.down_proj)
-        return all(type(linear) is nn.Linear for linear in linears)
+        """Whether its projections are apart and multiply by one matrix each: no adapters, no quantization."""
+        names = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+        return all(type(self[part].get(name)) is nn.Linear for part in names for name in names[part])
 
 
 class LanguageModel(nn.Module):
