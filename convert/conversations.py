@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.questions import KINDS, Pair, describe, listed, text_alone, what_is_in
+from convert.questions import KINDS, Pair, counts, describe, listed, text_alone, what_is_in
 from convert.scenes import make_alike, make_crowd, make_scene
 from convert.several import Part, compare, follow_up, frames, picture_part, remember, text_part
 from convert.world import Scene
@@ -105,6 +105,20 @@ def make_search(rng: Random) -> Question:
     if not pairs:  # two texts of one color leave little to ask
         return make_search(rng)
     return _question("one picture", [picture_part(scene)], list(dict.fromkeys(pairs))[:5])
+
+
+def make_count(rng: Random) -> Question:
+    """Often how many there are of each of many kinds and colors, half of it in one tile; else as above."""
+    kind = rng.random()
+    if kind < 0.15:
+        return make_conversation(rng)
+    if kind < 0.5:
+        return make_search(rng)
+    split = rng.random() < 0.5
+    scene = make_scene(rng, coarse=not split)
+    if rng.random() < 0.75:
+        scene = make_alike(scene, rng)
+    return _question("one picture", [picture_part(scene)], counts(scene, rng), split)
 
 
 def question_about(scene: Scene, rng: Random, kinds: Sequence[str]) -> Question | None:

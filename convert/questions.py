@@ -43,11 +43,23 @@ def how_many(scene: Scene, rng: Random) -> Pair:
     if kind < 0.5:
         return rng.choice(("How many shapes are there?", "How many shapes do you see?")), str(len(scene.shapes))
     if kind < 0.75:
-        name = likely(rng, [thing.color for thing in scene.shapes], tuple(COLORS))
-        return f"How many {name} shapes are there?", str(sum(thing.color == name for thing in scene.shapes))
-    name = likely(rng, [thing.shape for thing in scene.shapes], SHAPES)
-    plural = name + ("es" if name == "cross" else "s")
-    return f"How many {plural} are there?", str(sum(thing.shape == name for thing in scene.shapes))
+        return _count(scene, likely(rng, [thing.color for thing in scene.shapes], tuple(COLORS)))
+    return _count(scene, likely(rng, [thing.shape for thing in scene.shapes], SHAPES))
+
+
+def _count(scene: Scene, name: str) -> Pair:
+    """How many shapes are of a kind or color."""
+    plural = f"{name} shapes" if name in COLORS else f"{name}es" if name == "cross" else f"{name}s"
+    return f"How many {plural} are there?", str(sum(name in (thing.color, thing.shape) for thing in scene.shapes))
+
+
+def counts(scene: Scene, rng: Random) -> list[Pair]:
+    """How many there are of each kind and color in the picture, and of about as many that are not in it."""
+    pairs = [_count(scene, name) for name in rng.sample((*SHAPES, *COLORS), len(SHAPES) + len(COLORS))]
+    there = [pair for pair in pairs if pair[1] != "0"]
+    chosen = [*there, *[pair for pair in pairs if pair[1] == "0"][: max(2, len(there))]]
+    rng.shuffle(chosen)
+    return chosen
 
 
 def where(scene: Scene, rng: Random) -> Pair | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.conversations import Question, make_conversation, make_easy, make_search
+from convert.conversations import Question, make_conversation, make_count, make_easy, make_search
 from convert.pretraining import pretrain
 from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
 from smolvlm_mlx.config import ModelConfig
@@ -76,6 +76,7 @@ STAGES = (
     Stage("one-tile", make_easy, False, Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02)),
     Stage("all", make_conversation, True, Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02)),
     Stage("search", make_search, False, Settings(steps=1800, learning_rate=1e-3, warmup=50, weight_decay=0.02)),
+    Stage("count", make_count, False, Settings(steps=1200, learning_rate=1e-3, warmup=50, weight_decay=0.02)),
 )
 PORT = 15051  # and those after it, on this machine only
 # One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).

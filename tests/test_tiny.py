@@ -35,7 +35,7 @@ def loaded() -> tuple[SmolVLM, Any]:
         ("color", 0.9),
         ("where", 0.9),
         ("yes or no", 0.9),
-        ("how many", 0.75),
+        ("how many", 0.9),
         ("text", 0.75),
         ("two pictures", 0.8),
         ("frames", 0.9),
