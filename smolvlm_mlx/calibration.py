@@ -103,12 +103,22 @@ def total_memory() -> int:
     return memory
 
 
-def is_fused(head_dim: int, queries: int = 64, mask: str | None = None, dtype: mx.Dtype = mx.bfloat16) -> bool:
-    """Whether this backend has one kernel for attention of this form: with `force_fused` MLX raises if not."""
-    x = mx.zeros((1, 2, 64, head_dim), dtype)
-    q = x[:, :, :queries]
+def is_fused(
+    head_dim: int,
+    queries: int = 64,
+    mask: str | None = None,
+    dtype: mx.Dtype = mx.bfloat16,
+    heads: tuple[int, int] = (2, 2),
+) -> bool:
+    """Whether this backend has one kernel for attention of this form: with `force_fused` MLX raises if not.
+
+    Args:
+        queries: rows, of 64 keys.
+        heads: of the queries, and of keys and values.
+    """
+    q, kv = mx.zeros((1, heads[0], queries, head_dim), dtype), mx.zeros((1, heads[1], 64, head_dim), dtype)
     try:
-        mx.eval(mx.fast.scaled_dot_product_attention(q, x, x, scale=1.0, mask=mask, force_fused=True))
+        mx.eval(mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0, mask=mask, force_fused=True))
     except ValueError:
         return False
     return True

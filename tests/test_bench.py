@@ -12,7 +12,7 @@ from smolvlm_mlx import backend
 from smolvlm_mlx.apps import bench_report, cli
 from smolvlm_mlx.bench import Phase, Plan, Result, Run, bench
 from smolvlm_mlx.calibration import count_kernels, is_fused
-from smolvlm_mlx.checks import Check, machine_checks, model_checks
+from smolvlm_mlx.checks import SWITCHES, Check, machine_checks, matmul_units, model_checks
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import BenchError
 from smolvlm_mlx.family import SIZES, random_model
@@ -209,8 +209,52 @@ def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not slow.fine
     assert "float32" in slow.value
     monkeypatch.setattr(backend, "name", lambda: "metal")
-    joined = model_checks(SmolVLM(BUNDLED), {})[-1]
+    *_, joined = model_checks(SmolVLM(BUNDLED), {})
     assert joined == Check("joined projections", "0 of 12; the rest differ in bits or dtype", False)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_quantized_products_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "name", lambda: "metal")
+    *_, rows = model_checks(random_model(BUNDLED, mx.float32, bits=4), {})
+    down, layer = 512 * 192, 2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192  # only `down` has 512 inputs
+    assert rows == Check(
+        "quantized products of one row", f"{4 * down / (4 * layer + HEAD):.0%} of their bytes by the fastest kernel"
+    )
+
+
+MACOS_26, MACOS_15 = "py3-none-macosx_26_0_arm64", "py3-none-macosx_15_0_arm64"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "macos", "wheel", "value", "fine"),
+    [
+        ("applegpu_g13s", "15.1", MACOS_15, "none in applegpu_g13s", True),
+        ("applegpu_g16d", "26.4", MACOS_26, "none in applegpu_g16d", True),
+        ("applegpu_g17p", "26.4", MACOS_26, "none in applegpu_g17p", True),
+        ("applegpu_g17s", "26.2", MACOS_26, "used, but for float32", True),
+        ("applegpu_g18p", "27.0.1", MACOS_26, "used, but for float32", True),
+        ("applegpu_g17s", "26.1", MACOS_26, "NOT USED on macOS 26.1 with", False),
+        ("applegpu_g17s", "26.4", MACOS_15, "NOT USED on macOS 26.4 with py3-none-macosx_15_0", False),
+        ("applegpu_g17s", "26.4", "", "NOT USED on macOS 26.4 with no wheel", False),
+        ("a GPU", "26.4", MACOS_26, "unknown architecture 'a GPU'", True),
+    ],
+)
+def test_matmul_units(architecture: str, macos: str, wheel: str, value: str, fine: bool) -> None:
+    check = matmul_units(architecture, macos, wheel)
+    assert check.value.startswith(value)
+    assert check.fine == fine
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_environment_that_changes_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    assert all(check.fine for check in machine_checks())
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    assert [check.value for check in machine_checks() if check.name == "environment"] == [
+        "MLX_ENABLE_TF32=0: MLX may take other kernels"
+    ]
 
 
 def test_info_names_mixed_dtypes(
