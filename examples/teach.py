@@ -21,9 +21,7 @@ from smolvlm_mlx.training.finetune import prepare
 from smolvlm_mlx.training.plan import Plan
 
 NEW = "cyan"
-PLAN = Plan(
-    rank=16, alpha=32, epochs=4, batch_size=8, accumulate=1, learning_rate=1.5e-3, parts=("decoder", "connector")
-)
+PLAN = Plan(rank=16, alpha=32, epochs=4, batch_size=8, accumulate=1, learning_rate=1e-3, parts=("decoder", "connector"))
 
 
 def cyan_question(rng: Random) -> Question:

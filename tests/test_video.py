@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from fractions import Fraction
@@ -331,3 +333,28 @@ def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(result.output)["tiles"] == 4
     with pytest.raises(VideoError, match=r"end 1\.0 is not after start 2\.0"):
         CliRunner().invoke(cli.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("question", ["What?", "What? " * 9000])
+def test_progress_on_a_terminal_leaves_nothing(tiny: Path, tmp_path: Path, question: str) -> None:
+    (tmp_path / "clip.mp4").write_bytes(encode_video(640, 10))
+    command = [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "generate",
+        "-m",
+        str(tiny),
+        "-n",
+        "2",
+        "-v",
+        str(tmp_path / "clip.mp4"),
+    ]
+    ours, theirs = pty.openpty()
+    done = subprocess.run([*command, question[:30_000]], stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    told = os.read(ours, 2**16).decode()
+    os.close(ours)
+    *shown, last = told.split("\r\x1b[K")
+    assert any(line == "reading pictures: tile 1 of 64" for line in shown)
+    assert (done.returncode, last.strip()) == (0, "") if question == "What?" else "leaves no room" in last

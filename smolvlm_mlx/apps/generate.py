@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..features import Progress
     from ..generation import Stream
 
 
@@ -76,7 +79,10 @@ def generate(
     network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
     picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
-    stream = stream_generate(network, processor, messages, options, picture_options=picture_options, keep_vision=False)
+    with _progress() as progress:
+        stream = stream_generate(
+            network, processor, messages, options, picture_options=picture_options, keep_vision=False, progress=progress
+        )
     _print_answer(stream, loaded - started, as_json)
 
 
@@ -92,6 +98,24 @@ def _messages(
     seen: list[Any] = [load_image(source) for source in images]
     seen += [{**as_part(Video({"url" if "://" in source else "path": source})), **options} for source in videos]
     return [*([{"role": "system", "content": system}] if system else []), user_message(question, seen)]
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress | None]":
+    """Shows on a terminal how far the pictures are read, in a line that goes away; with an error, too."""
+
+    def show(done: int, total: int) -> None:
+        shown = f"reading pictures: tile {done + 1} of {total}" if done < total else ""
+        sys.stderr.write(f"\r\x1b[K{shown}")
+        sys.stderr.flush()
+
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        yield show if is_terminal else None
+    except BaseException:
+        if is_terminal:
+            show(0, 0)
+        raise
 
 
 def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
