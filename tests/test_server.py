@@ -200,7 +200,7 @@ def test_json_schema(openai: Any) -> None:
         (question("What?", "/etc/passwd"), "'/etc/passwd'"),
         (question("What?", "data:image/png;base64,AAAA"), "not a readable picture"),
         (question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17), "17 images; the limit is 16 a request"),
-        (question("word " * 9000), "the model's context is 4096"),
+        (question("word " * 9000), "the model's context of 4096"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: missing"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}}},
