@@ -107,6 +107,8 @@ def _checked(choose: BatchSampler) -> BatchSampler:
 
 
 def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> BatchSampler:
+    if temperature == 0:  # without the import, which takes a second or more
+        return lambda logprobs: mx.argmax(logprobs, axis=-1)
     from mlx_lm.sample_utils import make_sampler
 
     sample: BatchSampler = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
