@@ -5,9 +5,13 @@ library that is loaded first, and globally, win; so OpenBLAS has to be loaded be
 """
 
 import ctypes
+import os
 import sys
 
 OPENBLAS_LIBRARY = "libopenblas.so.0"
+# How long OpenBLAS's threads spin after a product, for another to come: 2^22 cycles, 1 or 2 ms, instead of 2^26. NumPy brings
+# an OpenBLAS of its own, and while the threads of one spin, they take the cores from the other's.
+THREAD_TIMEOUT = "22"
 SLOW_BLAS = "MLX computes on the CPU with its slow built-in BLAS; OpenBLAS is about 30 times faster: "
 INSTALL = "install it with `sudo apt-get install libopenblas0-pthread` (Fedora: `sudo dnf install openblas-threads`)"
 IMPORT_FIRST = "import smolvlm_mlx before mlx (transformers imports mlx too)"
@@ -24,6 +28,7 @@ def load_openblas() -> bool:
     if "mlx.core" in sys.modules:
         _remedy = IMPORT_FIRST
         return False
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT)
     try:
         _openblas = ctypes.CDLL(OPENBLAS_LIBRARY, mode=ctypes.RTLD_GLOBAL)
     except OSError:
