@@ -25,7 +25,8 @@ SWITCHES = (
     "MLX_DISABLE_COMPILE MLX_ENABLE_TF32 MLX_SDPA_PAD_HEAD_DIM MLX_SDPA_BLOCKS MLX_METAL_GPU_ARCH MLX_MAX_OPS_PER_BUFFER"
 ).split()
 UNITS_MACOS, UNITS_WHEEL = (26, 2), (26, 0)  # from which MLX uses the matmul units of the M5
-FAST_ROW = 512  # quantized products of one row are fastest where the matrix has a multiple of so many inputs
+# By bits: quantized products of one row are fastest where the matrix has a multiple of so many inputs.
+FAST_INPUTS = {4: 512, 8: 256}
 FAMILY_HEADS = (64, 72)  # widths of the vision towers' attention heads; the decoders' are 64, too
 
 
@@ -119,7 +120,8 @@ def model_checks(model: SmolVLM, arrays: Mapping[str, mx.Dtype]) -> list[Check]:
     checks.append(Check("joined projections", shown, joined == len(modules)))
     packed = [layer for layer in model.language_model.modules() if isinstance(layer, nn.QuantizedLinear)]
     if packed:
-        fast = [layer for layer in packed if layer.scales.shape[1] * layer.group_size % FAST_ROW == 0]
+        inputs = [(layer.scales.shape[1] * layer.group_size, FAST_INPUTS.get(layer.bits, 512)) for layer in packed]
+        fast = [layer for layer, (count, block) in zip(packed, inputs, strict=True) if count % block == 0]
         share = sum(layer.weight.nbytes for layer in fast) / sum(layer.weight.nbytes for layer in packed)
         checks.append(Check("quantized products of one row", f"{share:.0%} of their bytes by the fastest kernel"))
     return checks

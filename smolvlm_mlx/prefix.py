@@ -103,11 +103,6 @@ def to_batchable(layers: Sequence[KVCache]) -> list[Any]:
 
 def from_batchable(layers: Sequence[Any]) -> list[KVCache]:
     """Ours, of one answer that was taken out of a batch; evaluated, so that nothing else of the batch is held."""
-    made = []
-    for layer in layers:
-        cache = KVCache()
-        cache.keys, cache.values = layer.state[:2]
-        cache.offset = layer.offset
-        made.append(cache)
+    made = [KVCache.of(*layer.state[:2]) for layer in layers]
     mx.async_eval([cache.state for cache in made])
     return made

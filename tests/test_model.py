@@ -11,6 +11,7 @@ from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, cpu
 from smolvlm_mlx.model.activations import gelu_tanh
 from smolvlm_mlx.model.linear import fuse_linears
+from smolvlm_mlx.prefix import from_batchable, to_batchable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -132,6 +133,28 @@ def test_a_fork_keeps_what_it_had(tiny: Path) -> None:
     np.testing.assert_allclose(np.array(model(mx.array([[64]]), fork)[:, -1]), np.array(want), rtol=0, atol=ATOL)
     want = model(mx.array([[5, 9, 77, 18, 3, 64, 120, 1]]))[:, -1]
     np.testing.assert_allclose(np.array(model(mx.array([[1]]), cache)[:, -1]), np.array(want), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("trimmed", [1, 2])
+def test_what_goes_on_from_a_fork_or_a_batch_writes_nowhere_else(tiny: Path, trimmed: int) -> None:
+    model = load(tiny, "float32")[0].language_model
+    ids = [5, 9, 200, 31, 7]
+    cache = model.make_cache(64)
+    model(mx.array([ids]), cache)
+    batched = from_batchable(to_batchable(cache))
+    for others in ([layer.fork() for layer in cache], batched):
+        for layer in others:
+            layer.trim(trimmed)
+        for layer in cache:
+            layer.trim(trimmed)
+        [layer.fork() for layer in cache]  # a shorter one, which does not make the longer rows anyone's own
+        kept = [np.array(layer.keys) for layer in cache]
+        have = model(mx.array([[77]]), others)[:, -1]
+        want = model(mx.array([[*ids[:-trimmed], 77]]))[:, -1]
+        np.testing.assert_allclose(np.array(have), np.array(want), rtol=0, atol=ATOL)
+        for layer, keys in zip(cache, kept, strict=True):
+            np.testing.assert_array_equal(np.array(layer.keys), keys)
+            layer.offset = len(ids)
 
 
 def test_quantized_cache_is_close(tiny: Path) -> None:

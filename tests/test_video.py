@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 from threading import Event
@@ -278,6 +279,17 @@ def test_frames_are_used_while_the_next_are_decoded() -> None:
     clip = decode(encode_video(80), VideoSampling(), convert, lambda frame, count: used.set())
     assert list(clip.frames) == frames
     assert len(frames) == 8
+
+
+def test_a_decoder_that_is_left_early_ends_its_threads() -> None:
+    def stop(frame: Image.Image, count: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as raised:
+        decode(encode_video(640), VideoSampling(), lambda frame: frame, stop)
+    assert threading.active_count() == before
+    assert raised.tb  # which holds all that was under way
 
 
 def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

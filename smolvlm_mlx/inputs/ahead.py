@@ -1,7 +1,7 @@
 """Iteration in a thread of its own, a few items ahead of whoever uses them."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -9,8 +9,11 @@ Item = TypeVar("Item")
 _END: Any = object()
 
 
-def ahead(items: Iterable[Item], most: int) -> Iterator[Item]:
-    """The items in order, up to `most` of them made before they are asked for. What `items` raises is raised at its place."""
+def ahead(items: Iterable[Item], most: int) -> Generator[Item]:
+    """The items in order, up to `most` of them made before they are asked for. What `items` raises is raised at its place.
+
+    Close it, where it may be left early and what `items` uses must not outlive that: this ends the thread.
+    """
     source = iter(items)
     with ThreadPoolExecutor(1) as pool:
         try:

@@ -6,7 +6,7 @@ never gets their path or an address to open.
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -112,11 +112,15 @@ def decode(
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else FALLBACK_FPS
         wanted = sample(len(times), fps, sampling)
-        decoded = ahead(_frames_at(file, stream, times, wanted), AHEAD)
         kept: dict[int, Any] = {}
-        for index, frame in ahead(((index, convert(upright(frame))) for index, frame in decoded), AHEAD):
-            kept[index] = frame
-            on_frame(frame, len(wanted))
+        with closing(
+            ahead(_frames_at(file, stream, times, wanted), AHEAD)
+        ) as decoded:  # its thread ends before the file does
+            converted = ((index, convert(upright(frame))) for index, frame in decoded)
+            with closing(ahead(converted, AHEAD)) as frames:
+                for index, frame in frames:
+                    kept[index] = frame
+                    on_frame(frame, len(wanted))
     if not kept:
         raise VideoError("no frame of the video can be decoded, it may be damaged")
     missing = len(wanted) - len(kept)
