@@ -1,18 +1,15 @@
-"""What MLX computes on: the default device, its dtype, and on Linux the BLAS that its CPU backend uses.
+"""What MLX computes on: the default device, its dtype, and on Linux the BLAS that training on a CPU multiplies with.
 
-The Linux CPU wheel of MLX brings a reference BLAS that is about 30 times slower in float32 than OpenBLAS. Symbols of a
-library that is loaded first, and globally, win; so OpenBLAS has to be loaded before `mlx.core` is imported.
+The Linux CPU wheel of MLX brings a reference BLAS that is about 30 times slower in float32 than OpenBLAS. Inference does not
+need it (`model/fast/cpu.py` multiplies with NumPy's); gradients do. Symbols of a library that is loaded first, and globally,
+win; so the system's OpenBLAS, if there is one, is loaded before `mlx.core` is imported.
 """
 
 import ctypes
-import os
 import sys
 
 OPENBLAS_LIBRARY = "libopenblas.so.0"
-# How long OpenBLAS's threads spin after a product, for another to come: 2^22 cycles, 1 or 2 ms, instead of 2^26. NumPy brings
-# an OpenBLAS of its own, and while the threads of one spin, they take the cores from the other's.
-THREAD_TIMEOUT = "22"
-SLOW_BLAS = "MLX computes on the CPU with its slow built-in BLAS; OpenBLAS is about 30 times faster: "
+SLOW_TRAINING = "training on the CPU multiplies with MLX's own slow BLAS; OpenBLAS is about 30 times faster: "
 INSTALL = "install it with `sudo apt-get install libopenblas0-pthread` (Fedora: `sudo dnf install openblas-threads`)"
 IMPORT_FIRST = "import smolvlm_mlx before mlx (transformers imports mlx too)"
 
@@ -28,7 +25,6 @@ def load_openblas() -> bool:
     if "mlx.core" in sys.modules:
         _remedy = IMPORT_FIRST
         return False
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT)
     try:
         _openblas = ctypes.CDLL(OPENBLAS_LIBRARY, mode=ctypes.RTLD_GLOBAL)
     except OSError:
@@ -36,9 +32,9 @@ def load_openblas() -> bool:
     return True
 
 
-def blas_problem() -> str | None:
-    """What to say if this process computes on Linux's CPU backend without OpenBLAS. Imports MLX."""
-    return SLOW_BLAS + _remedy if sys.platform == "linux" and _openblas is None and name() == "cpu" else None
+def training_problem() -> str | None:
+    """What to say where this process trains on Linux's CPU backend without OpenBLAS. Imports MLX."""
+    return SLOW_TRAINING + _remedy if sys.platform == "linux" and _openblas is None and name() == "cpu" else None
 
 
 def name() -> str:

@@ -6,7 +6,6 @@ accepts files that `safetensors` rejects, and crashes on some), so every shard i
 names, shapes and dtypes are compared with those of the module tree that the validated config describes.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from .errors import CheckpointError
 from .hub import find
 from .inputs.files import read_json, shown
 from .inputs.processor import Processor
-from .model import SmolVLM
+from .model import SmolVLM, optimize
 from .quantization import Quantization, quantize_modules
 from .shards import Tensor, find_shards, listed, read_header, same_bytes
 
@@ -73,12 +72,16 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()})
 
-    def read(self) -> Iterator[tuple[str, mx.array]]:
-        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated."""
+    def read(self, stream: mx.Stream | None = None) -> Iterator[tuple[str, mx.array]]:
+        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated.
+
+        Args:
+            stream: of the CPU, which reads; the thread's own by default.
+        """
         shards: dict[Path, dict[str, mx.array]] = {}
         for tensor in self.tensors.values():
             if tensor.shard not in shards:
-                shards[tensor.shard] = mx.load(str(tensor.shard))  # type: ignore[assignment]  # no .npy
+                shards[tensor.shard] = mx.load(str(tensor.shard), stream=stream)  # type: ignore[assignment]  # no .npy
             array = shards[tensor.shard].pop(tensor.key)
             if self.is_hf_layout and tensor.name == _PATCH_KERNEL:
                 array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
@@ -110,7 +113,9 @@ def load(
         adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.
         fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
         lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
-            files must not change meanwhile.
+            files must not change meanwhile, and only one thread at a time may use the model until they are read.
+
+    A model may be used by any thread, whichever loaded it.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
@@ -118,19 +123,24 @@ def load(
     """
     compute = _dtype(dtype or backend.default_dtype())
     checkpoint = open_checkpoint(find(path_or_id, revision))
-    problem = backend.blas_problem()
-    if problem is not None:
-        warnings.warn(problem, stacklevel=2)  # shown once per place
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
         processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
-        model = _fill(checkpoint, compute, adapter, fuse, bool(lazy))
-        if lazy == "vision":
-            mx.eval(model.language_model.parameters())
+        if lazy:  # what is not computed yet has to be on a stream that any thread can use
+            with mx.stream(mx.new_thread_unsafe_stream(mx.default_device())):
+                reading = mx.new_thread_unsafe_stream(mx.cpu)
+                model = _fill(checkpoint, compute, adapter, fuse, reading)
+                if lazy == "vision":
+                    mx.eval(model.language_model.parameters())
+        else:
+            model = _fill(checkpoint, compute, adapter, fuse)
     return model, processor.result()
 
 
-def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, fuse: bool, lazy: bool) -> SmolVLM:
-    weights = dict(checkpoint.read())
+def _fill(
+    checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, fuse: bool, reading: mx.Stream | None = None
+) -> SmolVLM:
+    """Build a checkpoint's model with its weights; with `reading`, they are read on that stream when they are first used."""
+    weights, lazy = dict(checkpoint.read(reading)), reading is not None
     if checkpoint.is_tied:
         weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
     model = checkpoint.build(checkpoint.is_tied)
@@ -144,7 +154,7 @@ def _fill(checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, f
         load_adapter(model, adapter, base)
     model.eval()
     if fuse:
-        model.fuse(lazy)
+        optimize(model, lazy)
     if not lazy:
         mx.eval(model.parameters())
     if dtype == mx.float16:

@@ -44,12 +44,11 @@ def machine_checks(heads: Iterable[int] = FAMILY_HEADS, dtype: mx.Dtype = mx.bfl
     checks = []
     on_cpu = backend.name() == "cpu"
     if on_cpu and sys.platform == "linux":
-        problem = backend.blas_problem()
-        checks.append(Check("BLAS", problem or "OpenBLAS", problem is None))
+        checks.append(Check("BLAS", f"NumPy's; {backend.training_problem() or 'OpenBLAS for training'}"))
     if on_cpu and mx.device_count(mx.gpu):
         checks.append(Check("device", "the CPU, though there is a GPU", fine=False))
     if on_cpu:
-        checks.append(Check("fused attention", "none on a CPU; NumPy takes its exponentials"))
+        checks.append(Check("fused attention", "none on a CPU, where it is NumPy's"))
     else:
         fused = {width: is_fused(width, dtype=dtype) for width in heads}
         shown = ", ".join(f"head width {width}: {'yes' if fine else 'NO'}" for width, fine in fused.items())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from .config import ModelConfig, TextConfig, VisionConfig
 from .inputs.image import ImageSettings
-from .model import SmolVLM
+from .model import SmolVLM, optimize
 from .quantization import Quantization, Recipe, quantize_modules
 
 
@@ -68,7 +68,7 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
         form = Quantization(bits, recipe.group_size)
         quantize_modules(model, form, lambda module: recipe.module_bits(module) is not None)
     model.eval()
-    model.fuse()  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
+    optimize(model)  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
     mx.eval(model.parameters())
     return model
 

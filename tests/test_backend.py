@@ -1,21 +1,34 @@
-"""What importing the package prepares."""
+"""What importing the package prepares, and what is said where OpenBLAS is not there."""
 
 import os
 import subprocess
 import sys
-
-from smolvlm_mlx import backend
+from pathlib import Path
 
 import pytest
 
-SHOW = "import os, sys, smolvlm_mlx; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'), 'mlx.core' in sys.modules)"
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for Linux")
+SHOW = "import sys, smolvlm_mlx; print('mlx.core' in sys.modules); from smolvlm_mlx import backend; print(backend.{})"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for Linux")
-@pytest.mark.parametrize(("given", "want"), [(None, backend.THREAD_TIMEOUT), ("26", "26")])
-def test_openblas_is_told_to_rest_before_mlx_is_there(given: str | None, want: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
-    if given is not None:
-        environment["OPENBLAS_THREAD_TIMEOUT"] = given
-    done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [want, "False"]
+def python(source: str, **environment: str) -> list[str]:
+    run = [sys.executable, "-c", source]
+    return subprocess.run(
+        run, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+@ON_LINUX
+def test_openblas_is_loaded_before_mlx() -> None:
+    libraries = python("import smolvlm_mlx; print(open('/proc/self/maps').read())")
+    is_loaded = any("openblas" in line for line in libraries)
+    assert python(SHOW.format("load_openblas()")) == ["False", str(is_loaded)]
+
+
+@ON_LINUX
+def test_training_without_openblas_is_said(tmp_path: Path) -> None:
+    (tmp_path / "libopenblas.so.0").touch()  # which is what the loader finds first, and cannot load
+    said = python(SHOW.format("training_problem()"), LD_LIBRARY_PATH=str(tmp_path))
+    assert said[0] == "False"
+    on_cpu = python("from smolvlm_mlx import backend; print(backend.name())") == ["cpu"]
+    assert ("apt-get install libopenblas0-pthread" in said[1]) == on_cpu

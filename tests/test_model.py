@@ -8,9 +8,9 @@ from unittest.mock import Mock
 from convert.random_checkpoint import TILE
 from smolvlm_mlx import backend, load
 from smolvlm_mlx.generation import prefill
-from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, cpu
-from smolvlm_mlx.model.activations import gelu_tanh
-from smolvlm_mlx.model.linear import fuse_linears
+from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, optimize
+from smolvlm_mlx.model.activations import gelu_tanh, swiglu
+from smolvlm_mlx.model.fast import cpu, gpu, kernels
 from smolvlm_mlx.prefix import from_batchable, to_batchable
 
 import mlx.core as mx
@@ -40,17 +40,17 @@ def close(have: mx.array, want: list[float]) -> None:
     np.testing.assert_allclose(np.array(have).flatten(), want, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("form", ["fused", "apart", "as on a GPU"])
+@pytest.mark.parametrize("form", ["plain", "fast", "fast on a GPU"])
 def test_stages_and_logits_are_the_references(
     golden: tuple[dict[str, Any], Path], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want, folder = golden
-    with monkeypatch.context() as patch:
-        if form == "as on a GPU":
-            monkeypatch.setattr(cpu, "is_used", lambda x: False)
-            patch.setattr(cpu, "is_device", lambda: False)
-        model, _ = load(folder, "float32", fuse=form != "apart")
-    joined = form == "as on a GPU" or (form == "fused" and backend.name() != "cpu")
+    model, _ = load(folder, "float32", fuse=form == "fast")
+    if form == "fast on a GPU":
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+            optimize(model)
+    joined = form == "fast on a GPU" or (form == "fast" and backend.name() != "cpu")
     assert ("qkv_proj" in model.language_model.layers[0].self_attn) == joined
     pixel_values = pattern(3)
     close(model.vision_model(pixel_values)[:, ::21, ::32], want["image_features"])
@@ -107,12 +107,11 @@ def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.Monk
     parts = [mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))] * 2
     step = Mock(wraps=cpu.decode_step)
     monkeypatch.setattr(cpu, "decode_step", step)
-    for is_used in (cpu.is_used, lambda x: False):
-        monkeypatch.setattr(cpu, "is_used", is_used)
-        cache = model.make_cache(read)
+    for each in (model, load(tiny, "float32", fuse=False)[0].language_model):
+        cache = each.make_cache(read)
         for layer in cache:
             layer.update_and_fetch(*parts)
-        hidden.append([np.array(model(mx.array([[token]]), cache)) for token in (5, 9, 200)])
+        hidden.append([np.array(each(mx.array([[token]]), cache)) for token in (5, 9, 200)])
         caches.append([np.array(layer.row()[0][..., : layer.offset, :]) for layer in cache])
     assert step.call_count == 3
     np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=ATOL)
@@ -212,41 +211,52 @@ def test_gradients_reach_every_parameter(tiny: Path) -> None:
     assert still == []
 
 
-def test_fusing_needs_equal_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "is_device", lambda: False)
+def test_joining_needs_equal_forms() -> None:
     a, b = nn.Linear(64, 8), nn.Linear(64, 16)
     x = mx.random.normal((3, 64))
-    fused = fuse_linears(a, b)
-    assert fused is not None
-    np.testing.assert_allclose(np.array(fused(x)), np.array(mx.concatenate([a(x), b(x)], axis=-1)), atol=1e-5)
+    joined = gpu.join(a, b)
+    assert joined is not None
+    np.testing.assert_allclose(np.array(joined(x)), np.array(mx.concatenate([a(x), b(x)], axis=-1)), atol=1e-5)
     quantized = [nn.QuantizedLinear.from_linear(layer, 64, 4) for layer in (a, b)]
-    fused = fuse_linears(*quantized)
-    assert fused is not None
+    joined = gpu.join(*quantized)
+    assert joined is not None
     want = mx.concatenate([layer(x) for layer in quantized], axis=-1)
-    np.testing.assert_allclose(np.array(fused(x)), np.array(want), atol=1e-5)
-    assert fuse_linears(a, quantized[1]) is None
-    assert fuse_linears(quantized[0], nn.QuantizedLinear.from_linear(b, 64, 8)) is None
-    assert fuse_linears(a, nn.Linear(64, 8, bias=False)) is None
+    np.testing.assert_allclose(np.array(joined(x)), np.array(want), atol=1e-5)
+    assert gpu.join(a, quantized[1]) is None
+    assert gpu.join(quantized[0], nn.QuantizedLinear.from_linear(b, 64, 8)) is None
+    assert gpu.join(a, nn.Linear(64, 8, bias=False)) is None
 
 
-@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own kernels")
-@pytest.mark.parametrize(("T", "C", "causal"), [(7, 7, False), (7, 7, True), (5, 300, True), (1, 9, True)])
-def test_cpu_attention_is_mlx_attention(T: int, C: int, causal: bool) -> None:
+@pytest.mark.parametrize("kind", ["none", "causal", "true and false", "numbers"])
+@pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (1, 9)])
+def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     rng = np.random.default_rng(0)
-    queries = mx.array(rng.standard_normal((2, 6, T, 8), np.float32))
-    keys, values = (mx.array(rng.standard_normal((2, 3, C, 8), np.float32)) for _ in range(2))
-    have = cpu.attention(queries, keys, values, 0.3, causal)
-    mask = "causal" if causal else None
-    want = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.3, mask=mask)
-    np.testing.assert_allclose(np.array(have), np.array(want), rtol=0, atol=1e-5)
+    queries, keys, values = (rng.standard_normal((2, h, n, 8), np.float32) for h, n in ((6, T), (3, C), (3, C)))
+    seen = rng.random((2, 1, T, C)) < 0.7
+    seen[0, 0, 0] = False  # a row of padding, which sees nothing
+    masks = {"none": None, "causal": "causal", "true and false": mx.array(seen), "numbers": mx.array(seen * 2.0 - 1)}
+    have = kernels.attention(queries, keys, values, 0.3, cpu.added_by(masks[kind], T))
+    arrays = (mx.array(array) for array in (queries, keys, values))
+    want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=masks[kind])
+    np.testing.assert_allclose(have, np.array(want), rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own kernels")
+def test_cpu_attention_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, keys, values = (rng.standard_normal((2, h, 50, 8), np.float32) for h in (6, 3, 3))
+    whole = kernels.attention(queries, keys, values, 0.3, kernels.future(50))
+    monkeypatch.setattr(kernels, "_SCORES", 1)
+    monkeypatch.setattr(kernels, "_BLOCK", 150)
+    np.testing.assert_allclose(
+        kernels.attention(queries, keys, values, 0.3, kernels.future(50)), whole, rtol=0, atol=1e-6
+    )
+
+
 def test_cpu_activations_are_mlx_activations() -> None:
-    x = mx.array(np.linspace(-120, 120, 200_000, dtype=np.float32).reshape(1, 2, -1))
-    gelu = gelu_tanh(x)
-    np.testing.assert_allclose(np.array(gelu), np.array(nn.gelu_approx(x)), rtol=1e-5, atol=1e-5)
-    gate, up = mx.split(x, 2, axis=-1)
-    swiglu = gate * mx.sigmoid(gate) * up
-    np.testing.assert_allclose(np.array(cpu.swiglu(gate * 1, up * 1)), np.array(swiglu), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.array(cpu.gelu_tanh(x * 1)), np.array(gelu), rtol=1e-5, atol=1e-5)
+    x = np.linspace(-120, 120, 200_000, dtype=np.float32).reshape(1, 2, -1)
+    gelu = np.array(gelu_tanh(mx.array(x)))
+    np.testing.assert_allclose(gelu, np.array(nn.gelu_approx(mx.array(x))), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kernels.gelu_tanh(x.copy()), gelu, rtol=1e-5, atol=1e-5)
+    gate, up = np.ascontiguousarray(x[..., ::2]), np.ascontiguousarray(x[..., 1::2])
+    want = np.array(swiglu(mx.array(gate), mx.array(up)))
+    np.testing.assert_allclose(kernels.swiglu(gate, up), want, rtol=1e-5, atol=1e-5)

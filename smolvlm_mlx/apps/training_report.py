@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .. import backend
 from ..evaluation import Result, Score
 from ..training.dataset import Bad
 from ..training.finetune import Run
@@ -84,6 +85,8 @@ def print_run(run: Run) -> None:
     memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
     err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
+    if problem := backend.training_problem():
+        err.print(problem)
     print_bad(run.bad)
 
 

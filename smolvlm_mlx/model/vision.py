@@ -8,8 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import VisionConfig
-from . import activations, cpu
-from .linear import fuse_linears
+from .activations import gelu_tanh
 
 
 class VisionEmbeddings(nn.Module):
@@ -27,12 +26,15 @@ class VisionEmbeddings(nn.Module):
     def __call__(self, pixel_values: mx.array) -> mx.array:
         """(N, H, W, 3) -> (N, P, Dv). Pixels past the last whole patch are dropped, as by the convolution."""
         N, p, n = pixel_values.shape[0], self.patch_size, self.patches_per_side
-        weight: mx.array = self.patch_embedding.weight  # (Dv, p, p, 3)
         patches = pixel_values[:, : n * p, : n * p].reshape(N, n, p, n, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(N, n * n, -1)  # (N, P, p*p*3)
-        x = mx.addmm(self.patch_embedding.bias, patches.astype(weight.dtype), weight.reshape(weight.shape[0], -1).T)
         positions: mx.array = self.position_embedding(mx.arange(n * n))
-        return x + positions  # (N, P, Dv)
+        return self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions  # (N, P, Dv)
+
+    def embed(self, patches: mx.array) -> mx.array:
+        """(N, P, p*p*3) -> (N, P, Dv)."""
+        weight: mx.array = self.patch_embedding.weight
+        return mx.addmm(self.patch_embedding.bias, patches, weight.reshape(weight.shape[0], -1).T)
 
 
 class VisionAttention(nn.Module):
@@ -46,30 +48,18 @@ class VisionAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.fused = False
-
-    def fuse(self) -> None:
-        """For inference: one projection in place of three."""
-        self.fused = True
-        qkv_proj = fuse_linears(self.q_proj, self.k_proj, self.v_proj)
-        if qkv_proj is not None:
-            self.qkv_proj = qkv_proj
-            del self.q_proj, self.k_proj, self.v_proj
 
     def __call__(self, x: mx.array) -> mx.array:
         N, P, D = x.shape
-        if "qkv_proj" in self:
-            queries, keys, values = mx.split(self.qkv_proj(x), 3, axis=-1)
-        else:
-            queries, keys, values = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         queries, keys, values = (
-            y.reshape(N, P, self.heads, -1).transpose(0, 2, 1, 3) for y in (queries, keys, values)
+            y.reshape(N, P, self.heads, -1).transpose(0, 2, 1, 3) for y in self.project(x)
         )  # (N, h, P, d)
-        if self.fused and cpu.is_used(x):
-            x = cpu.attention(queries, keys, values, self.scale, causal=False)
-        else:
-            x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
+        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
         return self.out_proj(x.transpose(0, 2, 1, 3).reshape(N, P, D))
+
+    def project(self, x: mx.array) -> tuple[mx.array, ...]:
+        """Queries, keys and values, each (N, P, Dv)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class VisionMLP(nn.Module):
@@ -77,14 +67,8 @@ class VisionMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.fused = False
-
-    def fuse(self) -> None:
-        """For inference: nothing to join, but the activation may overwrite its input."""
-        self.fused = True
 
     def __call__(self, x: mx.array) -> mx.array:
-        gelu_tanh = cpu.gelu_tanh if self.fused and cpu.is_used(x) else activations.gelu_tanh
         return self.fc2(gelu_tanh(self.fc1(x)))
 
 
