@@ -48,7 +48,9 @@ class FeatureCache:
         if self._file is not None and unknown:
             names = {blake2b(self._weights + key, digest_size=16).digest(): key for key in unknown}
             for name, data in self._file.read(names).items():
-                self._hold(names[name], mx.array(np.frombuffer(data, np.uint8)).view(self._dtype))
+                tokens = mx.array(np.frombuffer(data, np.uint8)).view(self._dtype)
+                mx.eval(tokens)  # here, as in encode_tiles
+                self._hold(names[name], tokens)
         known = {digest: self._held[key] for digest, key in keys.items() if key in self._held}
         for digest in known:
             self._held.move_to_end(keys[digest])
@@ -212,14 +214,17 @@ def encode_tiles(
         part = unknown[start : start + chunk]
         pixel_values = mx.array(normalize(tiles[[place[digest] for digest in part]], settings))
         tokens = model.encode_images(pixel_values)
-        mx.eval(tokens)
-        encoded = dict(zip(part, tokens, strict=True))
+        # Copies, which do not hold the whole chunk; and evaluated, or only this thread could use what is kept.
+        encoded = {digest: mx.take(tokens, mx.array(row), axis=0) for row, digest in enumerate(part)}
+        mx.eval(list(encoded.values()))
         if features is not None:
             features.put(encoded, settings)
         known.update(encoded)
     if progress is not None:
         progress(len(unknown), len(unknown))
-    return mx.stack([known[digest] for digest in digests])
+    image_tokens = mx.stack([known[digest] for digest in digests])
+    mx.eval(image_tokens)
+    return image_tokens
 
 
 def image_tokens_after(

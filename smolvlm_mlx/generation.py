@@ -3,8 +3,10 @@
 Knows nothing of terminals, servers or conversations that go on (`chat`).
 """
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,24 +57,48 @@ class Statistics:
 class Stream:
     """Iterate over it for the pieces of an answer. `statistics` and `token_ids` are complete when it has ended.
 
-    Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation.
+    Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation. Any thread may iterate, each
+    piece in another one if need be, and any thread may close.
     """
 
     def __init__(self, pieces: Callable[["Stream"], Generator[str]]):
         self.statistics = Statistics()
         self.token_ids: list[int] = []
         self._pieces = pieces(self)
+        self._at_work = threading.Lock()  # while a piece is made
+        self._closed = False
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
+
+    def __next__(self) -> str:
+        with self._at_work, suppress(_Closed):
+            if not self._closed:
+                return next(self._pieces)
+        self.close()
+        raise StopIteration
 
     def wrap(self, around: Callable[[Generator[str]], Generator[str]]) -> None:
         """Let the pieces pass through a generator, before the first is asked for."""
         self._pieces = around(self._pieces)
 
     def close(self) -> None:
-        """End the generation now, if it has not ended."""
-        self._pieces.close()
+        """End the generation, if it has not ended: now, or where another thread is at work on it, after its next step."""
+        self._closed = True
+        if self._at_work.acquire(blocking=False):
+            try:
+                self._pieces.close()
+            finally:
+                self._at_work.release()
+
+    def go_on(self) -> None:
+        """Called between two steps of the work: ends it, if `close` was called meanwhile."""
+        if self._closed:
+            raise _Closed
+
+
+class _Closed(Exception):  # noqa: N818  # not an error: nobody waits for the answer any more
+    pass
 
 
 def stream_generate(
@@ -118,7 +144,15 @@ def stream_generate(
     def pieces(stream: Stream) -> Generator[str]:
         stream.statistics.preprocess_seconds = seconds - encoder.seconds
         stream.statistics.vision_seconds = encoder.seconds
-        tokens = generate_tokens(model, inputs, options, room, stream.statistics, keep_vision, reuse, progress)
+
+        def advanced(done: int, total: int) -> None:
+            stream.go_on()
+            if progress is not None:
+                progress(done, total)
+
+        tokens = generate_tokens(
+            model, inputs, options, room, stream.statistics, keep_vision, reuse, advanced, stream.go_on
+        )
         return _pieces(stream, tokens, processor, inputs, options)
 
     return Stream(pieces)
@@ -160,6 +194,7 @@ def _pieces(
     mx.reset_peak_memory()
     try:
         for token in tokens:
+            stream.go_on()
             statistics.generated_tokens += 1
             stream.token_ids.append(token)
             if piece := text.push(token):
@@ -184,8 +219,9 @@ def generate_tokens(
     keep_vision: bool = True,
     reuse: Reuse | None = None,
     progress: Progress | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Generator[int]:
-    """Up to `room` token ids, end tokens included; times go to `statistics`."""
+    """Up to `room` token ids, end tokens included; times go to `statistics`. `between` is called in the prefill."""
     started, reuse = time.perf_counter(), reuse or Reuse(FeatureCache(model), PrefixCache())
     ids: list[int] = inputs.input_ids.tolist()
     keys = keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile)
@@ -198,7 +234,7 @@ def generate_tokens(
             model.release_vision()
         encoded = time.perf_counter()
         statistics.vision_seconds += encoded - started
-        logits = prefill(model, inputs.input_ids[count:], image_tokens, cache)
+        logits = prefill(model, inputs.input_ids[count:], image_tokens, cache, between)
         choose = make_choice(options)
         token, finite = _choose(logits, choose, ids)
         mx.eval(token, finite)

@@ -69,9 +69,13 @@ class PrefixCache:
         return layers, count
 
     def give(self, keys: Sequence[Key], layers: list[Any], kv_bits: int | None = None) -> None:
-        """Hold a KV cache whose tokens have these keys; those given longest ago make room."""
+        """Hold a KV cache whose tokens have these keys; those given longest ago make room.
+
+        What an interrupt left uncomputed is computed now: another thread, which may be the next to use it, could not.
+        """
         if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
             return  # interrupted between two layers
+        mx.async_eval([layer.state for layer in layers])
         self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
         while len(self._entries) > self._most_entries or (
             len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes

@@ -57,9 +57,7 @@ def make_choice(options: Options) -> Choose:
         return lambda logits, ids, pending: mx.argmax(logits, axis=-1)
     from mlx_lm.sample_utils import make_logits_processors
 
-    if options.seed is not None:
-        mx.random.seed(options.seed)
-    sample = _sampler(options.temperature, options.top_p, options.min_p, options.top_k)
+    sample = _seeded(_sampler(options.temperature, options.top_p, options.min_p, options.top_k), options.seed)
     penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
     processors = make_logits_processors(repetition_penalty=penalty)
 
@@ -84,7 +82,14 @@ def make_batch_sampler(options: Options) -> BatchSampler:
     choice = (options.temperature, options.top_p, options.min_p, options.top_k)
     if options.temperature == 0 or options.seed is None:
         return _batch_sampler(*choice)
-    seeds, choose = Random(options.seed), _checked(_sampler(*choice))
+    return _seeded(_checked(_sampler(*choice)), options.seed)
+
+
+def _seeded(choose: BatchSampler, seed: int | None) -> BatchSampler:
+    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not."""
+    if seed is None:
+        return choose
+    seeds = Random(seed)
 
     def seeded(logprobs: mx.array) -> mx.array:
         mx.random.seed(seeds.getrandbits(63))

@@ -1,0 +1,134 @@
+"""A model is not bound to the thread that made it: every step below is a thread of its own, which has ended before the next."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smolvlm_mlx import Chat, Options, generate, load, stream_generate
+from smolvlm_mlx import features as features_module
+from smolvlm_mlx.features import FeatureCache, encode_tiles, tiles_at_once
+from smolvlm_mlx.prefix import PrefixCache, Reuse
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+T = TypeVar("T")
+SHORT = Options(max_tokens=8)
+PICTURE = Image.effect_noise((150, 100), 80).convert("RGB")
+LAZY = pytest.mark.parametrize("lazy", [False, True, "vision"])
+
+
+def elsewhere(step: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(step).result()
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are encoded one at a time, so that there is something between them."""
+    monkeypatch.setattr(features_module, "CHUNK", dict.fromkeys(features_module.CHUNK, 1))
+
+
+@LAZY
+def test_every_piece_in_another_thread(tiny: Path, lazy: Any) -> None:
+    want = generate(*load(tiny), "What is this?", SHORT, images=[PICTURE])
+    loaded = elsewhere(lambda: load(tiny, lazy=lazy))
+    stream = elsewhere(lambda: stream_generate(*loaded, "What is this?", SHORT, images=[PICTURE]))
+    pieces: list[str] = []
+    while (piece := elsewhere(lambda: next(stream, None))) is not None:
+        pieces.append(piece)
+    assert "".join(pieces) == want
+    assert generate(*loaded, "What is this?", SHORT, images=[PICTURE]) == want
+
+
+@LAZY
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+def test_a_conversation_goes_on_in_another_thread(tiny: Path, lazy: Any, pieces: int) -> None:
+    """Loaded in one, asked in a second, closed in a third after some pieces, and asked again in a fourth."""
+    chat = elsewhere(lambda: Chat(*load(tiny, lazy=lazy), SHORT))
+    stream = elsewhere(lambda: chat.ask("What is this?", [PICTURE]))
+    elsewhere(lambda: [next(stream) for _ in range(pieces)])
+    elsewhere(stream.close)
+    assert list(stream) == []
+    have = "".join(elsewhere(lambda: list(chat.ask("And now?"))))
+    model, processor = load(tiny)
+    assert have == generate(model, processor, chat.messages[:-1], SHORT).strip()
+
+
+@LAZY
+def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None) -> None:
+    chat = elsewhere(lambda: Chat(*load(tiny, lazy=lazy), SHORT))
+    seen: list[int] = []
+
+    def cancel_after_two(done: int, total: int) -> None:
+        assert total > 3
+        seen.append(done)
+        if done == 2:
+            elsewhere(chat.stop)  # while this thread is at work
+
+    assert elsewhere(lambda: list(chat.ask("What is this?", [PICTURE], progress=cancel_after_two))) == []
+    assert seen == [0, 1, 2]
+    assert chat.messages[-1]["interrupted"]
+    left: list[int] = []
+    have = "".join(elsewhere(lambda: list(chat.retry(progress=lambda done, total: left.append(total)))))
+    assert have == generate(*load(tiny), "What is this?", SHORT, images=[PICTURE]).strip()
+    assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 3  # those that are still to do
+
+
+def test_an_interrupt_leaves_nothing_half_computed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step's graph is made and not begun: what is kept of it can be used by another thread."""
+    model, processor = load(tiny)
+    chat, decoder = Chat(model, processor, SHORT), type(model.language_model)
+    logits, calls = decoder.logits, iter(range(100))
+
+    def interrupted(self: Any, hidden: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return logits(self, hidden)
+
+    monkeypatch.setattr(decoder, "logits", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        elsewhere(lambda: list(chat.ask("Hello")))
+    have = "".join(elsewhere(lambda: list(chat.ask("And now?"))))
+    assert have == generate(model, processor, chat.messages[:-1], SHORT).strip()
+
+
+def test_seeds(tiny: Path) -> None:
+    loaded, options = load(tiny), Options(max_tokens=8, temperature=1.0, top_p=0.95, seed=5)
+    stream = stream_generate(*loaded, "Hello", options)
+    while elsewhere(lambda: next(stream, None)) is not None:
+        pass
+    again = stream_generate(*loaded, "Hello", options)
+    list(again)
+    assert stream.token_ids == again.token_ids
+
+
+def test_a_video(tiny: Path, tmp_path: Path) -> None:
+    frames = [Image.effect_noise((64, 48), 10 * number).convert("RGB") for number in range(1, 6)]
+    path = tmp_path / "clip.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
+    messages = [{"role": "user", "content": [{"type": "video", "path": str(path)}, {"type": "text", "text": "What?"}]}]
+    loaded = elsewhere(lambda: load(tiny, lazy=True))
+    stream = elsewhere(lambda: stream_generate(*loaded, messages, SHORT))
+    assert "".join(elsewhere(lambda: list(stream))) == generate(*load(tiny), messages, SHORT)
+
+
+def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
+    """Each holds its own memory, not its chunk's; and what comes from the file may be used anywhere, too."""
+    model, processor = elsewhere(lambda: load(tiny))
+    inputs = processor([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
+    count = min(len(inputs.tiles), tiles_at_once(model))
+    tiles, settings = inputs.tiles[:count], inputs.settings
+    first = FeatureCache(model, tmp_path)
+    want = np.array(elsewhere(lambda: encode_tiles(model, tiles, settings, first)).astype(mx.float32))
+    for features in (first, FeatureCache(model, tmp_path)):
+        known = elsewhere(lambda features=features: features.get(inputs.tile_digests[:count], settings))
+        assert len(known) == count
+        again = encode_tiles(model, tiles, settings, features)
+        np.testing.assert_array_equal(np.array(again.astype(mx.float32)), want)
+    reuse = Reuse(first, PrefixCache())
+    answers = [elsewhere(lambda: list(stream_generate(model, processor, inputs, SHORT, reuse=reuse))) for _ in range(2)]
+    assert answers[0] == answers[1]
