@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from smolvlm_mlx.prefix import PrefixCache, Reuse
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 T = TypeVar("T")
@@ -24,6 +26,11 @@ LAZY = pytest.mark.parametrize("lazy", [False, True, "vision"])
 def elsewhere(step: Callable[[], T]) -> T:
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(step).result()
+
+
+def numbers(image_tokens: mx.array | None) -> NDArray[np.float32]:
+    assert image_tokens is not None
+    return np.array(image_tokens.astype(mx.float32))
 
 
 @pytest.fixture
@@ -123,12 +130,12 @@ def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
     count = min(len(inputs.tiles), tiles_at_once(model))
     tiles, settings = inputs.tiles[:count], inputs.settings
     first = FeatureCache(model, tmp_path)
-    want = np.array(elsewhere(lambda: encode_tiles(model, tiles, settings, first)).astype(mx.float32))
+    want = numbers(elsewhere(lambda: encode_tiles(model, tiles, settings, first)))
     for features in (first, FeatureCache(model, tmp_path)):
-        known = elsewhere(lambda features=features: features.get(inputs.tile_digests[:count], settings))
+        known: dict[bytes, mx.array] = elsewhere(partial(features.get, inputs.tile_digests[:count], settings))
         assert len(known) == count
         again = encode_tiles(model, tiles, settings, features)
-        np.testing.assert_array_equal(np.array(again.astype(mx.float32)), want)
+        np.testing.assert_array_equal(numbers(again), want)
     reuse = Reuse(first, PrefixCache())
     answers = [elsewhere(lambda: list(stream_generate(model, processor, inputs, SHORT, reuse=reuse))) for _ in range(2)]
     assert answers[0] == answers[1]

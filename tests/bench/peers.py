@@ -1,13 +1,16 @@
 """Side by side with mlx-vlm, transformers and llama.cpp: the same pictures, the same shapes, the same machine, in turn.
 
     python tests/bench/peers.py CHECKPOINT --peer-python PEER [--transformers-python PYTHON --hf-checkpoint FOLDER]
-        [--llama-bench BINARY --gguf FILE] [--before CHECKOUT] [--big CHECKPOINT] [--jobs JOB ...] [--rounds 3]
+        [--llama-bench BINARY --gguf FILE] [--before CHECKOUT] [--without-openblas] [--big CHECKPOINT] [--jobs JOB ...]
+        [--rounds 3]
 
 CHECKPOINT is a float32 checkpoint in mlx-community's layout, which we and mlx-vlm load (`smolvlm-mlx convert SOURCE OUT --dtype
 float32`); random weights do. PEER is the Python of an environment with mlx-vlm and no torch, PYTHON one with transformers,
 torch and PyAV, FOLDER the same checkpoint in Hugging Face's layout. Every job is a process of its own (`worker.py`), and the
 peers take turns job by job. The table has medians, and beside each peer the ratio of ours to it: of the medians, with the
 smallest and largest of a round. `-` is for what a peer has not, or does not finish within --limit. Progress goes to stderr.
+
+With --without-openblas this checkout is measured a second time as on a machine without OpenBLAS, which is hidden from it (Linux).
 
 CHECKOUT is another state of this project, such as its last release (`git worktree add ../before TAG`). It is measured like a
 peer, and where this one is worse by more than WORSE in every round, that is said, and the exit code is 1.
@@ -67,6 +70,7 @@ CAN = {  # which jobs a peer has
     "ours": set(JOBS),
     "mlx-vlm": set(JOBS) - {"big"},
     "before": set(JOBS),
+    "no OpenBLAS": set(JOBS) - {"big"},
     "transformers": set(JOBS) - {"turns", "folder", "convert", "big"},
     "llama.cpp": {"prefill", "decode"},
 }
@@ -89,9 +93,9 @@ def main() -> None:
         subprocess.run([sys.executable, str(HERE / "samples.py"), folder], check=True)
         for number in range(1, args.rounds + 1):
             for peer, job in list(values):
-                found = run(
-                    [*start_of(args, peer, job), folder, job], args.limit, args.before if peer == "before" else HERE
-                )
+                packages = args.before if peer == "before" else HERE
+                hidden = hide_openblas(Path(folder)) if peer == "no OpenBLAS" else {}
+                found = run([*start_of(args, peer, job), folder, job], args.limit, packages, hidden)
                 if isinstance(found, str):
                     del values[peer, job]
                 else:
@@ -117,6 +121,7 @@ def arguments() -> argparse.Namespace:
         "--hf-checkpoint", type=existing, help="the checkpoint in Hugging Face's layout, for transformers"
     )
     parser.add_argument("--before", type=existing, help="another checkout of this project, to be no worse than")
+    parser.add_argument("--without-openblas", action="store_true", help="this project with OpenBLAS hidden, too")
     parser.add_argument("--llama-bench", help="llama.cpp's llama-bench")
     parser.add_argument("--gguf", type=existing, help="the decoder as llama.cpp reads it")
     parser.add_argument("--big", type=existing, help="a large float32 checkpoint, for the job `big`")
@@ -150,10 +155,19 @@ def start_of(args: argparse.Namespace, peer: str, job: str = "") -> list[str]:
         "mlx-vlm": args.peer_python,
         "transformers": args.transformers_python,
         "before": args.before and sys.executable,
+        "no OpenBLAS": sys.executable if args.without_openblas else None,
     }
     python = pythons.get(peer, sys.executable)
     checkpoint = args.big if job == "big" else args.hf_checkpoint if peer == "transformers" else args.checkpoint
-    return python and [python, str(HERE / "worker.py"), "ours" if peer == "before" else peer, str(checkpoint)]
+    name = "ours" if peer in ("before", "no OpenBLAS") else peer
+    return [python, str(HERE / "worker.py"), name, str(checkpoint)] if python else []
+
+
+def hide_openblas(folder: Path) -> dict[str, str]:
+    """What has to be in the environment so that the loader finds this file first, which is no library."""
+    (folder / "hidden").mkdir(exist_ok=True)
+    (folder / "hidden" / "libopenblas.so.0").touch()
+    return {"LD_LIBRARY_PATH": str(folder / "hidden")}
 
 
 def read(checkpoint: Path) -> None:
@@ -168,9 +182,10 @@ def read(checkpoint: Path) -> None:
                 pass
 
 
-def run(command: list[str], limit: float, packages: Path) -> Any:
+def run(command: list[str], limit: float, packages: Path, environment: dict[str, str]) -> Any:
     """What a job prints, `versions` and `values`; or why there is nothing, a string. `packages` are found before all others."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "STARTED": repr(time.time()), "PYTHONPATH": str(packages)}
+    given = {"HF_HUB_OFFLINE": "1", "STARTED": repr(time.time()), "PYTHONPATH": str(packages)}
+    environment = {**os.environ, **given, **environment}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=limit)
     except subprocess.TimeoutExpired:

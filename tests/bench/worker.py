@@ -2,8 +2,8 @@
 
     python tests/bench/worker.py PEER CHECKPOINT FOLDER JOB         # FOLDER: what samples.py made
 
-Times are in seconds or, of preprocessing, milliseconds; memory in MB of 1e6 bytes. On Linux MLX computes with OpenBLAS, which
-has to be loaded first; torch brings a BLAS of its own.
+Times are in seconds or, of preprocessing, milliseconds; memory in MB of 1e6 bytes. On Linux MLX computes with OpenBLAS where it
+was loaded first, as we do, and as is done here for mlx-vlm; torch brings a BLAS of its own.
 """
 
 import ctypes
@@ -96,8 +96,11 @@ def main() -> None:
 
 
 def load_openblas() -> str:
-    """For what is loaded after it; returns its version."""
-    library = ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+    """For what is loaded after it; returns its version, or that it is not there."""
+    try:
+        library = ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return "none"
     library.openblas_get_config.restype = ctypes.c_char_p
     return str(library.openblas_get_config().decode().split()[1])
 
