@@ -40,7 +40,7 @@ def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"
 @pytest.mark.parametrize(
     "messages",
     [None, [], (), "Hello", b"Hello", {"role": "user", "content": "Hi"}, 5, iter([])],
-    ids=repr,
+    ids=lambda messages: type(messages).__name__,
 )
 def test_messages_that_are_no_list(messages: Any) -> None:
     with pytest.raises(PromptError, match=r"^messages must be a non-empty list"):
