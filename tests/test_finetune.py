@@ -6,7 +6,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +130,10 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) ->
 
 
 def test_the_estimate_comes_first_and_may_be_all(tiny: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
     result = finetune(write(tmp_path / "d.jsonl", GOOD), tmp_path / "out", "-m", tiny, "--estimate", "--preset", "8gb")
     assert result.returncode == 0
     assert "memory, by estimate: 0.0" in result.stderr
     assert not (tmp_path / "out").exists()
-    assert time.monotonic() - started < 30
 
 
 def test_an_estimate_grows_with_everything() -> None:
@@ -159,7 +156,7 @@ def test_an_estimate_grows_with_everything() -> None:
         ("SmolVLM2-2.2B-Instruct", "16gb", 16),
     ],
 )
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="needs the real config files")
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, limit: int) -> None:
     """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of the memory."""
     config, plan = ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json")), Plan(**PRESETS[preset])

@@ -208,7 +208,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.2))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_while_writing_200_times(tmp_path: Path) -> None:
     rng = random.Random(1)
     for number in range(200):

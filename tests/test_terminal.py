@@ -328,7 +328,7 @@ def endless(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str], Terminal]]:
     if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
+        pytest.skip("need tmux")
     opened: list[Terminal] = []
 
     def open_chat(arguments: str) -> Terminal:

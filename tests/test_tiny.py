@@ -89,7 +89,7 @@ def test_it_is_small_and_whole() -> None:
     assert len(processor.tokenizer.added) == len(json.loads((TINY / "tokenizer.json").read_text())["added_tokens"])
 
 
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="needs the real files")
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_its_files_are_the_real_ones() -> None:
     real = {path.name for path in REAL_FILES.iterdir() if path.suffix in (".json", ".txt")}
     assert real <= {path.name for path in TINY.iterdir()}

@@ -251,7 +251,7 @@ def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     subprocess.run(command(tiny, data, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
