@@ -40,7 +40,7 @@ def write(path: Path, *rows: object) -> Path:
 @pytest.fixture
 def finetune(call: Any) -> Callable[..., tuple[int, str, str]]:
     """The command in this process: exit code, stdout, stderr."""
-    return lambda *arguments: call("finetune", *arguments)  # type: ignore[no-any-return]
+    return lambda *arguments: call("finetune", *arguments)
 
 
 def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: Any) -> None:

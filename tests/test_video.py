@@ -227,7 +227,7 @@ def test_sound_alone_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def repeated(data: bytes, times: int) -> bytes:
     """A video whose packets come again and again."""
     file = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as output:
+    with av.open(io.BytesIO(data), "r") as source, av.open(file, "w", format="mp4") as output:
         stream = output.add_stream_from_template(source.streams.video[0])
         packets = [(bytes(packet), packet) for packet in source.demux(video=0) if packet.size]
         length, step = len(packets), packets[1][1].dts - packets[0][1].dts  # type: ignore[operator]

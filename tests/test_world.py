@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from convert import conversations, tiny
+from convert import conversations, several, tiny
 from convert.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
 from convert.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
 from convert.questions import listed
@@ -38,7 +38,7 @@ SCENE = Scene(
 @pytest.fixture
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that many questions are about, where the questions are what is looked at."""
-    monkeypatch.setattr(conversations, "picture_part", cache(conversations.picture_part))
+    monkeypatch.setattr(conversations, "picture_part", cache(several.picture_part))
 
 
 def digest(seed: str) -> str:
