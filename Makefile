@@ -20,7 +20,7 @@ INSTALL = PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 OFFLINE = HF_HUB_OFFLINE=1
 
 .NOTPARALLEL:
-.PHONY: help demo test slow parity check fix clean
+.PHONY: help demo test slow chaos parity check fix clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -28,11 +28,14 @@ help: ## show this list
 demo: $(VENV)/.use ## ask the bundled tiny checkpoint about a picture; no download
 	@$(OFFLINE) $(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev ## run the tests
-	@$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run the tests, as many at a time as there are cores; ARGS="-n0" runs one
+	@$(OFFLINE) $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal $(ARGS)
 
 slow: $(VENV)/.dev ## run the tests marked slow
 	@$(OFFLINE) $(BIN)/python -m pytest -m "slow and not parity" $(ARGS)
+
+chaos: $(VENV)/.dev ## kill what writes at random moments, hundreds of times
+	@$(OFFLINE) $(BIN)/python -m pytest -m chaos $(ARGS)
 
 parity: $(VENV)/.dev ## compare with PyTorch; needs the reference extra, see CONTRIBUTING.md
 	@$(BIN)/python -c 'import torch, transformers' || { \

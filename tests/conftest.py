@@ -1,12 +1,24 @@
-"""The small random checkpoint that most tests use, made once a run; and a device that sums the same way each time."""
+"""The small random checkpoint that most tests use, made once a process; a device that sums the same way each time; what the
+end of a run says."""
 
+import os
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the others have the other cores; read when BLAS is loaded, here and by children
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from convert.random_checkpoint import make
+from smolvlm_mlx.inputs import template
 
 import mlx.core as mx
 import pytest
+
+LONGEST = 10.0  # seconds that no test without the mark slow takes; on an idle machine it is 3
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +40,40 @@ def on_the_cpu() -> Iterator[None]:
     mx.set_default_device(mx.cpu)
     yield
     mx.set_default_device(device)
+
+
+@pytest.fixture(autouse=True)
+def patient_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a process that is started may take longer than a template is given."""
+    monkeypatch.setattr(template, "SECONDS", 60.0)
+
+
+# ---- the end of a run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say in one line what was skipped and why, and which tests are too slow. Nothing fails by the clock."""
+    reports = terminalreporter.stats
+    if skipped := reports.get("skipped"):
+        terminalreporter.write_line(summary_of([_reason(report) for report in skipped]))
+    slow = [report for report in reports.get("passed", []) if report.when == "call" and report.duration > LONGEST]
+    if "not slow" in config.option.markexpr:
+        for report in slow:
+            terminalreporter.write_line(f"slow without the mark: {report.nodeid} took {report.duration:.0f} s")
+
+
+def summary_of(skipped: list[tuple[str, str]]) -> str:
+    """Each reason, with how many tests of which files it kept from running."""
+    files = defaultdict(list)
+    for file, reason in skipped:
+        files[reason].append(file)
+    parts = (f"{len(named)} {reason}: {', '.join(sorted(set(named)))}" for reason, named in sorted(files.items()))
+    return f"skipped: {len(skipped)} ({'; '.join(parts)})"
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str]:
+    """The file and, in a few words, why it or its test was skipped."""
+    said = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    return report.nodeid.partition("::")[0], re.sub(
+        r"^Skipped: |\s+", lambda found: " " if found[0].isspace() else "", said
+    )

@@ -1,7 +1,7 @@
 """Cameras and files that stand for one: the newest frame alone, at a file's own pace, clear ends and errors."""
 
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def number_of(shot: Shot | None) -> int:
 
 
 def wait_for_end(source: Camera) -> None:
-    source._thread.join(20)
+    source._thread.join(60)
     assert not source._thread.is_alive()
 
 
@@ -52,14 +52,25 @@ def test_every_frame_is_taken_or_counted() -> None:
     assert shots[0].image.size == (64, 48)
 
 
-def test_a_file_plays_at_its_own_pace_from_the_first_look() -> None:
-    with Camera(encode_video(6, 20)) as source:  # frames at 0 to 0.25 s
-        source._thread.join(0.5)
-        assert source._thread.is_alive()  # nobody looks yet
-        started = time.monotonic()
+def test_a_file_plays_at_its_own_pace_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    now = 100.0
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            assert timeout is not None
+            assert source._looking.is_set()  # nothing is played before
+            waits.append(round(timeout, 6))
+            now += timeout
+            return False
+
+    monkeypatch.setattr(camera, "monotonic", lambda: now)
+    with Camera(encode_video(6, 20)) as source:
+        source._closing = Closing()
         for _ in source:
             pass
-        assert time.monotonic() - started >= 0.24
+    assert waits == [0, *[0.05] * 5]
 
 
 def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from tests.test_video import encode_video
 import mlx.core as mx
 import pytest
 
+ROOT = Path(__file__).parents[1]
 Loaded = tuple[SmolVLM, Processor]
 DESCRIBE = Task("Describe the picture.", 64)
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
@@ -133,7 +134,7 @@ def test_a_run_goes_on_where_it_was_cut_off(loaded: Loaded, pictures: list[Path]
     out = tmp_path / "a.jsonl"
     Captioner(*loaded, DESCRIBE).write(pictures, out)
     whole, rng = out.read_bytes(), Random(0)
-    for cut in (0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(5))):
+    for cut in (0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(2))):
         out.write_bytes(whole[:cut])
         Captioner(*loaded, DESCRIBE).write(pictures, out)
         assert out.read_bytes() == whole
@@ -260,16 +261,27 @@ def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
     )
 
 
+# What `-m smolvlm_mlx` does, with so few files at a time that there is more than one time.
+SMALL_WINDOWS = """
+import sys
+from smolvlm_mlx import captioning
+from smolvlm_mlx.__main__ import main
+captioning.MOST_FILES = 2
+main()
+"""
+
+
 @pytest.mark.skipif(mx.metal.is_available(), reason="two processes would share one GPU")
 def test_two_processes_give_what_one_gives(loaded: Loaded, tmp_path: Path) -> None:
-    files = draw_pictures(tmp_path / "in", 70)
+    files = draw_pictures(tmp_path / "in", 9)
     want = Captioner(*loaded, DESCRIBE).write(files, tmp_path / "one.jsonl")
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([["127.0.0.1:15151"], ["127.0.0.1:15152"]]))
     processes = [
         subprocess.Popen(
-            command(tmp_path / "in", tmp_path / "two.jsonl"),
+            [sys.executable, "-c", SMALL_WINDOWS, *command(tmp_path / "in", tmp_path / "two.jsonl")[3:]],
             env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": rank},
+            cwd=ROOT,
         )
         for rank in "01"
     ]
@@ -279,7 +291,7 @@ def test_two_processes_give_what_one_gives(loaded: Loaded, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts.json", "in", "one.jsonl", "two.jsonl"]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "in", 1000)
     subprocess.run(command(tmp_path / "in", tmp_path / "whole.jsonl"), check=True)

@@ -468,7 +468,7 @@ def test_kill_9(tiny: Path, tmp_path: Path) -> None:
     assert fingerprint(tiny) == before
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_kill_9_200_times(tiny: Path, tmp_path: Path) -> None:
     before = fingerprint(tiny)
     assert kill_9(tiny, tmp_path / "out", times=200, seed=1) > 0
@@ -509,7 +509,7 @@ def test_published_sizes(model: str, recipe: str, published: int) -> None:
     """mlx-community quantizes tower, connector and position table as well: their share is counted at its bits here."""
     path = REAL_FILES / model / "config.json"
     if not path.is_file():
-        pytest.skip("the published files are not here")
+        pytest.skip("need ../shared")
     config, bits = ModelConfig.from_dict(json.loads(path.read_text())), RECIPES[recipe].bits
     assert bits is not None
     total = 0.0

@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
         assert process.stdout is not None
         address = process.stdout.readline().split()[1].partition("#")[0]
         with connect(address) as client:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not is_there(client):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -67,20 +67,20 @@ def known() -> list[tuple[Body, str]]:
     """Requests with and without pictures, and their answers."""
     model, processor = load("tiny", "float32")
     kinds = ("what", "where", "text", "two pictures", "earlier turn", "text alone")
-    questions = [make_question(kind, Random(f"crowd {number}")) for kind in kinds for number in range(5)]
+    questions = [make_question(kind, Random(f"crowd {number}")) for kind in kinds for number in range(3)]
     answers = [generate(model, processor, q.messages, Options(max_tokens=40)).strip() for q in questions]
     assert sum(a == q.answer for a, q in zip(answers, questions, strict=True)) > 0.8 * len(questions)
     return [(as_body(q.messages), answer) for q, answer in zip(questions, answers, strict=True)]
 
 
-def crowd(address: str, known: list[tuple[Body, str]], seconds: float) -> int:
-    """Eight clients at once ask what is known, in an order of their own; returns how many answers came."""
+def crowd(address: str, known: list[tuple[Body, str]], least: int, seconds: float = 0) -> int:
+    """Eight clients at once ask what is known, at least so often each; returns how many answers came."""
     deadline = time.monotonic() + seconds
 
     def ask(seed: int) -> int:
         rng, count = Random(seed), 0
         with connect(address) as client:
-            while not count or time.monotonic() < deadline:
+            while count < least or time.monotonic() < deadline:
                 body, want = rng.choice(known)
                 answer = client.post("/v1/chat/completions", json=body).json()
                 assert answer["choices"][0]["message"]["content"].rstrip() == want
@@ -92,7 +92,7 @@ def crowd(address: str, known: list[tuple[Body, str]], seconds: float) -> int:
 
 
 def test_eight_clients_at_once(server: tuple[str, int], known: list[tuple[Body, str]]) -> None:
-    assert crowd(server[0], known, 3) >= CLIENTS
+    assert crowd(server[0], known, least=5) == 5 * CLIENTS
 
 
 @pytest.mark.slow
@@ -100,9 +100,9 @@ def test_eight_clients_for_five_minutes(server: tuple[str, int], known: list[tup
     def resident() -> int:
         return int(Path(f"/proc/{server[1]}/statm").read_text().split()[1]) * 4096
 
-    crowd(server[0], known, 30)
+    crowd(server[0], known, 1, 30)
     before = resident()
-    count = crowd(server[0], known, 300)
+    count = crowd(server[0], known, 1, 300)
     print(f"{count} answers; {before / 1e6:.0f} MB before, {resident() / 1e6:.0f} MB after")
     assert count > 300
     assert resident() < before + 60e6

@@ -265,7 +265,7 @@ def test_a_published_document_checkpoint_is_known() -> None:
         path for path in (Path(__file__).parents[2] / "shared" / "checkpoints").glob("*ocling*") if path.is_dir()
     ]
     if not folders:
-        pytest.skip("no document checkpoint in ../shared/checkpoints")
+        pytest.skip("need ../shared")
     for folder in folders:
         tokenizer = Tokenizer.from_folder(folder)
         doctags.check_tokenizer(tokenizer, "DocTags")

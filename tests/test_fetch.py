@@ -16,7 +16,7 @@ from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits, decode_base64
 
 import pytest
 
-SMALL = FetchLimits(max_bytes=1000, timeout=5)
+SMALL = FetchLimits(max_bytes=1000, timeout=60)
 Script = Callable[[socket.socket, bytes], None]
 
 
@@ -43,7 +43,8 @@ def server(script: Script) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK") -> Script:
@@ -204,20 +205,18 @@ def test_body_that_ends_early() -> None:
 def test_drip_of_bytes_ends_at_the_deadline(start: bytes) -> None:
     def script(client: socket.socket, _: bytes) -> None:
         client.sendall(start)
-        while True:
+        while True:  # until the other side hangs up
             client.sendall(b"x")
             time.sleep(0.05)
 
-    began = time.monotonic()
     with server(script) as port, pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
         get(port, FetchLimits(timeout=0.4))
-    assert time.monotonic() - began < 2
 
 
 def test_drip_without_a_length_is_not_taken_for_a_short_body() -> None:
     def script(client: socket.socket, _: bytes) -> None:
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\nabc")
-        time.sleep(0.6)
+        client.recv(1)  # until the other side hangs up
 
     with server(script) as port, pytest.raises(FetchError, match="no complete answer"):
         get(port, FetchLimits(timeout=0.3))

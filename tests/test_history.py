@@ -204,11 +204,11 @@ def kill_while_writing(path: Path, id: str, delay: float) -> None:
 
 def test_killed_while_writing(tmp_path: Path) -> None:
     rng = random.Random(0)
-    for number in range(6):
+    for number in range(4):
         kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.2))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_while_writing_200_times(tmp_path: Path) -> None:
     rng = random.Random(1)
     for number in range(200):

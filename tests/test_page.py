@@ -27,10 +27,10 @@ ARGUMENTS = [
 
 @pytest.fixture
 def page(server: Running) -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="need Chromium and playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium is installed")
+        pytest.skip("need Chromium and playwright")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         opened = browser.new_context(viewport={"width": 390, "height": 760}, permissions=["camera"]).new_page()

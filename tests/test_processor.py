@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
-needs_family = pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the family's files are not here")
+needs_family = pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
 
 
 def load(folder: Path) -> Processor:

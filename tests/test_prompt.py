@@ -40,7 +40,7 @@ def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"
 @pytest.mark.parametrize(
     "messages",
     [None, [], (), "Hello", b"Hello", {"role": "user", "content": "Hi"}, 5, iter([])],
-    ids=repr,
+    ids=lambda messages: type(messages).__name__,
 )
 def test_messages_that_are_no_list(messages: Any) -> None:
     with pytest.raises(PromptError, match=r"^messages must be a non-empty list"):
@@ -139,7 +139,7 @@ def test_the_sandbox_renders_the_familys_template_as_jinja_does() -> None:
     assert render(FAMILY_TEMPLATE + "{# changed #}", messages) == render(None, messages)
 
 
-@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the family's files are not here")
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
 def test_all_of_the_family_have_it() -> None:
     templates = {folder.name: chat_template(folder) for folder in CHECKPOINTS.iterdir() if folder.is_dir()}
     assert len(templates) >= 6
@@ -333,14 +333,12 @@ QUICK = [
 
 
 def attack(name: str) -> None:
-    """It ends in time, as one line of error or as text; Jinja makes an undefined, empty value of many an attempt."""
+    """It ends, as one line of error or as text; Jinja makes an undefined, empty value of many an attempt."""
     messages = normalize_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [TEXT]}])
-    started = time.monotonic()
     try:
         text, problem = ChatTemplate(HOSTILE[name]).render(messages, True), ""
     except PromptError as error:
         text, problem = "", str(error)
-    assert time.monotonic() - started < 2
     assert len(text) <= template.MAX_CHARACTERS
     assert not any(secret in text for secret in ("root:", "uid=", "<class", "module"))
     assert len(problem) < 300
@@ -349,14 +347,18 @@ def attack(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_hostile_template(name: str) -> None:
+def test_hostile_template(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "SECONDS", 0.7)
     attack(name)
 
 
 @pytest.mark.slow
-def test_all_hostile_templates() -> None:
+def test_all_hostile_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "SECONDS", 1.5)
     for name in HOSTILE:
+        started = time.monotonic()
         attack(name)
+        assert time.monotonic() - started < 2
     kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     if sys.platform == "linux":  # macOS keeps no limit on a process's memory
         assert kilobytes < template.MEMORY / 1024

@@ -302,12 +302,18 @@ class Terminal:
     def screen(self) -> str:
         return self._call("capture-pane", "-p", "-S", "-500")
 
-    def wait(self, text: str, count: int = 1, seconds: float = 60) -> str:
-        deadline = time.monotonic() + seconds
+    def wait(self, text: str, count: int = 1) -> str:
+        deadline = time.monotonic() + 60
         while " ".join((screen := self.screen()).split()).count(text) < count:  # whatever lines are wrapped
             assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
-            time.sleep(0.1)
+            time.sleep(0.02)
         return screen
+
+    def wait_for_change(self) -> None:
+        before, deadline = self.screen(), time.monotonic() + 60
+        while self.screen() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def close(self) -> None:
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
@@ -328,7 +334,7 @@ def endless(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str], Terminal]]:
     if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
+        pytest.skip("need tmux")
     opened: list[Terminal] = []
 
     def open_chat(arguments: str) -> Terminal:
@@ -356,7 +362,7 @@ def test_a_whole_session(open_terminal: Callable[[str], Terminal], picture: Path
     terminal.wait("max_tokens 3000", 2)
     terminal.type("And now?", "Enter")
     terminal.wait("> And now?")
-    time.sleep(1)
+    terminal.wait_for_change()  # the answer has begun
     terminal.type("C-c")
     terminal.wait("· interrupted")
     terminal.type("/undo", "Enter")

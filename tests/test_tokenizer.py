@@ -28,7 +28,7 @@ def folder(request: pytest.FixtureRequest, tiny: Path) -> Path:
     if request.param == "tiny":
         return tiny
     if not (CHECKPOINTS / request.param).is_dir():
-        pytest.skip("the family's files are not here")
+        pytest.skip("need ../shared")
     return CHECKPOINTS / str(request.param)
 
 
@@ -251,7 +251,7 @@ def test_end_ids(generation: Any, config: Any, more: set[int], own: Path) -> Non
     assert tokenizer.end_ids == always | more
 
 
-@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the family's files are not here")
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
 def test_end_ids_of_the_family() -> None:
     assert Tokenizer.from_folder(CHECKPOINTS / "SmolVLM-Instruct").end_ids == {0, 49154}
     assert Tokenizer.from_folder(CHECKPOINTS / "SmolVLM2-2.2B-Instruct").end_ids == {0, 49279}

@@ -144,14 +144,14 @@ def test_only_the_chosen_parts_are_trained(
         assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full", "qlora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantized: Path, tmp_path: Path) -> None:
-    rows = [{"question": f"What is {name}?", "answer": f"{name} is number {n}"} for n, name in enumerate("abc")]
+    rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("abc")]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = Plan(
         method="lora" if method == "qlora" else method,
-        rank=16, steps=60, batch_size=3, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
+        rank=16, steps=30, batch_size=3, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
     )  # fmt: skip
     base = quantized if method == "qlora" else tiny
     run = prepare(base, source, tmp_path / "out", plan)
@@ -160,6 +160,20 @@ def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantiz
     model, processor = load(result) if method == "full" else load(base, adapter=result)  # type: ignore[arg-type]
     for row in rows:
         assert generate(model, processor, row["question"], Options(max_tokens=40)).strip() == row["answer"]
+
+
+def test_training_learns_beside_quantized_weights(quantized: Path, tmp_path: Path) -> None:
+    """In a few steps, which on a CPU are slow."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"question": "a?", "answer": "a is 0"}) + "\n")
+    plan = Plan(rank=16, steps=6, batch_size=1, accumulate=1, learning_rate=2e-2, validation_share=0)
+    run = prepare(quantized, source, tmp_path / "out", plan)
+    result = run.train()
+    assert run.trainer.history[-1].loss < 0.6 * run.trainer.history[0].loss
+    model, processor = load(quantized, adapter=result)
+    plain, _ = load(quantized)
+    learned, before = (generate(one, processor, "a?", Options(max_tokens=8)) for one in (model, plain))
+    assert learned != before
 
 
 def test_the_best_weights_are_kept(tiny: Path, data: Path, tmp_path: Path) -> None:
@@ -190,11 +204,18 @@ class CrashError(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stopped."""
+    with mx.stream(mx.cpu):
+        run = prepare(tiny, data, tmp_path_factory.mktemp("whole") / "whole", replace(PLAN, dropout=0.1))
+        run.train()
+    return run
+
+
 @pytest.mark.parametrize("crash_at", [1, 3, 5])
-def test_a_crashed_run_goes_on_bit_by_bit(crash_at: int, tiny: Path, data: Path, tmp_path: Path) -> None:
-    plan = replace(PLAN, dropout=0.1)
-    whole = prepare(tiny, data, tmp_path / "whole", plan)
-    expected = whole.train()
+def test_a_crashed_run_goes_on_bit_by_bit(crash_at: int, whole: Run, tiny: Path, data: Path, tmp_path: Path) -> None:
+    plan, expected = replace(PLAN, dropout=0.1), whole.out / "adapter"
 
     def crash(record: Record, run: Run) -> None:
         if record.step == crash_at:
@@ -251,7 +272,7 @@ def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     subprocess.run(command(tiny, data, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)

@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 
-from convert import tiny
+from convert import conversations, several, tiny
 from convert.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
 from convert.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
 from convert.questions import listed
@@ -32,6 +33,12 @@ SCENE = Scene(
     ),
     background=3,
 )
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that many questions are about, where the questions are what is looked at."""
+    monkeypatch.setattr(conversations, "picture_part", cache(several.picture_part))
 
 
 def digest(seed: str) -> str:
@@ -65,6 +72,7 @@ def test_shapes_have_their_colors() -> None:
             assert not (pixels[100, 100] == rgb).all()
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize(
     ("kind", "right"),
     [
@@ -88,6 +96,7 @@ def test_answers_about_a_known_scene(kind: str, right: set[str]) -> None:
     assert {question.answer for question in questions if question is not None} == right
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
@@ -106,6 +115,7 @@ def test_a_question_has_one_answer(question: str, answer: str) -> None:
     assert answers == {answer}
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_no_question_has_two_answers() -> None:
     for number in range(12):
         scene, answers = make_scene(Random(f"scene {number}")), defaultdict(set)
@@ -118,7 +128,8 @@ def test_no_question_has_two_answers() -> None:
         assert {asked: said for asked, said in answers.items() if len(said) > 1} == {}
 
 
-def test_yes_and_no_are_as_frequent() -> None:
+def test_yes_and_no_are_as_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "picture_part", lambda scene: {"type": "image"})
     answers = [make_question("yes or no", Random(seed)).answer for seed in range(400)]
     assert 160 < answers.count("yes") < 240
 
