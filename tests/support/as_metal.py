@@ -66,7 +66,9 @@ def install() -> None:
     name = os.environ.get("AS_METAL")
     if name is None:
         return
-    if sys.platform == "darwin" or name not in CHIPS:  # what sitecustomize raises is printed and forgotten, but for this
+    if (
+        sys.platform == "darwin" or name not in CHIPS
+    ):  # what sitecustomize raises is printed and forgotten, but for this
         raise SystemExit(f"AS_METAL={name}: one of {', '.join(CHIPS)}, and on Linux, where MLX computes on the CPU")
     sys.meta_path.insert(0, _Finder(CHIPS[name]))
 
