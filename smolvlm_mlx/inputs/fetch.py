@@ -23,6 +23,7 @@ from smolvlm_mlx.errors import FetchError
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
+MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
 CHUNK_BYTES = 64 * 2**10
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -71,8 +72,8 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         return decode_base64(source, limits)
     if scheme.startswith("file://") or (limits.allow_paths and is_path(source)):
         return read_path(source, limits)
-    # A mistyped path of a few letters can be valid base64; the smallest PNG is 90 letters, the smallest GIF 35.
-    if len(source) < 32 or "." in source[:80]:
+    # A mistyped path of a few letters can be valid base64, which has no dots; the smallest GIF is 35 letters.
+    if len(source) < 32 or "." in source[:MAX_PATH]:
         return read_path(source, limits)
     try:
         return decode_base64(source, limits)

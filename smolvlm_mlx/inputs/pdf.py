@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError, PromptError
-from .files import shown, shown_path
+from .files import reason, shown, shown_path
 
 DPI = 144  # an A4 page has 1190 x 1684 pixels: near the 2,048 of a longer side at which the family's processors split
 DPI_RANGE = (18, 1200)
@@ -122,5 +122,5 @@ def _named(path: Path, what: str) -> Iterator[None]:
         if getattr(error, "err_code", None) == _ENCRYPTED:
             raise ImageError(f"{shown_path(path)}: locked with a password; save a copy without it") from error
         raise ImageError(
-            f"{shown_path(path)}: {what} cannot be read; the PDF is damaged or without pages ({error})"
+            f"{shown_path(path)}: {what} cannot be read; the PDF is damaged or without pages ({reason(error)})"
         ) from error
