@@ -51,12 +51,14 @@ CHIPS = {
 }
 
 
-def environment(*folders: Path, chip: str | None = os.environ.get("AS_METAL")) -> dict[str, str]:
-    """What a child's environment has to hold, if it is made anew, for the child to see this chip, or no other MLX than we.
+def environment(*folders: Path, chip: str | None = None) -> dict[str, str]:
+    """What a child's environment has to hold, if it is made anew, for the child to see the same MLX as this process.
 
     Args:
         folders: its `PYTHONPATH`.
+        chip: another one.
     """
+    chip = chip or os.environ.get("AS_METAL")
     paths = os.pathsep.join(map(str, folders if chip is None else (SITE, *folders)))
     return {"PYTHONPATH": paths, **({} if chip is None else {"AS_METAL": chip})}
 
