@@ -52,14 +52,17 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def shown(name: str) -> str:
-    """Text that came with a file, fit for an error's one line: no control characters, not endless."""
-    return name if name.isprintable() and len(name) <= MAX_SHOWN else short(name, MAX_SHOWN)
+    """Text that came with a file, fit for an error's one line: no control characters, not endless. Of a long one its
+    beginning."""
+    text = name if len(name) <= MAX_SHOWN else f"{name[: MAX_SHOWN - 3]}..."
+    return text if text.isprintable() else short(name, MAX_SHOWN)
 
 
 def shown_path(path: str | Path) -> str:
     """As `shown`; of a long path the end, which names the file."""
-    text = str(path)
-    return text if text.isprintable() and len(text) <= MAX_SHOWN else short_path(text, MAX_SHOWN)
+    name = str(path)
+    text = name if len(name) <= MAX_SHOWN else f"...{name[3 - MAX_SHOWN :]}"
+    return text if text.isprintable() else short_path(name, MAX_SHOWN)
 
 
 def reason(error: Exception) -> str:
