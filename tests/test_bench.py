@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx import backend, calibration
+from smolvlm_mlx import backend, calibration, features
 from smolvlm_mlx.apps import bench_report, cli
 from smolvlm_mlx.bench import Phase, Plan, Result, Run, bench
 from smolvlm_mlx.calibration import count_kernels, is_fused
@@ -63,7 +63,11 @@ def run(
     monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(calibration, "MATRIX_BYTES", dict.fromkeys(calibration.MATRIX_BYTES, 2**24))
+    for module, name, least in (
+        (calibration, "MATRIX_BYTES", 2**24),
+        (features, "CHUNK", 1024),
+    ):  # how fast is not the point
+        monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), least))
     code = 0
     try:
         cli.main()

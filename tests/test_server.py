@@ -509,7 +509,7 @@ def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running,
 
 
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
-    connections = []
+    connections: list[socket.socket] = []
     for full in ((8, 0), (8, 32)):  # those that are answered first, or it would still take from those that wait
         for number in range(len(connections), sum(full)):
             body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
