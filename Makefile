@@ -2,11 +2,19 @@
 #   make test ARGS="-k image"       pass arguments on to pytest
 #   make demo PYTHON=python3.12     choose the Python that .venv is made with
 #   make test BACKEND=cuda13        on Linux: MLX on an NVIDIA GPU instead of the CPU
+#   make test BACKEND=as-metal      on Linux: as if on a Mac (tests/support/as_metal.py); AS_METAL=m3 or m5 for larger ones
 
 PYTHON  ?= python3
 BACKEND ?= cpu
 VENV    := .venv
 BIN     := $(VENV)/bin
+
+ifeq ($(BACKEND),as-metal)
+override BACKEND := cpu
+AS_METAL ?= m1
+export AS_METAL
+export PYTHONPATH := $(CURDIR)/tests/support/site
+endif
 
 ifeq ($(shell uname -s),Linux)
 USE_EXTRAS := [$(BACKEND)]

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from .errors import AdapterError
-from .inputs.files import read_json, shown
+from .inputs.files import read_json, reason, shown, shown_path
 from .model import SmolVLM
 from .shards import listed, read_header
 
@@ -48,12 +48,12 @@ class AdapterConfig:
             AdapterError: there is none, or it is not of our making.
             CheckpointError: it is no JSON.
         """
-        name = shown(str(folder))
+        name = shown_path(folder)
         try:
             folder = Path(folder).expanduser()
             is_there = (folder / CONFIG).is_file()
         except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user
-            raise AdapterError(f"{name}: {shown(str(error))}; give an adapter's folder") from error
+            raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
         if not is_there:
             raise AdapterError(f"{name}: no {CONFIG}; give a folder that `smolvlm-mlx finetune` made")
         raw = read_json(folder / CONFIG)
@@ -150,7 +150,7 @@ def _config_for(folder: str | Path, base: str) -> AdapterConfig:
     config = AdapterConfig.from_folder(folder)
     if config.base != base:
         raise AdapterError(
-            f"{folder}: this adapter was trained on {shown(config.base_name)} and does not fit this checkpoint; "
+            f"{folder}: this adapter was trained on {shown_path(config.base_name)} and does not fit this checkpoint; "
             "use that one, or a conversion of it"
         )
     return config

@@ -23,7 +23,7 @@ from .captions import Line, Task, add_lines, read_lines, write_csv, write_lines
 from .constraint import Grammars
 from .errors import DataError, SmolVLMError
 from .inputs.attachment import PICTURE_SUFFIXES, VIDEO_SUFFIXES, as_part, attach
-from .inputs.files import shown
+from .inputs.files import shown_path
 from .inputs.processor import Inputs, Processor
 from .model import SmolVLM
 from .sampling import Options
@@ -47,9 +47,9 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             found[path] = None
         else:
-            raise DataError(f"{shown(str(path))}: no such file or folder")
+            raise DataError(f"{shown_path(path)}: no such file or folder")
     if not found:
-        raise DataError(f"no pictures or videos in {', '.join(shown(str(path)) for path in paths)}")
+        raise DataError(f"no pictures or videos in {', '.join(shown_path(path) for path in paths)}")
     return list(found)
 
 

@@ -17,7 +17,7 @@ from .errors import PromptError, SmolVLMError
 from .features import FeatureCache, Progress
 from .generation import Stream, stream_generate
 from .inputs.attachment import Attachment, Video, as_part, attachments, from_json, to_json
-from .inputs.files import shown
+from .inputs.files import reason
 from .inputs.processor import Processor
 from .inputs.prompt import user_message
 from .model import SmolVLM
@@ -166,7 +166,7 @@ class Chat:
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise PromptError(f"{path}: no conversation that can be read ({shown(str(error))})") from error
+            raise PromptError(f"{path}: no conversation that can be read ({reason(error)})") from error
         self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
 
     def _question_at(self, turn: int) -> int:

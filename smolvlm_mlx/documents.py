@@ -18,7 +18,7 @@ from .captions import TASKS
 from .doctags import END, check_tokenizer, close_tags, ends_element, is_prose
 from .features import FeatureCache
 from .generation import Statistics, Stream, stream_generate
-from .inputs.files import shown
+from .inputs.files import shown_path
 from .inputs.image import load_image
 from .inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from .inputs.processor import Processor
@@ -48,7 +48,9 @@ class Sheet:
     @property
     def name(self) -> str:
         """For people."""
-        return shown(self.path.name) if self.number is None else f"{shown(self.path.name)}, page {self.number}"
+        return (
+            shown_path(self.path.name) if self.number is None else f"{shown_path(self.path.name)}, page {self.number}"
+        )
 
     def image(self) -> Image.Image:
         """Raises ImageError, FetchError."""
@@ -70,7 +72,7 @@ def find_sheets(paths: Sequence[str | Path], pages: str | None = None, dpi: floa
             sheets.append(Sheet(path))
             continue
         count = count_pages(path)
-        numbers = range(1, count + 1) if pages is None else choose_pages(pages, count, shown(path.name))
+        numbers = range(1, count + 1) if pages is None else choose_pages(pages, count, shown_path(path.name))
         sheets += [Sheet(path, number, dpi) for number in numbers]
     return sheets
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from .errors import CheckpointError
-from .inputs.files import shown
+from .inputs.files import reason, shown, shown_path
 
 TINY = Path(__file__).parent / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
@@ -26,10 +26,10 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
     except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user, a zero byte
-        raise CheckpointError(f"{shown(str(path_or_id))}: {shown(str(error))}; give a folder or hub id") from error
+        raise CheckpointError(f"{shown_path(path_or_id)}: {reason(error)}; give a folder or hub id") from error
     if not re.fullmatch(_HUB_ID, str(path_or_id), re.ASCII):
         raise CheckpointError(
-            f"no folder {shown(str(folder))}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+            f"no folder {shown_path(folder)}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
         )
     return _download(str(path_or_id), revision)
 
@@ -56,7 +56,7 @@ def _download(repo: str, revision: str | None) -> Path:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo}: no revision {revision!r:.60}; see hf.co/{repo}/tree/main") from error
     except HFValidationError as error:
-        raise CheckpointError(f"{shown(repo)}: no folder, and no hub id ({shown(str(error))})") from error
+        raise CheckpointError(f"{shown(repo)}: no folder, and no hub id ({reason(error)})") from error
     except (httpx2.HTTPError, XetDownloadError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise CheckpointError(f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME") from error

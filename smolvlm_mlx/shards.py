@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
-from .inputs.files import read_json, shown
+from .inputs.files import read_json, reason
 
 _BLOCK = 2**20
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
@@ -69,8 +69,8 @@ def read_header(shard: Path) -> Iterator[Tensor]:
                 part = file.get_slice(key)
                 yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype(), start)
     except (SafetensorError, OSError) as error:
-        reason = shown(str(error))
-        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({reason}); download it again") from error
+        text = reason(error)
+        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({text}); download it again") from error
 
 
 def _starts(shard: Path) -> list[tuple[str, int]]:

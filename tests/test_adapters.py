@@ -24,6 +24,7 @@ from smolvlm_mlx.apps import cli
 from smolvlm_mlx.checkpoint import load, open_checkpoint
 from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError
+from smolvlm_mlx.inputs.files import shown_path
 from smolvlm_mlx.quantization import Recipe
 
 import mlx.core as mx
@@ -169,7 +170,7 @@ def test_it_fits_every_conversion_of_its_base(bases: Folders, adapters: Folders)
 
 
 def test_it_does_not_fit_another_base(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
-    reason = f"this adapter was trained on {re.escape(str(tiny))} and does not fit this checkpoint"
+    reason = f"this adapter was trained on {re.escape(shown_path(tiny))} and does not fit this checkpoint"
     check_refused(make(tmp_path / "other", seed=1), adapters["lora"], tmp_path / "out", reason)
 
 
@@ -322,7 +323,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
     other, broken = make(tmp_path / "other", seed=1), changed(adapters["lora"], tmp_path / "broken", rank=10**9)
-    for model, adapter, reason in ((other, adapters["lora"], f"trained on {tiny}"), (tiny, broken, "rank missing or")):
+    for model, adapter, reason in (
+        (other, adapters["lora"], f"trained on {shown_path(tiny)}"),
+        (tiny, broken, "rank missing or"),
+    ):
         for command in (["generate", "Hi", "-n", 2, "-m", model], ["convert", model, tmp_path / "out"]):
             code, out, err = call(*command, "--adapter", adapter)
             assert (code, out, err.count("\n")) == (1, "", 1)

@@ -26,6 +26,12 @@ def loaded(tiny: Path) -> Loaded:
     return load(tiny, "float32")
 
 
+@pytest.fixture
+def exact(tiny: Path, on_the_cpu: None) -> Loaded:
+    """Where a token more or less in a pass changes no sum."""
+    return load(tiny, "float32")
+
+
 def finish(stream: Any) -> Any:
     for _ in stream:
         pass
@@ -72,16 +78,14 @@ def converse(loaded: Loaded, seed: int, kv_bits: Any = None) -> tuple[int, int]:
     return reused, total
 
 
-@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("seed", range(20))
-def test_answers_as_if_nothing_were_reused(seed: int, loaded: Loaded) -> None:
-    converse(loaded, seed)
+def test_answers_as_if_nothing_were_reused(seed: int, exact: Loaded) -> None:
+    converse(exact, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("on_the_cpu")
-def test_answers_as_if_nothing_were_reused_200_times(loaded: Loaded) -> None:
-    counts = [converse(loaded, seed) for seed in range(200)]
+def test_answers_as_if_nothing_were_reused_200_times(exact: Loaded) -> None:
+    counts = [converse(exact, seed) for seed in range(200)]
     assert sum(reused for reused, _ in counts) > 0.3 * sum(total for _, total in counts)
 
 

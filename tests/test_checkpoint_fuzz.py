@@ -16,6 +16,7 @@ from typing import Any
 
 from smolvlm_mlx import load
 from smolvlm_mlx.errors import CheckpointError
+from tests.support import as_metal
 
 import mlx.core as mx
 import pytest
@@ -211,7 +212,7 @@ def in_a_process(folder: Path, first: int, count: int, seconds: float) -> Counte
 def environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **as_metal.environment(ROOT)}
 
 
 # ---- tests

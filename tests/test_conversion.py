@@ -23,6 +23,7 @@ from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import CheckpointError, ConversionError
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.quantization import RECIPES, Recipe
+from tests.support import as_metal
 
 import mlx.core as mx
 import numpy as np
@@ -447,7 +448,7 @@ def kill_9(source: Path, parent: Path, times: int, seed: int) -> int:
         target = parent / str(at)
         target.mkdir(parents=True)
         command = [sys.executable, "-W", "ignore", "-c", KILLED, str(source), str(target), rng.choice(["bf16", "8bit"])]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, **as_metal.environment(ROOT)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
@@ -550,7 +551,7 @@ def test_memory(tmp_path: Path, recipe: str) -> None:
     largest = 4 * 1024 * 4096
     assert file > 600e6
     command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(source), str(tmp_path / "out"), recipe]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **as_metal.environment(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     before, peak = (int(number) for number in done.stdout.split())
     print(f"file {file >> 20} MiB, before {before >> 20} MiB, peak {peak >> 20} MiB")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import smolvlm_mlx
 from smolvlm_mlx.apps.cli import app
+from tests.support import as_metal
 
 import pytest
 import typer
@@ -21,7 +22,7 @@ COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.s
 
 def run(*arguments: str, folder: Path = ROOT) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=as_metal.environment(ROOT)
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

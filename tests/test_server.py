@@ -526,14 +526,13 @@ def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running,
 
 
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
-    connections = []
-    for number in range(41):
-        if number == 8:
-            wait_until(lambda: server.engine.occupancy == (8, 0))  # none of the others is begun any more
-        body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
-        connections.append(socket.create_connection(("127.0.0.1", server.port)))
-        connections[-1].sendall(head(server, len(body)) + body)
-    wait_until(lambda: server.engine.occupancy == (8, 32))
+    connections: list[socket.socket] = []
+    for full in ((8, 0), (8, 32)):  # those that are answered first, or it would still take from those that wait
+        for number in range(len(connections), sum(full)):
+            body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
+            connections.append(socket.create_connection(("127.0.0.1", server.port)))
+            connections[-1].sendall(head(server, len(body)) + body)
+        wait_until(lambda full=full: server.engine.occupancy == full)
     answer = server.complete(question("One more"))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"

@@ -22,6 +22,7 @@ from smolvlm_mlx.inputs.attachment import Attachment, Video, attachments
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model import SmolVLM
+from tests.support import as_metal
 
 import pytest
 from PIL import Image
@@ -340,7 +341,13 @@ def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str
     def open_chat(arguments: str) -> Terminal:
         for terminal in opened:
             terminal.close()
-        environment = {**home, "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **home,
+            **as_metal.environment(),
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HF_HUB_OFFLINE": "1",
+        }
         opened.append(Terminal(f"{sys.executable} -m smolvlm_mlx chat -m {endless} {arguments}", environment))
         return opened[-1]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError
+from ..inputs.files import reason
 from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _read_schema(path: Path) -> dict[str, Any]:
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no JSON schema that can be read ({error})") from error
+        raise DataError(f"{path}: no JSON schema that can be read ({reason(error)})") from error
     if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
         raise DataError(f"{path}: give the schema of an object with properties")
     taken = {"path", "sha256", "run", "error"} & schema["properties"].keys()

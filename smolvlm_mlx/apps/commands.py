@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import GenerationError, ImageError, PromptError
 from ..inputs.attachment import Video, attachments
-from ..inputs.files import shown
+from ..inputs.files import reason, shown
 from ..sampling import Options
 from .history_commands import as_text
 from .session import Session, describe
@@ -71,7 +71,7 @@ def paste(session: Session, rest: str) -> None:
     try:
         found = ImageGrab.grabclipboard()
     except (OSError, NotImplementedError) as error:
-        raise ImageError(f"the clipboard cannot be read here ({shown(str(error))})") from error
+        raise ImageError(f"the clipboard cannot be read here ({reason(error)})") from error
     if found is None:
         raise ImageError("there is no picture in the clipboard")
     session.attach([found] if isinstance(found, Image.Image) else [Path(path) for path in found])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import VideoError
 from .clip import FALLBACK_FPS
-from .fetch import short
+from .fetch import short, short_path
 from .video import opened, upright
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Camera:
 
     @property
     def _name(self) -> str:
-        return "the video" if isinstance(self._source, bytes) else f"camera {short(self._source)}"
+        return "the video" if isinstance(self._source, bytes) else f"camera {short_path(str(self._source))}"
 
     # ---- in the thread
 

@@ -23,6 +23,7 @@ from smolvlm_mlx.errors import FetchError
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
+MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
 CHUNK_BYTES = 64 * 2**10
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -45,10 +46,17 @@ class FetchLimits:
 DEFAULT_LIMITS = FetchLimits()
 
 
-def short(value: object) -> str:
-    """The value quoted for an error message: one line, at most 80 characters, control characters escaped."""
-    text = repr(str(value)[:80])
-    return text if len(text) <= 80 else f"{text[:76]}...{text[0]}"
+def short(value: object, most: int = 80) -> str:
+    """The value quoted for an error message: one line, at most so many characters, control characters escaped. Of a long
+    one its beginning."""
+    text = repr(str(value)[:most])
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[0]}"
+
+
+def short_path(path: str | Path, most: int = 80) -> str:
+    """As `short`; of a long one the end, which names the file."""
+    text = repr(str(path)[-most:])
+    return text if len(text) <= most else f"{text[0]}...{text[4 - most :]}"
 
 
 def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
@@ -62,10 +70,10 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         return fetch_url(source, limits)
     if scheme.startswith("data:"):
         return decode_base64(source, limits)
-    if scheme.startswith("file://") or (limits.allow_paths and _exists(source)):
+    if scheme.startswith("file://") or (limits.allow_paths and is_path(source)):
         return read_path(source, limits)
-    # A mistyped path of a few letters can be valid base64; the smallest PNG is 90 letters, the smallest GIF 35.
-    if len(source) < 32 or "." in source[:80]:
+    # A mistyped path of a few letters can be valid base64, which has no dots; the smallest GIF is 35 letters.
+    if len(source) < 32 or "." in source[:MAX_PATH]:
         return read_path(source, limits)
     try:
         return decode_base64(source, limits)
@@ -77,22 +85,22 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
 def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     """Bytes of a regular file; `~` is expanded and file:// accepted. Raises FetchError."""
     if not limits.allow_paths:
-        raise FetchError(f"local files are not read here: {short(path)}; send the bytes as a data: URL")
+        raise FetchError(f"local files are not read here: {short_path(path)}; send the bytes as a data: URL")
     name = _local_path(str(path))
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on what was opened.
         with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError(f"{short(name)} is not a regular file; give the path of a file")
-            _check_size(status.st_size, name, limits)
+                raise FetchError(f"{short_path(name)} is not a regular file; give the path of a file")
+            _check_size(status.st_size, short_path(name), limits)
             data = file.read(limits.max_bytes + 1)  # a file may grow after fstat
     except FileNotFoundError:
-        raise FetchError(f"no such file: {short(name)}") from None
+        raise FetchError(f"no such file: {short_path(name)}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise FetchError(f"cannot read {short(name)}: {reason}") from error
-    _check_size(len(data), name, limits)
+        raise FetchError(f"cannot read {short_path(name)}: {reason}") from error
+    _check_size(len(data), short_path(name), limits)
     return data
 
 
@@ -104,7 +112,7 @@ def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         if not comma or not head.lower().endswith(";base64"):
             raise FetchError(f"data: URL {short(head[:40])} is not base64; write data:image/png;base64,...")
     payload = "".join(payload.split())
-    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), head, limits)
+    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), short(head), limits)
     try:
         data = base64.b64decode(payload, validate=True)
     except ValueError as error:
@@ -195,7 +203,7 @@ def _read_body(answer: "HTTPResponse", url: str, limits: FetchLimits, deadline: 
     while piece := answer.read(CHUNK_BYTES):
         pieces.append(piece)
         total += len(piece)
-        _check_size(total, url, limits, "at least ")
+        _check_size(total, short(url), limits, "at least ")
         if time.monotonic() >= deadline:
             raise TimeoutError
     if time.monotonic() >= deadline:  # the connection was cut, which reads like the end of the body
@@ -207,7 +215,7 @@ def _read_body(answer: "HTTPResponse", url: str, limits: FetchLimits, deadline: 
 
 def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> None:
     if size > limits.max_bytes:
-        raise FetchError(f"{short(name[:80])} holds {more}{size} bytes; the limit is {limits.max_bytes}")
+        raise FetchError(f"{name} holds {more}{size} bytes; the limit is {limits.max_bytes}")
 
 
 def _target(parts: SplitResult) -> str:
@@ -219,12 +227,13 @@ def _local_path(name: str) -> str:
     if name[:7].lower() == "file://":
         parts = urlsplit(name)
         if parts.netloc not in ("", "localhost"):
-            raise FetchError(f"{short(name)} names a file of another machine; write file:///path")
+            raise FetchError(f"{short_path(name)} names a file of another machine; write file:///path")
         name = unquote(parts.path)
     return os.path.expanduser(name)
 
 
-def _exists(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether it names something that is there, and is no text that is to be decoded."""
     try:
         return os.path.lexists(_local_path(name))
     except ValueError:  # a null byte

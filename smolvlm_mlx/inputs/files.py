@@ -1,14 +1,15 @@
 """Small JSON files of a checkpoint folder, read with limits and one-line errors."""
 
 import json
-import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .fetch import short, short_path
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_SHOWN = 120
 MAX_JSON_DEPTH = 64  # what is deeper overflows the stack of whoever prints or writes it
 
 
@@ -51,8 +52,22 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def shown(name: str) -> str:
-    """A name that came with a file, fit for an error's one line: no control characters, not endless."""
-    return name if name.isprintable() and len(name) <= 120 else reprlib.repr(name)
+    """Text that came with a file, fit for an error's one line: no control characters, not endless. Of a long one its
+    beginning."""
+    text = name if len(name) <= MAX_SHOWN else f"{name[: MAX_SHOWN - 3]}..."
+    return text if text.isprintable() else short(name, MAX_SHOWN)
+
+
+def shown_path(path: str | Path) -> str:
+    """As `shown`; of a long path the end, which names the file."""
+    name = str(path)
+    text = name if len(name) <= MAX_SHOWN else f"...{name[3 - MAX_SHOWN :]}"
+    return text if text.isprintable() else short_path(name, MAX_SHOWN)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the path that an OSError repeats."""
+    return (isinstance(error, OSError) and error.strerror) or shown(str(error))
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError, PromptError
-from .files import shown
+from .files import reason, shown, shown_path
 
 DPI = 144  # an A4 page has 1190 x 1684 pixels: near the 2,048 of a longer side at which the family's processors split
 DPI_RANGE = (18, 1200)
@@ -29,7 +29,7 @@ def is_pdf(path: Path) -> bool:
     Raises:
         ImageError: there is no such file, or it cannot be read.
     """
-    name = shown(str(path))
+    name = shown_path(path)
     if not path.is_file():
         raise ImageError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
     try:
@@ -62,11 +62,11 @@ def render_page(path: Path, number: int, dpi: float = DPI, max_pixels: int = MAX
         raise ImageError(f"dpi {dpi} is not in {DPI_RANGE[0]}..{DPI_RANGE[1]}")
     with _opened(path) as document, _named(path, f"page {number}"):
         if not 1 <= number <= len(document):
-            raise ImageError(f"{shown(str(path))}: there is no page {number}; it has {len(document)}")
+            raise ImageError(f"{shown_path(path)}: there is no page {number}; it has {len(document)}")
         page = document[number - 1]
         width, height = page.get_size()
         if not (width > 0 and height > 0):
-            raise ImageError(f"{shown(str(path))}: page {number} is empty: {width:g} x {height:g} points")
+            raise ImageError(f"{shown_path(path)}: page {number} is empty: {width:g} x {height:g} points")
         scale = min(dpi / POINTS, math.sqrt(max_pixels / (width * height)), MAX_SIDE / max(width, height))
         bitmap = page.render(scale=scale)
         image: Image.Image = bitmap.to_pil().convert("RGB")  # a copy: the bitmap's memory is given back
@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError:
-        name = shown(str(path))
+        name = shown_path(path)
         raise ImageError(f"{name} is a PDF; to read it, pip install 'smolvlm-mlx[documents]'") from None
     with _named(path, "it"):
         document = pypdfium2.PdfDocument(path)
@@ -120,7 +120,7 @@ def _named(path: Path, what: str) -> Iterator[None]:
         yield
     except (pypdfium2.PdfiumError, OSError, ValueError, MemoryError) as error:
         if getattr(error, "err_code", None) == _ENCRYPTED:
-            raise ImageError(f"{shown(str(path))}: locked with a password; save a copy without it") from error
+            raise ImageError(f"{shown_path(path)}: locked with a password; save a copy without it") from error
         raise ImageError(
-            f"{shown(str(path))}: {what} cannot be read; the PDF is damaged or without pages ({error})"
+            f"{shown_path(path)}: {what} cannot be read; the PDF is damaged or without pages ({reason(error)})"
         ) from error

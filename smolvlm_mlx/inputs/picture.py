@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import ImageError
-from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits, decode_base64, fetch, fetch_url, read_path, short
+from smolvlm_mlx.inputs.fetch import (
+    DEFAULT_LIMITS,
+    FetchLimits,
+    decode_base64,
+    fetch,
+    fetch_url,
+    is_path,
+    read_path,
+    short,
+    short_path,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -79,12 +89,21 @@ def _read(source: Any, key: str, limits: FetchLimits) -> tuple[bytes, str]:
             raise ImageError(f"a picture of {len(source)} bytes; the limit is {limits.max_bytes}")
         return source, "the picture"
     if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        return read_path(source, limits), short(source)
+        return read_path(source, limits), short_path(source)
     if isinstance(source, str):
         is_url = key == "url" and source[:5].lower() != "data:"
         reader = fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch
-        return reader(source, limits), short(source) if len(source) < 80 else "the picture"
+        return reader(source, limits), _name(source, reader is fetch and limits.allow_paths)
     raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
+
+
+def _name(source: str, may_be_path: bool) -> str:
+    """Of a path or URL; a picture written out in text has none."""
+    if source[:5].lower() == "data:":
+        return "the picture"
+    if may_be_path and is_path(source):
+        return short_path(source)
+    return short(source) if len(source) < 80 or source[:4].lower() == "http" else "the picture"
 
 
 def _decode(

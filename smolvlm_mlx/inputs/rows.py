@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import shown
+from .files import reason, shown, shown_path
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)  # with a configuration
 
@@ -48,14 +48,14 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     try:
                         yield Row(where, json.loads(line), path.parent)
                     except (ValueError, RecursionError) as error:
-                        yield Row(where, DataError(f"no JSON ({shown(str(error))})"), path.parent)
+                        yield Row(where, DataError(f"no JSON ({reason(error)})"), path.parent)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({shown(str(error))}); it must be JSON lines in UTF-8") from error
+        raise DataError(f"{path}: cannot be read ({reason(error)}); it must be JSON lines in UTF-8") from error
 
 
 def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     if not path.is_dir() and not _HUB_ID.fullmatch(source):
-        raise DataError(f"{shown(source)}: no such file or folder, and no hub dataset id like owner/name")
+        raise DataError(f"{shown_path(source)}: no such file or folder, and no hub dataset id like owner/name")
     try:
         import datasets
     except ModuleNotFoundError as error:

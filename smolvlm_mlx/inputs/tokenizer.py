@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders
 
 from ..errors import CheckpointError, PromptError
-from .files import read_json, read_json_if_there
+from .files import read_json, read_json_if_there, reason
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 
@@ -136,7 +136,7 @@ def chat_template(folder: Path) -> str | None:
         try:
             return jinja.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{jinja}: cannot be read ({error})") from error
+            raise CheckpointError(f"{jinja}: cannot be read ({reason(error)})") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
         template = read_json(path).get("chat_template") if path.exists() else None
