@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the others have the other cores; read when BLAS is loaded, here and by children
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The others have the other cores. BLAS reads it when it is loaded, here and in children.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from convert.random_checkpoint import make

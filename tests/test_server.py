@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,10 @@ def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running,
         assert slow_model[0].statistics.generated_tokens <= left + 2
 
 
+def is_occupied(server: Running, by: tuple[int, int]) -> bool:
+    return server.engine.occupancy == by
+
+
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     connections: list[socket.socket] = []
     for full in ((8, 0), (8, 32)):  # those that are answered first, or it would still take from those that wait
@@ -532,7 +537,7 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
             body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
             connections.append(socket.create_connection(("127.0.0.1", server.port)))
             connections[-1].sendall(head(server, len(body)) + body)
-        wait_until(lambda full=full: server.engine.occupancy == full)
+        wait_until(partial(is_occupied, server, full))
     answer = server.complete(question("One more"))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"

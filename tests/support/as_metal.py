@@ -26,7 +26,7 @@ SITE = Path(__file__).parent / "site"
 
 
 class Chip(NamedTuple):
-    """What MLX says of a Mac's GPU, as such machines report it (macOS 15); sizes in bytes."""
+    """What MLX says of a Mac's GPU, about as such machines report it; sizes in bytes."""
 
     name: str
     architecture: str
@@ -68,9 +68,8 @@ def install() -> None:
     name = os.environ.get("AS_METAL")
     if name is None:
         return
-    if (
-        sys.platform == "darwin" or name not in CHIPS
-    ):  # what sitecustomize raises is printed and forgotten, but for this
+    if sys.platform == "darwin" or name not in CHIPS:
+        # Python prints what else sitecustomize raises, and forgets it.
         raise SystemExit(f"AS_METAL={name}: one of {', '.join(CHIPS)}, and on Linux, where MLX computes on the CPU")
     sys.meta_path.insert(0, _Finder(CHIPS[name]))
 
