@@ -1,5 +1,7 @@
 """Which Python `make` takes: among pretended ones of any version, on a pretended system."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +27,9 @@ Make = Callable[..., tuple[int, list[str]]]
 def python(version: str, system: str = "linux", machine: str = "arm64", modules: str = "ensurepip") -> str:
     """Return a program that answers as such a Python; the environments it makes hold a copy of it."""
     pretend = (
-        f"import sys, platform, importlib.util; sys.prefix = sys.base_prefix; sys.version_info = ({version.replace('.', ', ')}); sys.platform = '{system}'; "
-        f"platform.machine = lambda: '{machine}'; importlib.util.find_spec = '{modules}'.__contains__; "
+        f"import sys, platform, importlib.util; sys.version_info = ({version.replace('.', ', ')}); "
+        f"sys.prefix = sys.base_prefix; sys.platform = '{system}'; platform.machine = lambda: '{machine}'; "
+        f"importlib.util.find_spec = '{modules}'.__contains__; "
     )
     return f"""case "$1" in
     -c) exec {sys.executable} -c "{pretend} ${{2#import pip; }}";;
@@ -132,3 +135,21 @@ def test_a_mac(make: Make, programs: dict[str, str], said: str) -> None:
     code, lines = make({"python3": python("3.12", "darwin"), **MAC, **programs})
     assert lines[0] == said
     assert code == (0 if "made" in said else 2)
+
+
+def test_the_same_versions_everywhere() -> None:
+    text = {
+        name: (ROOT / name).read_text("utf-8") for name in "Makefile pyproject.toml README.md CONTRIBUTING.md".split()
+    }
+    versions = re.findall(r"Python :: (3\.\d+)", text["pyproject.toml"])
+    first, last = versions[0], versions[-1]
+    assert f'requires-python = ">={first}"' in text["pyproject.toml"]
+    assert f"PYTHONS := python3 {' '.join(f'python{version}' for version in reversed(versions))}\n" in text["Makefile"]
+    limits = f"({first.replace('.', ', ')}) <= version <= ({last.replace('.', ', ')})"
+    assert limits in text["Makefile"]
+    assert f">={first},<3.{int(last[2:]) + 1}" in text["Makefile"]
+    for name in set(text) - {"pyproject.toml"}:
+        assert f"Python {first} to {last}" in text[name], name
+    workflow = ROOT / ".github" / "workflows" / "ci.yml"
+    if workflow.exists():  # not in the sdist
+        assert f"python: {json.dumps(versions)}" in workflow.read_text("utf-8")
