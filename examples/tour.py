@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from smolvlm_mlx import Options, load
-from smolvlm_mlx.generation import Statistics, generate_tokens, prefill
+from smolvlm_mlx.generation import generate_tokens, prefill
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 from PIL import Image

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .chat import Chat
     from .checkpoint import load
     from .conversion import convert
-    from .generation import Statistics, generate, stream_generate
+    from .generation import generate, stream_generate
     from .sampling import Options
+    from .stream import Statistics
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,7 +42,7 @@ _HOMES = {
     "load": ".checkpoint",
     "convert": ".conversion",
     "Options": ".sampling",
-    "Statistics": ".generation",
+    "Statistics": ".stream",
     "generate": ".generation",
     "stream_generate": ".generation",
 }

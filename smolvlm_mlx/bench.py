@@ -20,7 +20,7 @@ from .checks import Check, machine_checks, model_checks
 from .errors import BenchError
 from .family import random_picture
 from .features import FeatureCache, encode_tiles, tiles_at_once
-from .generation import Statistics, generate_tokens
+from .generation import generate_tokens
 from .inputs.attachment import Tiled
 from .inputs.image import ImageSettings, digest_tiles, load_image, make_tiles
 from .inputs.processor import Inputs
@@ -28,6 +28,7 @@ from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .roofline import Machine, Sizes, Work, decoder, vision
 from .sampling import Options
+from .stream import Statistics
 
 PICTURE = (1600, 1067)  # pixels; 12 tiles and the global one in the family
 TILE_TEXT, QUESTION, ANSWER = 2, 16, 8  # tokens of text for a tile's place, of a question and of an answer

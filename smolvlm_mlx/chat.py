@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import PromptError, SmolVLMError
 from .features import FeatureCache, Progress
-from .generation import Stream, stream_generate
+from .generation import stream_generate
 from .inputs.attachment import Attachment, Video, as_part, attachments, from_json, to_json
 from .inputs.files import reason
 from .inputs.processor import Processor
@@ -23,6 +23,7 @@ from .inputs.prompt import user_message
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options
+from .stream import Stream
 from .writer import write_file
 
 LEAST_ROOM = 256  # tokens for an answer, if it may be as long

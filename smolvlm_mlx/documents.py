@@ -17,7 +17,7 @@ from PIL import Image
 from .captions import TASKS
 from .doctags import END, check_tokenizer, close_tags, ends_element, is_prose
 from .features import FeatureCache
-from .generation import Statistics, Stream, stream_generate
+from .generation import stream_generate
 from .inputs.files import shown_path
 from .inputs.image import load_image
 from .inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
@@ -26,6 +26,7 @@ from .inputs.prompt import user_message
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options
+from .stream import Statistics, Stream
 
 # SmolDocling's instruction for a whole page, and its longest answer: the model card of ds4sd/SmolDocling-256M-preview.
 PROMPT = "Convert this page to docling."

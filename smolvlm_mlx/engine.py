@@ -13,11 +13,12 @@ from typing import Any
 from .constraint import Constraint, Grammars
 from .errors import GenerationError, SmolVLMError
 from .features import image_tokens_after
-from .generation import Statistics, prefill, room_after
+from .generation import prefill, room_after
 from .inputs.processor import Inputs, Processor
 from .model import KVCache, SmolVLM
 from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
 from .sampling import NOT_FINITE, AnswerText, Options, make_batch_sampler
+from .stream import Statistics
 
 Loaded = tuple[SmolVLM, Processor, Reuse]
 

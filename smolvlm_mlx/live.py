@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .features import FeatureCache
-from .generation import Statistics, Stream, stream_generate
+from .generation import stream_generate
 from .inputs.camera import Shot
 from .inputs.image import Pixels
 from .inputs.processor import Processor
@@ -26,6 +26,7 @@ from .inputs.prompt import Message, user_message
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options
+from .stream import Statistics, Stream
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
 SAME = 3  # equal answers to clearly different pictures, in a row, that are worth a notice

@@ -28,7 +28,7 @@ FLOORS = [
     {"checks", "prefix"},
     {"calibration", "constraint", "features", "sampling"},
     {"inputs", "model", "roofline"},
-    {"config", "metrics"},
+    {"config", "metrics", "stream"},
     {"errors", "backend"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}

@@ -13,8 +13,8 @@ from .serve import serve
 if TYPE_CHECKING:
     from ..chat import Chat
     from ..features import Progress
-    from ..generation import Stream
     from ..inputs.attachment import Attachment, Video
+    from ..stream import Stream
     from .history import History
     from .session import Session
 

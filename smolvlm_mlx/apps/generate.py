@@ -26,7 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..features import Progress
-    from ..generation import Stream
+    from ..stream import Stream
 
 
 def generate(

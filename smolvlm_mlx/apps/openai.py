@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import PromptError
-from ..generation import Statistics
 from ..inputs.files import shown
 from ..sampling import Options
+from ..stream import Statistics
 
 DEFAULT_TOKENS = 1024
 

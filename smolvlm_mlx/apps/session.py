@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from ..chat import Chat
 from ..errors import ContextFullError
 from ..features import Progress
-from ..generation import Statistics, Stream
 from ..inputs.attachment import Attachment, Video, attach
+from ..stream import Statistics, Stream
 from .history import History, new_id
 
 

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from ..errors import SmolVLMError
 from ..features import Progress
-from ..generation import Stream
 from ..inputs.attachment import Attachment, Video
+from ..stream import Stream
 from .commands import COMMANDS, handle
 from .options import CONTROLS
 from .session import Session, describe

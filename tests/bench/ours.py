@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.generation import Statistics, generate_tokens
+from smolvlm_mlx.generation import generate_tokens
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 import numpy as np
