@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _BLOCK = 64 * 1024  # numbers that are worked on at a time, to stay in a core's cache
+_FEW_ROWS = 64
 _SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 
 
@@ -19,10 +20,17 @@ _SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 def product(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     """Rows by a matrix (O, I): (..., I) -> (..., O).
 
-    One row is multiplied as a vector: that routine of BLAS reads the matrix at twice the speed of the one for many rows.
+    BLAS multiplies one row as a vector, and reads the matrix once as it lies. Of more rows it first orders the operand on the
+    right, so that the matrix is on the left where rows are few.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y: Floats = np.matmul(weight, rows[0])[None] if len(rows) == 1 else np.matmul(rows, weight.T)
+    y: Floats
+    if len(rows) == 1:
+        y = np.matmul(weight, rows[0])[None]
+    elif len(rows) <= _FEW_ROWS:
+        y = np.ascontiguousarray(np.matmul(weight, rows.T).T)
+    else:
+        y = np.matmul(rows, weight.T)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], len(weight))
@@ -61,16 +69,17 @@ def _exponentials(scores: Floats, added: Floats | None) -> Floats:
     """In place: scores (heads, T, C) become exp(score - the row's largest). Returns the rows' sums (heads, T)."""
     heads, T, C = scores.shape
     sums = np.empty((heads, T), np.float32)
-    rows = max(1, _BLOCK // C)
-    for head in range(heads):
+    rows = max(1, min(T, _BLOCK // C))
+    step = max(1, _BLOCK // (rows * C))  # heads at a time
+    for head in range(0, heads, step):
         for start in range(0, T, rows):
-            some = slice(start, start + rows)
-            block = scores[head, some]
+            some = slice(head, head + step), slice(start, start + rows)
+            block = scores[some]
             if added is not None:
-                block[:, C - added.shape[-1] :] += added[head, some]
-            block -= block.max(axis=1, keepdims=True)
+                block[..., C - added.shape[-1] :] += added[some]
+            block -= block.max(axis=-1, keepdims=True)
             np.exp(block, out=block)
-            block.sum(axis=1, out=sums[head, some])
+            block.sum(axis=-1, out=sums[some])
     return sums
 
 
