@@ -33,12 +33,25 @@ HF_PREFIXES = {
 TILE, LONGEST_EDGE = 64, 256
 
 
-def make(out: Path, model_type: str = "smolvlm", seed: int = 0, dtype: str = "float32", tied: bool = False) -> Path:
-    """Write the checkpoint into the folder `out`, in Hugging Face's layout. About 1.5 million parameters."""
+def make(
+    out: Path,
+    model_type: str = "smolvlm",
+    seed: int = 0,
+    dtype: str = "float32",
+    tied: bool = False,
+    layers: tuple[int, int] = (2, 3),
+) -> Path:
+    """Write the checkpoint into the folder `out`, in Hugging Face's layout. About 1.5 million parameters.
+
+    Args:
+        layers: of the vision tower, and of the decoder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     ids = tokenizer.get_vocab()
     raw = _config(model_type, tokenizer.get_vocab_size(), ids["<image>"], tied)
+    for part, count in zip(("vision_config", "text_config"), layers, strict=True):
+        raw[part]["num_hidden_layers"] = count
     files: dict[str, dict[str, Any]] = {
         "config.json": raw,
         "chat_template.json": {"chat_template": FAMILY_TEMPLATE},
@@ -72,7 +85,6 @@ def _config(model_type: str, vocab_size: int, image_token_id: int, tied: bool) -
         "model_type": "llama",
         "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
@@ -89,7 +101,6 @@ def _config(model_type: str, vocab_size: int, image_token_id: int, tied: bool) -
         "model_type": f"{model_type}_vision" if model_type == "smolvlm" else "idefics3",
         "hidden_size": 128,
         "intermediate_size": 200,  # no multiple of a group, as 4304 in the 2.2B
-        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "image_size": TILE,
         "patch_size": 8,

@@ -17,6 +17,7 @@ from convert.random_checkpoint import make
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import TrainingError
+from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.rows import read_rows
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.batches import collate, make_example
@@ -35,14 +36,29 @@ from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 ROOT = Path(__file__).parents[1]
-KINDS = ("color", "text", "frames", "two pictures", "earlier turn", "text alone")
-PLAN = Plan(steps=6, batch_size=2, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3)
+SHORT = ("color", "text", "text alone")
+KINDS = (*SHORT, "frames", "two pictures", "earlier turn")
+PLAN = Plan(
+    steps=6, batch_size=2, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3, validation_share=0.1
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With fewer layers: MLX's own BLAS, which is what trains where there is no OpenBLAS, is slow."""
+    return make(tmp_path_factory.mktemp("checkpoints") / "tiny", layers=(1, 2))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 questions of six kinds, with pictures."""
-    return write_questions(tmp_path_factory.mktemp("data"), 24, "unit", KINDS)
+    """12 short questions, most of them with a picture."""
+    return write_questions(tmp_path_factory.mktemp("data"), 12, "unit", SHORT)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 questions, one of each kind."""
+    return write_questions(tmp_path_factory.mktemp("data"), 6, "unit", KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +66,12 @@ def quantized(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoints") / "8bit"
     convert(tiny, out, "8bit")
     return out
+
+
+def load_for_training(folder: Path) -> tuple[SmolVLM, Processor]:
+    model, processor = load(folder, fuse=False)
+    processor.settings = replace(processor.settings, max_tiles=2)
+    return model, processor
 
 
 def gradients_of(model: SmolVLM, batch: Any) -> dict[str, np.ndarray]:
@@ -79,10 +101,10 @@ def test_only_the_assistants_words_are_learned(tiny: Path) -> None:
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
 
 
-def test_a_batch_is_padded_without_changing_the_loss(tiny: Path, data: Path) -> None:
-    model, processor = load(tiny, fuse=False)
-    dataset = check(processor, read_rows(data), 4096)
-    examples = [dataset._example(row) for row in (0, 2, 5)]
+def test_a_batch_is_padded_without_changing_the_loss(tiny: Path, mixed: Path) -> None:
+    model, processor = load_for_training(tiny)
+    dataset = check(processor, read_rows(mixed), 4096)
+    examples = [dataset._example(row) for row in (0, 2, 4)]
     assert len({len(example.input_ids) for example in examples}) == 3
     apart = sum(loss_sum(model, collate([example])).item() for example in examples)
     together = loss_sum(model, collate(examples))
@@ -94,31 +116,31 @@ def test_an_epoch_has_every_row_once_and_its_own_order(tiny: Path, data: Path) -
     dataset = check(processor, read_rows(data), 4096)
     rng = np.random.default_rng
     first, second = dataset._order(5, rng((0, 0))), dataset._order(5, rng((0, 1)))
-    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(24))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(12))
     assert first != second
     assert first == dataset._order(5, rng((0, 0)))
-    assert dataset.steps(5, 2) == 3
+    assert dataset.steps(5, 2) == 2
     batches = dataset.batches(5, 2, seed=0)
-    assert [len(batches(step)) for step in range(4)] == [2, 2, 1, 2]  # the fourth begins the next epoch
+    assert [len(batches(step)) for step in range(4)] == [2, 1, 2, 1]  # the third begins the next epoch
 
 
-def test_accumulated_batches_are_one_large_batch(tiny: Path, data: Path) -> None:
+def test_accumulated_batches_are_one_large_batch(tiny: Path, mixed: Path) -> None:
     """Each token counts the same, in whichever batch it is."""
     weights = []
     for batches in ([[0, 1, 2, 3]], [[0], [1, 2, 3]]):
-        model, processor = load(tiny, fuse=False)
+        model, processor = load_for_training(tiny)
         model.freeze()
         model.connector.unfreeze()
-        dataset = check(processor, read_rows(data), 4096)
+        dataset = check(processor, read_rows(mixed), 4096)
         trainer = Trainer(model, Settings(steps=1, warmup=1), Path("unused"))
         trainer._update(dataset._collate(batches))
         weights.append(np.array(model.connector.modality_projection.proj.weight))
     np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
 
 
-def test_checkpointed_layers_have_the_same_gradients(tiny: Path, data: Path) -> None:
-    model, processor = load(tiny, fuse=False)
-    batch = check(processor, read_rows(data), 4096)._collate([[0, 1]])[0]
+def test_checkpointed_layers_have_the_same_gradients(tiny: Path, mixed: Path) -> None:
+    model, processor = load_for_training(tiny)
+    batch = check(processor, read_rows(mixed), 4096)._collate([[0, 1]])[0]
     plain = gradients_of(model, batch)
     model.language_model.checkpointed = model.vision_model.encoder.checkpointed = True
     checkpointed = gradients_of(model, batch)
@@ -144,14 +166,16 @@ def test_only_the_chosen_parts_are_trained(
         assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full", pytest.param("qlora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["lora", "full", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "qlora"))]
+)
 def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantized: Path, tmp_path: Path) -> None:
-    rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("abc")]
+    rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = Plan(
         method="lora" if method == "qlora" else method,
-        rank=16, steps=30, batch_size=3, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
+        rank=16, steps=36, batch_size=2, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
     )  # fmt: skip
     base = quantized if method == "qlora" else tiny
     run = prepare(base, source, tmp_path / "out", plan)
@@ -176,17 +200,20 @@ def test_training_learns_beside_quantized_weights(quantized: Path, tmp_path: Pat
     assert learned != before
 
 
-def test_the_best_weights_are_kept(tiny: Path, data: Path, tmp_path: Path) -> None:
-    """A rate that is far too high: the validation loss is lowest early, and the result is from there."""
-    run = prepare(tiny, data, tmp_path / "run", replace(PLAN, steps=8, learning_rate=0.3, warmup=0.5))
+def test_the_best_weights_are_kept(tiny: Path, tmp_path: Path) -> None:
+    """What is validated has the form of what is learned, and another end: its loss falls at first and rises as that is learned
+    by heart; the result is from between."""
+    for name, answer in (("rows", "It is white"), ("others", "It is black")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "What?", "answer": answer}) + "\n")
+    plan = Plan(rank=16, steps=24, batch_size=1, accumulate=1, learning_rate=2e-2, validate_every=4)
+    run = prepare(tiny, tmp_path / "rows.jsonl", tmp_path / "run", plan, validation=tmp_path / "others.jsonl")
     result = run.train()
     best = run.trainer.best
     assert best is not None
-    assert best.step < 8
+    assert best.step < 24
     model, _ = load(tiny, adapter=result, fuse=False)
-    validation = [*run.validation.all(2)]
-    again = sum(loss_sum(model, b).item() for b in validation) / sum(b.tokens for b in validation)
-    assert best.validation_loss == pytest.approx(again, rel=1e-5)
+    (batch,) = run.validation.all(2)
+    assert best.validation_loss == pytest.approx(loss_sum(model, batch).item() / batch.tokens, rel=1e-5)
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -241,19 +268,20 @@ def test_a_stopped_run_keeps_its_last_step(tiny: Path, data: Path, tmp_path: Pat
 
 
 def test_a_finished_run_is_not_overwritten(tiny: Path, data: Path, tmp_path: Path) -> None:
-    prepare(tiny, data, tmp_path / "run", PLAN).train()
+    plan = replace(PLAN, steps=2)
+    prepare(tiny, data, tmp_path / "run", plan).train()
     with pytest.raises(TrainingError, match="--resume"):
-        prepare(tiny, data, tmp_path / "run", PLAN).train()
+        prepare(tiny, data, tmp_path / "run", plan).train()
     with pytest.raises(TrainingError, match="nothing to resume"):
-        prepare(tiny, data, tmp_path / "other", PLAN).train(resume=True)
-    changed = replace(PLAN, learning_rate=1e-3, rank=4)
+        prepare(tiny, data, tmp_path / "other", plan).train(resume=True)
+    changed = replace(plan, learning_rate=1e-3, rank=4)
     with pytest.raises(TrainingError, match=r"begun with .*rank 8.*learning_rate 0\.002"):
         prepare(tiny, data, tmp_path / "run", changed).train(resume=True)
-    other = write_questions(tmp_path / "other", 24, "others", KINDS)
+    other = write_questions(tmp_path / "other", 12, "others", SHORT)
     with pytest.raises(TrainingError, match=r"begun with data "):
-        prepare(tiny, other, tmp_path / "run", PLAN).train(resume=True)
+        prepare(tiny, other, tmp_path / "run", plan).train(resume=True)
     with pytest.raises(TrainingError, match=r"begun with base "):
-        prepare(make(tmp_path / "base", seed=1), data, tmp_path / "run", PLAN).train(resume=True)
+        prepare(make(tmp_path / "base", seed=1), data, tmp_path / "run", plan).train(resume=True)
 
 
 def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:
@@ -273,14 +301,14 @@ def command(tiny: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.chaos
-def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None:
+def test_20_kills_change_nothing(tiny: Path, mixed: Path, tmp_path: Path) -> None:
     started = time.monotonic()
-    subprocess.run(command(tiny, data, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command(tiny, mixed, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
     longest, rng, kills = time.monotonic() - started, random.Random(0), 0
     out = tmp_path / "killed"
     while kills < 20:
         resume = ["--resume"] if list(out.glob("run/state-*")) else []
-        with subprocess.Popen(command(tiny, data, out, *resume), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command(tiny, mixed, out, *resume), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
             time.sleep(rng.uniform(0.4, 1) * longest)
             process.send_signal(signal.SIGKILL)
         kills += process.returncode == -signal.SIGKILL
@@ -288,7 +316,7 @@ def test_20_kills_change_nothing(tiny: Path, data: Path, tmp_path: Path) -> None
             assert_same(out, tmp_path / "whole")
             shutil.rmtree(out)
     resume = ["--resume"] if list(out.glob("run/state-*")) else []
-    subprocess.run(command(tiny, data, out, *resume), check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command(tiny, mixed, out, *resume), check=True, cwd=ROOT, capture_output=True)
     assert_same(out, tmp_path / "whole")
 
 
