@@ -58,7 +58,17 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captioning, "MOST_FILES", 5)
 
 
+ALONE: dict[tuple[Path, Task], str] = {}
+
+
 def alone(loaded: Loaded, path: Path, task: Task = DESCRIBE) -> str:
+    """The answer about one picture, made once."""
+    if (path, task) not in ALONE:
+        ALONE[path, task] = answer_alone(loaded, path, task)
+    return ALONE[path, task]
+
+
+def answer_alone(loaded: Loaded, path: Path, task: Task) -> str:
     parts = [{"type": "image", "path": str(path)}, {"type": "text", "text": task.prompt}]
     return generate(*loaded, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)).strip()
 

@@ -138,10 +138,10 @@ def test_a_loop_is_cut_to_its_first_occurrence(loaded: Loaded, script: Script) -
 @pytest.mark.parametrize(
     "part",
     [
-        "<otsl>" + "<ecel><ecel><ecel><ecel><ecel><nl>" * 150 + "</otsl>",  # a form to be filled in
-        "<otsl>" + "<fcel>n/a<fcel>0.00<nl>" * 60 + "</otsl>",
+        "<otsl>" + "<ecel><ecel><ecel><ecel><ecel><nl>" * 80 + "</otsl>",  # a form to be filled in
+        "<otsl>" + "<fcel>n/a<fcel>0.00<nl>" * 40 + "</otsl>",
         "<text>Contents" + "." * 300 + "7</text>",
-        "<text>" + "_" * 900 + "</text>",
+        "<text>" + "_" * 500 + "</text>",
         "".join(f"<text><loc_{place}><loc_0>The same.</text>" for place in [*range(0, 501, 50)] * 3),
         "<text>" + "ha " * 40 + "</text>",
     ],

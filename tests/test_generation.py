@@ -198,10 +198,11 @@ def test_weights_that_are_not_finite(tiny: Path) -> None:
         generate(model, processor, "Hello", SHORT)
 
 
-def test_leaving_at_200_places(loaded: Loaded, ends: Any) -> None:
+@pytest.mark.parametrize("places", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_leaving_at_any_place(places: int, loaded: Loaded, ends: Any) -> None:
     shorter = Options(max_tokens=6)
     want, rng = ids_of(loaded, options=shorter), random.Random(0)
-    for number in range(200):
+    for number in range(places):
         after = rng.randrange(1, 6)
         stream = stream_generate(*loaded, "Hello", shorter)
         pieces = 0

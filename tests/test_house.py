@@ -6,7 +6,7 @@ Imports inside functions and under TYPE_CHECKING count like any other.
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,16 +41,19 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of each import; `from a import b` yields a.b, a module or a name in one."""
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) of each import; `from a import b` gives a.b, a module or a name in one."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = [*above, *([node.module] if node.module else [])]
-            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+            found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
+    return found
 
 
 def unit(path: Path) -> str:

@@ -480,7 +480,7 @@ def test_odd_bodies(server: Running) -> None:
         assert client.get("/v1/chat/completions").status_code == 405
         assert client.get("/nowhere").status_code == 404
         assert client.get("/nowhere").json()["error"]["message"] == "Not Found"
-    fuzz(server, 150, 0)
+    fuzz(server, 60, 0)
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ def test_only_the_chosen_parts_are_trained(
 
 
 @pytest.mark.parametrize(
-    "method", ["lora", "full", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "qlora"))]
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "full", "qlora"))]
 )
 def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantized: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
@@ -240,7 +240,7 @@ def whole(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     return run
 
 
-@pytest.mark.parametrize("crash_at", [1, 3, 5])
+@pytest.mark.parametrize("crash_at", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_crashed_run_goes_on_bit_by_bit(crash_at: int, whole: Run, tiny: Path, data: Path, tmp_path: Path) -> None:
     plan, expected = replace(PLAN, dropout=0.1), whole.out / "adapter"
 
