@@ -11,6 +11,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The others have the other cores. BLAS reads it when it is loaded, here and in children.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32, unless told not to.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 from convert.random_checkpoint import make
 from smolvlm_mlx.inputs import template
 

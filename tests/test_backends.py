@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ATOL = {"float32": 5e-3, "bfloat16": 0.15}  # logits are up to 5
+ATOL = {"float32": 5e-3, "bfloat16": 0.25}  # logits are up to 5
 CHILD = """
 import json
 from smolvlm_mlx import backend, calibration, checks

@@ -125,7 +125,7 @@ def test_a_video(tiny: Path, tmp_path: Path) -> None:
 
 def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
     """Each holds its own memory, not its chunk's; and what comes from the file may be used anywhere, too."""
-    model, processor = elsewhere(lambda: load(tiny))
+    model, processor = elsewhere(lambda: load(tiny, "float32"))
     inputs = processor([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
     count = min(len(inputs.tiles), tiles_at_once(model))
     tiles, settings = inputs.tiles[:count], inputs.settings
