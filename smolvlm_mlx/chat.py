@@ -97,10 +97,12 @@ class Chat:
             ContextFullError: there is no room for an answer.
             SmolVLMError: a picture or an option cannot be used. The conversation is then as it was.
         """
+        self._rest()
         return self._answer([*self.messages, _question(text, images)], options, progress)
 
     def retry(self, options: Options | None = None, progress: Progress | None = None) -> Stream:
         """Answer the last question again."""
+        self._rest()
         return self._answer(self.messages[: self._question_at(-1) + 1], options, progress)
 
     def edit(
@@ -116,14 +118,15 @@ class Chat:
         Args:
             images: other pictures; None keeps the question's own.
         """
+        self._rest()
         at = self._question_at(turn)
         images = attachments(self.messages[at : at + 1]) if images is None else images
         return self._answer([*self.messages[:at], _question(text, images)], options, progress)
 
     def undo(self) -> dict[str, Any]:
         """Forget the last question and its answer; returns the question."""
+        self._rest()
         at = self._question_at(-1)
-        self.stop()
         question = self.messages[at]
         del self.messages[at:]
         return question
@@ -141,9 +144,17 @@ class Chat:
         self.messages[first : second + 1] = [{**following, "content": [*parts, *following["content"]]}]
 
     def stop(self) -> None:
-        """End the answer under way, if there is one; what came of it stays, marked as interrupted."""
+        """End the answer under way, if there is one; what came of it stays, marked as interrupted.
+
+        Where another thread is making it, it ends after the step that is under way.
+        """
         if self._stream is not None:
             self._stream.close()
+
+    def _rest(self) -> None:
+        """End the answer under way, and wait until it has ended: nothing else uses the model then."""
+        if self._stream is not None:
+            self._stream.close(wait=True)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation with its pictures as JSON; a file that is there is replaced by the whole new one.
@@ -177,7 +188,6 @@ class Chat:
         return questions[turn]
 
     def _answer(self, messages: list[dict[str, Any]], options: Options | None, progress: Progress | None) -> Stream:
-        self.stop()
         options = options or self.options
         stream = stream_generate(
             self.model,
@@ -189,16 +199,15 @@ class Chat:
             reuse=self._reuse,
             progress=progress,
         )
-        stream.wrap(lambda pieces: self._keep(messages, pieces))
+        answer = {"role": "assistant", "content": [{"type": "text", "text": ""}], "interrupted": True}
+        before, self.messages = self.messages, [*messages, answer]
+        stream.wrap(lambda pieces: self._keep(before, answer, pieces))
         self._stream = stream
         return stream
 
-    def _keep(self, messages: list[dict[str, Any]], pieces: Generator[str]) -> Generator[str]:
-        """The pieces of an answer, which is part of the conversation from the first moment."""
-        part = {"type": "text", "text": ""}
-        answer = {"role": "assistant", "content": [part], "interrupted": True}
-        before, self.messages = self.messages, [*messages, answer]
-        text = ""
+    def _keep(self, before: list[dict[str, Any]], answer: dict[str, Any], pieces: Generator[str]) -> Generator[str]:
+        """The pieces of an answer, which is part of the conversation from the moment of the question."""
+        part, text = answer["content"][0], ""
         try:
             for piece in pieces:
                 if fresh := piece if text else piece.lstrip():  # the template has the space before it
@@ -207,7 +216,8 @@ class Chat:
                     yield fresh
             del answer["interrupted"]
         except SmolVLMError:
-            self.messages = before
+            if self.messages and self.messages[-1] is answer:
+                self.messages = before
             raise
         finally:
             pieces.close()

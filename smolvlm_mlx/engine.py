@@ -108,7 +108,8 @@ class Engine:
         """End all answers and the thread."""
         with self._changed:
             self._closing = True
-            for job in (*self._waiting, *self._running.values()):
+            beginning = [] if self._beginning is None else [self._beginning]
+            for job in (*self._waiting, *beginning, *self._running.values()):
                 job.cancel()
             self._changed.notify()
         self._thread.join()
@@ -147,9 +148,8 @@ class Engine:
             if self._closing and not self._running:
                 return False
             room = len(self._running) < self._most_answers and not self._closing
-            job = self._waiting.popleft() if room and self._waiting else None
+            self._beginning = job = self._waiting.popleft() if room and self._waiting else None
         if job is not None:
-            self._beginning = job
             self._begin(job)
             self._beginning = None
         self._step()

@@ -19,7 +19,7 @@ from .inputs.prompt import Message, user_message
 from .model import QuantizedKVCache, SmolVLM
 from .prefix import PrefixCache, Reuse, keys_of
 from .sampling import AnswerText, Choose, Options, make_choice
-from .stream import Statistics, Stream
+from .stream import Statistics, Stream, Work
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
 # writes out in full, and half of which a causal mask throws away.
@@ -66,19 +66,19 @@ def stream_generate(
     seconds = time.perf_counter() - started
     room = min(options.max_tokens, room_after(model, inputs, least_room))
 
-    def pieces(stream: Stream) -> Generator[str]:
-        stream.statistics.preprocess_seconds = seconds - encoder.seconds
-        stream.statistics.vision_seconds = encoder.seconds
+    def pieces(work: Work) -> Generator[str]:
+        work.statistics.preprocess_seconds = seconds - encoder.seconds
+        work.statistics.vision_seconds = encoder.seconds
 
         def advanced(done: int, total: int) -> None:
-            stream.go_on()
+            work.go_on()
             if progress is not None:
                 progress(done, total)
 
         tokens = generate_tokens(
-            model, inputs, options, room, stream.statistics, keep_vision, reuse, advanced, stream.go_on
+            model, inputs, options, room, work.statistics, keep_vision, reuse, advanced, work.go_on
         )
-        return _pieces(stream, tokens, processor, inputs, options)
+        return _pieces(work, tokens, processor, inputs, options)
 
     return Stream(pieces)
 
@@ -111,17 +111,17 @@ def room_after(model: SmolVLM, inputs: Inputs, least: int = 1) -> int:
 
 
 def _pieces(
-    stream: Stream, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
+    work: Work, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
 ) -> Generator[str]:
-    statistics, text = stream.statistics, AnswerText(processor.tokenizer, options)
+    statistics, text = work.statistics, AnswerText(processor.tokenizer, options)
     statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
     statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
     mx.reset_peak_memory()
     try:
         for token in tokens:
-            stream.go_on()
+            work.go_on()
             statistics.generated_tokens += 1
-            stream.token_ids.append(token)
+            work.token_ids.append(token)
             if piece := text.push(token):
                 yield piece
             if text.ended:

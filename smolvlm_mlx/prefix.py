@@ -4,6 +4,7 @@ A prompt is compared by keys: token ids, but at a placeholder the digest of its 
 different pictures share nothing beyond their first picture.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,14 @@ class PrefixCache:
     def __init__(self, entries: int = 1, most_bytes: int = 2**31):
         self._most_entries, self._most_bytes = entries, most_bytes
         self._entries: list[_Entry] = []  # the last given is last
+        self._lock = threading.Lock()
 
     def take(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[Any] | None, int]:
         """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
+        with self._lock:
+            return self._take(keys, kv_bits)
+
+    def _take(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[Any] | None, int]:
         found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
         count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
         if entry is None or count == 0:
@@ -76,7 +82,11 @@ class PrefixCache:
         if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
             return  # interrupted between two layers
         mx.async_eval([layer.state for layer in layers])
-        self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
+        with self._lock:
+            self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
+            self._make_room()
+
+    def _make_room(self) -> None:
         while len(self._entries) > self._most_entries or (
             len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
         ):

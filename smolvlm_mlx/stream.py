@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -33,27 +33,56 @@ class Statistics:
         return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
+@dataclass
+class Work:
+    """What the generator of an answer fills, and looks at. It does not hold the `Stream`, which holds it."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    token_ids: list[int] = field(default_factory=list)
+    is_closed: bool = False
+
+    def go_on(self) -> None:
+        """Called between two steps: ends the work if nobody waits for the answer any more."""
+        if self.is_closed:
+            raise _Closed
+
+
+class _Closed(Exception):  # noqa: N818  # not an error
+    pass
+
+
 class Stream:
     """Iterate over it for the pieces of an answer. `statistics` and `token_ids` are complete when it has ended.
 
-    Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation. Any thread may iterate, each
-    piece in another one if need be, and any thread may close.
+    Leaving the loop early, or an exception such as KeyboardInterrupt in it, ends the generation when the stream is let go. Any
+    thread may iterate, each piece in another one if need be, and any thread may close.
     """
 
-    def __init__(self, pieces: Callable[["Stream"], Generator[str]]):
-        self.statistics = Statistics()
-        self.token_ids: list[int] = []
-        self._pieces = pieces(self)
+    def __init__(self, pieces: Callable[[Work], Generator[str]]):
+        self._work = Work()
+        self._pieces = pieces(self._work)
         self._at_work = threading.Lock()  # while a piece is made
-        self._closed = False
+        self._worker: int | None = None  # the thread that makes it
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._work.statistics
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._work.token_ids
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        with self._at_work, suppress(_Closed):
-            if not self._closed:
-                return next(self._pieces)
+        if not self._work.is_closed:
+            with self._at_work, suppress(_Closed):
+                self._worker = threading.get_ident()
+                try:
+                    return next(self._pieces)
+                finally:
+                    self._worker = None
         self.close()
         raise StopIteration
 
@@ -61,20 +90,15 @@ class Stream:
         """Let the pieces pass through a generator, before the first is asked for."""
         self._pieces = around(self._pieces)
 
-    def close(self) -> None:
-        """End the generation, if it has not ended: now, or where another thread is at work on it, after its next step."""
-        self._closed = True
-        if self._at_work.acquire(blocking=False):
+    def close(self, wait: bool = False) -> None:
+        """End the generation, if it has not ended: now, or where another thread is at work on it, after its next step.
+
+        Args:
+            wait: until it has, so that the model is free.
+        """
+        self._work.is_closed = True
+        if self._at_work.acquire(blocking=wait and self._worker != threading.get_ident()):
             try:
                 self._pieces.close()
             finally:
                 self._at_work.release()
-
-    def go_on(self) -> None:
-        """Called between two steps of the work: ends it, if `close` was called meanwhile."""
-        if self._closed:
-            raise _Closed
-
-
-class _Closed(Exception):  # noqa: N818  # not an error: nobody waits for the answer any more
-    pass

@@ -26,7 +26,7 @@ from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.inputs.video import decode
 from smolvlm_mlx.live import CLEAR, SAME, Live, Look, difference
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.stream import Statistics, Stream
+from smolvlm_mlx.stream import Statistics, Stream, Work
 from tests.test_cli import call, check_refused, start
 from tests.test_server import Running, data_url, question, server
 from tests.test_video import encode_video
@@ -274,8 +274,8 @@ def test_what_the_model_writes_is_shown_and_not_obeyed(
 ) -> None:
     monkeypatch.setattr(live_command._Terminal, "_picture", lambda self, image: None)
 
-    def pieces(stream: Stream) -> Any:
-        stream.statistics = Statistics(prompt_tokens=5)
+    def pieces(work: Work) -> Any:
+        work.statistics = Statistics(prompt_tokens=5)
         yield from ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d")
 
     live_command._Terminal(mirror=True).show(Look(picture(), 1, 0, Stream(pieces), stuck=True))

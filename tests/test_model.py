@@ -235,7 +235,7 @@ def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     seen = rng.random((2, 1, T, C)) < 0.7
     seen[0, 0, 0] = False  # a row of padding, which sees nothing
     masks = {"none": None, "causal": "causal", "true and false": mx.array(seen), "numbers": mx.array(seen * 2.0 - 1)}
-    have = kernels.attention(queries, keys, values, 0.3, cpu.added_by(masks[kind], T))
+    have = kernels.attention(queries, keys, values, 0.3, cpu.added_by(masks[kind], T, C))
     arrays = (mx.array(array) for array in (queries, keys, values))
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=masks[kind])
     np.testing.assert_allclose(have, np.array(want), rtol=0, atol=1e-5)

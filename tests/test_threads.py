@@ -1,9 +1,11 @@
 """A model is not bound to the thread that made it: every step below is a thread of its own, which has ended before the next."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 from smolvlm_mlx import Chat, Options, generate, load, stream_generate
@@ -83,6 +85,58 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     have = "".join(elsewhere(lambda: list(chat.retry(progress=lambda done, total: left.append(total)))))
     assert have == generate(*load(tiny), "What is this?", SHORT, images=[PICTURE]).strip()
     assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 3  # those that are still to do
+
+
+def test_the_next_question_waits_for_the_thread_of_the_last(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are not read yet may be used by one thread at a time."""
+    chat = Chat(*load(tiny, lazy=True), SHORT)
+    encode, inside, released, working = type(chat.model).encode_images, Event(), Event(), []
+
+    def held(self: Any, pixel_values: mx.array) -> mx.array:
+        working.append(1)
+        assert len(working) == 1
+        inside.set()
+        assert released.wait(60)
+        image_tokens = encode(self, pixel_values)
+        mx.eval(image_tokens)
+        working.pop()
+        return image_tokens
+
+    monkeypatch.setattr(type(chat.model), "encode_images", held)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: list(chat.ask("What is this?", [PICTURE])))
+        assert inside.wait(60)
+        chat.stop()
+        second = pool.submit(lambda: "".join(chat.ask("And now?")))
+        released.set()
+        assert first.result() == []
+        have = second.result()
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    monkeypatch.undo()
+    assert have == generate(*load(tiny), chat.messages[:-1], SHORT).strip()
+
+
+def test_a_stop_before_the_first_piece_keeps_the_question(tiny: Path) -> None:
+    chat = Chat(*load(tiny), SHORT)
+    stream = chat.ask("Hello")
+    chat.stop()
+    assert list(stream) == []
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert chat.messages[-1]["interrupted"]
+
+
+def test_a_stream_that_is_let_go_gives_back_what_it_computed(tiny: Path) -> None:
+    model, processor = load(tiny)
+    reuse = Reuse(FeatureCache(model), PrefixCache())
+    gc.disable()
+    try:
+        for _ in stream_generate(model, processor, "Hello", SHORT, reuse=reuse):
+            break
+        again = stream_generate(model, processor, "Hello", SHORT, reuse=reuse)
+        list(again)
+    finally:
+        gc.enable()
+    assert again.statistics.reused_tokens > 0
 
 
 def test_an_interrupt_leaves_nothing_half_computed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

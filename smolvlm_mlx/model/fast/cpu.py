@@ -27,7 +27,7 @@ def is_used(x: mx.array) -> bool:
 
 class CPULinear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
-        if not is_used(x) or self.weight.dtype != mx.float32:
+        if not (is_used(x) and is_used(self.weight)):
             return super().__call__(x)
         return mx.array(linear(self, np.asarray(x)))
 
@@ -73,7 +73,9 @@ class CPUAttention(Attention):
         queries, keys = self.rope(queries, offset), self.rope(keys, offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        y = attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added_by(mask, T))
+        keys, values = keys.astype(mx.float32), values.astype(mx.float32)  # of caches in 16 bits
+        added = added_by(mask, T, keys.shape[2])
+        y = attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added)
         return mx.array(linear(self.o_proj, y.transpose(0, 2, 1, 3).reshape(B, T, -1)))
 
 
@@ -89,14 +91,14 @@ class CPULanguageModel(LanguageModel):
     """Takes the next token of one conversation by `decode_step`."""
 
     def run(self, x: mx.array, caches: list[Any]) -> mx.array:
-        is_next = x.size == x.shape[-1] and all(type(cache) is KVCache and cache.offset for cache in caches)
+        is_next = x.size == x.shape[-1] and all(type(cache) is KVCache and cache.holds(mx.float32) for cache in caches)
         if is_next and is_used(x) and all(_is_plain(layer) for layer in self.layers):
             return decode_step(self.layers, x, caches)
         return super().run(x, caches)
 
     def head(self, x: mx.array) -> mx.array:
         table = self.embed_tokens
-        if "lm_head" in self or type(table) is not nn.Embedding or not is_used(x):
+        if "lm_head" in self or type(table) is not nn.Embedding or not (is_used(x) and is_used(table.weight)):
             return super().head(x)
         return mx.array(product(np.asarray(x), np.asarray(table.weight)))
 
@@ -124,13 +126,21 @@ def linear(layer: nn.Module, x: Floats) -> Floats:
     return np.array(layer(mx.array(x)), np.float32)
 
 
-def added_by(mask: mx.array | str | None, T: int) -> Floats | None:
-    """What a mask of MLX's attention adds to the scores of T queries; "causal" is that of the last T positions."""
+def added_by(mask: mx.array | str | None, T: int, C: int) -> Floats | None:
+    """What a mask of MLX's attention adds to the scores (..., T, C); "causal" is that of the last T positions.
+
+    Raises:
+        ValueError: it has no such shape, or another name.
+    """
     if mask is None or isinstance(mask, str):
+        if mask not in (None, "causal"):
+            raise ValueError(f"mask {mask!r} is not causal")
         return None if mask is None or T == 1 else future(T)
     if mask.dtype == mx.bool_:  # as MLX, the least number and not infinity: a row that sees nothing stays finite
-        return np.where(np.asarray(mask), np.float32(0), np.finfo(np.float32).min)
-    return np.asarray(mask.astype(mx.float32))
+        added = np.where(np.asarray(mask), np.float32(0), np.finfo(np.float32).min)
+    else:
+        added = np.asarray(mask.astype(mx.float32))
+    return np.broadcast_to(added, (*added.shape[:-2], T, C))
 
 
 @np.errstate(over="ignore", invalid="ignore")
