@@ -26,6 +26,7 @@ DEV_EXTRAS := [dev]
 endif
 
 INSTALL = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USE_PEP517=1 $(BIN)/python -m pip install --quiet
+INSTALLING = Installing into $(VENV); the first time takes a minute or two.
 OFFLINE = HF_HUB_OFFLINE=1
 
 # Without PYTHON, the first of these that fits, then one of uv's. 3.15 is the newest that every dependency has wheels for.
@@ -37,7 +38,7 @@ FITS := import platform, sys; version = sys.version_info[:2]; print( \
   if sys.prefix == sys.base_prefix and not __import__("importlib.util").util.find_spec("ensurepip") else "fits")
 # An environment is made again when its Python is gone, does not fit any longer, or is another than the one asked for.
 AGAIN := $(shell test "`$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null`" = fits $(if $(PYTHON), \
-  && test "`$(BIN)/python -V`" = "`$(PYTHON) -V 2>&1`") || echo again)
+  && test "`$(BIN)/python -V`" = "`"$(PYTHON)" -V 2>&1`") || echo again)
 
 .NOTPARALLEL:
 .PHONY: help demo test slow chaos parity check fix clean again
@@ -77,20 +78,18 @@ clean: ## remove .venv, caches and builds
 
 # The stamps: .use is enough to run, .dev to work on it. A changed pyproject.toml installs again.
 $(VENV)/.use: pyproject.toml $(AGAIN)
-	$(make-venv)
+	@echo "$(INSTALLING)"
 	@$(INSTALL) -e '.$(USE_EXTRAS)'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(AGAIN)
-	$(make-venv)
+	@echo "$(INSTALLING)"
 	@$(INSTALL) -e '.$(DEV_EXTRAS)'
 	@touch $(VENV)/.use $@
 
-define make-venv
-@$(if $(filter Darwin,$(SYSTEM)),$(check-mac))
-@$(if $(AGAIN),$(new-venv))
-@echo "Installing into $(VENV); the first time takes a minute or two."
-endef
+again:
+	@$(if $(filter Darwin,$(SYSTEM)),$(check-mac))
+	@$(new-venv)
 
 # A shell that runs under Rosetta says x86_64, and an old program is told an old version of macOS, unless asked this way.
 define check-mac
@@ -102,7 +101,7 @@ endef
 
 define new-venv
 found=; why=; \
-for python in $(or $(PYTHON),$(PYTHONS)); do \
+for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
   answer=`"$$python" -c '$(FITS)' 2>/dev/null`; \
   case "$$answer" in \
     fits) found=$$python; break;; \

@@ -1,8 +1,10 @@
 """The small random checkpoint that most tests use, made once a process; a device that sums the same way each time; what the
 end of a run says."""
 
+import json
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +18,11 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from convert.random_checkpoint import make
 from smolvlm_mlx.inputs import template
+from smolvlm_mlx.inputs.tokenizer import Tokenizer
 
 import mlx.core as mx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 LONGEST = 10.0  # seconds that no test without the mark slow takes; on an idle machine it is 3
 
@@ -33,6 +37,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the first family (`idefics3`)."""
     return make(tmp_path_factory.mktemp("checkpoints") / "tiny-v1", "idefics3")
+
+
+@pytest.fixture
+def endless(tiny: Path, tmp_path: Path) -> Path:
+    """A checkpoint that goes on until it is interrupted: no end token is ever the likeliest."""
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    for id in Tokenizer.from_folder(folder).end_ids:
+        weights["lm_head.weight"][id] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 100_000
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture

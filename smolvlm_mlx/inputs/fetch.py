@@ -169,7 +169,8 @@ def _check_url(url: str) -> SplitResult:
     except ValueError as error:
         raise FetchError(f"{short(url)} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
-        raise FetchError(f"URL {short(url)} has scheme {short(parts.scheme)}; only http and https are fetched")
+        named = short_path(url) if parts.scheme == "file" else short(url)
+        raise FetchError(f"URL {named} has scheme {short(parts.scheme)}; only http and https are fetched")
     if not host or port == 0:
         raise FetchError(f"URL {short(url)} names no {'port' if host else 'host'} to connect to")
     if "@" in parts.netloc:

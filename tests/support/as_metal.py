@@ -60,7 +60,8 @@ def environment(*folders: Path, chip: str | None = None) -> dict[str, str]:
     """
     chip = chip or os.environ.get("AS_METAL")
     paths = os.pathsep.join(map(str, folders if chip is None else (SITE, *folders)))
-    return {"PYTHONPATH": paths, **({} if chip is None else {"AS_METAL": chip})}
+    library = {"LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]} if "LD_LIBRARY_PATH" in os.environ else {}
+    return {"PYTHONPATH": paths, **library, **({} if chip is None else {"AS_METAL": chip})}
 
 
 def install() -> None:
