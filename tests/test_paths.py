@@ -10,7 +10,7 @@ from smolvlm_mlx.captioning import find_files
 from smolvlm_mlx.captions import read_lines
 from smolvlm_mlx.errors import FetchError, ImageError, SmolVLMError
 from smolvlm_mlx.hub import find
-from smolvlm_mlx.inputs.attachment import attach
+from smolvlm_mlx.inputs.attachment import Attachment, Video, attach
 from smolvlm_mlx.inputs.fetch import FetchLimits, fetch, read_path, short, short_path
 from smolvlm_mlx.inputs.files import MAX_SHOWN, read_json, reason, shown, shown_path
 from smolvlm_mlx.inputs.pdf import count_pages, is_pdf
@@ -62,6 +62,9 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "picture, by key": lambda path: load_image({"path": str(path)}),
     "picture, too large": lambda path: load_image(path, NOTHING),
     "video, too large": lambda path: read_video(path, NOTHING),
+    "video": Video,
+    "attachment": Attachment,
+    "attached video": lambda path: attach(path.rename(path.with_name("photo.jpg.mp4"))),
     "checkpoint": find,
     "weights": lambda path: list(read_header(path)),
     "JSON": read_json,

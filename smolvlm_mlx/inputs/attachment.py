@@ -5,7 +5,8 @@ Knows nothing of models. A conversation with its pictures becomes JSON that is a
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -15,9 +16,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import PromptError
+from ..errors import ImageError, PromptError, VideoError
 from .clip import Clip, VideoSampling
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
+from .files import shown_path
 from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .picture import read_image
 from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, normalize_messages
@@ -58,9 +60,10 @@ class Attachment:
 
     def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
         self._source = read_image(source, limits)
-        self._image: Image.Image | None = load_image(self._source, limits)  # until it is cut into tiles
+        self.name = name or name_of(source, "picture")
+        with named(self.name):
+            self._image: Image.Image | None = load_image(self._source, limits)  # until it is cut into tiles
         self.size = self._image.size
-        self.name = name or _name(source, "picture")
         self._tiled: tuple[ImageSettings, Tiled] | None = None
 
     @cached_property
@@ -111,11 +114,12 @@ class Video:
 
     def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
         self.data = read_video(source, limits)
-        first = decode(self.data, VideoSampling(max_frames=1))
+        self.name = name or name_of(source, "video")
+        with named(self.name):
+            first = decode(self.data, VideoSampling(max_frames=1))
         self.duration, self.preview = first.duration, first.frames[0]
         self.size, self.note = self.preview.size, ""
         self.preview.thumbnail((PREVIEW, PREVIEW))
-        self.name = name or _name(source, "video")
         self._clip: tuple[VideoSampling, ImageSettings, Clip[Tiled]] | None = None
 
     @cached_property
@@ -126,7 +130,8 @@ class Video:
     def clip(self, sampling: VideoSampling, settings: ImageSettings, on_frame: OnFrame[Tiled]) -> Clip[Tiled]:
         """Its frames, cut; those of the last sampling and settings are kept, and `on_frame` is not called again."""
         if self._clip is None or self._clip[:2] != (sampling, settings):
-            clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
+            with named(self.name):
+                clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
 
@@ -142,7 +147,7 @@ class Recent:
         data = read_image(source, limits)
         if not isinstance(data, bytes):
             return Attachment(data, limits, name)
-        name = name or _name(source, "picture")
+        name = name or name_of(source, "picture")
         key = sha256(data).hexdigest() + name
         with self._lock:
             found = self._held.pop(key, None)
@@ -164,7 +169,19 @@ def as_part(attachment: "Attachment | Video") -> dict[str, Any]:
     return {"type": attachment.kind, attachment.kind: attachment}
 
 
-def _name(source: Any, otherwise: str) -> str:
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
+    try:
+        yield
+    except (ImageError, VideoError) as error:
+        if name in ("picture", "video"):
+            raise
+        raise type(error)(f"{shown_path(name)}: {error}") from error
+
+
+def name_of(source: Any, otherwise: str) -> str:
+    """The name of a picture's or a video's file, where it has one."""
     if isinstance(source, Mapping):
         keys = ("path", "url", "image", "video")
         source = next((source[key] for key in keys if source.get(key) is not None), None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
-from .attachment import Attachment, Tiled, Video
+from .attachment import Attachment, Tiled, Video, name_of, named
 from .clip import Clip, VideoSampling, from_frames, words
 from .files import read_json_if_there
 from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
@@ -221,4 +221,6 @@ def _clip(
     video = part.get("video")
     if isinstance(video, Video):
         return video.clip(sampling, settings, on_frame)
-    return decode(read_video(part), sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
+    data = read_video(part)
+    with named(name_of(part, "video")):
+        return decode(data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)

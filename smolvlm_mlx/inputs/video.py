@@ -79,7 +79,8 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
             stream.thread_type = "AUTO"  # several threads decode
             yield file, stream
     except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
-        raise VideoError(f"the video cannot be decoded, it may be damaged: {short(error)}") from error
+        why = getattr(error, "strerror", None) or error
+        raise VideoError(f"the video cannot be decoded, it may be damaged: {short(why)}") from error
 
 
 @overload
