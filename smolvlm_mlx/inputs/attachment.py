@@ -5,8 +5,7 @@ Knows nothing of models. A conversation with its pictures becomes JSON that is a
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -16,13 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError, PromptError, VideoError
+from ..errors import PromptError
 from .clip import Clip, VideoSampling
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
-from .files import shown_path
+from .files import named
 from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .picture import read_image
-from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, normalize_messages
+from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, name_of, normalize_messages
 from .video import LIMITS as VIDEO_LIMITS
 from .video import OnFrame, decode, read_video
 
@@ -167,26 +166,6 @@ def attach(path: str | Path) -> "Attachment | Video":
 def as_part(attachment: "Attachment | Video") -> dict[str, Any]:
     """The message part that holds it."""
     return {"type": attachment.kind, attachment.kind: attachment}
-
-
-@contextmanager
-def named(name: str) -> Iterator[None]:
-    """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
-    try:
-        yield
-    except (ImageError, VideoError) as error:
-        if name in ("picture", "video"):
-            raise
-        raise type(error)(f"{shown_path(name)}: {error}") from error
-
-
-def name_of(source: Any, otherwise: str) -> str:
-    """The name of a picture's or a video's file, where it has one."""
-    if isinstance(source, Mapping):
-        keys = ("path", "url", "image", "video")
-        source = next((source[key] for key in keys if source.get(key) is not None), None)
-    is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
-    return Path(source).name if is_short or isinstance(source, Path) else otherwise
 
 
 def own(

@@ -1,11 +1,12 @@
-"""Small JSON files of a checkpoint folder, read with limits and one-line errors."""
+"""Small JSON files of a checkpoint folder, read with limits and one-line errors; and how messages name files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ImageError, VideoError
 from .fetch import short, short_path
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -73,3 +74,14 @@ def reason(error: Exception) -> str:
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """As `read_json`; empty if there is no such file."""
     return read_json(path) if path.exists() else {}
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
+    try:
+        yield
+    except (ImageError, VideoError) as error:
+        if name in ("picture", "video"):
+            raise
+        raise type(error)(f"{shown_path(name)}: {error}") from error

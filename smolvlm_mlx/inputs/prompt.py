@@ -7,6 +7,7 @@ Messages follow the transformers chat schema: `{"role": ..., "content": text or 
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
@@ -115,3 +116,12 @@ def free_character(texts: Sequence[str]) -> str:
         if not any(chr(code) in text for text in texts):
             return chr(code)
     raise PromptError("the text uses every character there is")
+
+
+def name_of(source: Any, otherwise: str) -> str:
+    """The name of a picture's or a video's file, where it has one."""
+    if isinstance(source, Mapping):
+        keys = ("path", "url", "image", "video")
+        source = next((source[key] for key in keys if source.get(key) is not None), None)
+    is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
+    return Path(source).name if is_short or isinstance(source, Path) else otherwise
