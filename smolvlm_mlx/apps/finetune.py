@@ -1,7 +1,7 @@
 """`smolvlm-mlx finetune`: train a checkpoint on conversations."""
 
+import os
 import signal
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -117,7 +117,7 @@ def _train(run: "Run", resume: bool) -> None:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         run.stop()
         signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
-        print("\nStopping after this step; again: at once.", file=sys.stderr)
+        os.write(2, b"\nStopping after this step; again: at once.\n")  # stderr itself may be in the midst of a line
 
     before = signal.signal(signal.SIGINT, stop)
     started = time.perf_counter()
