@@ -301,7 +301,7 @@ def test_two_processes_give_what_one_gives(loaded: Loaded, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts.json", "in", "one.jsonl", "two.jsonl"]
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "in", 1000)
     subprocess.run(command(tmp_path / "in", tmp_path / "whole.jsonl"), check=True)
