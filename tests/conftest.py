@@ -1,6 +1,7 @@
 """The small random checkpoint that most tests use, made once a process; a device that sums the same way each time; what the
 end of a run says."""
 
+import importlib
 import json
 import os
 import re
@@ -61,6 +62,12 @@ def on_the_cpu() -> Iterator[None]:
     mx.set_default_device(mx.cpu)
     yield
     mx.set_default_device(device)
+
+
+@pytest.fixture(scope="session")
+def mlx_lm_imported() -> None:
+    """It takes a second or two, which are no test's own."""
+    importlib.import_module("mlx_lm.tuner")
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ RECIPES = {
 }
 UP = "language_model.layers.0.mlp.up_proj"
 A = f"{UP}.lora_a"
-pytestmark = pytest.mark.usefixtures("on_the_cpu")
+pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
 Folders = dict[str, Path]
 
 

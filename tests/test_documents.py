@@ -47,7 +47,7 @@ def docling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random checkpoint with tokens of DocTags."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_checkpoint, "LATER", [*DOCTAGS, *random_checkpoint.LATER])
-        return random_checkpoint.make(tmp_path_factory.mktemp("checkpoints") / "docling", "idefics3")
+        return random_checkpoint.make(tmp_path_factory.mktemp("checkpoints") / "docling", "idefics3", layers=(1, 1))
 
 
 @pytest.fixture

@@ -114,7 +114,8 @@ def test_no_setting_can_be_absurd(name: str) -> None:
 
 def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) -> None:
     data = write_questions(tmp_path / "data", 12, "unit", ("color", "text"))
-    arguments = [data, tmp_path / "out", "-m", tiny, "--steps", "300", "--max-tiles", "1", "--accumulate", "1"]
+    options = "--steps 300 --batch-size 1 --max-tiles 1 --accumulate 1".split()
+    arguments = [data, tmp_path / "out", "-m", tiny, *options]
     command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", "finetune", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

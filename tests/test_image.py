@@ -8,6 +8,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ GOLDENS = json.loads((Path(__file__).parent / "goldens" / "images.json").read_te
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 
+@lru_cache(maxsize=8)
 def draw(mode: str, width: int, height: int) -> Image.Image:
     """The pictures of convert/image_goldens.py."""
     y, x = np.mgrid[:height, :width]

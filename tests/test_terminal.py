@@ -259,6 +259,10 @@ def home(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path), **{name: str(tmp_path / folder) for name, folder in folders.items()}}
 
 
+def history_in(home: Path) -> History:
+    return History(home / "data" / "smolvlm-mlx" / "history.sqlite3")
+
+
 def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, str]) -> None:
     def chat(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "smolvlm_mlx", "chat", "-m", str(tiny), "-n", "4", *arguments]
@@ -275,10 +279,10 @@ def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, 
     assert more.returncode == 1
     assert "smolvlm-mlx: no such file: 'none.png'" in more.stderr
     assert "User: Hello" in more.stderr
-    (talk,) = History(tmp_path / "data" / "smolvlm-mlx" / "history.sqlite3").list()
+    (talk,) = history_in(tmp_path).list()
     assert talk.turns == 2
     assert chat("Hello\n", "--no-history").returncode == 0
-    assert len(History(tmp_path / "data" / "smolvlm-mlx" / "history.sqlite3").list()) == 1
+    assert len(history_in(tmp_path).list()) == 1
 
 
 class Terminal:
@@ -305,14 +309,14 @@ class Terminal:
         deadline = time.monotonic() + 60
         while " ".join((screen := self.screen()).split()).count(text) < count:  # whatever lines are wrapped
             assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return screen
 
     def wait_for_change(self) -> None:
         before, deadline = self.screen(), time.monotonic() + 60
         while self.screen() == before:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def close(self) -> None:
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
@@ -365,10 +369,19 @@ def test_a_whole_session(open_terminal: Callable[[str], Terminal], picture: Path
     terminal.type("C-d")
     terminal.wait("left 0")
     assert (tmp_path / "talk.json").stat().st_size > picture.stat().st_size
-    terminal = open_terminal("--resume last")
+    (talk,) = history_in(tmp_path).list()
+    assert (talk.title, talk.turns) == ("What is this?", 2)
+
+
+def test_a_session_goes_on(
+    open_terminal: Callable[[str], Terminal], session: Session, picture: Path, tmp_path: Path
+) -> None:
+    handle(session, f"'{picture}' What is this?")
+    handle(session, "Is it [red] in [/etc/hosts]?")
+    history_in(tmp_path).save("0" * 16, session.chat.messages)
+    terminal = open_terminal("--resume last -n 5")
     screen = terminal.wait("User: Is it [red] in [/etc/hosts]?")
     assert "User: [my picture.png] What is this?" in screen
-    assert "And now?" not in screen
     terminal.type("/retry", "Enter")
     assert " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]
     terminal.type("/quit", "Enter")
