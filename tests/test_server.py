@@ -134,7 +134,7 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
 # ---- OpenAI's client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def openai(server: Running) -> Iterator[Any]:
     module = pytest.importorskip("openai")
     client = module.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0)
