@@ -7,6 +7,10 @@ Only `smolvlm_mlx.apps` catches them. Anything else that is raised is a bug and 
 class SmolVLMError(Exception):
     """Base of every error that the user, not the programmer, can do something about."""
 
+    def __str__(self) -> str:
+        """One line. Names of files and what is in them may hold control characters, which are not for a terminal to obey."""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
 
 class CheckpointError(SmolVLMError):
     """A checkpoint folder or hub id cannot be read, is incomplete, damaged or not a SmolVLM."""

@@ -103,6 +103,8 @@ def test_no_video_is_one_line(data: bytes, error: str) -> None:
     with pytest.raises(VideoError, match=error) as caught:
         Camera(data)
     assert "\n" not in str(caught.value)
+    with pytest.raises(VideoError, match=r"^a/clip\.mp4: "):
+        Camera(data, "a/clip.mp4")
 
 
 # ---- devices

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAKE = shutil.which("make") or ""
-TOOLS = "sh mkdir cp touch rm".split()
+TOOLS = "sh mkdir cat cp touch rm".split()
 # Says which version of macOS this is as the system does: an old one, unless it is asked not to.
 MAC = {
     "uname": "echo Darwin",
@@ -104,7 +104,7 @@ def test_uv_makes_it_where_no_python_fits(make: Make, tmp_path: Path) -> None:
     assert (code, lines[0]) == (0, ".venv is made by uv: Python 3.13.")
 
 
-@pytest.mark.parametrize("problem", ["gone", "too old", "another"])
+@pytest.mark.parametrize("problem", ["gone", "too old", "another", "moved"])
 def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) -> None:
     make({"python3": python("3.11")})
     assert "up to date" in make({"python3": python("3.11")})[1][0]
@@ -113,10 +113,12 @@ def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) 
         inside.unlink()
     elif problem == "too old":
         inside.write_text("#!/bin/sh\n" + python("3.10"))
+    elif problem == "moved":
+        (tmp_path / ".venv" / ".use").write_text("/where/it/was\n")
     arguments = ["PYTHON=python3.12"] if problem == "another" else []
     code, lines = make({"python3.12": python("3.12")}, *arguments)
     assert code == 0
-    assert lines[0].startswith(".venv has no Python that fits, or not the one asked for")
+    assert lines[0].startswith(".venv has no Python that fits, not the one asked for, or was made elsewhere")
     assert lines[1] == ".venv is made by python3.12: Python 3.12."
     refused = make({"python3": python("3.12")}, "PYTHON=python3.9")
     assert refused[0] == 2

@@ -8,7 +8,7 @@ from smolvlm_mlx.adapters import AdapterConfig
 from smolvlm_mlx.apps.history import private_folder
 from smolvlm_mlx.captioning import find_files
 from smolvlm_mlx.captions import read_lines
-from smolvlm_mlx.errors import FetchError, ImageError, SmolVLMError
+from smolvlm_mlx.errors import FetchError, ImageError, SmolVLMError, VideoError
 from smolvlm_mlx.hub import find
 from smolvlm_mlx.inputs.attachment import Attachment, Video, attach
 from smolvlm_mlx.inputs.fetch import FetchLimits, fetch, read_path, short, short_path
@@ -117,6 +117,10 @@ def test_a_written_picture_is_not_taken_for_a_path(tmp_path: Path, monkeypatch: 
 def test_what_is_shown_is_one_short_line(show: Callable[[str], str], text: str) -> None:
     assert show(text).isprintable()
     assert len(show(text)) <= MAX_SHOWN
+
+
+def test_an_error_is_one_line_and_moves_no_cursor() -> None:
+    assert str(VideoError("a\x1b[31m\nb é")) == r"a\x1b[31m\nb é"
 
 
 def test_text_shows_its_beginning_and_a_path_its_end() -> None:

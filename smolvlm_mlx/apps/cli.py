@@ -47,9 +47,7 @@ def main() -> None:
     except SmolVLMError as error:
         if debug:
             raise
-        # Names of files and what is in them may hold control characters, which are not for the terminal to obey.
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"smolvlm-mlx: {line}", file=sys.stderr)
+        print(f"smolvlm-mlx: {error}", file=sys.stderr)
         sys.exit(1)
 
 

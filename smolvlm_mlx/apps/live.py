@@ -77,7 +77,7 @@ def _open(file: str | None, camera: str | None) -> "Camera":
         return Camera(camera or "0")
     if camera is not None:
         raise VideoError("a file and --camera; give one of them")
-    return Camera(read_video({"url" if "://" in file else "path": file}))
+    return Camera(read_video({"url" if "://" in file else "path": file}), file)
 
 
 def _is_terminal() -> bool:

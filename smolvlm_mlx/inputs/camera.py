@@ -19,6 +19,7 @@ from PIL import Image
 from ..errors import VideoError
 from .clip import FALLBACK_FPS
 from .fetch import short, short_path
+from .files import named
 from .video import opened, upright
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class Camera:
 
     Args:
         source: a camera's number, the name of its device, or the bytes of an encoded video (see `video.read_video`).
+        name: of the file that the video came from, which errors then name.
 
     Raises:
         VideoError: there is no such camera, it may not be used, or the file holds no video.
     """
 
-    def __init__(self, source: str | bytes):
-        self._source = source
+    def __init__(self, source: str | bytes, name: str = "video"):
+        self._source, self._file = source, name
         self._guard = Lock()  # of the newest frame and of what was missed
         # Released when there is something new. A Condition that Ctrl-C interrupts may be left half locked, a lock may not.
         self._news = Lock()
@@ -131,7 +133,7 @@ class Camera:
     def _read(self) -> None:
         try:
             if isinstance(self._source, bytes):
-                with opened(self._source) as (file, stream):
+                with named(self._file), opened(self._source) as (file, stream):
                     self._play(file, stream)
             else:
                 with _device(self._source, self._name) as file:
