@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from smolvlm_mlx import Options, load
-from smolvlm_mlx.generation import generate_tokens, prefill
+from smolvlm_mlx.decoding import Row
+from smolvlm_mlx.generation import answer, prefill
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.stream import Statistics
 
@@ -44,9 +45,10 @@ def tour(checkpoint: str | Path) -> None:
     keys, _ = cache[0].state
     show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/cache.py")
 
-    tokens = list(generate_tokens(model, inputs, Options(), 5, Statistics()))
-    show("token", tokens, "generation.py")
-    show("text", repr(processor.tokenizer.decode(tokens)), "inputs/tokenizer.py")
+    row = Row(inputs.input_ids.tolist(), Options(), 5)
+    list(answer(model, inputs, row, Statistics()))
+    show("token", row.token_ids, "decoding.py")
+    show("text", repr(processor.tokenizer.decode(row.token_ids)), "inputs/tokenizer.py")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ times. Times are of finished work: every phase ends with arrays that are evaluat
 
 import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from .calibration import calibrate, count_kernels
 from .checks import Check, machine_checks, model_checks
+from .decoding import Row
 from .errors import BenchError
 from .family import random_picture
 from .features import FeatureCache, encode_tiles, tiles_at_once
-from .generation import generate_tokens
+from .generation import answer
 from .inputs.attachment import Tiled
 from .inputs.image import ImageSettings, digest_tiles, load_image, make_tiles
 from .inputs.processor import Inputs
@@ -230,8 +231,9 @@ class Run:
         ]
 
     def _answer(self, inputs: Inputs, tokens: int, reuse: Reuse | None = None) -> tuple[Statistics, list[int]]:
-        found = Statistics()
-        return found, list(generate_tokens(self.model, inputs, Options(), tokens, found, reuse=reuse))
+        found, row = Statistics(), Row(inputs.input_ids.tolist(), Options(), tokens)
+        deque(answer(self.model, inputs, row, found, reuse=reuse), 0)
+        return found, row.token_ids
 
     def _ids(self, count: int) -> NDArray[np.int32]:
         """Tokens that are no placeholders."""

@@ -1,7 +1,7 @@
 """Answers that are JSON, or fit a JSON schema, by construction: tokens that cannot go on are never chosen (llguidance)."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +11,9 @@ from llguidance import LLMatcher, LLTokenizer
 from .errors import GenerationError
 from .inputs.files import shown
 from .inputs.tokenizer import Tokenizer
+from .sampling import LogitsProcessor
 
 ALLOWED = 200  # llguidance's mark in a logit bias
-
-# (the prompt's last token and those after it, logits (1, V)) -> logits, as mlx_lm's processors
-Constraint = Callable[[mx.array, mx.array], mx.array]
 
 
 class Grammars:
@@ -24,8 +22,8 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids))
 
-    def json(self, schema: Mapping[str, Any] | None = None) -> Constraint:
-        """For one answer: a JSON object, or what a JSON schema describes.
+    def json(self, schema: Mapping[str, Any] | None = None) -> LogitsProcessor:
+        """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given the last token.
 
         Raises:
             GenerationError: the schema is none, or uses what is not supported.

@@ -1,23 +1,24 @@
 """Several answers at once: one thread owns the model, reads prompts one by one, and decodes all answers together.
 
-The batch is mlx_lm's `BatchGenerator`, into which each prompt comes with its KV cache, already read. Knows nothing of HTTP.
+Knows nothing of HTTP.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .constraint import Constraint, Grammars
+from .constraint import Grammars
+from .decoding import Decoder, Row
 from .errors import GenerationError, SmolVLMError
 from .features import image_tokens_after
 from .generation import prefill, room_after
 from .inputs.processor import Inputs, Processor
-from .model import KVCache, SmolVLM
-from .prefix import Key, Reuse, from_batchable, keys_of, to_batchable
-from .sampling import NOT_FINITE, AnswerText, Options, make_batch_sampler
+from .model import SmolVLM
+from .prefix import Key, Reuse, keys_of
+from .sampling import LogitsProcessor, Options
 from .stream import Statistics
 
 Loaded = tuple[SmolVLM, Processor, Reuse]
@@ -49,7 +50,6 @@ class Job:
     statistics: Statistics = field(default_factory=Statistics)
     cancelled: bool = False
     keys: list[Key] = field(default_factory=list)
-    text: AnswerText | None = None
     started: float = 0.0
 
     def cancel(self) -> None:
@@ -64,7 +64,7 @@ class Engine:
         self._load, self._most_answers, self._most_waiting = load, most_answers, most_waiting
         self._waiting: deque[Job] = deque()
         self._beginning: Job | None = None
-        self._running: dict[int, Job] = {}  # by their number in the batch
+        self._running: dict[Row, Job] = {}
         self._changed = threading.Condition()
         self._closing = False
         self._loaded: Loaded | None = None
@@ -96,7 +96,10 @@ class Engine:
         Raises:
             BusyError: it is full.
             ContextFullError: there is no room for an answer.
+            GenerationError: `kv_bits`, which a batch of prompts of several lengths cannot have.
         """
+        if job.options.kv_bits is not None:
+            raise GenerationError(f"kv_bits {job.options.kv_bits}: not where several answers are made at once")
         room_after(self._model, job.inputs)
         with self._changed:
             if len(self._waiting) >= self._most_waiting or self._closing:
@@ -118,11 +121,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._loaded = model, processor, self._reuse = self._load()
-            from mlx_lm.generate import BatchGenerator
-
-            self._model, self._processor = model, processor
-            self._batch = BatchGenerator(model.language_model, completion_batch_size=self._most_answers)
+            self._loaded = self._model, self._processor, self._reuse = self._load()
+            self._decoder = Decoder(self._model)
             self._grammars: Grammars | None = None
         except BaseException as error:
             self._failure = error
@@ -171,82 +171,54 @@ class Engine:
                 model, job.inputs, count, self._reuse.features, lambda *_: self._between(job)
             )
             encoded = time.perf_counter()
-            if count < len(ids) - 1:  # the last token is the batch's to read
-                prefill(model, ids[count:-1], image_tokens, cache, lambda: self._between(job))
+            logits = prefill(model, ids[count:], image_tokens, cache, lambda: self._between(job))
             job.started = time.perf_counter()
             job.statistics.vision_seconds, job.statistics.prefill_seconds = encoded - started, job.started - encoded
-            self._insert(job, cache, constraint)
+            self._decoder.add([self._row(job, constraint)], cache, logits)
         except _Cancelled:
             return
         except SmolVLMError as error:
             job.on_end(error)
 
-    def _constraint(self, job: Job) -> list[Constraint]:
+    def _constraint(self, job: Job) -> LogitsProcessor | None:
         if job.schema is None:
-            return []
+            return None
         if self._grammars is None:
             self._grammars = Grammars(self._processor.tokenizer, self._model.config.text_config.vocab_size)
-        return [self._grammars.json(job.schema)]
+        return self._grammars.json(job.schema)
 
     def _between(self, job: Job) -> None:
         if job.cancelled:
             raise _Cancelled
         self._step()
 
-    def _insert(self, job: Job, cache: Sequence[KVCache], constraint: list[Constraint]) -> None:
-        ids, options, statistics = job.inputs.input_ids, job.options, job.statistics
+    def _row(self, job: Job, constraint: LogitsProcessor | None) -> Row:
+        ids: list[int] = job.inputs.input_ids.tolist()
+        statistics = job.statistics
         statistics.tiles, statistics.prompt_tokens = len(job.inputs.tiles), len(ids)
         statistics.image_tokens = statistics.tiles * self._processor.tokens_per_tile
-        job.text = AnswerText(self._processor.tokenizer, options)
-        room = min(options.max_tokens, room_after(self._model, job.inputs))
-        (number,) = self._batch.insert(
-            [[int(ids[-1])]],
-            max_tokens=[room],
-            caches=[to_batchable(cache)],
-            samplers=[make_batch_sampler(options)],
-            logits_processors=[constraint],
-        )
-        self._running[number] = job
+        room = min(job.options.max_tokens, room_after(self._model, job.inputs))
+        row = Row(ids, job.options, room, self._processor.tokenizer, constraint)
+        self._running[row] = job
+        return row
 
     def _step(self) -> None:
         """One token for each answer."""
-        for number in [number for number, job in self._running.items() if job.cancelled]:
-            self._end(number, self._batch.remove([number], return_prompt_caches=True)[number])
-        if not self._running:
-            return
-        responses = self._batch.next()[1]
-        for response in responses:
-            job = self._running[response.uid]
-            if response.token == NOT_FINITE:
-                self._batch.remove([response.uid])
-                del self._running[response.uid]
-                job.on_end(GenerationError("the model's logits are not finite; use dtype bfloat16 or float32"))
-                continue
-            self._push(job, response)
+        for row in [row for row, job in self._running.items() if job.cancelled]:
+            self._end(row)
+        for row, piece in self._decoder.step() if self._running else ():
+            job = self._running[row]
+            job.statistics.generated_tokens = len(row.token_ids)
+            job.statistics.decode_seconds = time.perf_counter() - job.started
+            if piece:
+                job.on_text(piece)
+            if row.over:
+                job.statistics.finish_reason = "stop" if row.ended else "length"
+                self._end(row)
+                job.on_end(row.error)
 
-    def _push(self, job: Job, response: Any) -> None:
-        assert job.text is not None
-        job.statistics.generated_tokens += 1
-        job.statistics.decode_seconds = time.perf_counter() - job.started
-        piece = job.text.push(response.token)
-        over = response.finish_reason is not None
-        if over and not job.text.ended:
-            piece += job.text.flush()
-        if piece:
-            job.on_text(piece)
-        if job.text.ended and not over:
-            held = self._batch.remove([response.uid], return_prompt_caches=True)[response.uid]
-        elif over:
-            held = response.prompt_cache, response.all_tokens
-        else:
-            return
-        job.statistics.finish_reason = "stop" if job.text.ended else "length"
-        self._end(response.uid, held)
-        job.on_end(None)
-
-    def _end(self, number: int, held: tuple[Any, Any]) -> None:
+    def _end(self, row: Row) -> None:
         """Take an answer out; its keys and values are kept for what goes on from it."""
-        layers, tokens = held
-        job = self._running.pop(number)
-        kept = from_batchable(layers)
-        self._reuse.prefixes.give([*job.keys[:-1], *tokens], kept)
+        job, cache = self._running.pop(row), self._decoder.take(row)
+        if row.error is None:
+            self._reuse.prefixes.give([*job.keys, *row.token_ids], cache)

@@ -5,6 +5,7 @@ Knows nothing of terminals, servers or conversations that go on (`chat`).
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import mlx.core as mx
@@ -12,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backend
+from .decoding import Decoder, Row
 from .errors import ContextFullError, GenerationError
 from .features import FeatureCache, FrameEncoder, Progress, image_tokens_after
 from .inputs.processor import Inputs, Processor
 from .inputs.prompt import Message, user_message
 from .model import QuantizedKVCache, SmolVLM
 from .prefix import PrefixCache, Reuse, keys_of
-from .sampling import AnswerText, Choose, Options, make_choice
+from .sampling import Options
 from .stream import Statistics, Stream, Work
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
@@ -67,18 +69,16 @@ def stream_generate(
     room = min(options.max_tokens, room_after(model, inputs, least_room))
 
     def pieces(work: Work) -> Generator[str]:
-        work.statistics.preprocess_seconds = seconds - encoder.seconds
-        work.statistics.vision_seconds = encoder.seconds
+        statistics, row = work.statistics, Row(inputs.input_ids.tolist(), options, room, processor.tokenizer)
+        statistics.preprocess_seconds, statistics.vision_seconds = seconds - encoder.seconds, encoder.seconds
+        statistics.image_tokens, work.token_ids = len(inputs.tiles) * processor.tokens_per_tile, row.token_ids
 
         def advanced(done: int, total: int) -> None:
             work.go_on()
             if progress is not None:
                 progress(done, total)
 
-        tokens = generate_tokens(
-            model, inputs, options, room, work.statistics, keep_vision, reuse, advanced, work.go_on
-        )
-        return _pieces(work, tokens, processor, inputs, options)
+        return _spoken(answer(model, inputs, row, statistics, keep_vision, reuse, advanced, work.go_on))
 
     return Stream(pieces)
 
@@ -110,48 +110,26 @@ def room_after(model: SmolVLM, inputs: Inputs, least: int = 1) -> int:
     return context - count
 
 
-def _pieces(
-    work: Work, tokens: Generator[int], processor: Processor, inputs: Inputs, options: Options
-) -> Generator[str]:
-    statistics, text = work.statistics, AnswerText(processor.tokenizer, options)
-    statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(inputs.input_ids)
-    statistics.image_tokens = len(inputs.tiles) * processor.tokens_per_tile
-    mx.reset_peak_memory()
-    try:
-        for token in tokens:
-            work.go_on()
-            statistics.generated_tokens += 1
-            work.token_ids.append(token)
-            if piece := text.push(token):
-                yield piece
-            if text.ended:
-                break
-        else:
-            if rest := text.flush():
-                yield rest
-        statistics.finish_reason = "stop" if text.ended else "length"
-    finally:
-        tokens.close()
-        statistics.peak_memory = mx.get_peak_memory()
-
-
-def generate_tokens(
+def answer(
     model: SmolVLM,
     inputs: Inputs,
-    options: Options,
-    room: int,
+    row: Row,
     statistics: Statistics,
     keep_vision: bool = True,
     reuse: Reuse | None = None,
     progress: Progress | None = None,
     between: Callable[[], None] = lambda: None,
-) -> Generator[int]:
-    """Up to `room` token ids, end tokens included; times go to `statistics`. `between` is called in the prefill."""
-    started, reuse = time.perf_counter(), reuse or Reuse(FeatureCache(model), PrefixCache())
-    ids: list[int] = inputs.input_ids.tolist()
-    keys = keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile)
-    cache, count = reuse.prefixes.take(keys, options.kv_bits)
-    cache = cache or _make_cache(model, len(ids) + room, options.kv_bits)
+) -> Generator[str]:
+    """The tokens of an answer into its row, and a piece of text for each, which may be empty.
+
+    Times and counts go to `statistics`. `between` is called in the prefill, and when a token was chosen.
+    """
+    started, reuse, ids = time.perf_counter(), reuse or Reuse(FeatureCache(model), PrefixCache()), row.token_ids
+    keys, kv_bits = keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile), row.options.kv_bits
+    statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(keys)
+    mx.reset_peak_memory()
+    cache, count = reuse.prefixes.take(keys, kv_bits)
+    cache = cache or make_cache(model, len(keys) + row.room, kv_bits)
     statistics.reused_tokens = count
     try:
         image_tokens = image_tokens_after(model, inputs, count, reuse.features, progress)
@@ -160,30 +138,34 @@ def generate_tokens(
         encoded = time.perf_counter()
         statistics.vision_seconds += encoded - started
         logits = prefill(model, inputs.input_ids[count:], image_tokens, cache, between)
-        choose = make_choice(options)
-        token, finite = _choose(logits, choose, ids)
-        mx.eval(token, finite)
+        mx.eval(logits)
         prefilled = time.perf_counter()
         statistics.prefill_seconds = prefilled - encoded
-        for step in range(1, room + 1):
-            if step < room:  # the step after is under way while this token is read
-                hidden = model.language_model.hidden_states(token[None], cache)
-                following = _choose(model.language_model.logits(hidden[:, -1]), choose, ids, token)
-                mx.async_eval(*following)
-            if not finite.item():
-                raise GenerationError(
-                    "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
-                )
-            ids.append(int(token.item()))  # type: ignore[arg-type]  # an integer array's
+        decoder = Decoder(model)
+        decoder.add([row], cache, logits)
+        while not row.over:
+            ((_, piece),) = decoder.step()
+            if row.error is not None:
+                raise row.error
+            statistics.generated_tokens = len(ids)
             statistics.decode_seconds = time.perf_counter() - prefilled
-            yield ids[-1]
-            if step < room:
-                token, finite = following
+            between()
+            yield piece
+        statistics.finish_reason = "stop" if row.ended else "length"
     finally:
-        reuse.prefixes.give([*keys, *ids[len(keys) :]], cache, options.kv_bits)
+        reuse.prefixes.give([*keys, *ids], cache, kv_bits)
+        statistics.peak_memory = mx.get_peak_memory()
 
 
-def _make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]:
+def _spoken(pieces: Generator[str]) -> Generator[str]:
+    with closing(pieces):
+        for piece in pieces:
+            if piece:
+                yield piece
+
+
+def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]:
+    """A KV cache a layer, with room for `capacity` tokens."""
     cache = model.language_model.make_cache(capacity)
     if kv_bits is None:
         return cache
@@ -206,11 +188,3 @@ def prefill(
         mx.eval(hidden, [layer.state for layer in cache])
         between()
     return model.language_model.logits(hidden[:, -1])
-
-
-def _choose(
-    logits: mx.array, choose: Choose, ids: list[int], pending: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
-    """The next token (1,), and whether the logits (1, V) it comes from are finite."""
-    finite = mx.isfinite(logits.astype(mx.float32).sum())
-    return choose(logits, ids, pending), finite

@@ -13,7 +13,6 @@ import mlx.core as mx
 
 from .features import FeatureCache
 from .inputs.processor import Inputs
-from .model import KVCache
 
 Key = int | bytes
 
@@ -99,24 +98,3 @@ class Reuse:
 
     features: FeatureCache
     prefixes: PrefixCache
-
-
-def to_batchable(layers: Sequence[KVCache]) -> list[Any]:
-    """The same keys and values in mlx_lm's caches, which can be put into a batch."""
-    from mlx_lm.models.cache import KVCache as Batchable
-
-    made = []
-    for layer in layers:
-        batchable = Batchable()
-        if layer.keys is not None and layer.values is not None:
-            held = layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
-            batchable.state = (*held, layer.offset)
-        made.append(batchable)
-    return made
-
-
-def from_batchable(layers: Sequence[Any]) -> list[KVCache]:
-    """Ours, of one answer that was taken out of a batch; evaluated, so that nothing else of the batch is held."""
-    made = [KVCache.of(*layer.state[:2]) for layer in layers]
-    mx.async_eval([cache.state for cache in made])
-    return made

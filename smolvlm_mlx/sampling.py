@@ -11,9 +11,6 @@ import mlx.core as mx
 from .errors import GenerationError
 from .inputs.tokenizer import TextStream, Tokenizer
 
-# (logits (1, V), tokens so far, one more that is not read yet) -> the next token (1,)
-Choose = Callable[[mx.array, list[int], mx.array | None], mx.array]
-
 
 @dataclass(frozen=True)
 class Options:
@@ -51,73 +48,53 @@ class Options:
             raise GenerationError("; ".join(problems))
 
 
-def make_choice(options: Options) -> Choose:
-    """How the next token is chosen from logits (1, V) and the tokens so far. Greedy imports nothing."""
-    if options.temperature == 0 and options.repetition_penalty == 1:
-        return lambda logits, ids, pending: mx.argmax(logits, axis=-1)
-    from mlx_lm.sample_utils import make_logits_processors
-
-    sample = _seeded(_sampler(options.temperature, options.top_p, options.min_p, options.top_k), options.seed)
-    penalty = options.repetition_penalty if options.repetition_penalty != 1 else None
-    processors = make_logits_processors(repetition_penalty=penalty)
-
-    def choose(logits: mx.array, ids: list[int], pending: mx.array | None) -> mx.array:
-        logits = logits.astype(mx.float32)
-        for process in processors:
-            tokens = mx.array(ids)
-            logits = process(tokens if pending is None else mx.concatenate([tokens, pending]), logits)
-        token: mx.array = sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        return token
-
-    return choose
-
-
-BatchSampler = Callable[[mx.array], mx.array]  # logprobs (B, V) -> tokens (B,) or NOT_FINITE
+# Logits (B, V) in float32 -> tokens (B,).
+Sampler = Callable[[mx.array], mx.array]
+# (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits, as mlx_lm's.
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 
 
-def make_batch_sampler(options: Options) -> BatchSampler:
-    """How an answer's tokens are chosen, independently of the answers beside it. Equal options without a seed have one
-    sampler, which a batch calls once for all of them."""
+def make_sampler(options: Options) -> Sampler:
+    """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many rows at once. Greedy imports
+    nothing."""
     choice = (options.temperature, options.top_p, options.min_p, options.top_k)
-    if options.temperature == 0 or options.seed is None:
-        return _batch_sampler(*choice)
-    return _seeded(_checked(_sampler(*choice)), options.seed)
+    if options.temperature == 0:
+        return greedy
+    return _sampler(*choice) if options.seed is None else _seeded(_sampler.__wrapped__(*choice), options.seed)
 
 
-def _seeded(choose: BatchSampler, seed: int | None) -> BatchSampler:
-    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not."""
-    if seed is None:
-        return choose
-    seeds = Random(seed)
+def make_penalties(options: Options) -> list[LogitsProcessor]:
+    """What changes logits before a token is chosen from them."""
+    if options.repetition_penalty == 1:
+        return []
+    from mlx_lm.sample_utils import make_logits_processors
 
-    def seeded(logprobs: mx.array) -> mx.array:
-        mx.random.seed(seeds.getrandbits(63))
-        return choose(logprobs)
+    processors: list[LogitsProcessor] = make_logits_processors(repetition_penalty=options.repetition_penalty)
+    return processors
 
-    return seeded
+
+def greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
 
 
 @lru_cache(maxsize=32)
-def _batch_sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> BatchSampler:
-    return _checked(_sampler(temperature, top_p, min_p, top_k))
+def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> Sampler:
+    from mlx_lm.sample_utils import make_sampler  # which takes a second or more
+
+    sample = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
+    return lambda logits: sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
 
 
-def _checked(choose: BatchSampler) -> BatchSampler:
-    def checked(logprobs: mx.array) -> mx.array:
-        # In the graph, and so without waiting for it: a logit that is not finite makes some of the logprobs NaN.
-        return mx.where(mx.isnan(logprobs).any(axis=-1), NOT_FINITE, choose(logprobs).astype(mx.int32))
+def _seeded(sampler: Sampler, seed: int) -> Sampler:
+    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not."""
+    seeds = Random(seed)
 
-    return checked
+    def seeded(logits: mx.array) -> mx.array:
+        mx.random.seed(seeds.getrandbits(63))
+        return sampler(logits)
 
-
-def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> BatchSampler:
-    if temperature == 0:  # without the import, which takes a second or more
-        return lambda logprobs: mx.argmax(logprobs, axis=-1)
-    from mlx_lm.sample_utils import make_sampler
-
-    sample: BatchSampler = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
-    return sample
+    return seeded
 
 
 class StopStrings:

@@ -106,25 +106,3 @@ def test_eight_clients_for_five_minutes(server: tuple[str, int], known: list[tup
     print(f"{count} answers; {before / 1e6:.0f} MB before, {resident() / 1e6:.0f} MB after")
     assert count > 300
     assert resident() < before + 60e6
-
-
-@pytest.mark.slow
-def test_eight_at_once_are_three_times_faster(server: tuple[str, int]) -> None:
-    """Answers as long as the model gives any: what is decoded together is shared, prompts are read one by one."""
-
-    def pace(workers: int, start: int) -> float:
-        def tokens(number: int) -> int:
-            text = f"Which colors do you know? {number}"
-            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 160}
-            return int(client.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"])
-
-        with connect(server[0]) as client, ThreadPoolExecutor(workers) as pool:
-            client.get("/health")
-            started = time.perf_counter()
-            count = sum(pool.map(tokens, range(start, start + 48)))
-            return count / (time.perf_counter() - started)
-
-    pace(CLIENTS, 0)
-    ratios = sorted(pace(CLIENTS, 100 * n) / pace(1, 100 * n + 50) for n in range(1, 6))
-    print("8 at once, to one at a time:", [round(ratio, 2) for ratio in ratios])
-    assert ratios[2] >= 3

@@ -8,10 +8,9 @@ from unittest.mock import Mock
 from convert.random_checkpoint import TILE
 from smolvlm_mlx import backend, load
 from smolvlm_mlx.generation import prefill
-from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM, optimize
+from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
-from smolvlm_mlx.prefix import from_batchable, to_batchable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -140,7 +139,7 @@ def test_what_goes_on_from_a_fork_or_a_batch_writes_nowhere_else(tiny: Path, tri
     ids = [5, 9, 200, 31, 7]
     cache = model.make_cache(64)
     model(mx.array([ids]), cache)
-    batched = from_batchable(to_batchable(cache))
+    batched = [BatchKVCache([layer, layer]).extract(1) for layer in cache]
     for others in ([layer.fork() for layer in cache], batched):
         for layer in others:
             layer.trim(trimmed)
@@ -154,6 +153,35 @@ def test_what_goes_on_from_a_fork_or_a_batch_writes_nowhere_else(tiny: Path, tri
         for layer, keys in zip(cache, kept, strict=True):
             np.testing.assert_array_equal(np.array(layer.keys), keys)
             layer.offset = len(ids)
+
+
+def test_rows_of_a_batch_come_and_go(tiny: Path) -> None:
+    """Of any lengths, at any time: each sees its own tokens, at their own positions."""
+    model, rng = load(tiny, "float32")[0].language_model, np.random.default_rng(0)
+    rows: list[list[int]] = []
+    batch: list[Any] = []
+    for turn in range(12):
+        if turn % 3 == 0:
+            prompts = rng.integers(3, 200, (1 + turn // 3 % 2, 3 + int(rng.integers(9))))
+            cache: list[Any] = model.make_cache(4)
+            model(mx.array(prompts), cache)
+            batch = [BatchKVCache(pair) for pair in zip(batch, cache, strict=True)] if batch else cache
+            rows += prompts.tolist()
+        elif turn % 3 == 1 and len(rows) > 2:
+            gone = int(rng.integers(len(rows)))
+            alone = [layer.extract(gone) for layer in batch]
+            have = model(mx.array([[7]]), alone)[:, -1]
+            want = model(mx.array([[*rows.pop(gone), 7]]))[:, -1]
+            np.testing.assert_allclose(np.array(have), np.array(want), rtol=0, atol=ATOL)
+            for layer in batch:
+                layer.keep(mx.array([row for row in range(len(rows) + 1) if row != gone]))
+        tokens = rng.integers(3, 200, (len(rows), 1 + turn % 2))
+        have = model(mx.array(tokens), batch)[:, -1]
+        for row, more in enumerate(tokens.tolist()):
+            rows[row] += more
+            want = model(mx.array([rows[row]]))[:, -1]
+            np.testing.assert_allclose(np.array(have[row : row + 1]), np.array(want), rtol=0, atol=ATOL)
+    assert len({len(row) for row in rows}) > 2
 
 
 def test_quantized_cache_is_close(tiny: Path) -> None:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.decoding import Row
 from smolvlm_mlx.errors import GenerationError
-from smolvlm_mlx.sampling import Options, StopStrings, make_choice
+from smolvlm_mlx.sampling import Options, StopStrings
 
 import mlx.core as mx
 import numpy as np
@@ -49,9 +50,9 @@ def test_all_problems_at_once() -> None:
 def test_greedy_loads_no_sampler() -> None:
     code = """
 import sys
-from smolvlm_mlx.sampling import Options, make_choice
+from smolvlm_mlx.sampling import Options, make_sampler
 import mlx.core as mx
-assert make_choice(Options())(mx.array([[1.0, 3.0, 2.0]]), [], None).item() == 1
+assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
@@ -60,8 +61,8 @@ sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "tran
 
 def draw(options: Options, count: int = 50, ids: Any = (1, 2, 3)) -> list[int]:
     logits = mx.array(np.random.default_rng(0).standard_normal((1, 100)).astype(np.float32))
-    choose = make_choice(options)
-    return [choose(logits, list(ids), None).item() for _ in range(count)]  # type: ignore[misc]  # whole numbers
+    row = Row(list(ids), options, count)
+    return [row.choose(logits).item() for _ in range(count)]  # type: ignore[misc]  # whole numbers
 
 
 @pytest.mark.parametrize(

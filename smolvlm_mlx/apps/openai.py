@@ -67,7 +67,8 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. `conversation` is ours: the id under which the history keeps it."""
+    """The body of POST /v1/chat/completions. `top_k`, `min_p` and `repetition_penalty` are other servers' too; `conversation` is
+    ours: the id under which the history keeps it."""
 
     messages: list[RequestMessage] = Field(min_length=1)
     model: str = ""
@@ -77,11 +78,16 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10)
     stop: str | list[str] | None = None
     seed: int | None = None
     response_format: ResponseFormat | None = None
     conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
     # Asked for, these would change the answer.
+    kv_bits: None = None
+    keep_special: Literal[False] | None = None
     n: Literal[1] | None = None
     tools: list[None] | None = Field(None, max_length=0)
     functions: list[None] | None = Field(None, max_length=0)
@@ -113,6 +119,9 @@ class ChatRequest(BaseModel):
             max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
             seed=None if self.seed is None else self.seed % 2**63,
             stop=tuple(stops),
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.generation import generate_tokens
+from smolvlm_mlx.decoding import Row
+from smolvlm_mlx.generation import answer
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.stream import Statistics
@@ -43,9 +44,9 @@ class Ours:
         encode_tiles(self.model, inputs.tiles, inputs.settings)  # evaluates
         return len(inputs.tiles)
 
-    def tokens(self, ids: list[int], count: int) -> Iterator[int]:
+    def tokens(self, ids: list[int], count: int) -> Iterator[str]:
         inputs = Inputs(np.array(ids, np.int32), (), self.processor.settings)
-        return generate_tokens(self.model, inputs, Options(), count, Statistics())
+        return answer(self.model, inputs, Row(ids, Options(), count), Statistics())
 
     def turns(self, picture: Path, questions: Sequence[str], count: int) -> Iterator[None]:
         from smolvlm_mlx import Chat

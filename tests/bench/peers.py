@@ -160,7 +160,8 @@ def start_of(args: argparse.Namespace, peer: str, job: str = "") -> list[str]:
     python = pythons.get(peer, sys.executable)
     checkpoint = args.big if job == "big" else args.hf_checkpoint if peer == "transformers" else args.checkpoint
     name = "ours" if peer in ("before", "no OpenBLAS") else peer
-    return [python, str(HERE / "worker.py"), name, str(checkpoint)] if python else []
+    own = args.before / "tests" / "bench" if peer == "before" else HERE  # what is public may have moved
+    return [python, str(own / "worker.py"), name, str(checkpoint)] if python else []
 
 
 def hide_openblas(folder: Path) -> dict[str, str]:
