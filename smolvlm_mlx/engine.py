@@ -157,15 +157,15 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
-        taken: list[Any] | None = None
+        cache: list[Any] | None = None
         try:
             if job.cancelled:
                 return
             constraint = self._constraint(job)
             model, ids, started = self._model, job.inputs.input_ids, time.perf_counter()
             job.keys = keys_of(job.inputs, model.config.image_token_id, model.config.tokens_per_tile)
-            taken, count = self._reuse.prefixes.take(job.keys)
-            cache = taken or model.language_model.make_cache(len(ids) + 1)
+            cache, count = self._reuse.prefixes.take(job.keys)
+            cache = cache or model.language_model.make_cache(len(ids) + 1)
             job.statistics.reused_tokens = count
             image_tokens = image_tokens_after(
                 model, job.inputs, count, self._reuse.features, lambda *_: self._between(job)
@@ -175,10 +175,13 @@ class Engine:
             job.started = time.perf_counter()
             job.statistics.vision_seconds, job.statistics.prefill_seconds = encoded - started, job.started - encoded
             self._decoder.add([self._row(job, constraint)], cache, logits)
-        except _Cancelled:
             return
+        except _Cancelled:
+            pass
         except SmolVLMError as error:
             job.on_end(error)
+        if cache is not None:  # for those who ask again
+            self._reuse.prefixes.give(job.keys, cache)
 
     def _constraint(self, job: Job) -> LogitsProcessor | None:
         if job.schema is None:

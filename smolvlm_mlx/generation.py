@@ -153,7 +153,8 @@ def answer(
             yield piece
         statistics.finish_reason = "stop" if row.ended else "length"
     finally:
-        reuse.prefixes.give([*keys, *ids], cache, kv_bits)
+        if row.error is None:  # what gave such logits may be in the cache
+            reuse.prefixes.give([*keys, *ids], cache, kv_bits)
         statistics.peak_memory = mx.get_peak_memory()
 
 

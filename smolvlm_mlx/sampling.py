@@ -1,5 +1,6 @@
 """How the next token is chosen, and when the text is at its end."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,12 +88,15 @@ def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> Samp
 
 
 def _seeded(sampler: Sampler, seed: int) -> Sampler:
-    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not."""
+    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not. What is chosen
+    without a seed stays random."""
     seeds = Random(seed)
 
     def seeded(logits: mx.array) -> mx.array:
         mx.random.seed(seeds.getrandbits(63))
-        return sampler(logits)
+        tokens = sampler(logits)
+        mx.random.seed(secrets.randbits(63))
+        return tokens
 
     return seeded
 

@@ -59,10 +59,12 @@ def with_picture(text: str) -> Any:
 
 
 @pytest.fixture
-def engine(tiny: Path) -> Iterator[Engine]:
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    entries = getattr(request, "param", 8)
+
     def loaded() -> Any:
         model, processor = load(tiny, "float32")
-        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=8))
+        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries))
 
     made = Engine(loaded, most_answers=4, most_waiting=12)
     made.start()
@@ -105,6 +107,34 @@ def test_what_goes_on_reuses(engine: Engine) -> None:
     other = ask(engine, with_picture("Another question"))
     other.wait()
     assert other.statistics.reused_tokens > other.statistics.image_tokens
+
+
+@pytest.mark.parametrize("engine", [1], indirect=True)
+def test_a_cancelled_question_leaves_what_it_took(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ask(engine, "What is this about? " * 20)
+    answer = first.wait()
+    talk = [
+        {"role": "user", "content": "What is this about? " * 20},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "Sure?"},
+    ]
+    with monkeypatch.context() as patch:
+        between = Engine._between
+
+        def cancelled(self: Engine, job: Job) -> None:
+            job.cancel()
+            between(self, job)
+
+        patch.setattr(Engine, "_between", cancelled)
+        job = ask(engine, talk)
+        deadline = time.monotonic() + 60
+        while engine.occupancy != (0, 0) or engine._beginning is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert job.cancelled
+    again = ask(engine, talk)
+    again.wait()
+    assert again.statistics.reused_tokens >= first.statistics.prompt_tokens
 
 
 def test_stop_strings_and_seeds(engine: Engine) -> None:

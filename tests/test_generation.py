@@ -8,9 +8,11 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError
+from smolvlm_mlx.features import FeatureCache
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
+from smolvlm_mlx.prefix import PrefixCache, Reuse
 
 import mlx.core as mx
 import pytest
@@ -189,6 +191,20 @@ def test_logits_that_are_not_finite(value: float, loaded: Loaded, ends: Any, mon
             assert len(stream.token_ids) == stream.statistics.generated_tokens == bad
             monkeypatch.setattr(LanguageModel, "logits", healthy)
     assert len(ids_of(loaded)) == 12
+
+
+def test_what_is_not_finite_is_not_reused(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As keys and values of a prompt that is asked again, when all is well again."""
+    want, reuse = ids_of(loaded), Reuse(FeatureCache(loaded[0]), PrefixCache())
+    kind = type(loaded[0].language_model)
+    healthy = kind.run
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "run", lambda self, x, caches: healthy(self, x * float("nan"), caches))
+        with pytest.raises(GenerationError, match="logits are not finite"):
+            finish(stream_generate(*loaded, "Hello", SHORT, reuse=reuse))
+    again = stream_generate(*loaded, "Hello", SHORT, reuse=reuse)
+    finish(again)
+    assert again.token_ids == want
 
 
 def test_weights_that_are_not_finite(tiny: Path) -> None:

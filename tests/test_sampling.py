@@ -75,6 +75,15 @@ def test_a_seed_repeats(settings: Any) -> None:
     assert len(set(first)) > 1
 
 
+def test_a_seed_is_one_answers_own() -> None:
+    """Not that of the next, which has none."""
+    drawn = set()
+    for _ in range(5):
+        draw(Options(temperature=1.5, seed=7))
+        drawn.add(tuple(draw(Options(temperature=1.5))))
+    assert len(drawn) == 5
+
+
 def test_the_narrowest_sampler_is_greedy() -> None:
     greedy = draw(Options())
     assert len(set(greedy)) == 1
