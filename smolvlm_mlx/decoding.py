@@ -87,13 +87,13 @@ class Decoder:
     """Answers that are made together, one token each at a step.
 
     Rows come with the KV cache of their prompts, at any time, and go when they are over. The step after is under way while
-    tokens are read, unless a constraint has to read them first.
+    tokens are read, unless one is a row's first, which is wanted at once, or a constraint has to read it.
     """
 
     def __init__(self, model: SmolVLM):
         self._model, self._rows = model, list[Row]()
         self._cache: list[Any] = []
-        self._tokens = mx.array([], mx.int32)  # (B,), chosen but not read
+        self._tokens, self._is_read = mx.array([], mx.int32), False  # (B,), the last that were chosen
 
     def add(self, rows: Sequence[Row], cache: list[Any], logits: mx.array) -> None:
         """Begin answers.
@@ -102,27 +102,27 @@ class Decoder:
             cache: of their prompts, which have one length, a layer each.
             logits: after their prompts, (B, V).
         """
+        self._go_on()
         tokens = _choose(rows, logits)
         if self._rows:
             cache = [BatchKVCache(pair) for pair in zip(self._cache, cache, strict=True)]
             tokens = mx.concatenate([self._tokens, tokens])
-        self._rows, self._cache, self._tokens = [*self._rows, *rows], cache, tokens
+        self._rows, self._cache, self._tokens, self._is_read = [*self._rows, *rows], cache, tokens, False
 
     def step(self) -> list[tuple[Row, str]]:
         """One token for each row that is not over, and the text that it makes certain."""
         alive = [number for number, row in enumerate(self._rows) if not row.over]
         if len(alive) <= len(self._rows) // 2:
             self._keep(alive)
+        self._go_on()
         tokens, following = self._tokens, None
         if any(not row.over and len(row.token_ids) + 1 < row.room for row in self._rows):
-            following = None if any(row.is_constrained for row in self._rows) else self._next()
+            read_first = any(row.is_constrained or not row.token_ids for row in self._rows)
+            following = None if read_first else self._next()
         ids: Any = tokens.tolist()
+        self._tokens, self._is_read = (tokens, True) if following is None else (following, False)
         pairs = [pair for pair in zip(self._rows, ids, strict=True) if not pair[0].over]
-        pieces = [(row, row.push(token)) for row, token in pairs]
-        if following is None and not all(row.over for row in self._rows):
-            following = self._next()
-        self._tokens = tokens if following is None else following
-        return pieces
+        return [(row, row.push(token)) for row, token in pairs]
 
     def take(self, row: Row) -> list[Any]:
         """Take a row out; returns its KV cache, which holds its prompt and all tokens that were read but perhaps the last."""
@@ -134,7 +134,7 @@ class Decoder:
     def _keep(self, numbers: list[int]) -> None:
         self._rows = [self._rows[number] for number in numbers]
         if not numbers:
-            self._cache = []
+            self._cache, self._tokens = [], self._tokens[:0]
             return
         kept = mx.array(numbers)
         self._tokens = self._tokens[kept]
@@ -142,6 +142,10 @@ class Decoder:
             layer.keep(kept)
         if len(numbers) == 1:  # as if it had always been alone
             self._cache = [layer.extract(0) if isinstance(layer, BatchKVCache) else layer for layer in self._cache]
+
+    def _go_on(self) -> None:
+        if self._rows and self._is_read:
+            self._tokens, self._is_read = self._next(), False
 
     def _next(self) -> mx.array:
         hidden = self._model.language_model.hidden_states(self._tokens[:, None], self._cache)

@@ -1,10 +1,9 @@
 """How the next token is chosen, and when the text is at its end."""
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from random import Random
+from random import Random, SystemRandom
 from typing import Literal
 
 import mlx.core as mx
@@ -59,10 +58,10 @@ NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 def make_sampler(options: Options) -> Sampler:
     """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many rows at once. Greedy imports
     nothing."""
-    choice = (options.temperature, options.top_p, options.min_p, options.top_k)
     if options.temperature == 0:
         return greedy
-    return _sampler(*choice) if options.seed is None else _seeded(_sampler.__wrapped__(*choice), options.seed)
+    choice = (options.temperature, options.top_p, options.min_p, options.top_k)
+    return _unseeded(*choice) if options.seed is None else _sampler(*choice, Random(options.seed))
 
 
 def make_penalties(options: Options) -> list[LogitsProcessor]:
@@ -80,25 +79,21 @@ def greedy(logits: mx.array) -> mx.array:
 
 
 @lru_cache(maxsize=32)
-def _sampler(temperature: float, top_p: float, min_p: float, top_k: int) -> Sampler:
+def _unseeded(temperature: float, top_p: float, min_p: float, top_k: int) -> Sampler:
+    return _sampler(temperature, top_p, min_p, top_k, SystemRandom())
+
+
+def _sampler(temperature: float, top_p: float, min_p: float, top_k: int, seeds: Random) -> Sampler:
+    """With a seed of its own for each token: MLX's random numbers are a thread's, and begin anew in each."""
     from mlx_lm.sample_utils import make_sampler  # which takes a second or more
 
-    sample = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
-    return lambda logits: sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
+    sample: Sampler = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
 
-
-def _seeded(sampler: Sampler, seed: int) -> Sampler:
-    """The same with a seed of its own for each token: MLX's random numbers are a thread's, and an answer is not. What is chosen
-    without a seed stays random."""
-    seeds = Random(seed)
-
-    def seeded(logits: mx.array) -> mx.array:
+    def sampler(logits: mx.array) -> mx.array:
         mx.random.seed(seeds.getrandbits(63))
-        tokens = sampler(logits)
-        mx.random.seed(secrets.randbits(63))
-        return tokens
+        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
 
-    return seeded
+    return sampler
 
 
 class StopStrings:

@@ -145,11 +145,11 @@ def _ask(path: Path, text: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("cuts", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_goes_on_where_it_was_cut_off(cuts: int, loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
-    Captioner(*loaded, DESCRIBE).write(pictures, out)
+    Captioner(*loaded, DESCRIBE).write(pictures[:6], out)
     whole, rng = out.read_bytes(), Random(0)
-    for cut in (len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(cuts))):
+    for cut in (0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(cuts))):
         out.write_bytes(whole[:cut])
-        Captioner(*loaded, DESCRIBE).write(pictures, out)
+        Captioner(*loaded, DESCRIBE).write(pictures[:6], out)
         assert out.read_bytes() == whole
 
 

@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx.decoding import Row
 from smolvlm_mlx.errors import GenerationError, PromptError
 from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.generation import answer
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.prefix import PrefixCache, Reuse
+from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 import pytest
@@ -162,6 +166,14 @@ def test_special_tokens_in_the_text(loaded: Loaded, ends: Any) -> None:
         options = replace(SHORT, temperature=10.0, seed=seed, keep_special=True)
         stream = stream_generate(*loaded, "Hello", options)
         assert finish(stream) == tokenizer.decode(stream.token_ids, keep_special=True)
+
+
+def test_the_first_token_waits_for_no_other(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Mock(wraps=loaded[0].language_model.run)
+    monkeypatch.setattr(loaded[0].language_model, "run", run)
+    inputs = loaded[1]([{"role": "user", "content": "Hello"}])
+    pieces = answer(loaded[0], inputs, Row(inputs.input_ids.tolist(), SHORT, 12), Statistics())
+    assert [run.call_count for _ in pieces] == [1, *range(3, 13), 12]  # then the next is under way while one is read
 
 
 # ---- what goes wrong

@@ -102,8 +102,11 @@ def test_an_option_says_the_same_everywhere(
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_a_request_says_it_or_is_refused(name: str) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    without, empty = (json.dumps({"messages": messages, **more}).encode() for more in ({}, {name: None}))
+    assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
     value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
-    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], name: value}).encode()
+    body = json.dumps({"messages": messages, name: value}).encode()
     if name in ("kv_bits", "keep_special"):
         with pytest.raises(PromptError, match=name):
             ChatRequest.parse(body)

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,15 @@ def test_a_seed_repeats(settings: Any) -> None:
     assert len(set(first)) > 1
 
 
-def test_a_seed_is_one_answers_own() -> None:
-    """Not that of the next, which has none."""
-    drawn = set()
+def test_without_a_seed_every_answer_is_another() -> None:
+    """Also after one with a seed, and in threads, in each of which MLX's random numbers begin anew."""
+    drawn = []
     for _ in range(5):
         draw(Options(temperature=1.5, seed=7))
-        drawn.add(tuple(draw(Options(temperature=1.5))))
-    assert len(drawn) == 5
+        drawn.append(draw(Options(temperature=1.5)))
+        with ThreadPoolExecutor(1) as pool:
+            drawn.append(pool.submit(draw, Options(temperature=1.5)).result())
+    assert len(set(map(tuple, drawn))) == 10
 
 
 def test_the_narrowest_sampler_is_greedy() -> None:

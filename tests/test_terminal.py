@@ -371,6 +371,7 @@ def test_a_whole_session(open_terminal: Callable[[str], Terminal], picture: Path
     assert (tmp_path / "talk.json").stat().st_size > picture.stat().st_size
     (talk,) = history_in(tmp_path).list()
     assert (talk.title, talk.turns) == ("What is this?", 2)
+    assert "And now?" not in str(history_in(tmp_path).load(talk.id))
 
 
 def test_a_session_goes_on(

@@ -66,6 +66,9 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+AS_THEY_ARE = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}  # names and values as in Options
+
+
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions. `top_k`, `min_p` and `repetition_penalty` are other servers' too; `conversation` is
     ours: the id under which the history keeps it."""
@@ -78,9 +81,9 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, ge=0.1, le=10)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     stop: str | list[str] | None = None
     seed: int | None = None
     response_format: ResponseFormat | None = None
@@ -117,13 +120,9 @@ class ChatRequest(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Options(
             max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
             seed=None if self.seed is None else self.seed % 2**63,
             stop=tuple(stops),
+            **self.model_dump(include=AS_THEY_ARE, exclude_none=True),
         )
 
     def wants_one_tile(self) -> bool:
