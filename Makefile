@@ -36,10 +36,11 @@ FITS := import platform, sys; version = sys.version_info[:2]; print( \
   "is built for Intel, and MLX needs Apple silicon" if (sys.platform, platform.machine()) == ("darwin", "x86_64") else \
   "cannot make virtual environments (Debian and Ubuntu: sudo apt install python3-venv)" \
   if sys.prefix == sys.base_prefix and not __import__("importlib.util").util.find_spec("ensurepip") else "fits")
-# An environment is made again when its Python is gone, does not fit any longer, or is another than the one asked for, and when
-# the folder was moved, whose name is all over it.
+# An environment is made again when its Python is gone, does not fit any longer, or is another than the one asked for; when the
+# folder was moved, whose name is all over it; and for another backend.
+MADE-FOR = printf '%s in %s\n' '$(BACKEND)' "$$(pwd -P)"
 AGAIN := $(shell test "`$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null`" = fits \
-  && { test ! -s $(VENV)/.use || test "`cat $(VENV)/.use`" = "$(CURDIR)"; } $(if $(PYTHON), \
+  && { test ! -e $(VENV)/.use || test "`cat $(VENV)/.use`" = "$$($(MADE-FOR))"; } $(if $(PYTHON), \
   && test "`$(BIN)/python -V`" = "`"$(PYTHON)" -V 2>&1`") || echo again)
 
 .NOTPARALLEL:
@@ -82,12 +83,12 @@ clean: ## remove .venv, caches and builds
 $(VENV)/.use: pyproject.toml $(AGAIN)
 	@echo "$(INSTALLING)"
 	@$(INSTALL) -e '.$(USE_EXTRAS)'
-	@echo "$(CURDIR)" >$@
+	@$(MADE-FOR) >$@
 
 $(VENV)/.dev: pyproject.toml $(AGAIN)
 	@echo "$(INSTALLING)"
 	@$(INSTALL) -e '.$(DEV_EXTRAS)'
-	@echo "$(CURDIR)" >$(VENV)/.use
+	@$(MADE-FOR) >$(VENV)/.use
 	@touch $@
 
 again:
@@ -115,7 +116,7 @@ if test -z "$$found$(PYTHON)" && command -v uv >/dev/null; then found=uv; fi; \
 test -n "$$found" || { \
   echo "smolvlm-mlx needs Python 3.11 to 3.15: $${why:-$(or $(PYTHON),python3) does not run}. Name one: make PYTHON=python3.12 ..." >&2; \
   exit 1; }; \
-test ! -e $(VENV)/pyvenv.cfg || { echo "$(VENV) has no Python that fits, not the one asked for, or was made elsewhere: making it again."; rm -rf $(VENV); }; \
+test ! -e $(VENV)/pyvenv.cfg || { echo "$(VENV) has another Python, place or backend than it should: making it again."; rm -rf $(VENV); }; \
 if test "$$found" = uv; then uv venv --quiet --seed --python '>=3.11,<3.16' $(VENV); else "$$found" -m venv $(VENV); fi && \
 echo "$(VENV) is made by $$found: `$(BIN)/python -V`."
 endef

@@ -22,6 +22,7 @@ from .sampling import LogitsProcessor, Options
 from .stream import Statistics
 
 Loaded = tuple[SmolVLM, Processor, Reuse]
+FAILED = "the engine has failed; start the server again"
 
 
 class BusyError(GenerationError):
@@ -67,6 +68,7 @@ class Engine:
         self._running: dict[Row, Job] = {}
         self._changed = threading.Condition()
         self._closing = False
+        self.failed = False  # by a bug: no more answers come
         self._loaded: Loaded | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -94,7 +96,7 @@ class Engine:
         """Put a job in the queue.
 
         Raises:
-            BusyError: it is full.
+            BusyError: it is full, or the engine has failed.
             ContextFullError: there is no room for an answer.
             GenerationError: `kv_bits`, which a batch of prompts of several lengths cannot have.
         """
@@ -102,6 +104,8 @@ class Engine:
             raise GenerationError(f"kv_bits {job.options.kv_bits}: not where several answers are made at once")
         room_after(self._model, job.inputs)
         with self._changed:
+            if self.failed:
+                raise BusyError(FAILED)
             if len(self._waiting) >= self._most_waiting or self._closing:
                 raise BusyError(f"{len(self._waiting)} answers are waiting already; try again in a moment")
             self._waiting.append(job)
@@ -135,9 +139,9 @@ class Engine:
             while self._work():
                 pass
         except BaseException:
-            self._closing = True
+            self.failed = self._closing = True
             for job in (*self._running.values(), *self._waiting, *([self._beginning] if self._beginning else [])):
-                job.on_end(GenerationError("the engine has failed; start the server again"))
+                job.on_end(GenerationError(FAILED))
             raise
 
     def _work(self) -> bool:

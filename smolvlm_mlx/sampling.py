@@ -52,13 +52,14 @@ class Options:
 Sampler = Callable[[mx.array], mx.array]
 # (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits, as mlx_lm's.
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+LEAST = 1e-6  # of temperatures and shares that float32 can tell from none
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 
 
 def make_sampler(options: Options) -> Sampler:
     """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many rows at once. Greedy imports
     nothing."""
-    if options.temperature == 0:
+    if options.temperature < LEAST:
         return greedy
     choice = (options.temperature, options.top_p, options.min_p, options.top_k)
     return _unseeded(*choice) if options.seed is None else _sampler(*choice, Random(options.seed))
@@ -87,9 +88,9 @@ def _sampler(temperature: float, top_p: float, min_p: float, top_k: int, seeds: 
     """With a seed of its own for each token: MLX's random numbers are a thread's, and begin anew in each."""
     from mlx_lm.sample_utils import make_sampler  # which takes a second or more
 
-    sample: Sampler = make_sampler(temperature, top_p=top_p if top_p < 1 else 0.0, min_p=min_p, top_k=top_k)
-
     def sampler(logits: mx.array) -> mx.array:
+        limits = {"top_p": max(top_p, LEAST) if top_p < 1 else 0.0, "top_k": top_k if top_k < logits.shape[-1] else 0}
+        sample: Sampler = make_sampler(temperature, min_p=min_p, **limits)
         mx.random.seed(seeds.getrandbits(63))
         return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
 

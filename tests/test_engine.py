@@ -231,8 +231,9 @@ def test_a_bug_leaves_nobody_waiting(engine: Engine, monkeypatch: pytest.MonkeyP
     job = ask(engine, "Hello")
     with pytest.raises(GenerationError, match="the engine has failed"):
         job.wait()
-    with pytest.raises(BusyError):
+    with pytest.raises(BusyError, match="the engine has failed"):
         ask(engine, "Hello")
+    assert engine.failed
 
 
 @pytest.mark.slow

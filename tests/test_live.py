@@ -19,7 +19,7 @@ from examples import demo
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx import live as live_module
 from smolvlm_mlx.apps import live as live_command
-from smolvlm_mlx.errors import GenerationError
+from smolvlm_mlx.errors import GenerationError, VideoError
 from smolvlm_mlx.inputs.camera import Shot
 from smolvlm_mlx.inputs.clip import VideoSampling
 from smolvlm_mlx.inputs.processor import Inputs, Processor
@@ -308,6 +308,13 @@ def test_in_a_terminal(tiny: Path, clip: Path) -> None:
     assert "\x1b[H" in text[first:second]  # at the top again
     assert "▀" in text[first:second]
     assert text.index("\x1b[J", first) < second
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    damaged = tmp_path / "clip.mp4"
+    damaged.write_bytes(b"no video" * 100)
+    with pytest.raises(VideoError, match=r"^[^:]*clip\.mp4: the video cannot be decoded"):
+        live_command._open(str(damaged), None)
 
 
 # ---- over HTTP

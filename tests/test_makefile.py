@@ -104,7 +104,7 @@ def test_uv_makes_it_where_no_python_fits(make: Make, tmp_path: Path) -> None:
     assert (code, lines[0]) == (0, ".venv is made by uv: Python 3.13.")
 
 
-@pytest.mark.parametrize("problem", ["gone", "too old", "another", "moved"])
+@pytest.mark.parametrize("problem", ["gone", "too old", "another", "moved", "from before", "backend"])
 def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) -> None:
     make({"python3": python("3.11")})
     assert "up to date" in make({"python3": python("3.11")})[1][0]
@@ -114,11 +114,13 @@ def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) 
     elif problem == "too old":
         inside.write_text("#!/bin/sh\n" + python("3.10"))
     elif problem == "moved":
-        (tmp_path / ".venv" / ".use").write_text("/where/it/was\n")
-    arguments = ["PYTHON=python3.12"] if problem == "another" else []
+        (tmp_path / ".venv" / ".use").write_text("cpu in /where/it/was\n")
+    elif problem == "from before":
+        (tmp_path / ".venv" / ".use").write_text("")
+    arguments = {"another": ["PYTHON=python3.12"], "backend": ["BACKEND=cuda13"]}.get(problem, [])
     code, lines = make({"python3.12": python("3.12")}, *arguments)
     assert code == 0
-    assert lines[0].startswith(".venv has no Python that fits, not the one asked for, or was made elsewhere")
+    assert lines[0] == ".venv has another Python, place or backend than it should: making it again."
     assert lines[1] == ".venv is made by python3.12: Python 3.12."
     refused = make({"python3": python("3.12")}, "PYTHON=python3.9")
     assert refused[0] == 2

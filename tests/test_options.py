@@ -100,6 +100,15 @@ def test_an_option_says_the_same_everywhere(
         assert set(roads[road](options)) == {want}
 
 
+@pytest.mark.parametrize("road", ["batch", "engine"])
+def test_more_than_there_are_is_all(
+    road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
+) -> None:
+    want = generate(*loaded, question, WARM)
+    assert generate(*loaded, question, replace(WARM, top_k=10**30)) == want
+    assert set(roads[road](replace(WARM, top_k=10**30))) == {want}
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_a_request_says_it_or_is_refused(name: str) -> None:
     messages = [{"role": "user", "content": "Hello"}]

@@ -94,6 +94,16 @@ def test_the_narrowest_sampler_is_greedy() -> None:
         assert draw(Options(temperature=1.0, seed=1, **settings)) == greedy
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-39}, {"temperature": 1.0, "top_p": 1e-46}], ids=str)
+def test_what_is_nearly_nothing_is_greedy(settings: Any) -> None:
+    assert draw(Options(seed=1, **settings)) == draw(Options())
+
+
+@pytest.mark.parametrize("top_k", [100, 101, 10**30])
+def test_as_many_as_there_are_is_all(top_k: int) -> None:
+    assert draw(Options(temperature=1.0, seed=1, top_k=top_k)) == draw(Options(temperature=1.0, seed=1))
+
+
 def test_top_k_keeps_k() -> None:
     logits = np.random.default_rng(0).standard_normal((1, 100)).astype(np.float32)
     best = set(np.argsort(logits[0])[-3:].tolist())

@@ -65,7 +65,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         running, waiting = self.engine.occupancy
-        return JSONResponse({"status": "ok", "model": self.model, "running": running, "waiting": waiting})
+        status, code = ("failed", 503) if self.engine.failed else ("ok", 200)
+        return JSONResponse({"status": status, "model": self.model, "running": running, "waiting": waiting}, code)
 
     async def models(self, request: Request) -> Response:
         model = {"id": self.model, "object": "model", "created": 0, "owned_by": "local"}
