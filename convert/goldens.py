@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import TILE, make
-from smolvlm_mlx.inputs.image import TileLayout
 from smolvlm_mlx.inputs.prompt import image_text
+from smolvlm_mlx.inputs.tiles import TileLayout
 
 import numpy as np
 import torch

@@ -23,8 +23,8 @@ from .family import random_picture
 from .features import FeatureCache, encode_tiles, tiles_at_once
 from .generation import answer
 from .inputs.attachment import Tiled
-from .inputs.image import ImageSettings, digest_tiles, load_image, make_tiles
 from .inputs.processor import Inputs
+from .inputs.tiles import ImageSettings, digest_tiles, load_image, make_tiles
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .roofline import Machine, Sizes, Work, decoder, vision

@@ -19,10 +19,10 @@ from .doctags import END, check_tokenizer, close_tags, ends_element, is_prose
 from .features import FeatureCache
 from .generation import stream_generate
 from .inputs.files import shown_path
-from .inputs.image import load_image
 from .inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from .inputs.processor import Processor
 from .inputs.prompt import user_message
+from .inputs.tiles import load_image
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options

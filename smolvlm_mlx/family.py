@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .config import ModelConfig, TextConfig, VisionConfig
-from .inputs.image import ImageSettings
+from .inputs.tiles import ImageSettings
 from .model import SmolVLM, optimize
 from .quantization import Quantization, Recipe, quantize_modules
 

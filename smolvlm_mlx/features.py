@@ -19,8 +19,8 @@ from mlx.utils import tree_flatten
 
 from . import backend
 from .inputs.attachment import Tiled
-from .inputs.image import ImageSettings, Pixels, digest_tiles, normalize
 from .inputs.processor import Inputs
+from .inputs.tiles import ImageSettings, Pixels, digest_tiles, normalize
 from .model import SmolVLM
 
 # Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.

@@ -20,9 +20,9 @@ from PIL import Image
 from .features import FeatureCache
 from .generation import stream_generate
 from .inputs.camera import Shot
-from .inputs.image import Pixels
 from .inputs.processor import Processor
 from .inputs.prompt import Message, user_message
+from .inputs.tiles import Pixels
 from .model import SmolVLM
 from .prefix import PrefixCache, Reuse
 from .sampling import Options

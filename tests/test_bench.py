@@ -16,7 +16,7 @@ from smolvlm_mlx.checks import SWITCHES, Check, machine_checks, matmul_units, mo
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import BenchError
 from smolvlm_mlx.family import SIZES, random_model
-from smolvlm_mlx.inputs.image import ImageSettings
+from smolvlm_mlx.inputs.tiles import ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.roofline import Machine, Sizes, Work, decoder, vision, vision_flops
 

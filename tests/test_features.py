@@ -9,7 +9,7 @@ from typing import Any
 from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import backend, features, load
 from smolvlm_mlx.features import FeatureCache, encode_tiles
-from smolvlm_mlx.inputs.image import digest_tiles, normalize
+from smolvlm_mlx.inputs.tiles import digest_tiles, normalize
 
 import mlx.core as mx
 import numpy as np

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import FetchError, ImageError
-from smolvlm_mlx.inputs import image as image_module
+from smolvlm_mlx.inputs import tiles as image_module
 from smolvlm_mlx.inputs.fetch import FetchLimits
-from smolvlm_mlx.inputs.image import ImageSettings, TileLayout, load_image, make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize, plan_tiles
 
 import numpy as np
 import PIL

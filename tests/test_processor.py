@@ -9,10 +9,10 @@ from convert.random_checkpoint import LONGEST_EDGE, TILE
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
 from smolvlm_mlx.inputs.files import read_json
-from smolvlm_mlx.inputs.image import load_image, make_tiles, normalize, plan_tiles
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, image_text, user_message
 from smolvlm_mlx.inputs.template import ChatTemplate
+from smolvlm_mlx.inputs.tiles import load_image, make_tiles, normalize, plan_tiles
 
 import numpy as np
 import pytest

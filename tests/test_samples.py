@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import DataError, ImageError, PromptError
-from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.prompt import normalize_messages
 from smolvlm_mlx.inputs.rows import Row, read_rows
 from smolvlm_mlx.inputs.samples import Sample, make_sample
+from smolvlm_mlx.inputs.tiles import load_image
 
 import pytest
 from hypothesis import given

@@ -17,14 +17,7 @@ import typer
 from .. import __version__
 from ..errors import SmolVLMError
 from . import bench, caption, chat, document, evaluate, finetune, generate, history_commands, live, serve
-from .options import (
-    INTERRUPTED,
-    Adapter,
-    LongestEdge,
-    MaxTiles,
-    Revision,
-    Split,
-)
+from .options import INTERRUPTED, Adapter, LongestEdge, MaxTiles, Revision, Split
 
 app = typer.Typer(
     no_args_is_help=True,

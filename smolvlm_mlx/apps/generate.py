@@ -91,8 +91,8 @@ def _messages(
 ) -> list[Any]:
     from ..inputs.attachment import Video, as_part
     from ..inputs.clip import VideoSampling
-    from ..inputs.image import load_image
     from ..inputs.prompt import user_message
+    from ..inputs.tiles import load_image
 
     VideoSampling().changed(options)  # tells what is wrong with them
     seen: list[Any] = [load_image(source) for source in images]

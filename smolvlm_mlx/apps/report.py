@@ -17,9 +17,9 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..comparison import compare
 from ..conversion import PARTS, Report
 from ..hub import find
-from ..inputs.image import load_image
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
+from ..inputs.tiles import load_image
 from ..model import SmolVLM
 
 

@@ -19,9 +19,9 @@ from ..errors import PromptError
 from .clip import Clip, VideoSampling
 from .fetch import DEFAULT_LIMITS, FetchLimits, short
 from .files import named
-from .image import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .picture import read_image
 from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, name_of, normalize_messages
+from .tiles import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
 from .video import OnFrame, decode, read_video
 

@@ -17,9 +17,9 @@ from ..errors import CheckpointError, PromptError
 from .attachment import Attachment, Tiled, Video
 from .clip import Clip, VideoSampling, from_frames, words
 from .files import named, read_json_if_there
-from .image import ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .prompt import IMAGE, Message, free_character, image_text, name_of, normalize_messages
 from .template import ChatTemplate
+from .tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .tokenizer import Tokenizer, chat_template
 from .video import OnFrame, decode, read_video
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import PromptError
 from .fetch import short
-from .image import TileLayout
+from .tiles import TileLayout
 
 Message = Mapping[str, Any]
 SOURCES = ("image", "path", "url", "base64")  # keys of an image part, one of which it has

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PromptError
-from ..inputs.image import ImageSettings
 from ..inputs.processor import Processor
+from ..inputs.tiles import ImageSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..features import encode_tiles
-from ..inputs.image import normalize
+from ..inputs.tiles import normalize
 from ..model import SmolVLM
 from .batches import Batch
 

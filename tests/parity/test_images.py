@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.inputs.image import ImageSettings, load_image, make_tiles, normalize
+from smolvlm_mlx.inputs.tiles import ImageSettings, load_image, make_tiles, normalize
 
 import numpy as np
 import pytest

@@ -7,8 +7,8 @@ from typing import Any
 
 from smolvlm_mlx import load
 from smolvlm_mlx.conversion import convert
-from smolvlm_mlx.inputs.image import normalize
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.tiles import normalize
 from smolvlm_mlx.training.batches import Batch, collate, make_example
 from smolvlm_mlx.training.finetune import prepare
 from smolvlm_mlx.training.loss import loss_sum
