@@ -2,8 +2,8 @@
 
 import sys
 
-from smolvlm_mlx.apps.cli import main
-from smolvlm_mlx.quantization import RECIPES
+from smolvlm_mlx.checkpoint.quantization import RECIPES
+from smolvlm_mlx.cli.main import main
 
 
 def list_recipes() -> None:

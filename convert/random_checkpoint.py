@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.checkpoint import DTYPES
+from smolvlm_mlx.checkpoint.reader import DTYPES
+from smolvlm_mlx.checkpoint.writer import Entry, write_safetensors
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.writer import Entry, write_safetensors
 
 import mlx.core as mx
 import numpy as np

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.features import FeatureCache
-from smolvlm_mlx.inputs.attachment import Video
-from smolvlm_mlx.prefix import PrefixCache, Reuse
-from smolvlm_mlx.writer import write_file
+from smolvlm_mlx.checkpoint.writer import write_file
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.inputs.media import Video
 
 import av
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from smolvlm_mlx import Options, load
-from smolvlm_mlx.decoding import Row
-from smolvlm_mlx.generation import answer, prefill
+from smolvlm_mlx.generation.decoding import Row
+from smolvlm_mlx.generation.engine import answer, prefill
+from smolvlm_mlx.generation.stream import Statistics
 from smolvlm_mlx.inputs.prompt import user_message
-from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 from PIL import Image
@@ -28,10 +28,10 @@ def tour(checkpoint: str | Path) -> None:
     show("image", f"{image.width} x {image.height} {image.mode}", "inputs/picture.py")
 
     inputs = processor([user_message("What is this?", [image])])
-    show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/tiles.py")
+    show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/image.py")
     show("input_ids", inputs.input_ids.shape, "inputs/prompt.py, tokenizer.py, processor.py")
     pixel_values = mx.array(inputs.pixel_values)
-    show("pixel_values", pixel_values.shape, "inputs/tiles.py")
+    show("pixel_values", pixel_values.shape, "inputs/image.py")
 
     show("patch_embeddings", model.vision_model.embeddings(pixel_values).shape, "model/vision.py")
     show("image_features", model.vision_model(pixel_values).shape, "model/vision.py")

@@ -4,23 +4,23 @@
     model, processor = load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
     print(generate(model, processor, "What is this?", images=["cat.jpg"]))
 
-Importing this package loads the system's OpenBLAS on Linux (see `backend`) and nothing else; the names below are imported
+Importing this package loads the system's OpenBLAS on Linux (see `device`) and nothing else; the names below are imported
 when used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .backend import load_openblas
+from .device import load_openblas
 from .errors import SmolVLMError
 
 if TYPE_CHECKING:
-    from .chat import Chat
-    from .checkpoint import load
-    from .conversion import convert
-    from .generation import generate, stream_generate
-    from .sampling import Options
-    from .stream import Statistics
+    from .checkpoint.convert import convert
+    from .checkpoint.reader import load
+    from .generation.engine import generate, stream_generate
+    from .generation.sampling import Options
+    from .generation.stream import Statistics
+    from .tasks.chat import Chat
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,13 +38,13 @@ __all__ = [
 load_openblas()
 
 _HOMES = {
-    "Chat": ".chat",
-    "load": ".checkpoint",
-    "convert": ".conversion",
-    "Options": ".sampling",
-    "Statistics": ".stream",
-    "generate": ".generation",
-    "stream_generate": ".generation",
+    "Chat": ".tasks.chat",
+    "load": ".checkpoint.reader",
+    "convert": ".checkpoint.convert",
+    "Options": ".generation.sampling",
+    "Statistics": ".generation.stream",
+    "generate": ".generation.engine",
+    "stream_generate": ".generation.engine",
 }
 
 

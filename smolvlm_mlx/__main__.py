@@ -6,9 +6,9 @@ import signal
 def main() -> None:
     """Run the command line; until it is loaded, Ctrl-C ends the program without a word."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from smolvlm_mlx.apps import cli
+    from smolvlm_mlx.cli.main import main as run
 
-    cli.main()
+    run()
 
 
 if __name__ == "__main__":

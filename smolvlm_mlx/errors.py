@@ -1,7 +1,11 @@
 """The errors a user can fix. Each message is one line: what is wrong, which value, what to do.
 
-Only `smolvlm_mlx.apps` catches them. Anything else that is raised is a bug and keeps its traceback.
+Only `cli` and `server` catch them. Anything else that is raised is a bug and keeps its traceback.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class SmolVLMError(Exception):
@@ -70,3 +74,51 @@ class HistoryError(SmolVLMError):
 
 class ServerError(SmolVLMError):
     """The server cannot be started as asked."""
+
+
+# ---- foreign text in messages
+
+MAX_SHOWN = 120
+
+
+def short(value: object, most: int = 80) -> str:
+    """The value quoted for an error message: one line, at most so many characters, control characters escaped. Of a long
+    one its beginning."""
+    text = repr(str(value)[:most])
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[0]}"
+
+
+def short_path(path: str | Path, most: int = 80) -> str:
+    """As `short`; of a long one the end, which names the file."""
+    text = repr(str(path)[-most:])
+    return text if len(text) <= most else f"{text[0]}...{text[4 - most :]}"
+
+
+def shown(name: str) -> str:
+    """Text that came with a file, fit for an error's one line: no control characters, not endless. Of a long one its
+    beginning."""
+    text = name if len(name) <= MAX_SHOWN else f"{name[: MAX_SHOWN - 3]}..."
+    return text if text.isprintable() else short(name, MAX_SHOWN)
+
+
+def shown_path(path: str | Path) -> str:
+    """As `shown`; of a long path the end, which names the file."""
+    name = str(path)
+    text = name if len(name) <= MAX_SHOWN else f"...{name[3 - MAX_SHOWN :]}"
+    return text if text.isprintable() else short_path(name, MAX_SHOWN)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the path that an OSError repeats."""
+    return (isinstance(error, OSError) and error.strerror) or shown(str(error))
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
+    try:
+        yield
+    except (ImageError, VideoError) as error:
+        if name in ("picture", "video"):
+            raise
+        raise type(error)(f"{shown_path(name)}: {error}") from error

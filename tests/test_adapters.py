@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.adapters import (
+from smolvlm_mlx.checkpoint.adapters import (
     WEIGHTS,
     AdapterConfig,
     adapter_weights,
@@ -20,12 +20,11 @@ from smolvlm_mlx.adapters import (
     layers_of,
     save_adapter,
 )
-from smolvlm_mlx.apps import cli
-from smolvlm_mlx.checkpoint import load, open_checkpoint
-from smolvlm_mlx.conversion import convert
-from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError
-from smolvlm_mlx.inputs.files import shown_path
-from smolvlm_mlx.quantization import Recipe
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.quantization import Recipe
+from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
+from smolvlm_mlx.cli import main
+from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, shown_path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -315,7 +314,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def call(*arguments: object) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         return (end.value.code, *capsys.readouterr())
 
     return call

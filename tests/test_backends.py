@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from smolvlm_mlx import backend, load
+from smolvlm_mlx import device, load
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
 
@@ -18,26 +18,27 @@ ROOT = Path(__file__).parents[1]
 ATOL = {"float32": 5e-3, "bfloat16": 0.25}  # logits are up to 5
 CHILD = """
 import json
-from smolvlm_mlx import backend, calibration, checks
+from smolvlm_mlx import device
+from smolvlm_mlx.bench import diagnostics as checks, machine as calibration
 import mlx.core as mx
 import numpy as np
 
-seen = {"import": backend.name()}
+seen = {"import": device.name()}
 mx.set_default_device(mx.cpu)
-seen["set"] = backend.name()
+seen["set"] = device.name()
 mx.set_default_device(mx.gpu)
 stream = mx.new_thread_local_stream(mx.gpu)
 with mx.stream(mx.cpu):
-    seen["stream"] = backend.name()
+    seen["stream"] = device.name()
     with mx.stream(stream):
-        seen["inner"] = backend.name()
+        seen["inner"] = device.name()
         seen["sum"] = mx.arange(4).sum().item()
-seen["after"] = backend.name()
+seen["after"] = device.name()
 try:
     mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"] + 1)
 except ValueError:
     seen["wired"] = mx.set_wired_limit(2**30) + mx.set_wired_limit(0)
-seen["dtype"], seen["name"] = backend.default_dtype(), calibration.device_name()
+seen["dtype"], seen["name"] = device.default_dtype(), calibration.device_name()
 seen["memory"], seen["info"] = calibration.total_memory(), mx.device_info()
 seen["fused"] = [calibration.is_fused(width, queries) for width, queries in ((64, 64), (72, 64), (72, 1), (32, 64))]
 seen["checks"] = [check.value for check in checks.machine_checks()]
@@ -49,10 +50,10 @@ def test_a_run_as_if_on_metal_is_one() -> None:
     """The suite is on the GPU that it was asked for, and so is what it starts."""
     if "AS_METAL" not in os.environ:
         pytest.skip("for make test BACKEND=as-metal")
-    show = [sys.executable, "-c", "from smolvlm_mlx import backend; print(backend.name())"]
+    show = [sys.executable, "-c", "from smolvlm_mlx import device; print(device.name())"]
     environments = dict(os.environ), {**os.environ, **as_metal.environment(ROOT)}
     names = [subprocess.check_output(show, cwd=ROOT, env=environment, text=True) for environment in environments]
-    assert [backend.name(), *map(str.strip, names)] == ["metal"] * 3
+    assert [device.name(), *map(str.strip, names)] == ["metal"] * 3
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has a GPU of its own")

@@ -8,17 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx import backend, calibration, features
-from smolvlm_mlx.apps import bench_report, cli
-from smolvlm_mlx.bench import Phase, Plan, Result, Run, bench
-from smolvlm_mlx.calibration import count_kernels, is_fused
-from smolvlm_mlx.checks import SWITCHES, Check, machine_checks, matmul_units, model_checks
+from smolvlm_mlx import device
+from smolvlm_mlx.bench import machine as calibration
+from smolvlm_mlx.bench.bench import Phase, Plan, Result, Run, bench
+from smolvlm_mlx.bench.diagnostics import SWITCHES, Check, machine_checks, matmul_units, model_checks
+from smolvlm_mlx.bench.machine import count_kernels, is_fused
+from smolvlm_mlx.bench.roofline import Machine, Sizes, Work, decoder, vision, vision_flops
+from smolvlm_mlx.checkpoint.presets import SIZES, random_model
+from smolvlm_mlx.cli import bench_report, main
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import BenchError
-from smolvlm_mlx.family import SIZES, random_model
+from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.tiles import ImageSettings
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.roofline import Machine, Sizes, Work, decoder, vision, vision_flops
 
 import mlx.core as mx
 import pytest
@@ -30,7 +32,7 @@ FOLDERS = {
     "500M": "SmolVLM2-500M-Video-Instruct",
     "2.2B": "SmolVLM2-2.2B-Instruct",
 }
-PACKAGE = Path(cli.__file__).parents[1]
+PACKAGE = Path(main.__file__).parents[1]
 BUNDLED = ModelConfig.from_dict(json.loads((PACKAGE / "assets/tiny/config.json").read_text()))
 
 # The bundled model by hand: 4 layers of width 192, 6 heads and 3 key-value heads of 32, 512 inside, 576 tokens.
@@ -65,12 +67,12 @@ def run(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for module, name, least in (
         (calibration, "MATRIX_BYTES", 2**24),
-        (features, "CHUNK", 1024),
+        (image_cache, "CHUNK", 1024),
     ):  # how fast is not the point
         monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), least))
     code = 0
     try:
-        cli.main()
+        main.main()
     except SystemExit as end:
         code = int(end.code or 0)
     return code, *capsys.readouterr()
@@ -151,7 +153,7 @@ def test_random_model_is_ready_to_answer() -> None:
     model = random_model(BUNDLED, mx.float16, bits=8)
     kinds = {array.dtype for array in model.named_parameters().values()}
     assert kinds == {mx.float16, mx.uint32}
-    joined = backend.name() != "cpu"
+    joined = device.name() != "cpu"
     assert all(("qkv_proj" in layer.self_attn) == joined for layer in model.language_model.layers)
 
 
@@ -213,7 +215,7 @@ def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = model_checks(random_model(BUNDLED, mx.bfloat16), {})[0]
     assert not slow.fine
     assert "float32" in slow.value
-    monkeypatch.setattr(backend, "name", lambda: "metal")
+    monkeypatch.setattr(device, "name", lambda: "metal")
     *_, joined = model_checks(SmolVLM(BUNDLED), {})
     assert joined == Check("joined projections", "0 of 12; the rest differ in bits or dtype", False)
 
@@ -221,7 +223,7 @@ def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("bits", [4, 8])  # 512 inputs are a multiple of 512 and of 256; 192 of neither
 def test_quantized_products_of_one_row(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "name", lambda: "metal")
+    monkeypatch.setattr(device, "name", lambda: "metal")
     *_, rows = model_checks(random_model(BUNDLED, mx.float32, bits=bits), {})
     down, layer = 512 * 192, 2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192  # only `down` has 512 inputs
     assert rows == Check(
@@ -368,7 +370,7 @@ def test_what_cannot_be_measured_is_one_line(
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("smolvlm_mlx.calibration.total_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("smolvlm_mlx.bench.machine.total_memory", lambda: 8 * 10**9)
     code, _, err = run(monkeypatch, capsys, "bench", "--random", "2.2B", "--dtype", "float32")
     assert code == 1
     assert "this machine has 8.0" in err

@@ -16,16 +16,17 @@ from typing import Any
 
 from convert.scenes import make_scene
 from convert.world import draw
-from smolvlm_mlx import Options, captioning, generate, load, stream_generate
-from smolvlm_mlx.apps.caption import _task
-from smolvlm_mlx.batch import generate_batch
-from smolvlm_mlx.captioning import Captioner, find_files
-from smolvlm_mlx.captions import TASKS, Task, shorten
-from smolvlm_mlx.constraint import Grammars
+from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx.cli.caption import _task
 from smolvlm_mlx.errors import DataError, GenerationError
+from smolvlm_mlx.generation.batch import generate_batch
+from smolvlm_mlx.generation.structured import Grammars
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.tasks import captions
+from smolvlm_mlx.tasks.caption_lines import TASKS, Task, shorten
+from smolvlm_mlx.tasks.captions import Captioner, find_files
 from tests.test_video import encode_video
 
 import mlx.core as mx
@@ -57,7 +58,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captioning, "MOST_FILES", 5)
+    monkeypatch.setattr(captions, "MOST_FILES", 5)
 
 
 ALONE: dict[tuple[Path, Task], str] = {}
@@ -167,7 +168,7 @@ def test_what_is_there_is_not_asked_again(
         asked.append(len(batch))
         return generate_batch(model, processor, batch, *more)
 
-    monkeypatch.setattr(captioning, "generate_batch", counting)
+    monkeypatch.setattr(captions, "generate_batch", counting)
     first = Captioner(*loaded, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
     assert sum(asked) == 3
     assert first[0]["caption"] == first[3]["caption"]
@@ -277,9 +278,9 @@ def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
 # What `-m smolvlm_mlx` does, with so few files at a time that there is more than one time.
 SMALL_WINDOWS = """
 import sys
-from smolvlm_mlx import captioning
+from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.__main__ import main
-captioning.MOST_FILES = 2
+captions.MOST_FILES = 2
 main()
 """
 

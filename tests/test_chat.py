@@ -8,7 +8,7 @@ from typing import Any
 
 from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.attachment import Attachment, Recent, attachments, own
+from smolvlm_mlx.inputs.media import Attachment, Recent, attachments, own
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
 
@@ -270,7 +270,7 @@ def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: 
     assert inputs.tile_digests == bare.tile_digests
     assert "data" not in vars(attachment)  # and encoded as PNG only for who asks for it
     for name in ("load_image", "make_tiles", "digest_tiles"):
-        monkeypatch.setattr(f"smolvlm_mlx.inputs.attachment.{name}", None)
+        monkeypatch.setattr(f"smolvlm_mlx.inputs.media.{name}", None)
     again = loaded[1]([message])
     assert (again.tiles == bare.tiles).all()
     assert again.tile_digests == bare.tile_digests

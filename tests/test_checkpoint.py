@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.checkpoint import Checkpoint, load, open_checkpoint
+from smolvlm_mlx.checkpoint.reader import Checkpoint, load, open_checkpoint
 from smolvlm_mlx.errors import CheckpointError, ImageError
-from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 
 import mlx.core as mx

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, __version__, generate, load
-from smolvlm_mlx.apps import cli
-from smolvlm_mlx.apps import generate as generate_command
-from smolvlm_mlx.apps.options import DEFAULT_MODEL
+from smolvlm_mlx.cli import generate as generate_command
+from smolvlm_mlx.cli import main
+from smolvlm_mlx.cli.options import DEFAULT_MODEL
 
 import pytest
 from PIL import Image
@@ -55,7 +55,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         return (code, *capsys.readouterr())
@@ -175,10 +175,10 @@ def test_version_and_help(call: Any) -> None:
 def test_help_is_quick() -> None:
     code = """
 import sys
-from smolvlm_mlx.apps import cli
+from smolvlm_mlx.cli import main
 sys.argv = ["smolvlm-mlx", "--help"]
 try:
-    cli.main()
+    main.main()
 except SystemExit:
     pass
 print(sorted({"mlx", "mlx.core", "mlx_lm", "transformers", "torch", "numpy", "PIL"} & set(sys.modules)), file=sys.stderr)
@@ -228,7 +228,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "smolvlm_mlx.apps.generate", "mlx.core", "tokenizers", "PIL.Image"])
+@pytest.mark.parametrize("module", ["typer", "smolvlm_mlx.cli.generate", "mlx.core", "tokenizers", "PIL.Image"])
 def test_interrupt_while_loading(module: str, tiny: Path) -> None:
     """Before the command line is there, and while extensions are imported, some of which swallow an interrupt."""
     arguments = map(str, ("generate", "Hello", "-m", tiny, "-n", 4000))

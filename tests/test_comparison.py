@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.comparison import compare, conversations
-from smolvlm_mlx.conversion import convert
+from smolvlm_mlx.checkpoint.compare import compare, conversations
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.quantization import Recipe
 from smolvlm_mlx.errors import CheckpointError
-from smolvlm_mlx.quantization import Recipe
 
 import pytest
 

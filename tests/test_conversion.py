@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
-from smolvlm_mlx import conversion
-from smolvlm_mlx.checkpoint import load, open_checkpoint
+from smolvlm_mlx.checkpoint import convert as conversion
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.quantization import RECIPES, Recipe
+from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import CheckpointError, ConversionError
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.quantization import RECIPES, Recipe
 from tests.support import as_metal
 
 import mlx.core as mx
@@ -428,7 +428,7 @@ def test_ctrl_c_in_the_middle(tiny: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from smolvlm_mlx import conversion, writer
+from smolvlm_mlx.checkpoint import convert as conversion, writer
 write = writer.write_safetensors
 def slow(path, entries, arrays, progress):  # so that there is time to be killed in
     def paced(done, total):
@@ -528,7 +528,7 @@ def test_published_sizes(model: str, recipe: str, published: int) -> None:
 MEASURED = """
 import re, resource, sys
 from pathlib import Path
-from smolvlm_mlx.conversion import convert
+from smolvlm_mlx.checkpoint.convert import convert
 
 def peak():  # on Linux ru_maxrss begins with that of the process that started this one
     if sys.platform == "linux":

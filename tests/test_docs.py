@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import smolvlm_mlx
-from smolvlm_mlx.apps.cli import app
+from smolvlm_mlx.cli.main import app
 from tests.support import as_metal
 
 import pytest

@@ -11,18 +11,20 @@ from random import Random
 from typing import Any
 
 from convert import random_checkpoint
-from smolvlm_mlx import Options, doctags, documents, generate, generation, load
-from smolvlm_mlx.apps import cli
-from smolvlm_mlx.apps.document import DOCUMENT_MODEL
-from smolvlm_mlx.captions import TASKS
-from smolvlm_mlx.doctags import END, close_tags, export, is_prose
-from smolvlm_mlx.documents import LEAST_OTHER, LEAST_PROSE, LoopWatch, Reader, Sheet, find_sheets
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.cli import main
+from smolvlm_mlx.cli.document import DOCUMENT_MODEL
 from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
+from smolvlm_mlx.generation import engine
 from smolvlm_mlx.inputs.pdf import DPI
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.tasks import doctags, documents
+from smolvlm_mlx.tasks.caption_lines import TASKS
+from smolvlm_mlx.tasks.doctags import END, close_tags, export, is_prose
+from smolvlm_mlx.tasks.documents import LEAST_OTHER, LEAST_PROSE, LoopWatch, Reader, Sheet, find_sheets
 from tests.test_pdf import pictures_as_pdf
 
 import mlx.core as mx
@@ -61,7 +63,7 @@ def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
     model, processor = loaded
     vocabulary, following = model.config.text_config.vocab_size, iter([0])
     pages: list[str] = []
-    prefill = generation.prefill
+    prefill = engine.prefill
 
     def logits_of_next() -> mx.array:
         return (mx.arange(vocabulary) == next(following)).astype(mx.float32)[None]
@@ -79,7 +81,7 @@ def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
 
     def call(*texts: str) -> None:
         pages[:] = texts
-        monkeypatch.setattr(generation, "prefill", begin)
+        monkeypatch.setattr(engine, "prefill", begin)
         monkeypatch.setattr(model.language_model, "logits", lambda hidden: logits_of_next())
 
     real = model.language_model.logits
@@ -337,12 +339,12 @@ def call(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """In this process, with the scripted model: exit code, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("smolvlm_mlx.checkpoint.load", lambda *arguments, **options: loaded)
+        monkeypatch.setattr("smolvlm_mlx.checkpoint.reader.load", lambda *arguments, **options: loaded)
         monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", "document", *map(str, arguments)])
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         return (code, *capsys.readouterr())
@@ -353,7 +355,7 @@ def call(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_defaults_are_the_modules() -> None:
     import inspect
 
-    from smolvlm_mlx.apps.document import document
+    from smolvlm_mlx.cli.document import document
 
     defaults = inspect.signature(document).parameters
     assert (defaults["dpi"].default, defaults["max_tokens"].default) == (DPI, documents.MAX_TOKENS)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.decoding import Decoder
-from smolvlm_mlx.engine import BusyError, Engine, Job
 from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
-from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.generation.decoding import Decoder
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.scheduler import BusyError, Engine, Job
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.prefix import PrefixCache, Reuse
 
 import pytest
 from PIL import Image

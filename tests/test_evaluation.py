@@ -8,13 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from smolvlm_mlx import Options, evaluation, generate, load
-from smolvlm_mlx.apps import cli
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.cli import main
+from smolvlm_mlx.data.rows import Row, read_rows
+from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import EvaluationError, GenerationError
-from smolvlm_mlx.evaluation import Answer, Result, Score, evaluate
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.rows import Row, read_rows
-from smolvlm_mlx.inputs.samples import make_sample
+from smolvlm_mlx.tasks import evaluation
+from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate
 
 import pytest
 from PIL import Image
@@ -75,7 +76,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def call(*arguments: object) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", "evaluate", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         return (end.value.code, *capsys.readouterr())
 
     return call

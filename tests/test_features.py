@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import TILE, make
-from smolvlm_mlx import backend, features, load
-from smolvlm_mlx.features import FeatureCache, encode_tiles
+from smolvlm_mlx import device, load
+from smolvlm_mlx.generation import image_cache
+from smolvlm_mlx.generation.image_cache import FeatureCache, encode_tiles
 from smolvlm_mlx.inputs.tiles import digest_tiles, normalize
 
 import mlx.core as mx
@@ -31,7 +32,7 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
 ) -> None:
     model, processor = loaded
     monkeypatch.setattr(
-        features, "CHUNK", dict.fromkeys(features.CHUNK, chunk * model.config.vision_config.patches_per_side**2)
+        image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, chunk * model.config.vision_config.patches_per_side**2)
     )
     some = tiles(1, 2, 1, 3, 3, 1, 4, 2)
     want = np.array(model.encode_images(mx.array(normalize(some, processor.settings))))
@@ -47,7 +48,7 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
     assert have is not None
     assert sum(sizes) == 4
     assert max(sizes) <= chunk
-    np.testing.assert_allclose(np.array(have), want, rtol=0, atol=1e-4 if backend.name() == "cpu" else 5e-3)
+    np.testing.assert_allclose(np.array(have), want, rtol=0, atol=1e-4 if device.name() == "cpu" else 5e-3)
     np.testing.assert_array_equal(np.array(have[0]), np.array(have[5]))
     assert not np.array_equal(np.array(have[0]), np.array(have[1]))
 

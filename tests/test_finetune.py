@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from convert.conversations import write_questions
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.conversion import convert
 from smolvlm_mlx.errors import SmolVLMError, TrainingError
-from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.quantization import Quantization, quantize_modules
-from smolvlm_mlx.training.finetune import prepare
 from smolvlm_mlx.training.memory import estimate
 from smolvlm_mlx.training.plan import PRESETS, Plan
+from smolvlm_mlx.training.run import prepare
 from tests.test_cli import call
 
 import mlx.core as mx

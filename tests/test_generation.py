@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
-from smolvlm_mlx.decoding import Row
 from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.features import FeatureCache
-from smolvlm_mlx.generation import answer
+from smolvlm_mlx.generation.decoding import Row
+from smolvlm_mlx.generation.engine import answer
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.stream import Statistics
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
-from smolvlm_mlx.prefix import PrefixCache, Reuse
-from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 import pytest

@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.apps import cli
-from smolvlm_mlx.apps.history import History, new_id
+from smolvlm_mlx.cli import main
 from smolvlm_mlx.errors import HistoryError
-from smolvlm_mlx.inputs.attachment import Attachment, attachments, from_json
+from smolvlm_mlx.inputs.media import Attachment, attachments, from_json
+from smolvlm_mlx.tasks.history import History, new_id
 
 import pytest
 from PIL import Image
@@ -45,7 +45,7 @@ TALK = [
 
 @pytest.fixture
 def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
-    monkeypatch.setattr("smolvlm_mlx.apps.history.data_folder", lambda: tmp_path / "data")
+    monkeypatch.setattr("smolvlm_mlx.tasks.history.data_folder", lambda: tmp_path / "data")
     return History()
 
 
@@ -54,7 +54,7 @@ def words(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli.app, ["history", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(main.app, ["history", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -170,8 +170,8 @@ def test_commands(history: History, tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from smolvlm_mlx.apps.history import History
-from smolvlm_mlx.inputs.attachment import Attachment
+from smolvlm_mlx.tasks.history import History
+from smolvlm_mlx.inputs.media import Attachment
 history, messages = History(Path(sys.argv[1])), []
 picture = Attachment(bytes.fromhex(sys.argv[2]))
 for turn in range(1000):

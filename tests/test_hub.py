@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.checkpoint.hub import PATTERNS, find
 from smolvlm_mlx.errors import CheckpointError
-from smolvlm_mlx.hub import PATTERNS, find
 from tests.support import as_metal
 
 import httpx2
@@ -105,7 +105,7 @@ def test_in_the_cache(cache: Path) -> None:
 
 def test_environment_offline(tmp_path: Path) -> None:
     """HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub when it is imported: in a process of its own."""
-    program = f"from smolvlm_mlx.hub import find; find({REPO!r})"
+    program = f"from smolvlm_mlx.checkpoint.hub import find; find({REPO!r})"
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), **as_metal.environment(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "CheckpointError: " + REPO + ": not, or not all of it, in the local cache" in done.stderr

@@ -17,16 +17,16 @@ from typing import Any
 
 from examples import demo
 from smolvlm_mlx import Options, generate, load, stream_generate
-from smolvlm_mlx import live as live_module
-from smolvlm_mlx.apps import live as live_command
+from smolvlm_mlx.cli import live as live_command
 from smolvlm_mlx.errors import GenerationError, VideoError
+from smolvlm_mlx.generation.stream import Statistics, Stream, Work
 from smolvlm_mlx.inputs.camera import Shot
 from smolvlm_mlx.inputs.clip import VideoSampling
 from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.inputs.video import decode
-from smolvlm_mlx.live import CLEAR, SAME, Live, Look, difference
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.stream import Statistics, Stream, Work
+from smolvlm_mlx.tasks import live as live_module
+from smolvlm_mlx.tasks.live import CLEAR, SAME, Live, Look, difference
 from tests.test_cli import call, check_refused, start
 from tests.test_server import Running, data_url, question, server
 from tests.test_video import encode_video

@@ -5,7 +5,7 @@ import json
 import re
 import string
 
-from smolvlm_mlx.metrics import CONTRACTIONS, METRICS, chosen_letter, normalize_answer
+from smolvlm_mlx.tasks.metrics import CONTRACTIONS, METRICS, chosen_letter, normalize_answer
 
 import pytest
 from hypothesis import assume, given

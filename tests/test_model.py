@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import Mock
 
 from convert.random_checkpoint import TILE
-from smolvlm_mlx import backend, load
-from smolvlm_mlx.generation import prefill
+from smolvlm_mlx import device, load
+from smolvlm_mlx.generation.engine import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "model.json").read_text())
 # A GPU's float32 products are not a CPU's.
-ATOL = 1e-4 if backend.name() == "cpu" else 5e-3
+ATOL = 1e-4 if device.name() == "cpu" else 5e-3
 
 
 def pattern(tiles: int) -> mx.array:
@@ -49,7 +49,7 @@ def test_stages_and_logits_are_the_references(
         with monkeypatch.context() as patch:
             patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
             optimize(model)
-    joined = form == "fast on a GPU" or (form == "fast" and backend.name() != "cpu")
+    joined = form == "fast on a GPU" or (form == "fast" and device.name() != "cpu")
     assert ("qkv_proj" in model.language_model.layers[0].self_attn) == joined
     pixel_values = pattern(3)
     close(model.vision_model(pixel_values)[:, ::21, ::32], want["image_features"])
@@ -98,7 +98,7 @@ def test_cache_grows_trims_and_makes_masks() -> None:
     assert np.array(cache.make_mask(2, return_array=True)).tolist() == [[True, True, True, False], [True] * 4]
 
 
-@pytest.mark.skipif(backend.name() != "cpu", reason="the CPU's own step")
+@pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own step")
 @pytest.mark.parametrize("read", [1, 37, 5000])
 def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny, "float32")[0].language_model

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.apps.openai import ChatRequest
-from smolvlm_mlx.batch import generate_batch
-from smolvlm_mlx.engine import Engine, Job
 from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.generation.batch import generate_batch
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.scheduler import Engine, Job
 from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.prefix import PrefixCache, Reuse
+from smolvlm_mlx.server.openai import ChatRequest
 
 import pytest
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.engine import Job
+from smolvlm_mlx.generation.scheduler import Job
 from tests.test_server import TOKEN, Running, server, slow_model
 
 import numpy as np

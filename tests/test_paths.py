@@ -4,20 +4,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smolvlm_mlx import Chat
-from smolvlm_mlx.adapters import AdapterConfig
-from smolvlm_mlx.apps.history import private_folder
-from smolvlm_mlx.captioning import find_files
-from smolvlm_mlx.captions import read_lines
-from smolvlm_mlx.errors import FetchError, ImageError, SmolVLMError, VideoError
-from smolvlm_mlx.hub import find
-from smolvlm_mlx.inputs.attachment import Attachment, Video, attach
-from smolvlm_mlx.inputs.fetch import FetchLimits, fetch, read_path, short, short_path
-from smolvlm_mlx.inputs.files import MAX_SHOWN, read_json, reason, shown, shown_path
+from smolvlm_mlx.checkpoint.adapters import AdapterConfig
+from smolvlm_mlx.checkpoint.hub import find
+from smolvlm_mlx.checkpoint.safetensors import find_shards, read_header
+from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.errors import (
+    MAX_SHOWN,
+    FetchError,
+    ImageError,
+    SmolVLMError,
+    VideoError,
+    reason,
+    short,
+    short_path,
+    shown,
+    shown_path,
+)
+from smolvlm_mlx.files import read_json
+from smolvlm_mlx.inputs.fetch import FetchLimits, fetch, read_path
+from smolvlm_mlx.inputs.image import load_image
+from smolvlm_mlx.inputs.media import Attachment, Video, attach
 from smolvlm_mlx.inputs.pdf import count_pages, is_pdf
-from smolvlm_mlx.inputs.picture import load_image
-from smolvlm_mlx.inputs.rows import read_rows
 from smolvlm_mlx.inputs.video import read_video
-from smolvlm_mlx.shards import find_shards, read_header
+from smolvlm_mlx.tasks.caption_lines import read_lines
+from smolvlm_mlx.tasks.captions import find_files
+from smolvlm_mlx.tasks.history import private_folder
 
 import pytest
 

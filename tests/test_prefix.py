@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.features import FeatureCache
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse, common, keys_of
 from smolvlm_mlx.model import KVCache, QuantizedKVCache
-from smolvlm_mlx.prefix import PrefixCache, Reuse, common, keys_of
 
 import mlx.core as mx
 import numpy as np

@@ -8,7 +8,7 @@ from typing import Any
 from convert.random_checkpoint import LONGEST_EDGE, TILE
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
-from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, image_text, user_message
 from smolvlm_mlx.inputs.template import ChatTemplate

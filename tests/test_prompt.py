@@ -395,7 +395,7 @@ def test_free_character() -> None:
 
 def test_a_folder_without_template_uses_the_familys(tiny: Path, tmp_path: Path) -> None:
     from smolvlm_mlx.config import ModelConfig
-    from smolvlm_mlx.inputs.files import read_json
+    from smolvlm_mlx.files import read_json
     from smolvlm_mlx.inputs.processor import Processor
 
     folder = shutil.copytree(tiny, tmp_path / "copy")

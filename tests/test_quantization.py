@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from smolvlm_mlx.checkpoint.quantization import RECIPES, Quantization, Recipe, quantize_modules
 from smolvlm_mlx.errors import CheckpointError
-from smolvlm_mlx.quantization import RECIPES, Quantization, Recipe, quantize_modules
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.data.rows import Row, read_rows
+from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import DataError, ImageError, PromptError
 from smolvlm_mlx.inputs.prompt import normalize_messages
-from smolvlm_mlx.inputs.rows import Row, read_rows
-from smolvlm_mlx.inputs.samples import Sample, make_sample
 from smolvlm_mlx.inputs.tiles import load_image
 
 import pytest

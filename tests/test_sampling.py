@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.decoding import Row
 from smolvlm_mlx.errors import GenerationError
-from smolvlm_mlx.sampling import Options, StopStrings
+from smolvlm_mlx.generation.decoding import Row
+from smolvlm_mlx.generation.sampling import Options, StopStrings
 
 import mlx.core as mx
 import numpy as np
@@ -51,7 +51,7 @@ def test_all_problems_at_once() -> None:
 def test_greedy_loads_no_sampler() -> None:
     code = """
 import sys
-from smolvlm_mlx.sampling import Options, make_sampler
+from smolvlm_mlx.generation.sampling import Options, make_sampler
 import mlx.core as mx
 assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)

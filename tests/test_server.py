@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.apps import guard
-from smolvlm_mlx.apps.history import History
-from smolvlm_mlx.apps.serve import _listen
-from smolvlm_mlx.apps.server import Service, make_app, no_files
-from smolvlm_mlx.engine import Engine, Job
-from smolvlm_mlx.features import FeatureCache
-from smolvlm_mlx.inputs.attachment import attachments
+from smolvlm_mlx.cli.serve import _listen
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.scheduler import Engine, Job
+from smolvlm_mlx.inputs.media import attachments
 from smolvlm_mlx.model.language import LanguageModel
-from smolvlm_mlx.prefix import PrefixCache, Reuse
+from smolvlm_mlx.server import security
+from smolvlm_mlx.server.app import Service, make_app, no_files
+from smolvlm_mlx.tasks.history import History
 from tests.test_video import encode_video
 
 import httpx2
@@ -117,7 +117,7 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
     port = listener.getsockname()[1]
     app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
     config = uvicorn.Config(
-        app, http=guard.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
+        app, http=security.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
@@ -404,9 +404,9 @@ def head(server: Running, length: int | str, path: str = "/v1/chat/completions")
 
 
 def test_large_bodies(server: Running) -> None:
-    assert b" 413 " in raw(server, head(server, guard.MAX_BODY_BYTES + 1))
+    assert b" 413 " in raw(server, head(server, security.MAX_BODY_BYTES + 1))
     chunked = head(server, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-    count, rest = divmod(guard.MAX_BODY_BYTES, 2**20)
+    count, rest = divmod(security.MAX_BODY_BYTES, 2**20)
     assert rest == 0
     chunk = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
     assert b" 413 " in raw(server, chunked, *[chunk] * count, b"1\r\nx\r\n")  # one byte too many
@@ -415,7 +415,7 @@ def test_large_bodies(server: Running) -> None:
 
 def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the server, and long before `raw` loses patience."""
-    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(security, "HEADER_SECONDS", 0.2)
     with listening(server.service, timeout_keep_alive=0.2, lifespan="off") as port, ThreadPoolExecutor() as pool:
         short = replace(server, port=port)
         half = head(short, 10)[:40]
@@ -438,7 +438,7 @@ def test_slow_bodies_time_out(server: Running) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    slow = guard.Guard(None, ["a:1"], None, body_seconds=0.1)  # type: ignore[arg-type]  # never reached
+    slow = security.Guard(None, ["a:1"], None, body_seconds=0.1)  # type: ignore[arg-type]  # never reached
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"a:1")]}
     asyncio.run(slow(scope, silent, send))
     assert sent[0]["status"] == 408
@@ -590,7 +590,7 @@ def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -
 def terminated(checkpoint: Path, home: Path, grace: float, max_tokens: int) -> Iterator[tuple[list[str], str]]:
     """A server that gets SIGTERM while it streams an answer: the lines of the answer after that, and stderr."""
     environment = {**os.environ, **dict.fromkeys(("XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"), str(home))}
-    program = f"from smolvlm_mlx.apps import cli, serve; serve.GRACE_SECONDS = {grace}; cli.main()"
+    program = f"from smolvlm_mlx.cli import main, serve; serve.GRACE_SECONDS = {grace}; main.main()"
     command = [sys.executable, "-c", program, "serve", "-m", str(checkpoint), "--port", "0", "--token", "t"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

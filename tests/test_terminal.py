@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Chat, Options, load
-from smolvlm_mlx.apps.commands import COMMANDS, handle
-from smolvlm_mlx.apps.history import History
-from smolvlm_mlx.apps.session import Session
-from smolvlm_mlx.apps.terminal import markdown
-from smolvlm_mlx.apps.typed import CommandCompleter, split_pictures, split_words
+from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
+from smolvlm_mlx.cli.chat.completion import CommandCompleter, split_pictures, split_words
+from smolvlm_mlx.cli.chat.session import Session
+from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.attachment import Attachment, Video, attachments
+from smolvlm_mlx.inputs.media import Attachment, Video, attachments
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 
 import pytest

@@ -9,9 +9,9 @@ from threading import Event
 from typing import Any, TypeVar
 
 from smolvlm_mlx import Chat, Options, generate, load, stream_generate
-from smolvlm_mlx import features as features_module
-from smolvlm_mlx.features import FeatureCache, encode_tiles, tiles_at_once
-from smolvlm_mlx.prefix import PrefixCache, Reuse
+from smolvlm_mlx.generation import image_cache as features_module
+from smolvlm_mlx.generation.image_cache import FeatureCache, encode_tiles, tiles_at_once
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
 
 import mlx.core as mx
 import numpy as np

@@ -10,8 +10,8 @@ from convert.conversations import make_question, question_about
 from convert.scenes import make_frames, make_scene, make_striped
 from convert.world import Scene, draw
 from smolvlm_mlx import generate, load
-from smolvlm_mlx.hub import TINY
-from smolvlm_mlx.inputs.attachment import Tiled, Video
+from smolvlm_mlx.checkpoint.hub import TINY
+from smolvlm_mlx.inputs.media import Tiled, Video
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.model import SmolVLM
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, PromptError
-from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tokenizer import TextStream, Tokenizer
 

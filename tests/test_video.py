@@ -13,10 +13,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from smolvlm_mlx import Chat, Options, backend, features, load, stream_generate
+from smolvlm_mlx import Chat, Options, device, load, stream_generate
 from smolvlm_mlx.errors import FetchError, PromptError, VideoError
-from smolvlm_mlx.inputs.attachment import Attachment, Video, attach, attachments
+from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.clip import VideoSampling, from_frames, sample, words
+from smolvlm_mlx.inputs.media import Attachment, Video, attach, attachments
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.video import decode
 from smolvlm_mlx.model import SmolVLM
@@ -324,7 +325,7 @@ def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypat
 
     monkeypatch.setattr(SmolVLM, "encode_images", counted)
     monkeypatch.setattr(
-        features, "CHUNK", dict.fromkeys(features.CHUNK, 4 * model.config.vision_config.patches_per_side**2)
+        image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, 4 * model.config.vision_config.patches_per_side**2)
     )
     stream = stream_generate(
         model, processor, messages, Options(max_tokens=8), progress=lambda *place: progress.append(place)
@@ -353,16 +354,16 @@ def test_parts(loaded: Loaded, tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
-    from smolvlm_mlx.apps import cli
+    from smolvlm_mlx.cli import main
 
     from typer.testing import CliRunner
 
     (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
     arguments = ["generate", "-m", str(tiny), "--video", str(tmp_path / "clip.mp4"), "--json", "-n", "2", "What?"]
-    result = CliRunner().invoke(cli.app, [*arguments, "--fps", "2", "--end", "2"])
+    result = CliRunner().invoke(main.app, [*arguments, "--fps", "2", "--end", "2"])
     assert json.loads(result.output)["tiles"] == 4
     with pytest.raises(VideoError, match=r"end 1\.0 is not after start 2\.0"):
-        CliRunner().invoke(cli.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False)
+        CliRunner().invoke(main.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("question", ["What?", "What? " * 9000])
@@ -387,7 +388,7 @@ def test_progress_on_a_terminal_leaves_nothing(tiny: Path, tmp_path: Path, quest
     os.close(ours)
     *shown, last = told.split("\r\x1b[K")
     # Frames that fill no chunk, as these do not on a GPU, are read when the prompt is known to have room: equal ones once.
-    at_once = features.CHUNK[backend.name()] <= 64 * 64
+    at_once = image_cache.CHUNK[device.name()] <= 64 * 64
     first = "reading pictures: tile 1 of 64" if at_once else r"reading pictures: tile 1 of \d+"
     assert any(re.fullmatch(first, line) for line in shown) == (at_once or question == "What?")
     assert (done.returncode, last.strip()) == (0, "") if question == "What?" else "leaves no room" in last

@@ -15,10 +15,10 @@ from convert.questions import listed
 from convert.scenes import make_crowd, make_frames, make_scene, make_striped
 from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.inputs.rows import read_rows
-from smolvlm_mlx.inputs.samples import make_sample
+from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.inputs.tiles import ImageSettings, make_tiles
-from smolvlm_mlx.training.trainer import Settings
+from smolvlm_mlx.training.loop import Settings
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from smolvlm_mlx.writer import Entry, new_folder, write_safetensors
+from smolvlm_mlx.checkpoint.writer import Entry, new_folder, write_safetensors
 
 import mlx.core as mx
 import numpy as np

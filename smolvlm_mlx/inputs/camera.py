@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import VideoError
+from ..errors import VideoError, named, short, short_path
 from .clip import FALLBACK_FPS
-from .fetch import short, short_path
-from .files import named
 from .video import opened, upright
 
 if TYPE_CHECKING:

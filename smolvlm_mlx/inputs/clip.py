@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ..errors import VideoError
-from .fetch import short
+from ..errors import VideoError, short
 
 FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
 SKIPPED_SECONDS = 1  # at both ends of a long video

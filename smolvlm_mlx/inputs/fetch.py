@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from smolvlm_mlx.errors import FetchError
+from smolvlm_mlx.errors import FetchError, short, short_path
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -44,19 +44,6 @@ class FetchLimits:
 
 
 DEFAULT_LIMITS = FetchLimits()
-
-
-def short(value: object, most: int = 80) -> str:
-    """The value quoted for an error message: one line, at most so many characters, control characters escaped. Of a long
-    one its beginning."""
-    text = repr(str(value)[:most])
-    return text if len(text) <= most else f"{text[: most - 4]}...{text[0]}"
-
-
-def short_path(path: str | Path, most: int = 80) -> str:
-    """As `short`; of a long one the end, which names the file."""
-    text = repr(str(path)[-most:])
-    return text if len(text) <= most else f"{text[0]}...{text[4 - most :]}"
 
 
 def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:

@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError, PromptError
-from .files import reason, shown, shown_path
+from ..errors import ImageError, PromptError, reason, shown, shown_path
 
 DPI = 144  # an A4 page has 1190 x 1684 pixels: near the 2,048 of a longer side at which the family's processors split
 DPI_RANGE = (18, 1200)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..errors import CheckpointError, PromptError
-from .attachment import Attachment, Tiled, Video
+from ..errors import CheckpointError, PromptError, named
+from ..files import read_json_if_there
 from .clip import Clip, VideoSampling, from_frames, words
-from .files import named, read_json_if_there
+from .media import Attachment, Tiled, Video
 from .prompt import IMAGE, Message, free_character, image_text, name_of, normalize_messages
 from .template import ChatTemplate
 from .tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize

@@ -10,8 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..errors import PromptError
-from .fetch import short
+from ..errors import PromptError, short
 from .tiles import TileLayout
 
 Message = Mapping[str, Any]

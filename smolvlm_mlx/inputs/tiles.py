@@ -14,9 +14,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from smolvlm_mlx.errors import ImageError
-from smolvlm_mlx.inputs.fetch import short
-from smolvlm_mlx.inputs.picture import MAX_PIXELS, Pixels, load_image
+from smolvlm_mlx.errors import ImageError, short
+from smolvlm_mlx.inputs.image import MAX_PIXELS, Pixels, load_image
 
 import numpy as np
 import numpy.typing as npt

@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders
 
-from ..errors import CheckpointError, PromptError
-from .files import read_json, read_json_if_there, reason
+from ..errors import CheckpointError, PromptError, reason
+from ..files import read_json, read_json_if_there
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 

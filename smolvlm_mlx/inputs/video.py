@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
-from ..errors import VideoError
-from .ahead import ahead
+from ..errors import VideoError, short
 from .clip import FALLBACK_FPS, Clip, Frame, VideoSampling, sample
-from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path, short
-from .picture import MAX_PIXELS
+from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path
+from .image import MAX_PIXELS
+from .prefetch import ahead
 
 if TYPE_CHECKING:
     from av.container import InputContainer

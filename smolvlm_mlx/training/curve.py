@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .trainer import Record
+from .loop import Record
 
 
 def write_curve(history: Sequence[Record], path: Path) -> None:

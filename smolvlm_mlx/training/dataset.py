@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..data.rows import Row
+from ..data.samples import make_sample
 from ..errors import SmolVLMError
 from ..inputs.processor import Processor
-from ..inputs.rows import Row
-from ..inputs.samples import make_sample
 from .batches import Batch, Example, collate, make_example
 
 SORTED_TOGETHER = 32  # batches whose examples are sorted by length together

@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..features import encode_tiles
+from ..generation.image_cache import encode_tiles
 from ..inputs.tiles import normalize
 from ..model import SmolVLM
 from .batches import Batch

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapters import PARTS
+from ..checkpoint.adapters import PARTS
 from ..errors import TrainingError
 
 METHODS = ("lora", "dora", "full")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.decoding import Row
-from smolvlm_mlx.generation import answer
+from smolvlm_mlx.generation.decoding import Row
+from smolvlm_mlx.generation.engine import answer
+from smolvlm_mlx.generation.stream import Statistics
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.prompt import user_message
-from smolvlm_mlx.stream import Statistics
 
 import mlx.core as mx
 import numpy as np
@@ -39,7 +39,7 @@ class Ours:
         return self.processor([user_message(text, [picture])], split=not one_tile)
 
     def encode(self, inputs: Inputs) -> int:
-        from smolvlm_mlx.features import encode_tiles
+        from smolvlm_mlx.generation.image_cache import encode_tiles
 
         encode_tiles(self.model, inputs.tiles, inputs.settings)  # evaluates
         return len(inputs.tiles)
@@ -67,8 +67,8 @@ class Ours:
 
     def folder(self, pictures: Sequence[Path], text: str, count: int) -> None:
         """As `smolvlm-mlx caption` does."""
-        from smolvlm_mlx.captioning import Captioner
-        from smolvlm_mlx.captions import Task
+        from smolvlm_mlx.tasks.caption_lines import Task
+        from smolvlm_mlx.tasks.captions import Captioner
 
         with tempfile.TemporaryDirectory() as out:
             captioner = Captioner(self.model, self.processor, Task(text, count), picture_options={"split": False})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.family import random_picture
+from smolvlm_mlx.checkpoint.presets import random_picture
 
 import av
 import numpy as np

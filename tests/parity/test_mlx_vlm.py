@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.checkpoint import load, open_checkpoint
-from smolvlm_mlx.conversion import convert
-from smolvlm_mlx.quantization import RECIPES
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.quantization import RECIPES
+from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 
 import mlx.core as mx
 import numpy as np

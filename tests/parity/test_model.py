@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.features import encode_tiles
-from smolvlm_mlx.generation import prefill
+from smolvlm_mlx.generation.engine import prefill
+from smolvlm_mlx.generation.image_cache import encode_tiles
 from smolvlm_mlx.inputs.prompt import Message, user_message
 from tests.parity.checkpoints import FAMILY, channels_first, make, picture, reference_model
 

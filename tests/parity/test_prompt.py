@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.inputs.files import read_json
+from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
 from tests.parity.conftest import SHARED
 

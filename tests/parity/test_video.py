@@ -4,7 +4,7 @@ import random
 from fractions import Fraction
 from typing import Any
 
-from smolvlm_mlx.inputs.attachment import Video
+from smolvlm_mlx.inputs.media import Video
 from tests.parity.checkpoints import picture
 from tests.parity.conftest import SHARED
 from tests.parity.test_prompt import load_ours, random_text

@@ -1,0 +1,1 @@
+"""How fast a model is on this machine, and how fast it could be."""

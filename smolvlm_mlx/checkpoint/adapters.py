@@ -1,0 +1,205 @@
+"""LoRA and DoRA adapters: which layers they change, their two files, and the base they belong to.
+
+An adapter folder holds adapter_config.json and adapters.safetensors (mlx-lm's names). Its base is known by a fingerprint of
+the norms' weights in bfloat16, which no conversion quantizes, so an adapter fits a checkpoint and its conversions (but not
+one of float32 to float16, which was rounded in another way), and no other.
+LoRA is arXiv:2106.09685, DoRA arXiv:2402.09353; the layers are mlx-lm's (`mlx_lm.tuner`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from ..errors import AdapterError, reason, shown, shown_path
+from ..files import read_json
+from ..model import SmolVLM
+from .safetensors import listed, read_header
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+# Parts whose layers can be adapted or trained, by the beginning of their parameters' names.
+PARTS = {"decoder": "language_model.layers.", "connector": "connector.", "vision": "vision_model.encoder."}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter_config.json says. `scale` is alpha / rank; `modules` are the paths of the adapted layers."""
+
+    fine_tune_type: Literal["lora", "dora"]
+    rank: int
+    scale: float
+    dropout: float
+    modules: tuple[str, ...]
+    base: str  # fingerprint
+    base_name: str  # as it was given; for people
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "AdapterConfig":
+        """Read adapter_config.json.
+
+        Raises:
+            AdapterError: there is none, or it is not of our making.
+            CheckpointError: it is no JSON.
+        """
+        name = shown_path(folder)
+        try:
+            folder = Path(folder).expanduser()
+            is_there = (folder / CONFIG).is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user
+            raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
+        if not is_there:
+            raise AdapterError(f"{name}: no {CONFIG}; give a folder that `smolvlm-mlx finetune` made")
+        raw = read_json(folder / CONFIG)
+        wrong = [field.name for field in fields(cls) if not _fits(field.name, raw.get(field.name))]
+        if wrong:
+            raise AdapterError(
+                f"{folder / CONFIG}: {', '.join(wrong)} missing or malformed; was it made by another tool?"
+            )
+        values = {field.name: raw[field.name] for field in fields(cls)}
+        return cls(**{**values, "modules": tuple(raw["modules"])})
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "fine_tune_type":
+        return value in ("lora", "dora")
+    if name == "rank":
+        return type(value) is int and 1 <= value <= 4096
+    if name in ("scale", "dropout"):
+        return type(value) in (int, float) and 0 <= value < (1 if name == "dropout" else 1e6)
+    if name == "modules":
+        if not isinstance(value, list) or not all(isinstance(module, str) for module in value):
+            return False
+        return 0 < len(value) == len(set(value))
+    return isinstance(value, str)
+
+
+def fingerprint(weights: Mapping[str, mx.array]) -> str:
+    """A name for a base, of its norms' weights in bfloat16; reads nothing else of lazy `weights`."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if "norm" in name.rpartition(".")[0].rpartition(".")[2]:
+            values = np.array(weights[name].astype(mx.bfloat16).view(mx.uint16))
+            digest.update(name.encode() + values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def layers_of(model: SmolVLM, parts: Sequence[str]) -> tuple[str, ...]:
+    """Paths of the Linear layers of `parts`, which are keys of PARTS."""
+    prefixes = tuple(PARTS[part] for part in parts)
+    linear = (nn.Linear, nn.QuantizedLinear)
+    return tuple(path for path, m in model.named_modules() if isinstance(m, linear) and path.startswith(prefixes))
+
+
+def add_adapter(model: SmolVLM, config: AdapterConfig) -> None:
+    """Put an untrained adapter, which changes nothing yet, around the layers that `config` names.
+
+    Raises:
+        AdapterError: the model has no such layers.
+    """
+    modules = dict(model.named_modules())
+    absent = [path for path in config.modules if not isinstance(modules.get(path), nn.Linear | nn.QuantizedLinear)]
+    if absent:
+        raise AdapterError(
+            f"the adapter changes {shown(absent[0])} ({len(absent)} such), which this model does not have"
+        )
+    adapted = [(path, _adapt(modules[path], config)) for path in config.modules]
+    model.update_modules(tree_unflatten(adapted))
+
+
+def _adapt(layer: nn.Module, config: AdapterConfig) -> nn.Module:
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRALinear
+
+    if config.fine_tune_type == "dora" and isinstance(layer, nn.QuantizedLinear) and 32 % layer.bits:
+        raise AdapterError(f"DoRA on a base of {layer.bits} bits is not supported; use LoRA, or 4 or 8 bits")
+    kind = DoRALinear if config.fine_tune_type == "dora" else LoRALinear
+    adapted: nn.Module = kind.from_base(layer, config.rank, config.dropout, config.scale)
+    return adapted
+
+
+def adapter_weights(model: SmolVLM, config: AdapterConfig) -> dict[str, mx.array]:
+    """The adapter's own parameters by name."""
+    own = ("lora_a", "lora_b", "m")
+    modules = dict(model.named_modules())
+    return {f"{path}.{name}": modules[path][name] for path in config.modules for name in own if name in modules[path]}
+
+
+def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig:
+    """Add the adapter of `folder` to a model whose checkpoint has the fingerprint `base`; its layers stay apart.
+
+    Raises:
+        AdapterError: it is not there, damaged, or belongs to another base.
+    """
+    config = _config_for(folder, base)
+    add_adapter(model, config)
+    dtype = model.language_model.norm.weight.dtype
+    weights = _read(model, config, Path(folder).expanduser())
+    model.load_weights([(name, array.astype(dtype)) for name, array in weights], strict=False)
+    model.eval()
+    return config
+
+
+def _config_for(folder: str | Path, base: str) -> AdapterConfig:
+    config = AdapterConfig.from_folder(folder)
+    if config.base != base:
+        raise AdapterError(
+            f"{folder}: this adapter was trained on {shown_path(config.base_name)} and does not fit this checkpoint; "
+            "use that one, or a conversion of it"
+        )
+    return config
+
+
+def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str, mx.array]]:
+    if not (folder / WEIGHTS).is_file():
+        raise AdapterError(f"{folder}: no {WEIGHTS}")
+    expected = {name: tuple(array.shape) for name, array in adapter_weights(model, config).items()}
+    tensors = list(read_header(folder / WEIGHTS))
+    found = {tensor.key: tensor for tensor in tensors}
+    problems = [f"{len(tensors) - len(found)} tensors are there twice"] if len(tensors) > len(found) else []
+    problems += [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {shown(name)}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if found[name].shape != expected[name] or found[name].dtype not in ("F32", "F16", "BF16"):
+            problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not F32 {list(expected[name])}")
+    if problems:
+        raise AdapterError(f"{folder / WEIGHTS} does not fit {CONFIG}: {listed(problems)}")
+    arrays: Any = mx.load(str(folder / WEIGHTS))
+    broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all())]
+    if broken:
+        raise AdapterError(f"{folder / WEIGHTS}: values that are not finite in {listed(broken)}; train it again")
+    return sorted(arrays.items())
+
+
+def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
+    """Write the adapter's two files, in float32, into an existing folder."""
+    weights = {name: array.astype(mx.float32) for name, array in adapter_weights(model, config).items()}
+    mx.save_safetensors(str(folder / WEIGHTS), weights, {"format": "mlx"})
+    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+class Fuser:
+    """Joins an adapter with its base's weights, one at a time: W + scale (A B)^T, and DoRA's norms."""
+
+    def __init__(self, folder: str | Path, base: str, model: SmolVLM):
+        """`model` is an unread one of the base's shapes, not quantized; it is changed."""
+        self.config = _config_for(folder, base)
+        add_adapter(model, self.config)
+        self._weights = dict(_read(model, self.config, Path(folder).expanduser()))
+
+    def fuse(self, module: str, weight: mx.array) -> mx.array:
+        """The weight (O, I) of a layer with what the adapter learned; as it is if the adapter leaves it alone."""
+        if module not in self.config.modules:
+            return weight
+        a, b = (self._weights[f"{module}.{name}"].astype(mx.float32) for name in ("lora_a", "lora_b"))
+        fused = weight.astype(mx.float32) + self.config.scale * (a @ b).T
+        if self.config.fine_tune_type == "dora":
+            norms = self._weights[f"{module}.m"].astype(mx.float32) / mx.linalg.norm(fused, axis=1)
+            fused = norms[:, None] * fused
+        return fused

@@ -1,0 +1,259 @@
+"""Checkpoint folder -> another one: cast, quantize and write, tensor by tensor, and all or nothing.
+
+One tensor is in memory at a time, so a 2.2B model converts on an 8 GB laptop. The result is made in a temporary folder
+beside the target, synced and checked, and then renamed: a crash leaves the target absent, never partial. The source is
+only read. The result has mlx-community's layout: one model.safetensors, and config.json with a `quantization` block.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import ModelConfig
+from ..errors import ConversionError
+from ..model import SmolVLM
+from .adapters import Fuser, fingerprint
+from .hub import find
+from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_problem, quantize_modules
+from .reader import DTYPES, Checkpoint, open_checkpoint
+from .writer import Entry, new_folder, write_safetensors
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+# What goes along, when it is there. No code, no weights.
+COMPANIONS = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
+    "chat_template.json chat_template.jinja preprocessor_config.json processor_config.json generation_config.json"
+).split()
+PARTS = ("vision_model", "connector", "language_model")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the result."""
+
+    out: Path
+    source_bytes: int
+    out_bytes: int
+    parts: Mapping[str, tuple[int, int]]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(size for _, size in self.parts.values()) / sum(count for count, _ in self.parts.values())
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    recipe: Recipe | str = "bf16",
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a checkpoint (folder or hub id) into the new folder `out`.
+
+    Args:
+        recipe: the name of one of `quantization.RECIPES`, or one of your own.
+        adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
+        progress: called with bytes written and bytes in all.
+
+    Raises:
+        CheckpointError: the source cannot be used.
+        AdapterError: the adapter is damaged or belongs to another base.
+        ConversionError: the recipe does not fit it, or `out` exists or cannot be written.
+    """
+    recipe, out = _recipe(recipe), Path(out).expanduser()
+    checkpoint = open_checkpoint(find(source, revision))
+    if os.path.lexists(out):
+        raise ConversionError(f"{out} exists; choose another name, or delete it first")
+    if checkpoint.folder.resolve() in out.resolve().parents:
+        raise ConversionError(f"{out} is inside {checkpoint.folder}, which is only read; choose another place")
+    if checkpoint.quantization is not None and recipe.quantizes:
+        raise ConversionError(
+            f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
+            "convert the original checkpoint, or dequantize this one with recipe bf16"
+        )
+    plan = _Plan.of(checkpoint, recipe)
+    if adapter is not None:
+        base = fingerprint(dict(checkpoint.read()))
+        plan = replace(plan, fuser=Fuser(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
+    _write_folder(plan, out, plan.arrays(), progress or (lambda done, total: None))
+    return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
+
+
+def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: Path) -> None:
+    """Write trained `weights`, named as in the module tree, as a new checkpoint in bfloat16 beside `checkpoint`'s files.
+
+    Raises:
+        ConversionError: `out` cannot be written.
+    """
+    plan = _Plan.of(checkpoint, RECIPES["bf16"])
+    arrays = (weights[entry.name].astype(entry.dtype) for entry in plan.entries)
+    _write_folder(plan, out, arrays, lambda done, total: None)
+
+
+def _recipe(recipe: Recipe | str) -> Recipe:
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ConversionError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    if recipe.dtype not in DTYPES:
+        raise ConversionError(f"dtype {recipe.dtype!r} is not one of {', '.join(DTYPES)}")
+    for bits in (recipe.bits, recipe.embedding_bits, recipe.vision_bits):
+        problem = None if bits is None else form_problem(bits, recipe.group_size)
+        if problem is not None:
+            raise ConversionError(f"recipe: {problem}")
+    return recipe
+
+
+def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array], progress: Progress) -> None:
+    try:
+        with new_folder(out) as partial:
+            free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
+            if free < needed:
+                raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
+            write_safetensors(partial / "model.safetensors", plan.entries, arrays, progress)
+            (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
+            for name in COMPANIONS:
+                if (plan.checkpoint.folder / name).is_file():
+                    shutil.copyfile(plan.checkpoint.folder / name, partial / name)
+            open_checkpoint(partial)  # names, shapes and dtypes are what its config says
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        raise ConversionError(f"{out}: cannot be made ({reason})") from error
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All about the result that can be known before a weight is read. `shapes` are those before quantization."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    config: ModelConfig
+    tied: bool
+    quantization: Quantization | None
+    shapes: Mapping[str, tuple[int, ...]]
+    entries: tuple[Entry, ...]
+    fuser: Fuser | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
+        tied = checkpoint.is_tied
+        config = _padded(checkpoint.config, recipe)
+        target = SmolVLM(config, tied)
+        shapes = {name: tuple(array.shape) for name, array in target.named_parameters().items()}
+        quantization = _quantize(target, recipe)
+        entries = [
+            Entry(name, tuple(array.shape), mx.uint32 if array.dtype == mx.uint32 else DTYPES[recipe.dtype])
+            for name, array in target.named_parameters().items()
+        ]
+        return cls(
+            checkpoint,
+            recipe,
+            config,
+            tied,
+            quantization,
+            shapes,
+            tuple(sorted(entries, key=lambda entry: _order(entry.name))),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        return {
+            part: (
+                sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(part)),
+                sum(entry.nbytes for entry in self.entries if entry.name.startswith(part)),
+            )
+            for part in PARTS
+        }
+
+    def config_json(self) -> dict[str, Any]:
+        """The source's config.json, with what has changed."""
+        kept = {key: value for key, value in self.checkpoint.raw_config.items() if not key.startswith("quantization")}
+        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.tied}
+        vision = {**kept.get("vision_config", {}), "intermediate_size": self.config.vision_config.intermediate_size}
+        changed = {**kept, "text_config": text, "vision_config": vision, "tie_word_embeddings": self.tied}
+        changed["torch_dtype"] = self.recipe.dtype
+        for section in (changed, text, vision):
+            section.update((key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key))
+        return changed if self.quantization is None else {**changed, "quantization": self.quantization.to_config()}
+
+    def arrays(self) -> Iterator[mx.array]:
+        """The tensors of the result in the order of `entries`, each read and made when it is asked for."""
+        source = dict(self.checkpoint.read())
+        quantized = {entry.name.removesuffix(".scales") for entry in self.entries if entry.name.endswith(".scales")}
+        for name, shape in sorted(self.shapes.items(), key=lambda item: _order(item[0])):
+            array = _pad(self._float(name, source), shape)
+            module = name.removesuffix(".weight")
+            if module in quantized:
+                assert self.quantization is not None
+                bits, group_size = self.quantization.of(module)
+                yield from mx.quantize(array, group_size, bits)
+            else:
+                yield array
+
+    def _float(self, name: str, source: dict[str, mx.array]) -> mx.array:
+        """A source tensor in the result's dtype, dequantized if need be."""
+        array, module = source.pop(name), name.removesuffix(".weight")
+        if array.dtype == mx.uint32:
+            assert self.checkpoint.quantization is not None
+            bits, group_size = self.checkpoint.quantization.of(module)
+            scales, biases = (source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+            array = mx.dequantize(array, scales, biases, group_size, bits)
+        if self.fuser is not None and name.endswith(".weight"):
+            array = self.fuser.fuse(module, array)
+        return array.astype(DTYPES[self.recipe.dtype])
+
+
+def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
+    """Quantize the target's modules as the recipe says; the block for its config.json."""
+    layers = {path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    modules = {path: recipe.module_bits(path) for path in layers}
+    wanted = {path: bits for path, bits in modules.items() if bits is not None}
+    if not wanted:
+        return None
+    widths = {layers[path].weight.shape[1] for path in wanted}
+    if misfits := sorted(width for width in widths if width % recipe.group_size):
+        fitting = [str(size) for size in GROUP_SIZES if not any(width % size for width in widths)]
+        raise ConversionError(
+            f"group_size {recipe.group_size}: layers of {', '.join(map(str, misfits))} inputs do not divide into such "
+            f"groups; use {' or '.join(fitting) or 'no quantization of this part'}"
+        )
+    main = recipe.bits or next(iter(wanted.values()))
+    others = {path: (bits, recipe.group_size) for path, bits in wanted.items() if bits != main}
+    quantization = Quantization(main, recipe.group_size, others)
+    quantize_modules(target, quantization, wanted.__contains__)
+    return quantization
+
+
+def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
+    """With a quantized tower, its MLP width rounded up to whole groups (4304 to 4352 in the 2.2B).
+
+    Exact: the added rows of fc1 are zero, GELU of zero is zero, and so the added columns of fc2 meet only zeros.
+    """
+    if recipe.vision_bits is None:
+        return config
+    vision = config.vision_config
+    width = -(-vision.intermediate_size // recipe.group_size) * recipe.group_size
+    return replace(config, vision_config=replace(vision, intermediate_size=width))
+
+
+def _pad(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    return mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
+
+
+def _order(name: str) -> tuple[str, int]:
+    """Module by module; in a quantized one weight, scales, biases, as `mx.quantize` returns them."""
+    module, _, part = name.rpartition(".")
+    return module, ("weight", "scales", "biases", "bias").index(part)

@@ -1,0 +1,65 @@
+"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, downloaded when it is not in the cache."""
+
+import errno
+import re
+from pathlib import Path
+
+from ..errors import CheckpointError, reason, shown, shown_path
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+
+# What a download may bring: no code, no pickles.
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "vocab.json"]
+
+
+def find(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the hub (cached, resumed,
+    offline if the cache has it)."""
+    if str(path_or_id) == "tiny":
+        return TINY
+    try:
+        folder = Path(path_or_id).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
+    except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user, a zero byte
+        raise CheckpointError(f"{shown_path(path_or_id)}: {reason(error)}; give a folder or hub id") from error
+    if not re.fullmatch(_HUB_ID, str(path_or_id), re.ASCII):
+        raise CheckpointError(
+            f"no folder {shown_path(folder)}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+        )
+    return _download(str(path_or_id), revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        XetDownloadError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo}: no revision {revision!r:.60}; see hf.co/{repo}/tree/main") from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{shown(repo)}: no folder, and no hub id ({reason(error)})") from error
+    except (httpx2.HTTPError, XetDownloadError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise CheckpointError(f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME") from error
+        raise CheckpointError(
+            f"{repo}: not, or not all of it, in the local cache, and the hub is not reachable; "
+            "connect, or give a folder that holds a checkpoint (--model FOLDER)"
+        ) from error

@@ -1,0 +1,132 @@
+"""Which layers are quantized, and to how many bits: the `quantization` block of config.json.
+
+The block is mlx-community's: `{"group_size": 64, "bits": 4, "mode": "affine", "<module>": {...} or false}`. Entries by
+module path override the defaults. A module is quantized if the file has its `.scales`, whatever else the block says.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.nn as nn
+
+from ..errors import CheckpointError, shown
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How modules are quantized. `modules` holds exceptions by module path: (bits, group_size)."""
+
+    bits: int
+    group_size: int
+    modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, form in {"quantization": (self.bits, self.group_size), **self.modules}.items():
+            problem = form_problem(*form)
+            if problem is not None:
+                raise CheckpointError(f"config.json: {shown(name)}: {problem}")
+
+    @classmethod
+    def from_config(cls, raw: Mapping[str, Any]) -> "Quantization | None":
+        """Read the block of config.json; None if there is none.
+
+        Raises:
+            CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is not.
+        """
+        block = raw.get("quantization")
+        block = raw.get("quantization_config") if block is None else block
+        if block is None:
+            return None
+        if not isinstance(block, Mapping) or "bits" not in block:
+            method = block.get("quant_method") if isinstance(block, Mapping) else block
+            raise CheckpointError(
+                f"config.json: quantization {method!r:.40} is not MLX's; convert the original checkpoint"
+            )
+        defaults = {"bits": block["bits"], "group_size": block.get("group_size", 64), "mode": "affine"}
+        exceptions = {
+            name.removeprefix("model."): {**defaults, **entry}
+            for name, entry in block.items()
+            if isinstance(entry, Mapping)
+        }
+        for name, entry in {"quantization": {**defaults, **block}, **exceptions}.items():
+            if entry["mode"] != "affine":
+                raise CheckpointError(f"config.json: {shown(name)}: mode {entry['mode']!r:.40} (only 'affine')")
+        modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
+        return cls(defaults["bits"], defaults["group_size"], modules)
+
+    def to_config(self) -> dict[str, Any]:
+        """The block to write into config.json."""
+        exceptions = {name: {"bits": bits, "group_size": size} for name, (bits, size) in sorted(self.modules.items())}
+        return {"group_size": self.group_size, "bits": self.bits, "mode": "affine", **exceptions}
+
+    def of(self, module: str) -> tuple[int, int]:
+        """(bits, group_size) of a quantized module."""
+        return self.modules.get(module, (self.bits, self.group_size))
+
+
+def form_problem(bits: object, group_size: object) -> str | None:
+    """What is wrong with a number of bits and a group size; True and 4.0 are no integers here."""
+    if type(bits) is int and bits in BITS and type(group_size) is int and group_size in GROUP_SIZES:
+        return None
+    return (
+        f"{bits!r:.20} bits in groups of {group_size!r:.20} "
+        f"(bits: {', '.join(map(str, BITS))}; groups: {', '.join(map(str, GROUP_SIZES))})"
+    )
+
+
+def quantize_modules(model: nn.Module, quantization: Quantization, quantized: Callable[[str], bool]) -> None:
+    """Turn the Linear and Embedding layers for which `quantized(path)` holds into their quantized kind, in place."""
+
+    def form(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not isinstance(module, nn.Linear | nn.Embedding) or not quantized(path):
+            return False
+        bits, group_size = quantization.of(path)
+        if module.weight.shape[1] % group_size:
+            raise CheckpointError(f"{path}: {module.weight.shape[1]} inputs are no multiple of group_size {group_size}")
+        return {"bits": bits, "group_size": group_size}
+
+    nn.quantize(model, quantization.group_size, quantization.bits, class_predicate=form)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a conversion makes of the weights. None for bits keeps a part in `dtype`.
+
+    The small decoders are the fragile part below 8 bits. All that the model sees passes the connector, so tower and
+    connector keep 16 bits unless `vision_bits` is set, and the connector has 8 bits even then.
+    """
+
+    bits: int | None = None  # decoder layers
+    group_size: int = 64  # weights that share a scale
+    embedding_bits: int | None = None  # embedding table and lm_head
+    vision_bits: int | None = None
+    dtype: str = "bfloat16"  # of all that is not quantized, scales included
+
+    def module_bits(self, module: str) -> int | None:
+        """Bits of a Linear or Embedding by its path; None: not quantized."""
+        if module.startswith("language_model.layers."):
+            return self.bits
+        if module.startswith("language_model."):
+            return self.embedding_bits
+        if module.startswith("connector."):
+            return None if self.vision_bits is None else 8
+        return None if module.endswith("position_embedding") else self.vision_bits
+
+    @property
+    def quantizes(self) -> bool:
+        return any((self.bits, self.embedding_bits, self.vision_bits))
+
+
+RECIPES = {
+    "bf16": Recipe(),
+    "8bit": Recipe(bits=8, embedding_bits=8),
+    "6bit": Recipe(bits=6, embedding_bits=6),
+    "4bit": Recipe(bits=4, embedding_bits=4),
+    "4bit-8bit-embeddings": Recipe(bits=4, embedding_bits=8),
+    "8bit-vision": Recipe(bits=8, embedding_bits=8, vision_bits=8),
+    "4bit-vision": Recipe(bits=4, embedding_bits=4, vision_bits=4),
+}

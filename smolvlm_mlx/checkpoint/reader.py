@@ -1,0 +1,229 @@
+"""A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the weights.
+
+Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`, convolution kernels (O, I, kH,
+kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I), possibly quantized). `mx.load` is no safe parser (it
+accepts files that `safetensors` rejects, and crashes on some), so every shard is opened with `safetensors` first and its
+names, shapes and dtypes are compared with those of the module tree that the validated config describes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from .. import device
+from ..config import ModelConfig
+from ..errors import CheckpointError, shown
+from ..files import read_json
+from ..inputs.processor import Processor
+from ..model import SmolVLM, optimize
+from .adapters import fingerprint, load_adapter
+from .hub import find
+from .quantization import Quantization, quantize_modules
+from .safetensors import Tensor, find_shards, listed, read_header, same_bytes
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_FLOATS = {"F32", "F16", "BF16"}
+_HF_PREFIXES = (
+    ("model.text_model.", "language_model."),
+    ("model.vision_model.", "vision_model."),
+    ("model.connector.", "connector."),
+    ("lm_head.", "language_model.lm_head."),
+)
+_PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
+_HEAD, _TABLE = "language_model.lm_head", "language_model.embed_tokens"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint folder whose weights have not been read yet."""
+
+    folder: Path
+    raw_config: Mapping[str, Any]
+    config: ModelConfig
+    quantization: Quantization | None
+    tensors: Mapping[str, Tensor]
+    is_hf_layout: bool
+
+    @property
+    def has_head(self) -> bool:
+        """Whether lm_head is in the file. Config flags about tying moved over time and lie."""
+        return f"{_HEAD}.weight" in self.tensors
+
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether logits come from the embedding table: there is no lm_head, or it is a copy of the table."""
+        table, head = self._parts(_TABLE), self._parts(_HEAD)
+        return not head or (head.keys() == table.keys() and all(same_bytes(head[part], table[part]) for part in head))
+
+    def _parts(self, module: str) -> dict[str, Tensor]:
+        names = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
+        return {name.rpartition(".")[2]: self.tensors[name] for name in names if name in self.tensors}
+
+    def is_quantized(self, module: str) -> bool:
+        return f"{module}.scales" in self.tensors
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()})
+
+    def read(self, stream: mx.Stream | None = None) -> Iterator[tuple[str, mx.array]]:
+        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated.
+
+        Args:
+            stream: of the CPU, which reads; the thread's own by default.
+        """
+        shards: dict[Path, dict[str, mx.array]] = {}
+        for tensor in self.tensors.values():
+            if tensor.shard not in shards:
+                shards[tensor.shard] = mx.load(str(tensor.shard), stream=stream)  # type: ignore[assignment]  # no .npy
+            array = shards[tensor.shard].pop(tensor.key)
+            if self.is_hf_layout and tensor.name == _PATCH_KERNEL:
+                array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
+            yield tensor.name, array
+
+    def build(self, tied: bool) -> SmolVLM:
+        """The module tree this checkpoint fills, with unevaluated random weights."""
+        model = SmolVLM(self.config, tied)
+        if self.quantization is not None:
+            quantize_modules(model, self.quantization, self.is_quantized)
+        return model
+
+
+def load(
+    path_or_id: str | Path,
+    dtype: str | None = None,
+    revision: str | None = None,
+    *,
+    adapter: str | Path | None = None,
+    fuse: bool = True,
+    lazy: bool | Literal["vision"] = False,
+) -> tuple[SmolVLM, Processor]:
+    """Load a checkpoint for inference.
+
+    Args:
+        path_or_id: a folder, or a Hugging Face hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
+        dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
+        revision: branch, tag or commit of the hub repository.
+        adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.
+        fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
+        lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
+            files must not change meanwhile, and only one thread at a time may use the model until they are read.
+
+    A model may be used by any thread, whichever loaded it.
+
+    Raises:
+        CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
+        AdapterError: the adapter is damaged or belongs to another base.
+    """
+    compute = _dtype(dtype or device.default_dtype())
+    checkpoint = open_checkpoint(find(path_or_id, revision))
+    with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
+        processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
+        if lazy:  # what is not computed yet has to be on a stream that any thread can use
+            with mx.stream(mx.new_thread_unsafe_stream(mx.default_device())):
+                reading = mx.new_thread_unsafe_stream(mx.cpu)
+                model = _fill(checkpoint, compute, adapter, fuse, reading)
+                if lazy == "vision":
+                    mx.eval(model.language_model.parameters())
+        else:
+            model = _fill(checkpoint, compute, adapter, fuse)
+    return model, processor.result()
+
+
+def _fill(
+    checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, fuse: bool, reading: mx.Stream | None = None
+) -> SmolVLM:
+    """Build a checkpoint's model with its weights; with `reading`, they are read on that stream when they are first used."""
+    weights, lazy = dict(checkpoint.read(reading)), reading is not None
+    if checkpoint.is_tied:
+        weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
+    model = checkpoint.build(checkpoint.is_tied)
+    # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and norms.
+    cast = [(name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for name, w in weights.items()]
+    base = "" if adapter is None else fingerprint(weights)
+    weights.clear()
+    model.load_weights(cast)
+    del cast
+    if adapter is not None:
+        load_adapter(model, adapter, base)
+    model.eval()
+    if fuse:
+        optimize(model, lazy)
+    if not lazy:
+        mx.eval(model.parameters())
+    if dtype == mx.float16:
+        _check_finite(model)
+    return model
+
+
+def _check_finite(model: SmolVLM) -> None:
+    bad = [name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())]
+    if bad:
+        raise CheckpointError(f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or float32")
+
+
+def _dtype(name: str) -> mx.Dtype:
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+# ---- checking its files
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and the headers of the weight files, and compare every name, shape and dtype.
+
+    Raises:
+        CheckpointError: anything missing, extra, misshapen or mistyped; all of it is named at once.
+    """
+    raw = read_json(folder / "config.json")
+    config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
+    found = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
+    is_hf_layout = any(tensor.key.startswith("model.") for tensor in found)
+    names = [_our_name(tensor.key) if is_hf_layout else tensor.key for tensor in found]
+    twice = [shown(name) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"{folder}: there twice: {listed(twice)}; download it again")
+    tensors = {}
+    for name, tensor in zip(names, found, strict=True):
+        shape = tensor.shape
+        if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        tensors[name] = replace(tensor, name=name, shape=shape)
+    checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout)
+    _compare(checkpoint)
+    return checkpoint
+
+
+def _our_name(key: str) -> str:
+    for theirs, ours in _HF_PREFIXES:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return f"{key} (in a file of Hugging Face's layout)"
+
+
+def _compare(checkpoint: Checkpoint) -> None:
+    tensors = checkpoint.tensors
+    scales = [name for name in tensors if name.endswith(".scales")]
+    if scales and checkpoint.quantization is None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {len(scales)} quantized layers, but config.json has no quantization"
+        )
+    expected = checkpoint.build(tied=not checkpoint.has_head).named_parameters()
+    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {shown(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(tensors.keys() & expected.keys()):
+        tensor, array = tensors[name], expected[name]
+        if tensor.shape != tuple(array.shape):
+            problems.append(f"{tensor.key} has shape {list(tensor.shape)}, not {list(array.shape)}")
+        if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
+            problems.append(f"{tensor.key} is {tensor.dtype}")
+    if problems:
+        raise CheckpointError(f"{checkpoint.folder}: the weights do not fit config.json: {listed(problems)}")

@@ -1,0 +1,99 @@
+"""A checkpoint folder's weight files, and what their headers say of the tensors. MLX does not read here.
+
+`mx.load` accepts files that `safetensors` rejects, so `safetensors` opens each file first. Pickles are refused by name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError, reason
+from ..files import read_json
+
+_BLOCK = 2**20
+_SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file, as its header describes it: `name` is ours, `key` is the file's."""
+
+    name: str
+    key: str
+    shard: Path
+    shape: tuple[int, ...]
+    dtype: str
+    start: int  # of its bytes in the file
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (2 if self.dtype in ("F16", "BF16") else 4)
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The weight files: model.safetensors, or those that the index names, or the only one there is."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():  # before an index, as in transformers
+        return [whole]
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        bad = [name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)]
+        if not names or bad:
+            what = f"{bad[0]!r:.60}, not a .safetensors file of this folder" if bad else "no files"
+            raise CheckpointError(f"{index}: weight_map names {what}; download it again")
+        shards = [folder / name for name in sorted(set(names))]
+        absent = [shard.name for shard in shards if not shard.is_file()]
+        if absent:
+            raise CheckpointError(f"{folder}: missing {listed(absent)}; download it again")
+        return shards
+    shards = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if len(shards) == 1:
+        return shards
+    if shards:
+        raise CheckpointError(f"{folder}: {len(shards)} .safetensors files and no model.safetensors.index.json")
+    others = sorted(p.name for kind in ("bin", "pt", "pth", "pkl", "npz", "gguf") for p in folder.glob(f"*.{kind}"))
+    hint = f" ({others[0]} is not read: only safetensors files are safe to open)" if others else ""
+    raise CheckpointError(f"{folder}: no model.safetensors{hint}")
+
+
+def read_header(shard: Path) -> Iterator[Tensor]:
+    try:
+        with safe_open(shard, framework="numpy") as file:
+            for key, start in _starts(shard):
+                part = file.get_slice(key)
+                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype(), start)
+    except (SafetensorError, OSError) as error:
+        text = reason(error)
+        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({text}); download it again") from error
+
+
+def _starts(shard: Path) -> list[tuple[str, int]]:
+    """Names in the header of a file that `safetensors` accepts, also those that are there twice, which it hides; and where
+    the bytes of each begin."""
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        pairs = json.loads(file.read(length), object_pairs_hook=list)
+    return [(key, 8 + length + dict(entry)["data_offsets"][0]) for key, entry in pairs if key != "__metadata__"]
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, read block by block, up to the first difference."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    with a.shard.open("rb") as first, b.shard.open("rb") as second:
+        first.seek(a.start)
+        second.seek(b.start)
+        for left in range(a.nbytes, 0, -_BLOCK):
+            if first.read(min(left, _BLOCK)) != second.read(min(left, _BLOCK)):
+                return False
+    return True
+
+
+def listed(problems: list[str]) -> str:
+    return "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")

@@ -1,0 +1,94 @@
+"""`smolvlm-mlx caption`: folders of pictures and videos to a file of captions."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import DataError, reason
+from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+
+if TYPE_CHECKING:
+    from ..tasks.caption_lines import Task
+
+SHOWN = 10  # files that cannot be used
+
+
+def caption(
+    paths: Annotated[list[str], typer.Argument(help="Pictures, videos, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")],
+    preset: Annotated[str, typer.Option(help="caption, alt, keywords or ocr.")] = "caption",
+    prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
+    model: Model = DEFAULT_MODEL,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Ask the same about every picture and video, many at a time, and write the answers to a file.
+
+    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B --
+    smolvlm-mlx caption ...
+    """
+    import mlx.core as mx
+
+    from ..checkpoint.reader import load
+    from ..tasks.captions import Captioner, find_files
+    from .training_report import count_bar
+
+    task, files = _task(preset, prompt, schema, max_tokens), find_files(paths)
+    network, processor = load(model, dtype, revision, adapter=adapter)
+    settings: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    name = f"{model} {revision or ''} {adapter or ''} {dtype or ''}"
+    captioner = Captioner(network, processor, task, name, settings)
+    try:
+        with count_bar("files") as progress:
+            lines = captioner.write(files, out, progress)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on ({out})", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if mx.distributed.init().rank() == 0:
+        _report(lines, out)
+
+
+def _report(lines: list[dict[str, Any]], out: Path) -> None:
+    bad = [line for line in lines if "error" in line]
+    print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
+    for line in bad[:SHOWN]:
+        print(f"left out: {line['path']!r}: {line['error']}", file=sys.stderr)
+    if len(bad) > SHOWN:
+        print(f"and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
+
+
+def _task(preset: str, prompt: str | None, schema: Path | None, max_tokens: int | None) -> "Task":
+    from dataclasses import replace
+
+    from ..tasks.caption_lines import TASKS, Task
+
+    if preset not in TASKS:
+        raise DataError(f"--preset {preset} is not one of {', '.join(TASKS)}")
+    task = TASKS[preset] if prompt is None else Task(prompt)
+    if schema is not None:
+        task = replace(task, schema=_read_schema(schema), most_characters=None)
+    return task if max_tokens is None else replace(task, max_tokens=max_tokens)
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON schema that can be read ({reason(error)})") from error
+    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
+        raise DataError(f"{path}: give the schema of an object with properties")
+    taken = {"path", "sha256", "run", "error"} & schema["properties"].keys()
+    if taken:
+        raise DataError(f"{path}: {', '.join(sorted(taken))} are fields of every line; call the property otherwise")
+    return schema

@@ -1,0 +1,1 @@
+"""`smolvlm-mlx chat`: a conversation in the terminal, or line by line over a pipe."""

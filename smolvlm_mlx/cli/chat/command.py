@@ -1,0 +1,145 @@
+"""`smolvlm-mlx chat`: a conversation in the terminal, or line by line over a pipe."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import PromptError, SmolVLMError
+from ..options import DEFAULT_MODEL, Adapter, Dtype, Images, LongestEdge, MaxTiles, Model, Revision, Split
+from ..serve import serve
+
+if TYPE_CHECKING:
+    from ...generation.image_cache import Progress
+    from ...generation.stream import Stream
+    from ...inputs.media import Attachment, Video
+    from ...tasks.chat import Chat
+    from ...tasks.history import History
+    from .session import Session
+
+
+def chat(
+    model: Model = DEFAULT_MODEL,
+    image: Images = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
+    ] = False,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 1024,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Talk about pictures, or without; /help lists what else a line can do."""
+    from ...checkpoint.reader import load
+    from ...generation.image_cache import FeatureCache
+    from ...generation.prefix_cache import PrefixCache, Reuse
+    from ...generation.sampling import Options
+    from ...tasks.chat import Chat
+    from ...tasks.history import History, cache_folder
+
+    pictures = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    if web:
+        if system or image or resume:
+            raise PromptError(
+                "--web takes pictures, instructions and conversations in the page; leave out their options"
+            )
+        loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "revision": revision}
+        serve(model, port=0, no_history=no_history, open_page=True, **pictures, **loading)  # type: ignore[arg-type]
+        return
+    options = Options(max_tokens=max_tokens, temperature=temperature)
+    if no_history and resume is not None:
+        raise PromptError("--resume needs the history, which --no-history leaves out")
+    history = None if no_history else History()
+    id = None if history is None or resume is None else _find(history, resume)
+    network, processor = load(model, dtype, revision, adapter=adapter)
+    conversation = Chat(
+        network,
+        processor,
+        options,
+        system=system,
+        picture_options=pictures,
+        reuse=Reuse(FeatureCache(network, None if no_history else cache_folder()), PrefixCache()),
+    )
+    _talk(conversation, model, history, id, image or [])
+
+
+def _talk(conversation: "Chat", model: str, history: "History | None", id: str | None, images: list[str]) -> None:
+    from .session import Session
+
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        session = Session(conversation, PipeScreen(), model, history)
+        _begin(session, id, images)
+        raise typer.Exit(_read_lines(session))
+    from ...tasks.history import private_folder
+    from .terminal import TerminalScreen
+
+    inputs = None if history is None else private_folder(history.path.parent) / "inputs"
+    screen = TerminalScreen(inputs, "--debug" in sys.argv)
+    screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
+    session = Session(conversation, screen, model, history)
+    _begin(session, id, images)
+    screen.run(session)
+
+
+def _find(history: "History", name: str) -> str:
+    if name != "last":
+        return history.find(name)
+    latest = history.list(1)
+    if not latest:
+        raise PromptError("there is no conversation to go on with")
+    return latest[0].id
+
+
+def _begin(session: "Session", id: str | None, images: list[str]) -> None:
+    if id is not None:
+        from ..history import as_text
+
+        session.resume(id)
+        session.screen.say(as_text(session.chat.messages))
+    session.attach(images)
+
+
+class PipeScreen:
+    """Answers go to stdout as they come, everything else to stderr; nobody is asked."""
+
+    def answer(self, begin: "Callable[[Progress], Stream]") -> None:
+        for piece in begin(lambda done, total: None):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print(flush=True)
+
+    def picture(self, attachment: "Attachment | Video") -> None:
+        """Not shown."""
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def choose(self, question: str, answers: str) -> str:
+        return answers[-1]
+
+    def line(self, prompt: str, default: str) -> str:
+        return ""
+
+
+def _read_lines(session: "Session") -> int:
+    """Handle stdin line by line; an error is one line, and the next line goes on. Returns the exit code."""
+    from .commands import handle
+
+    failed = 0
+    for line in sys.stdin:
+        try:
+            handle(session, line.rstrip("\n"))
+        except SmolVLMError as error:
+            print(f"smolvlm-mlx: {error}", file=sys.stderr)
+            failed = 1
+        if session.over:
+            break
+    return failed

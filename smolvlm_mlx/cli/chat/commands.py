@@ -1,0 +1,200 @@
+"""What a line of a chat does: ask, attach, or one of the /commands."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import GenerationError, ImageError, PromptError, reason, shown
+from ...generation.sampling import Options
+from ...inputs.media import Video, attachments
+from ..history import as_text
+from .completion import split_pictures, split_words
+from .session import Session, describe
+from .settings import PICTURE_OPTIONS, parse, written
+
+HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
+Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
+
+"""
+
+
+def handle(session: Session, line: str) -> None:
+    """Do what a line says.
+
+    Raises:
+        SmolVLMError: it cannot be done; the conversation is as it was.
+    """
+    command, _, rest = line.strip().partition(" ")
+    if command in COMMANDS:
+        COMMANDS[command](session, rest.strip())
+        return
+    text, paths = split_pictures(line.strip())
+    if text.startswith("/") and " " not in text and text[1:].isalpha():
+        raise PromptError(f"no command {shown(text)}; /help lists them")
+    session.attach([*paths])
+    if text:
+        session.ask(text)
+
+
+def _text(message: dict[str, Any]) -> str:
+    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+# ---- each docstring is a line of /help
+
+
+def image(session: Session, rest: str) -> None:
+    """PATH or URL ...: attach pictures to the next question; none: forget those that are attached."""
+    words = split_words(rest)
+    if not words:
+        session.screen.say(
+            f"{len(session.pending)} pictures forgotten" if session.pending else "no pictures are attached"
+        )
+        session.pending.clear()
+    session.attach([word if "://" in word else Path(word).expanduser() for word in words])
+
+
+def video(session: Session, rest: str) -> None:
+    """PATH or URL ...: attach videos, whatever their names end in"""
+    words = split_words(rest)
+    if not words:
+        raise PromptError("which? /video PATH")
+    session.attach([Video({"url" if "://" in word else "path": word}) for word in words])
+
+
+def paste(session: Session, rest: str) -> None:
+    """attach the picture in the clipboard"""
+    from PIL import Image, ImageGrab
+
+    try:
+        found = ImageGrab.grabclipboard()
+    except (OSError, NotImplementedError) as error:
+        raise ImageError(f"the clipboard cannot be read here ({reason(error)})") from error
+    if found is None:
+        raise ImageError("there is no picture in the clipboard")
+    session.attach([found] if isinstance(found, Image.Image) else [Path(path) for path in found])
+
+
+def system(session: Session, rest: str) -> None:
+    """TEXT: instructions that stand before the conversation; none: remove them"""
+    session.chat.system = rest or None
+    session.keep()
+    session.screen.say(f"system: {rest or 'none'}")
+
+
+def undo(session: Session, rest: str) -> None:
+    """forget the last question and its answer"""
+    question = session.chat.undo()
+    session.keep()
+    session.screen.say(f"forgotten: {_text(question)}")
+
+
+def retry(session: Session, rest: str) -> None:
+    """answer the last question again"""
+    session.answer(lambda progress: session.chat.retry(progress=progress))
+
+
+def edit(session: Session, rest: str) -> None:
+    """TEXT: ask this in place of the last question; none: change its text"""
+    questions = [message for message in session.chat.messages if message["role"] == "user"]
+    text = rest or session.screen.line("edit> ", _text(questions[-1]) if questions else "")
+    if text:
+        images = [*attachments(questions[-1:]), *session.pending]
+        session.answer(lambda progress: session.chat.edit(text, images, progress=progress))
+        session.pending.clear()
+
+
+def history(session: Session, rest: str) -> None:
+    """WORDS: the latest conversations, or those that contain the words"""
+    if session.history is None:
+        raise PromptError("no history is kept (--no-history)")
+    found = session.history.list(20, rest)
+    lines = [f"{s.id}  {s.turns} turns  {s.title}{'  (this one)' if s.id == session.id else ''}" for s in found]
+    session.screen.say("\n".join(lines) or "no conversations")
+
+
+def save(session: Session, rest: str) -> None:
+    """FILE: write the conversation with its pictures to a JSON file"""
+    if not rest:
+        raise PromptError("save where? /save FILE")
+    session.chat.save(split_words(rest)[0])
+    session.screen.say(f"saved: {split_words(rest)[0]}")
+
+
+def open(session: Session, rest: str) -> None:
+    """ID or FILE: go on with a conversation from the history, or from a file that /save wrote"""
+    if not rest:
+        raise PromptError("open what? /open ID or /open FILE; /history lists ids")
+    name = split_words(rest)[0]
+    if Path(name).expanduser().is_file() or session.history is None:
+        session.chat.open(name)
+        session.restart(session.chat.messages)
+    else:
+        session.resume(session.history.find(name))
+    session.screen.say(as_text(session.chat.messages))
+
+
+def new(session: Session, rest: str) -> None:
+    """begin a new conversation; the history keeps this one"""
+    system = session.chat.system
+    session.restart([])
+    session.chat.system = system
+
+
+def settings(session: Session, rest: str) -> None:
+    """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
+    name, _, value = rest.partition(" ")
+    names = [option.name for option in fields(Options) if option.name != "keep_special"]
+    values = {name: getattr(session.chat.options, name) for name in names}
+    values |= {name: session.chat.picture_options.get(name) for name in PICTURE_OPTIONS}
+    if not name:
+        session.screen.say("\n".join(f"{name:20} {written(value)}" for name, value in values.items()))
+        return
+    if name not in values:
+        raise GenerationError(f"no setting {shown(name)}; there are {', '.join(values)}")
+    parsed = parse(name, value.strip())
+    if name in PICTURE_OPTIONS:
+        session.chat.picture_options = {**session.chat.picture_options, name: parsed}
+    else:
+        session.chat.options = replace(session.chat.options, **{name: parsed})
+    session.screen.say(f"{name} {written(parsed)}")
+
+
+def stats(session: Session, rest: str) -> None:
+    """what the last answer and the conversation take"""
+    if session.last is not None:
+        session.screen.say(describe(session.last))
+    used, context = session.chat.tokens(), session.chat.context
+    session.screen.say(f"conversation: {used} of {context} tokens, {len(attachments(session.chat.messages))} pictures")
+
+
+def help(session: Session, rest: str) -> None:
+    """this"""
+    width = max(map(len, COMMANDS))
+    lines = [f"{name:{width}}  {' '.join((command.__doc__ or '').split())}" for name, command in COMMANDS.items()]
+    session.screen.say(HELP + "\n".join(lines))
+
+
+def quit(session: Session, rest: str) -> None:
+    """leave"""
+    session.over = True
+
+
+COMMANDS: dict[str, Callable[[Session, str], None]] = {
+    "/image": image,
+    "/video": video,
+    "/paste": paste,
+    "/system": system,
+    "/undo": undo,
+    "/retry": retry,
+    "/edit": edit,
+    "/new": new,
+    "/history": history,
+    "/open": open,
+    "/save": save,
+    "/settings": settings,
+    "/stats": stats,
+    "/help": help,
+    "/quit": quit,
+}

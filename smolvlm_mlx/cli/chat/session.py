@@ -1,0 +1,130 @@
+"""A chat session: a conversation, the pictures that wait for the next question, and its place in the history.
+
+A terminal or a pipe shows it. Everything that is said goes to the history as soon as it is said.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import ContextFullError
+from ...generation.image_cache import Progress
+from ...generation.stream import Statistics, Stream
+from ...inputs.media import Attachment, Video, attach
+from ...tasks.chat import Chat
+from ...tasks.history import History, new_id
+
+
+class Screen(Protocol):
+    """What a session is shown on."""
+
+    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+        """Show an answer as it comes, and what it took; Ctrl-C ends it."""
+
+    def picture(self, attachment: Attachment | Video) -> None: ...
+
+    def say(self, text: str) -> None:
+        """Something that is not an answer."""
+
+    def choose(self, question: str, answers: str) -> str:
+        """One of the letters of `answers`; the last where nobody can be asked."""
+
+    def line(self, prompt: str, default: str) -> str:
+        """A line that the user changes."""
+
+
+@dataclass
+class Session:
+    """A conversation with its pending pictures, its place in the history, and the commands that change it."""
+
+    chat: Chat
+    screen: Screen
+    model: str
+    history: History | None
+    id: str = field(default_factory=new_id)
+    pending: list[Attachment | Video] = field(default_factory=list)
+    last: Statistics | None = None
+    over: bool = False
+
+    def ask(self, text: str) -> None:
+        """Ask with the pictures that are attached."""
+        images = list(self.pending)
+        self.answer(lambda progress: self.chat.ask(text, images, progress=progress))
+        self.pending.clear()
+
+    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+        """Show the answer that begins so, and make room for it if the user wants that."""
+        while True:
+            try:
+                self.screen.answer(lambda progress: self._begun(begin(progress)))
+            except ContextFullError as error:
+                self._make_room(error)
+                continue
+            finally:
+                self.keep()
+            break
+        used, context = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0, self.chat.context
+        if used > 0.9 * context:
+            self.screen.say(f"The conversation fills {used / context:.0%} of the model's context of {context} tokens.")
+
+    def _begun(self, stream: Stream) -> Stream:
+        self.last = stream.statistics
+        return stream
+
+    def _make_room(self, error: ContextFullError) -> None:
+        if sum(message["role"] == "user" for message in self.chat.messages) < 2:
+            raise error
+        choice = self.screen.choose(f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn")
+        if choice == "n":
+            raise error
+        self.chat.drop_oldest(keep_pictures=choice == "p")
+
+    def keep(self) -> None:
+        """Bring the history up to date."""
+        if self.history is None:
+            return
+        if any(message["role"] == "user" for message in self.chat.messages):
+            self.history.save(self.id, self.chat.messages, self.model)
+        elif any(summary.id == self.id for summary in self.history.list()):
+            self.history.delete(self.id)
+
+    def attach(self, sources: list[Any]) -> None:
+        """All of them, or none."""
+        attached = [_attached(source) for source in sources]
+        for attachment in attached:
+            self.screen.picture(attachment)
+        self.pending += attached
+
+    def resume(self, id: str) -> None:
+        """Go on with a conversation of the history."""
+        assert self.history is not None
+        self.restart(self.history.load(id), id)
+
+    def restart(self, messages: list[dict[str, Any]], id: str | None = None) -> None:
+        """Go on from these messages, as a conversation of their own unless it has an id."""
+        self.chat.stop()
+        self.chat.messages, self.id = messages, id or new_id()
+        self.pending.clear()
+
+
+def _attached(source: Any) -> Attachment | Video:
+    if isinstance(source, Video):
+        return source
+    return attach(source) if isinstance(source, str | Path) else Attachment(source)
+
+
+def describe(statistics: Statistics) -> str:
+    """What an answer took, in a line."""
+    s = statistics
+    parts = [f"{s.tiles} tiles"] if s.tiles else []
+    parts.append(
+        f"{s.prompt_tokens} + {s.generated_tokens} tokens" + (f", {s.reused_tokens} reused" if s.reused_tokens else "")
+    )
+    parts.append(f"first after {s.first_token_seconds:.2f} s")
+    if s.tokens_per_second:
+        parts.append(f"then {s.tokens_per_second:.1f} tokens/s")
+    parts.append(f"{s.peak_memory / 1e9:.2f} GB")
+    if s.finish_reason != "stop":
+        parts.append({"length": "cut off at the longest length", "interrupted": "interrupted"}[s.finish_reason])
+    return " · ".join(parts)

@@ -1,0 +1,158 @@
+"""A chat session in a terminal: streaming Markdown, pictures inline, a prompt with completion.
+
+What a model writes is shown, never obeyed: no markup of ours is read in it, HTML stays text, and control characters are left out.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from ...errors import SmolVLMError
+from ...generation.image_cache import Progress
+from ...generation.stream import Stream
+from ...inputs.media import Attachment, Video
+from ..options import CONTROLS
+from .commands import COMMANDS, handle
+from .completion import CommandCompleter
+from .session import Session, describe
+
+PICTURE_ROWS = 12  # of a terminal
+
+
+class TerminalScreen:
+    """Shows a session. `history_file` keeps what was typed for the arrow keys."""
+
+    def __init__(self, history_file: Path | None, debug: bool = False):
+        self.console, self.debug = Console(highlight=False, markup=False), debug
+        keys = KeyBindings()
+        keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+        keys.add("escape", "enter")(_new_line)
+        with_paths = ("/image", "/video", "/open", "/save")
+        self._prompt: PromptSession[str] = PromptSession(
+            history=_input_history(history_file),
+            completer=CommandCompleter(COMMANDS, with_paths),
+            complete_while_typing=False,
+            key_bindings=keys,
+            multiline=True,
+            prompt_continuation="  ",
+        )
+
+    def run(self, session: Session) -> None:
+        """Until /quit or Ctrl-D."""
+        while not session.over:
+            attached = f"{len(session.pending)} attached " if session.pending else ""
+            try:
+                line = self._prompt.prompt(FormattedText([("ansibrightblack", attached), ("bold", "> ")]))
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                continue
+            try:
+                handle(session, line)
+            except KeyboardInterrupt:
+                self.say("interrupted")
+            except SmolVLMError as error:
+                if self.debug:
+                    raise
+                self.console.print(Text(str(error), style="red"))
+
+    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+        """Show an answer as it comes, and then what it took. Ctrl-C ends it."""
+        shown = _Growing()
+        stream = None
+        try:
+            with Live(shown, console=self.console, transient=True, refresh_per_second=12, redirect_stderr=False):
+                stream = begin(shown.progress)
+                for piece in stream:
+                    shown.text += piece
+        except KeyboardInterrupt:
+            if stream is None:
+                raise
+            stream.close()
+        if shown.text.strip():
+            self.console.print(markdown(shown.text))
+        if stream is not None:
+            self.say(describe(stream.statistics))
+
+    def picture(self, attachment: Attachment | Video) -> None:
+        """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and say what it is."""
+        from textual_image.renderable import Image as Inline
+
+        if self.console.is_terminal:
+            width, height = attachment.size
+            columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
+            self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
+        note = f", {attachment.note}" if attachment.note else ""
+        self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
+
+    def say(self, text: str) -> None:
+        """Dim, as it is not an answer."""
+        self.console.print(Text(clean(text), style="dim"))
+
+    def choose(self, question: str, answers: str) -> str:
+        """One of the letters of `answers`; the last for anything else."""
+        try:
+            typed = self._prompt.prompt(f"{question} [{'/'.join(answers)}] ").strip().lower()[:1]
+        except (EOFError, KeyboardInterrupt):
+            typed = ""
+        return typed if typed and typed in answers else answers[-1]
+
+    def line(self, prompt: str, default: str) -> str:
+        """A line that the user changes; empty after Ctrl-C."""
+        try:
+            return self._prompt.prompt(prompt, default=default).strip()
+        except (EOFError, KeyboardInterrupt):
+            return ""
+
+
+class _Growing:
+    """The last lines of an answer that fit the terminal; before its first word, how far the pictures are read."""
+
+    def __init__(self) -> None:
+        self.text, self._status = "", "…"
+
+    def progress(self, done: int, total: int) -> None:
+        self._status = f"reading pictures: tile {min(done + 1, total)} of {total}" if done < total else "…"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.text:
+            yield Text(self._status, style="dim")
+            return
+        lines = console.render_lines(markdown(self.text), options.update(height=None), pad=False)
+        for line in lines[-max(console.height - 2, 1) :]:
+            yield from line
+            yield Segment.line()
+
+
+def markdown(text: str) -> Markdown:
+    """A model's text. HTML in it is text, and links are shown with their addresses, not followed."""
+    from markdown_it import MarkdownIt
+
+    shown = Markdown("", hyperlinks=False)
+    shown.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(clean(text))
+    return shown
+
+
+def clean(text: str) -> str:
+    """Without characters that command a terminal."""
+    return text.translate(CONTROLS)
+
+
+def _new_line(event: KeyPressEvent) -> None:
+    event.current_buffer.insert_text("\n")
+
+
+def _input_history(file: Path | None) -> History:
+    if file is None:
+        return InMemoryHistory()
+    file.touch(mode=0o600)
+    return FileHistory(str(file))

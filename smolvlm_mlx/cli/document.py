@@ -1,0 +1,104 @@
+"""`smolvlm-mlx document`: PDFs and pictures of pages to DocTags, markdown, html, json or text."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import DataError
+from .options import CONTROLS, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+
+if TYPE_CHECKING:
+    from ..tasks.documents import Page, Reader, Sheet
+
+DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"
+
+
+def document(
+    files: Annotated[list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")] = None,
+    output: Annotated[str, typer.Option(help="doctags, markdown, html, json or text.")] = "doctags",
+    pages: Annotated[str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")] = None,
+    dpi: Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")] = 144,
+    prompt: Annotated[str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest page, in tokens.")] = 8192,
+    model: Model = DOCUMENT_MODEL,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Read documents page by page; what is finished is written, also after Ctrl-C.
+
+    A page on which the model repeats itself ends there, and is named. Checkpoints that do not write DocTags can do --output
+    text.
+    """
+    from ..checkpoint.reader import load
+    from ..tasks.documents import Reader, find_sheets
+
+    _check(output, out)
+    sheets = find_sheets(files, pages, dpi)
+    network, processor = load(model, dtype, revision, adapter=adapter)
+    settings: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    reader = Reader(network, processor, output != "text", prompt, max_tokens, settings)
+    finished: list[Page] = []
+    try:
+        _read(reader, sheets, finished)
+    except KeyboardInterrupt:
+        print(f"\nstopped after {len(finished)} of {len(sheets)} pages", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        if finished:
+            _write(finished, output, out, files[0].stem)
+
+
+def _check(output: str, out: Path | None) -> None:
+    """What would be wrong in the end is told in the beginning."""
+    from ..tasks.doctags import FORMATS, check_export
+
+    if output not in ("doctags", *FORMATS, "text"):
+        raise DataError(f"--output {output} is not one of doctags, {', '.join(FORMATS)}, text")
+    if output in FORMATS:
+        check_export()
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise DataError(f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write")
+
+
+def _read(reader: "Reader", sheets: Sequence["Sheet"], finished: "list[Page]") -> None:
+    from .training_report import count_bar
+
+    with count_bar("pages") as progress:
+        progress(0, len(sheets))
+        for page in reader.read(sheets):
+            finished.append(page)
+            progress(len(finished), len(sheets))
+
+
+def _write(pages: "Sequence[Page]", output: str, out: Path | None, name: str) -> None:
+    from ..checkpoint.writer import write_file
+    from ..tasks.doctags import FORMATS, export
+
+    odd: list[int] = []
+    text = "\n".join(page.text for page in pages)
+    if output in FORMATS:
+        text, odd = export([page.text for page in pages], output, name)
+    _tell((page.name, page.note) for page in pages)
+    _tell((pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd)
+    if out is None:
+        print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+        return
+    try:
+        write_file(out, f"{text}\n".encode())
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror})") from error
+    print(f"{out}: {len(pages)} pages", file=sys.stderr)
+
+
+def _tell(notes: Iterable[tuple[str, str]]) -> None:
+    for name, note in notes:
+        if note:
+            print(f"{name}: {note}", file=sys.stderr)

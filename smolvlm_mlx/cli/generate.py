@@ -1,0 +1,168 @@
+"""`smolvlm-mlx generate`: one answer, to stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import GenerationError
+from .options import (
+    CONTROLS,
+    DEFAULT_MODEL,
+    INTERRUPTED,
+    Adapter,
+    Images,
+    LongestEdge,
+    MaxTiles,
+    Model,
+    Revision,
+    Split,
+)
+
+if TYPE_CHECKING:
+    from ..generation.image_cache import Progress
+    from ..generation.stream import Stream
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")] = None,
+    model: Model = DEFAULT_MODEL,
+    image: Images = None,
+    video: Annotated[list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Most frames of a video.")] = None,
+    start: Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many tokens; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Sample from tokens this likely, relative to the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")] = None,
+    kv_bits: Annotated[int | None, typer.Option(help="Keep keys and values in 8 or 4 bits.")] = None,
+    longest_edge: LongestEdge = None,
+    split: Split = None,
+    max_tiles: MaxTiles = None,
+    adapter: Adapter = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
+) -> None:
+    """Ask about pictures, or ask without; the answer streams to stdout."""
+    from ..checkpoint.reader import load
+    from ..generation.engine import stream_generate
+    from ..generation.sampling import Options
+
+    options = Options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        kv_bits=kv_bits,  # type: ignore[arg-type]  # Options checks it
+    )
+    # A missing question or a wrong path is told before a model is loaded.
+    part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
+    messages = _messages(system, _question(prompt), image or [], video or [], part_options)
+    started = time.perf_counter()
+    network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
+    loaded = time.perf_counter()
+    picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    with _progress() as progress:
+        stream = stream_generate(
+            network, processor, messages, options, picture_options=picture_options, keep_vision=False, progress=progress
+        )
+    _print_answer(stream, loaded - started, as_json)
+
+
+def _messages(
+    system: str | None, question: str, images: list[str], videos: list[str], options: dict[str, Any]
+) -> list[Any]:
+    from ..inputs.clip import VideoSampling
+    from ..inputs.media import Video, as_part
+    from ..inputs.prompt import user_message
+    from ..inputs.tiles import load_image
+
+    VideoSampling().changed(options)  # tells what is wrong with them
+    seen: list[Any] = [load_image(source) for source in images]
+    seen += [{**as_part(Video({"url" if "://" in source else "path": source})), **options} for source in videos]
+    return [*([{"role": "system", "content": system}] if system else []), user_message(question, seen)]
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress | None]":
+    """Shows on a terminal how far the pictures are read, in a line that goes away; with an error, too."""
+
+    def show(done: int, total: int) -> None:
+        shown = f"reading pictures: tile {done + 1} of {total}" if done < total else ""
+        sys.stderr.write(f"\r\x1b[K{shown}")
+        sys.stderr.flush()
+
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        yield show if is_terminal else None
+    except BaseException:
+        if is_terminal:
+            show(0, 0)
+        raise
+
+
+def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
+    try:
+        text = "".join(_echo(stream, silent=as_json))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+        print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=not is_utf8, indent=2))
+
+
+def _question(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        raise GenerationError('no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"')
+    try:
+        question = sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise GenerationError(f"stdin is not text in {error.encoding}; give the question in that encoding") from error
+    if not question:
+        raise GenerationError("no question: stdin is empty")
+    return question
+
+
+def _echo(stream: "Stream", silent: bool) -> list[str]:
+    pieces, on_terminal = [], sys.stdout.isatty()
+    for piece in stream:
+        pieces.append(piece)
+        if not silent:
+            sys.stdout.write(piece.translate(CONTROLS) if on_terminal else piece)
+            sys.stdout.flush()
+    if not silent:
+        print()
+    return pieces
+
+
+def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, Any]:
+    values = {**asdict(stream.statistics), "load_seconds": load_seconds}
+    seconds = ("load", "preprocess", "vision", "prefill", "decode")
+    return {
+        "text": text,
+        "token_ids": stream.token_ids,
+        **{key: values[key] for key in ("finish_reason", "prompt_tokens", "image_tokens", "tiles", "generated_tokens")},
+        "seconds": {phase: round(values[f"{phase}_seconds"], 4) for phase in seconds},
+        "tokens_per_second": round(stream.statistics.tokens_per_second, 2),
+        "peak_memory_bytes": values["peak_memory"],
+    }

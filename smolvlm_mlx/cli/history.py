@@ -1,0 +1,116 @@
+"""`smolvlm-mlx history`: list, search, show, export and delete conversations."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import HistoryError
+
+if TYPE_CHECKING:
+    from ..tasks.history import History, Summary
+
+
+def _history() -> "History":
+    from ..tasks.history import History
+
+    return History()
+
+
+app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
+Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its beginning.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Conversations of `chat`, which are kept on this machine."""
+    if context.invoked_subcommand is None:
+        _print_list(_history().list(limit=20))
+
+
+@app.command("list")
+def list_all(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
+) -> None:
+    """List conversations, the latest first."""
+    _print_list(_history().list(limit))
+
+
+@app.command()
+def search(words: Annotated[str, typer.Argument(help="Text of a question, an answer, or a picture's name.")]) -> None:
+    """List the conversations that contain some words."""
+    _print_list(_history().list(words=words))
+
+
+@app.command()
+def show(id: Id) -> None:
+    """Print a conversation."""
+    from .show import console
+
+    console().print(as_text(_history().load(_history().find(id))))
+
+
+@app.command()
+def export(
+    id: Id,
+    out: Annotated[
+        Path, typer.Argument(help="New file: .json with the pictures, as /open reads it; .md or .txt, without.")
+    ],
+) -> None:
+    """Write a conversation to a file."""
+    from ..checkpoint.writer import write_file
+    from ..inputs.media import to_json
+
+    messages = _history().load(_history().find(id))
+    whole = json.dumps({"messages": to_json(messages)}, indent=1)
+    try:
+        if out.exists():
+            raise HistoryError(f"{out} exists already; choose another name")
+        write_file(out, (whole if out.suffix == ".json" else as_text(messages) + "\n").encode())
+    except OSError as error:
+        raise HistoryError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+@app.command()
+def delete(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Forget conversations, and pictures that are in no other."""
+    history = _history()
+    if everything == bool(ids):
+        raise HistoryError("give the ids of conversations, or --all")
+    for id in [summary.id for summary in history.list()] if everything else [history.find(id) for id in ids or []]:
+        history.delete(id)
+
+
+def as_text(messages: list[dict[str, Any]]) -> str:
+    """A conversation as people read it."""
+    return "\n\n".join(_turn(message) for message in messages)
+
+
+def _turn(message: dict[str, Any]) -> str:
+    content: Any = message["content"]
+    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = [part["text"] if part["type"] == "text" else f"[{part[part['type']].name}]" for part in parts]
+    end = " (interrupted)" if message.get("interrupted") else ""
+    return f"{message['role'].capitalize()}: {' '.join(texts)}{end}"
+
+
+def _print_list(found: "list[Summary]") -> None:
+    from .show import console, table
+
+    if not found:
+        console(stderr=True).print("no conversations")
+        return
+    shown = table("id", "when", "turns", "title")
+    for column in shown.columns[1:]:
+        column.justify = "left"
+    for summary in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated))
+        shown.add_row(summary.id, when, str(summary.turns), summary.title)
+    console().print(shown)

@@ -1,0 +1,157 @@
+"""`smolvlm-mlx live`: what a camera sees, described again and again."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import VideoError
+from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Model, Revision
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..inputs.camera import Camera
+    from ..tasks.live import Look
+
+PROMPT = "Describe this image in one sentence."
+STUCK = "the answer stays the same although the picture changes: ask for less, or for something else"
+PREVIEW = 1024  # pixels a side
+
+
+def live(
+    file: Annotated[
+        str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
+    ] = None,
+    camera: Annotated[
+        str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")] = PROMPT,
+    model: Model = DEFAULT_MODEL,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 64,
+    every: Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")] = 0.0,
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many frames.")] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option("--mirror/--no-mirror", help="Show the picture as a mirror does; the model sees it as it is."),
+    ] = True,
+    split: Annotated[
+        bool, typer.Option("--split/--no-split", help="Split frames into tiles, or make one of each.")
+    ] = False,
+    question_first: Annotated[
+        bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
+    ] = False,
+    adapter: Adapter = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Describe what a camera sees, again and again; Ctrl-C ends it.
+
+    Each answer is to the newest frame; those that came meanwhile are dropped, and counted. In a pipe an answer is a line on
+    stdout, and what it took one on stderr.
+    """
+    from itertools import islice
+
+    from ..checkpoint.reader import load
+    from ..generation.sampling import Options
+    from ..tasks.live import Live
+
+    options = Options(max_tokens=max_tokens)
+    try:
+        with _open(file, camera) as source:
+            loaded = load(model, dtype, revision, adapter=adapter)
+            seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
+            screen = _Terminal(mirror) if _is_terminal() else _Lines()
+            for look in islice(seen.watch(source, every), count):
+                screen.show(look)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _open(file: str | None, camera: str | None) -> "Camera":
+    from ..inputs.camera import Camera
+    from ..inputs.video import read_video
+
+    if file is None:
+        return Camera(camera or "0")
+    if camera is not None:
+        raise VideoError("a file and --camera; give one of them")
+    return Camera(read_video({"url" if "://" in file else "path": file}), file)
+
+
+def _is_terminal() -> bool:
+    from rich.console import Console
+
+    console = Console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+class _Lines:
+    """Answers as lines on stdout, and everything else on stderr."""
+
+    def show(self, look: "Look") -> None:
+        for _ in look.stream:
+            pass
+        print(" ".join(look.text.split()), flush=True)
+        print(describe(look), file=sys.stderr)
+        if look.stuck:
+            print(STUCK, file=sys.stderr)
+
+
+class _Terminal:
+    """The picture at the top of the terminal, and its answer below; each takes the place of the one before."""
+
+    def __init__(self, mirror: bool):
+        from rich.console import Console
+
+        self._console, self._mirror, self._shown = Console(highlight=False, markup=False), mirror, None
+
+    def show(self, look: "Look") -> None:
+        from rich.text import Text
+
+        self._picture(look.image)
+        for piece in look.stream:
+            self._console.file.write(piece.translate(CONTROLS))
+            self._console.file.flush()
+        self._console.print()
+        self._console.print(Text(describe(look), style="dim"))
+        if look.stuck:
+            self._console.print(Text(STUCK, style="yellow"))
+
+    def _picture(self, image: "Image.Image") -> None:
+        from rich.control import Control
+        from textual_image.renderable import Image as Inline
+
+        if self._shown is None:
+            self._console.clear()
+        self._console.control(Control.home())  # over the picture before, which does not flicker
+        width, height = image.size
+        rows = max(min(self._console.height // 2, self._console.height - 6), 1)
+        columns = max(min(self._console.width, round(rows * 2 * width / height)), 1)
+        inline: Any = Inline(preview(image, self._mirror), width=columns, height="auto")
+        self._console.print(inline)
+        self._console.file.write("\x1b[J")  # what is left of the answer before
+        if self._shown is not None:
+            self._shown.cleanup()
+        self._shown = inline
+
+
+def preview(image: "Image.Image", mirror: bool) -> "Image.Image":
+    """A frame for people: a copy of at most PREVIEW pixels a side, mirrored if wanted."""
+    from PIL import ImageOps
+
+    small = image.copy()
+    small.thumbnail((PREVIEW, PREVIEW))
+    return ImageOps.mirror(small) if mirror else small
+
+
+def describe(look: "Look") -> str:
+    """What an answer took, in a line."""
+    s = look.statistics
+    phases = {"preprocess": s.preprocess_seconds, "vision": s.vision_seconds, "prefill": s.prefill_seconds}
+    parts = [f"frame {look.number}", f"{look.dropped} dropped"]
+    parts += [f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.items()]
+    parts += [f"{s.tokens_per_second:.1f} tokens/s"] if s.tokens_per_second else []
+    parts += [f"{s.reused_tokens} of {s.prompt_tokens} tokens reused"] if s.reused_tokens else []
+    return " · ".join(parts)

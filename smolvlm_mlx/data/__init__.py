@@ -1,0 +1,1 @@
+"""Rows of questions with answers, for training and evaluation."""

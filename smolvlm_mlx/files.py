@@ -1,0 +1,54 @@
+"""Small JSON files of a checkpoint folder, read with limits and one-line errors; and how messages name files."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DEPTH = 64  # what is deeper overflows the stack of whoever prints or writes it
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: missing, unreadable, absurdly large, not JSON, or not an object.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB; this is no checkpoint's file")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent}: no {path.name}; give the folder of a SmolVLM checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not an object")
+    if _deeper_than(MAX_JSON_DEPTH, value):
+        raise CheckpointError(f"{path}: nested more than {MAX_JSON_DEPTH} deep; this is no checkpoint's file")
+    return value
+
+
+def _deeper_than(depth: int, value: object) -> bool:
+    level: list[object] = [value]
+    for _ in range(depth + 1):
+        level = [inner for outer in level for inner in _inside(outer)]
+    return bool(level)
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """As `read_json`; empty if there is no such file."""
+    return read_json(path) if path.exists() else {}

@@ -1,0 +1,165 @@
+"""Logits of prompts that were read -> tokens -> text, row by row: the one loop, for one answer or many.
+
+Every row has its own options, and what they say is done here. Knows nothing of pictures, threads or conversations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import GenerationError
+from ..inputs.tokenizer import Tokenizer
+from ..model import BatchKVCache, SmolVLM
+from .sampling import NOT_FINITE, AnswerText, LogitsProcessor, Options, Sampler, make_penalties, make_sampler
+
+
+class Row:
+    """One answer under way: its text, and how its next token is chosen.
+
+    Attributes:
+        token_ids: chosen so far, end tokens included.
+        error: what ended it, if its logits are not finite.
+
+    Args:
+        room: most tokens.
+        tokenizer: without one there is no text, and no end before that of the room.
+        constraint: is given the prompt's last token and those of the answer.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        options: Options,
+        room: int,
+        tokenizer: Tokenizer | None = None,
+        constraint: LogitsProcessor | None = None,
+    ):
+        self.options, self.room, self.token_ids = options, room, list[int]()
+        self.error: GenerationError | None = None
+        self._text = None if tokenizer is None else AnswerText(tokenizer, options)
+        self._sampler, self._processors = make_sampler(options), make_penalties(options)
+        if constraint is not None:  # it is for what comes after the prompt's last token
+            self._processors.append(lambda tokens, logits: constraint(tokens[len(prompt) - 1 :], logits))
+        self.is_constrained = constraint is not None
+        self._history = mx.array(prompt if self._processors else [], mx.int32)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer came to its end by itself."""
+        return self._text is not None and self._text.ended
+
+    @property
+    def over(self) -> bool:
+        """Whether no more comes: at its end, at the end of its room, or after an error."""
+        return self.ended or len(self.token_ids) >= self.room or self.error is not None
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What may choose for several rows at once; None if more than that is to be done for this one."""
+        return None if self._processors else self._sampler
+
+    def choose(self, logits: mx.array) -> mx.array:
+        """Logits (1, V) -> the next token (1,), not evaluated."""
+        if self._processors and not self.over:
+            for process in self._processors:
+                logits = process(self._history, logits)
+        token = self._sampler(logits)
+        if self._processors:
+            self._history = mx.concatenate([self._history, token])
+        return token
+
+    def push(self, token: int) -> str:
+        """Take a token that was chosen; the text that it makes certain."""
+        if token == NOT_FINITE:
+            self.error = GenerationError(
+                "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
+            )
+            return ""
+        self.token_ids.append(token)
+        if self._text is None:
+            return ""
+        piece = self._text.push(token)
+        return piece + self._text.flush() if self.over and not self.ended else piece
+
+
+class Decoder:
+    """Answers that are made together, one token each at a step.
+
+    Rows come with the KV cache of their prompts, at any time, and go when they are over. The step after is under way while
+    tokens are read, unless one is a row's first, which is wanted at once, or a constraint has to read it.
+    """
+
+    def __init__(self, model: SmolVLM):
+        self._model, self._rows = model, list[Row]()
+        self._cache: list[Any] = []
+        self._tokens, self._is_read = mx.array([], mx.int32), False  # (B,), the last that were chosen
+
+    def add(self, rows: Sequence[Row], cache: list[Any], logits: mx.array) -> None:
+        """Begin answers.
+
+        Args:
+            cache: of their prompts, which have one length, a layer each.
+            logits: after their prompts, (B, V).
+        """
+        self._go_on()
+        tokens = _choose(rows, logits)
+        if self._rows:
+            cache = [BatchKVCache(pair) for pair in zip(self._cache, cache, strict=True)]
+            tokens = mx.concatenate([self._tokens, tokens])
+        self._rows, self._cache, self._tokens, self._is_read = [*self._rows, *rows], cache, tokens, False
+
+    def step(self) -> list[tuple[Row, str]]:
+        """One token for each row that is not over, and the text that it makes certain."""
+        alive = [number for number, row in enumerate(self._rows) if not row.over]
+        if len(alive) <= len(self._rows) // 2:
+            self._keep(alive)
+        self._go_on()
+        tokens, following = self._tokens, None
+        if any(not row.over and len(row.token_ids) + 1 < row.room for row in self._rows):
+            read_first = any(row.is_constrained or not row.token_ids for row in self._rows)
+            following = None if read_first else self._next()
+        ids: Any = tokens.tolist()
+        self._tokens, self._is_read = (tokens, True) if following is None else (following, False)
+        pairs = [pair for pair in zip(self._rows, ids, strict=True) if not pair[0].over]
+        return [(row, row.push(token)) for row, token in pairs]
+
+    def take(self, row: Row) -> list[Any]:
+        """Take a row out; returns its KV cache, which holds its prompt and all tokens that were read but perhaps the last."""
+        number = self._rows.index(row)
+        cache = [layer.extract(number) for layer in self._cache] if len(self._rows) > 1 else self._cache
+        self._keep([other for other in range(len(self._rows)) if other != number])
+        return cache
+
+    def _keep(self, numbers: list[int]) -> None:
+        self._rows = [self._rows[number] for number in numbers]
+        if not numbers:
+            self._cache, self._tokens = [], self._tokens[:0]
+            return
+        kept = mx.array(numbers)
+        self._tokens = self._tokens[kept]
+        for layer in self._cache:
+            layer.keep(kept)
+        if len(numbers) == 1:  # as if it had always been alone
+            self._cache = [layer.extract(0) if isinstance(layer, BatchKVCache) else layer for layer in self._cache]
+
+    def _go_on(self) -> None:
+        if self._rows and self._is_read:
+            self._tokens, self._is_read = self._next(), False
+
+    def _next(self) -> mx.array:
+        hidden = self._model.language_model.hidden_states(self._tokens[:, None], self._cache)
+        return _choose(self._rows, self._model.language_model.logits(hidden[:, -1]))
+
+
+def _choose(rows: Sequence[Row], logits: mx.array) -> mx.array:
+    """Logits (B, V) -> tokens (B,), under way; NOT_FINITE in place of one that cannot be chosen."""
+    logits = logits.astype(mx.float32)
+    finite, sampler = mx.isfinite(logits.sum(axis=-1)), rows[0].sampler
+    if sampler is not None and all(row.sampler is sampler for row in rows):
+        tokens = sampler(logits)
+    else:
+        tokens = mx.concatenate([row.choose(logits[number : number + 1]) for number, row in enumerate(rows)])
+    tokens = mx.where(finite, tokens, NOT_FINITE)
+    mx.async_eval(tokens)
+    return tokens

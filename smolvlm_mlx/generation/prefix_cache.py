@@ -1,0 +1,100 @@
+"""KV caches of prompts that were read, for prompts that begin in the same way.
+
+A prompt is compared by keys: token ids, but at a placeholder the digest of its tile, so that equal-looking prompts with
+different pictures share nothing beyond their first picture.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..inputs.processor import Inputs
+from .image_cache import FeatureCache
+
+Key = int | bytes
+
+
+def keys_of(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
+    """One key for each of `inputs.input_ids`."""
+    keys: list[Key] = inputs.input_ids.tolist()
+    rows = [row for row, token in enumerate(keys) if token == image_token_id]
+    for number, row in enumerate(rows):
+        keys[row] = inputs.tile_digests[number // tokens_per_tile]
+    return keys
+
+
+def common(first: Sequence[Key], second: Sequence[Key]) -> int:
+    """How many keys two prompts have in common from their beginning."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+@dataclass
+class _Entry:
+    keys: list[Key]
+    layers: list[Any]  # a KV cache a layer, of len(keys) tokens
+    kv_bits: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for layer in self.layers for array in layer.state)
+
+
+class PrefixCache:
+    """The KV caches of the last prompts and their answers: at most `entries`, and beyond the last one `most_bytes`.
+
+    What is taken out is the taker's, to be given back with what it then holds.
+    """
+
+    def __init__(self, entries: int = 1, most_bytes: int = 2**31):
+        self._most_entries, self._most_bytes = entries, most_bytes
+        self._entries: list[_Entry] = []  # the last given is last
+        self._lock = threading.Lock()
+
+    def take(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[Any] | None, int]:
+        """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
+        with self._lock:
+            return self._take(keys, kv_bits)
+
+    def _take(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[Any] | None, int]:
+        found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
+        count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
+        if entry is None or count == 0:
+            return None, 0
+        if self._most_entries == 1 or count == len(entry.keys):
+            self._entries.remove(entry)
+            layers = entry.layers
+        else:  # another conversation may go on from what this one does not share
+            layers = [layer.fork() for layer in entry.layers]
+        for layer in layers:
+            layer.trim(layer.offset - count)
+        return layers, count
+
+    def give(self, keys: Sequence[Key], layers: list[Any], kv_bits: int | None = None) -> None:
+        """Hold a KV cache whose tokens have these keys; those given longest ago make room.
+
+        What an interrupt left uncomputed is computed now: another thread, which may be the next to use it, could not.
+        """
+        if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
+            return  # interrupted between two layers
+        mx.async_eval([layer.state for layer in layers])
+        with self._lock:
+            self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
+            self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._entries) > self._most_entries or (
+            len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
+        ):
+            del self._entries[0]
+
+
+@dataclass
+class Reuse:
+    """What one model's answers leave for the next: image tokens of tiles, and KV caches of prompts."""
+
+    features: FeatureCache
+    prefixes: PrefixCache

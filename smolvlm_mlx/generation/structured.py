@@ -1,0 +1,49 @@
+"""Answers that are JSON, or fit a JSON schema, by construction: tokens that cannot go on are never chosen (llguidance)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+from ..errors import GenerationError, shown
+from ..inputs.tokenizer import Tokenizer
+from .sampling import LogitsProcessor
+
+ALLOWED = 200  # llguidance's mark in a logit bias
+
+
+class Grammars:
+    """Makes constraints for one tokenizer, whose model has logits of width V."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids))
+
+    def json(self, schema: Mapping[str, Any] | None = None) -> LogitsProcessor:
+        """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given the last token.
+
+        Raises:
+            GenerationError: the schema is none, or uses what is not supported.
+        """
+        compact = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(compact))
+            problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            raise GenerationError(f"the JSON schema cannot be used: {shown(' '.join(problem.split())[:110])}")
+        matcher, read = LLMatcher(self._tokenizer, grammar), 1
+
+        def constrain(tokens: mx.array, logits: mx.array) -> mx.array:
+            nonlocal read
+            ids: Any = tokens.tolist()
+            for token in ids[read:]:
+                matcher.consume_token(token)
+            read = len(ids)
+            allowed = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]] == ALLOWED
+            return mx.where(mx.array(allowed), logits, mx.array(-mx.inf, logits.dtype))
+
+        return constrain

@@ -1,0 +1,230 @@
+"""The HTTP application: OpenAI's chat completions, the history, and the page that uses both.
+
+The engine's thread runs the model; routes only prepare, wait and pass on. A client that goes away ends its answer.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, shown
+from ..generation.scheduler import BusyError, Engine, Job
+from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
+from ..inputs.media import Recent, own, to_json
+from ..inputs.processor import Processor
+from ..tasks.history import History
+from .openai import ChatRequest, Completion, error_body, event
+from .security import Guard
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+MAX_IMAGES = 16
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; media-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+
+@dataclass
+class Service:
+    """What the routes work with."""
+
+    engine: Engine
+    processor: Processor
+    model: str
+    history: History | None
+    picture_options: dict[str, Any]
+    limits: FetchLimits
+    recent: Recent = field(default_factory=Recent)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.page),
+            Route("/health", self.health),
+            Route("/v1/models", self.models),
+            Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            Route("/conversations", self.list_conversations),
+            Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(PAGE, headers=PAGE_HEADERS)
+
+    async def health(self, request: Request) -> Response:
+        running, waiting = self.engine.occupancy
+        status, code = ("failed", 503) if self.engine.failed else ("ok", 200)
+        return JSONResponse({"status": status, "model": self.model, "running": running, "waiting": waiting}, code)
+
+    async def models(self, request: Request) -> Response:
+        model = {"id": self.model, "object": "model", "created": 0, "owned_by": "local"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def list_conversations(self, request: Request) -> Response:
+        words = request.query_params.get("words", "")
+        found = [] if self.history is None else await anyio.to_thread.run_sync(self.history.list, 200, words)
+        return JSONResponse({"kept": self.history is not None, "conversations": [vars(summary) for summary in found]})
+
+    async def conversation(self, request: Request) -> Response:
+        if self.history is None:
+            raise HistoryError("no history is kept (--no-history)")
+        id = request.path_params["id"]
+        if request.method == "DELETE":
+            await anyio.to_thread.run_sync(self.history.delete, id)
+            return Response(status_code=204)
+        messages = await anyio.to_thread.run_sync(self.history.load, id)
+        return JSONResponse({"id": id, "messages": to_json(messages)})
+
+    async def complete(self, request: Request) -> Response:
+        asked = ChatRequest.parse(await request.body())
+        messages = asked.message_dicts()
+        count = sum(isinstance(m["content"], list) and sum(p["type"] != "text" for p in m["content"]) for m in messages)
+        if count > MAX_IMAGES:
+            raise PromptError(f"{count} images; the limit is {MAX_IMAGES} a request")
+        options, schema = asked.options(), asked.schema_wanted()
+        picture_options = self.processor.one_tile if asked.wants_one_tile() else self.picture_options
+        started = time.perf_counter()
+
+        def prepare() -> tuple[list[dict[str, Any]], Any]:
+            owned = own(messages, self.limits, self.recent)
+            return owned, self.processor(owned, **picture_options)
+
+        owned, inputs = await anyio.to_thread.run_sync(prepare)
+        answer = Answer(owned, asked.conversation, asked.stream)
+        job = answer.job = Job(inputs, options, answer.push, answer.push, schema)
+        job.statistics.preprocess_seconds = time.perf_counter() - started
+        self.engine.submit(job)
+        completion = Completion(self.model)
+        if asked.stream:
+            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return StreamingResponse(self._events(answer, completion, with_usage), media_type="text/event-stream")
+        text = await self._whole(request, answer)
+        return JSONResponse(completion.whole(text, job.statistics))
+
+    async def _whole(self, request: Request, answer: "Answer") -> str:
+        """The answer's text; a client that goes away meanwhile ends it."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            answer.push(GenerationError("nobody waits for the answer"))
+
+        watcher = asyncio.ensure_future(watch())
+        try:
+            return "".join([piece async for piece in answer.read()])
+        finally:
+            watcher.cancel()
+            answer.job.cancel()
+            self._keep(answer)
+
+    async def _events(self, answer: "Answer", completion: Completion, with_usage: bool) -> AsyncIterator[bytes]:
+        try:
+            yield event(completion.chunk({"role": "assistant", "content": ""}))
+            async for piece in answer.read():
+                yield event(completion.chunk({"content": piece}))
+            yield event(completion.chunk({}, answer.job.statistics.finish_reason))
+            self._keep(answer)
+            if with_usage:
+                yield event(completion.last_chunk(answer.job.statistics))
+            yield b"data: [DONE]\n\n"
+        except SmolVLMError as error:
+            yield event(error_body(str(error)))
+        finally:
+            answer.job.cancel()
+            self._keep(answer)
+
+    def _keep(self, answer: "Answer") -> None:
+        """Put a conversation that has a name into the history, once, and before its end is told."""
+        if self.history is None or answer.conversation is None or answer.kept:
+            return
+        answer.kept = True
+        self.history.save(answer.conversation, [*answer.messages, answer.message()], self.model)
+
+
+class Answer:
+    """An answer under way, and the conversation it belongs to. The engine's thread pushes, the event loop reads; it is
+    woken for the end, and for pieces only if they are to be sent one by one."""
+
+    job: Job
+
+    def __init__(self, messages: list[dict[str, Any]], conversation: str | None, streams: bool):
+        self.messages, self.conversation, self.kept = messages, conversation, False
+        self._streams, self._text, self._over = streams, "", False
+        self._pieces = deque[str | SmolVLMError | None]()
+        self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
+
+    def push(self, piece: str | SmolVLMError | None) -> None:
+        """The next piece, or None or an error for the end."""
+        self._pieces.append(piece)
+        wakes = (self._streams or not isinstance(piece, str)) and not self._woken.is_set()
+        if wakes and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def read(self) -> AsyncIterator[str]:
+        """Its text as it comes."""
+        while not self._over:
+            await self._woken.wait()
+            self._woken.clear()
+            if fresh := self._take():
+                yield fresh
+
+    def _take(self) -> str:
+        """What was pushed, without the space that the chat template has before an answer."""
+        fresh = ""
+        while self._pieces:
+            piece = self._pieces.popleft()
+            if isinstance(piece, SmolVLMError):
+                raise piece
+            self._over = piece is None
+            fresh += piece or ""
+        fresh = fresh if self._text else fresh.lstrip()
+        self._text += fresh
+        return fresh
+
+    def message(self) -> dict[str, Any]:
+        with suppress(SmolVLMError):
+            self._take()
+        message = {"role": "assistant", "content": [{"type": "text", "text": self._text.rstrip()}]}
+        return message if self._over else {**message, "interrupted": True}
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse(error_body(error.detail), error.status_code, error.headers)
+    if isinstance(error, BusyError):
+        return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
+    message = shown(str(error)) if len(str(error)) > 300 else str(error)
+    code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
+    return JSONResponse(error_body(message, code=code), 404 if isinstance(error, HistoryError) else 400)
+
+
+def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:
+    """The application behind its guard."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(service.engine.close)
+
+    return Starlette(
+        routes=service.routes(),
+        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins or [])],
+        exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
+        lifespan=lifespan,
+    )
+
+
+def no_files(allow_urls: bool) -> FetchLimits:
+    """A request names no files of this machine; addresses elsewhere only if they were allowed."""
+    return replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=allow_urls)

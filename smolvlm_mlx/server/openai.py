@@ -1,0 +1,200 @@
+"""The words of OpenAI's chat completions API: what may be asked, and how answers and errors look.
+
+Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothing here are taken and ignored; those that ask for
+what is not done are refused by name.
+"""
+
+import json
+import secrets
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import PromptError, shown
+from ..generation.sampling import Options
+from ..generation.stream import Statistics
+
+DEFAULT_TOKENS = 1024
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(BaseModel):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None  # a request of "low" pictures alone: one tile each
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    name: str | None = None  # ours: of the picture, for the history
+
+
+class VideoPart(BaseModel):
+    """Ours, after image_url; its options are those of `inputs.video`."""
+
+    type: Literal["video_url"]
+    video_url: ImageUrl
+    name: str | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+class RequestMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart | VideoPart] = Field(min_length=1)
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+AS_THEY_ARE = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}  # names and values as in Options
+
+
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions. `top_k`, `min_p` and `repetition_penalty` are other servers' too; `conversation` is
+    ours: the id under which the history keeps it."""
+
+    messages: list[RequestMessage] = Field(min_length=1)
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    response_format: ResponseFormat | None = None
+    conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
+    # Asked for, these would change the answer.
+    kv_bits: None = None
+    keep_special: Literal[False] | None = None
+    n: Literal[1] | None = None
+    tools: list[None] | None = Field(None, max_length=0)
+    functions: list[None] | None = Field(None, max_length=0)
+    logprobs: Literal[False] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    frequency_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
+    presence_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
+
+    @classmethod
+    def parse(cls, body: bytes) -> "ChatRequest":
+        """Check a body.
+
+        Raises:
+            PromptError: it is not JSON, or a field cannot be used; the first is named.
+        """
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(
+                str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image", "Video"))
+            )
+            raise PromptError(shown(f"{where or 'body'}: {first['msg']}"[:110])) from None
+
+    def options(self) -> Options:
+        """How the answer is generated; temperature is 0 unless it is given."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Options(
+            max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
+            seed=None if self.seed is None else self.seed % 2**63,
+            stop=tuple(stops),
+            **self.model_dump(include=AS_THEY_ARE, exclude_none=True),
+        )
+
+    def wants_one_tile(self) -> bool:
+        """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of them."""
+        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
+        pictures = [part for content in contents for part in content if isinstance(part, ImagePart)]
+        return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer, {} for any object, None for text."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return {}
+        if wanted.json_schema is None:
+            raise PromptError("response_format.json_schema: missing; give {name, schema}")
+        return wanted.json_schema.json_schema
+
+    def message_dicts(self) -> list[dict[str, Any]]:
+        """In the message schema of `inputs.prompt`; a developer is a system."""
+        messages = [message.model_dump() for message in self.messages]
+        return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
+
+
+class Completion:
+    """Shapes the answer to one request."""
+
+    def __init__(self, model: str):
+        self._shared = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+    def whole(self, text: str, statistics: Statistics) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": statistics.finish_reason}
+        return {**self._shared, "object": "chat.completion", "choices": [choice], "usage": usage(statistics)}
+
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """A piece of a streamed answer."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._shared, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last_chunk(self, statistics: Statistics) -> dict[str, Any]:
+        """What a stream ends with, if usage was asked for."""
+        return {**self._shared, "object": "chat.completion.chunk", "choices": [], "usage": usage(statistics)}
+
+
+def usage(statistics: Statistics) -> dict[str, Any]:
+    """OpenAI's token counts; ours beside them, in `timing`, in seconds."""
+    return {
+        "prompt_tokens": statistics.prompt_tokens,
+        "completion_tokens": statistics.generated_tokens,
+        "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": statistics.reused_tokens,
+            "image_tokens": statistics.image_tokens,
+        },
+        "timing": {
+            "tiles": statistics.tiles,
+            **{
+                phase: round(getattr(statistics, f"{phase}_seconds"), 4)
+                for phase in ("preprocess", "vision", "prefill", "first_token")
+            },
+            "tokens_per_second": round(statistics.tokens_per_second, 2),
+        },
+    }
+
+
+def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+    """OpenAI's shape of an error."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode("utf-8", "replace")

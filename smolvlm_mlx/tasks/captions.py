@@ -1,0 +1,237 @@
+"""Folders of pictures and videos -> a file with one line for each: a caption, a description with keywords, their text.
+
+The files are taken in windows of one size, in order. A window's pictures are read by threads while the one before is answered;
+equal prompts' lengths are answered together, equal pictures once. Lines are written window by window, so that a run that was
+stopped at any moment goes on to the same result. Under `mlx.launch` each process takes its share of the windows, and the
+first merges them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import DataError, SmolVLMError, shown_path
+from ..generation.batch import generate_batch
+from ..generation.sampling import Options
+from ..generation.structured import Grammars
+from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, as_part, attach
+from ..inputs.processor import Inputs, Processor
+from ..model import SmolVLM
+from .caption_lines import Line, Task, add_lines, read_lines, write_csv, write_lines
+
+MOST_FILES, WINDOW_BYTES, USUAL_TILES = 64, 2**28, 17  # of a window
+READERS = 4  # threads
+CACHE_BYTES = 2**30  # of keys and values of the answers that are made together
+Progress = Callable[[int, int], None]  # files done, files in all
+
+
+def find_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Pictures and videos: those named, and those in folders named and below, by their ending; hidden ones are left out.
+
+    Raises:
+        DataError: a path is not there, or there are none.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            found |= dict.fromkeys(_in_folder(path))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise DataError(f"{shown_path(path)}: no such file or folder")
+    if not found:
+        raise DataError(f"no pictures or videos in {', '.join(shown_path(path) for path in paths)}")
+    return list(found)
+
+
+def _in_folder(path: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
+                yield Path(folder, name)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A file that was read: its bytes' name, and what the model needs or why it cannot be had."""
+
+    path: str
+    digest: str
+    inputs: Inputs | None
+    error: str = ""
+
+
+class Captioner:
+    """Answers one task for files, with one model.
+
+    Args:
+        name: of the checkpoint; lines of another run are told by it, the task and the settings.
+        picture_options: longest_edge, split, max_tiles.
+    """
+
+    def __init__(
+        self,
+        model: SmolVLM,
+        processor: Processor,
+        task: Task,
+        name: str = "",
+        picture_options: dict[str, Any] | None = None,
+    ):
+        self._model, self._processor, self._task = model, processor, task
+        self._picture_options = picture_options or {}
+        self._options = Options(max_tokens=task.max_tokens)
+        run = json.dumps([name, asdict(task), self._picture_options], sort_keys=True)
+        self.run = sha256(run.encode()).hexdigest()[:8]
+        self._known: dict[str, Line] = {}  # by digest
+        self._constraint: Callable[[], Any] | None = None
+        if task.schema is not None:
+            grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size)
+            self._constraint = lambda: grammars.json(task.schema)
+            self._constraint()  # tells what is wrong with the schema
+
+    def write(self, files: Sequence[Path], out: Path, progress: Progress | None = None) -> list[Line]:
+        """A line in `out` for each file; those that are there already are not answered again.
+
+        Args:
+            out: .jsonl, or .csv, which is made at the end from the .jsonl beside it.
+
+        Returns:
+            The lines of all files, in their order.
+
+        Raises:
+            DataError: `out` cannot be written, or holds lines of another run.
+        """
+        group = mx.distributed.init()
+        if out.suffix.lower() not in (".jsonl", ".csv"):
+            raise DataError(f"{out}: captions are written as .jsonl or .csv")
+        whole = out.with_suffix(".jsonl")
+        journal = whole if group.size() == 1 else whole.with_stem(f"{whole.stem}-{group.rank()}")
+        size = self._window()
+        windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
+        found, cut = read_lines(whole, self.run)
+        if journal != whole:
+            of_this, cut = read_lines(journal, self.run)
+            found += of_this
+        share = windows[group.rank() :: group.size()]
+        done = self._go_on(share, {line["path"]: line for line in found}, cut, journal, progress)
+        if group.size() > 1:
+            done = _merge(group, done)
+            if any(str(path) not in done for path in files):
+                raise DataError("the machines do not see the same files; give all of them the same folders")
+        lines = [done[str(path)] for path in files]
+        if group.rank() == 0:
+            if journal != whole:
+                write_lines(whole, lines)
+            if out != whole:
+                write_csv(out, lines)
+        if journal != whole:
+            mx.eval(mx.distributed.all_sum(mx.array(1)))  # not before the first process has written
+            journal.unlink()
+        return lines
+
+    def _go_on(
+        self,
+        windows: Sequence[Sequence[str]],
+        done: dict[str, Line],
+        cut: bool,
+        journal: Path,
+        progress: Progress | None,
+    ) -> dict[str, Line]:
+        """Lines of all files of these windows, by path, `done` among them; `cut`: the last of those was cut off."""
+        if cut:  # a window is answered again as a whole: what is answered together stays together
+            for window in windows:
+                if not all(path in done for path in window):
+                    done = {path: line for path, line in done.items() if path not in window}
+        write_lines(journal, done.values())
+        missing = [[path for path in window if path not in done] for window in windows]
+        missing = [window for window in missing if window]
+        self._known |= {line["sha256"]: line for line in done.values() if "error" not in line}
+        total = len(done) + sum(map(len, missing))
+        for lines in self._answered(missing):
+            add_lines(journal, lines)
+            done |= {line["path"]: line for line in lines}
+            if progress is not None:
+                progress(len(done), total)
+        return done
+
+    def _answered(self, windows: Sequence[Sequence[str]]) -> Iterator[list[Line]]:
+        """Lines of each window; the files of the next are read meanwhile."""
+        with ThreadPoolExecutor(READERS) as pool:
+
+            def begin(window: Sequence[str]) -> list[Future[_Read]]:
+                return [pool.submit(self._read, path) for path in window]
+
+            ahead = begin(windows[0]) if windows else []
+            for following in [*windows[1:], []]:
+                read = [future.result() for future in ahead]
+                ahead = begin(following)
+                self._answer([file for file in read if file.inputs is not None])
+                yield [self._line(file) for file in read]
+
+    def _read(self, path: str) -> _Read:
+        digest = ""
+        try:
+            attachment = attach(path)
+            digest = attachment.digest
+            if digest in self._known:
+                return _Read(path, digest, None)
+            parts = [as_part(attachment), {"type": "text", "text": self._task.prompt}]
+            inputs = self._processor([{"role": "user", "content": parts}], **self._picture_options)
+            if len(inputs.input_ids) >= self._model.config.text_config.max_position_embeddings:
+                raise DataError(f"{len(inputs.input_ids)} tokens, more than the model's context; use --max-tiles")
+            return _Read(path, digest, inputs)
+        except SmolVLMError as error:
+            return _Read(path, digest, None, str(error))
+
+    def _answer(self, files: Sequence[_Read]) -> None:
+        """Answer what is not known yet, prompts of one length together."""
+        lengths: dict[int, dict[str, Inputs]] = {}
+        for file in files:
+            if file.inputs is not None and file.digest not in self._known:
+                lengths.setdefault(len(file.inputs.input_ids), {})[file.digest] = file.inputs
+        for length, inputs in lengths.items():
+            size, names = self._batch_size(length), list(inputs)
+            for start in range(0, len(names), size):
+                some = names[start : start + size]
+                answers = generate_batch(
+                    self._model, self._processor, [inputs[name] for name in some], self._options, self._constraint
+                )
+                self._known |= {name: self._task.fields(*answer) for name, answer in zip(some, answers, strict=True)}
+
+    def _window(self) -> int:
+        """Files of a window, by the bytes of their tiles."""
+        return max(1, min(MOST_FILES, WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2)))
+
+    def _batch_size(self, length: int) -> int:
+        text = self._model.config.text_config
+        width = self._model.language_model.norm.weight.dtype.size
+        token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * width
+        return max(1, CACHE_BYTES // (token * (length + self._options.max_tokens)))
+
+    def _line(self, file: _Read) -> Line:
+        line: Line = {"path": file.path, "sha256": file.digest, "run": self.run}
+        known = self._known.get(file.digest, {})
+        return {
+            **line,
+            **({"error": file.error} if file.error else {key: known[key] for key in known if key not in line}),
+        }
+
+
+def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:
+    """The lines of all processes, which need no common folder for that."""
+    data = np.frombuffer(json.dumps(list(done.values())).encode(), np.uint8)
+    sizes: Any = mx.distributed.all_gather(mx.array([len(data)])).tolist()
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(data)] = data
+    gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))  # (processes, bytes)
+    parts = [json.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes, strict=True)]
+    return {line["path"]: line for part in parts for line in part}

@@ -1,0 +1,215 @@
+"""Questions with known answers -> scores of one or several checkpoints, by the benchmarks' own metrics (see `metrics`).
+
+Each answer is written to a file as soon as it is there, so that a stopped run goes on where it was.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.reader import load
+from ..data.rows import Row, digest, read_rows
+from ..data.samples import Sample, make_sample
+from ..errors import EvaluationError, SmolVLMError
+from ..generation.engine import generate
+from ..generation.sampling import Options
+from ..inputs.prefetch import ahead
+from ..inputs.processor import Inputs, Processor
+from .metrics import METRICS
+
+Progress = Callable[[int, int], None]  # questions done, questions in all
+AHEAD = 4  # questions whose pictures are prepared while one is answered
+Z = 1.96  # of a 95 per cent interval
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question's outcome; `error` says why there is no prediction, which scores 0."""
+
+    where: str
+    category: str
+    prediction: str
+    answers: tuple[str, ...]
+    score: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean of scores from 0 to 1 with its 95 per cent interval (Wilson's, which holds for shares near 0 and 1)."""
+
+    count: int
+    mean: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        n, p = self.count, self.mean
+        center, width = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+        low, high = ((center + side) / (1 + Z * Z / n) for side in (-width, width))
+        return max(0.0, low), min(1.0, high)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All answers of one checkpoint, in the order of the data."""
+
+    name: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def score(self) -> Score:
+        return _score(self.answers)
+
+    @property
+    def categories(self) -> dict[str, Score]:
+        """By category, in order of appearance."""
+        names = dict.fromkeys(answer.category for answer in self.answers)
+        return {name: _score([answer for answer in self.answers if answer.category == name]) for name in names}
+
+    def agreement(self, other: "Result") -> float:
+        """Share of questions to which both give the same answer."""
+        same = [a.prediction == b.prediction for a, b in zip(self.answers, other.answers, strict=True)]
+        return sum(same) / len(same)
+
+    def difference(self, other: "Result") -> tuple[float, float]:
+        """How much better than the other, and half the 95 per cent interval of that, from the pairs of answers."""
+        pairs = [a.score - b.score for a, b in zip(self.answers, other.answers, strict=True)]
+        mean = sum(pairs) / len(pairs)
+        variance = sum((pair - mean) ** 2 for pair in pairs) / max(1, len(pairs) - 1)
+        return mean, Z * math.sqrt(variance / len(pairs))
+
+
+def _score(answers: Sequence[Answer]) -> Score:
+    return Score(len(answers), sum(answer.score for answer in answers) / len(answers))
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path | Sequence[Row],
+    results: str | Path,
+    *,
+    metric: str = "auto",
+    options: Options | None = None,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Answer every question of the data with one checkpoint.
+
+    Args:
+        data: JSONL file, folder, hub dataset (see `inputs.samples`), or its rows.
+        results: JSONL file of the answers; what is in it already is not asked again.
+        metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for others.
+        settings: longest_edge, split, max_tiles for all pictures; a row's own go first.
+
+    Raises:
+        DataError, EvaluationError: the data or the results file cannot be used.
+        CheckpointError, AdapterError: the model cannot.
+    """
+    if metric != "auto" and metric not in METRICS:
+        raise EvaluationError(f"metric {metric!r} is not one of auto, {', '.join(METRICS)}")
+    options = options or Options(max_tokens=64)
+    rows = read_rows(data) if isinstance(data, str | Path) else data
+    if not rows:
+        raise EvaluationError("no questions to ask")
+    run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "weights": _state(model, adapter)}
+    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": digest(rows)}
+    run |= {"options": asdict(options), "settings": dict(settings or {})}
+    path = Path(results).expanduser()
+    done = _read_results(path, json.loads(json.dumps(run)))
+    missing = [row for row in rows if row.where not in done]
+    if missing:
+        network, processor = load(model, dtype, revision, adapter=adapter)
+
+        def predict(inputs: Inputs) -> str:
+            return generate(network, processor, inputs, options).strip()
+
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
+            for answer in _answer(processor, missing, settings or {}, metric, predict):
+                done[answer.where] = answer
+                file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+                file.flush()
+                if progress is not None:
+                    progress(len(done), len(rows))
+    return Result(str(model), tuple(done[row.where] for row in rows))
+
+
+def _answer(
+    processor: Processor,
+    rows: Sequence[Row],
+    settings: Mapping[str, Any],
+    metric: str,
+    predict: Callable[[Inputs], str],
+) -> Iterator[Answer]:
+    """In order; pictures of the next questions are prepared meanwhile."""
+
+    def prepare(row: Row) -> tuple[Sample, Inputs] | str:
+        try:
+            sample = make_sample(row)
+            return sample, processor(sample.messages, **{**settings, **sample.options})
+        except SmolVLMError as error:
+            return str(error)
+
+    for row, prepared in zip(rows, ahead(map(prepare, rows), AHEAD), strict=True):
+        if isinstance(prepared, str):
+            category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
+            yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
+            continue
+        sample, inputs = prepared
+        try:
+            prediction = predict(inputs)
+        except SmolVLMError as error:
+            yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
+            continue
+        name = metric if metric != "auto" else "choice" if sample.choices else "exact"
+        score = METRICS[name](prediction, sample.answers, sample.choices)
+        yield Answer(row.where, sample.category, prediction, sample.answers, score)
+
+
+def _state(*folders: str | Path | None) -> str:
+    """Of the weight files of local folders, by size and time: what was trained again is another model."""
+    try:
+        wanted = [Path(folder).expanduser() for folder in folders if folder]
+        files = [file for folder in wanted for file in sorted(folder.glob("*.safetensors"))]
+        state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except (OSError, RuntimeError, ValueError):
+        return ""  # `load` says what is wrong
+    return sha256(repr(state).encode()).hexdigest()[:16]
+
+
+def _read_results(path: Path, run: dict[str, Any]) -> dict[str, Answer]:
+    """Answers of the same run that are there already; a line cut off by a crash is removed."""
+    header = json.dumps(run).encode() + b"\n"
+    try:
+        found = path.read_bytes() if path.exists() else b""
+        if header.startswith(found):  # nothing there yet, or a first line cut off
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(header)
+            return {}
+        whole = found[: found.rfind(b"\n") + 1]
+        answers = _parse_results(path, whole, run)
+        os.truncate(path, len(whole))  # not before it is known to be ours
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be made or read ({error.strerror}: {error.filename})") from error
+    return answers
+
+
+def _parse_results(path: Path, whole: bytes, run: dict[str, Any]) -> dict[str, Answer]:
+    try:
+        first, *others = [json.loads(line) for line in whole.splitlines()]
+        answers = [Answer(**{**line, "answers": tuple(line["answers"])}) for line in others]
+        if first.keys() != run.keys():
+            raise ValueError("another first line")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise EvaluationError(f"{path}: holds something else than an evaluation's results") from error
+    if first != run:
+        changed = ", ".join(name for name in run if first[name] != run[name])
+        raise EvaluationError(f"{path}: results of another evaluation ({changed} differ); choose another folder")
+    return {answer.where: answer for answer in answers}

@@ -1,0 +1,215 @@
+"""Conversations that survive, in SQLite: each finished turn is on the disk before `save` returns.
+
+Private to the user, and on this machine only. A picture or video is stored once, whatever conversations it is in, and
+overwritten when the last of them is deleted.
+"""
+
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import HistoryError, shown
+from ..inputs.media import Attachment, Video, as_part, attachments
+from ..inputs.prompt import VIDEO_OPTIONS, Message
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS conversations (
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS messages (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    number INTEGER NOT NULL, message TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (conversation, number));
+CREATE TABLE IF NOT EXISTS pictures (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS uses (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE, digest TEXT NOT NULL REFERENCES pictures,
+    PRIMARY KEY (conversation, digest));
+"""
+TITLE_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversation in a list. `updated` in seconds since 1970, `turns` counts questions."""
+
+    id: str
+    title: str
+    model: str
+    updated: float
+    turns: int
+
+
+def data_folder() -> Path:
+    """Where this user's conversations and inputs are kept."""
+    from platformdirs import user_data_path
+
+    return user_data_path("smolvlm-mlx", appauthor=False)
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("smolvlm-mlx", appauthor=False)
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder, made for this user alone if it is not there.
+
+    Raises:
+        HistoryError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HistoryError(f"{folder}: cannot be made ({error.strerror}); go on with --no-history") from error
+    return folder
+
+
+class History:
+    """All conversations of a user. Every method is one transaction, from whatever thread or process.
+
+    Raises:
+        HistoryError: from every method: the file cannot be used, or there is no such conversation.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path or data_folder() / "history.sqlite3"
+
+    def save(self, id: str, messages: Sequence[Message], model: str = "") -> None:
+        """Write a conversation as it now is; what of it is there already stays."""
+        rows = [(json.dumps(_to_stored(message), ensure_ascii=False), _words(message)) for message in messages]
+        pictures = {picture.digest: picture.data for picture in attachments(messages)}
+        now = time.time()
+        with self._open() as database:
+            database.execute(
+                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+                "SET title = excluded.title, model = excluded.model, updated = excluded.updated",
+                (id, _title(messages), model, now, now),
+            )
+            there = _messages(database, id)
+            pairs = zip(there, rows, strict=False)
+            same = next((n for n, (old, new) in enumerate(pairs) if old != new[0]), min(len(there), len(rows)))
+            database.execute("DELETE FROM messages WHERE conversation = ? AND number >= ?", (id, same))
+            new = [(id, same + number, *row) for number, row in enumerate(rows[same:])]
+            database.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", new)
+            database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", pictures.items())
+            database.execute("DELETE FROM uses WHERE conversation = ?", (id,))
+            database.executemany("INSERT INTO uses VALUES (?, ?)", [(id, digest) for digest in pictures])
+            _forget_unused(database)
+
+    def load(self, id: str) -> list[dict[str, Any]]:
+        """The messages of a conversation."""
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,)
+            ).fetchall()
+            pictures = database.execute(
+                "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?", (id,)
+            )
+            data = dict(pictures.fetchall())
+        if not rows:
+            raise HistoryError(f"no conversation {shown(id)}; `smolvlm-mlx history` lists them")
+        return [_from_stored(json.loads(row[0]), data) for row in rows]
+
+    def list(self, limit: int = -1, words: str = "") -> list[Summary]:
+        """The conversations, the latest first; with `words`, those that contain them, in upper or lower case."""
+        with self._open() as database:
+            database.create_function("folded", 1, str.casefold, deterministic=True)
+            rows = database.execute(
+                "SELECT id, title, model, updated, (SELECT count(*) FROM messages WHERE conversation = id "
+                "AND json_extract(message, '$.role') = 'user') FROM conversations WHERE ? = '' OR EXISTS "
+                "(SELECT 1 FROM messages WHERE conversation = id AND instr(folded(words), ?)) ORDER BY updated DESC LIMIT ?",
+                (words, words.casefold(), limit),
+            ).fetchall()
+        return [Summary(*row) for row in rows]
+
+    def find(self, beginning: str) -> str:
+        """The id that begins so."""
+        ids = [summary.id for summary in self.list() if summary.id.startswith(beginning)]
+        if len(ids) != 1:
+            raise HistoryError(
+                f"{len(ids) or 'no'} conversations begin with {shown(beginning)}; `smolvlm-mlx history` lists them"
+            )
+        return ids[0]
+
+    def delete(self, id: str) -> None:
+        """Forget a conversation, and the pictures that are in no other."""
+        with self._open() as database:
+            if not database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
+                raise HistoryError(f"no conversation {shown(id)}; `smolvlm-mlx history` lists them")
+            _forget_unused(database)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        private_folder(self.path.parent)
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as database:
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+                    database.execute(f"PRAGMA {pragma}")
+                database.executescript(SCHEMA)
+                database.execute("BEGIN IMMEDIATE")
+                with database:
+                    yield database
+        except (sqlite3.Error, OSError) as error:
+            raise HistoryError(f"{self.path}: {error}; go on with --no-history, or move the file away") from error
+
+
+def new_id() -> str:
+    """A name for a new conversation."""
+    return secrets.token_hex(4)
+
+
+def _messages(database: sqlite3.Connection, id: str) -> list[str]:
+    rows = database.execute("SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,))
+    return [row[0] for row in rows]
+
+
+def _forget_unused(database: sqlite3.Connection) -> None:
+    database.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT digest FROM uses)")
+
+
+def _to_stored(message: Message) -> dict[str, Any]:
+    content = message["content"]
+    return {**message, "content": content if isinstance(content, str) else [_part_to_stored(part) for part in content]}
+
+
+def _part_to_stored(part: Any) -> Any:
+    held = part.get(part["type"])
+    if not isinstance(held, Attachment | Video):
+        return part
+    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
+    return {"type": held.kind, "digest": held.digest, "name": held.name, **options}
+
+
+def _from_stored(message: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
+    if not isinstance(message["content"], str):
+        message["content"] = [_part_from_stored(part, pictures) for part in message["content"]]
+    return message
+
+
+def _part_from_stored(part: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
+    if "digest" not in part:
+        return part
+    data, name = pictures[part["digest"]], part["name"]
+    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
+    return {**as_part(Video(data, name=name) if part["type"] == "video" else Attachment(data, name=name)), **options}
+
+
+def _words(message: Message) -> str:
+    content: Any = message["content"]
+    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return " ".join(part["text"] if part["type"] == "text" else part[part["type"]].name for part in parts)
+
+
+def _title(messages: Sequence[Message]) -> str:
+    first: Any = next((message["content"] for message in messages if message["role"] == "user"), "")
+    texts = [first] if isinstance(first, str) else [part["text"] for part in first if part["type"] == "text"]
+    line = " ".join(" ".join(texts).split())
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"

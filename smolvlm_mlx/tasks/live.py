@@ -1,0 +1,134 @@
+"""A camera described without end: one question about the newest frame, again and again.
+
+    live = Live(*load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct"), "What do you see?")
+    with Camera("0") as camera:
+        for look in live.watch(camera):
+            print("".join(look.stream), look.statistics)
+
+What stands before the picture in the prompt is computed once: its keys and values are kept. Knows nothing of terminals or
+browsers.
+"""
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..generation.engine import stream_generate
+from ..generation.image_cache import FeatureCache
+from ..generation.prefix_cache import PrefixCache, Reuse
+from ..generation.sampling import Options
+from ..generation.stream import Statistics, Stream
+from ..inputs.camera import Shot
+from ..inputs.processor import Processor
+from ..inputs.prompt import Message, user_message
+from ..inputs.tiles import Pixels
+from ..model import SmolVLM
+
+CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
+SAME = 3  # equal answers to clearly different pictures, in a row, that are worth a notice
+FEATURE_BYTES = 2**24  # of image tokens that are kept; only a picture that stands still comes again
+
+
+@dataclass
+class Look:
+    """A frame and the answer to it. Iterate over `stream` for the answer; the rest is complete when it has ended."""
+
+    image: Image.Image  # as the model sees it: not mirrored
+    number: int  # from 1
+    dropped: int  # frames since the look before that nobody saw
+    stream: Stream
+    text: str = ""
+    unchanged: bool = False  # the answer is that of the look before, although the picture differs clearly
+    stuck: bool = False  # that has now gone on for SAME answers; told once
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the answer took."""
+        return self.stream.statistics
+
+
+class Live:
+    """A model with one question for every frame.
+
+    Args:
+        question_first: put the question before the picture, where it is read once and not for every frame. The family is
+            trained on pictures that stand first, and so is this unless it is asked for: the order changes answers.
+        split: cut frames into tiles as pictures are; off, a frame is one tile, as those of a video are.
+
+    Raises:
+        SmolVLMError: in `look` and `watch`, if the question or the options cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: SmolVLM,
+        processor: Processor,
+        prompt: str,
+        options: Options | None = None,
+        *,
+        question_first: bool = False,
+        split: bool = False,
+    ):
+        self.model, self.processor, self.prompt, self.options = model, processor, prompt, options or Options()
+        self.picture_options: dict[str, Any] = {"split": True} if split else processor.one_tile
+        self._reuse = Reuse(FeatureCache(model, memory_bytes=FEATURE_BYTES), PrefixCache())
+        self._question_first, self._number = question_first, 0
+        self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
+        self._same = 0
+
+    def messages(self, image: Image.Image) -> list[Message]:
+        """What the model is asked about a frame."""
+        message = user_message(self.prompt, [image])
+        return [{**message, "content": message["content"][::-1]}] if self._question_first else [message]
+
+    def look(self, shot: Shot) -> Look:
+        """The answer to one frame begins."""
+        started = time.perf_counter()
+        inputs = self.processor(self.messages(shot.image), **self.picture_options)
+        stream = stream_generate(self.model, self.processor, inputs, self.options, reuse=self._reuse)
+        stream.statistics.preprocess_seconds = shot.seconds + time.perf_counter() - started
+        self._number += 1
+        look = Look(shot.image, self._number, shot.dropped, stream)
+        stream.wrap(lambda pieces: self._follow(look, inputs.tiles[-1], pieces))
+        return look
+
+    def watch(self, shots: Iterable[Shot], every: float = 0.0) -> Iterator[Look]:
+        """A look at each shot, which is asked for when the look before is over: at a camera's newest frame.
+
+        Args:
+            every: seconds from one look to the next, at least.
+        """
+        for shot in shots:
+            begun = time.monotonic()
+            look = self.look(shot)
+            try:
+                yield look
+            finally:
+                look.stream.close()
+            time.sleep(max(begun + every - time.monotonic(), 0.0))
+
+    def _follow(self, look: Look, tile: Pixels, pieces: Generator[str]) -> Generator[str]:
+        try:
+            for piece in pieces:
+                if fresh := piece if look.text else piece.lstrip():  # the template has the space before it
+                    look.text += fresh
+                    yield fresh
+        finally:
+            pieces.close()
+        self._judge(look, tile)
+
+    def _judge(self, look: Look, tile: Pixels) -> None:
+        if self._last is None or look.text != self._last[0]:
+            self._last, self._same = (look.text, tile), 1
+        elif difference(tile, self._last[1]) >= CLEAR:
+            self._last, self._same = (look.text, tile), self._same + 1
+            look.unchanged, look.stuck = True, self._same == SAME
+
+
+def difference(one: Pixels, other: Pixels) -> float:
+    """How far two tiles (H, W, 3) of 8 bits are apart: the mean absolute difference of their values, 0 to 255."""
+    return float(np.abs(one.astype(np.int16) - other).mean())

@@ -1,0 +1,227 @@
+"""The training loop: batches -> gradients -> AdamW, with everything that is needed to go on after a crash.
+
+A state folder holds the trained weights, the optimizer's moments, the random state, the step and the losses so far; it appears
+whole or not at all. Batches are a function of the step, so a resumed run repeats an uninterrupted one bit for bit (on a CPU).
+Under `mlx.launch` each process takes its share of every step's batches, and gradients are summed.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+
+from ..checkpoint.writer import new_folder
+from ..errors import TrainingError
+from ..model import SmolVLM
+from .batches import Batch, Batches
+from .loss import image_tokens_of, loss_sum
+
+STATE, BEST = "state-", "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast. Steps are optimizer steps, each of one or more batches."""
+
+    steps: int
+    learning_rate: float = 1e-4  # at its peak, after `warmup` steps; then a cosine down to a hundredth
+    warmup: int = 10
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of a step's gradient
+    validate_every: int = 50
+    save_every: int = 50
+    seed: int = 0
+
+    def schedule(self) -> Callable[[mx.array], mx.array]:
+        """Learning rate by step."""
+        rise = optimizers.linear_schedule(self.learning_rate / self.warmup, self.learning_rate, max(1, self.warmup - 1))
+        decay = max(1, self.steps - self.warmup)
+        fall = optimizers.cosine_decay(self.learning_rate, decay, self.learning_rate / 100)
+        return optimizers.join_schedules([rise, fall], [self.warmup])
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step of the loss curve; losses are means over tokens, in nats."""
+
+    step: int
+    loss: float
+    validation_loss: float | None
+    learning_rate: float
+    tokens: int
+
+
+class Trainer:
+    """Trains the unfrozen parameters of `model`; `folder` keeps the state."""
+
+    def __init__(self, model: SmolVLM, settings: Settings, folder: Path, about: Mapping[str, Any] | None = None):
+        """`about`: what else a resumed run must have in common with the one before, in JSON's types."""
+        self.model, self.settings, self.folder = model, settings, folder
+        self._about = json.loads(json.dumps({**(about or {}), **asdict(settings)}))
+        self.optimizer = optimizers.AdamW(
+            learning_rate=settings.schedule(),
+            betas=[0.9, 0.95],
+            weight_decay=settings.weight_decay,
+            bias_correction=True,
+        )
+        self.optimizer.init(model.trainable_parameters())
+        self.history: list[Record] = []
+        self.stop = False
+        self.group = mx.distributed.init()
+        mx.random.seed(settings.seed)
+
+    @property
+    def step(self) -> int:
+        return len(self.history)
+
+    @property
+    def best(self) -> Record | None:
+        """The step with the lowest validation loss so far."""
+        validated = [record for record in self.history if record.validation_loss is not None]
+        return min(validated, key=lambda record: record.validation_loss or 0.0, default=None)
+
+    def run(
+        self,
+        batches: Batches,
+        validation: Callable[[], Iterable[Batch]] | None = None,
+        on_step: Callable[[Record], None] | None = None,
+    ) -> None:
+        """Train to the last step, or to the end of the step in which `stop` was set, and save the state there.
+
+        Args:
+            batches: those of each step; more than one: their gradients are accumulated.
+            validation: makes the batches of the validation loss, one after another.
+            on_step: called after each step.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        self.model.train()
+        with ThreadPoolExecutor(1) as pool:  # makes the next step's batches while MLX computes
+            upcoming = pool.submit(batches, self.step)
+            while self.step < self.settings.steps and not self.stop:
+                current = upcoming.result()
+                upcoming = pool.submit(batches, self.step + 1)
+                self._record(*self._update(current), validation)
+                if on_step is not None:
+                    on_step(self.history[-1])
+                if self.step % self.settings.save_every == 0:
+                    self.save()
+            upcoming.cancel()
+        self.save()
+        self.model.eval()
+
+    def _update(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """One optimizer step: its loss and its tokens."""
+        loss_and_gradients = nn.value_and_grad(self.model, loss_sum)
+        total, gradients = mx.array(0.0), None
+        for batch in batches[self.group.rank() :: self.group.size()]:
+            loss, new = loss_and_gradients(self.model, batch, image_tokens_of(self.model, batch))
+            total, gradients = total + loss, new if gradients is None else tree_map(mx.add, gradients, new)
+            mx.eval(total, gradients)
+        tokens = sum(batch.tokens for batch in batches)
+        if self.group.size() > 1:
+            total = mx.distributed.all_sum(total)
+            gradients = tree_map(lambda g: g * self.group.size(), nn.average_gradients(gradients))
+        gradients, _ = optimizers.clip_grad_norm(tree_map(lambda g: g / tokens, gradients), self.settings.clip)
+        loss = _float(total) / tokens
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {loss}; use a lower learning rate, or dtype bfloat16 or float32"
+            )
+        self.optimizer.update(self.model, gradients)
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        return loss, tokens
+
+    def _record(self, loss: float, tokens: int, validation: Callable[[], Iterable[Batch]] | None) -> None:
+        step = self.step + 1
+        due = step % self.settings.validate_every == 0 or step == self.settings.steps
+        value = self.validate(validation()) if due and validation is not None else None
+        is_best = value is not None and (self.best is None or value < (self.best.validation_loss or 0.0))
+        self.history.append(Record(step, loss, value, _float(self.optimizer.learning_rate), tokens))
+        if is_best and self.group.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mx.save_safetensors(str(self.folder / "new.safetensors"), self._weights())
+            (self.folder / "new.safetensors").replace(self.folder / BEST)
+
+    def validate(self, batches: Iterable[Batch]) -> float:
+        """Mean loss over the tokens of `batches`, without dropout."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            total += _float(loss_sum(self.model, batch, image_tokens_of(self.model, batch)))
+            tokens += batch.tokens
+        self.model.train()
+        return total / tokens
+
+    # ---- state
+
+    def _weights(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def save(self) -> None:
+        """Write the state, then remove the one before. Under `mlx.launch` only the first process writes."""
+        target = self.folder / f"{STATE}{self.step:07d}"
+        if self.group.rank() or target.exists():
+            return
+        with new_folder(target) as partial:
+            mx.save_safetensors(str(partial / "weights.safetensors"), self._weights())
+            moments = dict(tree_flatten(self.optimizer.state))
+            mx.save_safetensors(str(partial / "optimizer.safetensors"), moments)
+            history = [asdict(record) for record in self.history]
+            state = {"about": self._about, "random": _random_seed(), "history": history}
+            (partial / "state.json").write_text(json.dumps(state))
+        for folder in self._states():
+            if folder != target:
+                shutil.rmtree(folder)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{STATE}*"))
+
+    def resume(self) -> bool:
+        """Go on from the last state in `folder`; False when there is none.
+
+        Raises:
+            TrainingError: it belongs to a run with other settings, or about something else.
+        """
+        states = self._states()
+        if not states:
+            return False
+        saved = json.loads((states[-1] / "state.json").read_text())
+        changed = [name for name, value in self._about.items() if saved["about"].get(name) != value]
+        if changed:
+            was = ", ".join(f"{name} {saved['about'].get(name)}" for name in changed)
+            raise TrainingError(f"{self.folder}: begun with {was}; resume with the same, or begin in another folder")
+        self.model.load_weights(str(states[-1] / "weights.safetensors"), strict=False)
+        moments: Any = mx.load(str(states[-1] / "optimizer.safetensors"))
+        self.optimizer.state = tree_map_with_path(lambda path, _: moments[path], self.optimizer.state)
+        mx.random.seed(saved["random"])
+        self.history = [Record(**record) for record in saved["history"]]
+        mx.eval(self.model.parameters(), self.optimizer.state)
+        return True
+
+    def load_best(self) -> None:
+        """Put the weights of the lowest validation loss into the model; those of the last step if none was measured."""
+        if self.best is not None:
+            self.model.load_weights(str(self.folder / BEST), strict=False)
+            mx.eval(self.model.parameters())
+
+
+def _float(array: mx.array) -> float:
+    return float(array.item())  # type: ignore[arg-type]  # no complex numbers here
+
+
+def _random_seed() -> int:
+    """The seed that brings MLX's random state to where it is: a key is the two halves of its seed."""
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    return int(high) << 32 | int(low)

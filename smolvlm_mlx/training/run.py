@@ -1,0 +1,211 @@
+"""Fine-tune a checkpoint on conversations: LoRA, QLoRA (a quantized checkpoint), DoRA, or all parameters of some parts.
+
+The folder that comes out is an adapter for `load(..., adapter=...)`, or, after full training, a checkpoint. Beside it stand
+loss.csv, loss.png, the rows that were left out, and `run/` with the state to resume from.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
+from ..checkpoint.convert import Progress, write_trained
+from ..checkpoint.hub import find
+from ..checkpoint.reader import Checkpoint, load, open_checkpoint
+from ..checkpoint.writer import new_folder
+from ..data.rows import Row, digest, read_rows
+from ..errors import DataError, TrainingError
+from ..generation.image_cache import tiles_at_once
+from ..inputs.processor import Processor
+from ..model import SmolVLM
+from .curve import draw_curve, write_curve
+from .dataset import Bad, Dataset, check
+from .loop import Record, Settings, Trainer
+from .memory import Memory, estimate
+from .plan import Plan
+
+
+@dataclass
+class Run:
+    """A prepared run: what is trained, on what, and what it will take. `train` does it."""
+
+    plan: Plan
+    out: Path
+    checkpoint: Checkpoint
+    model: SmolVLM
+    training: Dataset
+    validation: Dataset
+    settings: Settings
+    adapter: AdapterConfig | None
+    memory: Memory
+
+    @property
+    def trainable(self) -> int:
+        return _count(self.model)
+
+    @property
+    def bad(self) -> list[Bad]:
+        """Rows that are left out."""
+        return [*self.training.bad, *self.validation.bad]
+
+    def train(self, on_step: Callable[[Record, "Run"], None] | None = None, resume: bool = False) -> Path | None:
+        """Train, and write what was learned best; None if `stop` ended it before the last step.
+
+        Raises:
+            TrainingError: there is nothing to resume, or the loss is not finite.
+        """
+        self.trainer = Trainer(self.model, self.settings, self.out / "run", self._about())
+        if self.trainer.resume() != resume:
+            raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
+        self.out.mkdir(parents=True, exist_ok=True)
+        left_out = "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in self.bad)
+        (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
+        self.trainer.run(
+            self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
+            (lambda: self.validation.all(self.plan.batch_size)) if len(self.validation) else None,
+            None if on_step is None else lambda record: on_step(record, self),
+        )
+        write_curve(self.trainer.history, self.out / "loss.csv")
+        draw_curve(self.trainer.history, self.out / "loss.png")
+        if self.trainer.step < self.settings.steps:
+            return None
+        self.trainer.load_best()
+        return self._write_result()
+
+    def stop(self) -> None:
+        """End `train` after the step under way, with its state saved."""
+        self.trainer.stop = True
+
+    def _about(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, besides the settings."""
+        data = {"data": digest(self.training.rows), "validation": digest(self.validation.rows)}
+        return {**asdict(self.plan), **data, "base": fingerprint(dict(self.checkpoint.read()))}
+
+    def _write_result(self) -> Path:
+        target = self.out / ("checkpoint" if self.adapter is None else "adapter")
+        shutil.rmtree(target, ignore_errors=True)
+        if self.adapter is None:
+            write_trained(self.checkpoint, self.model.named_parameters(), target)
+        else:
+            with new_folder(target) as partial:
+                save_adapter(self.model, self.adapter, partial)
+        return target
+
+
+def prepare(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    plan: Plan | None = None,
+    *,
+    validation: str | Path | None = None,
+    part: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Load the checkpoint, try every row of the data, and set up what is trained.
+
+    Args:
+        model: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
+        data: JSONL file, folder or hub dataset, see `inputs.samples`.
+        validation: the same, in place of a share of `data`.
+        part: of a folder or hub dataset, such as "train".
+        progress: called with rows tried and rows in all.
+
+    Raises:
+        CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
+    """
+    plan, out = plan or Plan(), Path(out).expanduser()
+    checkpoint = open_checkpoint(find(model, revision))
+    if plan.method == "full" and checkpoint.quantization is not None:
+        raise TrainingError(
+            f"{model}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
+        )
+    rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
+    network, processor = load(checkpoint.folder, dtype, fuse=False)
+    processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
+    training = _check(processor, data, rows, plan, progress)
+    if validation is not None:
+        held_out = _check(processor, validation, others, plan, progress)
+    else:
+        training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
+    adapter = _unfreeze(network, checkpoint, plan, str(model))
+    steps = plan.steps or math.ceil(plan.epochs * training.steps(plan.batch_size, plan.accumulate))
+    settings = Settings(
+        steps=steps,
+        learning_rate=plan.learning_rate,
+        warmup=max(1, round(steps * plan.warmup)),
+        weight_decay=plan.weight_decay,
+        clip=plan.clip,
+        validate_every=plan.validate_every,
+        save_every=plan.save_every,
+        seed=plan.seed,
+    )
+    return Run(plan, out, checkpoint, network, training, held_out, settings, adapter, _memory(network, plan, training))
+
+
+def _check(
+    processor: Processor, source: str | Path, rows: Sequence[Row], plan: Plan, progress: Progress | None
+) -> Dataset:
+    dataset = check(processor, rows, plan.max_tokens, progress)
+    if not len(dataset):
+        first = dataset.bad[0]
+        raise DataError(f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}")
+    return dataset
+
+
+def _unfreeze(model: SmolVLM, checkpoint: Checkpoint, plan: Plan, name: str) -> AdapterConfig | None:
+    model.freeze()
+    model.language_model.checkpointed = model.vision_model.encoder.checkpointed = plan.checkpoint_layers
+    mx.random.seed(plan.seed)
+    if plan.method == "full":
+        wholes = {"decoder": model.language_model, "connector": model.connector, "vision": model.vision_model}
+        for part in plan.parts:
+            wholes[part].unfreeze()
+            wholes[part].set_dtype(mx.float32)  # small steps are lost in 16 bits
+        return None
+    adapter = AdapterConfig(
+        plan.method,  # type: ignore[arg-type]  # Plan checks it
+        plan.rank,
+        plan.alpha / plan.rank,
+        plan.dropout,
+        layers_of(model, plan.parts),
+        fingerprint(dict(checkpoint.read())),
+        name,
+    )
+    add_adapter(model, adapter)
+    return adapter
+
+
+def _count(model: SmolVLM) -> int:
+    return sum(array.size for array in dict(tree_flatten(model.trainable_parameters())).values())
+
+
+def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
+    """For the largest batch there can be: the longest rows side by side."""
+    count = min(plan.batch_size, len(data))
+    tokens = count * max(data.tokens)
+    return estimate(
+        model.config,
+        weights=sum(array.nbytes for array in model.named_parameters().values()),
+        trainable=_count(model),
+        tokens=tokens,
+        tiles=sum(sorted(data.tiles)[-count:]),
+        answer_tokens=min(tokens, 512 * count),
+        width=model.language_model.norm.weight.dtype.size,
+        checkpointed=plan.checkpoint_layers,
+        trains_vision=any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)),
+        chunk=tiles_at_once(model),
+    )
+
+
+def _exists(out: Path) -> str:
+    return f"{out}: holds a run already; go on with --resume, or choose another folder"
