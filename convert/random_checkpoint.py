@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.checkpoint.reader import DTYPES
-from smolvlm_mlx.checkpoint.writer import Entry, write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM

@@ -19,14 +19,14 @@ from typing import Any
 from convert.conversations import Question, make_conversation, make_count, make_easy, make_search
 from convert.pretraining import pretrain
 from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
-from smolvlm_mlx.checkpoint.writer import new_folder
 from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.files import new_folder
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.training.batches import Batch, collate, make_example
-from smolvlm_mlx.training.curve import draw_curve, write_curve
+from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import Record, Settings, Trainer
+from smolvlm_mlx.training.run import draw_curve, write_curve
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.checkpoint.writer import write_file
+from smolvlm_mlx.files import write_file
 from smolvlm_mlx.generation.image_cache import FeatureCache
 from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
 from smolvlm_mlx.inputs.media import Video

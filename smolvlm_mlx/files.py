@@ -1,7 +1,11 @@
-"""Small JSON files of a checkpoint folder, read with limits and one-line errors; and how messages name files."""
+"""JSON in, within limits and with one-line errors; whole files and folders out, or none."""
 
 import json
-from collections.abc import Iterable
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +56,59 @@ def _inside(value: object) -> Iterable[object]:
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """As `read_json`; empty if there is no such file."""
     return read_json(path) if path.exists() else {}
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` to write into, which becomes `out` at the end, or is gone if anything fails.
+
+    A crash leaves `out` absent, never partial. Folders above it are made, and removed again on failure.
+
+    Raises:
+        OSError: no access, not a folder, ...
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    partial = out.with_name(f".{out.name[:40]}.partial-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        partial.rename(out)
+        try:
+            _sync(out.parent)
+        except OSError:
+            out.rename(partial)
+            raise
+        made = []
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already, if all went well
+        for folder in made:
+            with suppress(OSError):  # not made after all, or someone else put something there
+                folder.rmdir()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file, which appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        OSError: no access, no such folder, no space, ...
+    """
+    partial = path.with_name(f".{path.name[:40]}.partial-{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.inputs import template
+from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 
 import mlx.core as mx

@@ -25,8 +25,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import captions
-from smolvlm_mlx.tasks.caption_lines import TASKS, Task, shorten
-from smolvlm_mlx.tasks.captions import Captioner, find_files
+from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
 from tests.test_video import encode_video
 
 import mlx.core as mx

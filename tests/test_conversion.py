@@ -428,8 +428,8 @@ def test_ctrl_c_in_the_middle(tiny: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from smolvlm_mlx.checkpoint import convert as conversion, writer
-write = writer.write_safetensors
+from smolvlm_mlx.checkpoint import convert as conversion, safetensors
+write = safetensors.write_safetensors
 def slow(path, entries, arrays, progress):  # so that there is time to be killed in
     def paced(done, total):
         time.sleep(0.001)

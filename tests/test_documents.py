@@ -21,10 +21,20 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.tasks import doctags, documents
-from smolvlm_mlx.tasks.caption_lines import TASKS
-from smolvlm_mlx.tasks.doctags import END, close_tags, export, is_prose
-from smolvlm_mlx.tasks.documents import LEAST_OTHER, LEAST_PROSE, LoopWatch, Reader, Sheet, find_sheets
+from smolvlm_mlx.tasks import documents
+from smolvlm_mlx.tasks.captions import TASKS
+from smolvlm_mlx.tasks.documents import (
+    END,
+    LEAST_OTHER,
+    LEAST_PROSE,
+    LoopWatch,
+    Reader,
+    Sheet,
+    close_tags,
+    export,
+    find_sheets,
+    is_prose,
+)
 from tests.test_pdf import pictures_as_pdf
 
 import mlx.core as mx
@@ -270,7 +280,7 @@ def test_a_published_document_checkpoint_is_known() -> None:
         pytest.skip("need ../shared")
     for folder in folders:
         tokenizer = Tokenizer.from_folder(folder)
-        doctags.check_tokenizer(tokenizer, "DocTags")
+        documents.check_tokenizer(tokenizer, "DocTags")
         (end,) = ids_of(tokenizer, END)
         assert tokenizer.decode([end], keep_special=True) == END
 
@@ -359,7 +369,7 @@ def test_defaults_are_the_modules() -> None:
 
     defaults = inspect.signature(document).parameters
     assert (defaults["dpi"].default, defaults["max_tokens"].default) == (DPI, documents.MAX_TOKENS)
-    assert DOCUMENT_MODEL == doctags.CHECKPOINTS
+    assert DOCUMENT_MODEL == documents.CHECKPOINTS
 
 
 def test_pages_of_a_pdf_to_stdout(call: Any, script: Script, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import FetchError
-from smolvlm_mlx.inputs.connection import is_public
-from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits, decode_base64, fetch, fetch_url, read_path
+from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits, decode_base64, fetch, fetch_url, is_public, read_path
 
 import pytest
 

@@ -18,8 +18,7 @@ from smolvlm_mlx.errors import SmolVLMError, TrainingError
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.memory import estimate
-from smolvlm_mlx.training.plan import PRESETS, Plan
-from smolvlm_mlx.training.run import prepare
+from smolvlm_mlx.training.run import PRESETS, Plan, prepare
 from tests.test_cli import call
 
 import mlx.core as mx

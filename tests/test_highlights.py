@@ -10,8 +10,7 @@ from random import Random
 from convert.scenes import make_frames
 from convert.world import Scene
 from examples.highlights import cut, split
-from smolvlm_mlx.inputs.clip import VideoSampling
-from smolvlm_mlx.inputs.video import decode
+from smolvlm_mlx.inputs.video import VideoSampling, decode
 from tests.test_tiny import encode_clip
 from tests.test_video import encode_video, grays
 

@@ -27,7 +27,7 @@ FLOORS = [
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
-MAX_FILE_LINES = 260
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 55
 
 
@@ -110,7 +110,7 @@ def test_packages_stay_in_their_place() -> None:
     assert not offences(inputs, {"mlx", "mlx_lm"})
     assert not offences(package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video.py"))
     assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
-    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/doctags.py",))
+    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/cli/",))
     assert not offences(everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/"))
 

@@ -21,9 +21,8 @@ from smolvlm_mlx.cli import live as live_command
 from smolvlm_mlx.errors import GenerationError, VideoError
 from smolvlm_mlx.generation.stream import Statistics, Stream, Work
 from smolvlm_mlx.inputs.camera import Shot
-from smolvlm_mlx.inputs.clip import VideoSampling
 from smolvlm_mlx.inputs.processor import Inputs, Processor
-from smolvlm_mlx.inputs.video import decode
+from smolvlm_mlx.inputs.video import VideoSampling, decode
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import live as live_module
 from smolvlm_mlx.tasks.live import CLEAR, SAME, Live, Look, difference

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import VideoError
-from smolvlm_mlx.inputs.clip import VideoSampling
-from smolvlm_mlx.inputs.video import decode
+from smolvlm_mlx.inputs.video import VideoSampling, decode
 from tests.test_video import encode_video, grays, sound
 
 import av
@@ -180,7 +179,7 @@ def test_no_socket_and_no_other_file_is_opened(tmp_path: Path) -> None:
         script = (
             "import sys\n"
             "from smolvlm_mlx.errors import VideoError\n"
-            "from smolvlm_mlx.inputs.clip import VideoSampling\n"
+            "from smolvlm_mlx.inputs.video import VideoSampling\n"
             "from smolvlm_mlx.inputs.video import decode\n"
             "seen = []\n"
             "sys.addaudithook(lambda event, args: seen.append(event) if event.startswith('socket') else None)\n"

@@ -10,8 +10,7 @@ from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, image_text, user_message
-from smolvlm_mlx.inputs.template import ChatTemplate
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text, user_message
 from smolvlm_mlx.inputs.tiles import load_image, make_tiles, normalize, plan_tiles
 
 import numpy as np

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import CheckpointError, PromptError
-from smolvlm_mlx.inputs import template
-from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, free_character, image_text, normalize_messages, user_message
-from smolvlm_mlx.inputs.template import ChatTemplate
+from smolvlm_mlx.inputs import prompt as template
+from smolvlm_mlx.inputs.prompt import (
+    FAMILY_TEMPLATE,
+    ChatTemplate,
+    free_character,
+    image_text,
+    normalize_messages,
+    user_message,
+)
 from smolvlm_mlx.inputs.tiles import ImageSettings, plan_tiles
 from smolvlm_mlx.inputs.tokenizer import chat_template
 

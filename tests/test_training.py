@@ -20,12 +20,9 @@ from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.training.batches import collate, make_example
-from smolvlm_mlx.training.dataset import check
-from smolvlm_mlx.training.loop import Record, Settings, Trainer
-from smolvlm_mlx.training.loss import image_tokens_of, loss_sum
-from smolvlm_mlx.training.plan import Plan
-from smolvlm_mlx.training.run import Run, prepare
+from smolvlm_mlx.training.dataset import check, collate, make_example
+from smolvlm_mlx.training.loop import Record, Settings, Trainer, image_tokens_of, loss_sum
+from smolvlm_mlx.training.run import Plan, Run, prepare
 
 import mlx.core as mx
 import mlx.nn as nn

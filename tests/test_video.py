@@ -16,10 +16,9 @@ from typing import Any
 from smolvlm_mlx import Chat, Options, device, load, stream_generate
 from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.generation import image_cache
-from smolvlm_mlx.inputs.clip import VideoSampling, from_frames, sample, words
 from smolvlm_mlx.inputs.media import Attachment, Video, attach, attachments
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.video import decode
+from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, sample, words
 from smolvlm_mlx.model import SmolVLM
 
 import av
@@ -249,7 +248,7 @@ def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
         "import re, sys\n"
         "from pathlib import Path\n"
         "from smolvlm_mlx.inputs import video\n"
-        "from smolvlm_mlx.inputs.clip import VideoSampling\n"
+        "from smolvlm_mlx.inputs.video import VideoSampling\n"
         "upright, used = video.upright, []\n"
         "video.upright = lambda frame: used.append(frame.pts) or upright(frame)\n"
         "clip = video.decode(open(sys.argv[1], 'rb').read(), VideoSampling())\n"

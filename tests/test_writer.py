@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from smolvlm_mlx.checkpoint.writer import Entry, new_folder, write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
+from smolvlm_mlx.files import new_folder
 
 import mlx.core as mx
 import numpy as np

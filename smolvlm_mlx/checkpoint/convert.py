@@ -19,12 +19,13 @@ import mlx.nn as nn
 
 from ..config import ModelConfig
 from ..errors import ConversionError
+from ..files import new_folder
 from ..model import SmolVLM
 from .adapters import Fuser, fingerprint
 from .hub import find
 from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_problem, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .writer import Entry, new_folder, write_safetensors
+from .safetensors import Entry, write_safetensors
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 # What goes along, when it is there. No code, no weights.

@@ -11,7 +11,7 @@ from ..errors import DataError, reason
 from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
 
 if TYPE_CHECKING:
-    from ..tasks.caption_lines import Task
+    from ..tasks.captions import Task
 
 SHOWN = 10  # files that cannot be used
 
@@ -71,7 +71,7 @@ def _report(lines: list[dict[str, Any]], out: Path) -> None:
 def _task(preset: str, prompt: str | None, schema: Path | None, max_tokens: int | None) -> "Task":
     from dataclasses import replace
 
-    from ..tasks.caption_lines import TASKS, Task
+    from ..tasks.captions import TASKS, Task
 
     if preset not in TASKS:
         raise DataError(f"--preset {preset} is not one of {', '.join(TASKS)}")

@@ -58,7 +58,7 @@ def document(
 
 def _check(output: str, out: Path | None) -> None:
     """What would be wrong in the end is told in the beginning."""
-    from ..tasks.doctags import FORMATS, check_export
+    from ..tasks.documents import FORMATS, check_export
 
     if output not in ("doctags", *FORMATS, "text"):
         raise DataError(f"--output {output} is not one of doctags, {', '.join(FORMATS)}, text")
@@ -79,8 +79,8 @@ def _read(reader: "Reader", sheets: Sequence["Sheet"], finished: "list[Page]") -
 
 
 def _write(pages: "Sequence[Page]", output: str, out: Path | None, name: str) -> None:
-    from ..checkpoint.writer import write_file
-    from ..tasks.doctags import FORMATS, export
+    from ..files import write_file
+    from ..tasks.documents import FORMATS, export
 
     odd: list[int] = []
     text = "\n".join(page.text for page in pages)

@@ -14,8 +14,7 @@ from ..errors import TrainingError
 from .options import DEFAULT_MODEL, INTERRUPTED, Dtype, MaxTiles, Model, Revision
 
 if TYPE_CHECKING:
-    from ..training.plan import Plan
-    from ..training.run import Run
+    from ..training.run import Plan, Run
 
 
 Data = Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")]
@@ -102,7 +101,7 @@ def finetune(
 
 def _plan(given: dict[str, Any], train: str, preset: str | None) -> "Plan":
     """Of a preset's values and those given on the command line, which go first."""
-    from ..training.plan import PRESETS, Plan
+    from ..training.run import PRESETS, Plan
 
     if preset is not None and preset not in PRESETS:
         raise TrainingError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")

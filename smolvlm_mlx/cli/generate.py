@@ -89,10 +89,10 @@ def generate(
 def _messages(
     system: str | None, question: str, images: list[str], videos: list[str], options: dict[str, Any]
 ) -> list[Any]:
-    from ..inputs.clip import VideoSampling
     from ..inputs.media import Video, as_part
     from ..inputs.prompt import user_message
     from ..inputs.tiles import load_image
+    from ..inputs.video import VideoSampling
 
     VideoSampling().changed(options)  # tells what is wrong with them
     seen: list[Any] = [load_image(source) for source in images]

@@ -60,7 +60,7 @@ def export(
     ],
 ) -> None:
     """Write a conversation to a file."""
-    from ..checkpoint.writer import write_file
+    from ..files import write_file
     from ..inputs.media import to_json
 
     messages = _history().load(_history().find(id))

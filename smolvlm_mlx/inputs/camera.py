@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import VideoError, named, short, short_path
-from .clip import FALLBACK_FPS
-from .video import opened, upright
+from .video import FALLBACK_FPS, opened, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -16,13 +16,12 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PromptError, named, short
-from .clip import Clip, VideoSampling
 from .fetch import DEFAULT_LIMITS, FetchLimits
 from .image import read_image
 from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, name_of, normalize_messages
 from .tiles import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
-from .video import OnFrame, decode, read_video
+from .video import Clip, OnFrame, VideoSampling, decode, read_video
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
 PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError, named
 from ..files import read_json_if_there
-from .clip import Clip, VideoSampling, from_frames, words
 from .media import Attachment, Tiled, Video
-from .prompt import IMAGE, Message, free_character, image_text, name_of, normalize_messages
-from .template import ChatTemplate
+from .prompt import IMAGE, ChatTemplate, Message, free_character, image_text, name_of, normalize_messages
 from .tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .tokenizer import Tokenizer, chat_template
-from .video import OnFrame, decode, read_video
+from .video import Clip, OnFrame, VideoSampling, decode, from_frames, read_video, words
 
 
 @dataclass(frozen=True)

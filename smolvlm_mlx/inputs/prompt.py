@@ -1,14 +1,25 @@
-"""Messages in one form, and the text that stands for a picture's tiles. The chat template is in `template`.
+"""Messages in one form, the text that stands for a picture's tiles, and the chat template that makes a prompt of both.
 
 Messages follow the transformers chat schema: `{"role": ..., "content": text or [parts]}`, with parts
 `{"type": "text", "text": ...}`, `{"type": "image", "image" | "path" | "url" | "base64": ...}` and
 `{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` with `fps`, `max_frames`, `start`, `end` if wanted.
+
+The family's template is pinned, and rendered here. Any other may come from anyone: it is rendered in Jinja's sandbox, which
+stops code, in a process of its own with limits on time and memory, which stop floods.
 """
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import PromptError, short
 from .tiles import TileLayout
@@ -124,3 +135,73 @@ def name_of(source: Any, otherwise: str) -> str:
         source = next((source[key] for key in keys if source.get(key) is not None), None)
     is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
     return Path(source).name if is_short or isinstance(source, Path) else otherwise
+
+
+SECONDS = 1.5  # with the start of the process, which takes a tenth of it
+MEMORY = 2**29
+MAX_CHARACTERS = 2**24  # of a prompt; the longest context holds a thousandth
+
+# Reads [template, values] from stdin, writes the text to stdout as JSON. Its last line on stderr is the reason of a failure.
+_CHILD = """
+import json, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # macOS does not keep it; there the deadline has to do
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+def raise_exception(message):
+    raise TemplateError(message)
+environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+environment.globals["raise_exception"] = raise_exception
+environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+source, values = json.load(sys.stdin)
+text = environment.from_string(source).render(values)
+if len(text) > int(sys.argv[2]):
+    raise ValueError(f"it makes {len(text)} characters")
+json.dump(text, sys.stdout)
+"""
+
+
+class ChatTemplate:
+    """A checkpoint's Jinja template, or the family's own."""
+
+    def __init__(self, source: str | None):
+        self.source = source or FAMILY_TEMPLATE
+        self.is_known = self.source == FAMILY_TEMPLATE
+
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """Prompt text with one `<image>` for each picture.
+
+        Raises:
+            PromptError: the template fails, or does what a template should not.
+        """
+        values = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        if not self.is_known:
+            return _render_apart(self.source, values)
+        try:
+            return _family().render(values)
+        except TemplateError as error:
+            raise PromptError(f"the chat template fails: {_one_line(str(error))}") from error
+
+
+@cache
+def _family() -> Template:
+    return ImmutableSandboxedEnvironment().from_string(FAMILY_TEMPLATE)
+
+
+def _render_apart(source: str, values: dict[str, Any]) -> str:
+    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY), str(MAX_CHARACTERS)]
+    request = json.dumps([source, values])
+    try:
+        child = subprocess.run(command, input=request, capture_output=True, encoding="utf-8", timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise PromptError(f"the checkpoint's chat template takes longer than {SECONDS:g} s") from error
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"it ended with signal {-child.returncode}"])[-1]
+        raise PromptError(f"the checkpoint's chat template fails: {_one_line(reason)}")
+    text: str = json.loads(child.stdout)
+    return text
+
+
+def _one_line(text: str) -> str:
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join("".join(c if c.isprintable() else " " for c in text).split()))
+    return text if len(text) <= 200 else f"{text[:197]}..."

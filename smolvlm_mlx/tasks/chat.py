@@ -13,8 +13,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.writer import write_file
 from ..errors import PromptError, SmolVLMError, reason
+from ..files import write_file
 from ..generation.engine import stream_generate
 from ..generation.image_cache import FeatureCache, Progress
 from ..generation.prefix_cache import PrefixCache, Reuse

@@ -4,17 +4,22 @@
     for page in reader.read(find_sheets(["report.pdf"])):
         print(page.text)
 
-Knows nothing of terminals; other formats than DocTags are made in `doctags`.
+DocTags are `<doctag><text><loc_1><loc_2><loc_3><loc_4>Words</text>...</doctag>`: elements, their places in five hundredths of
+the page, and their text (arXiv:2503.11576). docling-core (the extra `documents`) is imported here alone, when something is
+exported in another format.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from ..errors import shown_path
+from ..errors import DataError, PromptError, shown_path
 from ..generation.engine import stream_generate
 from ..generation.image_cache import FeatureCache
 from ..generation.prefix_cache import PrefixCache, Reuse
@@ -24,9 +29,115 @@ from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
 from ..inputs.tiles import load_image
+from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
-from .caption_lines import TASKS
-from .doctags import END, check_tokenizer, close_tags, ends_element, is_prose
+from .captions import TASKS
+
+BEGIN, END = "<doctag>", "</doctag>"
+CHECKPOINTS = "ds4sd/SmolDocling-256M-preview"
+FORMATS = ("markdown", "html", "json")
+_TAG = re.compile(r"<(/?)(\w+)>")
+_CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")  # OTSL, the language of tables (arXiv:2305.03393)
+
+
+def check_tokenizer(tokenizer: Tokenizer, what: str) -> None:
+    """Whether a checkpoint writes DocTags: it has a token for their end.
+
+    Raises:
+        PromptError: it does not.
+    """
+    if END not in tokenizer.added:
+        raise PromptError(
+            f"{what} needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
+            "for its words as they come, use the output text"
+        )
+
+
+def close_tags(text: str, tokens: Collection[str]) -> str:
+    """The page with its open elements closed, as it has to be for the words in them to be read.
+
+    Args:
+        tokens: of the checkpoint; an element can be open if its closing tag is among them.
+    """
+    stack: list[str] = []
+    for slash, name in _TAG.findall(text):
+        if not slash and f"</{name}>" in tokens:
+            stack.append(name)
+        elif slash and name in stack:
+            del stack[len(stack) - 1 - stack[::-1].index(name) :]
+    return text + "".join(f"</{name}>" for name in reversed(stack))
+
+
+def is_prose(block: str) -> bool:
+    """Whether repeated text has letters and is in no table: rows of equal cells, dots and rules are often repeated."""
+    twice = block * 2  # a block may begin in the middle of a tag
+    words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
+    return not _CELL.search(twice) and any(character.isalpha() for character in words)
+
+
+def ends_element(token: str) -> bool:
+    """Whether an element or a row of a table is complete with this token."""
+    return token == "<nl>" or (token.startswith("</") and _TAG.fullmatch(token) is not None)
+
+
+def check_export() -> None:
+    """Whether pages can be exported.
+
+    Raises:
+        DataError: docling-core is not installed.
+    """
+    try:
+        import docling_core.types.doc.document  # noqa: F401
+    except ImportError:
+        raise DataError(
+            f"{', '.join(FORMATS)} are made by docling-core: pip install 'smolvlm-mlx[documents]'; or use doctags"
+        ) from None
+
+
+def export(pages: Sequence[str], form: str, name: str = "Document") -> tuple[str, list[int]]:
+    """One document of DocTags pages, as markdown, html, or docling's own json.
+
+    Places in json are fractions of the page, whose size is 1 x 1.
+
+    Returns:
+        The text; and the indices of pages that are no DocTags, of which only the words are in it.
+
+    Raises:
+        DataError: docling-core is not installed.
+    """
+    check_export()
+    odd = [index for index, page in enumerate(pages) if _convert([page], form, name) is None]
+    readable = [
+        f"{BEGIN}<text>{_words(page)}</text>{END}" if index in odd else page for index, page in enumerate(pages)
+    ]
+    text = _convert(readable, form, name)
+    if text is None:
+        raise DataError(f"docling-core cannot make {form} of these pages; use doctags")
+    return text, odd
+
+
+def _convert(pages: Sequence[str], form: str, name: str) -> str | None:
+    """None if docling-core cannot read them, or finds no element: model text may be anything."""
+    from docling_core.types.doc.document import DoclingDocument, DocTagsDocument
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about places beyond the page, which it clamps
+        try:
+            tags = DocTagsDocument.from_doctags_and_image_pairs(list(pages), None)
+            document: Any = DoclingDocument.load_from_doctags(tags, document_name=name)
+            found = (document.texts, document.tables, document.pictures, document.key_value_items)
+            if not any(found) and any(map(_words, pages)):
+                return None
+            if form == "json":
+                return json.dumps(document.export_to_dict(), ensure_ascii=False, indent=1)
+            return str(document.export_to_html() if form == "html" else document.export_to_markdown())
+        except (ValueError, LookupError):
+            return None
+
+
+def _words(page: str) -> str:
+    return " ".join(_TAG.sub(" ", page).split())
+
 
 # SmolDocling's instruction for a whole page, and its longest answer: the model card of ds4sd/SmolDocling-256M-preview.
 PROMPT = "Convert this page to docling."

@@ -4,32 +4,85 @@ The folder that comes out is an adapter for `load(..., adapter=...)`, or, after 
 loss.csv, loss.png, the rows that were left out, and `run/` with the state to resume from.
 """
 
+import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
+from ..checkpoint.adapters import PARTS, AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
 from ..checkpoint.convert import Progress, write_trained
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
-from ..checkpoint.writer import new_folder
 from ..data.rows import Row, digest, read_rows
 from ..errors import DataError, TrainingError
+from ..files import new_folder
 from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
-from .curve import draw_curve, write_curve
 from .dataset import Bad, Dataset, check
 from .loop import Record, Settings, Trainer
 from .memory import Memory, estimate
-from .plan import Plan
+
+METHODS = ("lora", "dora", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train and how. Rates, batch and rank default to what works for small sets of pictures."""
+
+    method: str = "lora"
+    parts: tuple[str, ...] = ("decoder",)
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    epochs: float = 3.0
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 1
+    accumulate: int = 8  # batches a step
+    learning_rate: float = 2e-4
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_tokens: int = 4096
+    max_tiles: int | None = None
+    validation_share: float = 0.05
+    validate_every: int = 50
+    save_every: int = 50
+    checkpoint_layers: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise TrainingError("; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if self.method not in METHODS:
+            yield f"method {self.method!r} is not one of {', '.join(METHODS)}"
+        if not self.parts or set(self.parts) - PARTS.keys():
+            yield f"parts {', '.join(self.parts) or 'none'}: choose from {', '.join(PARTS)}"
+        for name in ("rank", "batch_size", "accumulate", "steps", "validate_every", "save_every", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}, less than 1"
+        for name in ("alpha", "epochs", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                yield f"{name} is {getattr(self, name)}, not a positive number"
+        for name in ("dropout", "warmup", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}, not from 0 to below 1"
+
+
+# For laptops of these sizes: what the arithmetic of `memory` says leaves room for the system.
+PRESETS: dict[str, dict[str, Any]] = {
+    "8gb": {"rank": 8, "max_tokens": 1536, "max_tiles": 17, "checkpoint_layers": True},
+    "16gb": {"rank": 16, "max_tokens": 2048, "max_tiles": 17, "checkpoint_layers": True},
+}
 
 
 @dataclass
@@ -209,3 +262,30 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
 
 def _exists(out: Path) -> str:
     return f"{out}: holds a run already; go on with --resume, or choose another folder"
+
+
+def write_curve(history: Sequence[Record], path: Path) -> None:
+    """One line a step, as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in history)
+
+
+def draw_curve(history: Sequence[Record], path: Path) -> bool:
+    """Training and validation loss by step, as PNG; False without matplotlib, which is an extra."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([record.step for record in history], [record.loss for record in history], lw=1, label="training")
+    measured = {record.step: record.validation_loss for record in history if record.validation_loss is not None}
+    if measured:
+        axes.plot(list(measured), list(measured.values()), marker="o", ms=3, label="validation")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return True

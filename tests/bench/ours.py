@@ -67,8 +67,7 @@ class Ours:
 
     def folder(self, pictures: Sequence[Path], text: str, count: int) -> None:
         """As `smolvlm-mlx caption` does."""
-        from smolvlm_mlx.tasks.caption_lines import Task
-        from smolvlm_mlx.tasks.captions import Captioner
+        from smolvlm_mlx.tasks.captions import Captioner, Task
 
         with tempfile.TemporaryDirectory() as out:
             captioner = Captioner(self.model, self.processor, Task(text, count), picture_options={"split": False})

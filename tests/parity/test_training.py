@@ -9,10 +9,9 @@ from smolvlm_mlx import load
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tiles import normalize
-from smolvlm_mlx.training.batches import Batch, collate, make_example
-from smolvlm_mlx.training.loss import loss_sum
-from smolvlm_mlx.training.plan import Plan
-from smolvlm_mlx.training.run import prepare
+from smolvlm_mlx.training.dataset import Batch, collate, make_example
+from smolvlm_mlx.training.loop import loss_sum
+from smolvlm_mlx.training.run import Plan, prepare
 from tests.parity.checkpoints import channels_first, make, picture, reference_model
 
 import mlx.nn as nn
