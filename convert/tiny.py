@@ -23,6 +23,7 @@ from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import new_folder
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import Record, Settings, Trainer
@@ -158,7 +159,7 @@ def make_batches(processor: Processor, step: int, stage: Stage, split: str = "tr
         rng = Random(f"{split} {stage.name} {step * BATCHES * BATCH_SIZE + number}")
         sample = stage.make(rng)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
-        examples.append(make_example(processor, messages, split=sample.split))
+        examples.append(make_example(processor, messages, ImageOptions(split=sample.split)))
     examples.sort(key=lambda example: len(example.input_ids))
     short, medium, long, longest = (
         collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)

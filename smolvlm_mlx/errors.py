@@ -83,8 +83,8 @@ MAX_SHOWN = 120
 
 def short(value: object, most: int = 80) -> str:
     """The value quoted for an error message: one line, at most so many characters, control characters escaped. Of a long
-    one its beginning."""
-    text = repr(str(value)[:most])
+    one its beginning; a number as it is."""
+    text = repr(value if isinstance(value, float | int | None) else str(value)[:most])
     return text if len(text) <= most else f"{text[: most - 4]}...{text[0]}"
 
 

@@ -23,6 +23,7 @@ from smolvlm_mlx.generation.batch import generate_batch
 from smolvlm_mlx.generation.structured import Grammars
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
@@ -338,18 +339,18 @@ def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path)
 @pytest.mark.parametrize(("split", "least"), [(False, 3), (True, 1.5)])
 def test_together_they_are_three_times_faster(split: bool, least: float, loaded: Loaded, tmp_path: Path) -> None:
     """With one tile each. With five most of the time goes to tiles and prompts, which are no faster together."""
-    files, options = draw_pictures(tmp_path / "in", 256), {"split": split}
+    files, options = draw_pictures(tmp_path / "in", 256), ImageOptions(split=split)
 
     def together(number: int) -> float:
         started = time.perf_counter()
-        Captioner(*loaded, DESCRIBE, picture_options=options).write(files, tmp_path / f"{number}.jsonl")
+        Captioner(*loaded, DESCRIBE, image_options=options).write(files, tmp_path / f"{number}.jsonl")
         return time.perf_counter() - started
 
     def one_by_one() -> float:
         started = time.perf_counter()
         for path in files[:64]:
             messages = [user_message(DESCRIBE.prompt, [path])]
-            "".join(stream_generate(*loaded, messages, Options(DESCRIBE.max_tokens), picture_options=options))
+            "".join(stream_generate(*loaded, messages, Options(DESCRIBE.max_tokens), image_options=options))
         return (time.perf_counter() - started) * len(files) / 64
 
     together(0)

@@ -19,6 +19,7 @@ from smolvlm_mlx.generation import engine
 from smolvlm_mlx.inputs.pdf import DPI
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import documents
@@ -215,7 +216,7 @@ def test_random_text_is_no_loop() -> None:
 
 def test_the_prompt_is_the_published_one(loaded: Loaded) -> None:
     _, processor = loaded
-    inputs = processor([user_message(documents.PROMPT, [picture()])], split=False)
+    inputs = processor([user_message(documents.PROMPT, [picture()])], ImageOptions(split=False))
     tile = "<image>" * processor.tokens_per_tile
     around = "<fake_token_around_image>"
     assert inputs.input_ids.tolist() == ids_of(

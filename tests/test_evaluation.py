@@ -14,6 +14,7 @@ from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import EvaluationError, GenerationError
 from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate
 
@@ -222,7 +223,7 @@ def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> 
         ("data", {"data": "{folder}/fewer.jsonl"}),
         ("metric", {"metric": "exact"}),
         ("options", {"options": Options(max_tokens=3)}),
-        ("settings", {"settings": {"split": False}}),
+        ("image_options", {"image_options": ImageOptions(split=False)}),
         ("dtype", {"dtype": "float32"}),
         ("revision", {"revision": "main"}),
         ("adapter", {"adapter": "an/adapter"}),

@@ -56,7 +56,7 @@ def asked(loaded: Loaded, image: Image.Image, question_first: bool = False) -> I
     parts: list[dict[str, Any]] = [{"type": "image", "image": image}, {"type": "text", "text": DESCRIBE}]
     content = parts[::-1] if question_first else parts
     processor = loaded[1]
-    return processor([{"role": "user", "content": content}], split=False, longest_edge=processor.sampling.longest_edge)
+    return processor([{"role": "user", "content": content}], processor.one_tile)
 
 
 def look_at(live: Live, image: Image.Image) -> Look:

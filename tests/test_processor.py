@@ -11,7 +11,7 @@ from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text, user_message
-from smolvlm_mlx.inputs.tiles import load_image, make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.tiles import ImageOptions, load_image, make_tiles, normalize, plan_tiles
 
 import numpy as np
 import pytest
@@ -47,7 +47,9 @@ def test_placeholders_are_tiles_times_tokens(processor: Processor) -> None:
             "max_tiles": rng.choice([None, *range(1, 21)]),
             "longest_edge": rng.choice([None, 1, TILE, TILE + 1, 3 * TILE, 5 * TILE]),
         }
-        inputs = processor([{"role": "user", "content": [plain("red", size) for size in sizes]}], **settings)
+        inputs = processor(
+            [{"role": "user", "content": [plain("red", size) for size in sizes]}], ImageOptions(**settings)
+        )
         assert inputs.input_ids.dtype == np.int32
         assert inputs.tiles.shape[1:] == (TILE, TILE, 3)
         assert (inputs.input_ids == image_id).sum() == len(inputs.tiles) * processor.tokens_per_tile
@@ -76,7 +78,7 @@ def test_order_of_interleaved_pictures(processor: Processor) -> None:
         {"role": "assistant", "content": "c"},
         {"role": "user", "content": [plain("white"), text("d")]},
     ]
-    inputs = processor(messages, split=False)
+    inputs = processor(messages, ImageOptions(split=False))
     assert inputs.tiles[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
     one = image_text(inputs.layouts[0], processor.tokens_per_tile)
     assert processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True) == (
@@ -87,8 +89,8 @@ def test_order_of_interleaved_pictures(processor: Processor) -> None:
 
 def test_tiles_are_those_of_make_tiles_and_pixels_are_normalized(processor: Processor) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
-    for settings in ({}, {"split": False}, {"max_tiles": 3}):
-        inputs = processor([user_message("x", [noise])], **settings)
+    for options in (ImageOptions(), ImageOptions(split=False), ImageOptions(max_tiles=3)):
+        inputs = processor([user_message("x", [noise])], options)
         tiles, layout = make_tiles(load_image(noise), inputs.settings)
         np.testing.assert_array_equal(inputs.tiles, tiles)
         assert inputs.layouts == (layout,)
@@ -126,8 +128,8 @@ def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{"longest_edge": 0}, {"max_tiles": 0}, {"longest_edge": 1.5}, {"split": 1}])
 def test_bad_settings(settings: Any, processor: Processor) -> None:
-    with pytest.raises(ImageError, match="image settings"):
-        processor([user_message("Hi")], **settings)
+    with pytest.raises(ImageError, match="must be"):
+        processor([user_message("Hi")], ImageOptions(**settings))
 
 
 def test_files_that_do_not_fit_the_model(tiny: Path) -> None:

@@ -9,7 +9,7 @@ from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import DataError, ImageError, PromptError
 from smolvlm_mlx.inputs.prompt import normalize_messages
-from smolvlm_mlx.inputs.tiles import load_image
+from smolvlm_mlx.inputs.tiles import ImageOptions, load_image
 
 import pytest
 from hypothesis import given
@@ -100,8 +100,8 @@ def test_answers(found: dict[str, Any], answers: tuple[str, ...]) -> None:
 
 def test_options() -> None:
     options = {"split": False, "longest_edge": 512, "max_tiles": 5}
-    assert sample(**QUESTION, **options).options == options
-    assert sample(**QUESTION, max_tiles=5, split=None, other=1).options == {"max_tiles": 5}
+    assert sample(**QUESTION, **options).image_options.given == options
+    assert sample(**QUESTION, max_tiles=5, split=None, other=1).image_options == ImageOptions(max_tiles=5)
 
 
 def test_messages() -> None:
@@ -148,9 +148,12 @@ WRONG: list[tuple[Any, str]] = [
     ({"texts": [TURN, {"user": "c", "assistant": "\n"}]}, "no answer"),
     *[({**QUESTION, "images": wrong}, "images is no list") for wrong in ("a.png", 5)],
     *[({**QUESTION, "choices": wrong}, "choices is no list of up to 26") for wrong in ("A, B", 5, ["x"] * 27)],
-    *[({**QUESTION, "split": 1}, "split is 1, not"), ({**QUESTION, "max_tiles": True}, "max_tiles is True, not")],
-    ({**QUESTION, "longest_edge": 512.0}, "longest_edge is 512.0, not of type int"),
-    ({**QUESTION, "max_tiles": "5" * 99}, f"max_tiles is '{'5' * 39}, not of type int"),
+    *[
+        ({**QUESTION, "split": 1}, "split is 1, must be true"),
+        ({**QUESTION, "max_tiles": True}, "max_tiles is True, must be"),
+    ],
+    ({**QUESTION, "longest_edge": 512.0}, "longest_edge is 512.0, must be a whole number"),
+    ({**QUESTION, "max_tiles": "5" * 99}, f"max_tiles is '{'5' * 75}...', must be a whole"),
 ]
 
 

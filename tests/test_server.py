@@ -27,6 +27,7 @@ from smolvlm_mlx.generation.image_cache import FeatureCache
 from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
 from smolvlm_mlx.generation.scheduler import Engine, Job
 from smolvlm_mlx.inputs.media import attachments
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import security
 from smolvlm_mlx.server.app import Service, make_app, no_files
@@ -105,7 +106,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     engine = Engine(loaded)
     _, processor = engine.start()
     history = History(tmp_path_factory.mktemp("data") / "history.sqlite3")
-    service = Service(engine, processor, "tiny", history, {}, no_files(allow_urls=False))
+    service = Service(engine, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
     with listening(service) as port:
         yield Running(port, engine, history, service)
 

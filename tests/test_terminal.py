@@ -19,6 +19,7 @@ from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Video, attachments
 from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
@@ -181,7 +182,7 @@ def test_settings(session: Session) -> None:
         assert screen_of(session).said[-1] == line.replace("'", "")
     options = session.chat.options
     assert (options.temperature, options.max_tokens, options.stop, options.seed) == (0.5, 7, ("a b", "c"), 1)
-    assert session.chat.picture_options == {"split": False, "max_tiles": 3}
+    assert session.chat.image_options == ImageOptions(split=False, max_tiles=3)
     handle(session, "/settings stop none")
     handle(session, "/settings split default")
     handle(session, "/settings max_tokens default")
@@ -192,10 +193,10 @@ def test_settings(session: Session) -> None:
         "temperature hot": "temperature is a number, not hot",
         "temperature 99": "temperature 99.0 is not in 0..10",
         "max_tokens 1.5": "max_tokens is a whole number",
-        "max_tiles 0": "max_tiles 0 is less than 1",
+        "max_tiles 0": "max_tiles is 0, must be a whole number above 0",
         "split maybe": "split is on or off",
     }.items():
-        with pytest.raises(GenerationError, match=error):
+        with pytest.raises(SmolVLMError, match=error):
             handle(session, f"/settings {line}")
 
 

@@ -19,6 +19,7 @@ from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import Record, Settings, Trainer, image_tokens_of, loss_sum
@@ -93,7 +94,7 @@ def test_only_the_assistants_words_are_learned(tiny: Path) -> None:
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": [{"type": "text", "text": "Still red"}]},
     ]
-    example = make_example(processor, messages, split=False)
+    example = make_example(processor, messages, ImageOptions(split=False))
     learned = processor.tokenizer.decode(example.input_ids[example.is_answer], keep_special=True)
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
 

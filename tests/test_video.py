@@ -102,10 +102,10 @@ def test_the_first_family_takes_fifty_frames_without_words() -> None:
 @pytest.mark.parametrize(
     ("values", "error"),
     [
-        ({"fps": 0}, "fps is '0', not a positive number"),
+        ({"fps": 0}, "fps is 0, not a positive number"),
         ({"fps": "fast"}, "fps is 'fast'"),
-        ({"max_frames": 0}, "max_frames is '0'"),
-        ({"start": -1}, "start is '-1'"),
+        ({"max_frames": 0}, "max_frames is 0"),
+        ({"start": -1}, "start is -1"),
         ({"start": 3, "end": 3}, "end 3 is not after start 3"),
     ],
 )

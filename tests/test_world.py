@@ -17,7 +17,7 @@ from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.data.samples import make_sample
-from smolvlm_mlx.inputs.tiles import ImageSettings, make_tiles
+from smolvlm_mlx.inputs.tiles import ImageOptions, ImageSettings, make_tiles
 from smolvlm_mlx.training.loop import Settings
 
 import numpy as np
@@ -190,7 +190,7 @@ def test_questions_are_written_to_be_evaluated(tmp_path: Path) -> None:
     for number, (kind, sample) in enumerate(zip(MEASURED, samples, strict=True)):
         question = make_question(kind, Random(f"unit {number}"))
         assert sample.answers == (question.answer,)
-        assert sample.options == ({} if question.split else {"split": False})
+        assert sample.image_options == ImageOptions(split=None if question.split else False)
         assert json.loads(json.dumps(sample.messages)) == sample.messages
 
 

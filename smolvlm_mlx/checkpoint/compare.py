@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import CheckpointError
 from ..inputs.prompt import Message, user_message
+from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
 from .reader import load
 
@@ -46,7 +47,7 @@ def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str
     """Name, token ids and log probabilities (T, V) of each conversation."""
     model, processor = load(checkpoint, revision=revision)
     for name, messages in conversations().items():
-        inputs = processor(messages, add_generation_prompt=False, split=False)
+        inputs = processor(messages, ImageOptions(split=False), add_generation_prompt=False)
         pixel_values = mx.array(inputs.pixel_values) if len(inputs.tiles) else None
         logits = _logits(model, mx.array(inputs.input_ids)[None], pixel_values)  # (T, V)
         text = [row for row, id in enumerate(inputs.input_ids) if id != model.config.image_token_id]

@@ -41,14 +41,15 @@ def caption(
     import mlx.core as mx
 
     from ..checkpoint.reader import load
+    from ..inputs.tiles import ImageOptions
     from ..tasks.captions import Captioner, find_files
     from .training_report import count_bar
 
     task, files = _task(preset, prompt, schema, max_tokens), find_files(paths)
     network, processor = load(model, dtype, revision, adapter=adapter)
-    settings: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    image_options = ImageOptions(longest_edge, split, max_tiles)
     name = f"{model} {revision or ''} {adapter or ''} {dtype or ''}"
-    captioner = Captioner(network, processor, task, name, settings)
+    captioner = Captioner(network, processor, task, name, image_options)
     try:
         with count_bar("files") as progress:
             lines = captioner.write(files, out, progress)

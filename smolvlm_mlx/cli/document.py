@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,13 +38,14 @@ def document(
     text.
     """
     from ..checkpoint.reader import load
+    from ..inputs.tiles import ImageOptions
     from ..tasks.documents import Reader, find_sheets
 
     _check(output, out)
     sheets = find_sheets(files, pages, dpi)
     network, processor = load(model, dtype, revision, adapter=adapter)
-    settings: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
-    reader = Reader(network, processor, output != "text", prompt, max_tokens, settings)
+    image_options = ImageOptions(longest_edge, split, max_tiles)
+    reader = Reader(network, processor, output != "text", prompt, max_tokens, image_options)
     finished: list[Page] = []
     try:
         _read(reader, sheets, finished)

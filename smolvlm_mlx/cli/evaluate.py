@@ -44,6 +44,7 @@ def evaluate(
     """
     from ..data.rows import read_rows
     from ..generation.sampling import Options
+    from ..inputs.tiles import ImageOptions
     from ..tasks.evaluation import evaluate as run
     from . import training_report as report
 
@@ -52,10 +53,10 @@ def evaluate(
         raise EvaluationError(
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
         )
-    settings = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    image_options = ImageOptions(longest_edge, split, max_tiles)
     common: dict[str, Any] = {"metric": metric, "adapter": adapter, "dtype": dtype, "revision": revision}
     common["options"] = Options(max_tokens=max_tokens)
-    common["settings"] = {key: value for key, value in settings.items() if value is not None}
+    common["image_options"] = image_options
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
         with report.count_bar(name) as progress:

@@ -60,6 +60,7 @@ def generate(
     from ..checkpoint.reader import load
     from ..generation.engine import stream_generate
     from ..generation.sampling import Options
+    from ..inputs.tiles import ImageOptions
 
     options = Options(
         max_tokens=max_tokens,
@@ -78,10 +79,10 @@ def generate(
     started = time.perf_counter()
     network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
-    picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
+    image_options = ImageOptions(longest_edge, split, max_tiles)
     with _progress() as progress:
         stream = stream_generate(
-            network, processor, messages, options, picture_options=picture_options, keep_vision=False, progress=progress
+            network, processor, messages, options, image_options=image_options, keep_vision=False, progress=progress
         )
     _print_answer(stream, loaded - started, as_json)
 

@@ -123,10 +123,11 @@ def info(
     revision: Revision = None,
 ) -> None:
     """Show a checkpoint's parts and tokens, and what this machine computes with."""
+    from ..inputs.tiles import ImageOptions
     from . import show
 
     if model is not None:
-        show.print_model(model, revision, image, longest_edge, split, max_tiles)
+        show.print_model(model, revision, image, ImageOptions(longest_edge, split, max_tiles))
     show.print_machine()
 
 

@@ -45,6 +45,7 @@ def serve(
     from ..generation.image_cache import FeatureCache
     from ..generation.prefix_cache import PrefixCache, Reuse
     from ..generation.scheduler import Engine, Loaded
+    from ..inputs.tiles import ImageOptions
     from ..server.app import Service, make_app, no_files
     from ..tasks.history import History, cache_folder
 
@@ -60,8 +61,8 @@ def serve(
     engine = Engine(load_all)
     _, processor = engine.start()
     history = None if no_history else History()
-    picture_options = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
-    service = Service(engine, processor, model, history, picture_options, no_files(allow_urls))
+    image_options = ImageOptions(longest_edge, split, max_tiles)
+    service = Service(engine, processor, model, history, image_options, no_files(allow_urls))
     secret = None if no_token else token or _new_token()
     names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] + (allow_host or [])
     page = f"http://127.0.0.1:{port}/" + (f"#token={secret}" if secret else "")

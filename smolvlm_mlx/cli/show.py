@@ -19,7 +19,7 @@ from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, open_checkpoint
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
-from ..inputs.tiles import load_image
+from ..inputs.tiles import ImageOptions, load_image
 from ..model import SmolVLM
 
 
@@ -68,9 +68,7 @@ def print_model(
     model: str,
     revision: str | None,
     image: str | None,
-    longest_edge: int | None,
-    split: bool | None,
-    max_tiles: int | None,
+    image_options: ImageOptions,
 ) -> None:
     """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
     picture = None if image is None else load_image(image)
@@ -94,7 +92,7 @@ def print_model(
         f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
     )
     if picture is not None:
-        inputs = processor([user_message("", [picture])], longest_edge=longest_edge, split=split, max_tiles=max_tiles)
+        inputs = processor([user_message("", [picture])], image_options)
         (layout,) = inputs.layouts
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
         out.print(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, PromptError
+from ..errors import DataError, ImageError, PromptError
 from ..inputs.prompt import Message
+from ..inputs.tiles import ImageOptions
 from .rows import Row
 
-OPTIONS = {"split": bool, "longest_edge": int, "max_tiles": int}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -27,7 +27,7 @@ class Sample:
     messages: list[Message]
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the processor's call
+    image_options: ImageOptions = field(default_factory=ImageOptions)
     category: str = ""
 
     @property
@@ -59,7 +59,7 @@ def make_sample(row: Row) -> Sample:
     answers = tuple(answer for answer in answers if answer.strip())
     if not answers:
         raise DataError("no answer: `answer` must be there, or the assistant's as the last message")
-    return Sample(messages, answers, _choices(raw), _options(raw), str(raw.get("category") or ""))
+    return Sample(messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or ""))
 
 
 def _images(raw: Mapping[str, Any], folder: Path) -> list[Any]:
@@ -161,9 +161,8 @@ def _choices(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(choice) for choice in choices)
 
 
-def _options(raw: Mapping[str, Any]) -> dict[str, Any]:
-    options = {name: raw[name] for name in OPTIONS if raw.get(name) is not None}
-    wrong = [name for name, value in options.items() if type(value) is not OPTIONS[name]]
-    if wrong:
-        raise DataError(f"{wrong[0]} is {options[wrong[0]]!r:.40}, not of type {OPTIONS[wrong[0]].__name__}")
-    return options
+def _image_options(raw: Mapping[str, Any]) -> ImageOptions:
+    try:
+        return ImageOptions(raw.get("longest_edge"), raw.get("split"), raw.get("max_tiles"))
+    except ImageError as error:
+        raise DataError(str(error)) from None

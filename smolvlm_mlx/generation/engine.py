@@ -4,7 +4,7 @@ Knows nothing of terminals, servers or conversations that go on (`chat`).
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,6 +16,7 @@ from .. import device
 from ..errors import ContextFullError, GenerationError
 from ..inputs.processor import Inputs, Processor
 from ..inputs.prompt import Message, user_message
+from ..inputs.tiles import ImageOptions
 from ..model import QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import FeatureCache, FrameEncoder, Progress, image_tokens_after
@@ -35,7 +36,7 @@ def stream_generate(
     options: Options | None = None,
     *,
     images: Sequence[Any] = (),
-    picture_options: Mapping[str, Any] | None = None,
+    image_options: ImageOptions | None = None,
     least_room: int = 1,
     keep_vision: bool = True,
     reuse: Reuse | None = None,
@@ -46,7 +47,7 @@ def stream_generate(
     Args:
         messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
         images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
-        picture_options: `longest_edge`, `split`, `max_tiles`, as the processor takes them.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
         least_room: tokens that there must be room for after the prompt.
         keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
         reuse: skip what was computed for earlier answers of this model, and leave what this one computes.
@@ -64,7 +65,7 @@ def stream_generate(
     started, encoder = time.perf_counter(), FrameEncoder(reuse.features, processor.settings, progress)
     inputs = messages
     if not isinstance(inputs, Inputs):
-        inputs = processor(inputs, **(picture_options or {}), on_frame=encoder)
+        inputs = processor(inputs, image_options, on_frame=encoder)
     seconds = time.perf_counter() - started
     room = min(options.max_tokens, room_after(model, inputs, least_room))
 

@@ -4,7 +4,7 @@ Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..errors import CheckpointError, PromptError, named
 from ..files import read_json_if_there
 from .media import Attachment, Tiled, Video
 from .prompt import IMAGE, ChatTemplate, Message, free_character, image_text, name_of, normalize_messages
-from .tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize
+from .tiles import ImageOptions, ImageSettings, TileLayout, load_image, make_tiles, normalize
 from .tokenizer import Tokenizer, chat_template
 from .video import Clip, OnFrame, VideoSampling, decode, from_frames, read_video, words
 
@@ -100,39 +100,30 @@ class Processor:
         return processor
 
     @property
-    def one_tile(self) -> dict[str, Any]:
-        """What to call it with for pictures that are one tile each, made as those of a video's frames are."""
-        return {"split": False, "longest_edge": self.sampling.longest_edge}
+    def one_tile(self) -> ImageOptions:
+        """For pictures that are one tile each, made as those of a video's frames are."""
+        return ImageOptions(split=False, longest_edge=self.sampling.longest_edge)
 
     def __call__(
         self,
         messages: Sequence[Message],
-        add_generation_prompt: bool = True,
+        image_options: ImageOptions | None = None,
         *,
-        longest_edge: int | None = None,
-        split: bool | None = None,
-        max_tiles: int | None = None,
+        add_generation_prompt: bool = True,
         on_frame: OnFrame[Tiled] = lambda frame, count: None,
     ) -> Inputs:
         """Make the inputs of a conversation.
 
         Args:
             messages: transformers' chat schema, see `inputs.prompt`.
+            image_options: how pictures are cut, where it is not as the checkpoint says.
             add_generation_prompt: end with `Assistant:`, for an answer to follow.
-            longest_edge: pixels of a picture's longer side before it is split (the model card's N x 384 or N x 512).
-            split: off, a picture is one tile.
-            max_tiles: budget for the tiles of one picture; `longest_edge` shrinks until it is kept.
             on_frame: called with each frame of a video while the next are decoded, and how many there are.
 
         Raises:
             PromptError, ImageError, FetchError: what the messages hold cannot be used.
         """
-        settings = replace(
-            self.settings,
-            longest_edge=self.settings.longest_edge if longest_edge is None else longest_edge,
-            split=self.settings.split if split is None else split,
-            max_tiles=self.settings.max_tiles if max_tiles is None else max_tiles,
-        )
+        settings = (image_options or ImageOptions()).applied(self.settings)
         checked = self._checked(messages, settings, on_frame)
         parts = [part for message in checked for part in message["content"] if part["type"] == "image"]
         pictures = tuple(part["tiled"] if "tiled" in part else _tiled(part, settings) for part in parts)
@@ -166,7 +157,7 @@ class Processor:
         self, messages: Sequence[Message], settings: ImageSettings, on_frame: OnFrame[Tiled] = lambda frame, count: None
     ) -> list[dict[str, Any]]:
         """Messages in one form, their videos taken apart into cut frames and the words around them."""
-        one_tile = replace(settings, **self.one_tile)
+        one_tile = self.one_tile.applied(settings)
         return [
             {
                 **message,

@@ -23,6 +23,7 @@ from PIL import Image
 
 __all__ = [
     "MAX_PIXELS",
+    "ImageOptions",
     "ImageSettings",
     "Pixels",
     "TileLayout",
@@ -76,6 +77,44 @@ class ImageSettings:
         if problems := problems + _problems(values):
             raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How pictures are cut, where it is not as the checkpoint says; None leaves that as it is.
+
+    Raises:
+        ImageError: a value is out of range (all are named at once).
+    """
+
+    longest_edge: int | None = None  # pixels of a picture's longer side before it is split
+    split: bool | None = None  # off, a picture is one tile
+    max_tiles: int | None = None  # most tiles of one picture; its longest edge shrinks until that is kept
+
+    def __post_init__(self) -> None:
+        given = {
+            "tile_size": 1,
+            "longest_edge": 1,
+            "split": True,
+            "mean": (0, 0, 0),
+            "std": (1, 1, 1),
+            "rescale_factor": 1,
+        }
+        if problems := _problems({**given, **self.given}):
+            raise ImageError("; ".join(problems))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def over(self, other: "ImageOptions") -> "ImageOptions":
+        """These, and the other's where these have none."""
+        return replace(other, **self.given)
+
+    def applied(self, settings: ImageSettings) -> ImageSettings:
+        """A checkpoint's settings with these in their place."""
+        return replace(settings, **self.given)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..generation.scheduler import BusyError, Engine, Job
 from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from ..inputs.media import Recent, own, to_json
 from ..inputs.processor import Processor
+from ..inputs.tiles import ImageOptions
 from ..tasks.history import History
 from .openai import ChatRequest, Completion, error_body, event
 from .security import Guard
@@ -45,7 +46,7 @@ class Service:
     processor: Processor
     model: str
     history: History | None
-    picture_options: dict[str, Any]
+    image_options: ImageOptions
     limits: FetchLimits
     recent: Recent = field(default_factory=Recent)
 
@@ -93,12 +94,12 @@ class Service:
         if count > MAX_IMAGES:
             raise PromptError(f"{count} images; the limit is {MAX_IMAGES} a request")
         options, schema = asked.options(), asked.schema_wanted()
-        picture_options = self.processor.one_tile if asked.wants_one_tile() else self.picture_options
+        image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
         started = time.perf_counter()
 
         def prepare() -> tuple[list[dict[str, Any]], Any]:
             owned = own(messages, self.limits, self.recent)
-            return owned, self.processor(owned, **picture_options)
+            return owned, self.processor(owned, image_options)
 
         owned, inputs = await anyio.to_thread.run_sync(prepare)
         answer = Answer(owned, asked.conversation, asked.stream)

@@ -30,6 +30,7 @@ from ..generation.sampling import Options
 from ..generation.structured import Grammars
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, as_part, attach
 from ..inputs.processor import Inputs, Processor
+from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
 
 Line = dict[str, Any]
@@ -204,7 +205,7 @@ class Captioner:
 
     Args:
         name: of the checkpoint; lines of another run are told by it, the task and the settings.
-        picture_options: longest_edge, split, max_tiles.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
     """
 
     def __init__(
@@ -213,12 +214,12 @@ class Captioner:
         processor: Processor,
         task: Task,
         name: str = "",
-        picture_options: dict[str, Any] | None = None,
+        image_options: ImageOptions | None = None,
     ):
         self._model, self._processor, self._task = model, processor, task
-        self._picture_options = picture_options or {}
+        self._image_options = image_options or ImageOptions()
         self._options = Options(max_tokens=task.max_tokens)
-        run = json.dumps([name, asdict(task), self._picture_options], sort_keys=True)
+        run = json.dumps([name, asdict(task), self._image_options.given], sort_keys=True)
         self.run = sha256(run.encode()).hexdigest()[:8]
         self._known: dict[str, Line] = {}  # by digest
         self._constraint: Callable[[], Any] | None = None
@@ -314,7 +315,7 @@ class Captioner:
             if digest in self._known:
                 return _Read(path, digest, None)
             parts = [as_part(attachment), {"type": "text", "text": self._task.prompt}]
-            inputs = self._processor([{"role": "user", "content": parts}], **self._picture_options)
+            inputs = self._processor([{"role": "user", "content": parts}], self._image_options)
             if len(inputs.input_ids) >= self._model.config.text_config.max_position_embeddings:
                 raise DataError(f"{len(inputs.input_ids)} tokens, more than the model's context; use --max-tiles")
             return _Read(path, digest, inputs)

@@ -23,6 +23,7 @@ from ..generation.stream import Stream
 from ..inputs.media import Attachment, Video, as_part, attachments, from_json, to_json
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
+from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
 
 LEAST_ROOM = 256  # tokens for an answer, if it may be as long
@@ -35,7 +36,7 @@ class Chat:
         messages: of the conversation so far, in the schema of `inputs.prompt`. An answer that was cut off has
             `"interrupted": True`.
         options: for answers, unless `ask` is given others.
-        picture_options: `longest_edge`, `split`, `max_tiles`, as the processor takes them.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class Chat:
         options: Options | None = None,
         *,
         system: str | None = None,
-        picture_options: dict[str, Any] | None = None,
+        image_options: ImageOptions | None = None,
         reuse: Reuse | None = None,
     ):
         self.model, self.processor, self.options = model, processor, options or Options()
-        self.picture_options = picture_options or {}
+        self.image_options = image_options or ImageOptions()
         self.messages: list[dict[str, Any]] = []
         self.system = system
         self._reuse = reuse or Reuse(FeatureCache(model), PrefixCache())
@@ -77,7 +78,9 @@ class Chat:
 
     def tokens(self) -> int:
         """Tokens of the conversation so far."""
-        return len(self.processor(self.messages, False, **self.picture_options).input_ids) if self.messages else 0
+        if not self.messages:
+            return 0
+        return len(self.processor(self.messages, self.image_options, add_generation_prompt=False).input_ids)
 
     def ask(
         self,
@@ -193,7 +196,7 @@ class Chat:
             self.processor,
             messages,
             options,
-            picture_options=self.picture_options,
+            image_options=self.image_options,
             least_room=min(options.max_tokens, LEAST_ROOM),
             reuse=self._reuse,
             progress=progress,

@@ -28,7 +28,7 @@ from ..generation.stream import Statistics, Stream
 from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
 from ..inputs.prompt import user_message
-from ..inputs.tiles import load_image
+from ..inputs.tiles import ImageOptions, load_image
 from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
 from .captions import TASKS
@@ -250,7 +250,7 @@ class Reader:
     Args:
         doctags: ask for DocTags, keep their tokens in the text and stop at their end; off, ask for words.
         prompt: ask this instead.
-        picture_options: longest_edge, split, max_tiles.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
 
     Raises:
         PromptError: `doctags`, and the checkpoint has no such tokens.
@@ -263,14 +263,14 @@ class Reader:
         doctags: bool = True,
         prompt: str | None = None,
         max_tokens: int = MAX_TOKENS,
-        picture_options: dict[str, Any] | None = None,
+        image_options: ImageOptions | None = None,
     ):
         if doctags:
             check_tokenizer(processor.tokenizer, "DocTags")
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
         self._options = Options(max_tokens=max_tokens, keep_special=doctags, stop=(END,) if doctags else ())
-        self._picture_options = picture_options or {}
+        self._image_options = image_options or ImageOptions()
         self._reuse = Reuse(FeatureCache(model), PrefixCache())
 
     def read(self, sheets: Iterable[Sheet]) -> Iterator[Page]:
@@ -284,7 +284,7 @@ class Reader:
 
     def read_image(self, image: Image.Image, name: str = "the page") -> Page:
         """One page from its picture."""
-        inputs = self._processor([user_message(self._prompt, [image])], **self._picture_options)
+        inputs = self._processor([user_message(self._prompt, [image])], self._image_options)
         stream = stream_generate(self._model, self._processor, inputs, self._options, reuse=self._reuse)
         text, kept = self._text(stream)
         if kept is not None:

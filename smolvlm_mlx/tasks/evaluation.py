@@ -20,6 +20,7 @@ from ..generation.engine import generate
 from ..generation.sampling import Options
 from ..inputs.prefetch import ahead
 from ..inputs.processor import Inputs, Processor
+from ..inputs.tiles import ImageOptions
 from .metrics import METRICS
 
 Progress = Callable[[int, int], None]  # questions done, questions in all
@@ -98,7 +99,7 @@ def evaluate(
     adapter: str | Path | None = None,
     dtype: str | None = None,
     revision: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    image_options: ImageOptions | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Answer every question of the data with one checkpoint.
@@ -107,7 +108,7 @@ def evaluate(
         data: JSONL file, folder, hub dataset (see `inputs.samples`), or its rows.
         results: JSONL file of the answers; what is in it already is not asked again.
         metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for others.
-        settings: longest_edge, split, max_tiles for all pictures; a row's own go first.
+        image_options: for all pictures; a row's own go first.
 
     Raises:
         DataError, EvaluationError: the data or the results file cannot be used.
@@ -121,7 +122,7 @@ def evaluate(
         raise EvaluationError("no questions to ask")
     run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "weights": _state(model, adapter)}
     run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": digest(rows)}
-    run |= {"options": asdict(options), "settings": dict(settings or {})}
+    run |= {"options": asdict(options), "image_options": asdict(image_options or ImageOptions())}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
     missing = [row for row in rows if row.where not in done]
@@ -132,7 +133,7 @@ def evaluate(
             return generate(network, processor, inputs, options).strip()
 
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
-            for answer in _answer(processor, missing, settings or {}, metric, predict):
+            for answer in _answer(processor, missing, image_options or ImageOptions(), metric, predict):
                 done[answer.where] = answer
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 file.flush()
@@ -144,7 +145,7 @@ def evaluate(
 def _answer(
     processor: Processor,
     rows: Sequence[Row],
-    settings: Mapping[str, Any],
+    image_options: ImageOptions,
     metric: str,
     predict: Callable[[Inputs], str],
 ) -> Iterator[Answer]:
@@ -153,7 +154,7 @@ def _answer(
     def prepare(row: Row) -> tuple[Sample, Inputs] | str:
         try:
             sample = make_sample(row)
-            return sample, processor(sample.messages, **{**settings, **sample.options})
+            return sample, processor(sample.messages, sample.image_options.over(image_options))
         except SmolVLMError as error:
             return str(error)
 

@@ -12,7 +12,6 @@ browsers.
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +24,7 @@ from ..generation.stream import Statistics, Stream
 from ..inputs.camera import Shot
 from ..inputs.processor import Processor
 from ..inputs.prompt import Message, user_message
-from ..inputs.tiles import Pixels
+from ..inputs.tiles import ImageOptions, Pixels
 from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
@@ -74,7 +73,7 @@ class Live:
         split: bool = False,
     ):
         self.model, self.processor, self.prompt, self.options = model, processor, prompt, options or Options()
-        self.picture_options: dict[str, Any] = {"split": True} if split else processor.one_tile
+        self.image_options = ImageOptions(split=True) if split else processor.one_tile
         self._reuse = Reuse(FeatureCache(model, memory_bytes=FEATURE_BYTES), PrefixCache())
         self._question_first, self._number = question_first, 0
         self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
@@ -88,7 +87,7 @@ class Live:
     def look(self, shot: Shot) -> Look:
         """The answer to one frame begins."""
         started = time.perf_counter()
-        inputs = self.processor(self.messages(shot.image), **self.picture_options)
+        inputs = self.processor(self.messages(shot.image), self.image_options)
         stream = stream_generate(self.model, self.processor, inputs, self.options, reuse=self._reuse)
         stream.statistics.preprocess_seconds = shot.seconds + time.perf_counter() - started
         self._number += 1

@@ -18,7 +18,7 @@ from ..data.rows import Row
 from ..data.samples import make_sample
 from ..errors import PromptError, SmolVLMError
 from ..inputs.processor import Processor
-from ..inputs.tiles import ImageSettings
+from ..inputs.tiles import ImageOptions, ImageSettings
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Batch:
 Batches = Callable[[int], Sequence[Batch]]  # the batches whose gradients make one step, from its number on
 
 
-def make_example(processor: Processor, messages: Sequence[Any], **options: Any) -> Example:
-    """Tokens, tiles and targets of one conversation; `options` are those of a processor's call.
+def make_example(processor: Processor, messages: Sequence[Any], image_options: ImageOptions | None = None) -> Example:
+    """Tokens, tiles and targets of one conversation; `image_options` say how its pictures are cut.
 
     Raises:
         PromptError: it has no answer of an assistant to learn, or cannot be made into a prompt.
         ImageError, FetchError: a picture cannot be used.
     """
-    inputs = processor(messages, add_generation_prompt=False, **options)
+    inputs = processor(messages, image_options, add_generation_prompt=False)
     is_answer = processor.answers(messages, inputs)
     if not is_answer[1:].any():
         raise PromptError("no assistant's message to learn")
@@ -148,7 +148,7 @@ class Dataset:
 
     def _example(self, row: int) -> Example:
         sample = make_sample(self.rows[row])
-        return make_example(self.processor, sample.whole, **sample.options)
+        return make_example(self.processor, sample.whole, sample.image_options)
 
 
 def check(
@@ -161,7 +161,7 @@ def check(
             sample = make_sample(row)
             if not sample.answers[0].strip():
                 return Bad(row.where, "an empty answer")
-            example = make_example(processor, sample.whole, **sample.options)
+            example = make_example(processor, sample.whole, sample.image_options)
         except SmolVLMError as error:
             return Bad(row.where, str(error))
         if len(example.input_ids) > max_tokens:

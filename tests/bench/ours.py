@@ -11,6 +11,7 @@ from smolvlm_mlx.generation.engine import answer
 from smolvlm_mlx.generation.stream import Statistics
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.tiles import ImageOptions
 
 import mlx.core as mx
 import numpy as np
@@ -27,7 +28,7 @@ class Ours:
 
     def first_token(self, text: str, pictures: Sequence[Path], one_tile: bool) -> None:
         messages, options = [user_message(text, pictures)], {"split": False} if one_tile else {}
-        self._first(messages, picture_options=options, keep_vision=False)
+        self._first(messages, image_options=ImageOptions(**options), keep_vision=False)
 
     def _first(self, messages: Any, **options: Any) -> Statistics:
         stream = stream_generate(self.model, self.processor, messages, Options(max_tokens=1), **options)
@@ -36,7 +37,7 @@ class Ours:
 
     def preprocess(self, picture: Path, text: str, one_tile: bool) -> Inputs:
         """Tiles are uint8: `encode` makes floats of them, and counts it."""
-        return self.processor([user_message(text, [picture])], split=not one_tile)
+        return self.processor([user_message(text, [picture])], ImageOptions(split=not one_tile))
 
     def encode(self, inputs: Inputs) -> int:
         from smolvlm_mlx.generation.image_cache import encode_tiles
@@ -70,5 +71,7 @@ class Ours:
         from smolvlm_mlx.tasks.captions import Captioner, Task
 
         with tempfile.TemporaryDirectory() as out:
-            captioner = Captioner(self.model, self.processor, Task(text, count), picture_options={"split": False})
+            captioner = Captioner(
+                self.model, self.processor, Task(text, count), image_options=ImageOptions(split=False)
+            )
             captioner.write(pictures, Path(out) / "captions.jsonl")

@@ -7,6 +7,7 @@ from smolvlm_mlx import Options, load, stream_generate
 from smolvlm_mlx.generation.engine import prefill
 from smolvlm_mlx.generation.image_cache import encode_tiles
 from smolvlm_mlx.inputs.prompt import Message, user_message
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.parity.checkpoints import FAMILY, channels_first, make, picture, reference_model
 
 import mlx.core as mx
@@ -88,7 +89,7 @@ def compare_stages(model: Any, reference: Any, pixel_values: np.ndarray) -> None
 def test_whole_256m_generates_the_same_64_tokens(tmp_path: Path) -> None:
     folder = make("SmolVLM-256M-Instruct", tmp_path)
     model, processor = load(folder, dtype="float32")
-    inputs = processor([user_message("Describe this image", [picture(9)])], max_tiles=4)
+    inputs = processor([user_message("Describe this image", [picture(9)])], ImageOptions(max_tiles=4))
     stream = stream_generate(model, processor, inputs, Options(max_tokens=64))
     list(stream)
     reference = reference_model(folder)

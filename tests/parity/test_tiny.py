@@ -5,6 +5,7 @@ from random import Random
 from convert.conversations import MEASURED, make_question
 from smolvlm_mlx import Options, load, stream_generate
 from smolvlm_mlx.checkpoint.hub import TINY
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.parity.checkpoints import reference_model
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_200_answers_are_the_references() -> None:
     end = processor.tokenizer.end_ids
     for number in range(200):
         question = make_question(MEASURED[number % len(MEASURED)], Random(f"parity {number}"))
-        inputs = processor(question.messages, split=question.split)
+        inputs = processor(question.messages, ImageOptions(split=question.split))
         parts = [part for message in question.messages for part in message["content"]]
         images = [part["image"] for part in parts if part["type"] == "image"]
         batch = theirs(

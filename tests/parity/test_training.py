@@ -8,7 +8,7 @@ from typing import Any
 from smolvlm_mlx import load
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.inputs.prompt import user_message
-from smolvlm_mlx.inputs.tiles import normalize
+from smolvlm_mlx.inputs.tiles import ImageOptions, normalize
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from smolvlm_mlx.training.run import Plan, prepare
@@ -39,7 +39,7 @@ def test_gradients_are_pytorchs(tmp_path: Path) -> None:
         [user_message("What is this?", [picture(1)]), {"role": "assistant", "content": "A picture of noise."}],
         [user_message("And this one, please?", [picture(2)]), {"role": "assistant", "content": "More."}],
     ]
-    batch = collate([make_example(processor, messages, split=False) for messages in conversations])
+    batch = collate([make_example(processor, messages, ImageOptions(split=False)) for messages in conversations])
     _, gradients = nn.value_and_grad(model, loss_sum)(model, batch)
     ours = dict(tree_flatten(gradients))
 

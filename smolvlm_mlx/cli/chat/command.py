@@ -42,17 +42,18 @@ def chat(
     from ...generation.image_cache import FeatureCache
     from ...generation.prefix_cache import PrefixCache, Reuse
     from ...generation.sampling import Options
+    from ...inputs.tiles import ImageOptions
     from ...tasks.chat import Chat
     from ...tasks.history import History, cache_folder
 
-    pictures = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
     if web:
         if system or image or resume:
             raise PromptError(
                 "--web takes pictures, instructions and conversations in the page; leave out their options"
             )
+        pictures: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
         loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "revision": revision}
-        serve(model, port=0, no_history=no_history, open_page=True, **pictures, **loading)  # type: ignore[arg-type]
+        serve(model, port=0, no_history=no_history, open_page=True, **pictures, **loading)
         return
     options = Options(max_tokens=max_tokens, temperature=temperature)
     if no_history and resume is not None:
@@ -65,7 +66,7 @@ def chat(
         processor,
         options,
         system=system,
-        picture_options=pictures,
+        image_options=ImageOptions(longest_edge, split, max_tiles),
         reuse=Reuse(FeatureCache(network, None if no_history else cache_folder()), PrefixCache()),
     )
     _talk(conversation, model, history, id, image or [])

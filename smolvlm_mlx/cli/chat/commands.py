@@ -11,7 +11,7 @@ from ...inputs.media import Video, attachments
 from ..history import as_text
 from .completion import split_pictures, split_words
 from .session import Session, describe
-from .settings import PICTURE_OPTIONS, parse, written
+from .settings import IMAGE_OPTIONS, parse, written
 
 HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
@@ -147,15 +147,15 @@ def settings(session: Session, rest: str) -> None:
     name, _, value = rest.partition(" ")
     names = [option.name for option in fields(Options) if option.name != "keep_special"]
     values = {name: getattr(session.chat.options, name) for name in names}
-    values |= {name: session.chat.picture_options.get(name) for name in PICTURE_OPTIONS}
+    values |= {name: getattr(session.chat.image_options, name) for name in IMAGE_OPTIONS}
     if not name:
         session.screen.say("\n".join(f"{name:20} {written(value)}" for name, value in values.items()))
         return
     if name not in values:
         raise GenerationError(f"no setting {shown(name)}; there are {', '.join(values)}")
     parsed = parse(name, value.strip())
-    if name in PICTURE_OPTIONS:
-        session.chat.picture_options = {**session.chat.picture_options, name: parsed}
+    if name in IMAGE_OPTIONS:
+        session.chat.image_options = replace(session.chat.image_options, **{name: parsed})
     else:
         session.chat.options = replace(session.chat.options, **{name: parsed})
     session.screen.say(f"{name} {written(parsed)}")

@@ -1,13 +1,15 @@
 """Settings of a chat as they are typed: how answers are generated and pictures are cut."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 from ...errors import GenerationError, shown
 from ...generation.sampling import Options
+from ...inputs.tiles import ImageOptions
 from .completion import split_words
 
-PICTURE_OPTIONS = ("longest_edge", "split", "max_tiles")
+IMAGE_OPTIONS = tuple(option.name for option in fields(ImageOptions))
 
 
 def parse(name: str, value: str) -> Any:
@@ -20,13 +22,13 @@ def parse(name: str, value: str) -> Any:
         if value not in ("on", "off"):
             raise GenerationError(f"split is on or off, not {shown(value)}")
         return value == "on"
-    whole = name in (*PICTURE_OPTIONS, "max_tokens", "top_k", "seed", "kv_bits")
+    whole = name in (*IMAGE_OPTIONS, "max_tokens", "top_k", "seed", "kv_bits")
     try:
         number = int(value) if whole else float(value)
     except ValueError as error:
         raise GenerationError(f"{name} is a {'whole ' if whole else ''}number, not {shown(value)}") from error
-    if (name in PICTURE_OPTIONS and number < 1) or not math.isfinite(number):
-        raise GenerationError(f"{name} {value} is less than 1")
+    if not math.isfinite(number):
+        raise GenerationError(f"{name} is a number, not {shown(value)}")
     return number
 
 
