@@ -14,6 +14,7 @@ from typing import Any
 from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
 from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
 
@@ -186,7 +187,7 @@ def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> No
         prefix = next(prefix for prefix in HF_PREFIXES if name.startswith(prefix))
         tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = array.astype(DTYPES[dtype])
     entries = [Entry(name, tuple(array.shape), array.dtype) for name, array in tensors.items()]
-    write_safetensors(path, entries, tensors.values(), lambda done, total: None)
+    Work(write_safetensors(path, entries, tensors.values())).finish()
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx import Options, load, stream_generate
+from smolvlm_mlx import Options, load
 from smolvlm_mlx.files import write_file
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Video
 
 import av
@@ -33,8 +33,7 @@ class Narrator:
     """A model that is asked about parts of one video; what it said is kept in a file, and not asked again."""
 
     def __init__(self, model: str, video: Video, notes: Path):
-        self._model, self._processor = load(model)
-        self._reuse = Reuse(FeatureCache(self._model), PrefixCache())
+        self._engine = Engine(*load(model))
         self._video, self._notes = video, notes
         self._about = f"{model} {video.digest}"
         self._said: dict[str, str] = {}
@@ -54,8 +53,7 @@ class Narrator:
             turns[0] = [*seen, *turns[0]]
             messages = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
             options = Options(max_tokens=max_tokens)
-            answer = stream_generate(self._model, self._processor, messages, options, reuse=self._reuse)
-            self._said[key] = "".join(answer).strip()
+            self._said[key] = "".join(TextStream(self._engine.stream(messages, options))).strip()
             write_file(self._notes, json.dumps({"about": self._about, "said": self._said}, indent=1).encode())
         return self._said[key]
 

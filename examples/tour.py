@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from smolvlm_mlx import Options, load
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation.decoding import Row
-from smolvlm_mlx.generation.engine import answer, prefill
-from smolvlm_mlx.generation.stream import Statistics
-from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.generation.prefill import PromptReader, prefill
+from smolvlm_mlx.inputs.messages import user_message
 
 import mlx.core as mx
 from PIL import Image
@@ -25,13 +25,13 @@ def tour(checkpoint: str | Path) -> None:
     show("station", "shape", "made in")
 
     image = Image.radial_gradient("L").convert("RGB").resize((320, 240))
-    show("image", f"{image.width} x {image.height} {image.mode}", "inputs/picture.py")
+    show("image", f"{image.width} x {image.height} {image.mode}", "inputs/image.py")
 
     inputs = processor([user_message("What is this?", [image])])
-    show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/image.py")
+    show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/tiles.py")
     show("input_ids", inputs.input_ids.shape, "inputs/prompt.py, tokenizer.py, processor.py")
     pixel_values = mx.array(inputs.pixel_values)
-    show("pixel_values", pixel_values.shape, "inputs/image.py")
+    show("pixel_values", pixel_values.shape, "inputs/tiles.py")
 
     show("patch_embeddings", model.vision_model.embeddings(pixel_values).shape, "model/vision.py")
     show("image_features", model.vision_model(pixel_values).shape, "model/vision.py")
@@ -40,14 +40,14 @@ def tour(checkpoint: str | Path) -> None:
     show("embeddings", model.merge(mx.array(inputs.input_ids)[None], image_tokens).shape, "model/smolvlm.py")
 
     cache = model.language_model.make_cache(len(inputs.input_ids))
-    logits = prefill(model, inputs.input_ids, image_tokens, cache)
-    show("logits", f"{logits.shape}, last row only", "model/language.py, generation.py")
+    logits = Work(prefill(model, mx.array(inputs.input_ids)[None], image_tokens, cache)).finish()
+    show("logits", f"{logits.shape}, last row only", "model/language.py, generation/prefill.py")
     keys, _ = cache[0].state
     show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/cache.py")
 
-    row = Row(inputs.input_ids.tolist(), Options(), 5)
-    list(answer(model, inputs, row, Statistics()))
-    show("token", row.token_ids, "decoding.py")
+    row = Row(Options(max_tokens=5))
+    list(PromptReader(model).answer(inputs, row))
+    show("token", row.token_ids, "generation/decoding.py")
     show("text", repr(processor.tokenizer.decode(row.token_ids)), "inputs/tokenizer.py")
 
 

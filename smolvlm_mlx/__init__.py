@@ -17,9 +17,9 @@ from .errors import SmolVLMError
 if TYPE_CHECKING:
     from .checkpoint.convert import convert
     from .checkpoint.reader import load
+    from .events import Statistics
     from .generation.engine import generate, stream_generate
     from .generation.sampling import Options
-    from .generation.stream import Statistics
     from .tasks.chat import Chat
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _HOMES = {
     "load": ".checkpoint.reader",
     "convert": ".checkpoint.convert",
     "Options": ".generation.sampling",
-    "Statistics": ".generation.stream",
+    "Statistics": ".events",
     "generate": ".generation.engine",
     "stream_generate": ".generation.engine",
 }

@@ -114,11 +114,11 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def named(file: str | None) -> Iterator[None]:
     """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
     try:
         yield
     except (ImageError, VideoError) as error:
-        if name in ("picture", "video"):
+        if file is None:
             raise
-        raise type(error)(f"{shown_path(name)}: {error}") from error
+        raise type(error)(f"{shown_path(file)}: {error}") from error

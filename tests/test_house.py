@@ -22,7 +22,7 @@ FLOORS = [
     {"bench", "tasks", "training"},
     {"checkpoint", "data", "generation"},
     {"inputs", "model"},
-    {"config", "files"},
+    {"config", "events", "files"},
     {"device", "errors"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from ..checkpoint.presets import random_picture
 from ..errors import BenchError
+from ..events import Statistics
 from ..generation.decoding import Row
-from ..generation.engine import answer
-from ..generation.image_cache import FeatureCache, encode_tiles, tiles_at_once
-from ..generation.prefix_cache import PrefixCache, Reuse
+from ..generation.image_cache import encode_tiles, tiles_at_once
+from ..generation.prefill import PromptReader
 from ..generation.sampling import Options
-from ..generation.stream import Statistics
 from ..inputs.media import Tiled
 from ..inputs.processor import Inputs
 from ..inputs.tiles import ImageSettings, digest_tiles, load_image, make_tiles
@@ -205,13 +204,13 @@ class Run:
         prompt = np.concatenate([*parts, self._ids(QUESTION)])
         firsts, seconds = [], []
         for number in range(self.plan.runs + 1):
-            reuse = Reuse(FeatureCache(self.model), PrefixCache())
+            reader = PromptReader(self.model)
             mx.reset_peak_memory()
             picture = Tiled(picture.tiles, picture.layout)  # which does not know its digests yet
-            first, ids = self._answer(Inputs(prompt, (picture,), self.settings), ANSWER, reuse)
+            first, ids = self._answer(Inputs(prompt, (picture,), self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
-            second, _ = self._answer(Inputs(longer, (picture,), self.settings), 1, reuse)
+            second, _ = self._answer(Inputs(longer, (picture,), self.settings), 1, reader)
             if number:
                 firsts.append(first.first_token_seconds)
                 seconds.append(second.first_token_seconds)
@@ -230,10 +229,10 @@ class Run:
             Phase("second turn", tuple(seconds), new, "tokens", again),
         ]
 
-    def _answer(self, inputs: Inputs, tokens: int, reuse: Reuse | None = None) -> tuple[Statistics, list[int]]:
-        found, row = Statistics(), Row(inputs.input_ids.tolist(), Options(), tokens)
-        deque(answer(self.model, inputs, row, found, reuse=reuse), 0)
-        return found, row.token_ids
+    def _answer(self, inputs: Inputs, tokens: int, reader: PromptReader | None = None) -> tuple[Statistics, list[int]]:
+        row = Row(Options(max_tokens=tokens))
+        deque((reader or PromptReader(self.model)).answer(inputs, row), 0)
+        return row.statistics, row.token_ids
 
     def _ids(self, count: int) -> NDArray[np.int32]:
         """Tokens that are no placeholders."""

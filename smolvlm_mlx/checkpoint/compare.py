@@ -8,7 +8,7 @@ import mlx.core as mx
 from PIL import Image, ImageDraw
 
 from ..errors import CheckpointError
-from ..inputs.prompt import Message, user_message
+from ..inputs.messages import Message, text_message, user_message
 from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
 from .reader import load
@@ -79,7 +79,7 @@ def conversations() -> dict[str, Sequence[Message]]:
 
 
 def _exchange(question: str, images: Sequence[Image.Image], answer: str) -> Sequence[Message]:
-    return [user_message(question, images), {"role": "assistant", "content": answer}]
+    return [user_message(question, images), text_message("assistant", answer)]
 
 
 def _scene() -> Image.Image:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from ..config import ModelConfig
 from ..errors import ConversionError
+from ..events import Reading, Work, at_once
 from ..files import new_folder
 from ..model import SmolVLM
 from .adapters import Fuser, fingerprint
@@ -27,7 +28,6 @@ from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_probl
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import Entry, write_safetensors
 
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
@@ -50,21 +50,19 @@ class Report:
         return 8 * sum(size for _, size in self.parts.values()) / sum(count for count, _ in self.parts.values())
 
 
-def convert(
+def convert_in_steps(
     source: str | Path,
     out: str | Path,
     recipe: Recipe | str = "bf16",
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
-) -> Report:
+) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
         recipe: the name of one of `quantization.RECIPES`, or one of your own.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
-        progress: called with bytes written and bytes in all.
 
     Raises:
         CheckpointError: the source cannot be used.
@@ -86,8 +84,11 @@ def convert(
     if adapter is not None:
         base = fingerprint(dict(checkpoint.read()))
         plan = replace(plan, fuser=Fuser(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
-    _write_folder(plan, out, plan.arrays(), progress or (lambda done, total: None))
+    yield from _write_folder(plan, out, plan.arrays())
     return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
+
+
+convert = at_once(convert_in_steps)
 
 
 def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: Path) -> None:
@@ -98,7 +99,7 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
     """
     plan = _Plan.of(checkpoint, RECIPES["bf16"])
     arrays = (weights[entry.name].astype(entry.dtype) for entry in plan.entries)
-    _write_folder(plan, out, arrays, lambda done, total: None)
+    Work(_write_folder(plan, out, arrays)).finish()
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:
@@ -115,13 +116,13 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     return recipe
 
 
-def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array], progress: Progress) -> None:
+def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
     try:
         with new_folder(out) as partial:
             free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
             if free < needed:
                 raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-            write_safetensors(partial / "model.safetensors", plan.entries, arrays, progress)
+            yield from write_safetensors(partial / "model.safetensors", plan.entries, arrays)
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, reason
+from ..events import Reading
 from ..files import read_json
 
 _BLOCK = 2**20
@@ -122,12 +123,10 @@ class Entry:
         return math.prod(self.shape) * self.dtype.size
 
 
-def write_safetensors(
-    path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array], progress: Callable[[int, int], None]
-) -> None:
+def write_safetensors(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
     """Write `arrays`, which must come in the order and form of `entries`, and sync the file to disk.
 
-    `progress` is called with bytes written and bytes in all.
+    Yields how many bytes are written.
 
     Raises:
         OSError: no space, read-only, ...
@@ -148,6 +147,6 @@ def write_safetensors(
                 array = array.view(mx.uint16)  # NumPy has no bfloat16
             file.write(np.ascontiguousarray(np.asarray(array)).data)
             done += entry.nbytes
-            progress(done, end)
+            yield Reading(done, end, "bytes")
         file.flush()
         os.fsync(file.fileno())

@@ -43,6 +43,7 @@ def caption(
     from ..checkpoint.reader import load
     from ..inputs.tiles import ImageOptions
     from ..tasks.captions import Captioner, find_files
+    from .show import follow
     from .training_report import count_bar
 
     task, files = _task(preset, prompt, schema, max_tokens), find_files(paths)
@@ -52,7 +53,7 @@ def caption(
     captioner = Captioner(network, processor, task, name, image_options)
     try:
         with count_bar("files") as progress:
-            lines = captioner.write(files, out, progress)
+            lines = follow(captioner.write_in_steps(files, out), progress)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on ({out})", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -45,8 +45,9 @@ def evaluate(
     from ..data.rows import read_rows
     from ..generation.sampling import Options
     from ..inputs.tiles import ImageOptions
-    from ..tasks.evaluation import evaluate as run
+    from ..tasks.evaluation import evaluate_in_steps as run
     from . import training_report as report
+    from .show import follow
 
     models = model or [DEFAULT_MODEL]
     if adapter is not None and len(models) > 1:
@@ -60,7 +61,8 @@ def evaluate(
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
         with report.count_bar(name) as progress:
-            results.append(run(name, rows, out / f"{_file_name(name)}.jsonl", progress=progress, **common))
+            steps = run(name, rows, out / f"{_file_name(name)}.jsonl", **common)
+            results.append(follow(steps, progress))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
     else:

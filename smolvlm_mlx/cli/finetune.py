@@ -86,14 +86,16 @@ def finetune(
     A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}.
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    from ..training.run import prepare
+    from ..training.run import prepare_in_steps
     from . import training_report as report
+    from .show import follow
 
     plan = _plan(given, train, preset)
     with report.count_bar("Checking conversations") as progress:
-        run = prepare(
-            model, data, out, plan, validation=validation, part=part, dtype=dtype, revision=revision, progress=progress
+        preparing = prepare_in_steps(
+            model, data, out, plan, validation=validation, part=part, dtype=dtype, revision=revision
         )
+        run = follow(preparing, progress)
     report.print_run(run)
     if not estimate:
         _train(run, resume)

@@ -3,8 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +23,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..generation.image_cache import Progress
     from ..generation.stream import Stream
+    from ..inputs.messages import Message
 
 
 def generate(
@@ -58,7 +56,7 @@ def generate(
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..checkpoint.reader import load
-    from ..generation.engine import stream_generate
+    from ..generation.engine import Engine
     from ..generation.sampling import Options
     from ..inputs.tiles import ImageOptions
 
@@ -80,43 +78,21 @@ def generate(
     network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
     image_options = ImageOptions(longest_edge, split, max_tiles)
-    with _progress() as progress:
-        stream = stream_generate(
-            network, processor, messages, options, image_options=image_options, keep_vision=False, progress=progress
-        )
+    stream = Engine(network, processor).stream(messages, options, image_options=image_options, keep_vision=False)
     _print_answer(stream, loaded - started, as_json)
 
 
 def _messages(
     system: str | None, question: str, images: list[str], videos: list[str], options: dict[str, Any]
-) -> list[Any]:
-    from ..inputs.media import Video, as_part
-    from ..inputs.prompt import user_message
-    from ..inputs.tiles import load_image
+) -> "list[Message]":
+    from ..inputs.media import Video
+    from ..inputs.messages import VideoPart, text_message, user_message
     from ..inputs.video import VideoSampling
 
     VideoSampling().changed(options)  # tells what is wrong with them
-    seen: list[Any] = [load_image(source) for source in images]
-    seen += [{**as_part(Video({"url" if "://" in source else "path": source})), **options} for source in videos]
-    return [*([{"role": "system", "content": system}] if system else []), user_message(question, seen)]
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress | None]":
-    """Shows on a terminal how far the pictures are read, in a line that goes away; with an error, too."""
-
-    def show(done: int, total: int) -> None:
-        shown = f"reading pictures: tile {done + 1} of {total}" if done < total else ""
-        sys.stderr.write(f"\r\x1b[K{shown}")
-        sys.stderr.flush()
-
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    try:
-        yield show if is_terminal else None
-    except BaseException:
-        if is_terminal:
-            show(0, 0)
-        raise
+    given = {name: value for name, value in options.items() if value is not None}
+    seen = [VideoPart(Video({"url" if "://" in source else "path": source}), given) for source in videos]
+    return [*([text_message("system", system)] if system else []), user_message(question, [*images, *seen])]
 
 
 def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
@@ -145,15 +121,35 @@ def _question(prompt: str | None) -> str:
 
 
 def _echo(stream: "Stream", silent: bool) -> list[str]:
-    pieces, on_terminal = [], sys.stdout.isatty()
-    for piece in stream:
-        pieces.append(piece)
-        if not silent:
-            sys.stdout.write(piece.translate(CONTROLS) if on_terminal else piece)
-            sys.stdout.flush()
+    """Write the text as it comes, and before it, on a terminal, how far the question is read; returns its pieces."""
+    from ..events import Reading, Text
+
+    pieces, on_terminal = list[str](), sys.stdout.isatty()
+    shows_reading = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        for event in stream:
+            if isinstance(event, Reading) and shows_reading:
+                _write_status(f"reading: {event.done} of {event.total} {event.what}")
+            if isinstance(event, Text):
+                if shows_reading and not pieces:
+                    _write_status("")
+                pieces.append(event.piece)
+                if not silent:
+                    sys.stdout.write(event.piece.translate(CONTROLS) if on_terminal else event.piece)
+                    sys.stdout.flush()
+    except BaseException:
+        if shows_reading and not pieces:
+            _write_status("")
+        raise
     if not silent:
         print()
     return pieces
+
+
+def _write_status(text: str) -> None:
+    """A line that the next takes the place of."""
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
 
 
 def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import HistoryError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..inputs.messages import Message
     from ..tasks.history import History, Summary
 
 
@@ -61,7 +64,7 @@ def export(
 ) -> None:
     """Write a conversation to a file."""
     from ..files import write_file
-    from ..inputs.media import to_json
+    from ..inputs.messages import to_json
 
     messages = _history().load(_history().find(id))
     whole = json.dumps({"messages": to_json(messages)}, indent=1)
@@ -88,17 +91,15 @@ def delete(
         history.delete(id)
 
 
-def as_text(messages: list[dict[str, Any]]) -> str:
+def as_text(messages: "Sequence[Message]") -> str:
     """A conversation as people read it."""
     return "\n\n".join(_turn(message) for message in messages)
 
 
-def _turn(message: dict[str, Any]) -> str:
-    content: Any = message["content"]
-    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part["text"] if part["type"] == "text" else f"[{part[part['type']].name}]" for part in parts]
-    end = " (interrupted)" if message.get("interrupted") else ""
-    return f"{message['role'].capitalize()}: {' '.join(texts)}{end}"
+def _turn(message: "Message") -> str:
+    parts = [*(f"[{held.name}]" for held in message.media), *([message.text] if message.text else [])]
+    end = " (interrupted)" if message.interrupted else ""
+    return f"{message.role.capitalize()}: {' '.join(parts)}{end}"
 
 
 def _print_list(found: "list[Summary]") -> None:

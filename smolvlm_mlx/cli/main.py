@@ -90,7 +90,7 @@ def convert(
     check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not."""
-    from ..checkpoint.convert import convert as run
+    from ..checkpoint.convert import convert_in_steps as run
     from ..checkpoint.quantization import Recipe
     from ..errors import ConversionError
     from . import show
@@ -103,7 +103,7 @@ def convert(
         raise ConversionError("--quantize-vision needs --bits")
     own = Recipe(bits, group_size or 64, embedding_bits or bits, bits if quantize_vision else None, dtype or "bfloat16")
     with show.progress_bar(f"Converting {source}") as progress:
-        result = run(source, out, recipe or own, adapter=adapter, revision=revision, progress=progress)
+        result = show.follow(run(source, out, recipe or own, adapter=adapter, revision=revision), progress)
     show.print_conversion(result)
     if check:
         show.print_agreement(source, out, revision)

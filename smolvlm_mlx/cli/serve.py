@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
+CONVERSATIONS = 16  # whose keys and values are kept
 GRACE_SECONDS = 8  # for answers under way, after SIGTERM
 
 
@@ -42,27 +43,25 @@ def serve(
     revision: Revision = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
-    from ..generation.image_cache import FeatureCache
-    from ..generation.prefix_cache import PrefixCache, Reuse
-    from ..generation.scheduler import Engine, Loaded
+    from ..generation.engine import Engine
+    from ..generation.scheduler import Scheduler
     from ..inputs.tiles import ImageOptions
     from ..server.app import Service, make_app, no_files
     from ..tasks.history import History, cache_folder
 
-    def load_all() -> Loaded:
+    def load_all() -> Engine:
         from ..checkpoint.reader import load
 
-        network, processor = load(model, dtype, revision, adapter=adapter)
-        features = FeatureCache(network, None if no_history else cache_folder())
-        return network, processor, Reuse(features, PrefixCache(entries=16))
+        loaded = load(model, dtype, revision, adapter=adapter)
+        return Engine(*loaded, cache_folder=None if no_history else cache_folder(), conversations=CONVERSATIONS)
 
     listener = _listen(host, port)
     port = listener.getsockname()[1]
-    engine = Engine(load_all)
-    _, processor = engine.start()
+    scheduler = Scheduler(load_all)
+    processor = scheduler.start().processor
     history = None if no_history else History()
     image_options = ImageOptions(longest_edge, split, max_tiles)
-    service = Service(engine, processor, model, history, image_options, no_files(allow_urls))
+    service = Service(scheduler, processor, model, history, image_options, no_files(allow_urls))
     secret = None if no_token else token or _new_token()
     names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] + (allow_host or [])
     page = f"http://127.0.0.1:{port}/" + (f"#token={secret}" if secret else "")

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,9 @@ from ..checkpoint.compare import compare
 from ..checkpoint.convert import PARTS, Report
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, open_checkpoint
+from ..events import Reading, Result, Work
+from ..inputs.messages import user_message
 from ..inputs.processor import Processor
-from ..inputs.prompt import user_message
 from ..inputs.tiles import ImageOptions, load_image
 from ..model import SmolVLM
 
@@ -41,6 +42,14 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(TextColumn(title, markup=False), *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def follow(steps: Generator[Reading, None, Result], progress: Callable[[int, int], None]) -> Result:
+    """Do the work, and show how far it is; returns its result."""
+    work = Work(steps)
+    for reading in work:
+        progress(reading.done, reading.total)
+    return work.result
 
 
 def print_conversion(report: Report) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, ImageError, PromptError
-from ..inputs.prompt import Message
+from ..inputs.messages import RawMessage
 from ..inputs.tiles import ImageOptions
 from .rows import Row
 
@@ -24,14 +24,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Sample:
     """A conversation without its last answer; `answers` are those that are right, `choices` what there was to choose."""
 
-    messages: list[Message]
+    messages: list[RawMessage]
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     image_options: ImageOptions = field(default_factory=ImageOptions)
     category: str = ""
 
     @property
-    def whole(self) -> list[Message]:
+    def whole(self) -> list[RawMessage]:
         """The conversation with its answer, to learn."""
         return [*self.messages, {"role": "assistant", "content": self.answers[0]}]
 
@@ -86,8 +86,8 @@ def _placed(part: Any, folder: Path) -> Any:
     return {**part, "path": str(folder / path)} if isinstance(path, str) else part
 
 
-def _from_messages(raw: Mapping[str, Any], images: list[Any], folder: Path) -> tuple[list[Message], tuple[str, ...]]:
-    messages: list[Message] = []
+def _from_messages(raw: Mapping[str, Any], images: list[Any], folder: Path) -> tuple[list[RawMessage], tuple[str, ...]]:
+    messages: list[RawMessage] = []
     waiting = iter(images)
     if not isinstance(raw["messages"], Sequence) or not all(isinstance(m, Mapping) for m in raw["messages"]):
         raise PromptError("messages is no list of objects")
@@ -118,8 +118,8 @@ def _text_of(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in content)
 
 
-def _from_turns(turns: Any, images: list[Any]) -> tuple[list[Message], tuple[str, ...]]:
-    messages: list[Message] = []
+def _from_turns(turns: Any, images: list[Any]) -> tuple[list[RawMessage], tuple[str, ...]]:
+    messages: list[RawMessage] = []
     if not isinstance(turns, Sequence):
         raise DataError("texts is no list")
     for number, turn in enumerate(turns):
@@ -131,7 +131,7 @@ def _from_turns(turns: Any, images: list[Any]) -> tuple[list[Message], tuple[str
     return messages[:-1], (str(messages[-1]["content"]),)
 
 
-def _from_question(raw: Mapping[str, Any], images: list[Any]) -> tuple[list[Message], tuple[str, ...]]:
+def _from_question(raw: Mapping[str, Any], images: list[Any]) -> tuple[list[RawMessage], tuple[str, ...]]:
     text = str(raw["question"])
     if choices := _choices(raw):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]

@@ -3,15 +3,19 @@
 Every row has its own options, and what they say is done here. Knows nothing of pictures, threads or conversations.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import GenerationError
+from ..events import Statistics
 from ..inputs.tokenizer import Tokenizer
 from ..model import BatchKVCache, SmolVLM
-from .sampling import NOT_FINITE, AnswerText, LogitsProcessor, Options, Sampler, make_penalties, make_sampler
+from .detokenizer import StreamingDetokenizer
+from .prefix_cache import Key
+from .sampling import NOT_FINITE, LogitsProcessor, Options, Sampler, make_penalties, make_sampler
 
 
 class Row:
@@ -19,30 +23,42 @@ class Row:
 
     Attributes:
         token_ids: chosen so far, end tokens included.
+        statistics: what it took so far.
         error: what ended it, if its logits are not finite.
+        keys: of its prompt, see `prefix_cache`.
 
     Args:
-        room: most tokens.
-        tokenizer: without one there is no text, and no end before that of the room.
+        tokenizer: without one there is no text, and no end before that of `max_new_tokens`.
         constraint: is given the prompt's last token and those of the answer.
     """
 
     def __init__(
         self,
-        prompt: list[int],
         options: Options,
-        room: int,
         tokenizer: Tokenizer | None = None,
         constraint: LogitsProcessor | None = None,
+        statistics: Statistics | None = None,
     ):
-        self.options, self.room, self.token_ids = options, room, list[int]()
+        self.options, self.token_ids, self.statistics = options, list[int](), statistics or Statistics()
         self.error: GenerationError | None = None
-        self._text = None if tokenizer is None else AnswerText(tokenizer, options)
+        self.prompt, self.keys = list[int](), list[Key]()
+        self.max_new_tokens = options.max_tokens
+        self._text = None
+        if tokenizer is not None:
+            self._text = StreamingDetokenizer(tokenizer, options.stop, options.skip_special_tokens)
         self._sampler, self._processors = make_sampler(options), make_penalties(options)
         if constraint is not None:  # it is for what comes after the prompt's last token
-            self._processors.append(lambda tokens, logits: constraint(tokens[len(prompt) - 1 :], logits))
+            self._processors.append(lambda tokens, logits: constraint(tokens[len(self.prompt) - 1 :], logits))
         self.is_constrained = constraint is not None
+
+    def begin(self, prompt: list[int], max_new_tokens: int) -> None:
+        """Its prompt is known, and how many tokens there is room for."""
+        self.prompt, self.max_new_tokens = prompt, min(self.options.max_tokens, max_new_tokens)
         self._history = mx.array(prompt if self._processors else [], mx.int32)
+
+    def start(self) -> None:
+        """Its prompt is read, and its tokens come from now on."""
+        self._started = time.perf_counter()
 
     @property
     def ended(self) -> bool:
@@ -51,8 +67,8 @@ class Row:
 
     @property
     def over(self) -> bool:
-        """Whether no more comes: at its end, at the end of its room, or after an error."""
-        return self.ended or len(self.token_ids) >= self.room or self.error is not None
+        """Whether no more comes: at its end, after as many tokens as it may have, or after an error."""
+        return self.ended or len(self.token_ids) >= self.max_new_tokens or self.error is not None
 
     @property
     def sampler(self) -> Sampler | None:
@@ -77,10 +93,15 @@ class Row:
             )
             return ""
         self.token_ids.append(token)
-        if self._text is None:
-            return ""
-        piece = self._text.push(token)
-        return piece + self._text.flush() if self.over and not self.ended else piece
+        piece = ""
+        if self._text is not None:
+            piece = self._text.add_token(token)
+            piece += self._text.finalize() if self.over and not self.ended else ""
+        found = self.statistics
+        found.generated_tokens, found.decode_seconds = len(self.token_ids), time.perf_counter() - self._started
+        if self.over:
+            found.finish_reason = "stop" if self.ended else "length"
+        return piece
 
 
 class Decoder:
@@ -103,6 +124,8 @@ class Decoder:
             logits: after their prompts, (B, V).
         """
         self._go_on()
+        for row in rows:
+            row.start()
         tokens = _choose(rows, logits)
         if self._rows:
             cache = [BatchKVCache(pair) for pair in zip(self._cache, cache, strict=True)]
@@ -116,7 +139,7 @@ class Decoder:
             self._keep(alive)
         self._go_on()
         tokens, following = self._tokens, None
-        if any(not row.over and len(row.token_ids) + 1 < row.room for row in self._rows):
+        if any(not row.over and len(row.token_ids) + 1 < row.max_new_tokens for row in self._rows):
             read_first = any(row.is_constrained or not row.token_ids for row in self._rows)
             following = None if read_first else self._next()
         ids: Any = tokens.tolist()

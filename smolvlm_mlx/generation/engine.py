@@ -1,192 +1,198 @@
-"""Messages -> a stream of text: preprocess, encode pictures, prefill, then token by token.
+"""A model with its processor, and what its answers leave for the next ones: messages -> events, or text.
 
-Knows nothing of terminals, servers or conversations that go on (`chat`).
+Knows nothing of terminals, servers or conversations that go on (`tasks.chat`).
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
-from .. import device
-from ..errors import ContextFullError, GenerationError
+from ..errors import GenerationError
+from ..events import Event, Reading, Statistics, Work
+from ..inputs.messages import Message, RawMessage, user_message
 from ..inputs.processor import Inputs, Processor
-from ..inputs.prompt import Message, user_message
 from ..inputs.tiles import ImageOptions
-from ..model import QuantizedKVCache, SmolVLM
+from ..model import SmolVLM
 from .decoding import Decoder, Row
-from .image_cache import FeatureCache, FrameEncoder, Progress, image_tokens_after
-from .prefix_cache import PrefixCache, Reuse, keys_of
+from .image_cache import ImageCache, encode_tiles, tiles_at_once
+from .prefill import PromptReader, make_cache, prefill
+from .prefix_cache import PrefixCache
 from .sampling import Options
-from .stream import Statistics, Stream, Work
+from .stream import Stream, TextStream
 
-# Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
-# writes out in full, and half of which a causal mask throws away.
-PREFILL_CHUNK = {"metal": 2048, "cuda": 2048, "cpu": 256}
+if TYPE_CHECKING:
+    from .structured import Grammars
+
+Schema = Mapping[str, Any]  # a JSON schema of an answer; {} is any object
+
+
+class Engine:
+    """Answers messages with one model, one after another (`stream`), or prompts of one length together (`batch`).
+
+    Args:
+        cache_folder: image tokens are kept there too, for other processes and later days.
+        conversations: how many are remembered, so that each may go on where it was.
+        image_cache_bytes: most memory for image tokens.
+    """
+
+    def __init__(
+        self,
+        model: SmolVLM,
+        processor: Processor,
+        *,
+        cache_folder: Path | None = None,
+        conversations: int = 1,
+        image_cache_bytes: int = 2**28,
+    ):
+        self.model, self.processor = model, processor
+        image_cache = ImageCache(model, cache_folder, image_cache_bytes)
+        self.prompts = PromptReader(model, image_cache, PrefixCache(conversations))
+        self._grammars: Grammars | None = None
+
+    def stream(
+        self,
+        messages: Sequence[Message | RawMessage] | str | Inputs,
+        options: Options | None = None,
+        *,
+        images: Sequence[Any] = (),
+        image_options: ImageOptions | None = None,
+        schema: Schema | None = None,
+        reserve_tokens: int = 1,
+        keep_vision: bool = True,
+    ) -> Stream:
+        """Answer a conversation, event by event: `Reading`, a `Text` for each token, `End`.
+
+        Args:
+            messages: a conversation (see `inputs.messages`), or one user's text, or what the processor made of it.
+            images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
+            image_options: how pictures are cut, where it is not as the checkpoint says.
+            schema: the answer is JSON that fits it.
+            reserve_tokens: that there must be room for after the prompt.
+            keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
+
+        Raises:
+            SmolVLMError: input or options cannot be used. At once, but for frames of a video after the first; GenerationError on
+                bad logits, in the iteration.
+        """
+        if isinstance(messages, str):
+            messages = [user_message(messages, images)]
+        elif images:
+            raise GenerationError("images go with one text; in a conversation they are parts of its messages")
+        row = self.row(options or Options(), schema)
+        return Stream(self._events(messages, row, image_options, reserve_tokens, keep_vision), row)
+
+    def _events(
+        self,
+        messages: Sequence[Message | RawMessage] | Inputs,
+        row: Row,
+        image_options: ImageOptions | None,
+        reserve_tokens: int,
+        keep_vision: bool,
+    ) -> Generator[Event]:
+        inputs = messages
+        if not isinstance(inputs, Inputs):
+            inputs = yield from self._prepare(inputs, image_options, row.statistics)
+        yield from self.prompts.answer(inputs, row, reserve_tokens, keep_vision)
+
+    def _prepare(
+        self, messages: Sequence[Message | RawMessage], image_options: ImageOptions | None, statistics: Statistics
+    ) -> Generator[Reading, None, Inputs]:
+        """Make inputs; a video's frames are encoded while the next are decoded."""
+        started, settings = time.perf_counter(), self.processor.settings
+        preparing = Work(self.processor.prepare(messages, image_options))
+        waiting, encoded = [], 0
+        for frame, total in preparing:
+            waiting.append(frame.tiles)
+            if len(waiting) == tiles_at_once(self.model):  # what does not fill a chunk is left
+                yield Reading(encoded, total, "frames")
+                before, encoded = time.perf_counter(), encoded + len(waiting)
+                encode_tiles(self.model, np.concatenate(waiting), settings, self.prompts.image_cache)
+                waiting.clear()
+                statistics.vision_seconds += time.perf_counter() - before
+        statistics.preprocess_seconds = time.perf_counter() - started - statistics.vision_seconds
+        return preparing.result
+
+    def batch(
+        self, batch: Sequence[Inputs], options: Options | None = None, *, schema: Schema | None = None
+    ) -> list[tuple[str, bool]]:
+        """The answer to each of several prompts, and whether it came to its end by itself.
+
+        For many pictures with one question, whose prompts have one length T and differ in their tiles only. The same model calls
+        as in `stream`, without padding or masks: an answer is the same as alone.
+
+        Raises:
+            GenerationError: prompts of several lengths or longer than the context, or logits that are not finite.
+        """
+        context, lengths = (
+            self.model.config.text_config.max_position_embeddings,
+            {len(each.input_ids) for each in batch},
+        )
+        if len(lengths) != 1 or max(lengths) >= context:
+            raise GenerationError(f"prompts of {sorted(lengths)} tokens; a batch has one length, below {context}")
+        rows = [self.row(options or Options(), schema) for _ in batch]
+        for row, inputs in zip(rows, batch, strict=True):
+            row.begin(inputs.input_ids.tolist(), context - max(lengths))
+        cache = make_cache(self.model, max(lengths) + rows[0].max_new_tokens, rows[0].options.kv_bits)
+        decoder, texts = Decoder(self.model), dict.fromkeys(rows, "")
+        decoder.add(rows, cache, self._prefill(batch, cache))
+        while not all(row.over for row in rows):
+            for row, piece in decoder.step():
+                if row.error is not None:
+                    raise row.error
+                texts[row] += piece
+        return [(texts[row], row.ended) for row in rows]
+
+    def _prefill(self, batch: Sequence[Inputs], cache: list[Any]) -> mx.array:
+        """Fill the cache; logits (B, V) after the last tokens."""
+        ids, tiles = np.stack([inputs.input_ids for inputs in batch]), [inputs.tiles for inputs in batch]
+        digests = [digest for inputs in batch for digest in inputs.tile_digests]
+        image_tokens = encode_tiles(self.model, np.concatenate(tiles), batch[0].settings, digests=digests)
+        return Work(prefill(self.model, mx.array(ids), image_tokens, cache)).finish()
+
+    def row(self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None) -> Row:
+        """An answer that has not begun.
+
+        Raises:
+            GenerationError: the schema cannot be used.
+        """
+        constraint = None
+        if schema is not None:
+            from .structured import Grammars  # which few answers need
+
+            if self._grammars is None:
+                self._grammars = Grammars(self.processor.tokenizer, self.model.config.text_config.vocab_size)
+            constraint = self._grammars.json(schema)
+        return Row(options, self.processor.tokenizer, constraint, statistics)
 
 
 def stream_generate(
     model: SmolVLM,
     processor: Processor,
-    messages: Sequence[Message] | str | Inputs,
+    messages: Sequence[Message | RawMessage] | str | Inputs,
     options: Options | None = None,
     *,
     images: Sequence[Any] = (),
     image_options: ImageOptions | None = None,
-    least_room: int = 1,
     keep_vision: bool = True,
-    reuse: Reuse | None = None,
-    progress: Progress | None = None,
-) -> Stream:
-    """Answer a conversation piece by piece.
-
-    Args:
-        messages: a conversation (see `inputs.prompt`), or one user's text, or what `processor(messages, ...)` made of it.
-        images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
-        image_options: how pictures are cut, where it is not as the checkpoint says.
-        least_room: tokens that there must be room for after the prompt.
-        keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
-        reuse: skip what was computed for earlier answers of this model, and leave what this one computes.
-        progress: called with tiles encoded and tiles to encode, before the first piece.
-
-    Raises:
-        SmolVLMError: at once if input or options cannot be used, before any work on the model but on the frames of a video,
-            which are encoded while the next are decoded; GenerationError on bad logits, in the iteration.
-    """
-    options, reuse = options or Options(), reuse or Reuse(FeatureCache(model), PrefixCache())
-    if isinstance(messages, str):
-        messages = [user_message(messages, images)]
-    elif images:
-        raise GenerationError("images go with one text; in a conversation they are parts of its messages")
-    started, encoder = time.perf_counter(), FrameEncoder(reuse.features, processor.settings, progress)
-    inputs = messages
-    if not isinstance(inputs, Inputs):
-        inputs = processor(inputs, image_options, on_frame=encoder)
-    seconds = time.perf_counter() - started
-    room = min(options.max_tokens, room_after(model, inputs, least_room))
-
-    def pieces(work: Work) -> Generator[str]:
-        statistics, row = work.statistics, Row(inputs.input_ids.tolist(), options, room, processor.tokenizer)
-        statistics.preprocess_seconds, statistics.vision_seconds = seconds - encoder.seconds, encoder.seconds
-        statistics.image_tokens, work.token_ids = len(inputs.tiles) * processor.tokens_per_tile, row.token_ids
-
-        def advanced(done: int, total: int) -> None:
-            work.go_on()
-            if progress is not None:
-                progress(done, total)
-
-        return _spoken(answer(model, inputs, row, statistics, keep_vision, reuse, advanced, work.go_on))
-
-    return Stream(pieces)
+) -> TextStream:
+    """Answer a conversation piece by piece; arguments and errors are those of `Engine.stream`."""
+    engine = Engine(model, processor)
+    stream = engine.stream(messages, options, images=images, image_options=image_options, keep_vision=keep_vision)
+    return TextStream(stream)
 
 
 def generate(
     model: SmolVLM,
     processor: Processor,
-    messages: Sequence[Message] | str | Inputs,
+    messages: Sequence[Message | RawMessage] | str | Inputs,
     options: Options | None = None,
     *,
     images: Sequence[Any] = (),
+    image_options: ImageOptions | None = None,
 ) -> str:
     """The whole answer of `stream_generate`."""
-    return "".join(stream_generate(model, processor, messages, options, images=images))
-
-
-def room_after(model: SmolVLM, inputs: Inputs, least: int = 1) -> int:
-    """Tokens that the model's context has room for after a prompt.
-
-    Raises:
-        ContextFullError: fewer than `least`.
-    """
-    context, count = model.config.text_config.max_position_embeddings, len(inputs.input_ids)
-    if count + least > context:
-        raise ContextFullError(
-            f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room for an answer in the model's "
-            f"context of {context}; shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split)"
-        )
-    return context - count
-
-
-def answer(
-    model: SmolVLM,
-    inputs: Inputs,
-    row: Row,
-    statistics: Statistics,
-    keep_vision: bool = True,
-    reuse: Reuse | None = None,
-    progress: Progress | None = None,
-    between: Callable[[], None] = lambda: None,
-) -> Generator[str]:
-    """The tokens of an answer into its row, and a piece of text for each, which may be empty.
-
-    Times and counts go to `statistics`. `between` is called in the prefill, and when a token was chosen.
-    """
-    started, reuse, ids = time.perf_counter(), reuse or Reuse(FeatureCache(model), PrefixCache()), row.token_ids
-    keys, kv_bits = keys_of(inputs, model.config.image_token_id, model.config.tokens_per_tile), row.options.kv_bits
-    statistics.tiles, statistics.prompt_tokens = len(inputs.tiles), len(keys)
-    mx.reset_peak_memory()
-    cache, count = reuse.prefixes.take(keys, kv_bits)
-    cache = cache or make_cache(model, len(keys) + row.room, kv_bits)
-    statistics.reused_tokens = count
-    try:
-        image_tokens = image_tokens_after(model, inputs, count, reuse.features, progress)
-        if not keep_vision:
-            model.release_vision()
-        encoded = time.perf_counter()
-        statistics.vision_seconds += encoded - started
-        logits = prefill(model, inputs.input_ids[count:], image_tokens, cache, between)
-        mx.eval(logits)
-        prefilled = time.perf_counter()
-        statistics.prefill_seconds = prefilled - encoded
-        decoder = Decoder(model)
-        decoder.add([row], cache, logits)
-        while not row.over:
-            ((_, piece),) = decoder.step()
-            if row.error is not None:
-                raise row.error
-            statistics.generated_tokens = len(ids)
-            statistics.decode_seconds = time.perf_counter() - prefilled
-            between()
-            yield piece
-        statistics.finish_reason = "stop" if row.ended else "length"
-    finally:
-        if row.error is None:  # what gave such logits may be in the cache
-            reuse.prefixes.give([*keys, *ids], cache, kv_bits)
-        statistics.peak_memory = mx.get_peak_memory()
-
-
-def _spoken(pieces: Generator[str]) -> Generator[str]:
-    with closing(pieces):
-        for piece in pieces:
-            if piece:
-                yield piece
-
-
-def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None) -> list[Any]:
-    """A KV cache a layer, with room for `capacity` tokens."""
-    cache = model.language_model.make_cache(capacity)
-    if kv_bits is None:
-        return cache
-    return [QuantizedKVCache(kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
-
-
-def prefill(
-    model: SmolVLM,
-    input_ids: NDArray[np.int32],
-    image_tokens: mx.array | None,
-    cache: list[Any],
-    between: Callable[[], None] = lambda: None,
-) -> mx.array:
-    """Fill the cache with a prompt (T,); logits (1, V) of its last token. `between` is called after each chunk."""
-    embeddings = model.merge(mx.array(input_ids)[None], image_tokens)  # (1, T, Dt)
-    chunk = PREFILL_CHUNK[device.name()]
-    for start in range(0, embeddings.shape[1], chunk):
-        rows = embeddings[:, start : start + chunk]
-        hidden = model.language_model.hidden_states(None, cache, rows)
-        mx.eval(hidden, [layer.state for layer in cache])
-        between()
-    return model.language_model.logits(hidden[:, -1])
+    return "".join(stream_generate(model, processor, messages, options, images=images, image_options=image_options))

@@ -1,4 +1,4 @@
-"""Tiles -> image tokens, chunk by chunk, each distinct tile once, and, with a `FeatureCache`, once for all questions.
+"""Tiles -> image tokens, chunk by chunk, each distinct tile once, and, with an `ImageCache`, once for all questions.
 
 A tile's row and column enter the model only as prompt text, so equal tiles have equal image tokens, and skipping repeats
 (blank margins, slides, still frames, the pictures of earlier turns) is exact.
@@ -7,7 +7,7 @@ A tile's row and column enter the model only as prompt text, so equal tiles have
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from hashlib import blake2b
@@ -18,17 +18,15 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .. import device
-from ..inputs.media import Tiled
-from ..inputs.processor import Inputs
+from ..events import Reading, at_once
 from ..inputs.tiles import ImageSettings, Pixels, digest_tiles, normalize
 from ..model import SmolVLM
 
 # Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.
 CHUNK = {"metal": 8192, "cuda": 8192, "cpu": 1024}
-Progress = Callable[[int, int], None]  # tiles that are encoded, and tiles in all
 
 
-class FeatureCache:
+class ImageCache:
     """Image tokens (S, Dt) of one model's tiles, by the tiles' digests; those not used for longest are forgotten first.
 
     Args:
@@ -156,85 +154,51 @@ class _File:
             self._works = False
 
 
-class FrameEncoder:
-    """Encodes the frames of a video into a cache while the next are decoded: a processor's `on_frame`.
-
-    Attributes:
-        seconds: that it took.
-    """
-
-    def __init__(self, features: FeatureCache, settings: ImageSettings, progress: Progress | None = None):
-        self._features, self._settings, self._progress = features, settings, progress
-        self._waiting: list[Pixels] = []
-        self._encoded = 0
-        self.seconds = 0.0
-
-    def __call__(self, frame: Tiled, count: int) -> None:
-        """The next of a video's `count` frames; what does not fill a chunk is left."""
-        self._waiting.append(frame.tiles)
-        if len(self._waiting) < tiles_at_once(self._features.model):
-            return
-        started = time.perf_counter()
-        if self._progress is not None:
-            self._progress(self._encoded, count)
-        encode_tiles(self._features.model, np.concatenate(self._waiting), self._settings, self._features)
-        self._encoded += len(self._waiting)
-        self._waiting.clear()
-        self.seconds += time.perf_counter() - started
-
-
 def tiles_at_once(model: SmolVLM) -> int:
     """How many tiles are encoded at once on this backend."""
     return max(1, CHUNK[device.name()] // model.config.vision_config.patches_per_side**2)
 
 
-def encode_tiles(
+def encode_in_steps(
     model: SmolVLM,
     tiles: Pixels,
     settings: ImageSettings,
-    features: FeatureCache | None = None,
-    progress: Progress | None = None,
+    cache: ImageCache | None = None,
     digests: Sequence[bytes] | None = None,
-) -> mx.array | None:
+) -> Generator[Reading, None, mx.array | None]:
     """Tiles (N, H, W, 3) uint8 -> image_tokens (N, S, Dt), evaluated; None for no tiles.
 
-    Memory is bounded by one chunk's activations, whatever N is. `progress` is called before each chunk and at the end;
-    `digests` are those of the tiles, where they are known.
+    Memory is bounded by one chunk's activations, whatever N is.
+
+    Args:
+        digests: of the tiles, where they are known.
     """
     if not len(tiles):
         return None
     digests = digest_tiles(tiles) if digests is None else digests
     place = {digest: number for number, digest in reversed(list(enumerate(digests)))}  # of its first tile
-    known = {} if features is None else features.get(place, settings)
+    known = {} if cache is None else cache.get(place, settings)
     unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]
     chunk = tiles_at_once(model)
     for start in range(0, len(unknown), chunk):
-        if progress is not None:
-            progress(start, len(unknown))
+        yield Reading(start, len(unknown), "tiles")
         part = unknown[start : start + chunk]
-        pixel_values = mx.array(normalize(tiles[[place[digest] for digest in part]], settings))
-        tokens = model.encode_images(pixel_values)
-        # Copies, which do not hold the whole chunk; and evaluated, or only this thread could use what is kept.
-        encoded = {digest: mx.take(tokens, mx.array(row), axis=0) for row, digest in enumerate(part)}
-        mx.eval(list(encoded.values()))
-        if features is not None:
-            features.put(encoded, settings)
+        encoded = _encode(model, tiles[[place[digest] for digest in part]], settings, part)
+        if cache is not None:
+            cache.put(encoded, settings)
         known.update(encoded)
-    if progress is not None:
-        progress(len(unknown), len(unknown))
+    yield Reading(len(unknown), len(unknown), "tiles")
     image_tokens = mx.stack([known[digest] for digest in digests])
     mx.eval(image_tokens)
     return image_tokens
 
 
-def image_tokens_after(
-    model: SmolVLM, inputs: Inputs, count: int, features: FeatureCache, progress: Progress | None
-) -> mx.array | None:
-    """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
-    rows = int((inputs.input_ids[:count] == model.config.image_token_id).sum())
-    tile, rows = divmod(rows, model.config.tokens_per_tile)
-    digests = inputs.tile_digests[tile:]
-    if not digests:
-        return None
-    image_tokens = encode_tiles(model, inputs.tiles[tile:], inputs.settings, features, progress, digests)
-    return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
+encode_tiles = at_once(encode_in_steps)
+
+
+def _encode(model: SmolVLM, tiles: Pixels, settings: ImageSettings, digests: Sequence[bytes]) -> dict[bytes, mx.array]:
+    tokens = model.encode_images(mx.array(normalize(tiles, settings)))
+    # Copies, which do not hold the whole chunk; and evaluated, or only this thread could use what is kept.
+    encoded = {digest: mx.take(tokens, mx.array(row), axis=0) for row, digest in enumerate(digests)}
+    mx.eval(list(encoded.values()))
+    return encoded

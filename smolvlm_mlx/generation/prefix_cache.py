@@ -12,12 +12,11 @@ from typing import Any
 import mlx.core as mx
 
 from ..inputs.processor import Inputs
-from .image_cache import FeatureCache
 
 Key = int | bytes
 
 
-def keys_of(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
+def prefix_keys(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
     """One key for each of `inputs.input_ids`."""
     keys: list[Key] = inputs.input_ids.tolist()
     rows = [row for row, token in enumerate(keys) if token == image_token_id]
@@ -46,7 +45,7 @@ class _Entry:
 class PrefixCache:
     """The KV caches of the last prompts and their answers: at most `entries`, and beyond the last one `most_bytes`.
 
-    What is taken out is the taker's, to be given back with what it then holds.
+    What is popped is the caller's, to be put back with what it then holds.
     """
 
     def __init__(self, entries: int = 1, most_bytes: int = 2**31):
@@ -54,12 +53,12 @@ class PrefixCache:
         self._entries: list[_Entry] = []  # the last given is last
         self._lock = threading.Lock()
 
-    def take(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[Any] | None, int]:
+    def pop(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[Any] | None, int]:
         """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
         with self._lock:
-            return self._take(keys, kv_bits)
+            return self._pop(keys, kv_bits)
 
-    def _take(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[Any] | None, int]:
+    def _pop(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[Any] | None, int]:
         found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
         count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
         if entry is None or count == 0:
@@ -73,7 +72,7 @@ class PrefixCache:
             layer.trim(layer.offset - count)
         return layers, count
 
-    def give(self, keys: Sequence[Key], layers: list[Any], kv_bits: int | None = None) -> None:
+    def put(self, keys: Sequence[Key], layers: list[Any], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
 
         What an interrupt left uncomputed is computed now: another thread, which may be the next to use it, could not.
@@ -90,11 +89,3 @@ class PrefixCache:
             len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
         ):
             del self._entries[0]
-
-
-@dataclass
-class Reuse:
-    """What one model's answers leave for the next: image tokens of tiles, and KV caches of prompts."""
-
-    features: FeatureCache
-    prefixes: PrefixCache

@@ -1,6 +1,6 @@
-"""How the next token is chosen, and when the text is at its end."""
+"""How the next token is chosen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random, SystemRandom
@@ -9,7 +9,6 @@ from typing import Literal
 import mlx.core as mx
 
 from ..errors import GenerationError
-from ..inputs.tokenizer import TextStream, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
     kv_bits: Literal[4, 8] | None = None  # quantize keys and values: a longer context in the same memory
-    keep_special: bool = False  # leave added tokens in the text, as document checkpoints need
+    skip_special_tokens: bool = True  # off, added tokens stay in the text, as document checkpoints need
 
     def __post_init__(self) -> None:
         checks = {
@@ -95,57 +94,3 @@ def _sampler(temperature: float, top_p: float, min_p: float, top_k: int, seeds: 
         return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
 
     return sampler
-
-
-class StopStrings:
-    """Holds text back while it could still become a stop string; what comes after one is dropped."""
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops, self._held, self.found = tuple(stops), "", False
-
-    def push(self, text: str) -> str:
-        """The part of the text so far that is certainly part of the answer."""
-        self._held += text
-        hit, held = self._hit(), self._held
-        # A stop string may have begun before the hit, and wait for its end.
-        starts = (at for stop in self._stops for at in range(max(len(held) - len(stop) + 1, 0), len(held)))
-        unfinished = min((at for at in starts if any(stop.startswith(held[at:]) for stop in self._stops)), default=hit)
-        self.found = self.found or (hit < len(held) and hit <= unfinished)
-        ready = held[: min(hit, unfinished)]
-        self._held = "" if self.found else held[len(ready) :]
-        return ready
-
-    def flush(self) -> str:
-        """What was held back, when no more text comes."""
-        hit, held, self._held = self._hit(), self._held, ""
-        self.found = self.found or hit < len(held)
-        return held[:hit]
-
-    def _hit(self) -> int:
-        if self.found:
-            return 0
-        return min((at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held))
-
-
-class AnswerText:
-    """Tokens, one by one -> the text of an answer, up to its end."""
-
-    def __init__(self, tokenizer: Tokenizer, options: Options):
-        self._text, self._stop = TextStream(tokenizer, options.keep_special), StopStrings(options.stop)
-        self._end_ids = tokenizer.end_ids
-        self.ended = False  # by an end token or a stop string
-
-    def push(self, token: int) -> str:
-        """What this token makes certain."""
-        if token in self._end_ids:
-            self.ended = True
-            return self.flush()
-        piece = self._stop.push(self._text.push(token))
-        self.ended = self._stop.found
-        return piece
-
-    def flush(self) -> str:
-        """What was held back, when no more tokens come."""
-        rest = self._stop.push(self._text.flush()) + self._stop.flush()
-        self.ended = self.ended or self._stop.found
-        return rest

@@ -4,24 +4,17 @@ Knows nothing of HTTP.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import GenerationError, SmolVLMError
-from ..inputs.processor import Inputs, Processor
-from ..model import SmolVLM
+from ..events import End, Event, Statistics, Text, Work
+from ..inputs.processor import Inputs
 from .decoding import Decoder, Row
-from .engine import prefill, room_after
-from .image_cache import image_tokens_after
-from .prefix_cache import Key, Reuse, keys_of
-from .sampling import LogitsProcessor, Options
-from .stream import Statistics
-from .structured import Grammars
+from .engine import Engine, Schema
+from .sampling import Options
 
-Loaded = tuple[SmolVLM, Processor, Reuse]
 FAILED = "the engine has failed; start the server again"
 
 
@@ -29,39 +22,35 @@ class BusyError(GenerationError):
     """As many answers are waiting as may; try again later."""
 
 
-class _Cancelled(Exception):  # noqa: N818  # not an error: nobody waits for the answer any more
-    pass
-
-
 @dataclass(eq=False)
 class Job:
     """An answer that was asked for.
 
     Attributes:
-        on_text, on_end: called from the engine's thread, with each piece, and once at the end: with None, or with the error
-            that ended it.
+        put: called from the engine's thread with each event, and, where an error ends the answer, with that.
         schema: the answer is JSON that fits it; `{}` stands for any JSON object.
     """
 
     inputs: Inputs
     options: Options
-    on_text: Callable[[str], None]
-    on_end: Callable[[SmolVLMError | None], None]
-    schema: dict[str, Any] | None = None
+    put: Callable[[Event | SmolVLMError], None]
+    schema: Schema | None = None
     statistics: Statistics = field(default_factory=Statistics)
     cancelled: bool = False
-    keys: list[Key] = field(default_factory=list)
-    started: float = 0.0
 
     def cancel(self) -> None:
-        """Nobody waits for it: it ends within a token, and `on_end` is not called."""
+        """Nobody waits for it: it ends within a token, and nothing more is put."""
         self.cancelled = True
 
 
-class Engine:
-    """Runs jobs in the order they come; up to `most_answers` are decoded together and `most_waiting` wait."""
+class Scheduler:
+    """Runs jobs in the order they come; up to `most_answers` are decoded together and `most_waiting` wait.
 
-    def __init__(self, load: Callable[[], Loaded], most_answers: int = 8, most_waiting: int = 32):
+    Args:
+        load: makes the engine, in the thread that runs it.
+    """
+
+    def __init__(self, load: Callable[[], Engine], most_answers: int = 8, most_waiting: int = 32):
         self._load, self._most_answers, self._most_waiting = load, most_answers, most_waiting
         self._waiting: deque[Job] = deque()
         self._beginning: Job | None = None
@@ -69,12 +58,12 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self.failed = False  # by a bug: no more answers come
-        self._loaded: Loaded | None = None
+        self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> tuple[SmolVLM, Processor]:
+    def start(self) -> Engine:
         """Load the model, in the thread that will run it.
 
         Raises:
@@ -84,8 +73,12 @@ class Engine:
         self._ready.wait()
         if self._failure is not None:
             raise self._failure
-        assert self._loaded is not None
-        return self._loaded[:2]
+        return self._loaded
+
+    @property
+    def _loaded(self) -> Engine:
+        assert self._engine is not None, "not started"
+        return self._engine
 
     @property
     def occupancy(self) -> tuple[int, int]:
@@ -102,7 +95,7 @@ class Engine:
         """
         if job.options.kv_bits is not None:
             raise GenerationError(f"kv_bits {job.options.kv_bits}: not where several answers are made at once")
-        room_after(self._model, job.inputs)
+        self._loaded.prompts.room_after(job.inputs)
         with self._changed:
             if self.failed:
                 raise BusyError(FAILED)
@@ -115,19 +108,21 @@ class Engine:
         """End all answers and the thread."""
         with self._changed:
             self._closing = True
-            beginning = [] if self._beginning is None else [self._beginning]
-            for job in (*self._waiting, *beginning, *self._running.values()):
+            for job in self._jobs():
                 job.cancel()
             self._changed.notify()
         self._thread.join()
+
+    def _jobs(self) -> list[Job]:
+        beginning = [] if self._beginning is None else [self._beginning]
+        return [*self._running.values(), *self._waiting, *beginning]
 
     # ---- in the owner's thread
 
     def _run(self) -> None:
         try:
-            self._loaded = self._model, self._processor, self._reuse = self._load()
-            self._decoder = Decoder(self._model)
-            self._grammars: Grammars | None = None
+            self._engine = self._load()
+            self._decoder = Decoder(self._engine.model)
         except BaseException as error:
             self._failure = error
             self._ready.set()
@@ -140,8 +135,8 @@ class Engine:
                 pass
         except BaseException:
             self.failed = self._closing = True
-            for job in (*self._running.values(), *self._waiting, *([self._beginning] if self._beginning else [])):
-                job.on_end(GenerationError(FAILED))
+            for job in self._jobs():
+                job.put(GenerationError(FAILED))
             raise
 
     def _work(self) -> bool:
@@ -161,53 +156,20 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
-        cache: list[Any] | None = None
         try:
-            if job.cancelled:
-                return
-            constraint = self._constraint(job)
-            model, ids, started = self._model, job.inputs.input_ids, time.perf_counter()
-            job.keys = keys_of(job.inputs, model.config.image_token_id, model.config.tokens_per_tile)
-            cache, count = self._reuse.prefixes.take(job.keys)
-            cache = cache or model.language_model.make_cache(len(ids) + 1)
-            job.statistics.reused_tokens = count
-            image_tokens = image_tokens_after(
-                model, job.inputs, count, self._reuse.features, lambda *_: self._between(job)
-            )
-            encoded = time.perf_counter()
-            logits = prefill(model, ids[count:], image_tokens, cache, lambda: self._between(job))
-            job.started = time.perf_counter()
-            job.statistics.vision_seconds, job.statistics.prefill_seconds = encoded - started, job.started - encoded
-            self._decoder.add([self._row(job, constraint)], cache, logits)
-            return
-        except _Cancelled:
-            pass
+            row = self._loaded.row(job.options, job.schema, job.statistics)
+            reading = Work(self._loaded.prompts.read(job.inputs, row))
+            for step in reading:
+                if job.cancelled:
+                    return
+                job.put(step)
+                self._step()
         except SmolVLMError as error:
-            job.on_end(error)
-        if cache is not None:  # for those who ask again
-            self._reuse.prefixes.give(job.keys, cache)
-
-    def _constraint(self, job: Job) -> LogitsProcessor | None:
-        if job.schema is None:
-            return None
-        if self._grammars is None:
-            self._grammars = Grammars(self._processor.tokenizer, self._model.config.text_config.vocab_size)
-        return self._grammars.json(job.schema)
-
-    def _between(self, job: Job) -> None:
-        if job.cancelled:
-            raise _Cancelled
-        self._step()
-
-    def _row(self, job: Job, constraint: LogitsProcessor | None) -> Row:
-        ids: list[int] = job.inputs.input_ids.tolist()
-        statistics = job.statistics
-        statistics.tiles, statistics.prompt_tokens = len(job.inputs.tiles), len(ids)
-        statistics.image_tokens = statistics.tiles * self._processor.tokens_per_tile
-        room = min(job.options.max_tokens, room_after(self._model, job.inputs))
-        row = Row(ids, job.options, room, self._processor.tokenizer, constraint)
+            job.put(error)
+            return
+        cache, logits = reading.result
+        self._decoder.add([row], cache, logits)
         self._running[row] = job
-        return row
 
     def _step(self) -> None:
         """One token for each answer."""
@@ -215,17 +177,13 @@ class Engine:
             self._end(row)
         for row, piece in self._decoder.step() if self._running else ():
             job = self._running[row]
-            job.statistics.generated_tokens = len(row.token_ids)
-            job.statistics.decode_seconds = time.perf_counter() - job.started
-            if piece:
-                job.on_text(piece)
+            if row.error is None:
+                job.put(Text(piece))
             if row.over:
-                job.statistics.finish_reason = "stop" if row.ended else "length"
                 self._end(row)
-                job.on_end(row.error)
+                job.put(row.error or End(row.statistics))
 
     def _end(self, row: Row) -> None:
         """Take an answer out; its keys and values are kept for what goes on from it."""
-        job, cache = self._running.pop(row), self._decoder.take(row)
-        if row.error is None:
-            self._reuse.prefixes.give([*job.keys, *row.token_ids], cache)
+        del self._running[row]
+        self._loaded.prompts.keep(row, self._decoder.take(row))

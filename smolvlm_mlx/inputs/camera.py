@@ -59,7 +59,7 @@ class Camera:
         VideoError: there is no such camera, it may not be used, or the file holds no video.
     """
 
-    def __init__(self, source: str | bytes, name: str = "video"):
+    def __init__(self, source: str | bytes, name: str | None = None):
         self._source, self._file = source, name
         self._guard = Lock()  # of the newest frame and of what was missed
         # Released when there is something new. A Condition that Ctrl-C interrupts may be left half locked, a lock may not.

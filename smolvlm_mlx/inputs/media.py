@@ -1,12 +1,8 @@
-"""Pictures and videos that a conversation owns: their bytes as they came, whatever happens to the file, decoded once.
+"""Pictures and videos that a message owns: their bytes as they came, whatever happens to the file, decoded once."""
 
-Knows nothing of models. A conversation with its pictures becomes JSON that is again in the message schema, and back.
-"""
-
-import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -15,13 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import PromptError, named, short
+from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
 from .image import read_image
-from .prompt import SOURCES, VIDEO_OPTIONS, VIDEO_SOURCES, Message, name_of, normalize_messages
 from .tiles import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
-from .video import Clip, OnFrame, VideoSampling, decode, read_video
+from .video import Clip, VideoSampling, decode, decode_in_steps, from_frames, read_video
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
 PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
@@ -52,14 +47,15 @@ class Attachment:
         ImageError, FetchError: the source cannot be read or decoded.
     """
 
-    kind = "image"
     note = ""
 
     def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
-        self._source = read_image(source, limits)
-        self.name = name or name_of(source, "picture")
-        with named(self.name):
-            self._image: Image.Image | None = load_image(self._source, limits)  # until it is cut into tiles
+        self._source, file = read_image(source, limits), name or name_of(source)
+        self.name = file or "picture"
+        self._image: Image.Image | None = None if isinstance(self._source, bytes) else self._source
+        if self._image is None:
+            with named(file):
+                self._image = load_image(self._source, limits)  # until it is cut into tiles
         self.size = self._image.size
         self._tiled: tuple[ImageSettings, Tiled] | None = None
 
@@ -107,12 +103,10 @@ class Video:
         VideoError, FetchError: the source cannot be read, or holds no frame that can be decoded.
     """
 
-    kind = "video"
-
     def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
-        self.data = read_video(source, limits)
-        self.name = name or name_of(source, "video")
-        with named(self.name):
+        self.data, self._file = read_video(source, limits), name or name_of(source)
+        self.name = self._file or "video"
+        with named(self._file):
             first = decode(self.data, VideoSampling(max_frames=1))
         self.duration, self.preview = first.duration, first.frames[0]
         self.size, self.note = self.preview.size, ""
@@ -124,13 +118,42 @@ class Video:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def clip(self, sampling: VideoSampling, settings: ImageSettings, on_frame: OnFrame[Tiled]) -> Clip[Tiled]:
-        """Its frames, cut; those of the last sampling and settings are kept, and `on_frame` is not called again."""
+    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Generator[tuple[Tiled, int], None, Clip[Tiled]]:
+        """Its frames, cut: yields each as soon as it is there, and how many there are to be.
+
+        Those of the last sampling and settings are kept, and not given one by one again.
+        """
         if self._clip is None or self._clip[:2] != (sampling, settings):
-            with named(self.name):
-                clip = decode(self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
+            with named(self._file):
+                clip = yield from decode_in_steps(
+                    self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings))
+                )
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
+
+
+class Frames:
+    """A video as frames that were chosen already, all of which are seen.
+
+    Args:
+        fps: of the frames; FALLBACK_FPS if None.
+
+    Raises:
+        VideoError: there are none.
+    """
+
+    def __init__(self, frames: Sequence[Attachment], fps: float | None = None):
+        self.frames, self._fps = tuple(frames), fps
+        if not frames:
+            raise VideoError("a video of no frames")
+
+    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Generator[tuple[Tiled, int], None, Clip[Tiled]]:
+        """As `Video.clip`."""
+        tiled = []
+        for frame in self.frames:
+            tiled.append(frame.tiled(settings))
+            yield tiled[-1], len(self.frames)
+        return from_frames(tiled, self._fps)
 
 
 class Recent:
@@ -144,8 +167,8 @@ class Recent:
         data = read_image(source, limits)
         if not isinstance(data, bytes):
             return Attachment(data, limits, name)
-        name = name or name_of(source, "picture")
-        key = sha256(data).hexdigest() + name
+        name = name or name_of(source)
+        key = sha256(data).hexdigest() + (name or "")
         with self._lock:
             found = self._held.pop(key, None)
         found = found or Attachment(data, limits, name)
@@ -161,92 +184,10 @@ def attach(path: str | Path) -> "Attachment | Video":
     return Video(path) if Path(str(path)).suffix.lower() in VIDEO_SUFFIXES else Attachment(path)
 
 
-def as_part(attachment: "Attachment | Video") -> dict[str, Any]:
-    """The message part that holds it."""
-    return {"type": attachment.kind, attachment.kind: attachment}
-
-
-def own(
-    messages: Sequence[Message], limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None
-) -> list[dict[str, Any]]:
-    """The messages with every picture read: what they name may change or vanish afterwards."""
-    recent = recent or Recent()
-    return [{**message, "content": _own_content(message.get("content"), limits, recent)} for message in messages]
-
-
-def _own_content(content: Any, limits: FetchLimits, recent: Recent) -> Any:
-    if isinstance(content, str) or not isinstance(content, Sequence):
-        return content
-    return [_own_part(part, limits, recent) for part in content]
-
-
-def _own_part(part: Any, limits: FetchLimits, recent: Recent) -> Any:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("video", "video_url"):
-        return _own_video(part, limits)
-    if kind not in ("image", "image_url") or isinstance(part.get("image"), Attachment):
-        return part
-    url = part.get("image_url")
-    source = (url.get("url") if isinstance(url, Mapping) else url) if part["type"] == "image_url" else None
-    if part["type"] == "image_url" and not isinstance(source, str):
-        raise PromptError(f"an image_url part without a url: {short(url)}")
-    found = {"url": source} if source is not None else {key: part[key] for key in SOURCES if key in part}
-    name = part.get("name")
-    return {"type": "image", "image": recent.attachment(found, limits, name if isinstance(name, str) else None)}
-
-
-def _own_video(part: Mapping[str, Any], limits: FetchLimits) -> Mapping[str, Any]:
-    if part.get("frames") is not None or isinstance(part.get("video"), Video):
-        return part
-    url = part.get("video_url")
-    found = {"url": url.get("url") if isinstance(url, Mapping) else url} if part["type"] == "video_url" else part
-    video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
-    name = part.get("name")
-    video = Video(
-        {key: found[key] for key in VIDEO_SOURCES if key in found},
-        video_limits,
-        name if isinstance(name, str) else None,
-    )
-    return {**as_part(video), **{key: part[key] for key in VIDEO_OPTIONS if key in part}}
-
-
-def attachments(messages: Sequence[Message]) -> list[Attachment | Video]:
-    """Those of owned messages, in order."""
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    return [part[part["type"]] for part in parts if isinstance(part.get(part["type"]), Attachment | Video)]
-
-
-def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Owned messages as JSON values: pictures become base64 text, which the message schema knows."""
-    return [
-        {
-            **message,
-            "content": message["content"]
-            if isinstance(message["content"], str)
-            else [_part_to_json(part) for part in message["content"]],
-        }
-        for message in messages
-    ]
-
-
-def _part_to_json(part: Mapping[str, Any]) -> dict[str, Any]:
-    held = part.get(part["type"])
-    if not isinstance(held, Attachment | Video):
-        return dict(part)
-    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
-    return {"type": held.kind, "base64": base64.b64encode(held.data).decode(), "name": held.name, **options}
-
-
-def from_json(value: Any) -> list[dict[str, Any]]:
-    """What `to_json` made, as owned messages. A path or URL in it is refused: the file may be someone else's.
-
-    Raises:
-        PromptError, ImageError, FetchError: it is no conversation.
-    """
-    limits = replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=False)
-    messages, recent = [], Recent()
-    for raw, checked in zip(value, normalize_messages(value), strict=True):
-        parts = raw["content"] if isinstance(raw["content"], list) else checked["content"]
-        message = {"role": checked["role"], "content": [_own_part(part, limits, recent) for part in parts]}
-        messages.append({**message, "interrupted": True} if raw.get("interrupted") is True else message)
-    return messages
+def name_of(source: Any) -> str | None:
+    """The name of a picture's or a video's file, where it has one."""
+    if isinstance(source, Mapping):
+        keys = ("path", "url", "image", "video")
+        source = next((source[key] for key in keys if source.get(key) is not None), None)
+    is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
+    return Path(source).name if is_short or isinstance(source, Path) else None

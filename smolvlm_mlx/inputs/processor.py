@@ -3,23 +3,24 @@
 Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ModelConfig
-from ..errors import CheckpointError, PromptError, named
+from ..errors import CheckpointError, PromptError
+from ..events import Work
 from ..files import read_json_if_there
-from .media import Attachment, Tiled, Video
-from .prompt import IMAGE, ChatTemplate, Message, free_character, image_text, name_of, normalize_messages
-from .tiles import ImageOptions, ImageSettings, TileLayout, load_image, make_tiles, normalize
+from .media import Tiled
+from .messages import ImagePart, Message, RawMessage, TextPart, VideoPart, parse_messages
+from .prompt import IMAGE, ChatTemplate, free_character, image_text
+from .tiles import ImageOptions, ImageSettings, TileLayout, normalize
 from .tokenizer import Tokenizer, chat_template
-from .video import Clip, OnFrame, VideoSampling, decode, from_frames, read_video, words
+from .video import VideoSampling, words
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class Inputs:
     def tile_digests(self) -> list[bytes]:
         """A name for each tile."""
         return [digest for picture in self.pictures for digest in picture.digests]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message as the template and the model see it: words, and pictures that are cut."""
+
+    role: str
+    parts: Sequence[str | Tiled]
 
 
 class Processor:
@@ -106,84 +115,88 @@ class Processor:
 
     def __call__(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | RawMessage],
         image_options: ImageOptions | None = None,
         *,
         add_generation_prompt: bool = True,
-        on_frame: OnFrame[Tiled] = lambda frame, count: None,
     ) -> Inputs:
         """Make the inputs of a conversation.
 
         Args:
-            messages: transformers' chat schema, see `inputs.prompt`.
+            messages: parsed ones, or such as `inputs.messages` parses.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             add_generation_prompt: end with `Assistant:`, for an answer to follow.
-            on_frame: called with each frame of a video while the next are decoded, and how many there are.
 
         Raises:
-            PromptError, ImageError, FetchError: what the messages hold cannot be used.
+            PromptError, ImageError, VideoError, FetchError: what the messages hold cannot be used.
         """
+        return Work(self.prepare(messages, image_options, add_generation_prompt=add_generation_prompt)).finish()
+
+    def prepare(
+        self,
+        messages: Sequence[Message | RawMessage],
+        image_options: ImageOptions | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Generator[tuple[Tiled, int], None, Inputs]:
+        """As a call, in steps: yields each frame of a video while the next are decoded, and how many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
-        checked = self._checked(messages, settings, on_frame)
-        parts = [part for message in checked for part in message["content"] if part["type"] == "image"]
-        pictures = tuple(part["tiled"] if "tiled" in part else _tiled(part, settings) for part in parts)
-        ids = self._encode(checked, [picture.layout for picture in pictures], add_generation_prompt)
+        turns = yield from self._turns(parse_messages(messages), settings)
+        pictures = tuple(part for turn in turns for part in turn.parts if isinstance(part, Tiled))
+        ids = self._encode(turns, add_generation_prompt)
         count, placeholders = sum(len(picture.tiles) for picture in pictures), ids.count(self.tokenizer.added[IMAGE])
         if placeholders != count * self.tokens_per_tile:
             raise PromptError(f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens")
         return Inputs(np.array(ids, np.int32), pictures, settings)
 
-    def answers(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
+    def loss_mask(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
         """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words and ends of utterance.
 
         Raises:
             PromptError: the chat template changes what comes before a turn, so that its tokens cannot be told.
         """
-        checked, ids = self._checked(messages, inputs.settings), inputs.input_ids.tolist()
-        pictures = [sum(part["type"] == "image" for part in message["content"]) for message in checked]
+        turns, ids = Work(self._turns(messages, inputs.settings)).finish(), inputs.input_ids.tolist()
         mask = np.zeros(len(ids), np.bool_)
-        for index, message in enumerate(checked):
-            if message["role"] == "assistant":
-                before, after = sum(pictures[:index]), sum(pictures[: index + 1])
-                prompt = self._encode(checked[:index], inputs.layouts[:before], True) if index else []
-                turn = self._encode(checked[: index + 1], inputs.layouts[:after], False)
-                if ids[: len(turn)] != turn or turn[: len(prompt)] != prompt:
+        for index, turn in enumerate(turns):
+            if turn.role == "assistant":
+                before = self._encode(turns[:index], True) if index else []
+                after = self._encode(turns[: index + 1], False)
+                if ids[: len(after)] != after or after[: len(before)] != before:
                     raise PromptError(f"message {index + 1}: the chat template does not keep what comes before a turn")
-                ends = [n for n, id in enumerate(turn, 1) if id in self.tokenizer.end_ids]  # a line break may follow
-                mask[len(prompt) : ends[-1] if ends and ends[-1] > len(prompt) else len(turn)] = True
+                ends = [n for n, id in enumerate(after, 1) if id in self.tokenizer.end_ids]  # a line break may follow
+                mask[len(before) : ends[-1] if ends and ends[-1] > len(before) else len(after)] = True
         return mask
 
-    def _checked(
-        self, messages: Sequence[Message], settings: ImageSettings, on_frame: OnFrame[Tiled] = lambda frame, count: None
-    ) -> list[dict[str, Any]]:
-        """Messages in one form, their videos taken apart into cut frames and the words around them."""
-        one_tile = self.one_tile.applied(settings)
-        return [
-            {
-                **message,
-                "content": [small for part in message["content"] for small in self._frames(part, one_tile, on_frame)],
-            }
-            for message in normalize_messages(messages)
-        ]
+    def _turns(
+        self, messages: Sequence[Message], settings: ImageSettings
+    ) -> Generator[tuple[Tiled, int], None, list[Turn]]:
+        """Messages with their pictures cut, and their videos taken apart into frames and the words around them."""
+        turns = []
+        for message in messages:
+            parts: list[str | Tiled] = []
+            for part in message.parts:
+                if isinstance(part, TextPart):
+                    parts.append(part.text)
+                elif isinstance(part, ImagePart):
+                    parts.append(part.image.tiled(settings))
+                else:
+                    parts += yield from self._frames(part, self.one_tile.applied(settings))
+            turns.append(Turn(message.role, parts))
+        return turns
 
-    def _frames(self, part: dict[str, Any], settings: ImageSettings, on_frame: OnFrame[Tiled]) -> list[dict[str, Any]]:
-        if part["type"] != "video":
-            return [part]
-        sampling = self.sampling.changed(part)
-        clip = _clip(part, sampling, settings, on_frame)
-        texts = [[{"type": "text", "text": text}] if text else [] for text in words(clip, sampling.with_times)]
-        images = [[{"type": "image", "tiled": frame}] for frame in clip.frames]
-        return [small for pair in zip(texts, [*images, []], strict=True) for smalls in pair for small in smalls]
+    def _frames(
+        self, part: VideoPart, settings: ImageSettings
+    ) -> Generator[tuple[Tiled, int], None, list[str | Tiled]]:
+        sampling = self.sampling.changed(part.options)
+        clip = yield from part.video.clip(sampling, settings)
+        texts = words(clip, sampling.with_times)
+        pairs: list[tuple[str, Tiled]] = list(zip(texts, clip.frames, strict=False))
+        return [part for pair in pairs for part in pair if part != ""] + [text for text in texts[-1:] if text]
 
-    def _encode(
-        self, messages: list[dict[str, Any]], layouts: Sequence[TileLayout], add_generation_prompt: bool
-    ) -> list[int]:
-        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
-        mark = free_character(texts)
-        guarded = [
-            {"role": message["role"], "content": [self._guard(part, mark) for part in message["content"]]}
-            for message in messages
-        ]
+    def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:
+        layouts = [part.layout for turn in turns for part in turn.parts if isinstance(part, Tiled)]
+        mark = free_character([part for turn in turns for part in turn.parts if isinstance(part, str)])
+        guarded = [{"role": turn.role, "content": [self._guard(part, mark) for part in turn.parts]} for turn in turns]
         pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
         if len(pieces) != len(layouts) + 1:
             raise PromptError(f"the chat template placed {len(pieces) - 1} of {len(layouts)} pictures")
@@ -191,25 +204,8 @@ class Processor:
         prompt = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
         return self.tokenizer.encode_prompt(prompt, mark)
 
-    def _guard(self, part: dict[str, Any], mark: str) -> dict[str, Any]:
-        if part["type"] == "text":
-            return {"type": "text", "text": self.tokenizer.guard(part["text"], mark)}
-        return {"type": part["type"]}  # a template needs no more, and gets no more
-
-
-def _tiled(part: Any, settings: ImageSettings) -> Tiled:
-    image = part.get("image") if isinstance(part, Mapping) else None
-    return image.tiled(settings) if isinstance(image, Attachment) else Tiled(*make_tiles(load_image(part), settings))
-
-
-def _clip(
-    part: dict[str, Any], sampling: VideoSampling, settings: ImageSettings, on_frame: OnFrame[Tiled]
-) -> Clip[Tiled]:
-    if part.get("frames") is not None:
-        return from_frames([_tiled(frame, settings) for frame in part["frames"]], part.get("fps"))
-    video = part.get("video")
-    if isinstance(video, Video):
-        return video.clip(sampling, settings, on_frame)
-    data = read_video(part)
-    with named(name_of(part, "video")):
-        return decode(data, sampling, lambda frame: Tiled(*make_tiles(frame, settings)), on_frame)
+    def _guard(self, part: str | Tiled, mark: str) -> dict[str, str]:
+        """What a template gets of a part: no more than it needs."""
+        if isinstance(part, str):
+            return {"type": "text", "text": self.tokenizer.guard(part, mark)}
+        return {"type": "image"}

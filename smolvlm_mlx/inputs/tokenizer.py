@@ -4,7 +4,6 @@ The family's tokenizers are byte-level BPE. The added tokens (`<image>`, `<end_o
 tokenizer and kept in a table: `encode_text` cannot produce them, `encode_prompt` finds them where the template put them.
 """
 
-import codecs
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,35 +87,19 @@ class Tokenizer:
             ids += [self.added[piece]] if index % 2 else self.encode_text(piece.replace(mark, ""))
         return ids
 
-    def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ids. Added tokens are left out, or, for document checkpoints, kept."""
-        stream = TextStream(self, keep_special)
-        return "".join([stream.push(id) for id in ids]) + stream.flush()
+        return b"".join(self.bytes_of(id, skip_special_tokens) for id in ids).decode("utf-8", "replace")
 
-    def bytes_of(self, id: int, keep_special: bool = False) -> bytes:
+    def bytes_of(self, id: int, skip_special_tokens: bool = True) -> bytes:
         """The bytes one id stands for; none for an id that the tokenizer does not know."""
         if id in self._tokens:
-            return self._tokens[id].encode() if keep_special else b""
+            return b"" if skip_special_tokens else self._tokens[id].encode()
         token = self._plain.id_to_token(id)
         if token is None:
             return b""
         whole = all(character in _BYTE_OF for character in token)  # as in tokenizers: else the token is its own text
         return bytes(_BYTE_OF[character] for character in token) if whole else token.encode()
-
-
-class TextStream:
-    """Turns ids into text as they come; a character whose bytes are spread over tokens appears when it is whole."""
-
-    def __init__(self, tokenizer: Tokenizer, keep_special: bool = False):
-        self._tokenizer, self._keep_special = tokenizer, keep_special
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, id: int) -> str:
-        return self._decoder.decode(self._tokenizer.bytes_of(id, self._keep_special))
-
-    def flush(self) -> str:
-        """What is left: a replacement character for an unfinished one."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _byte_of() -> dict[str, int]:

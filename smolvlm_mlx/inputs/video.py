@@ -7,14 +7,15 @@ never gets their path or an address to open.
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..errors import VideoError, short
+from ..events import Work
 from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path
 from .image import MAX_PIXELS
 from .prefetch import ahead
@@ -128,7 +129,6 @@ MAX_VIDEO_BYTES = 256 * 2**20
 LIMITS = FetchLimits(max_bytes=MAX_VIDEO_BYTES, timeout=120.0)
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
-OnFrame = Callable[[Frame, int], None]  # called with a frame, and how many the video has
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
 AHEAD = 4  # frames decoded before one is converted, and converted before one is used: what is held of them in full
 
@@ -184,25 +184,19 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
         raise VideoError(f"the video cannot be decoded, it may be damaged: {short(why)}") from error
 
 
-@overload
-def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]: ...
-@overload
-def decode(
-    data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame], on_frame: OnFrame[Frame] = ...
-) -> Clip[Frame]: ...
-def decode(
-    data: bytes,
-    sampling: VideoSampling,
-    convert: Callable[[Image.Image], Any] = lambda frame: frame,
-    on_frame: OnFrame[Any] = lambda frame, count: None,
-) -> Any:
-    """The sampled frames of an encoded video, upright and in RGB, as `convert` makes them.
+def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:
+    """The sampled frames of an encoded video, upright and in RGB. See `decode_in_steps`."""
+    return Work(decode_in_steps(data, sampling, lambda frame: frame)).finish()
+
+
+def decode_in_steps(
+    data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
+) -> Generator[tuple[Frame, int], None, Clip[Frame]]:
+    """As `decode`, with frames as `convert` makes them: yields each as soon as it is there, and how many are wanted.
 
     Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
-    damaged file still gives is used, and said in the clip's note. Decoding, `convert` and `on_frame` go on side by side.
-
-    Args:
-        on_frame: called in this thread with each frame as soon as it is there.
+    damaged file still gives is used, and said in the clip's note. Decoding, `convert` and what is done with a frame go on side by
+    side.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -214,15 +208,14 @@ def decode(
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else FALLBACK_FPS
         wanted = sample(len(times), fps, sampling)
-        kept: dict[int, Any] = {}
-        with closing(
-            ahead(_frames_at(file, stream, times, wanted), AHEAD)
-        ) as decoded:  # its thread ends before the file does
+        kept: dict[int, Frame] = {}
+        # The thread of `decoded` ends before the file does.
+        with closing(ahead(_frames_at(file, stream, times, wanted), AHEAD)) as decoded:
             converted = ((index, convert(upright(frame))) for index, frame in decoded)
             with closing(ahead(converted, AHEAD)) as frames:
                 for index, frame in frames:
                     kept[index] = frame
-                    on_frame(frame, len(wanted))
+                    yield frame, len(wanted)
     if not kept:
         raise VideoError("no frame of the video can be decoded, it may be damaged")
     missing = len(wanted) - len(kept)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -21,10 +20,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, shown
-from ..generation.scheduler import BusyError, Engine, Job
+from ..events import End, Event, Reading, Text
+from ..generation.scheduler import BusyError, Job, Scheduler
 from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
-from ..inputs.media import Recent, own, to_json
-from ..inputs.processor import Processor
+from ..inputs.media import Recent
+from ..inputs.messages import Message, TextPart, parse_messages, to_json
+from ..inputs.processor import Inputs, Processor
 from ..inputs.tiles import ImageOptions
 from ..tasks.history import History
 from .openai import ChatRequest, Completion, error_body, event
@@ -42,7 +43,7 @@ PAGE_HEADERS = {
 class Service:
     """What the routes work with."""
 
-    engine: Engine
+    scheduler: Scheduler
     processor: Processor
     model: str
     history: History | None
@@ -64,8 +65,8 @@ class Service:
         return FileResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
-        running, waiting = self.engine.occupancy
-        status, code = ("failed", 503) if self.engine.failed else ("ok", 200)
+        running, waiting = self.scheduler.occupancy
+        status, code = ("failed", 503) if self.scheduler.failed else ("ok", 200)
         return JSONResponse({"status": status, "model": self.model, "running": running, "waiting": waiting}, code)
 
     async def models(self, request: Request) -> Response:
@@ -89,23 +90,21 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         asked = ChatRequest.parse(await request.body())
-        messages = asked.message_dicts()
-        count = sum(isinstance(m["content"], list) and sum(p["type"] != "text" for p in m["content"]) for m in messages)
-        if count > MAX_IMAGES:
-            raise PromptError(f"{count} images; the limit is {MAX_IMAGES} a request")
+        if asked.media > MAX_IMAGES:
+            raise PromptError(f"{asked.media} images; the limit is {MAX_IMAGES} a request")
         options, schema = asked.options(), asked.schema_wanted()
         image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
         started = time.perf_counter()
 
-        def prepare() -> tuple[list[dict[str, Any]], Any]:
-            owned = own(messages, self.limits, self.recent)
-            return owned, self.processor(owned, image_options)
+        def prepare() -> tuple[list[Message], Inputs]:
+            messages = parse_messages(asked.raw_messages(), self.limits, self.recent)
+            return messages, self.processor(messages, image_options)
 
-        owned, inputs = await anyio.to_thread.run_sync(prepare)
-        answer = Answer(owned, asked.conversation, asked.stream)
-        job = answer.job = Job(inputs, options, answer.push, answer.push, schema)
+        messages, inputs = await anyio.to_thread.run_sync(prepare)
+        answer = Answer(messages, asked.conversation, asked.stream)
+        job = answer.job = Job(inputs, options, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
-        self.engine.submit(job)
+        self.scheduler.submit(job)
         completion = Completion(self.model)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -159,17 +158,17 @@ class Answer:
 
     job: Job
 
-    def __init__(self, messages: list[dict[str, Any]], conversation: str | None, streams: bool):
+    def __init__(self, messages: list[Message], conversation: str | None, streams: bool):
         self.messages, self.conversation, self.kept = messages, conversation, False
         self._streams, self._text, self._over = streams, "", False
-        self._pieces = deque[str | SmolVLMError | None]()
+        self._events = deque[Event | SmolVLMError]()
         self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
 
-    def push(self, piece: str | SmolVLMError | None) -> None:
-        """The next piece, or None or an error for the end."""
-        self._pieces.append(piece)
-        wakes = (self._streams or not isinstance(piece, str)) and not self._woken.is_set()
-        if wakes and not self._loop.is_closed():
+    def push(self, event: Event | SmolVLMError) -> None:
+        """The next event, or an error for the end."""
+        self._events.append(event)
+        wakes = not isinstance(event, Reading | Text) or (self._streams and isinstance(event, Text))
+        if wakes and not self._woken.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._woken.set)
 
     async def read(self) -> AsyncIterator[str]:
@@ -183,21 +182,20 @@ class Answer:
     def _take(self) -> str:
         """What was pushed, without the space that the chat template has before an answer."""
         fresh = ""
-        while self._pieces:
-            piece = self._pieces.popleft()
-            if isinstance(piece, SmolVLMError):
-                raise piece
-            self._over = piece is None
-            fresh += piece or ""
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, SmolVLMError):
+                raise event
+            self._over = isinstance(event, End)
+            fresh += event.piece if isinstance(event, Text) else ""
         fresh = fresh if self._text else fresh.lstrip()
         self._text += fresh
         return fresh
 
-    def message(self) -> dict[str, Any]:
+    def message(self) -> Message:
         with suppress(SmolVLMError):
             self._take()
-        message = {"role": "assistant", "content": [{"type": "text", "text": self._text.rstrip()}]}
-        return message if self._over else {**message, "interrupted": True}
+        return Message("assistant", (TextPart(self._text.rstrip()),), interrupted=not self._over)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -216,7 +214,7 @@ def make_app(service: Service, hosts: list[str], token: str | None, origins: lis
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await anyio.to_thread.run_sync(service.engine.close)
+        await anyio.to_thread.run_sync(service.scheduler.close)
 
     return Starlette(
         routes=service.routes(),

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import PromptError, shown
+from ..events import Statistics
 from ..generation.sampling import Options
-from ..generation.stream import Statistics
 
 DEFAULT_TOKENS = 1024
 
@@ -35,7 +35,7 @@ class ImagePart(BaseModel):
 
 
 class VideoPart(BaseModel):
-    """Ours, after image_url; its options are those of `inputs.video`."""
+    """Ours, after image_url; its options are those of `inputs.messages`."""
 
     type: Literal["video_url"]
     video_url: ImageUrl
@@ -89,7 +89,7 @@ class ChatRequest(BaseModel):
     conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
     # Asked for, these would change the answer.
     kv_bits: None = None
-    keep_special: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
     n: Literal[1] | None = None
     tools: list[None] | None = Field(None, max_length=0)
     functions: list[None] | None = Field(None, max_length=0)
@@ -141,8 +141,14 @@ class ChatRequest(BaseModel):
             raise PromptError("response_format.json_schema: missing; give {name, schema}")
         return wanted.json_schema.json_schema
 
-    def message_dicts(self) -> list[dict[str, Any]]:
-        """In the message schema of `inputs.prompt`; a developer is a system."""
+    @property
+    def media(self) -> int:
+        """How many pictures and videos there are."""
+        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
+        return sum(not isinstance(part, TextPart) for content in contents for part in content)
+
+    def raw_messages(self) -> list[dict[str, Any]]:
+        """As `inputs.messages` parses them; a developer is a system."""
         messages = [message.model_dump() for message in self.messages]
         return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
 

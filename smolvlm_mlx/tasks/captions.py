@@ -13,9 +13,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import DataError, SmolVLMError, shown_path
+from ..events import Reading, at_once
 from ..files import write_file
-from ..generation.batch import generate_batch
+from ..generation.engine import Engine
 from ..generation.sampling import Options
-from ..generation.structured import Grammars
-from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, as_part, attach
+from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, attach
+from ..inputs.messages import user_message
 from ..inputs.processor import Inputs, Processor
 from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
@@ -160,7 +161,6 @@ def _write(path: Path, text: str) -> None:
 MOST_FILES, WINDOW_BYTES, USUAL_TILES = 64, 2**28, 17  # of a window
 READERS = 4  # threads
 CACHE_BYTES = 2**30  # of keys and values of the answers that are made together
-Progress = Callable[[int, int], None]  # files done, files in all
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -206,6 +206,10 @@ class Captioner:
     Args:
         name: of the checkpoint; lines of another run are told by it, the task and the settings.
         image_options: how pictures are cut, where it is not as the checkpoint says.
+        options: how answers are generated; else greedily, with as many tokens as the task says.
+
+    Raises:
+        GenerationError: the task's schema cannot be used.
     """
 
     def __init__(
@@ -215,20 +219,18 @@ class Captioner:
         task: Task,
         name: str = "",
         image_options: ImageOptions | None = None,
+        options: Options | None = None,
     ):
-        self._model, self._processor, self._task = model, processor, task
+        self._engine, self._model, self._processor = Engine(model, processor), model, processor
         self._image_options = image_options or ImageOptions()
-        self._options = Options(max_tokens=task.max_tokens)
-        run = json.dumps([name, asdict(task), self._image_options.given], sort_keys=True)
+        self._options = options or Options(max_tokens=task.max_tokens)
+        self._task = replace(task, max_tokens=self._options.max_tokens)
+        run = json.dumps([name, asdict(task), self._image_options.given, asdict(self._options)], sort_keys=True)
         self.run = sha256(run.encode()).hexdigest()[:8]
         self._known: dict[str, Line] = {}  # by digest
-        self._constraint: Callable[[], Any] | None = None
-        if task.schema is not None:
-            grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size)
-            self._constraint = lambda: grammars.json(task.schema)
-            self._constraint()  # tells what is wrong with the schema
+        self._engine.row(self._options, task.schema)  # tells what is wrong with the schema
 
-    def write(self, files: Sequence[Path], out: Path, progress: Progress | None = None) -> list[Line]:
+    def write_in_steps(self, files: Sequence[Path], out: Path) -> Generator[Reading, None, list[Line]]:
         """A line in `out` for each file; those that are there already are not answered again.
 
         Args:
@@ -252,7 +254,7 @@ class Captioner:
             of_this, cut = read_lines(journal, self.run)
             found += of_this
         share = windows[group.rank() :: group.size()]
-        done = self._go_on(share, {line["path"]: line for line in found}, cut, journal, progress)
+        done = yield from self._go_on(share, {line["path"]: line for line in found}, cut, journal)
         if group.size() > 1:
             done = _merge(group, done)
             if any(str(path) not in done for path in files):
@@ -268,14 +270,15 @@ class Captioner:
             journal.unlink()
         return lines
 
+    write = at_once(write_in_steps)
+
     def _go_on(
         self,
         windows: Sequence[Sequence[str]],
         done: dict[str, Line],
         cut: bool,
         journal: Path,
-        progress: Progress | None,
-    ) -> dict[str, Line]:
+    ) -> Generator[Reading, None, dict[str, Line]]:
         """Lines of all files of these windows, by path, `done` among them; `cut`: the last of those was cut off."""
         if cut:  # a window is answered again as a whole: what is answered together stays together
             for window in windows:
@@ -289,8 +292,7 @@ class Captioner:
         for lines in self._answered(missing):
             add_lines(journal, lines)
             done |= {line["path"]: line for line in lines}
-            if progress is not None:
-                progress(len(done), total)
+            yield Reading(len(done), total, "files")
         return done
 
     def _answered(self, windows: Sequence[Sequence[str]]) -> Iterator[list[Line]]:
@@ -314,8 +316,7 @@ class Captioner:
             digest = attachment.digest
             if digest in self._known:
                 return _Read(path, digest, None)
-            parts = [as_part(attachment), {"type": "text", "text": self._task.prompt}]
-            inputs = self._processor([{"role": "user", "content": parts}], self._image_options)
+            inputs = self._processor([user_message(self._task.prompt, [attachment])], self._image_options)
             if len(inputs.input_ids) >= self._model.config.text_config.max_position_embeddings:
                 raise DataError(f"{len(inputs.input_ids)} tokens, more than the model's context; use --max-tiles")
             return _Read(path, digest, inputs)
@@ -332,9 +333,8 @@ class Captioner:
             size, names = self._batch_size(length), list(inputs)
             for start in range(0, len(names), size):
                 some = names[start : start + size]
-                answers = generate_batch(
-                    self._model, self._processor, [inputs[name] for name in some], self._options, self._constraint
-                )
+                batch = [inputs[name] for name in some]
+                answers = self._engine.batch(batch, self._options, schema=self._task.schema)
                 self._known |= {name: self._task.fields(*answer) for name, answer in zip(some, answers, strict=True)}
 
     def _window(self) -> int:

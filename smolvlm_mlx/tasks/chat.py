@@ -10,33 +10,34 @@ are reused up to the first difference. Knows nothing of terminals or browsers.
 
 import json
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError, SmolVLMError, reason
+from ..events import Event, Text
 from ..files import write_file
-from ..generation.engine import stream_generate
-from ..generation.image_cache import FeatureCache, Progress
-from ..generation.prefix_cache import PrefixCache, Reuse
+from ..generation.engine import Engine
 from ..generation.sampling import Options
-from ..generation.stream import Stream
-from ..inputs.media import Attachment, Video, as_part, attachments, from_json, to_json
+from ..generation.stream import Stream, TextStream
+from ..inputs.messages import Message, TextPart, from_json, text_message, to_json, user_message
 from ..inputs.processor import Processor
-from ..inputs.prompt import user_message
 from ..inputs.tiles import ImageOptions
 from ..model import SmolVLM
 
-LEAST_ROOM = 256  # tokens for an answer, if it may be as long
+RESERVED_TOKENS = 256  # tokens for an answer, if it may be as long
 
 
 class Chat:
     """Messages that own their pictures, and the model that answers them.
 
     Attributes:
-        messages: of the conversation so far, in the schema of `inputs.prompt`. An answer that was cut off has
-            `"interrupted": True`.
+        messages: of the conversation so far. An answer that was cut off is `interrupted`.
         options: for answers, unless `ask` is given others.
         image_options: how pictures are cut, where it is not as the checkpoint says.
+
+    Args:
+        cache_folder: what is computed of pictures is kept there too, see `Engine`.
     """
 
     def __init__(
@@ -47,29 +48,27 @@ class Chat:
         *,
         system: str | None = None,
         image_options: ImageOptions | None = None,
-        reuse: Reuse | None = None,
+        cache_folder: Path | None = None,
     ):
         self.model, self.processor, self.options = model, processor, options or Options()
         self.image_options = image_options or ImageOptions()
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         self.system = system
-        self._reuse = reuse or Reuse(FeatureCache(model), PrefixCache())
-        self._stream: Stream | None = None
+        self._engine = Engine(model, processor, cache_folder=cache_folder)
+        self._stream: TextStream | None = None
 
     @property
     def system(self) -> str | None:
         """The system message, which stands before all others."""
-        return self.messages[0]["content"][0]["text"] if self._has_system else None
+        return self.messages[0].text if self._has_system else None
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self.messages[: int(self._has_system)] = (
-            [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
-        )
+        self.messages[: int(self._has_system)] = [text_message("system", text)] if text else []
 
     @property
     def _has_system(self) -> bool:
-        return bool(self.messages) and self.messages[0]["role"] == "system"
+        return bool(self.messages) and self.messages[0].role == "system"
 
     @property
     def context(self) -> int:
@@ -87,34 +86,31 @@ class Chat:
         text: str,
         images: Sequence[Any] = (),
         options: Options | None = None,
-        progress: Progress | None = None,
-    ) -> Stream:
+    ) -> TextStream:
         """Ask the next question; iterate over the result for the answer.
 
         Args:
             images: paths, URLs, PIL images, `Attachment`s or `Video`s, which go before the text.
-            progress: called with tiles encoded and tiles to encode.
 
         Raises:
             ContextFullError: there is no room for an answer.
             SmolVLMError: a picture or an option cannot be used. The conversation is then as it was.
         """
         self._rest()
-        return self._answer([*self.messages, _question(text, images)], options, progress)
+        return self._answer([*self.messages, user_message(text, images)], options)
 
-    def retry(self, options: Options | None = None, progress: Progress | None = None) -> Stream:
+    def retry(self, options: Options | None = None) -> TextStream:
         """Answer the last question again."""
         self._rest()
-        return self._answer(self.messages[: self._question_at(-1) + 1], options, progress)
+        return self._answer(self.messages[: self._question_at(-1) + 1], options)
 
     def edit(
         self,
         text: str,
         images: Sequence[Any] | None = None,
         options: Options | None = None,
-        progress: Progress | None = None,
         turn: int = -1,
-    ) -> Stream:
+    ) -> TextStream:
         """Ask something else in place of a question (the last, or number `turn`), and forget what came after it.
 
         Args:
@@ -122,10 +118,10 @@ class Chat:
         """
         self._rest()
         at = self._question_at(turn)
-        images = attachments(self.messages[at : at + 1]) if images is None else images
-        return self._answer([*self.messages[:at], _question(text, images)], options, progress)
+        images = self.messages[at].media if images is None else images
+        return self._answer([*self.messages[:at], user_message(text, images)], options)
 
-    def undo(self) -> dict[str, Any]:
+    def undo(self) -> Message:
         """Forget the last question and its answer; returns the question."""
         self._rest()
         at = self._question_at(-1)
@@ -140,10 +136,10 @@ class Chat:
             PromptError: there is only one.
         """
         first, second = self._question_at(0), self._question_at(1)
-        pictures = attachments(self.messages[first:second]) if keep_pictures else []
-        following = self.messages[second]
-        parts = [as_part(picture) for picture in pictures]
-        self.messages[first : second + 1] = [{**following, "content": [*parts, *following["content"]]}]
+        forgotten, following = self.messages[first:second], self.messages[second]
+        kept = [part for message in forgotten for part in message.parts if not isinstance(part, TextPart)]
+        parts = (*(kept if keep_pictures else ()), *following.parts)
+        self.messages[first : second + 1] = [replace(following, parts=parts)]
 
     def stop(self) -> None:
         """End the answer under way, if there is one; what came of it stays, marked as interrupted.
@@ -184,47 +180,37 @@ class Chat:
         self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
 
     def _question_at(self, turn: int) -> int:
-        questions = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+        questions = [number for number, message in enumerate(self.messages) if message.role == "user"]
         if not -len(questions) <= turn < len(questions):
             raise PromptError(f"there is no question {turn}; the conversation has {len(questions)}")
         return questions[turn]
 
-    def _answer(self, messages: list[dict[str, Any]], options: Options | None, progress: Progress | None) -> Stream:
+    def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
         options = options or self.options
-        stream = stream_generate(
-            self.model,
-            self.processor,
+        stream = self._engine.stream(
             messages,
             options,
             image_options=self.image_options,
-            least_room=min(options.max_tokens, LEAST_ROOM),
-            reuse=self._reuse,
-            progress=progress,
+            reserve_tokens=min(options.max_tokens, RESERVED_TOKENS),
         )
-        answer = {"role": "assistant", "content": [{"type": "text", "text": ""}], "interrupted": True}
-        before, self.messages = self.messages, [*messages, answer]
-        stream.wrap(lambda pieces: self._keep(before, answer, pieces))
-        self._stream = stream
-        return stream
+        before, self.messages = self.messages, [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
+        self._stream = answer = TextStream(Stream(self._keep(before, self.messages, stream), stream.row))
+        return answer
 
-    def _keep(self, before: list[dict[str, Any]], answer: dict[str, Any], pieces: Generator[str]) -> Generator[str]:
-        """The pieces of an answer, which is part of the conversation from the moment of the question."""
-        part, text = answer["content"][0], ""
+    def _keep(self, before: list[Message], messages: list[Message], events: Stream) -> Generator[Event]:
+        """The events of an answer, which is part of the conversation from the moment of the question."""
+        text = ""
         try:
-            for piece in pieces:
-                if fresh := piece if text else piece.lstrip():  # the template has the space before it
-                    text += fresh
-                    part["text"] = text.rstrip()
-                    yield fresh
-            del answer["interrupted"]
+            for event in events:
+                if isinstance(event, Text):
+                    event = event if text else Text(event.piece.lstrip())  # the template has the space before it
+                    text += event.piece
+                    messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
+                yield event
+            messages[-1] = replace(messages[-1], interrupted=False)
         except SmolVLMError:
-            if self.messages and self.messages[-1] is answer:
+            if self.messages is messages:
                 self.messages = before
             raise
         finally:
-            pieces.close()
-
-
-def _question(text: str, images: Sequence[Any]) -> dict[str, Any]:
-    owned = [image if isinstance(image, Attachment | Video) else Attachment(image) for image in images]
-    return dict(user_message(text, [as_part(image) for image in owned]))
+            events.close()

@@ -20,14 +20,13 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..errors import DataError, PromptError, shown_path
-from ..generation.engine import stream_generate
-from ..generation.image_cache import FeatureCache
-from ..generation.prefix_cache import PrefixCache, Reuse
+from ..events import Statistics, Text
+from ..generation.engine import Engine
 from ..generation.sampling import Options
-from ..generation.stream import Statistics, Stream
+from ..generation.stream import Stream
+from ..inputs.messages import user_message
 from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
-from ..inputs.prompt import user_message
 from ..inputs.tiles import ImageOptions, load_image
 from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
@@ -269,9 +268,9 @@ class Reader:
             check_tokenizer(processor.tokenizer, "DocTags")
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
-        self._options = Options(max_tokens=max_tokens, keep_special=doctags, stop=(END,) if doctags else ())
+        self._options = Options(max_tokens=max_tokens, skip_special_tokens=not doctags, stop=(END,) if doctags else ())
         self._image_options = image_options or ImageOptions()
-        self._reuse = Reuse(FeatureCache(model), PrefixCache())
+        self._engine = Engine(model, processor)
 
     def read(self, sheets: Iterable[Sheet]) -> Iterator[Page]:
         """Each page, when it is finished.
@@ -285,7 +284,7 @@ class Reader:
     def read_image(self, image: Image.Image, name: str = "the page") -> Page:
         """One page from its picture."""
         inputs = self._processor([user_message(self._prompt, [image])], self._image_options)
-        stream = stream_generate(self._model, self._processor, inputs, self._options, reuse=self._reuse)
+        stream = self._engine.stream(inputs, self._options)
         text, kept = self._text(stream)
         if kept is not None:
             return Page(name, text, "loop", stream.statistics)
@@ -293,16 +292,17 @@ class Reader:
 
     def _text(self, stream: Stream) -> tuple[str, int | None]:
         """The page's text; and how many tokens are in it, if the rest was a loop."""
-        tokenizer, keep = self._processor.tokenizer, self._options.keep_special
-        watch, seen, pieces = LoopWatch(lambda ids: tokenizer.decode(ids, True)), 0, []
-        for piece in stream:
-            pieces.append(piece)
-            fresh, seen = stream.token_ids[seen:], len(stream.token_ids)
-            for kept in filter(None, map(watch.push, fresh)):
-                stream.close()
-                return self._closed(tokenizer.decode(stream.token_ids[:kept], keep)), kept
+        tokenizer, skip = self._processor.tokenizer, self._options.skip_special_tokens
+        watch, text = LoopWatch(lambda ids: tokenizer.decode(ids, skip_special_tokens=False)), ""
+        for event in stream:
+            if isinstance(event, Text):
+                text += event.piece
+                kept = watch.push(stream.token_ids[-1])
+                if kept is not None:
+                    stream.close()
+                    return self._closed(tokenizer.decode(stream.token_ids[:kept], skip)), kept
         at_tag = stream.statistics.finish_reason == "stop" and stream.token_ids[-1] not in tokenizer.end_ids
-        return self._closed("".join(pieces) + (END if at_tag else "")), None
+        return self._closed(text + (END if at_tag else "")), None
 
     def _closed(self, text: str) -> str:
         return close_tags(text.strip(), self._processor.tokenizer.added) if self._doctags else text.strip()

@@ -6,7 +6,7 @@ Each answer is written to a file as soon as it is there, so that a stopped run g
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..checkpoint.reader import load
 from ..data.rows import Row, digest, read_rows
 from ..data.samples import Sample, make_sample
 from ..errors import EvaluationError, SmolVLMError
+from ..events import Reading, at_once
 from ..generation.engine import generate
 from ..generation.sampling import Options
 from ..inputs.prefetch import ahead
@@ -23,7 +24,6 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.tiles import ImageOptions
 from .metrics import METRICS
 
-Progress = Callable[[int, int], None]  # questions done, questions in all
 AHEAD = 4  # questions whose pictures are prepared while one is answered
 Z = 1.96  # of a 95 per cent interval
 
@@ -89,7 +89,7 @@ def _score(answers: Sequence[Answer]) -> Score:
     return Score(len(answers), sum(answer.score for answer in answers) / len(answers))
 
 
-def evaluate(
+def evaluate_in_steps(
     model: str | Path,
     data: str | Path | Sequence[Row],
     results: str | Path,
@@ -100,12 +100,11 @@ def evaluate(
     dtype: str | None = None,
     revision: str | None = None,
     image_options: ImageOptions | None = None,
-    progress: Progress | None = None,
-) -> Result:
+) -> Generator[Reading, None, Result]:
     """Answer every question of the data with one checkpoint.
 
     Args:
-        data: JSONL file, folder, hub dataset (see `inputs.samples`), or its rows.
+        data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
         results: JSONL file of the answers; what is in it already is not asked again.
         metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for others.
         image_options: for all pictures; a row's own go first.
@@ -137,9 +136,11 @@ def evaluate(
                 done[answer.where] = answer
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 file.flush()
-                if progress is not None:
-                    progress(len(done), len(rows))
+                yield Reading(len(done), len(rows), "questions")
     return Result(str(model), tuple(done[row.where] for row in rows))
+
+
+evaluate = at_once(evaluate_in_steps)
 
 
 def _answer(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HistoryError, shown
-from ..inputs.media import Attachment, Video, as_part, attachments
-from ..inputs.prompt import VIDEO_OPTIONS, Message
+from ..inputs.media import Attachment, Frames, Video
+from ..inputs.messages import VIDEO_OPTIONS, ImagePart, Message, Part, TextPart, VideoPart, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -84,7 +84,7 @@ class History:
     def save(self, id: str, messages: Sequence[Message], model: str = "") -> None:
         """Write a conversation as it now is; what of it is there already stays."""
         rows = [(json.dumps(_to_stored(message), ensure_ascii=False), _words(message)) for message in messages]
-        pictures = {picture.digest: picture.data for picture in attachments(messages)}
+        pictures = {held.digest: held.data for message in messages for held in message.media}
         now = time.time()
         with self._open() as database:
             database.execute(
@@ -103,7 +103,7 @@ class History:
             database.executemany("INSERT INTO uses VALUES (?, ?)", [(id, digest) for digest in pictures])
             _forget_unused(database)
 
-    def load(self, id: str) -> list[dict[str, Any]]:
+    def load(self, id: str) -> list[Message]:
         """The messages of a conversation."""
         with self._open() as database:
             rows = database.execute(
@@ -176,40 +176,38 @@ def _forget_unused(database: sqlite3.Connection) -> None:
 
 
 def _to_stored(message: Message) -> dict[str, Any]:
-    content = message["content"]
-    return {**message, "content": content if isinstance(content, str) else [_part_to_stored(part) for part in content]}
+    return raw_message(message, [_part_to_stored(part) for part in message.parts])
 
 
-def _part_to_stored(part: Any) -> Any:
-    held = part.get(part["type"])
-    if not isinstance(held, Attachment | Video):
-        return part
-    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
-    return {"type": held.kind, "digest": held.digest, "name": held.name, **options}
+def _part_to_stored(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        return {"type": "image", "digest": part.image.digest, "name": part.image.name}
+    if isinstance(part.video, Frames):
+        raise HistoryError("a video of frames cannot be kept; give the file")
+    return {"type": "video", "digest": part.video.digest, "name": part.video.name, **part.options}
 
 
-def _from_stored(message: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
-    if not isinstance(message["content"], str):
-        message["content"] = [_part_from_stored(part, pictures) for part in message["content"]]
-    return message
+def _from_stored(message: dict[str, Any], pictures: dict[str, bytes]) -> Message:
+    parts = tuple(_part_from_stored(part, pictures) for part in message["content"])
+    return Message(message["role"], parts, message.get("interrupted", False))
 
 
-def _part_from_stored(part: dict[str, Any], pictures: dict[str, bytes]) -> dict[str, Any]:
-    if "digest" not in part:
-        return part
+def _part_from_stored(part: dict[str, Any], pictures: dict[str, bytes]) -> Part:
+    if part["type"] == "text":
+        return TextPart(part["text"])
     data, name = pictures[part["digest"]], part["name"]
-    options = {key: part[key] for key in VIDEO_OPTIONS if key in part}
-    return {**as_part(Video(data, name=name) if part["type"] == "video" else Attachment(data, name=name)), **options}
+    if part["type"] == "image":
+        return ImagePart(Attachment(data, name=name))
+    return VideoPart(Video(data, name=name), {key: part[key] for key in VIDEO_OPTIONS if key in part})
 
 
 def _words(message: Message) -> str:
-    content: Any = message["content"]
-    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return " ".join(part["text"] if part["type"] == "text" else part[part["type"]].name for part in parts)
+    return " ".join([message.text, *(held.name for held in message.media)])
 
 
 def _title(messages: Sequence[Message]) -> str:
-    first: Any = next((message["content"] for message in messages if message["role"] == "user"), "")
-    texts = [first] if isinstance(first, str) else [part["text"] for part in first if part["type"] == "text"]
-    line = " ".join(" ".join(texts).split())
+    first = next((message.text for message in messages if message.role == "user"), "")
+    line = " ".join(first.split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"

@@ -11,25 +11,24 @@ browsers.
 
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
-from ..generation.engine import stream_generate
-from ..generation.image_cache import FeatureCache
-from ..generation.prefix_cache import PrefixCache, Reuse
+from ..events import End, Event, Statistics, Text
+from ..generation.engine import Engine
 from ..generation.sampling import Options
-from ..generation.stream import Statistics, Stream
+from ..generation.stream import Stream, TextStream
 from ..inputs.camera import Shot
+from ..inputs.messages import Message, user_message
 from ..inputs.processor import Processor
-from ..inputs.prompt import Message, user_message
 from ..inputs.tiles import ImageOptions, Pixels
 from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
 SAME = 3  # equal answers to clearly different pictures, in a row, that are worth a notice
-FEATURE_BYTES = 2**24  # of image tokens that are kept; only a picture that stands still comes again
+IMAGE_CACHE_BYTES = 2**24  # of image tokens that are kept; only a picture that stands still comes again
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Look:
     image: Image.Image  # as the model sees it: not mirrored
     number: int  # from 1
     dropped: int  # frames since the look before that nobody saw
-    stream: Stream
+    stream: TextStream = field(init=False)
     text: str = ""
     unchanged: bool = False  # the answer is that of the look before, although the picture differs clearly
     stuck: bool = False  # that has now gone on for SAME answers; told once
@@ -74,7 +73,7 @@ class Live:
     ):
         self.model, self.processor, self.prompt, self.options = model, processor, prompt, options or Options()
         self.image_options = ImageOptions(split=True) if split else processor.one_tile
-        self._reuse = Reuse(FeatureCache(model, memory_bytes=FEATURE_BYTES), PrefixCache())
+        self._engine = Engine(model, processor, image_cache_bytes=IMAGE_CACHE_BYTES)
         self._question_first, self._number = question_first, 0
         self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
         self._same = 0
@@ -82,17 +81,17 @@ class Live:
     def messages(self, image: Image.Image) -> list[Message]:
         """What the model is asked about a frame."""
         message = user_message(self.prompt, [image])
-        return [{**message, "content": message["content"][::-1]}] if self._question_first else [message]
+        return [replace(message, parts=message.parts[::-1])] if self._question_first else [message]
 
     def look(self, shot: Shot) -> Look:
         """The answer to one frame begins."""
         started = time.perf_counter()
         inputs = self.processor(self.messages(shot.image), self.image_options)
-        stream = stream_generate(self.model, self.processor, inputs, self.options, reuse=self._reuse)
+        stream = self._engine.stream(inputs, self.options)
         stream.statistics.preprocess_seconds = shot.seconds + time.perf_counter() - started
         self._number += 1
-        look = Look(shot.image, self._number, shot.dropped, stream)
-        stream.wrap(lambda pieces: self._follow(look, inputs.tiles[-1], pieces))
+        look = Look(shot.image, self._number, shot.dropped)
+        look.stream = TextStream(Stream(self._follow(look, inputs.tiles[-1], stream), stream.row))
         return look
 
     def watch(self, shots: Iterable[Shot], every: float = 0.0) -> Iterator[Look]:
@@ -110,15 +109,17 @@ class Live:
                 look.stream.close()
             time.sleep(max(begun + every - time.monotonic(), 0.0))
 
-    def _follow(self, look: Look, tile: Pixels, pieces: Generator[str]) -> Generator[str]:
+    def _follow(self, look: Look, tile: Pixels, events: Stream) -> Generator[Event]:
         try:
-            for piece in pieces:
-                if fresh := piece if look.text else piece.lstrip():  # the template has the space before it
-                    look.text += fresh
-                    yield fresh
+            for event in events:
+                if isinstance(event, Text):
+                    event = event if look.text else Text(event.piece.lstrip())  # the template has the space before it
+                    look.text += event.piece
+                if isinstance(event, End):
+                    self._judge(look, tile)
+                yield event
         finally:
-            pieces.close()
-        self._judge(look, tile)
+            events.close()
 
     def _judge(self, look: Look, tile: Pixels) -> None:
         if self._last is None or look.text != self._last[0]:

@@ -5,7 +5,7 @@ read again when their batch comes. Batches are padded on the right, and each is 
 on anywhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ..data.rows import Row
 from ..data.samples import make_sample
 from ..errors import PromptError, SmolVLMError
+from ..events import Reading, at_once
+from ..inputs.messages import parse_messages
 from ..inputs.processor import Processor
 from ..inputs.tiles import ImageOptions, ImageSettings
 
@@ -26,7 +28,7 @@ class Example:
     """One conversation: T tokens, which of them are learned, and the tiles of its pictures."""
 
     input_ids: NDArray[np.int32]  # (T,)
-    is_answer: NDArray[np.bool_]  # (T,)
+    loss_mask: NDArray[np.bool_]  # (T,)
     tiles: NDArray[np.uint8]  # (N, H, W, 3)
     settings: ImageSettings
 
@@ -36,14 +38,14 @@ class Batch:
     """B examples side by side, padded on the right to T tokens; causal attention needs no mask for that."""
 
     input_ids: NDArray[np.int32]  # (B, T)
-    is_answer: NDArray[np.bool_]  # (B, T)
+    loss_mask: NDArray[np.bool_]  # (B, T)
     tiles: NDArray[np.uint8]  # (N, H, W, 3)
     settings: ImageSettings
 
     @property
     def tokens(self) -> int:
         """Tokens whose prediction is learned; the first has nothing before it."""
-        return int(self.is_answer[:, 1:].sum())
+        return int(self.loss_mask[:, 1:].sum())
 
 
 Batches = Callable[[int], Sequence[Batch]]  # the batches whose gradients make one step, from its number on
@@ -56,23 +58,24 @@ def make_example(processor: Processor, messages: Sequence[Any], image_options: I
         PromptError: it has no answer of an assistant to learn, or cannot be made into a prompt.
         ImageError, FetchError: a picture cannot be used.
     """
-    inputs = processor(messages, image_options, add_generation_prompt=False)
-    is_answer = processor.answers(messages, inputs)
-    if not is_answer[1:].any():
+    parsed = parse_messages(messages)
+    inputs = processor(parsed, image_options, add_generation_prompt=False)
+    loss_mask = processor.loss_mask(parsed, inputs)
+    if not loss_mask[1:].any():
         raise PromptError("no assistant's message to learn")
-    return Example(inputs.input_ids, is_answer, inputs.tiles, inputs.settings)
+    return Example(inputs.input_ids, loss_mask, inputs.tiles, inputs.settings)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Side by side; tiles one example's after another's, as their placeholders."""
     T = max(len(example.input_ids) for example in examples)
     input_ids = np.zeros((len(examples), T), np.int32)
-    is_answer = np.zeros((len(examples), T), np.bool_)
+    loss_mask = np.zeros((len(examples), T), np.bool_)
     for row, example in enumerate(examples):
         input_ids[row, : len(example.input_ids)] = example.input_ids
-        is_answer[row, : len(example.is_answer)] = example.is_answer
+        loss_mask[row, : len(example.loss_mask)] = example.loss_mask
     tiles = np.concatenate([example.tiles for example in examples])
-    return Batch(input_ids, is_answer, tiles, examples[0].settings)
+    return Batch(input_ids, loss_mask, tiles, examples[0].settings)
 
 
 SORTED_TOGETHER = 32  # batches whose examples are sorted by length together
@@ -151,10 +154,8 @@ class Dataset:
         return make_example(self.processor, sample.whole, sample.image_options)
 
 
-def check(
-    processor: Processor, rows: Sequence[Row], max_tokens: int, progress: Callable[[int, int], None] | None = None
-) -> Dataset:
-    """Try every row; `progress` is called with rows done and rows in all."""
+def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -> Generator[Reading, None, Dataset]:
+    """Try every row."""
 
     def tried(row: Row) -> tuple[int, int] | Bad:
         try:
@@ -176,7 +177,9 @@ def check(
             else:
                 good.append(row)
                 lengths.append(result)
-            if progress is not None:
-                progress(done, len(rows))
+            yield Reading(done, len(rows), "rows")
     tokens, tiles = zip(*lengths, strict=True) if lengths else ((), ())
     return Dataset(processor, tuple(good), tokens, tiles, tuple(bad))
+
+
+check = at_once(check_in_steps)

@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint.adapters import PARTS, AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
-from ..checkpoint.convert import Progress, write_trained
+from ..checkpoint.convert import write_trained
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
 from ..data.rows import Row, digest, read_rows
 from ..errors import DataError, TrainingError
+from ..events import Reading, at_once
 from ..files import new_folder
 from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
-from .dataset import Bad, Dataset, check
+from .dataset import Bad, Dataset, check_in_steps
 from .loop import Record, Settings, Trainer
 from .memory import Memory, estimate
 
@@ -152,7 +153,7 @@ class Run:
         return target
 
 
-def prepare(
+def prepare_in_steps(
     model: str | Path,
     data: str | Path,
     out: str | Path,
@@ -162,16 +163,14 @@ def prepare(
     part: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
-) -> Run:
+) -> Generator[Reading, None, Run]:
     """Load the checkpoint, try every row of the data, and set up what is trained.
 
     Args:
         model: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
-        data: JSONL file, folder or hub dataset, see `inputs.samples`.
+        data: JSONL file, folder or hub dataset, see `data.samples`.
         validation: the same, in place of a share of `data`.
         part: of a folder or hub dataset, such as "train".
-        progress: called with rows tried and rows in all.
 
     Raises:
         CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
@@ -185,9 +184,9 @@ def prepare(
     rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
     network, processor = load(checkpoint.folder, dtype, fuse=False)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
-    training = _check(processor, data, rows, plan, progress)
+    training = yield from _check(processor, data, rows, plan)
     if validation is not None:
-        held_out = _check(processor, validation, others, plan, progress)
+        held_out = yield from _check(processor, validation, others, plan)
     else:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
     adapter = _unfreeze(network, checkpoint, plan, str(model))
@@ -205,10 +204,13 @@ def prepare(
     return Run(plan, out, checkpoint, network, training, held_out, settings, adapter, _memory(network, plan, training))
 
 
+prepare = at_once(prepare_in_steps)
+
+
 def _check(
-    processor: Processor, source: str | Path, rows: Sequence[Row], plan: Plan, progress: Progress | None
-) -> Dataset:
-    dataset = check(processor, rows, plan.max_tokens, progress)
+    processor: Processor, source: str | Path, rows: Sequence[Row], plan: Plan
+) -> Generator[Reading, None, Dataset]:
+    dataset = yield from check_in_steps(processor, rows, plan.max_tokens)
     if not len(dataset):
         first = dataset.bad[0]
         raise DataError(f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}")

@@ -11,8 +11,7 @@ from ..options import DEFAULT_MODEL, Adapter, Dtype, Images, LongestEdge, MaxTil
 from ..serve import serve
 
 if TYPE_CHECKING:
-    from ...generation.image_cache import Progress
-    from ...generation.stream import Stream
+    from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
     from ...tasks.chat import Chat
     from ...tasks.history import History
@@ -39,8 +38,6 @@ def chat(
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
     from ...checkpoint.reader import load
-    from ...generation.image_cache import FeatureCache
-    from ...generation.prefix_cache import PrefixCache, Reuse
     from ...generation.sampling import Options
     from ...inputs.tiles import ImageOptions
     from ...tasks.chat import Chat
@@ -67,7 +64,7 @@ def chat(
         options,
         system=system,
         image_options=ImageOptions(longest_edge, split, max_tiles),
-        reuse=Reuse(FeatureCache(network, None if no_history else cache_folder()), PrefixCache()),
+        cache_folder=None if no_history else cache_folder(),
     )
     _talk(conversation, model, history, id, image or [])
 
@@ -111,8 +108,8 @@ def _begin(session: "Session", id: str | None, images: list[str]) -> None:
 class PipeScreen:
     """Answers go to stdout as they come, everything else to stderr; nobody is asked."""
 
-    def answer(self, begin: "Callable[[Progress], Stream]") -> None:
-        for piece in begin(lambda done, total: None):
+    def answer(self, begin: "Callable[[], TextStream]") -> None:
+        for piece in begin():
             sys.stdout.write(piece)
             sys.stdout.flush()
         print(flush=True)

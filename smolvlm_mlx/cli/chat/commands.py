@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import GenerationError, ImageError, PromptError, reason, shown
 from ...generation.sampling import Options
-from ...inputs.media import Video, attachments
+from ...inputs.media import Video
 from ..history import as_text
 from .completion import split_pictures, split_words
 from .session import Session, describe
@@ -35,10 +34,6 @@ def handle(session: Session, line: str) -> None:
     session.attach([*paths])
     if text:
         session.ask(text)
-
-
-def _text(message: dict[str, Any]) -> str:
-    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
 # ---- each docstring is a line of /help
@@ -87,21 +82,21 @@ def undo(session: Session, rest: str) -> None:
     """forget the last question and its answer"""
     question = session.chat.undo()
     session.keep()
-    session.screen.say(f"forgotten: {_text(question)}")
+    session.screen.say(f"forgotten: {question.text}")
 
 
 def retry(session: Session, rest: str) -> None:
     """answer the last question again"""
-    session.answer(lambda progress: session.chat.retry(progress=progress))
+    session.answer(session.chat.retry)
 
 
 def edit(session: Session, rest: str) -> None:
     """TEXT: ask this in place of the last question; none: change its text"""
-    questions = [message for message in session.chat.messages if message["role"] == "user"]
-    text = rest or session.screen.line("edit> ", _text(questions[-1]) if questions else "")
+    questions = [message for message in session.chat.messages if message.role == "user"]
+    text = rest or session.screen.line("edit> ", questions[-1].text if questions else "")
     if text:
-        images = [*attachments(questions[-1:]), *session.pending]
-        session.answer(lambda progress: session.chat.edit(text, images, progress=progress))
+        images = [*(questions[-1].media if questions else ()), *session.pending]
+        session.answer(lambda: session.chat.edit(text, images))
         session.pending.clear()
 
 
@@ -145,7 +140,7 @@ def new(session: Session, rest: str) -> None:
 def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
     name, _, value = rest.partition(" ")
-    names = [option.name for option in fields(Options) if option.name != "keep_special"]
+    names = [option.name for option in fields(Options) if option.name != "skip_special_tokens"]
     values = {name: getattr(session.chat.options, name) for name in names}
     values |= {name: getattr(session.chat.image_options, name) for name in IMAGE_OPTIONS}
     if not name:
@@ -166,7 +161,8 @@ def stats(session: Session, rest: str) -> None:
     if session.last is not None:
         session.screen.say(describe(session.last))
     used, context = session.chat.tokens(), session.chat.context
-    session.screen.say(f"conversation: {used} of {context} tokens, {len(attachments(session.chat.messages))} pictures")
+    pictures = sum(len(message.media) for message in session.chat.messages)
+    session.screen.say(f"conversation: {used} of {context} tokens, {pictures} pictures")
 
 
 def help(session: Session, rest: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import ContextFullError
-from ...generation.image_cache import Progress
-from ...generation.stream import Statistics, Stream
+from ...events import Statistics
+from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video, attach
+from ...inputs.messages import Message
 from ...tasks.chat import Chat
 from ...tasks.history import History, new_id
 
@@ -19,7 +20,7 @@ from ...tasks.history import History, new_id
 class Screen(Protocol):
     """What a session is shown on."""
 
-    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+    def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show an answer as it comes, and what it took; Ctrl-C ends it."""
 
     def picture(self, attachment: Attachment | Video) -> None: ...
@@ -50,14 +51,14 @@ class Session:
     def ask(self, text: str) -> None:
         """Ask with the pictures that are attached."""
         images = list(self.pending)
-        self.answer(lambda progress: self.chat.ask(text, images, progress=progress))
+        self.answer(lambda: self.chat.ask(text, images))
         self.pending.clear()
 
-    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+    def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show the answer that begins so, and make room for it if the user wants that."""
         while True:
             try:
-                self.screen.answer(lambda progress: self._begun(begin(progress)))
+                self.screen.answer(lambda: self._begun(begin()))
             except ContextFullError as error:
                 self._make_room(error)
                 continue
@@ -68,12 +69,12 @@ class Session:
         if used > 0.9 * context:
             self.screen.say(f"The conversation fills {used / context:.0%} of the model's context of {context} tokens.")
 
-    def _begun(self, stream: Stream) -> Stream:
+    def _begun(self, stream: TextStream) -> TextStream:
         self.last = stream.statistics
         return stream
 
     def _make_room(self, error: ContextFullError) -> None:
-        if sum(message["role"] == "user" for message in self.chat.messages) < 2:
+        if sum(message.role == "user" for message in self.chat.messages) < 2:
             raise error
         choice = self.screen.choose(f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn")
         if choice == "n":
@@ -84,7 +85,7 @@ class Session:
         """Bring the history up to date."""
         if self.history is None:
             return
-        if any(message["role"] == "user" for message in self.chat.messages):
+        if any(message.role == "user" for message in self.chat.messages):
             self.history.save(self.id, self.chat.messages, self.model)
         elif any(summary.id == self.id for summary in self.history.list()):
             self.history.delete(self.id)
@@ -101,7 +102,7 @@ class Session:
         assert self.history is not None
         self.restart(self.history.load(id), id)
 
-    def restart(self, messages: list[dict[str, Any]], id: str | None = None) -> None:
+    def restart(self, messages: list[Message], id: str | None = None) -> None:
         """Go on from these messages, as a conversation of their own unless it has an id."""
         self.chat.stop()
         self.chat.messages, self.id = messages, id or new_id()

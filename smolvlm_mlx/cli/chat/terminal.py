@@ -14,11 +14,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
-from rich.text import Text
+from rich.text import Text as Styled
 
 from ...errors import SmolVLMError
-from ...generation.image_cache import Progress
-from ...generation.stream import Stream
+from ...events import Event, Reading, Text
+from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
 from ..options import CONTROLS
 from .commands import COMMANDS, handle
@@ -63,17 +63,17 @@ class TerminalScreen:
             except SmolVLMError as error:
                 if self.debug:
                     raise
-                self.console.print(Text(str(error), style="red"))
+                self.console.print(Styled(str(error), style="red"))
 
-    def answer(self, begin: Callable[[Progress], Stream]) -> None:
+    def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show an answer as it comes, and then what it took. Ctrl-C ends it."""
         shown = _Growing()
         stream = None
         try:
             with Live(shown, console=self.console, transient=True, refresh_per_second=12, redirect_stderr=False):
-                stream = begin(shown.progress)
-                for piece in stream:
-                    shown.text += piece
+                stream = begin()
+                for event in stream.events:
+                    shown.show(event)
         except KeyboardInterrupt:
             if stream is None:
                 raise
@@ -96,7 +96,7 @@ class TerminalScreen:
 
     def say(self, text: str) -> None:
         """Dim, as it is not an answer."""
-        self.console.print(Text(clean(text), style="dim"))
+        self.console.print(Styled(clean(text), style="dim"))
 
     def choose(self, question: str, answers: str) -> str:
         """One of the letters of `answers`; the last for anything else."""
@@ -115,17 +115,20 @@ class TerminalScreen:
 
 
 class _Growing:
-    """The last lines of an answer that fit the terminal; before its first word, how far the pictures are read."""
+    """The last lines of an answer that fit the terminal; before its first word, how far the question is read."""
 
     def __init__(self) -> None:
         self.text, self._status = "", "…"
 
-    def progress(self, done: int, total: int) -> None:
-        self._status = f"reading pictures: tile {min(done + 1, total)} of {total}" if done < total else "…"
+    def show(self, event: Event) -> None:
+        if isinstance(event, Reading):
+            self._status = f"reading: {event.done} of {event.total} {event.what}"
+        elif isinstance(event, Text):
+            self.text += event.piece
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self.text:
-            yield Text(self._status, style="dim")
+            yield Styled(self._status, style="dim")
             return
         lines = console.render_lines(markdown(self.text), options.update(height=None), pad=False)
         for line in lines[-max(console.height - 2, 1) :]:

@@ -1,0 +1,90 @@
+"""What long work tells of itself: whoever wants it done iterates, and ends it by closing. One vocabulary for all of it."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Generic, Literal, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Step = TypeVar("Step")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Statistics:
+    """What an answer took. Times in seconds, memory in bytes (MLX's own count of its arrays)."""
+
+    finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, whose keys and values an earlier answer left
+    image_tokens: int = 0
+    tiles: int = 0
+    generated_tokens: int = 0
+    preprocess_seconds: float = 0.0
+    vision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    peak_memory: int = 0
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.preprocess_seconds + self.vision_seconds + self.prefill_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed, the first token (which belongs to the prefill) not counted."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """So much of `what` (tiles, tokens, files, bytes, ...) is done."""
+
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """What one more token makes certain of an answer; nothing, for some."""
+
+    piece: str
+
+
+@dataclass(frozen=True)
+class End:
+    """An answer is complete."""
+
+    statistics: Statistics
+
+
+Event = Reading | Text | End
+
+
+class Work(Generic[Step, Result]):
+    """Work under way: iterate over it for its steps, after which `result` is there; or `finish` it at once."""
+
+    result: Result
+
+    def __init__(self, steps: Generator[Step, None, Result]):
+        self._steps = steps
+
+    def __iter__(self) -> Generator[Step]:
+        self.result = yield from self._steps
+
+    def finish(self) -> Result:
+        """Do what is left; returns the result."""
+        for _ in self:
+            pass
+        return self.result
+
+
+def at_once(steps: Callable[Arguments, Generator[Step, None, Result]]) -> Callable[Arguments, Result]:
+    """The same work, done to its end by a call; returns its result."""
+
+    @wraps(steps)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return Work(steps(*args, **kwargs)).finish()
+
+    return call

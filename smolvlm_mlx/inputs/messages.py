@@ -1,0 +1,216 @@
+"""Messages, parsed once: what a caller wrote -> frozen parts, which own their pictures and videos; and JSON, and back.
+
+A message is `{"role": ..., "content": text or [parts]}`, transformers' chat schema and OpenAI's, with parts
+`{"type": "text", "text": ...}`,
+`{"type": "image", "image" | "path" | "url" | "base64": ...}` or `{"type": "image_url", "image_url": {"url": ...}}`,
+`{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` or `video_url`, with `fps`, `max_frames`, `start`, `end`
+and, of pictures and videos, `name`, if wanted. Nothing below knows of these keys.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import PromptError, short
+from .fetch import DEFAULT_LIMITS, FetchLimits
+from .media import Attachment, Frames, Recent, Video
+from .video import LIMITS as VIDEO_LIMITS
+
+RawMessage = Mapping[str, Any]
+IMAGE_KEYS = ("image", "path", "url", "base64")  # one of which an image part has
+VIDEO_KEYS = ("video", "frames", "path", "url", "base64")
+VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """A picture."""
+
+    image: Attachment
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """A video, or frames of one; `options` are its own `fps`, `max_frames`, `start` and `end`."""
+
+    video: Video | Frames
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Part = TextPart | ImagePart | VideoPart
+
+
+@dataclass(frozen=True)
+class Message:
+    """What somebody said. An answer that was cut off is `interrupted`."""
+
+    role: str
+    parts: tuple[Part, ...]
+    interrupted: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its words alone."""
+        return " ".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def media(self) -> list[Attachment | Video]:
+        """Its pictures and videos, in order."""
+        held = [
+            part.image if isinstance(part, ImagePart) else part.video
+            for part in self.parts
+            if not isinstance(part, TextPart)
+        ]
+        return [each for each in held if not isinstance(each, Frames)]
+
+
+def text_message(role: str, text: str) -> Message:
+    """A message of words alone."""
+    return Message(role, (TextPart(text),))
+
+
+def user_message(text: str, images: Sequence[Any] = ()) -> Message:
+    """A user's message with its pictures before its text: paths, URLs, PIL images, `Attachment`s, `Video`s, or parts.
+
+    Raises:
+        ImageError, VideoError, FetchError: one cannot be read.
+    """
+    return Message("user", (*(_media_part(image) for image in images), TextPart(text)))
+
+
+def _media_part(source: Any) -> Part:
+    if isinstance(source, ImagePart | VideoPart):
+        return source
+    if isinstance(source, Video | Frames):
+        return VideoPart(source)
+    if isinstance(source, Mapping) and "type" in source:
+        return _Parser().part(source, "the message")
+    return ImagePart(source if isinstance(source, Attachment) else Attachment(source))
+
+
+def parse_messages(
+    messages: Sequence[Message | RawMessage],
+    limits: FetchLimits = DEFAULT_LIMITS,
+    recent: Recent | None = None,
+) -> list[Message]:
+    """Check messages and read their pictures and videos: what they name may change or vanish afterwards.
+
+    Messages that were parsed already stay as they are.
+
+    Raises:
+        PromptError: naming the message and what is wrong with it.
+        ImageError, VideoError, FetchError: a picture or video cannot be read within the limits.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise PromptError('messages must be a non-empty list such as [{"role": "user", "content": "Hello"}]')
+    parser = _Parser(limits, recent)
+    return [parser.message(message, f"message {number}") for number, message in enumerate(messages, 1)]
+
+
+class _Parser:
+    def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
+        self._limits, self._recent = limits, recent or Recent()
+        self._video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
+
+    def message(self, message: object, where: str) -> Message:
+        if isinstance(message, Message):
+            return message
+        if not isinstance(message, Mapping):
+            raise PromptError(f"{where} is a {type(message).__name__}, not an object with role and content")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role.replace("_", "").isalnum():
+            raise PromptError(f"{where}: role {short(role)} is not a word such as 'user', 'assistant' or 'system'")
+        if isinstance(content, str):
+            content = [TextPart(content)]
+        if not isinstance(content, Sequence) or not content:
+            raise PromptError(f"{where}: content must be text or a non-empty list of parts")
+        parts = tuple(self.part(part, where) for part in content)
+        return Message(role, parts, message.get("interrupted") is True)
+
+    def part(self, part: object, where: str) -> Part:
+        if isinstance(part, TextPart | ImagePart | VideoPart):
+            return part
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url", "video", "video_url"):
+            raise PromptError(f"{where}: part {short(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
+        if kind == "text":
+            if not isinstance(part.get("text"), str):
+                raise PromptError(f"{where}: a text part without text")
+            return TextPart(part["text"])
+        name = part["name"] if isinstance(part.get("name"), str) else None
+        return self._image(part, name, where) if kind.startswith("image") else self._video(part, name, where)
+
+    def _image(self, part: RawMessage, name: str | None, where: str) -> ImagePart:
+        key, source = _source(part, "image", IMAGE_KEYS, where)
+        if isinstance(source, Attachment):
+            return ImagePart(source)
+        return ImagePart(self._recent.attachment({key: source}, self._limits, name))
+
+    def _video(self, part: RawMessage, name: str | None, where: str) -> VideoPart:
+        key, source = _source(part, "video", VIDEO_KEYS, where)
+        options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
+        if key == "frames":
+            frames = [self._recent.attachment(frame, self._limits, None) for frame in source]
+            return VideoPart(Frames(frames, options.get("fps")), options)
+        if isinstance(source, Video | Frames):
+            return VideoPart(source, options)
+        return VideoPart(Video({key: source}, self._video_limits, name), options)
+
+
+def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, Any]:
+    """Which of its keys a part has, and what is there; OpenAI's `image_url` and `video_url` are a `url`."""
+    if part["type"] == f"{kind}_url":
+        url = part.get(f"{kind}_url")
+        part = {"url": url.get("url") if isinstance(url, Mapping) else url}
+    given = [key for key in keys if part.get(key) is not None]
+    if len(given) != 1:
+        article = "an" if kind == "image" else "a"
+        raise PromptError(
+            f"{where}: {article} {kind} part needs one of {', '.join(keys)}; it has {', '.join(given) or 'none'}"
+        )
+    return given[0], part[given[0]]
+
+
+# ---- to JSON and back
+
+
+def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as JSON values that `parse_messages` knows: pictures and videos become base64 text."""
+    return [raw_message(message, [_part_to_json(part) for part in message.parts]) for message in messages]
+
+
+def raw_message(message: Message, content: list[dict[str, Any]]) -> dict[str, Any]:
+    """A message as a JSON value, with its parts as they are given."""
+    raw = {"role": message.role, "content": content}
+    return {**raw, "interrupted": True} if message.interrupted else raw
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        return {"type": "image", **_media_to_json(part.image)}
+    if isinstance(part.video, Frames):
+        return {"type": "video", "frames": [_media_to_json(frame) for frame in part.video.frames], **part.options}
+    return {"type": "video", **_media_to_json(part.video), **part.options}
+
+
+def _media_to_json(held: Attachment | Video) -> dict[str, Any]:
+    return {"base64": base64.b64encode(held.data).decode(), "name": held.name}
+
+
+def from_json(value: Any) -> list[Message]:
+    """What `to_json` made. A path or URL in it is refused: the file may be someone else's.
+
+    Raises:
+        PromptError, ImageError, VideoError, FetchError: it is no conversation.
+    """
+    return parse_messages(value, replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=False))
