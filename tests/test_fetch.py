@@ -1,9 +1,13 @@
 """Bytes from paths, URLs and base64: what is fetched, what is refused, and that it ends in time."""
 
+import asyncio
 import base64
 import contextlib
 import os
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +21,12 @@ import pytest
 
 SMALL = FetchLimits(max_bytes=1000, timeout=60)
 Script = Callable[[socket.socket, bytes], None]
+ROOT = Path(__file__).parents[1]
+CERTIFICATE = Path(__file__).parent / "support" / "example.com.pem"  # of example.com by itself, with its key, to 2120
 
 
 @contextlib.contextmanager
-def server(script: Script) -> Iterator[int]:
+def server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """A port of 127.0.0.1 that hands each connection and its request to the script."""
 
     def serve() -> None:
@@ -29,11 +35,13 @@ def server(script: Script) -> Iterator[int]:
                 client, _ = listener.accept()
             except OSError:  # closed
                 return
-            with client:
-                request = client.recv(65536)
-                if request:
-                    with contextlib.suppress(OSError):  # the other side hung up, as it should
-                        script(client, request)
+            with (
+                contextlib.suppress(OSError),  # the other side hung up, as it should
+                client,
+                tls.wrap_socket(client, server_side=True) if tls else client as stream,
+            ):
+                if request := stream.recv(65536):
+                    script(stream, request)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
@@ -51,6 +59,10 @@ def answer(body: bytes, *headers: str, status: str = "200 OK") -> Script:
     return lambda client, _: client.sendall(head + body)
 
 
+def answer_with(data: bytes) -> Script:
+    return lambda client, _: client.sendall(data)
+
+
 def get(port: int, limits: FetchLimits = SMALL, path: str = "/") -> bytes:
     return fetch_url(f"http://localhost:{port}{path}", limits, allow_address=lambda address: True)
 
@@ -59,6 +71,77 @@ def resolver(*answers: list[str]) -> Callable[..., list[tuple[Any, ...]]]:
     """Answers like socket.getaddrinfo, another list of addresses each time."""
     remaining = iter(answers)
     return lambda host, port, **_: [(2, 1, 6, "", (address, port)) for address in next(remaining)]
+
+
+# --- the client
+
+
+def run(source: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_files_are_read_without_the_http_client() -> None:
+    heavy = ("httpx2", "http.client", "ssl", "asyncio")
+    result = run(
+        "import sys; from smolvlm_mlx.inputs.fetch import fetch; fetch('pyproject.toml'); "
+        f"sys.exit(str([name for name in {heavy} if name in sys.modules]))"
+    )
+    assert result.stderr.strip() == "[]"
+
+
+def test_where_an_event_loop_runs_already() -> None:
+    async def cell() -> bytes:  # as in Jupyter
+        return get(port)
+
+    with server(answer(b"picture")) as port:
+        assert asyncio.run(cell()) == b"picture"
+
+
+INTERRUPTED = """
+import os, signal, socket, threading
+from smolvlm_mlx.inputs.fetch import FetchLimits, fetch_url
+
+def serve():
+    client, _ = listener.accept()
+    client.recv(65536)
+    os.kill(os.getpid(), signal.SIGINT)
+    print(client.recv(1))  # until the other side hangs up
+
+listener = socket.create_server(("127.0.0.1", 0))
+server = threading.Thread(target=serve)
+server.start()
+try:
+    fetch_url("URL:%d/" % listener.getsockname()[1], FetchLimits(timeout=1000), allow_address=lambda address: True)
+except KeyboardInterrupt:
+    server.join()
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_ctrl_c_ends_it_and_closes_the_connection(scheme: str) -> None:
+    result = run(INTERRUPTED.replace("URL", f"{scheme}://localhost"))
+    assert (result.stdout, result.stderr, result.returncode) == ("b''\ninterrupted\n", "", 0)
+
+
+def test_no_proxy_cookie_or_password_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text("machine localhost login me password secret\n")
+    for name, value in {"HOME": str(tmp_path), "NETRC": str(tmp_path / ".netrc")}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    requests: list[bytes] = []
+
+    def script(client: socket.socket, request: bytes) -> None:
+        requests.append(request)
+        status = "302 Found" if len(requests) == 1 else "200 OK"
+        answer(b"x", "Set-Cookie: a=b", "Location: /two", status=status)(client, request)
+
+    with server(script) as port:
+        assert get(port) == b"x"
+    names = [line.split(b":")[0] for line in requests[1].split(b"\r\n")[1:] if line]
+    assert sorted(names) == [b"Accept", b"Accept-Encoding", b"Host", b"User-Agent"]
+    assert b"User-Agent: smolvlm-mlx\r\n" in requests[1]
 
 
 # --- addresses
@@ -116,6 +199,23 @@ def test_the_checked_address_is_dialled() -> None:
         )
     assert body == b"picture"
     assert checked == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("inside", ["http://127.0.0.1:9/", "//[::1]/", "http://2130706433/", "http://[::ffff:7f00:1]/"])
+def test_redirect_to_this_machine(inside: str) -> None:
+    allowed = iter([True])
+    with (
+        server(answer(b"", f"Location: {inside}", status="301 Moved")) as port,
+        pytest.raises(FetchError, match="not on the public internet"),
+    ):
+        fetch_url(f"http://localhost:{port}/", SMALL, allow_address=lambda ip: next(allowed, False) or is_public(ip))
+
+
+def test_the_next_address_is_tried() -> None:
+    with server(answer(b"picture")) as port:  # which does not listen on ::1
+        found = resolver(["::1", "127.0.0.1"])
+        url = f"http://example.com:{port}/"
+        assert fetch_url(url, SMALL, resolve=found, allow_address=lambda address: True) == b"picture"
 
 
 def test_redirect_to_a_private_address() -> None:
@@ -196,11 +296,59 @@ def test_chunked_body() -> None:
 
 def test_body_that_ends_early() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
-    with server(lambda client, _: client.sendall(head + b"abc")) as port, pytest.raises(FetchError, match=r"early|abc"):
+    with (
+        server(lambda client, _: client.sendall(head + b"abc")) as port,
+        pytest.raises(FetchError, match="7 bytes early"),
+    ):
         get(port)
 
 
-@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n"])
+def test_chunked_body_that_ends_early() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    script = answer_with(head + b"5\r\nabc")
+    with server(script) as port, pytest.raises(FetchError, match="without sending complete message body"):
+        get(port)
+
+
+def test_body_of_http_1_0_ends_with_the_connection() -> None:
+    with server(answer_with(b"HTTP/1.0 200 OK\r\n\r\npicture")) as port:
+        assert get(port) == b"picture"
+
+
+def test_length_that_is_announced_is_refused_unread() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\nx"
+    with server(answer_with(head)) as port, pytest.raises(FetchError, match="holds 1000000000000 bytes; the limit is"):
+        get(port)
+
+
+ENDLESS = {
+    "chunks": (b"Transfer-Encoding: chunked\r\n\r\n", b"64\r\n" + b"x" * 100 + b"\r\n", "holds at least"),
+    "headers": (b"", b"X: " + b"y" * 100 + b"\r\n", "cannot fetch"),
+    "one header": (b"X: ", b"y" * 1000, "cannot fetch"),
+    "trailers": (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n" * 100, "cannot fetch"),
+}
+
+
+@pytest.mark.parametrize(("start", "more", "message"), list(ENDLESS.values()), ids=list(ENDLESS))
+def test_answer_without_an_end(start: bytes, more: bytes, message: str) -> None:
+    def script(client: socket.socket, _: bytes) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\n" + start)
+        while True:  # until the other side hangs up
+            client.sendall(more)
+
+    with server(script) as port, pytest.raises(FetchError, match=message):
+        get(port)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n384\r\n",
+    ],
+)
 def test_drip_of_bytes_ends_at_the_deadline(start: bytes) -> None:
     def script(client: socket.socket, _: bytes) -> None:
         client.sendall(start)
@@ -253,13 +401,74 @@ def test_answer_that_is_not_http(reply: bytes) -> None:
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(FetchError, match="cannot fetch"):
+    with pytest.raises(FetchError, match=r"cannot fetch .*: Connection refused"):
         get(port)
 
 
-def test_tls_checks_the_certificate() -> None:
-    with server(lambda client, _: client.sendall(b"not TLS")) as port, pytest.raises(FetchError, match="cannot fetch"):
-        fetch_url(f"https://localhost:{port}/", SMALL, allow_address=lambda address: True)
+# --- TLS
+
+
+@pytest.fixture
+def tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+
+
+def get_safely(name: str, port: int, *addresses: str) -> bytes:
+    found = [(2, 1, 6, "", (address, port)) for address in addresses or ("127.0.0.1",)]
+    return fetch_url(
+        f"https://{name}:{port}/", SMALL, resolve=lambda *_, **__: found, allow_address=lambda address: True
+    )
+
+
+@pytest.mark.usefixtures("trusted")
+def test_tls_asks_for_the_name_and_checks_it(tls: ssl.SSLContext) -> None:
+    asked: list[str | None] = []
+    tls.sni_callback = lambda stream, name, context: asked.append(name)
+    with server(answer(b"picture"), tls) as port:
+        assert get_safely("example.com", port) == b"picture"
+        with pytest.raises(FetchError, match="certificate verify failed: Hostname mismatch"):
+            get_safely("example.org", port)
+        with pytest.raises(FetchError, match="certificate verify failed: IP address mismatch"):
+            get_safely("127.0.0.1", port)
+    assert asked == ["example.com", "example.org", None]
+
+
+def test_tls_of_a_certificate_that_nobody_vouches_for(tls: ssl.SSLContext) -> None:
+    with server(answer(b"picture"), tls) as port, pytest.raises(FetchError, match="certificate verify failed"):
+        get_safely("example.com", port, "127.0.0.1", "::1")  # and no other address is tried, whose error would be said
+
+
+@pytest.mark.usefixtures("trusted")
+def test_tls_checks_the_name_of_a_redirect_to_the_same_address(tls: ssl.SSLContext) -> None:
+    def script(client: socket.socket, request: bytes) -> None:
+        answer(b"", f"Location: https://example.org:{port}/", status="302 Found")(client, request)
+
+    with server(script, tls) as port, pytest.raises(FetchError, match="Hostname mismatch"):
+        get_safely("example.com", port)
+
+
+@pytest.mark.parametrize("reply", [b"not TLS", b""])
+def test_tls_that_is_none(reply: bytes) -> None:
+    with server(answer_with(reply)) as port, pytest.raises(FetchError, match=r"cannot fetch '[^']*': \S"):
+        get_safely("localhost", port)
+
+
+def test_drip_of_a_handshake_ends_at_the_deadline() -> None:
+    def script(client: socket.socket, _: bytes) -> None:
+        client.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KB begins
+        while True:  # until the other side hangs up
+            client.sendall(b"x")
+            time.sleep(0.05)
+
+    with server(script) as port, pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
+        fetch_url(f"https://localhost:{port}/", FetchLimits(timeout=0.4), allow_address=lambda address: True)
 
 
 # --- paths

@@ -8,25 +8,25 @@ different answer of the resolver (DNS rebinding) is never asked for. Redirects g
 """
 
 import base64
+import contextlib
+import ipaddress
 import os
 import socket
 import stat
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from smolvlm_mlx.errors import FetchError, short, short_path
+from smolvlm_mlx.errors import FetchError, short, short_path, shown
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
-import contextlib
-import http.client
-import ipaddress
-import ssl
-import threading
+    import httpx2
+
+T = TypeVar("T")
 
 # ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a private one.
 NOT_PUBLIC = tuple(
@@ -51,53 +51,9 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
-class Connection(http.client.HTTPConnection):
-    """One request to addresses that were checked before, cut off at the deadline however slowly bytes come."""
-
-    def __init__(self, parts: SplitResult, addresses: list[str], deadline: float) -> None:
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self.default_port = 443 if self._tls else 80  # read by the base class for the Host header
-        super().__init__(parts.hostname or "", parts.port or self.default_port)
-        self._addresses, self._deadline = addresses, deadline
-        self._watched: socket.socket | None = None  # the base class drops `sock` before the body is read
-        # A timeout of the socket starts anew with each byte, so a drip of bytes would never end without this.
-        self._watchdog = threading.Timer(self._left(), self._cut)
-        self._watchdog.daemon = True
-        self._watchdog.start()
-
-    def _left(self) -> float:
-        return max(self._deadline - time.monotonic(), 0.001)  # 0 would mean "do not wait", not "no time left"
-
-    def _cut(self) -> None:
-        if self._watched is not None:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # SSLSocket's own also drops its TLS state
-
-    def connect(self) -> None:
-        for position, address in enumerate(self._addresses):
-            share = self._left() / (len(self._addresses) - position)
-            try:
-                self.sock = socket.create_connection((address, self.port), timeout=share)
-                break
-            except OSError:
-                if position + 1 == len(self._addresses):
-                    raise
-        if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-        self.sock.settimeout(self._left())
-        self._watched = self.sock
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.do_handshake()  # only now, under the watchdog
-
-    def finish(self) -> None:
-        """Close, and stop watching. (`close` alone is also called by the base class, before the body is read.)"""
-        self._watchdog.cancel()
-        self.close()
-
-
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
-CHUNK_BYTES = 64 * 2**10
+MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Resolver = Callable[..., Sequence[tuple[Any, ...]]]  # called and answering like socket.getaddrinfo
@@ -192,9 +148,7 @@ def fetch_url(
 
     `resolve` and `allow_address` are for tests, which serve from the loopback address.
     """
-    import http.client  # with TLS, more than pictures from files should wait for
-
-    from smolvlm_mlx.inputs.fetch import Connection, is_public
+    import httpx2  # with TLS and asyncio, more than pictures from files should wait for
 
     if not limits.allow_urls:
         raise FetchError(f"URLs are not fetched here: {short(url)}; send the bytes as a data: URL")
@@ -202,21 +156,134 @@ def fetch_url(
     for _ in range(limits.max_redirects + 1):
         parts = _check_url(url)
         addresses = _checked_addresses(parts, resolve, allow_address or is_public)
-        connection = Connection(parts, addresses, deadline)
         try:
-            connection.request("GET", _target(parts), headers={"User-Agent": "smolvlm-mlx", "Accept": "*/*"})
-            with connection.getresponse() as answer:
-                location = answer.getheader("Location")
-                if answer.status not in REDIRECTS or location is None:
-                    return _read_body(answer, url, limits, deadline)
-            url = urljoin(url, location)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
-            reason = f"no complete answer within {limits.timeout:g} s" if late else short(error or type(error).__name__)
-            raise FetchError(f"cannot fetch {short(url)}: {reason}") from error
-        finally:
-            connection.finish()
+            answer = _run_apart(_get(url, parts, addresses, limits, deadline))
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer)
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            late = f"no complete answer within {limits.timeout:g} s"
+            raise FetchError(f"cannot fetch {short(url)}: {late}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            raise FetchError(f"cannot fetch {short(url)}: {_reason(error)}") from error
     raise FetchError(f"more than {limits.max_redirects} redirects, the last to {short(url)}; give the final URL")
+
+
+def _run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread and an event loop of its own: the caller's thread may be running
+    a loop already, as in Jupyter. What interrupts the caller, such as Ctrl-C, cancels it."""
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    done = threading.Event()  # an interrupted Thread.join takes the thread for ended (Python 3.12)
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(asyncio.wait([task]))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+            done.set()
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        done.wait()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # it ended meanwhile, and its loop is closed
+            loop.call_soon_threadsafe(task.cancel)
+        done.wait()
+        raise
+    return task.result()
+
+
+async def _get(
+    url: str,
+    parts: SplitResult,
+    addresses: list[str],
+    limits: FetchLimits,
+    deadline: float,
+) -> bytes | str:
+    """Ask for a URL once, and return its body, or the place that it redirects to.
+
+    The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc.
+    Each request has its own, so that no connection is used again for another host of the same
+    address. The certificate is checked by OpenSSL alone: the check of the system, which is httpx2's
+    default on a Mac, may itself fetch what a certificate names.
+    """
+    import asyncio
+    import ssl
+
+    import httpx2
+
+    # A timeout of httpx2 starts anew with each byte; this one ends a drip of bytes as well.
+    async with (
+        asyncio.timeout(deadline - time.monotonic()),
+        httpx2.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False) as transport,
+        contextlib.AsyncExitStack() as opened,
+        contextlib.aclosing(await _send(transport, parts, addresses, deadline, opened)) as answer,
+    ):
+        location = answer.headers.get("Location")
+        if answer.status_code in REDIRECTS and location is not None:
+            return location
+        return await _read_body(answer, url, limits)
+
+
+async def _send(
+    transport: "httpx2.AsyncBaseTransport",
+    parts: SplitResult,
+    addresses: list[str],
+    deadline: float,
+    opened: contextlib.AsyncExitStack,
+) -> "httpx2.Response":
+    """Send the request to the first address that can be connected to, and return the answer, whose
+    body is not read yet. `opened` closes the connections."""
+    import ssl
+
+    import httpx2
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        # httpx2 leaves the connection open when the handshake of TLS is cancelled.
+        if event == "connection.connect_tcp.complete":
+            opened.push_async_callback(info["return_value"].aclose)
+
+    headers = {
+        "Host": _host(parts),
+        "Accept-Encoding": "identity",
+        "User-Agent": "smolvlm-mlx",
+        "Accept": "*/*",
+    }
+    extensions: dict[str, Any] = {"target": _target(parts).encode(), "trace": trace}
+    # The URL has the address; TLS asks for the name, and checks that the certificate is the name's.
+    extensions["sni_hostname"] = parts.hostname
+    for position, address in enumerate(addresses):
+        share = (deadline - time.monotonic()) / (len(addresses) - position)
+        extensions["timeout"] = {"connect": share}
+        place = httpx2.URL(scheme=parts.scheme, host=address, port=parts.port)
+        request = httpx2.Request("GET", place, headers=headers, extensions=extensions)
+        try:
+            return await transport.handle_async_request(request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if position + 1 == len(addresses) or isinstance(_first_cause(error), ssl.SSLError):
+                raise
+    raise AssertionError("no address to connect to")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error that began it. httpcore2 raises some `from None`, and has the cause as argument."""
+    causes = [each for each in (error.__cause__, *error.args) if isinstance(each, BaseException)]
+    return _first_cause(causes[0]) if causes else error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in the words of whoever saw it first: httpx2 says "All connection attempts
+    failed" of a refused one."""
+    import ssl
+
+    first = _first_cause(error)
+    if isinstance(first, OSError) and first.errno and not isinstance(first, ssl.SSLError):
+        return os.strerror(first.errno)
+    return shown(str(first) or str(error) or "the connection was closed")
 
 
 def _check_url(url: str) -> SplitResult:
@@ -251,26 +318,32 @@ def _checked_addresses(parts: SplitResult, resolve: Resolver, allow_address: Cal
     return addresses
 
 
-def _read_body(answer: "HTTPResponse", url: str, limits: FetchLimits, deadline: float) -> bytes:
-    if answer.status != 200:
-        raise FetchError(f"{short(url)} answered {answer.status} {short(answer.reason)}")
-    encoding = answer.getheader("Content-Encoding", "identity")
+async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -> bytes:
+    import httpx2
+
+    if answer.status_code != 200:
+        status = f"{answer.status_code} {short(answer.reason_phrase)}"
+        raise FetchError(f"{short(url)} answered {status}")
+    if len(answer.headers.raw) > MAX_HEADERS:
+        raise httpx2.RemoteProtocolError(f"it answers with more than {MAX_HEADERS} headers")
+    encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() != "identity":  # never asked for; a few bytes could unpack to gigabytes
         raise FetchError(f"{short(url)} is sent with Content-Encoding {short(encoding)}, which is not read")
-    _check_size(answer.length or 0, url, limits)
-    pieces: list[bytes] = []
-    total = 0
-    while piece := answer.read(CHUNK_BYTES):
-        pieces.append(piece)
-        total += len(piece)
-        _check_size(total, short(url), limits, "at least ")
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-    if time.monotonic() >= deadline:  # the connection was cut, which reads like the end of the body
-        raise TimeoutError
-    if answer.length:  # http.client does not complain when a body ends early
-        raise FetchError(f"{short(url)} ended {answer.length} bytes early; try again")
-    return b"".join(pieces)
+    is_chunked = "Transfer-Encoding" in answer.headers
+    length = 0 if is_chunked else int(answer.headers.get("Content-Length", 0))
+    _check_size(length, short(url), limits)
+    body = bytearray()
+    try:
+        async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+            async for piece in pieces:
+                body += piece
+                _check_size(len(body), short(url), limits, "at least ")
+    except httpx2.RemoteProtocolError as error:
+        if len(body) < length:
+            missing = length - len(body)
+            raise FetchError(f"{short(url)} ended {missing} bytes early; try again") from error
+        raise
+    return bytes(body)
 
 
 def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> None:
@@ -281,6 +354,13 @@ def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> No
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return quote(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
+
+
+def _host(parts: SplitResult) -> str:
+    """The Host header: the name, and the port unless it is the scheme's."""
+    name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    default_port = 443 if parts.scheme == "https" else 80
+    return name if parts.port in (None, default_port) else f"{name}:{parts.port}"
 
 
 def _local_path(name: str) -> str:
