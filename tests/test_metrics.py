@@ -1,11 +1,12 @@
 """Scores as the benchmarks define them: by examples, and against their definitions written out once more."""
 
+import functools
 import hashlib
 import json
 import re
 import string
 
-from smolvlm_mlx.tasks.metrics import CONTRACTIONS, METRICS, chosen_letter, normalize_answer
+from smolvlm_mlx.tasks.metrics import CONTRACTIONS, METRICS, chosen_letter, edit_distance, normalize_answer
 
 import pytest
 from hypothesis import assume, given
@@ -116,6 +117,41 @@ def test_normal_answers_by_definition(text: str) -> None:
 )
 def test_anls(prediction: str, answers: list[str], expected: float) -> None:
     assert score("anls", prediction, *answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [
+        *[("", "", 0), ("", "abc", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("flaw", "lawn", 2)],
+        *[("saturday", "sunday", 3), ("intention", "execution", 5), ("ab", "ba", 2), ("é", "e", 1), ("👍🏽", "👍", 1)],
+    ],
+)
+def test_edit_distance(one: str, other: str, distance: int) -> None:
+    assert edit_distance(one, other) == edit_distance(other, one) == distance
+
+
+LETTERS = st.text("abc", max_size=6)
+
+
+@given(LETTERS, LETTERS, LETTERS)
+def test_edit_distance_is_one(one: str, other: str, third: str) -> None:
+    """A distance, in the sense of mathematics, that does not count what two texts begin and end with."""
+    distance = edit_distance(one, other)
+    assert (distance == 0) == (one == other)
+    assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
+    assert distance <= edit_distance(one, third) + edit_distance(third, other)
+    assert distance == edit_distance(f"{third}{one}", f"{third}{other}") == edit_distance(one + third, other + third)
+
+
+@given(LETTERS, LETTERS)
+def test_edit_distance_by_definition(one: str, other: str) -> None:
+    @functools.cache
+    def least(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        return min(least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (one[i - 1] != other[j - 1]))
+
+    assert edit_distance(one, other) == least(len(one), len(other))
 
 
 # ---- relaxed

@@ -1,5 +1,6 @@
 """Videos: which frames, which words, and what becomes of odd files."""
 
+import hashlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.media import Attachment, Video, attach, attachments
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, sample, words
+from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, in_words, sample, words
 from smolvlm_mlx.model import SmolVLM
 
 import av
@@ -112,6 +113,30 @@ def test_the_first_family_takes_fifty_frames_without_words() -> None:
 def test_odd_sampling(values: dict[str, Any], error: str) -> None:
     with pytest.raises(VideoError, match=error):
         VideoSampling().changed(values)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        *[(0, "zero"), (1, "one"), (10, "ten"), (13, "thirteen"), (19, "nineteen"), (20, "twenty"), (21, "twenty-one")],
+        *[(64, "sixty-four"), (90, "ninety"), (99, "ninety-nine"), (100, "one hundred"), (101, "one hundred and one")],
+        *[(342, "three hundred and forty-two"), (800, "eight hundred"), (1000, "one thousand")],
+        *[(1001, "one thousand and one"), (1100, "one thousand, one hundred"), (2000, "two thousand")],
+        *[(1234, "one thousand, two hundred and thirty-four"), (10_000, "ten thousand")],
+        *[(100_000, "one hundred thousand"), (100_342, "one hundred thousand, three hundred and forty-two")],
+        (123_456, "one hundred and twenty-three thousand, four hundred and fifty-six"),
+        (999_999, "nine hundred and ninety-nine thousand, nine hundred and ninety-nine"),
+    ],
+)
+def test_numbers_in_words(number: int, said: str) -> None:
+    """What num2words, with which the reference counts frames, says."""
+    assert in_words(number) == said
+
+
+def test_words_of_all_numbers_to_2000() -> None:
+    digest = "020523f21d20683fd1a5f5850323e3e608ca3b6beed47ea7ce5eeff9d9341066"  # of num2words' own
+    text = "\n".join(map(in_words, range(2001)))
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
 def test_words_around_frames(loaded: Loaded) -> None:

@@ -102,16 +102,35 @@ def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
     return [int(index) for index in np.unique(np.linspace(first, last, wanted, dtype=int))]
 
 
+TO_NINETEEN = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def in_words(number: int) -> str:
+    """Write a number from 0 to 999,999 in English words, with the commas and hyphens of num2words,
+    with which the reference counts frames."""
+    if number < 20:
+        return TO_NINETEEN[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return TENS[tens - 2] + (f"-{TO_NINETEEN[ones]}" if ones else "")
+    size, name = (100, "hundred") if number < 1000 else (1000, "thousand")
+    count, rest = divmod(number, size)
+    link = " and " if rest < 100 else ", "
+    return f"{in_words(count)} {name}" + (link + in_words(rest) if rest else "")
+
+
 def words(clip: Clip[Any], with_times: bool) -> list[str]:
     """The texts before each frame, and after the last."""
     if not with_times:
         return [""] * (len(clip.frames) + 1)
-    from num2words import num2words
-
     stamps = [f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:" for second in clip.times]
     length = timedelta(seconds=int(clip.duration))
     intro = (
-        f"You are provided the following series of {num2words(len(clip.frames))} frames "
+        f"You are provided the following series of {in_words(len(clip.frames))} frames "
         f"from a {length} [H:MM:SS] video.\n"
     )
     return [intro + stamps[0], *stamps[1:], "\n\n"]

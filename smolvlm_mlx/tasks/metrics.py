@@ -12,8 +12,7 @@ exact      equal, but for spaces around
 import re
 import string
 from collections.abc import Callable, Sequence
-
-from rapidfuzz.distance import Levenshtein
+from itertools import pairwise
 
 LETTERS = string.ascii_uppercase
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
@@ -44,10 +43,21 @@ def anls(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -
 
     def similarity(answer: str) -> float:
         said, right = (" ".join(text.strip().lower().split()) for text in (prediction, answer))
-        distance = Levenshtein.distance(said, right) / max(len(said), len(right), 1)
+        distance = edit_distance(said, right) / max(len(said), len(right), 1)
         return 1 - distance if distance < 0.5 else 0.0
 
     return max(map(similarity, answers))
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Count the letters to insert, delete or replace to make the one the other (Levenshtein)."""
+    above = list(range(len(other) + 1))  # the row of the letters before; the first of none
+    for count, letter in enumerate(one, 1):
+        row = [count]
+        for (diagonal, up), wanted in zip(pairwise(above), other, strict=True):
+            row.append(min(diagonal + (letter != wanted), up + 1, row[-1] + 1))
+        above = row
+    return above[-1]
 
 
 def relaxed(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
