@@ -4,8 +4,10 @@ Imports inside functions and under TYPE_CHECKING count like any other.
 """
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -113,6 +115,25 @@ def test_packages_stay_in_their_place() -> None:
     assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/cli/",))
     assert not offences(everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/"))
+
+
+def bare(requirement: str) -> str:
+    """The name of a package, without its extras and versions."""
+    return re.split(r"[\[<>=]", requirement)[0]
+
+
+def test_each_dependency_has_its_reason() -> None:
+    """The table in CONTRIBUTING.md names what pyproject.toml installs, and the extra that has it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    where = {bare(package): "" for package in project["dependencies"]}
+    for extra, packages in project["optional-dependencies"].items():
+        for package in packages:  # dev repeats those of extras, which come first; cpu and cuda13 mlx
+            where.setdefault(bare(package), extra)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## Dependencies\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`)(?: \(`(\w+)`\))? \| \S", section, re.MULTILINE)
+    listed = [(name, extra) for names, extra in rows for name in re.findall("`(.+?)`", names)]
+    assert sorted(listed) == sorted(where.items())
 
 
 def catches_too_much(handler: ast.ExceptHandler) -> bool:
