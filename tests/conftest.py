@@ -1,14 +1,17 @@
-"""The small random checkpoint that most tests use, made once a process; a device that sums the same way each time; what the
-end of a run says."""
+"""What many tests use: the small random checkpoint, made once a process, and the bundled one; a device that sums the same way
+each time; the command line and the server; and what the end of a run says."""
 
 import importlib
+import io
 import json
 import os
 import re
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The others have the other cores. BLAS reads it when it is loaded, here and in children.
@@ -18,12 +21,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from convert.random_checkpoint import make
+from smolvlm_mlx import load
 from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
+from tests.support.checkpoints import Loaded
 
 import mlx.core as mx
 import pytest
 from safetensors.numpy import load_file, save_file
+
+if TYPE_CHECKING:
+    from smolvlm_mlx.generation.scheduler import Job
+    from tests.support.http import Running
 
 LONGEST = 10.0  # seconds that no test without the mark slow takes; on an idle machine it is 3
 
@@ -38,6 +47,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the first family (`idefics3`)."""
     return make(tmp_path_factory.mktemp("checkpoints") / "tiny-v1", "idefics3")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    return load(tiny, "float32")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Loaded:
+    """The bundled checkpoint, which sees."""
+    return load("tiny", "float32")
 
 
 @pytest.fixture
@@ -74,6 +94,42 @@ def mlx_lm_imported() -> None:
 def patient_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a process that is started may take longer than a template is given."""
     monkeypatch.setattr(template, "SECONDS", 60.0)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command line in this process: exit code, stdout, stderr."""
+    from smolvlm_mlx.cli import main
+
+    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        capsys.readouterr()
+        code = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
+    from tests.support.http import serving
+
+    with serving(tiny, tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@pytest.fixture
+def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
+    """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
+    from tests.support.http import slow_down
+
+    return slow_down(server, monkeypatch)
 
 
 # ---- the end of a run

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -22,9 +21,9 @@ from smolvlm_mlx.checkpoint.adapters import (
 )
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.quantization import Recipe
-from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
-from smolvlm_mlx.cli import main
+from smolvlm_mlx.checkpoint.reader import load
 from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, shown_path
+from tests.support.checkpoints import logits, weights_of
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -76,18 +75,6 @@ def write_adapter(base: Path, out: Path, kind: str, trained: bool = True) -> Pat
     out.mkdir()
     save_adapter(model, config, out)
     return out
-
-
-def weights_of(folder: Path) -> dict[str, mx.array]:
-    return dict(open_checkpoint(folder).read())
-
-
-def logits(folder: Path, adapter: Path | None = None, fuse: bool = True) -> np.ndarray:
-    """Of a few words and a picture, computed in float32."""
-    model, _ = load(folder, "float32", adapter=adapter, fuse=fuse)
-    ids = mx.array([[5, 9, 200] + [model.config.image_token_id] * model.config.tokens_per_tile + [31, 7]])
-    side = model.config.vision_config.image_size
-    return np.array(model(ids, mx.array(np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32))))
 
 
 def changed(adapter: Path, out: Path, **values: Any) -> Path:
@@ -305,19 +292,6 @@ def test_weights_that_are_missing_or_cut_off(size: int | None, tiny: Path, adapt
 
 
 # ---- the command line
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """In this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        return (end.value.code, *capsys.readouterr())
-
-    return call
 
 
 def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from smolvlm_mlx import device, load
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
+from tests.support.places import ROOT
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
 ATOL = {"float32": 5e-3, "bfloat16": 0.25}  # logits are up to 5
 CHILD = """
 import json

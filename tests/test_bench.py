@@ -1,9 +1,7 @@
 """The bench: its arithmetic against counts by hand, its table and files; never a time."""
 
-import io
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,11 @@ from smolvlm_mlx.errors import BenchError
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.tiles import ImageSettings
 from smolvlm_mlx.model import SmolVLM
+from tests.support.places import REAL_FILES
 
 import mlx.core as mx
 import pytest
 
-REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints"
 PARAMETERS = {"256M": 256_484_928, "500M": 507_482_304, "2.2B": 2_246_784_880}  # of the SmolVLM2 checkpoints
 FOLDERS = {
     "256M": "SmolVLM2-256M-Video-Instruct",
@@ -59,23 +57,12 @@ def sizes(model: SmolVLM, kv_width: int) -> Sizes:
     return Sizes.of(model.config, {name: array.nbytes for name, array in model.named_parameters().items()}, kv_width)
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for module, name, least in (
-        (calibration, "MATRIX_BYTES", 2**24),
-        (image_cache, "CHUNK", 1024),
-    ):  # how fast is not the point
+@pytest.fixture
+def run(call: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line in this process, where how fast is not the point."""
+    for module, name, least in ((calibration, "MATRIX_BYTES", 2**24), (image_cache, "CHUNK", 1024)):
         monkeypatch.setattr(module, name, dict.fromkeys(getattr(module, name), least))
-    code = 0
-    try:
-        main.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return code, *capsys.readouterr()
+    return call
 
 
 # ---- formulas
@@ -266,14 +253,12 @@ def test_environment_that_changes_kernels(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-def test_info_names_mixed_dtypes(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_names_mixed_dtypes(tiny: Path, tmp_path: Path, run: Any) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "mixed"))
     weights: Any = mx.load(str(folder / "model.safetensors"))
     name = "model.text_model.norm.weight"
     mx.save_safetensors(str(folder / "model.safetensors"), {**weights, name: weights[name].astype(mx.float16)})
-    code, out, _ = run(monkeypatch, capsys, "info", folder)
+    code, out, _ = run("info", folder)
     assert code == 0
     assert "dtypes: MIXED, F16, F32" in out
 
@@ -313,16 +298,16 @@ def test_kernels_of_a_step(dtype: mx.Dtype, matrices: int) -> None:
     assert kernels["ArgReduce"] == 1
 
 
-def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(monkeypatch, capsys, "bench", "tiny", "--quick", "--runs", 1)
+def test_command(run: Any) -> None:
+    code, out, err = run("bench", "tiny", "--quick", "--runs", 1)
     assert code == 0
     assert "measuring: vision" in err
     rows = ("load ", "preprocess ", "vision, ", "prefill, 100 tokens", "decode, 100 tokens", "first turn, a tile")
     assert all(row in out for row in (*rows, "second turn", "a decode step: ", "fused attention", "dtypes: "))
 
 
-def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(monkeypatch, capsys, "bench", "tiny", "--quick", "--runs", 2, "--json")
+def test_json(run: Any) -> None:
+    code, out, _ = run("bench", "tiny", "--quick", "--runs", 2, "--json")
     found = json.loads(out)
     assert code == 0
     assert found["machine"]["bandwidth"] > 0
@@ -359,25 +344,23 @@ def test_plot(result: Result, tmp_path: Path) -> None:
         (("tiny", "--plot", "nowhere/roofline.png"), "no folder nowhere"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
-    arguments: tuple[object, ...], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(monkeypatch, capsys, "bench", *arguments)
+def test_what_cannot_be_measured_is_one_line(arguments: tuple[object, ...], part: str, run: Any) -> None:
+    code, out, err = run("bench", *arguments)
     assert (code, out) == (1, "")
     assert part in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
     assert "Traceback" not in err
 
 
-def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_little_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smolvlm_mlx.bench.machine.total_memory", lambda: 8 * 10**9)
-    code, _, err = run(monkeypatch, capsys, "bench", "--random", "2.2B", "--dtype", "float32")
+    code, _, err = run("bench", "--random", "2.2B", "--dtype", "float32")
     assert code == 1
     assert "this machine has 8.0" in err
 
 
-def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_without_matplotlib(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_report, "can_draw", lambda: False)
-    code, _, err = run(monkeypatch, capsys, "bench", "tiny", "--plot", "roofline.png")
+    code, _, err = run("bench", "tiny", "--plot", "roofline.png")
     assert code == 1
     assert "smolvlm-mlx[plot]" in err

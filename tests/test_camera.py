@@ -9,7 +9,7 @@ from typing import Any
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs import camera
 from smolvlm_mlx.inputs.camera import Camera, Shot
-from tests.test_video import encode_video, sound
+from tests.support.videos import encode_video, sound
 
 import av
 import numpy as np

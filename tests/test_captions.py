@@ -16,32 +16,25 @@ from typing import Any
 
 from convert.scenes import make_scene
 from convert.world import draw
-from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.cli.caption import _task
 from smolvlm_mlx.errors import DataError, GenerationError
 from smolvlm_mlx.generation.batch import generate_batch
 from smolvlm_mlx.generation.structured import Grammars
-from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
-from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
-from tests.test_video import encode_video
+from tests.support.checkpoints import Loaded
+from tests.support.places import ROOT
+from tests.support.videos import encode_video
 
 import mlx.core as mx
 import pytest
 
-ROOT = Path(__file__).parents[1]
-Loaded = tuple[SmolVLM, Processor]
 DESCRIBE = Task("Describe the picture.", 64)
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
 SCHEMA = {"type": "object", "properties": {"n": DIGIT}, "required": ["n"], "additionalProperties": False}
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return load("tiny", "float32")
 
 
 def draw_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:
@@ -64,16 +57,16 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 ALONE: dict[tuple[Path, Task], str] = {}
 
 
-def alone(loaded: Loaded, path: Path, task: Task = DESCRIBE) -> str:
+def alone(bundled: Loaded, path: Path, task: Task = DESCRIBE) -> str:
     """The answer about one picture, made once."""
     if (path, task) not in ALONE:
-        ALONE[path, task] = answer_alone(loaded, path, task)
+        ALONE[path, task] = answer_alone(bundled, path, task)
     return ALONE[path, task]
 
 
-def answer_alone(loaded: Loaded, path: Path, task: Task) -> str:
+def answer_alone(bundled: Loaded, path: Path, task: Task) -> str:
     parts = [{"type": "image", "path": str(path)}, {"type": "text", "text": task.prompt}]
-    return generate(*loaded, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)).strip()
+    return generate(*bundled, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)).strip()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -81,25 +74,25 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_captions_are_those_of_each_picture_alone(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_captions_are_those_of_each_picture_alone(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    lines = Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "a.jsonl", lambda *now: seen.append(now))
+    lines = Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "a.jsonl", lambda *now: seen.append(now))
     assert [line["path"] for line in lines] == [str(path) for path in pictures]
-    assert [line["caption"] for line in lines] == [alone(loaded, path) for path in pictures]
+    assert [line["caption"] for line in lines] == [alone(bundled, path) for path in pictures]
     assert read(tmp_path / "a.jsonl") == lines
     assert seen == [(5, 8), (8, 8)]
 
 
-def test_a_batch_ends_one_by_one(loaded: Loaded, pictures: list[Path]) -> None:
+def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     """Answers of several lengths, of pictures whose prompts have one length."""
-    model, processor = loaded
+    model, processor = bundled
     inputs = [processor(_ask(path, DESCRIBE.prompt)) for path in pictures]
     length = max((len(one.input_ids) for one in inputs), key=[len(one.input_ids) for one in inputs].count)
     same = [path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length]
     batch = [one for one in inputs if len(one.input_ids) == length]
     assert len(batch) > 3
     answers = generate_batch(model, processor, batch, Options(max_tokens=64))
-    assert [text.strip() for text, _ in answers] == [alone(loaded, path) for path in same]
+    assert [text.strip() for text, _ in answers] == [alone(bundled, path) for path in same]
     assert len({len(text) for text, _ in answers}) > 2
     assert all(ended for _, ended in answers)
     short = generate_batch(model, processor, batch, Options(max_tokens=3))
@@ -111,8 +104,8 @@ def test_a_batch_ends_one_by_one(loaded: Loaded, pictures: list[Path]) -> None:
     assert [text for text, _ in stopped] == [text.partition(" in")[0] for text, _ in answers]
 
 
-def test_a_batch_that_cannot_be(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = loaded
+def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = bundled
     two = [processor([{"role": "user", "content": text}]) for text in ("Hello", "Hello, how are you?")]
     with pytest.raises(GenerationError, match="a batch has one length"):
         generate_batch(model, processor, two, Options())
@@ -123,18 +116,18 @@ def test_a_batch_that_cannot_be(loaded: Loaded, monkeypatch: pytest.MonkeyPatch)
         generate_batch(model, processor, two[:1], Options())
 
 
-def test_constrained_batches(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     task = Task("How many shapes are there?", 40, SCHEMA)
-    lines = Captioner(*loaded, task).write(pictures, tmp_path / "a.csv")
+    lines = Captioner(*bundled, task).write(pictures, tmp_path / "a.csv")
     assert all(type(line["n"]) is int for line in lines)
-    grammars = Grammars(loaded[1].tokenizer, loaded[0].config.text_config.vocab_size)
-    inputs = loaded[1](_ask(pictures[0], task.prompt))
-    ((text, _),) = generate_batch(*loaded, [inputs], Options(max_tokens=40), lambda: grammars.json(SCHEMA))
+    grammars = Grammars(bundled[1].tokenizer, bundled[0].config.text_config.vocab_size)
+    inputs = bundled[1](_ask(pictures[0], task.prompt))
+    ((text, _),) = generate_batch(*bundled, [inputs], Options(max_tokens=40), lambda: grammars.json(SCHEMA))
     assert json.loads(text)["n"] == lines[0]["n"]
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["n"]) for row in rows] == [(line["path"], str(line["n"])) for line in lines]
-    cut = Captioner(*loaded, Task("How many?", 2, SCHEMA)).write(pictures[:1], tmp_path / "b.jsonl")
+    cut = Captioner(*bundled, Task("How many?", 2, SCHEMA)).write(pictures[:1], tmp_path / "b.jsonl")
     assert cut[0]["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
 
 
@@ -144,18 +137,18 @@ def _ask(path: Path, text: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("cuts", [1, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_run_goes_on_where_it_was_cut_off(cuts: int, loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_was_cut_off(cuts: int, bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
-    Captioner(*loaded, DESCRIBE).write(pictures[:6], out)
+    Captioner(*bundled, DESCRIBE).write(pictures[:6], out)
     whole, rng = out.read_bytes(), Random(0)
     for cut in (0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(cuts))):
         out.write_bytes(whole[:cut])
-        Captioner(*loaded, DESCRIBE).write(pictures[:6], out)
+        Captioner(*bundled, DESCRIBE).write(pictures[:6], out)
         assert out.read_bytes() == whole
 
 
 def test_what_is_there_is_not_asked_again(
-    loaded: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundled: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -169,16 +162,16 @@ def test_what_is_there_is_not_asked_again(
         return generate_batch(model, processor, batch, *more)
 
     monkeypatch.setattr(captions, "generate_batch", counting)
-    first = Captioner(*loaded, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    first = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
     assert sum(asked) == 3
     assert first[0]["caption"] == first[3]["caption"]
     shutil.copy(pictures[4], folder / "new.png")
-    lines = Captioner(*loaded, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
     assert sum(asked) == 4
     assert len(lines) == len(read(tmp_path / "a.jsonl")) == 5
 
 
-def test_files_that_cannot_be_read(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / ".hidden").mkdir(parents=True)
     shutil.copy(pictures[0], folder / ".hidden" / "a.png")
@@ -192,7 +185,7 @@ def test_files_that_cannot_be_read(loaded: Loaded, pictures: list[Path], tmp_pat
     shutil.copy(pictures[0], folder / odd)
     files = find_files([folder])
     assert [path.name for path in files] == sorted(["=SUM(1).PNG", "bad.mp4", "clip.mp4", "cut.png", "empty.png", odd])
-    lines = Captioner(*loaded, DESCRIBE).write(files, tmp_path / "a.csv")
+    lines = Captioner(*bundled, DESCRIBE).write(files, tmp_path / "a.csv")
     assert [Path(line["path"]).name for line in lines if "error" in line] == ["bad.mp4", "cut.png", "empty.png"]
     assert read(tmp_path / "a.jsonl") == lines
     table = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
@@ -205,21 +198,21 @@ def test_files_that_cannot_be_read(loaded: Loaded, pictures: list[Path], tmp_pat
         find_files([nothing])
 
 
-def test_a_file_of_something_else(loaded: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_file_of_something_else(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
     out.write_text('{"mine": 1}\n')
     with pytest.raises(DataError, match="holds something else than captions"):
-        Captioner(*loaded, DESCRIBE).write(pictures, out)
+        Captioner(*bundled, DESCRIBE).write(pictures, out)
     assert out.read_text() == '{"mine": 1}\n'
     out.unlink()
-    Captioner(*loaded, DESCRIBE).write(pictures[:1], out)
+    Captioner(*bundled, DESCRIBE).write(pictures[:1], out)
     with pytest.raises(DataError, match="captions of another model, task or settings"):
-        Captioner(*loaded, Task("What is this?")).write(pictures, out)
+        Captioner(*bundled, Task("What is this?")).write(pictures, out)
     with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
-        Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "a.txt")
+        Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "a.txt")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
-        Captioner(*loaded, DESCRIBE).write(pictures, tmp_path / "file" / "a.jsonl")
+        Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "file" / "a.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -293,9 +286,9 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="two processes would share one GPU")
 @pytest.mark.parametrize("count", [6, pytest.param(70, marks=pytest.mark.slow)])
-def test_two_processes_give_what_one_gives(count: int, loaded: Loaded, tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(count: int, bundled: Loaded, tmp_path: Path) -> None:
     files = draw_pictures(tmp_path / "in", count)
-    want = Captioner(*loaded, DESCRIBE).write(files, tmp_path / "one.jsonl")
+    want = Captioner(*bundled, DESCRIBE).write(files, tmp_path / "one.jsonl")
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     processes = [
@@ -313,7 +306,7 @@ def test_two_processes_give_what_one_gives(count: int, loaded: Loaded, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path) -> None:
+def test_a_thousand_pictures_killed_twenty_times(bundled: Loaded, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "in", 1000)
     subprocess.run(command(tmp_path / "in", tmp_path / "whole.jsonl"), check=True)
     out, rng, kills = tmp_path / "killed.jsonl", Random(1), 0
@@ -330,27 +323,27 @@ def test_a_thousand_pictures_killed_twenty_times(loaded: Loaded, tmp_path: Path)
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     lines = read(out)
     assert len({line["path"] for line in lines}) == 1000
-    same = [line["caption"] == alone(loaded, Path(line["path"])) for line in lines]
+    same = [line["caption"] == alone(bundled, Path(line["path"])) for line in lines]
     print(f"{sum(same)} of 1000 captions as alone")
     assert all(same)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "least"), [(False, 3), (True, 1.5)])
-def test_together_they_are_three_times_faster(split: bool, least: float, loaded: Loaded, tmp_path: Path) -> None:
+def test_together_they_are_three_times_faster(split: bool, least: float, bundled: Loaded, tmp_path: Path) -> None:
     """With one tile each. With five most of the time goes to tiles and prompts, which are no faster together."""
     files, options = draw_pictures(tmp_path / "in", 256), ImageOptions(split=split)
 
     def together(number: int) -> float:
         started = time.perf_counter()
-        Captioner(*loaded, DESCRIBE, image_options=options).write(files, tmp_path / f"{number}.jsonl")
+        Captioner(*bundled, DESCRIBE, image_options=options).write(files, tmp_path / f"{number}.jsonl")
         return time.perf_counter() - started
 
     def one_by_one() -> float:
         started = time.perf_counter()
         for path in files[:64]:
             messages = [user_message(DESCRIBE.prompt, [path])]
-            "".join(stream_generate(*loaded, messages, Options(DESCRIBE.max_tokens), image_options=options))
+            "".join(stream_generate(*bundled, messages, Options(DESCRIBE.max_tokens), image_options=options))
         return (time.perf_counter() - started) * len(files) / 64
 
     together(0)

@@ -9,21 +9,14 @@ from typing import Any
 from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Recent, attachments, own
-from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.model import SmolVLM
+from tests.support.checkpoints import Loaded
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-Loaded = tuple[SmolVLM, Processor]
 SHORT = Options(max_tokens=6)
 PICTURES = [Image.effect_noise((90, 60), 40 + 20 * number).convert("RGB") for number in range(4)]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> Loaded:
-    return load(tiny, "float32")
 
 
 @pytest.fixture

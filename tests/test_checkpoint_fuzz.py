@@ -17,12 +17,12 @@ from typing import Any
 from smolvlm_mlx import load
 from smolvlm_mlx.errors import CheckpointError
 from tests.support import as_metal
+from tests.support.places import ROOT
 
 import mlx.core as mx
 import pytest
 from safetensors import SafetensorError, safe_open
 
-ROOT = Path(__file__).parents[1]
 Header = list[tuple[str, Any]]  # pairs, as names may be there twice
 ODD_SIZES = [0, 1, -1, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64 - 1, 2**64, 65536, 1.5, 1e300, "8", None, True, []]
 DTYPES = ["F32", "F16", "BF16", "U32", "I32", "F64", "I64", "BOOL", "U8", "F8_E4M3", "F4", "C64", "f32", "", None, 4]

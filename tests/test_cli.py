@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,14 +10,12 @@ from typing import Any
 
 from smolvlm_mlx import Options, __version__, generate, load
 from smolvlm_mlx.cli import generate as generate_command
-from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.options import DEFAULT_MODEL
+from tests.support.cli import ENVIRONMENT, check_refused, run, start
+from tests.support.places import ROOT
 
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="module")
@@ -26,50 +23,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "noise.png"
     Image.effect_noise((90, 60), 80).convert("RGB").save(path)
     return path
-
-
-def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, cwd=ROOT, **{"env": ENVIRONMENT, **options})
-
-
-def run(*arguments: object, **options: Any) -> tuple[int, str, str]:
-    """In a process of its own: exit code, stdout, stderr."""
-    text = options.pop("input", None)
-    if text is not None:
-        options["stdin"] = subprocess.PIPE
-    process = start(*arguments, **options)
-    out, err = process.communicate(None if text is None else text.encode(), timeout=60)
-    return process.returncode, (out or b"").decode(), (err or b"").decode()
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """In this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        capsys.readouterr()
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        return (code, *capsys.readouterr())
-
-    return call
-
-
-def check_refused(result: tuple[int, str, str], *parts: str) -> None:
-    code, out, err = result
-    assert (code, out) == (1, "")
-    assert err.startswith("smolvlm-mlx: ")
-    assert err.count("\n") == 1, err
-    assert "Traceback" not in err
-    assert all(part in err for part in parts), err
 
 
 # ---- generate

@@ -2,11 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError
+from tests.support.places import REAL_FILES
 
 import pytest
 
@@ -92,7 +92,6 @@ NUMBERS = {
     "SmolVLM2-500M-Video-Instruct": ((960, 32, 15, 5, 2560, 1e5), SIGLIP_B, (49280, 49190, 64)),
     "SmolVLM2-256M-Video-Instruct": ((576, 30, 9, 3, 1536, 1e5), SIGLIP_B, (49280, 49190, 64)),
 }
-REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints"
 
 
 def numbers(config: ModelConfig) -> tuple[tuple[float, ...], ...]:

@@ -24,14 +24,12 @@ from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ConversionError
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
+from tests.support.checkpoints import Tensors, copy, logits, weights_of
+from tests.support.places import REAL_FILES, ROOT
 
 import mlx.core as mx
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[1]
-REAL_FILES = ROOT.parent / "shared" / "checkpoints"
-Tensors = dict[str, mx.array]
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +37,13 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("checkpoints") / "tiny-bf16", dtype="bfloat16")
 
 
-def tensors_of(folder: Path) -> Tensors:
-    """By our names and in mlx-community's layout."""
-    return dict(open_checkpoint(folder).read())
-
-
-def logits(folder: Path) -> np.ndarray:
-    """Of a few words and a picture, computed in float32."""
-    model, _ = load(folder, "float32")
-    ids = mx.array([[5, 9, 200] + [model.config.image_token_id] * model.config.tokens_per_tile + [31, 7]])
-    side = model.config.vision_config.image_size
-    pixel_values = mx.array(np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32))
-    return np.array(model(ids, pixel_values))
-
-
 def fingerprint(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def with_weights(source: Path, out: Path, tensors: Tensors, **config: Any) -> Path:
-    """A checkpoint in mlx-community's layout."""
-    shutil.copytree(source, out)
-    (out / "model.safetensors").unlink()
-    mx.save_safetensors(str(out / "model.safetensors"), {name: mx.contiguous(w) for name, w in tensors.items()})
-    raw = {**json.loads((source / "config.json").read_text()), **config}
-    (out / "config.json").write_text(json.dumps(raw))
-    return out
-
-
 def dequantized(folder: Path) -> Tensors:
     """Float tensors of a quantized checkpoint, in float32."""
-    checkpoint, tensors = open_checkpoint(folder), tensors_of(folder)
+    checkpoint, tensors = open_checkpoint(folder), weights_of(folder)
     for name in list(tensors):
         if name.endswith(".scales"):
             module = name.removesuffix(".scales")
@@ -88,7 +62,7 @@ def test_bf16_is_the_same_model(tmp_path: Path, model_type: str) -> None:
     source, out, calls = make(tmp_path / "in", model_type, dtype="bfloat16"), tmp_path / "out", []
     report = convert(source, out, progress=lambda done, total: calls.append((done, total)))
     np.testing.assert_array_equal(logits(out), logits(source))
-    have, want = tensors_of(out), tensors_of(source)
+    have, want = weights_of(out), weights_of(source)
     assert have.keys() == want.keys()
     assert all(bool(mx.array_equal(have[name], want[name])) for name in want)
     assert not open_checkpoint(out).is_hf_layout
@@ -112,25 +86,25 @@ def test_every_dtype_in_config_is_the_new_one(tiny: Path, tmp_path: Path) -> Non
     raw = json.loads((tiny / "config.json").read_text())
     text, vision = {**raw["text_config"], "dtype": "float32"}, {**raw["vision_config"], "torch_dtype": "float32"}
     values = {"text_config": text, "vision_config": vision, "dtype": "float32"}
-    source = with_weights(tiny, tmp_path / "in", tensors_of(tiny), **values)
+    source = copy(tiny, tmp_path / "in", weights_of(tiny), **values)
     convert(source, tmp_path / "out", Recipe(dtype="float16"))
     have = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (have["dtype"], have["torch_dtype"]) == ("float16", "float16")
     assert (have["text_config"]["dtype"], have["vision_config"]["torch_dtype"]) == ("float16", "float16")
-    assert {w.dtype for w in tensors_of(tmp_path / "out").values()} == {mx.float16}
+    assert {w.dtype for w in weights_of(tmp_path / "out").values()} == {mx.float16}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_are_written_once(tmp_path: Path, tied: bool) -> None:
     source = make(tmp_path / "in", dtype="bfloat16", tied=False)
-    tensors = tensors_of(source)
+    tensors = weights_of(source)
     if tied:
         tensors["language_model.lm_head.weight"] = tensors["language_model.embed_tokens.weight"]
-        source = with_weights(source, tmp_path / "tied", tensors)
+        source = copy(source, tmp_path / "tied", tensors)
     convert(source, tmp_path / "out", "8bit")
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (raw["tie_word_embeddings"], raw["text_config"]["tie_word_embeddings"]) == (tied, tied)
-    assert ("language_model.lm_head.weight" in tensors_of(tmp_path / "out")) is not tied
+    assert ("language_model.lm_head.weight" in weights_of(tmp_path / "out")) is not tied
 
 
 # ---- quantization
@@ -140,7 +114,7 @@ def test_tied_embeddings_are_written_once(tmp_path: Path, tied: bool) -> None:
 def test_recipes(tiny: Path, tmp_path: Path, name: str) -> None:
     out, recipe = tmp_path / "out", RECIPES[name]
     report = convert(tiny, out, name)
-    source, result = tensors_of(tiny), tensors_of(out)
+    source, result = weights_of(tiny), weights_of(out)
     checkpoint = open_checkpoint(out)
     assert checkpoint.quantization is not None
     padded = checkpoint.config.vision_config.intermediate_size
@@ -201,20 +175,20 @@ def test_quantized_vision_equals_its_float_values(tiny: Path, tmp_path: Path) ->
     quantized = tmp_path / "quantized"
     convert(tiny, quantized, "4bit-vision")
     vision = json.loads((quantized / "config.json").read_text())["vision_config"]
-    floats = with_weights(tiny, tmp_path / "floats", dequantized(quantized), vision_config=vision)
+    floats = copy(tiny, tmp_path / "floats", dequantized(quantized), vision_config=vision)
     np.testing.assert_allclose(logits(quantized), logits(floats), rtol=0, atol=2e-3)
 
 
 def test_padding_changes_nothing(tiny_bf16: Path, tmp_path: Path) -> None:
     """Rows of zeros in fc1, columns of zeros in fc2."""
-    tensors, raw = tensors_of(tiny_bf16), json.loads((tiny_bf16 / "config.json").read_text())
+    tensors, raw = weights_of(tiny_bf16), json.loads((tiny_bf16 / "config.json").read_text())
     for name, array in tensors.items():
         if ".mlp.fc1." in name:
             tensors[name] = mx.pad(array, [(0, 56), (0, 0)][: array.ndim])
         elif ".mlp.fc2.weight" in name:
             tensors[name] = mx.pad(array, [(0, 0), (0, 56)])
     vision = {**raw["vision_config"], "intermediate_size": 256}
-    padded = with_weights(tiny_bf16, tmp_path / "padded", tensors, vision_config=vision)
+    padded = copy(tiny_bf16, tmp_path / "padded", tensors, vision_config=vision)
     np.testing.assert_allclose(logits(padded), logits(tiny_bf16), rtol=0, atol=1e-4)
 
 
@@ -222,8 +196,8 @@ def test_dequantizing(tiny: Path, tmp_path: Path) -> None:
     quantized, plain = tmp_path / "quantized", tmp_path / "plain"
     convert(tiny, quantized, "4bit-8bit-embeddings")
     convert(quantized, plain, "bf16")
-    have, want = tensors_of(plain), tensors_of(quantized)
-    assert have.keys() == tensors_of(tiny).keys()
+    have, want = weights_of(plain), weights_of(quantized)
+    assert have.keys() == weights_of(tiny).keys()
     assert "quantization" not in json.loads((plain / "config.json").read_text())
     for key, array in have.items():
         module = key.removesuffix(".weight")
@@ -324,7 +298,7 @@ def test_no_access(tiny: Path, tmp_path: Path) -> None:
 
 def test_no_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20 * 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type(usage)(usage.total, usage.used, 20 * 2**20))
     out = tmp_path / "a" / "out"
     assert refused(ConversionError, tiny, out) == f"{out.parent}: 20 MiB free, 33 MiB needed"
     assert list(tmp_path.iterdir()) == []

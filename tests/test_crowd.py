@@ -12,7 +12,8 @@ from typing import Any
 
 from convert.conversations import make_question
 from smolvlm_mlx import Options, generate, load
-from tests.test_server import DIRECT, data_url
+from tests.support.http import DIRECT
+from tests.support.pictures import data_url
 
 import httpx2
 import pytest

@@ -10,11 +10,11 @@ from pathlib import Path
 import smolvlm_mlx
 from smolvlm_mlx.cli.main import app
 from tests.support import as_metal
+from tests.support.places import ROOT
 
 import pytest
 import typer
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "smolvlm-mlx " in line]

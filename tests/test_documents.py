@@ -12,16 +12,13 @@ from typing import Any
 
 from convert import random_checkpoint
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.document import DOCUMENT_MODEL
 from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
 from smolvlm_mlx.generation import engine
 from smolvlm_mlx.inputs.pdf import DPI
-from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
-from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import documents
 from smolvlm_mlx.tasks.captions import TASKS
 from smolvlm_mlx.tasks.documents import (
@@ -36,13 +33,14 @@ from smolvlm_mlx.tasks.documents import (
     find_sheets,
     is_prose,
 )
-from tests.test_pdf import pictures_as_pdf
+from tests.support.checkpoints import Loaded
+from tests.support.pdfs import pictures_as_pdf
+from tests.support.places import REAL_FILES
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-Loaded = tuple[SmolVLM, Processor]
 Script = Callable[..., None]
 
 ELEMENTS = ("doctag", "text", "section_header_level_1", "unordered_list", "list_item", "otsl", "picture")
@@ -90,14 +88,14 @@ def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
         while True:
             yield ids_of(processor.tokenizer, "\n")[0]
 
-    def call(*texts: str) -> None:
+    def say(*texts: str) -> None:
         pages[:] = texts
         monkeypatch.setattr(engine, "prefill", begin)
         monkeypatch.setattr(model.language_model, "logits", lambda hidden: logits_of_next())
 
     real = model.language_model.logits
     monkeypatch.setattr(model.language_model, "logits", lambda hidden: real(hidden))
-    return call
+    return say
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -274,9 +272,7 @@ def test_a_checkpoint_without_doctags(tiny: Path) -> None:
 
 
 def test_a_published_document_checkpoint_is_known() -> None:
-    folders = [
-        path for path in (Path(__file__).parents[2] / "shared" / "checkpoints").glob("*ocling*") if path.is_dir()
-    ]
+    folders = [path for path in REAL_FILES.glob("*ocling*") if path.is_dir()]
     if not folders:
         pytest.skip("need ../shared")
     for folder in folders:
@@ -346,21 +342,10 @@ def test_docling_reads_whatever_a_model_writes() -> None:
 
 
 @pytest.fixture
-def call(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """In this process, with the scripted model: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("smolvlm_mlx.checkpoint.reader.load", lambda *arguments, **options: loaded)
-        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", "document", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return (code, *capsys.readouterr())
-
-    return call
+def document(loaded: Loaded, call: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command in this process, with the scripted model: exit code, stdout, stderr."""
+    monkeypatch.setattr("smolvlm_mlx.checkpoint.reader.load", lambda *arguments, **options: loaded)
+    return lambda *arguments: call("document", *arguments)
 
 
 def test_defaults_are_the_modules() -> None:
@@ -373,20 +358,20 @@ def test_defaults_are_the_modules() -> None:
     assert DOCUMENT_MODEL == documents.CHECKPOINTS
 
 
-def test_pages_of_a_pdf_to_stdout(call: Any, script: Script, tmp_path: Path) -> None:
+def test_pages_of_a_pdf_to_stdout(document: Any, script: Script, tmp_path: Path) -> None:
     pytest.importorskip("pypdfium2")
     path = pictures_as_pdf(tmp_path / "a.pdf")
     other = PAGE.replace("Pear", "Plum")
     script(other, PAGE)
-    assert call(path, "--pages", "3,1", "--dpi", 72) == (0, f"{other}\n{PAGE}\n", "")
+    assert document(path, "--pages", "3,1", "--dpi", 72) == (0, f"{other}\n{PAGE}\n", "")
 
 
-def test_markdown_to_a_file(call: Any, script: Script, tmp_path: Path) -> None:
+def test_markdown_to_a_file(document: Any, script: Script, tmp_path: Path) -> None:
     pytest.importorskip("docling_core")
     picture().save(tmp_path / "a.png")
     script(PAGE, "<doctag>" + "<text>Again.</text>" * 90)
     out = tmp_path / "a.md"
-    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out)
+    code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out)
     assert (code, stdout) == (0, "")
     assert stderr.startswith("a.png: the model repeated itself; the page ends after the first occurrence (")
     assert stderr.endswith(f"{out}: 2 pages\n")
@@ -410,30 +395,30 @@ def stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize("to_file", [False, True])
 def test_ctrl_c_keeps_what_is_finished(
-    call: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_file: bool
+    document: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_file: bool
 ) -> None:
     for name in ("a.png", "b.png"):
         picture().save(tmp_path / name)
     script(PAGE)
     stopping(monkeypatch, KeyboardInterrupt())
     out = tmp_path / "out.txt"
-    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "b.png", *(["--out", out] if to_file else []))
+    code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "b.png", *(["--out", out] if to_file else []))
     assert (code, out.read_text(encoding="utf-8") if to_file else stdout) == (130, f"{PAGE}\n")
     assert "stopped after 1 of 2 pages" in stderr
 
 
-def test_a_damaged_page_keeps_what_is_finished(call: Any, script: Script, tmp_path: Path) -> None:
+def test_a_damaged_page_keeps_what_is_finished(document: Any, script: Script, tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     script(PAGE)
-    code, stdout, stderr = call(tmp_path / "a.png", tmp_path / "b.png")
+    code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "b.png")
     assert (code, stdout) == (1, f"{PAGE}\n")
     assert "b.png" in stderr
     assert stderr.count("\n") == 1
 
 
 def test_what_is_wrong_is_told_before_a_model_is_loaded(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture().save(tmp_path / "a.png")
     good = tmp_path / "a.png"
@@ -442,7 +427,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     def refused(*arguments: object) -> str:
-        code, stdout, stderr = call(*arguments)
+        code, stdout, stderr = document(*arguments)
         assert (code, stdout, stderr.count("\n")) == (1, "", 1)
         assert stderr.startswith("smolvlm-mlx: ")
         return str(stderr)

@@ -13,22 +13,15 @@ from smolvlm_mlx.generation.engine import answer
 from smolvlm_mlx.generation.image_cache import FeatureCache
 from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
 from smolvlm_mlx.generation.stream import Statistics
-from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
+from tests.support.checkpoints import Loaded
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-Loaded = tuple[SmolVLM, Processor]
 SHORT = Options(max_tokens=12)
 PICTURE = Image.effect_noise((90, 60), 80).convert("RGB")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> Loaded:
-    return load(tiny, "float32")
 
 
 def finish(stream: Any) -> str:

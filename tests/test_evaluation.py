@@ -2,14 +2,12 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.cli import main
 from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import EvaluationError, GenerationError
@@ -17,6 +15,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate
+from tests.support.rows import write_rows
 
 import pytest
 from PIL import Image
@@ -39,7 +38,7 @@ Fake = Callable[..., list[str]]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     Image.new("RGB", (64, 64), "red").save(folder / "red.png")
-    return write(folder / "questions.jsonl", ROWS)
+    return write_rows(folder / "questions.jsonl", *ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +67,6 @@ def fake(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> Fake:
         return asked
 
     return fake
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`smolvlm-mlx evaluate` in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        return (end.value.code, *capsys.readouterr())
-
-    return call
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def table(text: str) -> list[list[str]]:
@@ -237,7 +218,7 @@ def test_another_runs_answers_are_not_taken(
     folder.mkdir()
     weights, file = folder / "model.safetensors", tmp_path / "out.jsonl"
     weights.write_bytes(b"weights")
-    write(folder / "fewer.jsonl", ROWS[1:])
+    write_rows(folder / "fewer.jsonl", *ROWS[1:])
     fake(tiny=RIGHT)
     evaluate(folder, data, file)
     before = file.read_bytes()
@@ -284,7 +265,7 @@ BAD = [
 
 
 def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_path: Path) -> None:
-    rows = write(data.parent / "bad.jsonl", BAD)
+    rows = write_rows(data.parent / "bad.jsonl", *BAD)
     with rows.open("a") as file:
         file.write("no JSON\n")
     asked = fake(tiny={**RIGHT, "What shape?": GenerationError("too long")})
@@ -296,13 +277,13 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
     for answer, reason in zip(result.answers, reasons, strict=True):
         assert bool(answer.error) == bool(reason)
         assert reason in answer.error
-    code, out, err = call(rows, "-m", "tiny", "--out", tmp_path)
+    code, out, err = call("evaluate", rows, "-m", "tiny", "--out", tmp_path)
     assert (code, table(out)[4]) == (0, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
     assert err.splitlines() == [
         "5 rows could not be asked, and count as wrong for tiny:",
         *(f"  {answer.where}: {answer.error}" for answer in result.answers if answer.error),
     ]
-    assert json.loads(call(rows, "-m", "tiny", "--out", tmp_path, "--json")[1])[0]["failed"] == 5
+    assert json.loads(call("evaluate", rows, "-m", "tiny", "--out", tmp_path, "--json")[1])[0]["failed"] == 5
 
 
 # ---- the command line
@@ -310,7 +291,7 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
 
 def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_path: Path) -> None:
     fake(first=SOME, second=RIGHT)
-    code, out, err = call(data, "-m", "first", "-m", "second", "--out", tmp_path / "new" / "out")
+    code, out, err = call("evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path / "new" / "out")
     assert (code, err) == (0, "")
     assert table(out) == [
         ["category", "questions", "first", "second"],
@@ -328,7 +309,7 @@ def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_pat
 
 def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> None:
     asked = fake(first=SOME, second=RIGHT)
-    code, out, err = call(data, "-m", "first", "-m", "second", "--out", tmp_path, "--limit", 3, "--json")
+    code, out, err = call("evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path, "--limit", 3, "--json")
     assert (code, err) == (0, "")
     assert asked == QUESTIONS[:3] * 2
     categories = {"color": {"count": 1, "mean": 1.0}, "number": {"count": 1, "mean": 1.0}}
@@ -356,7 +337,9 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
 )
 def test_errors_are_one_line(arguments: list[str], reason: str, data: Path, call: Any) -> None:
     (data.parent / "taken" / "a.jsonl").mkdir(parents=True, exist_ok=True)
-    code, out, err = call(data, "-m", "a", *(argument.format(data=data, folder=data.parent) for argument in arguments))
+    code, out, err = call(
+        "evaluate", data, "-m", "a", *(argument.format(data=data, folder=data.parent) for argument in arguments)
+    )
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("smolvlm-mlx: ")
     assert reason.format(data=data, folder=data.parent) in err
@@ -364,7 +347,7 @@ def test_errors_are_one_line(arguments: list[str], reason: str, data: Path, call
 
 def test_a_real_checkpoint(tiny: Path, data: Path, call: Any, tmp_path: Path) -> None:
     arguments = (data, "-m", tiny, "--out", tmp_path, "--limit", 4, "-n", 5)
-    code, out, err = call(*arguments)
+    code, out, err = call("evaluate", *arguments)
     assert (code, err) == (0, "")
     (file,) = tmp_path.iterdir()
     model, processor = load(tiny)
@@ -372,4 +355,4 @@ def test_a_real_checkpoint(tiny: Path, data: Path, call: Any, tmp_path: Path) ->
     want = [generate(model, processor, sample.messages, Options(max_tokens=5)).strip() for sample in samples]
     assert [json.loads(line)["prediction"] for line in file.read_text().splitlines()[1:]] == want
     assert len({*want}) > 1
-    assert call(*arguments) == (code, out, err)
+    assert call("evaluate", *arguments) == (code, out, err)

@@ -19,21 +19,14 @@ from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.memory import estimate
 from smolvlm_mlx.training.run import PRESETS, Plan, prepare
-from tests.test_cli import call
+from tests.support.places import REAL_FILES, ROOT
+from tests.support.rows import write_rows
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-__all__ = ["call"]  # the fixture
-REAL_FILES = ROOT.parent / "shared" / "checkpoints"
 GOOD = {"question": "What is it?", "answer": "A red square."}
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -45,7 +38,7 @@ def finetune(call: Any) -> Callable[..., tuple[int, str, str]]:
 def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: Any) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
-    data = write(
+    data = write_rows(
         tmp_path / "data.jsonl",
         GOOD,
         {**GOOD, "image": "red.png", "split": False},
@@ -88,7 +81,7 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: A
 def test_what_cannot_be_done_is_said_in_one_line(
     rows: list[object], options: tuple[str, ...], reason: str, tiny: Path, tmp_path: Path, finetune: Any
 ) -> None:
-    data = write(tmp_path / "data.jsonl", *rows)
+    data = write_rows(tmp_path / "data.jsonl", *rows)
     code, _, err = finetune(data, tmp_path / "out", "-m", tiny, *options)
     assert code == 1
     assert err.strip().splitlines()[-1].startswith("smolvlm-mlx: ")
@@ -99,7 +92,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 def test_full_training_of_a_quantized_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "8bit", "8bit")
-    data = write(tmp_path / "data.jsonl", GOOD)
+    data = write_rows(tmp_path / "data.jsonl", GOOD)
     with pytest.raises(TrainingError, match="quantized weights cannot be trained in full"):
         prepare(tmp_path / "8bit", data, tmp_path / "out", Plan(method="full"))
 
@@ -135,7 +128,7 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) ->
 
 def test_the_estimate_comes_first_and_may_be_all(tiny: Path, tmp_path: Path, finetune: Any) -> None:
     code, _, err = finetune(
-        write(tmp_path / "d.jsonl", GOOD), tmp_path / "out", "-m", tiny, "--estimate", "--preset", "8gb"
+        write_rows(tmp_path / "d.jsonl", GOOD), tmp_path / "out", "-m", tiny, "--estimate", "--preset", "8gb"
     )
     assert code == 0
     assert "memory, by estimate: 0.0" in err

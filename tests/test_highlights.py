@@ -11,13 +11,11 @@ from convert.scenes import make_frames
 from convert.world import Scene
 from examples.highlights import cut, split
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from tests.test_tiny import encode_clip
-from tests.test_video import encode_video, grays
+from tests.support.places import ROOT
+from tests.support.videos import encode_clip, encode_video, grays
 
 import av
 import pytest
-
-ROOT = Path(__file__).parents[1]
 
 
 def moving(direction: str, seed: int) -> Sequence[Scene]:

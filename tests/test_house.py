@@ -11,9 +11,10 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from tests.support.places import ROOT
+
 import pytest
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smolvlm_mlx"
 
 # From the top. An import goes to a lower floor, or stays within its own module or subpackage.

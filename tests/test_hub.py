@@ -10,6 +10,7 @@ from typing import Any
 from smolvlm_mlx.checkpoint.hub import PATTERNS, find
 from smolvlm_mlx.errors import CheckpointError
 from tests.support import as_metal
+from tests.support.places import ROOT
 
 import httpx2
 import huggingface_hub
@@ -106,7 +107,7 @@ def test_in_the_cache(cache: Path) -> None:
 def test_environment_offline(tmp_path: Path) -> None:
     """HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub when it is imported: in a process of its own."""
     program = f"from smolvlm_mlx.checkpoint.hub import find; find({REPO!r})"
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), **as_metal.environment(Path(__file__).parents[1])}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), **as_metal.environment(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "CheckpointError: " + REPO + ": not, or not all of it, in the local cache" in done.stderr
 

@@ -8,7 +8,6 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from smolvlm_mlx.errors import FetchError, ImageError
 from smolvlm_mlx.inputs import tiles as image_module
 from smolvlm_mlx.inputs.fetch import FetchLimits
 from smolvlm_mlx.inputs.tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize, plan_tiles
+from tests.support.pictures import draw, encoded
 
 import numpy as np
 import PIL
@@ -29,24 +29,6 @@ SMALL_MODEL = ImageSettings(tile_size=512, longest_edge=2048)
 LARGE_MODEL = ImageSettings(tile_size=384, longest_edge=1536)
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "images.json").read_text(encoding="utf-8"))
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
-
-
-@lru_cache(maxsize=8)
-def draw(mode: str, width: int, height: int) -> Image.Image:
-    """The pictures of convert/image_goldens.py."""
-    y, x = np.mgrid[:height, :width]
-    noise = (x * 7919 + y * 104729) * (x + 3 * y + 1) // 16 % 256
-    channels = [x * 255 // max(width - 1, 1), (y * 5) % 256, noise, (x + y) * 3 % 256]
-    picture = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
-    if mode in ("RGBA", "LA"):
-        return picture.convert(mode)
-    return picture.convert("RGB") if mode == "RGB" else picture.convert("RGB").convert(mode)
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
 
 
 # --- tiles

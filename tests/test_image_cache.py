@@ -17,11 +17,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> Any:
-    return load(tiny, "float32")
-
-
 def tiles(*seeds: int) -> np.ndarray:
     return np.stack([np.random.default_rng(seed).integers(0, 256, (TILE, TILE, 3), np.uint8) for seed in seeds])
 

@@ -16,26 +16,25 @@ from types import SimpleNamespace
 from typing import Any
 
 from examples import demo
-from smolvlm_mlx import Options, generate, load, stream_generate
+from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.cli import live as live_command
 from smolvlm_mlx.errors import GenerationError, VideoError
 from smolvlm_mlx.generation.stream import Statistics, Stream, Work
 from smolvlm_mlx.inputs.camera import Shot
-from smolvlm_mlx.inputs.processor import Inputs, Processor
+from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks import live as live_module
 from smolvlm_mlx.tasks.live import CLEAR, SAME, Live, Look, difference
-from tests.test_cli import call, check_refused, start
-from tests.test_server import Running, data_url, question, server
-from tests.test_video import encode_video
+from tests.support.checkpoints import Loaded
+from tests.support.cli import check_refused, start
+from tests.support.http import Running, question
+from tests.support.pictures import data_url
+from tests.support.videos import encode_video
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-__all__ = ["call", "server"]  # fixtures
-Loaded = tuple[SmolVLM, Processor]
 DESCRIBE = "Describe the picture."
 
 
@@ -46,16 +45,11 @@ def picture(color: str = "red", at: int = 10) -> Image.Image:
     return image
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return load("tiny", "float32")
-
-
-def asked(loaded: Loaded, image: Image.Image, question_first: bool = False) -> Inputs:
+def asked(bundled: Loaded, image: Image.Image, question_first: bool = False) -> Inputs:
     """What `generate` is given, and `live` ought to be."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image}, {"type": "text", "text": DESCRIBE}]
     content = parts[::-1] if question_first else parts
-    processor = loaded[1]
+    processor = bundled[1]
     return processor([{"role": "user", "content": content}], processor.one_tile)
 
 
@@ -70,15 +64,15 @@ def look_at(live: Live, image: Image.Image) -> Look:
 
 @pytest.mark.parametrize("question_first", [False, True])
 def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reused(
-    loaded: Loaded, question_first: bool
+    bundled: Loaded, question_first: bool
 ) -> None:
-    model, processor = loaded
+    model, processor = bundled
     options = Options(max_tokens=24)
     live = Live(model, processor, DESCRIBE, options, question_first=question_first)
     reused: list[int] = []
     for image in (picture("red"), picture("blue", 70), picture("green", 40)):
         look = look_at(live, image)
-        inputs = asked(loaded, image, question_first)
+        inputs = asked(bundled, image, question_first)
         alone = stream_generate(model, processor, inputs, options)
         assert look.text == "".join(alone).lstrip() != ""
         assert look.stream.token_ids == alone.token_ids
@@ -90,30 +84,30 @@ def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reus
     assert (DESCRIBE in "".join(start_of_prompt)) is question_first
 
 
-def test_the_picture_stands_first_unless_it_is_asked_for(loaded: Loaded) -> None:
+def test_the_picture_stands_first_unless_it_is_asked_for(bundled: Loaded) -> None:
     def kinds(**options: Any) -> list[str]:
-        (message,) = Live(*loaded, DESCRIBE, **options).messages(picture())
+        (message,) = Live(*bundled, DESCRIBE, **options).messages(picture())
         return [part["type"] for part in message["content"]]
 
     assert kinds() == ["image", "text"]
     assert kinds(question_first=True) == ["text", "image"]
 
 
-def test_split_is_asked_for(loaded: Loaded) -> None:
-    live = Live(*loaded, DESCRIBE, Options(max_tokens=2), split=True)
+def test_split_is_asked_for(bundled: Loaded) -> None:
+    live = Live(*bundled, DESCRIBE, Options(max_tokens=2), split=True)
     assert look_at(live, picture()).statistics.tiles > 1
 
 
-def test_a_picture_that_stands_still_is_not_read_again(loaded: Loaded) -> None:
-    live = Live(*loaded, DESCRIBE, Options(max_tokens=8))
+def test_a_picture_that_stands_still_is_not_read_again(bundled: Loaded) -> None:
+    live = Live(*bundled, DESCRIBE, Options(max_tokens=8))
     first, second = look_at(live, picture()), look_at(live, picture())
     assert first.text == second.text
     assert second.statistics.reused_tokens == second.statistics.prompt_tokens - 1
     assert not second.unchanged  # nor is the picture another
 
 
-def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(loaded: Loaded) -> None:
-    live = Live(*loaded, "Is there any text?", Options(max_tokens=1))
+def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: Loaded) -> None:
+    live = Live(*bundled, "Is there any text?", Options(max_tokens=1))
     colors = ["red", "red", "green", "blue", "black", "red"]
     looks = [look_at(live, Image.new("RGB", (64, 64), color)) for color in colors]
     assert len({look.text for look in looks}) == 1
@@ -137,8 +131,8 @@ def test_difference() -> None:
 # ---- one look after the other
 
 
-def test_a_frame_is_asked_for_when_the_look_before_is_over(loaded: Loaded) -> None:
-    live = Live(*loaded, DESCRIBE, Options(max_tokens=6))
+def test_a_frame_is_asked_for_when_the_look_before_is_over(bundled: Loaded) -> None:
+    live = Live(*bundled, DESCRIBE, Options(max_tokens=6))
     seen: list[Look] = []
 
     def shots() -> Iterator[Shot]:
@@ -153,9 +147,9 @@ def test_a_frame_is_asked_for_when_the_look_before_is_over(loaded: Loaded) -> No
     assert [(look.number, look.dropped) for look in seen] == [(1, 0), (2, 1), (3, 2)]
 
 
-def test_an_answer_that_nobody_reads_to_its_end_is_ended(loaded: Loaded) -> None:
-    live = Live(*loaded, DESCRIBE, Options(max_tokens=24))
-    whole = look_at(Live(*loaded, DESCRIBE, Options(max_tokens=24)), picture("blue")).text
+def test_an_answer_that_nobody_reads_to_its_end_is_ended(bundled: Loaded) -> None:
+    live = Live(*bundled, DESCRIBE, Options(max_tokens=24))
+    whole = look_at(Live(*bundled, DESCRIBE, Options(max_tokens=24)), picture("blue")).text
     looks = live.watch([Shot(picture("red")), Shot(picture("blue"))])
     first = next(looks)
     next(iter(first.stream))
@@ -165,7 +159,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_ended(loaded: Loaded) -> None
     assert "".join(second.stream) == whole
 
 
-def test_the_least_interval(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_interval(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     now, waits = 100.0, []
 
     def sleep(seconds: float) -> None:
@@ -176,13 +170,13 @@ def test_the_least_interval(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         live_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep, perf_counter=lambda: now)
     )
-    live = Live(*loaded, DESCRIBE, Options(max_tokens=1))
+    live = Live(*bundled, DESCRIBE, Options(max_tokens=1))
     for look in live.watch([Shot(picture())] * 3, every=20):
         "".join(look.stream)
         now += (15, 15, 30)[look.number - 1]
     assert waits == [5, 5, 0]
     with pytest.raises(GenerationError, match="the prompt has"):
-        next(Live(*loaded, "word " * 3000).watch([Shot(picture())]))
+        next(Live(*bundled, "word " * 3000).watch([Shot(picture())]))
 
 
 # ---- the command
@@ -234,7 +228,7 @@ def test_interrupt(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_picture_is_mirrored_for_display_only(
-    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
+    bundled: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
 ) -> None:
     shown: list[Image.Image] = []
 
@@ -254,7 +248,7 @@ def test_the_picture_is_mirrored_for_display_only(
     (frame,) = decode(path.read_bytes(), VideoSampling()).frames
     assert frame != ImageOps.mirror(frame)
     straight, mirrored = (
-        generate(*loaded, asked(loaded, image), Options(max_tokens=24)).strip()
+        generate(*bundled, asked(bundled, image), Options(max_tokens=24)).strip()
         for image in (frame, ImageOps.mirror(frame))
     )
     assert straight != mirrored

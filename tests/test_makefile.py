@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.places import ROOT
+
 import pytest
 
-ROOT = Path(__file__).parents[1]
 MAKE = shutil.which("make") or ""
 TOOLS = "sh mkdir cat cp touch rm".split()
 # Says which version of macOS this is as the system does: an old one, unless it is asked not to.

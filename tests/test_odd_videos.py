@@ -13,7 +13,7 @@ from typing import Any
 
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from tests.test_video import encode_video, grays, sound
+from tests.support.videos import encode_video, grays, sound
 
 import av
 import numpy as np

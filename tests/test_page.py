@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.generation.scheduler import Job
-from tests.test_server import TOKEN, Running, server, slow_model
+from tests.support.http import TOKEN, Running
 
 import numpy as np
 import pytest
 from PIL import Image
 
-__all__ = ["server", "slow_model"]  # the fixtures
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"),

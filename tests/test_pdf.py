@@ -1,24 +1,15 @@
 """PDF pages as pictures: the right ones, in the right size, with their forms; and what is wrong with a file in one line."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from smolvlm_mlx.errors import ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs import pdf
 from smolvlm_mlx.inputs.pdf import choose_pages, count_pages, is_pdf, render_page
+from tests.support.pdfs import COLORS, pictures_as_pdf
 
 import pytest
 from PIL import Image
-
-COLORS = [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
-
-
-def pictures_as_pdf(path: Path, size: tuple[int, int] = (100, 60), colors: Sequence[tuple[int, int, int]] = ()) -> Path:
-    """A page for each color; a pixel is a point."""
-    first, *others = [Image.new("RGB", size, color) for color in colors or COLORS]
-    first.save(path, save_all=True, append_images=others, resolution=72)
-    return path
 
 
 def written_pdf(path: Path, *objects: str, trailer: str = "") -> Path:

@@ -12,30 +12,24 @@ from smolvlm_mlx.files import read_json
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text, user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions, load_image, make_tiles, normalize, plan_tiles
+from tests.support.checkpoints import load_processor
+from tests.support.messages import text
+from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
 from PIL import Image
 
-CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
-needs_family = pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
-
-
-def load(folder: Path) -> Processor:
-    return Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+needs_family = pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 
 
 @pytest.fixture(scope="module")
 def processor(tiny: Path) -> Processor:
-    return load(tiny)
+    return load_processor(tiny)
 
 
 def plain(colour: Any, size: tuple[int, int] = (20, 10)) -> dict[str, Any]:
     return {"type": "image", "image": Image.new("RGB", size, colour)}
-
-
-def text(value: str) -> dict[str, Any]:
-    return {"type": "text", "text": value}
 
 
 def test_placeholders_are_tiles_times_tokens(processor: Processor) -> None:
@@ -113,14 +107,14 @@ def test_no_pictures(processor: Processor) -> None:
 
 @pytest.mark.parametrize("template", ["<image>" + FAMILY_TEMPLATE, "User: Hi", FAMILY_TEMPLATE + "<image><image>"])
 def test_templates_that_misplace_pictures(template: str, tiny: Path) -> None:
-    processor = load(tiny)
+    processor = load_processor(tiny)
     processor.template = ChatTemplate(template)
     with pytest.raises(PromptError, match="the chat template placed"):
         processor([user_message("Hi", [plain("red")])])
 
 
 def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
-    processor = load(tiny)
+    processor = load_processor(tiny)
     processor.template = ChatTemplate("{{ '<ima' }}{{ 'ge>' }}" + FAMILY_TEMPLATE)
     with pytest.raises(PromptError, match="placed 1 of 0"):
         processor([user_message("Hi")])
@@ -152,7 +146,7 @@ def picture_tokens(processor: Processor, split: bool = True) -> int:
 
 @needs_family
 def test_published_count_of_the_model_card() -> None:
-    processor = load(CHECKPOINTS / "SmolVLM-Instruct")
+    processor = load_processor(REAL_FILES / "SmolVLM-Instruct")
     inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
     assert len(inputs.input_ids) == 1194
     assert picture_tokens(processor) == 1194 - 11  # <|im_start|> User : Describe this image <end_of_utterance> ...
@@ -162,6 +156,6 @@ def test_published_count_of_the_model_card() -> None:
 def test_published_counts_of_a_photo() -> None:
     """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one 504-character text
     that is not published: all three have to leave the same number of tokens for it."""
-    second, first = (load(CHECKPOINTS / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct"))
+    second, first = (load_processor(REAL_FILES / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct"))
     rest = {1204 - picture_tokens(second), 205 - picture_tokens(second, split=False), 1304 - picture_tokens(first)}
     assert rest == {121}

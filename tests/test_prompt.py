@@ -20,11 +20,12 @@ from smolvlm_mlx.inputs.prompt import (
 )
 from smolvlm_mlx.inputs.tiles import ImageSettings, plan_tiles
 from smolvlm_mlx.inputs.tokenizer import chat_template
+from tests.support.checkpoints import load_processor
+from tests.support.places import REAL_FILES
 
 import pytest
 from PIL import Image
 
-CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
 PICTURE = {"type": "image", "image": Image.new("RGB", (4, 4))}
 TEXT = {"type": "text", "text": "Hi"}
 
@@ -145,9 +146,9 @@ def test_the_sandbox_renders_the_familys_template_as_jinja_does() -> None:
     assert render(FAMILY_TEMPLATE + "{# changed #}", messages) == render(None, messages)
 
 
-@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_all_of_the_family_have_it() -> None:
-    templates = {folder.name: chat_template(folder) for folder in CHECKPOINTS.iterdir() if folder.is_dir()}
+    templates = {folder.name: chat_template(folder) for folder in REAL_FILES.iterdir() if folder.is_dir()}
     assert len(templates) >= 6
     assert set(templates.values()) == {FAMILY_TEMPLATE}
 
@@ -400,11 +401,8 @@ def test_free_character() -> None:
 
 
 def test_a_folder_without_template_uses_the_familys(tiny: Path, tmp_path: Path) -> None:
-    from smolvlm_mlx.config import ModelConfig
-    from smolvlm_mlx.files import read_json
-    from smolvlm_mlx.inputs.processor import Processor
 
     folder = shutil.copytree(tiny, tmp_path / "copy")
     (folder / "chat_template.json").unlink()
-    processor = Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+    processor = load_processor(folder)
     assert processor.template.source == FAMILY_TEMPLATE

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,19 @@ from smolvlm_mlx.checkpoint.reader import Checkpoint, load, open_checkpoint
 from smolvlm_mlx.errors import CheckpointError, ImageError
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
+from tests.support.checkpoints import Tensors, copy, logits, weights_of
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
-IDS = [5, 9, 200, 31]
-Tensors = dict[str, mx.array]
-
 
 def tensors_of(folder: Path) -> Tensors:
+    """By the names and in the layout of the file."""
     loaded = mx.load(str(folder / "model.safetensors"))
     assert isinstance(loaded, dict)
     return loaded
-
-
-def copy(source: Path, out: Path, tensors: Mapping[str, mx.array] | None = None, **config: Any) -> Path:
-    """A copy with other tensors, and other values in config.json (None: without that key)."""
-    shutil.copytree(source, out)
-    if tensors is not None:
-        (out / "model.safetensors").unlink()
-        mx.save_safetensors(str(out / "model.safetensors"), dict(tensors), {"format": "mlx"})
-    raw = {**json.loads((source / "config.json").read_text()), **config}
-    (out / "config.json").write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
-    return out
-
-
-def logits(folder: Path, dtype: str = "float32") -> np.ndarray:
-    """Of a few words and a picture."""
-    model, _ = load(folder, dtype)
-    ids = mx.array([IDS + [model.config.image_token_id] * model.config.tokens_per_tile + IDS])
-    side = model.config.vision_config.image_size
-    pixel_values = mx.array(np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32))
-    return np.array(model(ids, pixel_values).astype(mx.float32))
 
 
 def refused(folder: Path) -> str:
@@ -57,7 +35,7 @@ def refused(folder: Path) -> str:
 
 def community_form(folder: Path) -> Tensors:
     """The tensors by mlx-community's names and in its layout."""
-    return {name: mx.contiguous(array) for name, array in open_checkpoint(folder).read()}
+    return {name: mx.contiguous(array) for name, array in weights_of(folder).items()}
 
 
 def quantized_form(folder: Path, bits: int, group_size: int, dtype: mx.Dtype) -> Tensors:
@@ -119,7 +97,7 @@ def test_sources_of_any_float(tiny: Path, tmp_path: Path, name: str) -> None:
 def test_compute_dtype(tiny: Path, dtype: str) -> None:
     model, _ = load(tiny, dtype)
     assert {str(array.dtype) for array in model.named_parameters().values()} == {f"mlx.core.{dtype}"}
-    np.testing.assert_allclose(logits(tiny, dtype), logits(tiny), rtol=0, atol=0.25)
+    np.testing.assert_allclose(logits(tiny, dtype=dtype), logits(tiny), rtol=0, atol=0.25)
 
 
 def test_unknown_compute_dtype(tiny: Path) -> None:

@@ -10,6 +10,7 @@ from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import DataError, ImageError, PromptError
 from smolvlm_mlx.inputs.prompt import normalize_messages
 from smolvlm_mlx.inputs.tiles import ImageOptions, load_image
+from tests.support.messages import text
 
 import pytest
 from hypothesis import given
@@ -35,10 +36,6 @@ def outcome(row: Row) -> str:
         return make_sample(row).answers[0]
     except (DataError, PromptError) as error:
         return str(error)
-
-
-def text(words: str) -> dict[str, Any]:
-    return {"type": "text", "text": words}
 
 
 def test_question() -> None:

@@ -4,12 +4,12 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.sampling import Options, StopStrings
+from tests.support.places import ROOT
 
 import mlx.core as mx
 import numpy as np
@@ -56,7 +56,7 @@ import mlx.core as mx
 assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
 
 

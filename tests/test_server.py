@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -12,35 +11,26 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.cli.serve import _listen
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
-from smolvlm_mlx.generation.scheduler import Engine, Job
+from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.media import attachments
-from smolvlm_mlx.inputs.tiles import ImageOptions
-from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import security
-from smolvlm_mlx.server.app import Service, make_app, no_files
-from smolvlm_mlx.tasks.history import History
-from tests.test_video import encode_video
+from smolvlm_mlx.server.app import no_files
+from tests.support.http import DIRECT, TOKEN, Running, listening, question, wait_until
+from tests.support.pictures import PICTURE, data_url
+from tests.support.videos import encode_video
 
 import httpx2
-import mlx.core as mx
 import pytest
-import uvicorn
 from PIL import Image
 
-TOKEN = "right token"
 ROUTES = [
     ("GET", "/health"),
     ("GET", "/v1/models"),
@@ -50,86 +40,6 @@ ROUTES = [
     ("DELETE", "/conversations/00000000"),
     ("GET", "/nowhere"),
 ]
-DIRECT: Any = {"trust_env": False, "verify": False}  # no proxies, and no time for certificates
-PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
-
-
-def data_url(image: Image.Image = PICTURE) -> str:
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-
-
-def question(text: str, *urls: str, **more: Any) -> dict[str, Any]:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **more}
-
-
-@dataclass
-class Running:
-    """A server in this process."""
-
-    port: int
-    engine: Engine
-    history: History
-    service: Service
-
-    def client(self, **headers: str) -> httpx2.Client:
-        return httpx2.Client(
-            base_url=f"http://127.0.0.1:{self.port}",
-            headers={"authorization": f"Bearer {TOKEN}", **headers},
-            timeout=60,
-            **DIRECT,
-        )
-
-    def complete(self, body: dict[str, Any]) -> Any:
-        with self.client() as client:
-            return client.post("/v1/chat/completions", json=body)
-
-    def wait_until_idle(self) -> None:
-        wait_until(lambda: self.engine.occupancy == (0, 0))
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60  # a net
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    def loaded() -> Any:
-        model, processor = load(tiny, "float32")
-        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=16))
-
-    engine = Engine(loaded)
-    _, processor = engine.start()
-    history = History(tmp_path_factory.mktemp("data") / "history.sqlite3")
-    service = Service(engine, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
-    with listening(service) as port:
-        yield Running(port, engine, history, service)
-
-
-@contextlib.contextmanager
-def listening(service: Service, **options: Any) -> Iterator[int]:
-    """The port of a thread that serves."""
-    listener = _listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
-    config = uvicorn.Config(
-        app, http=security.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
-    )
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield port
-    finally:
-        running.should_exit = True
-        thread.join(60)
-        listener.close()
-    assert not thread.is_alive()
 
 
 # ---- OpenAI's client
@@ -491,28 +401,6 @@ def test_odd_bodies_10000_times(server: Running) -> None:
 
 
 # ---- leavers, and too many
-
-
-@pytest.fixture
-def slow_model(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
-    jobs: list[Job] = []
-    submit, logits = server.engine.submit, LanguageModel.logits
-    ends = [*server.service.processor.tokenizer.end_ids]
-
-    def watched(job: Job) -> None:
-        jobs.append(job)
-        submit(job)
-
-    def slower(self: LanguageModel, hidden: mx.array) -> mx.array:
-        time.sleep(0.04)
-        values = logits(self, hidden)
-        values[..., mx.array(ends)] = -100.0
-        return values
-
-    monkeypatch.setattr(server.engine, "submit", watched)
-    monkeypatch.setattr(LanguageModel, "logits", slower)
-    return jobs
 
 
 @pytest.mark.parametrize("stream", [True, False])

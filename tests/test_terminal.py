@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx import Chat, Options, load
+from smolvlm_mlx import Chat, Options
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
 from smolvlm_mlx.cli.chat.completion import CommandCompleter, split_pictures, split_words
 from smolvlm_mlx.cli.chat.session import Session
@@ -61,11 +61,6 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "my picture.png"
     Image.effect_noise((90, 60), 60).convert("RGB").save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> tuple[SmolVLM, Processor]:
-    return load(tiny, "float32")
 
 
 @pytest.fixture

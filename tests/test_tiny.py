@@ -1,30 +1,23 @@
 """The bundled checkpoint sees: its answers are right, and come from the tiles that show them."""
 
-import io
 import json
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from convert.conversations import make_question, question_about
 from convert.scenes import make_frames, make_scene, make_striped
-from convert.world import Scene, draw
+from convert.world import Scene
 from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.inputs.media import Tiled, Video
 from smolvlm_mlx.inputs.processor import Inputs
-from smolvlm_mlx.model import SmolVLM
+from tests.support.places import REAL_FILES
+from tests.support.videos import encode_clip
 
-import av
 import numpy as np
 import pytest
 
-REAL_FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "SmolVLM2-256M-Video-Instruct"
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[SmolVLM, Any]:
-    return load("tiny", "float32")
+REAL = REAL_FILES / "SmolVLM2-256M-Video-Instruct"
 
 
 # The least share that has to be right; `smolvlm-mlx evaluate` measures on 2,000 questions.
@@ -43,8 +36,8 @@ def loaded() -> tuple[SmolVLM, Any]:
         ("earlier turn", 0.9),
     ],
 )
-def test_most_answers_are_right(kind: str, least: float, count: int, loaded: Any) -> None:
-    model, processor = loaded
+def test_most_answers_are_right(kind: str, least: float, count: int, bundled: Any) -> None:
+    model, processor = bundled
     right = 0
     for number in range(count):
         question = make_question(kind, Random(f"unit {number}"))
@@ -54,9 +47,9 @@ def test_most_answers_are_right(kind: str, least: float, count: int, loaded: Any
 
 
 @pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
-def test_an_answer_that_only_the_last_tile_shows(count: int, loaded: Any) -> None:
+def test_an_answer_that_only_the_last_tile_shows(count: int, bundled: Any) -> None:
     """Lines one pixel wide in the bottom right: gone in the global tile, so all the model knows is from tile 4 of 5."""
-    model, processor = loaded
+    model, processor = bundled
     right, blind = 0, 0
     for number in range(count):
         scene = striped_in_the_corner(Random(f"corner {number}"))
@@ -91,36 +84,20 @@ def test_it_is_small_and_whole() -> None:
     assert len(processor.tokenizer.added) == len(json.loads((TINY / "tokenizer.json").read_text())["added_tokens"])
 
 
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
+@pytest.mark.skipif(not REAL.is_dir(), reason="need ../shared")
 def test_its_files_are_the_real_ones() -> None:
-    real = {path.name for path in REAL_FILES.iterdir() if path.suffix in (".json", ".txt")}
+    real = {path.name for path in REAL.iterdir() if path.suffix in (".json", ".txt")}
     assert real <= {path.name for path in TINY.iterdir()}
     for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
-        theirs, ours = (json.loads((folder / name).read_text()) for folder in (REAL_FILES, TINY))
+        theirs, ours = (json.loads((folder / name).read_text()) for folder in (REAL, TINY))
         assert theirs.keys() - {"_from_model_config", "transformers_version"} <= ours.keys()
 
 
-def encode_clip(scenes: list[Scene], container: str, codec: str) -> bytes:
-    """A real video of the scenes, each shown for a second, ten frames a second."""
-    frames, file = [draw(scene) for scene in scenes for _ in range(10)], io.BytesIO()
-    if container == "gif":
-        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
-        return file.getvalue()
-    with av.open(file, "w", format=container) as output:
-        stream: Any = output.add_stream(codec, rate=10)
-        stream.width, stream.height = frames[0].width // 2 * 2, frames[0].height // 2 * 2
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
-        for frame in frames:
-            output.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        output.mux(stream.encode(None))
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
-def test_which_way_a_shape_moves(count: int, loaded: Any) -> None:
+def test_which_way_a_shape_moves(count: int, bundled: Any) -> None:
     """In real video files, decoded and sampled as any other."""
     forms = [("mp4", "mpeg4"), ("webm", "libvpx-vp9"), ("matroska", "ffv1"), ("gif", "")]
-    (model, processor), right = loaded, 0
+    (model, processor), right = bundled, 0
     for number in range(count):
         thing, direction, scenes = make_frames(Random(f"clip {number}"))
         video = Video(encode_clip(scenes, *forms[number % len(forms)]))

@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, PromptError
-from smolvlm_mlx.files import read_json
-from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tokenizer import TextStream, Tokenizer
+from tests.support.checkpoints import load_processor
+from tests.support.places import REAL_FILES
 
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer as BPETokenizer
 
-CHECKPOINTS = Path(__file__).parents[1].parent / "shared" / "checkpoints"
 REAL = ("SmolVLM-Instruct", "SmolVLM2-2.2B-Instruct")
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -27,9 +25,9 @@ PICTURE = Image.new("RGB", (8, 8))
 def folder(request: pytest.FixtureRequest, tiny: Path) -> Path:
     if request.param == "tiny":
         return tiny
-    if not (CHECKPOINTS / request.param).is_dir():
+    if not (REAL_FILES / request.param).is_dir():
         pytest.skip("need ../shared")
-    return CHECKPOINTS / str(request.param)
+    return REAL_FILES / str(request.param)
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def places(token: str, other: str) -> list[list[str]]:
 
 
 def test_text_never_becomes_a_control_token(folder: Path) -> None:
-    processor = Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+    processor = load_processor(folder)
     processor.settings = replace(processor.settings, tile_size=4, longest_edge=4)  # only the text matters here
     processor.tokens_per_tile = 2
     control = set(processor.tokenizer.added.values())
@@ -251,7 +249,7 @@ def test_end_ids(generation: Any, config: Any, more: set[int], own: Path) -> Non
     assert tokenizer.end_ids == always | more
 
 
-@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="need ../shared")
+@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_end_ids_of_the_family() -> None:
-    assert Tokenizer.from_folder(CHECKPOINTS / "SmolVLM-Instruct").end_ids == {0, 49154}
-    assert Tokenizer.from_folder(CHECKPOINTS / "SmolVLM2-2.2B-Instruct").end_ids == {0, 49279}
+    assert Tokenizer.from_folder(REAL_FILES / "SmolVLM-Instruct").end_ids == {0, 49154}
+    assert Tokenizer.from_folder(REAL_FILES / "SmolVLM2-2.2B-Instruct").end_ids == {0, 49279}

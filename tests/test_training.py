@@ -1,6 +1,5 @@
 """Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been none; says what it left out."""
 
-import json
 import random
 import shutil
 import signal
@@ -24,6 +23,8 @@ from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import Record, Settings, Trainer, image_tokens_of, loss_sum
 from smolvlm_mlx.training.run import Plan, Run, prepare
+from tests.support.places import ROOT
+from tests.support.rows import write_rows
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,7 +34,6 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
-ROOT = Path(__file__).parents[1]
 SHORT = ("color", "text", "text alone")
 KINDS = (*SHORT, "frames", "two pictures", "earlier turn")
 PLAN = Plan(
@@ -169,8 +169,7 @@ def test_only_the_chosen_parts_are_trained(
 )
 def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantized: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
-    source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = write_rows(tmp_path / "rows.jsonl", *rows)
     plan = Plan(
         method="lora" if method == "qlora" else method,
         rank=16, steps=18, batch_size=2, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
@@ -186,8 +185,7 @@ def test_training_learns_a_few_answers_by_heart(method: str, tiny: Path, quantiz
 
 def test_training_learns_beside_quantized_weights(quantized: Path, tmp_path: Path) -> None:
     """In a few steps, which on a CPU are slow."""
-    source = tmp_path / "rows.jsonl"
-    source.write_text(json.dumps({"question": "a?", "answer": "a is 0"}) + "\n")
+    source = write_rows(tmp_path / "rows.jsonl", {"question": "a?", "answer": "a is 0"})
     plan = Plan(rank=16, steps=6, batch_size=1, accumulate=1, learning_rate=2e-2, validation_share=0)
     run = prepare(quantized, source, tmp_path / "out", plan)
     result = run.train()
@@ -202,7 +200,7 @@ def test_the_best_weights_are_kept(tiny: Path, tmp_path: Path) -> None:
     """What is validated has the form of what is learned, and another end: its loss falls at first and rises as that is learned
     by heart; the result is from between."""
     for name, answer in (("rows", "It is white"), ("others", "It is black")):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": "What?", "answer": answer}) + "\n")
+        write_rows(tmp_path / f"{name}.jsonl", {"question": "What?", "answer": answer})
     plan = Plan(rank=16, steps=24, batch_size=1, accumulate=1, learning_rate=2e-2, validate_every=4)
     run = prepare(tiny, tmp_path / "rows.jsonl", tmp_path / "run", plan, validation=tmp_path / "others.jsonl")
     result = run.train()

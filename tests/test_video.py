@@ -9,69 +9,24 @@ import re
 import subprocess
 import sys
 import threading
-from fractions import Fraction
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from smolvlm_mlx import Chat, Options, device, load, stream_generate
+from smolvlm_mlx import Chat, Options, device, stream_generate
 from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.media import Attachment, Video, attach, attachments
-from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, in_words, sample, words
 from smolvlm_mlx.model import SmolVLM
+from tests.support.checkpoints import Loaded
+from tests.support.videos import encode_video, grays, sound
 
 import av
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
-
-Loaded = tuple[SmolVLM, Processor]
-
-
-def encode_video(
-    count: int,
-    fps: Any = 10,
-    container: str = "mp4",
-    codec: str = "mpeg4",
-    *,
-    size: tuple[int, int] = (64, 48),
-    gop: int = 12,
-    pix_fmt: str = "yuv420p",
-    times: list[int] | None = None,
-) -> bytes:
-    """A video whose frame n has a gray of (n * 8) % 256 and a white bar on its left; `times` in ticks of 1/1000 s."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream: Any = output.add_stream(codec, rate=fps)
-        stream.width, stream.height = size
-        stream.pix_fmt = pix_fmt
-        stream.gop_size = gop
-        if times is not None:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(count):
-            pixels = np.full((size[1], size[0], 3), number * 8 % 256, np.uint8)
-            pixels[:, : size[0] // 4] = 255
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
-
-
-def grays(data: bytes, sampling: VideoSampling | None = None) -> list[int]:
-    """Which frames were taken, by their grays."""
-    frames = decode(data, sampling or VideoSampling()).frames
-    return [round(float(np.asarray(frame)[:, frame.width // 2 :].mean()) / 8) for frame in frames]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> Loaded:
-    return load(tiny, "float32")
-
 
 # ---- which frames
 
@@ -208,17 +163,6 @@ def test_what_a_cut_off_file_still_gives_is_used() -> None:
     damaged = bytearray(encode_video(100, 10, "mpegts", "mpeg2video", gop=5))
     damaged[len(damaged) // 3 : len(damaged) // 2] = bytes(len(damaged) // 2 - len(damaged) // 3)
     assert len(decode(bytes(damaged), VideoSampling()).frames) >= 2
-
-
-def sound() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream: Any = output.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 8000
-        output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(

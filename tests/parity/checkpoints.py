@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from tests.parity.conftest import SHARED, TOOLS
+from tests.parity.conftest import TOOLS
+from tests.support.places import SHARED
 
 import numpy as np
 import torch

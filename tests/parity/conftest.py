@@ -2,11 +2,10 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import smolvlm_mlx  # noqa: F401  loads OpenBLAS, before transformers imports mlx
+from tests.support.places import SHARED
 
-SHARED = Path(__file__).parents[2].parent / "shared"
 TOOLS = SHARED / "tools"
 
 collect_ignore_glob: list[str] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.inputs.tiles import ImageSettings, load_image, make_tiles, normalize
+from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Palette images with Transparency"),
 ]
 
-CHECKPOINTS = Path(__file__).parents[2].parent / "shared" / "checkpoints"
 FAMILIES = ("SmolVLM-256M-Instruct", "SmolVLM2-2.2B-Instruct")  # Idefics3 with tiles of 512, SmolVLM with 384
 
 PHOTOGRAPHS = {
@@ -55,7 +55,7 @@ def processor(family: str) -> Any:
 
 
 def raw_settings(family: str) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads((CHECKPOINTS / family / "preprocessor_config.json").read_text())
+    raw: dict[str, Any] = json.loads((REAL_FILES / family / "preprocessor_config.json").read_text())
     return raw
 
 

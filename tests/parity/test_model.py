@@ -9,6 +9,7 @@ from smolvlm_mlx.generation.image_cache import encode_tiles
 from smolvlm_mlx.inputs.prompt import Message, user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.parity.checkpoints import FAMILY, channels_first, make, picture, reference_model
+from tests.support.messages import text
 
 import mlx.core as mx
 import numpy as np
@@ -21,10 +22,6 @@ ATOL = 1e-4
 
 def image(seed: int) -> dict[str, Any]:
     return {"type": "image", "image": picture(seed, (320, 200))}
-
-
-def text(value: str) -> dict[str, Any]:
-    return {"type": "text", "text": value}
 
 
 # name: (messages, processor settings)

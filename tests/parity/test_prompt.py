@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.files import read_json
-from smolvlm_mlx.inputs.processor import Processor
-from tests.parity.conftest import SHARED
+from tests.support.checkpoints import load_processor
+from tests.support.messages import random_text
+from tests.support.places import REAL_FILES
 
 import pytest
 from PIL import Image
@@ -16,18 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
 pytestmark = pytest.mark.parity
-CHECKPOINTS = SHARED / "checkpoints"
 TILE = 28  # pixels; the layout, not the pixels, is what is compared here
-WORDS = (
-    "the a cat Cat  dog\t\n \n\n\n  42 3.14 007 naïve Ünïcödé 漢字 かな 한국어 العربية עברית हिन्दी 👩‍👩‍👧 🏳️‍🌈 é e\u0301 "
-    "\u200b \u00a0 don't I'm you'll <b> < > << <im <|im <|im_start <image <row_1 </s> {{x}} {% y %} \\n \\ \" ' `` ** __ # "
-    "def f(x): return x+1 http://a.b/c?d=e&f https://x $5 50% @me #1 ... !? ¿ «» … — 1,000,000 0x1F 1e-5 \r\n \ufeff \U0001f600"
-).split(" ")
-
-
-def load_ours(name: str) -> Processor:
-    folder = CHECKPOINTS / name
-    return Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
 
 
 def reference(name: str) -> Any:
@@ -37,20 +25,10 @@ def reference(name: str) -> Any:
     tokenizer.json; 4.x used the file as it is, and so do SmolVLM2's classes and the training of SmolLM2. They differ where
     more than one space or newline comes before a digit.
     """
-    processor = AutoProcessor.from_pretrained(CHECKPOINTS / name)
+    processor = AutoProcessor.from_pretrained(REAL_FILES / name)
     backend = processor.tokenizer.backend_tokenizer
-    backend.pre_tokenizer = Tokenizer.from_file(str(CHECKPOINTS / name / "tokenizer.json")).pre_tokenizer
+    backend.pre_tokenizer = Tokenizer.from_file(str(REAL_FILES / name / "tokenizer.json")).pre_tokenizer
     return processor
-
-
-def random_text(rng: random.Random) -> str:
-    if rng.random() < 0.2:
-        return "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0x2FFF)])) for _ in range(20))
-    return (
-        rng.choice(["", " ", "\n"]).join(rng.choices(WORDS, k=rng.randrange(0, 12)))
-        if rng.random() < 0.5
-        else " ".join(rng.choices(WORDS, k=rng.randrange(1, 30)))
-    )
 
 
 def random_conversation(rng: random.Random) -> list[dict[str, Any]]:
@@ -77,7 +55,7 @@ def holds_control_text(messages: list[dict[str, Any]], added: Iterable[str]) -> 
     "name", ["SmolVLM-Instruct", "SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "SmolVLM2-2.2B-Instruct"]
 )
 def test_random_conversations(name: str) -> None:
-    ours, theirs = load_ours(name), reference(name)
+    ours, theirs = load_processor(REAL_FILES / name), reference(name)
     # Fewer tokens a tile than the model has: the same number in both, and several times faster.
     ours.tokens_per_tile = theirs.image_seq_len = 4
     rng = random.Random(name)
@@ -107,9 +85,9 @@ def test_random_conversations(name: str) -> None:
 
 def test_the_reference_loses_the_digits_step_of_v1() -> None:
     """Why `reference` puts it back. If this fails, transformers has repaired it, and `reference` can go."""
-    theirs = AutoProcessor.from_pretrained(CHECKPOINTS / "SmolVLM-256M-Instruct").tokenizer
-    ours = load_ours("SmolVLM-256M-Instruct").tokenizer
+    theirs = AutoProcessor.from_pretrained(REAL_FILES / "SmolVLM-256M-Instruct").tokenizer
+    ours = load_processor(REAL_FILES / "SmolVLM-256M-Instruct").tokenizer
     assert theirs("\n\n3", add_special_tokens=False)["input_ids"] != ours.encode_text("\n\n3")
     assert theirs("\n\nx3", add_special_tokens=False)["input_ids"] == ours.encode_text("\n\nx3")
-    newer = AutoProcessor.from_pretrained(CHECKPOINTS / "SmolVLM2-2.2B-Instruct").tokenizer
+    newer = AutoProcessor.from_pretrained(REAL_FILES / "SmolVLM2-2.2B-Instruct").tokenizer
     assert newer("\n\n3", add_special_tokens=False)["input_ids"] == ours.encode_text("\n\n3")

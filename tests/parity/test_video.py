@@ -6,9 +6,10 @@ from typing import Any
 
 from smolvlm_mlx.inputs.media import Video
 from tests.parity.checkpoints import picture
-from tests.parity.conftest import SHARED
-from tests.parity.test_prompt import load_ours, random_text
-from tests.test_video import encode_video
+from tests.support.checkpoints import load_processor
+from tests.support.messages import random_text
+from tests.support.places import REAL_FILES, SHARED
+from tests.support.videos import encode_video
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def reference(theirs: Any, messages: Any, videos: list[np.ndarray], rates: list[
 
 
 def test_a_clip_of_five_seconds_is_428_tokens() -> None:
-    ours = load_ours(NAME)
+    ours = load_processor(REAL_FILES / NAME)
     content = [{"type": "video", "video": Video(encode_video(50, 10))}, {"type": "text", "text": "Describe the video."}]
     inputs = ours([{"role": "user", "content": content}])
     assert (len(inputs.input_ids), len(inputs.tiles)) == (428, 5)
@@ -59,7 +60,7 @@ def test_a_clip_of_five_seconds_is_428_tokens() -> None:
 
 def test_prompts_of_random_videos(theirs: Any) -> None:
     """Length, rate and container at random, in random conversations."""
-    ours, rng = load_ours(NAME), random.Random(0)
+    ours, rng = load_processor(REAL_FILES / NAME), random.Random(0)
     for number in range(200):
         rate = rng.choice((1, 5, 10, 24, 25, 30, Fraction(30000, 1001)))
         count = rng.choice((1, 2, 7, rng.randrange(1, 400), rng.randrange(1, 3000) if number % 20 == 0 else 30))
@@ -84,7 +85,7 @@ def test_frames_are_the_references(size: tuple[int, int], theirs: Any) -> None:
     round to bytes and clip between passes, so that at hard edges of black and white, where LANCZOS overshoots, single
     pixels differ by more.
     """
-    ours = load_ours(NAME)
+    ours = load_processor(REAL_FILES / NAME)
     for hard in (False, True):
         frames = [picture(seed, size) for seed in range(3)]
         if hard:

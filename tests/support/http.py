@@ -1,0 +1,123 @@
+"""The server in this process, and what is asked of it."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import load
+from smolvlm_mlx.generation.image_cache import FeatureCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.scheduler import Engine, Job
+from smolvlm_mlx.model.language import LanguageModel
+from smolvlm_mlx.server import security
+from smolvlm_mlx.server.app import Service, make_app, no_files
+from smolvlm_mlx.tasks.history import History
+
+import httpx2
+import mlx.core as mx
+import pytest
+import uvicorn
+
+TOKEN = "right token"
+DIRECT: Any = {"trust_env": False, "verify": False}  # no proxies, and no time for certificates
+
+
+def question(text: str, *urls: str, **more: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **more}
+
+
+@dataclass
+class Running:
+    """A server in this process."""
+
+    port: int
+    engine: Engine
+    history: History
+    service: Service
+
+    def client(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"authorization": f"Bearer {TOKEN}", **headers},
+            timeout=60,
+            **DIRECT,
+        )
+
+    def complete(self, body: dict[str, Any]) -> Any:
+        with self.client() as client:
+            return client.post("/v1/chat/completions", json=body)
+
+    def wait_until_idle(self) -> None:
+        wait_until(lambda: self.engine.occupancy == (0, 0))
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60  # a net
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def listening(service: Service, **options: Any) -> Iterator[int]:
+    """The port of a thread that serves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    port = listener.getsockname()[1]
+    app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
+    config = uvicorn.Config(
+        app, http=security.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield port
+    finally:
+        running.should_exit = True
+        thread.join(60)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(checkpoint: Path, folder: Path) -> Iterator[Running]:
+    """A server with a checkpoint, and its history in a folder."""
+
+    def loaded() -> Any:
+        model, processor = load(checkpoint, "float32")
+        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=16))
+
+    engine = Engine(loaded)
+    _, processor = engine.start()
+    history = History(folder / "history.sqlite3")
+    service = Service(engine, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
+    with listening(service) as port:
+        yield Running(port, engine, history, service)
+
+
+def slow_down(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Let each token take 40 ms, and no answer end by itself; returns the jobs that come while it does."""
+    jobs: list[Job] = []
+    submit, logits = server.engine.submit, LanguageModel.logits
+    ends = [*server.service.processor.tokenizer.end_ids]
+
+    def watched(job: Job) -> None:
+        jobs.append(job)
+        submit(job)
+
+    def slower(self: LanguageModel, hidden: mx.array) -> mx.array:
+        time.sleep(0.04)
+        values = logits(self, hidden)
+        values[..., mx.array(ends)] = -100.0
+        return values
+
+    monkeypatch.setattr(server.engine, "submit", watched)
+    monkeypatch.setattr(LanguageModel, "logits", slower)
+    return jobs
