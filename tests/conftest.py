@@ -20,11 +20,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32, unless told not to.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
+from convert.conversations import write_questions
 from convert.random_checkpoint import make
 from smolvlm_mlx import load
 from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from tests.support.checkpoints import Loaded
+from tests.support.rows import KINDS, SHORT
 
 import mlx.core as mx
 import pytest
@@ -47,6 +49,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the first family (`idefics3`)."""
     return make(tmp_path_factory.mktemp("checkpoints") / "tiny-v1", "idefics3")
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With fewer layers, to train: MLX's own BLAS, which is what trains where there is no OpenBLAS, is slow. Only for reading."""
+    return make(tmp_path_factory.mktemp("checkpoints") / "shallow", layers=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def short_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 short questions, most of them with a picture."""
+    return write_questions(tmp_path_factory.mktemp("data"), 6, "unit", SHORT)
+
+
+@pytest.fixture(scope="module")
+def mixed_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 questions, one of each kind."""
+    return write_questions(tmp_path_factory.mktemp("data"), 6, "unit", KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
-"""What is written is what safetensors and MLX read, and a folder appears whole or not at all."""
+"""What is written is what safetensors and MLX read."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
-from smolvlm_mlx.files import new_folder
 
 import mlx.core as mx
 import numpy as np
@@ -102,47 +100,3 @@ def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "a.safetensors", entries, failing(), quiet)
     assert len(list(descriptors.iterdir())) == before
     (tmp_path / "a.safetensors").unlink()
-
-
-def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "er" / ("n" * 255)
-    with new_folder(out) as partial:
-        (partial / "file").write_text("x")
-        assert not out.exists()
-        assert partial.parent == out.parent
-    assert [path.name for path in out.iterdir()] == ["file"]
-    assert list(out.parent.iterdir()) == [out]
-    assert out.stat().st_mode & 0o777 == 0o777 & ~umask()
-
-
-def umask() -> int:
-    value = os.umask(0o022)
-    os.umask(value)
-    return value
-
-
-@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt, ZeroDivisionError])
-def test_a_failure_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
-    def fail() -> None:
-        with new_folder(tmp_path / "deep" / "er" / "out") as partial:
-            (partial / "file").write_text("x")
-            raise kind
-
-    with pytest.raises(kind):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_was_there_is_not_replaced(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-
-    def race() -> None:
-        with new_folder(out) as partial:
-            (partial / "file").write_text("ours")
-            out.mkdir()
-            (out / "file").write_text("theirs")
-
-    with pytest.raises(OSError, match="not empty"):
-        race()
-    assert (out / "file").read_text() == "theirs"
-    assert list(tmp_path.iterdir()) == [out]

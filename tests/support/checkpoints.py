@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ Tensors = dict[str, mx.array]
 def load_processor(folder: Path) -> Processor:
     """Of a folder that needs no weights."""
     return Processor.from_folder(folder, ModelConfig.from_dict(read_json(folder / "config.json")))
+
+
+def load_for_training(folder: Path) -> Loaded:
+    """Nothing is joined, and pictures are two tiles at most."""
+    model, processor = load(folder, fuse=False)
+    processor.settings = replace(processor.settings, max_tiles=2)
+    return model, processor
 
 
 def weights_of(folder: Path) -> Tensors:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx import load
 from smolvlm_mlx.generation.image_cache import FeatureCache
 from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse

@@ -1,0 +1,41 @@
+"""Random models of the family: the real shapes, ready to answer."""
+
+import json
+
+from smolvlm_mlx import device
+from smolvlm_mlx.checkpoint.presets import SIZES, random_model
+from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.inputs.tiles import ImageSettings
+from smolvlm_mlx.model import SmolVLM
+from tests.support.bundled import BUNDLED
+from tests.support.places import REAL_FILES
+
+import mlx.core as mx
+import pytest
+
+PARAMETERS = {"256M": 256_484_928, "500M": 507_482_304, "2.2B": 2_246_784_880}  # of the SmolVLM2 checkpoints
+FOLDERS = {
+    "256M": "SmolVLM2-256M-Video-Instruct",
+    "500M": "SmolVLM2-500M-Video-Instruct",
+    "2.2B": "SmolVLM2-2.2B-Instruct",
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_random_models_have_the_real_shapes(size: str) -> None:
+    config = SIZES[size].config
+    assert sum(array.size for array in SmolVLM(config).named_parameters().values()) == PARAMETERS[size]  # not evaluated
+    assert SIZES[size].settings.tile_size == config.vision_config.image_size
+    folder = REAL_FILES / FOLDERS[size]
+    if folder.is_dir():
+        assert config == ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        raw = json.loads((folder / "preprocessor_config.json").read_text())
+        assert SIZES[size].settings == ImageSettings.from_dict(raw)
+
+
+def test_random_model_is_ready_to_answer() -> None:
+    model = random_model(BUNDLED, mx.float16, bits=8)
+    kinds = {array.dtype for array in model.named_parameters().values()}
+    assert kinds == {mx.float16, mx.uint32}
+    joined = device.name() != "cpu"
+    assert all(("qkv_proj" in layer.self_attn) == joined for layer in model.language_model.layers)

@@ -1,0 +1,210 @@
+"""Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been none."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from convert.conversations import write_questions
+from convert.random_checkpoint import make
+from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.errors import TrainingError
+from smolvlm_mlx.training.loop import Record, loss_sum
+from smolvlm_mlx.training.run import Plan, Run, prepare
+from tests.support.places import ROOT
+from tests.support.rows import SHORT, write_rows
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
+PLAN = Plan(
+    steps=6, batch_size=1, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3, validation_share=0.1
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quantized(shallow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("checkpoints") / "8bit"
+    convert(shallow, out, "8bit")
+    return out
+
+
+def losses(run: Run) -> list[tuple[float, float | None]]:
+    return [(record.loss, record.validation_loss) for record in run.trainer.history]
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("parts", [("decoder",), ("connector", "vision"), ("decoder", "connector", "vision")])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_the_chosen_parts_are_trained(
+    method: str, parts: tuple[str, ...], shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
+    run = prepare(shallow, short_questions, tmp_path / "run", replace(PLAN, method=method, parts=parts))
+    prefixes = {"decoder": "language_model.", "connector": "connector.", "vision": "vision_model."}
+    trained = dict(tree_flatten(run.model.trainable_parameters()))
+    assert {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in trained)} == {*parts}
+    assert all(name.startswith(tuple(prefixes[part] for part in parts)) for name in trained)
+    if method == "lora":
+        assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "full", "qlora"))]
+)
+def test_training_learns_a_few_answers_by_heart(method: str, shallow: Path, quantized: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
+    source = write_rows(tmp_path / "rows.jsonl", *rows)
+    plan = Plan(
+        method="lora" if method == "qlora" else method,
+        rank=16, steps=18, batch_size=2, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
+    )  # fmt: skip
+    base = quantized if method == "qlora" else shallow
+    run = prepare(base, source, tmp_path / "out", plan)
+    result = run.train()
+    assert run.trainer.history[-1].loss < 0.05 < run.trainer.history[0].loss
+    model, processor = load(result) if method == "full" else load(base, adapter=result)  # type: ignore[arg-type]
+    for row in rows:
+        assert generate(model, processor, row["question"], Options(max_tokens=40)).strip() == row["answer"]
+
+
+def test_training_learns_beside_quantized_weights(quantized: Path, tmp_path: Path) -> None:
+    """In a few steps, which on a CPU are slow."""
+    source = write_rows(tmp_path / "rows.jsonl", {"question": "a?", "answer": "a is 0"})
+    plan = Plan(rank=16, steps=6, batch_size=1, accumulate=1, learning_rate=2e-2, validation_share=0)
+    run = prepare(quantized, source, tmp_path / "out", plan)
+    result = run.train()
+    assert run.trainer.history[-1].loss < 0.6 * run.trainer.history[0].loss
+    model, processor = load(quantized, adapter=result)
+    plain, _ = load(quantized)
+    learned, before = (generate(one, processor, "a?", Options(max_tokens=8)) for one in (model, plain))
+    assert learned != before
+
+
+def test_the_best_weights_are_kept(shallow: Path, tmp_path: Path) -> None:
+    """What is validated has the form of what is learned, and another end: its loss falls at first and rises as that is
+    learned by heart; the result is from between."""
+    for name, answer in (("rows", "It is white"), ("others", "It is black")):
+        write_rows(tmp_path / f"{name}.jsonl", {"question": "What?", "answer": answer})
+    plan = Plan(rank=16, steps=24, batch_size=1, accumulate=1, learning_rate=2e-2, validate_every=4)
+    run = prepare(shallow, tmp_path / "rows.jsonl", tmp_path / "run", plan, validation=tmp_path / "others.jsonl")
+    result = run.train()
+    best = run.trainer.best
+    assert best is not None
+    assert best.step < 24
+    model, _ = load(shallow, adapter=result, fuse=False)
+    (batch,) = run.validation.all(2)
+    assert best.validation_loss == pytest.approx(loss_sum(model, batch).item() / batch.tokens, rel=1e-5)
+
+
+# ---- stopping and going on
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(shallow: Path, short_questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stopped."""
+    with mx.stream(mx.cpu):
+        run = prepare(shallow, short_questions, tmp_path_factory.mktemp("whole") / "whole", replace(PLAN, dropout=0.1))
+        run.train()
+    return run
+
+
+@pytest.mark.parametrize("crash_at", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_crashed_run_goes_on_bit_by_bit(
+    crash_at: int, whole: Run, shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
+    plan, expected = replace(PLAN, dropout=0.1), whole.out / "adapter"
+
+    def crash(record: Record, run: Run) -> None:
+        if record.step == crash_at:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        prepare(shallow, short_questions, tmp_path / "crashed", plan).train(crash)
+    resumed = prepare(shallow, short_questions, tmp_path / "crashed", plan)
+    resume = crash_at > 2  # the first state is that of step 2
+    result = resumed.train(resume=resume)
+    assert losses(resumed) == losses(whole)
+    for name in ("adapters.safetensors", "../loss.csv"):
+        assert (result / name).read_bytes() == (expected / name).read_bytes()  # type: ignore[operator]
+
+
+def test_a_stopped_run_keeps_its_last_step(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+    run = prepare(shallow, short_questions, tmp_path / "run", PLAN)
+    assert run.train(lambda record, run: run.stop() if record.step == 3 else None) is None
+    assert [path.name for path in (tmp_path / "run/run").glob("state-*")] == ["state-0000003"]
+    resumed = prepare(shallow, short_questions, tmp_path / "run", PLAN)
+    assert resumed.train(resume=True) == tmp_path / "run/adapter"
+    assert [record.step for record in resumed.trainer.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_is_not_overwritten(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=2)
+    prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    with pytest.raises(TrainingError, match="--resume"):
+        prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        prepare(shallow, short_questions, tmp_path / "other", plan).train(resume=True)
+    changed = replace(plan, learning_rate=1e-3, rank=4)
+    with pytest.raises(TrainingError, match=r"begun with .*rank 8.*learning_rate 0\.002"):
+        prepare(shallow, short_questions, tmp_path / "run", changed).train(resume=True)
+    other = write_questions(tmp_path / "other", 6, "others", SHORT)
+    with pytest.raises(TrainingError, match=r"begun with data "):
+        prepare(shallow, other, tmp_path / "run", plan).train(resume=True)
+    with pytest.raises(TrainingError, match=r"begun with base "):
+        prepare(make(tmp_path / "base", seed=1), short_questions, tmp_path / "run", plan).train(resume=True)
+
+
+def command(shallow: Path, short_questions: Path, out: Path, *more: str) -> list[str]:
+    options = "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 --save-every 1 --validate-every 4 --dropout 0.1"
+    return [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "finetune",
+        str(short_questions),
+        str(out),
+        "-m",
+        str(shallow),
+        *options.split(),
+        *more,
+    ]
+
+
+@pytest.mark.chaos
+def test_20_kills_change_nothing(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    subprocess.run(command(shallow, mixed_questions, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
+    longest, rng, kills = time.monotonic() - started, random.Random(0), 0
+    out = tmp_path / "killed"
+    while kills < 20:
+        resume = ["--resume"] if list(out.glob("run/state-*")) else []
+        with subprocess.Popen(
+            command(shallow, mixed_questions, out, *resume), cwd=ROOT, stderr=subprocess.DEVNULL
+        ) as process:
+            time.sleep(rng.uniform(0.4, 1) * longest)
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        if (out / "adapter").exists():  # finished before the kill: begin again
+            assert_same(out, tmp_path / "whole")
+            shutil.rmtree(out)
+    resume = ["--resume"] if list(out.glob("run/state-*")) else []
+    subprocess.run(command(shallow, mixed_questions, out, *resume), check=True, cwd=ROOT, capture_output=True)
+    assert_same(out, tmp_path / "whole")
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    for name in ("adapter/adapters.safetensors", "loss.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
