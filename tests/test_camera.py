@@ -22,9 +22,15 @@ def number_of(shot: Shot | None) -> int:
     return round(float(np.asarray(shot.image)[:, 32:].mean()) / 8)
 
 
-def wait_for_end(source: Camera) -> None:
-    source._thread.join(60)
-    assert not source._thread.is_alive()
+def reading() -> list[threading.Thread]:
+    """The threads of cameras."""
+    return [thread for thread in threading.enumerate() if thread.name == "camera"]
+
+
+def wait_for_end() -> None:
+    for thread in reading():
+        thread.join(60)
+    assert reading() == []
 
 
 # ---- files
@@ -33,7 +39,7 @@ def wait_for_end(source: Camera) -> None:
 def test_only_the_newest_frame_is_kept_and_the_others_are_counted() -> None:
     with Camera(encode_video(20, 100)) as source:
         first = source.newest()
-        wait_for_end(source)
+        wait_for_end()
         last = source.newest()
         assert number_of(first) < number_of(last) == 19
         assert first is not None
@@ -54,20 +60,24 @@ def test_every_frame_is_taken_or_counted() -> None:
 
 def test_a_file_plays_at_its_own_pace_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    now = 100.0
+    now, looked = 100.0, False
 
-    class Closing(threading.Event):
+    class Pretended(threading.Event):
+        """Somebody who looks is waited for; the time of a frame is not."""
+
         def wait(self, timeout: float | None = None) -> bool:
-            nonlocal now
-            assert timeout is not None
-            assert source._looking.is_set()  # nothing is played before
+            nonlocal now, looked
+            if timeout is None:
+                looked = super().wait()
+                return looked
+            assert looked  # nothing is played before
             waits.append(round(timeout, 6))
             now += timeout
             return False
 
     monkeypatch.setattr(camera, "monotonic", lambda: now)
+    monkeypatch.setattr(camera, "Event", Pretended)
     with Camera(encode_video(6, 20)) as source:
-        source._closing = Closing()
         for _ in source:
             pass
     assert waits == [0, *[0.05] * 5]
@@ -77,18 +87,18 @@ def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(monkeypatch: py
     monkeypatch.setattr(camera, "LONGEST_PAUSE", 0.01)
     with Camera(encode_video(3, 10, "matroska", times=[0, 3_600_000, 7_200_000])) as source:
         source.newest()
-        wait_for_end(source)
+        wait_for_end()
         assert number_of(source.newest()) == 2
 
 
 def test_close_ends_a_thread_that_waits_for_the_next_frame() -> None:
     with Camera(encode_video(3, 10, "matroska", times=[0, 4000, 8000])) as source:
         assert number_of(source.newest()) == 0
-    assert not source._thread.is_alive()
+    assert reading() == []
     assert source.newest() is None
     unseen = Camera(encode_video(3))
     unseen.close()
-    assert not unseen._thread.is_alive()
+    assert reading() == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ def test_a_device_that_is_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPat
     device = Device([NOT_YET], [BROKEN], [3, NOT_YET], [NOT_YET], [4, 5, OSError(19, "No such device")])
     monkeypatch.setattr(av, "open", device)
     with Camera("1") as source:
-        wait_for_end(source)
+        wait_for_end()
         assert number_of(source.newest()) == 5
         with pytest.raises(VideoError, match="camera '1': No such device; it has to be"):
             source.newest()
@@ -156,7 +166,7 @@ def test_a_device_that_is_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPat
 def test_a_device_that_ends_or_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(av, "open", Device([7]))
     with Camera("front") as source:
-        wait_for_end(source)
+        wait_for_end()
         assert number_of(source.newest()) == 7
         with pytest.raises(VideoError, match="camera 'front' gives no more frames"):
             source.newest()
@@ -165,7 +175,7 @@ def test_a_device_that_ends_or_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(camera, "SILENCE", 0.05)
         with pytest.raises(VideoError, match="camera '0' gave no frame for 0 seconds"):
             source.newest()
-    assert not source._thread.is_alive()
+    assert reading() == []
 
 
 def test_cameras_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,4 +216,4 @@ def test_a_device_of_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
         shots = [source.newest() for _ in range(3)]
         pictures = [shot.image for shot in shots if shot is not None]
         assert [picture.size for picture in pictures] == [(64, 48)] * 3
-    assert not source._thread.is_alive()
+    assert reading() == []

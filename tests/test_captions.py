@@ -17,7 +17,6 @@ from typing import Any
 from convert.scenes import make_scene
 from convert.world import draw
 from smolvlm_mlx import Options, generate, stream_generate
-from smolvlm_mlx.cli.caption import _task
 from smolvlm_mlx.errors import DataError, GenerationError
 from smolvlm_mlx.generation.batch import generate_batch
 from smolvlm_mlx.generation.structured import Grammars
@@ -26,6 +25,7 @@ from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
 from tests.support.checkpoints import Loaded
+from tests.support.cli import check_refused
 from tests.support.places import ROOT
 from tests.support.videos import encode_video
 
@@ -86,7 +86,7 @@ def test_captions_are_those_of_each_picture_alone(bundled: Loaded, pictures: lis
 def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     """Answers of several lengths, of pictures whose prompts have one length."""
     model, processor = bundled
-    inputs = [processor(_ask(path, DESCRIBE.prompt)) for path in pictures]
+    inputs = [processor(ask(path, DESCRIBE.prompt)) for path in pictures]
     length = max((len(one.input_ids) for one in inputs), key=[len(one.input_ids) for one in inputs].count)
     same = [path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length]
     batch = [one for one in inputs if len(one.input_ids) == length]
@@ -121,7 +121,7 @@ def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Pa
     lines = Captioner(*bundled, task).write(pictures, tmp_path / "a.csv")
     assert all(type(line["n"]) is int for line in lines)
     grammars = Grammars(bundled[1].tokenizer, bundled[0].config.text_config.vocab_size)
-    inputs = bundled[1](_ask(pictures[0], task.prompt))
+    inputs = bundled[1](ask(pictures[0], task.prompt))
     ((text, _),) = generate_batch(*bundled, [inputs], Options(max_tokens=40), lambda: grammars.json(SCHEMA))
     assert json.loads(text)["n"] == lines[0]["n"]
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -131,7 +131,7 @@ def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Pa
     assert cut[0]["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
 
 
-def _ask(path: Path, text: str) -> list[dict[str, Any]]:
+def ask(path: Path, text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": text}]}]
 
 
@@ -231,23 +231,31 @@ def test_shorten(text: str, most: int, want: str) -> None:
     assert len(shorten(text, most)) <= most
 
 
-def test_presets_and_schemas(tmp_path: Path) -> None:
+def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert TASKS["alt"].fields("word " * 60, ended=True)["caption"].endswith("word…")
     assert len(TASKS["alt"].fields("word " * 60, ended=True)["caption"]) < 125
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
-    task = _task("caption", "How many?", schema, 9)
-    assert (task.prompt, task.schema, task.max_tokens) == ("How many?", SCHEMA, 9)
-    with pytest.raises(DataError, match="not one of caption, alt, keywords, ocr"):
-        _task("none", None, None, None)
+    asked: list[Task] = []
+
+    class Recorded(Captioner):
+        def __init__(self, model: Any, processor: Any, task: Task, *more: Any):
+            asked.append(task)
+            super().__init__(model, processor, task, *more)
+
+    monkeypatch.setattr(captions, "Captioner", Recorded)
+    draw_pictures(tmp_path / "in", 1)
+    command = ("caption", tmp_path / "in", "-m", "tiny", "--out", tmp_path / "a.jsonl")
+    assert call(*command, "--prompt", "How many?", "--schema", schema, "-n", 9)[0] == 0
+    assert [(task.prompt, task.schema, task.max_tokens) for task in asked] == [("How many?", SCHEMA, 9)]
+    check_refused(call(*command, "--preset", "none"), "not one of caption, alt, keywords, ocr")
     for text, error in [
         ("{", "no JSON schema that can be read"),
         ("[]", "schema of an object with properties"),
         ('{"type": "object", "properties": {"path": {}}}', "path are fields of every line"),
     ]:
         schema.write_text(text)
-        with pytest.raises(DataError, match=error):
-            _task("alt", None, schema, None)
+        check_refused(call(*command, "--preset", "alt", "--schema", schema), error)
 
 
 # ---- the program

@@ -9,6 +9,7 @@ from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from tests.support.checkpoints import load_for_training
+from tests.support.rows import examples_of, write_rows
 
 import numpy as np
 import pytest
@@ -34,22 +35,29 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
 
 def test_a_batch_is_padded_without_changing_the_loss(shallow: Path, mixed_questions: Path) -> None:
     model, processor = load_for_training(shallow)
-    dataset = check(processor, read_rows(mixed_questions), 4096)
-    examples = [dataset._example(row) for row in (0, 2, 4)]
+    examples = examples_of(processor, mixed_questions, 0, 2, 4)
     assert len({len(example.input_ids) for example in examples}) == 3
     apart = sum(loss_sum(model, collate([example])).item() for example in examples)
     together = loss_sum(model, collate(examples))
     np.testing.assert_allclose(together.item(), apart, rtol=1e-5)
 
 
-def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, short_questions: Path) -> None:
+def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, tmp_path: Path) -> None:
     _, processor = load(shallow)
-    dataset = check(processor, read_rows(short_questions), 4096)
-    rng = np.random.default_rng
-    first, second = dataset._order(2, rng((0, 0))), dataset._order(2, rng((0, 1)))
+    rows = [{"question": f"{number}?", "answer": "so " * (number + 1)} for number in range(6)]
+    dataset = check(processor, read_rows(write_rows(tmp_path / "rows.jsonl", *rows)), 4096)
+
+    def epochs() -> list[list[list[int]]]:
+        """The rows of each batch, of the first epoch and the second: how often the answer says "so"."""
+        batches = dataset.batches(2, 2, seed=0)
+        steps = [batches(step) for step in range(4)]
+        assert [len(step) for step in steps] == [2, 1, 2, 1]  # the third begins the next epoch
+        decode = processor.tokenizer.decode
+        found = [[[decode(ids).count("so") - 1 for ids in batch.input_ids] for batch in step] for step in steps]
+        return [found[0] + found[1], found[2] + found[3]]
+
+    first, second = epochs()
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(6))
     assert first != second
-    assert first == dataset._order(2, rng((0, 0)))
+    assert epochs() == [first, second]
     assert dataset.steps(2, 2) == 2
-    batches = dataset.batches(2, 2, seed=0)
-    assert [len(batches(step)) for step in range(4)] == [2, 1, 2, 1]  # the third begins the next epoch

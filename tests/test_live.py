@@ -18,7 +18,7 @@ from typing import Any
 from examples import demo
 from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.cli import live as live_command
-from smolvlm_mlx.errors import GenerationError, VideoError
+from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.stream import Statistics, Stream, Work
 from smolvlm_mlx.inputs.camera import Shot
 from smolvlm_mlx.inputs.processor import Inputs
@@ -227,14 +227,14 @@ def test_interrupt(tiny: Path, tmp_path: Path) -> None:
 # ---- the terminal
 
 
-def test_the_picture_is_mirrored_for_display_only(
-    bundled: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Any
-) -> None:
-    shown: list[Image.Image] = []
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
+    """The pictures that a pretended terminal shows."""
+    pictures: list[Image.Image] = []
 
     class Inline:
         def __init__(self, image: Image.Image, width: int, height: str):
-            shown.append(image)
+            pictures.append(image)
 
         def __rich__(self) -> str:
             return "(picture)"
@@ -242,7 +242,15 @@ def test_the_picture_is_mirrored_for_display_only(
         def cleanup(self) -> None: ...
 
     monkeypatch.setitem(sys.modules, "textual_image.renderable", SimpleNamespace(Image=Inline))
-    monkeypatch.setattr(live_command, "_is_terminal", lambda: True)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return pictures
+
+
+def test_the_picture_is_mirrored_for_display_only(
+    bundled: Loaded, tmp_path: Path, shown: list[Image.Image], call: Any
+) -> None:
     path = tmp_path / "left.gif"
     picture().save(path)
     (frame,) = decode(path.read_bytes(), VideoSampling()).frames
@@ -263,23 +271,29 @@ def test_the_picture_is_mirrored_for_display_only(
 
 
 def test_what_the_model_writes_is_shown_and_not_obeyed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    clip: Path, shown: list[Image.Image], call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_command._Terminal, "_picture", lambda self, image: None)
-
     def pieces(work: Work) -> Any:
         work.statistics = Statistics(prompt_tokens=5)
         yield from ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d")
 
-    live_command._Terminal(mirror=True).show(Look(picture(), 1, 0, Stream(pieces), stuck=True))
-    out = capsys.readouterr().out
+    def outputs(**more: Any) -> tuple[str, str]:
+        """Of a look that was made up: stdout and stderr."""
+        look = Look(picture(), 1, 0, Stream(pieces), stuck=True, **more)
+        monkeypatch.setattr(Live, "watch", lambda *arguments: iter([look]))
+        code, out, err = call("live", clip, "-m", "tiny")
+        assert code == 0
+        return out, err
+
+    out, _ = outputs()
     assert "[red]a[/b] [2Jbcd\n" in out
     assert live_command.STUCK in " ".join(out.split())
-    look = Look(picture(), 1, 0, Stream(pieces), text="two\nlines\r and\x85more ", stuck=True)
-    live_command._Lines().show(look)
-    out, err = capsys.readouterr()
+    assert len(shown) == 1
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    out, err = outputs(text="two\nlines\r and\x85more ")
     assert out == "two lines and more\n"
     assert err.splitlines()[1] == live_command.STUCK
+    assert len(shown) == 1
 
 
 def test_in_a_terminal(tiny: Path, clip: Path) -> None:
@@ -303,11 +317,12 @@ def test_in_a_terminal(tiny: Path, clip: Path) -> None:
     assert text.index("\x1b[J", first) < second
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, call: Any) -> None:
     damaged = tmp_path / "clip.mp4"
     damaged.write_bytes(b"no video" * 100)
-    with pytest.raises(VideoError, match=r"^[^:]*clip\.mp4: the video cannot be decoded"):
-        live_command._open(str(damaged), None)
+    result = call("live", damaged, "-m", "tiny")
+    check_refused(result)
+    assert re.match(r"smolvlm-mlx: [^:]*clip\.mp4: the video cannot be decoded", result[2])
 
 
 # ---- over HTTP

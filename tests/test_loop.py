@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.training.dataset import check
+from smolvlm_mlx.training.dataset import collate
 from smolvlm_mlx.training.loop import Settings, Trainer, image_tokens_of, loss_sum
 from tests.support.checkpoints import load_for_training
+from tests.support.rows import examples_of
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,23 +23,23 @@ def gradients_of(model: SmolVLM, batch: Any) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in dict(tree_flatten(gradients)).items()}
 
 
-def test_accumulated_batches_are_one_large_batch(shallow: Path, mixed_questions: Path) -> None:
+def test_accumulated_batches_are_one_large_batch(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
     """Each token counts the same, in whichever batch it is."""
     weights = []
     for batches in ([[0, 2, 4]], [[0], [2, 4]]):
         model, processor = load_for_training(shallow)
         model.freeze()
         model.connector.unfreeze()
-        dataset = check(processor, read_rows(mixed_questions), 4096)
-        trainer = Trainer(model, Settings(steps=1, warmup=1), Path("unused"))
-        trainer._update(dataset._collate(batches))
+        made = [collate(examples_of(processor, mixed_questions, *rows)) for rows in batches]
+        trainer = Trainer(model, Settings(steps=1, warmup=1), tmp_path / f"{len(batches)}")
+        trainer.run(lambda step, made=made: made)  # type: ignore[misc]
         weights.append(np.array(model.connector.modality_projection.proj.weight))
     np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
 
 
 def test_checkpointed_layers_have_the_same_gradients(shallow: Path, mixed_questions: Path) -> None:
     model, processor = load_for_training(shallow)
-    batch = check(processor, read_rows(mixed_questions), 4096)._collate([[0, 1]])[0]
+    batch = collate(examples_of(processor, mixed_questions, 0, 1))
     plain = gradients_of(model, batch)
     model.language_model.checkpointed = model.vision_model.encoder.checkpointed = True
     checkpointed = gradients_of(model, batch)

@@ -273,8 +273,8 @@ def test_cpu_attention_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     queries, keys, values = (rng.standard_normal((2, h, 50, 8), np.float32) for h in (6, 3, 3))
     whole = kernels.attention(queries, keys, values, 0.3, kernels.future(50))
-    monkeypatch.setattr(kernels, "_SCORES", 1)
-    monkeypatch.setattr(kernels, "_BLOCK", 150)
+    monkeypatch.setattr(kernels, "SCORES", 1)
+    monkeypatch.setattr(kernels, "BLOCK", 150)
     np.testing.assert_allclose(
         kernels.attention(queries, keys, values, 0.3, kernels.future(50)), whole, rtol=0, atol=1e-6
     )

@@ -14,11 +14,11 @@ from smolvlm_mlx.generation.image_cache import FeatureCache
 from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
 from smolvlm_mlx.generation.scheduler import BusyError, Engine, Job
 from smolvlm_mlx.inputs.processor import Processor
+from tests.support.checkpoints import Loaded
+from tests.support.pictures import PICTURE
 
 import pytest
-from PIL import Image
 
-PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
 SCHEMA = {
     "type": "object",
     "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -50,6 +50,14 @@ class Asked(Job):
         return "".join(self.pieces)
 
 
+class Started(Engine):
+    """An engine that keeps what it has loaded."""
+
+    def start(self) -> Loaded:
+        self.model, self.processor = super().start()
+        return self.model, self.processor
+
+
 def messages(question: Any) -> Any:
     return [{"role": "user", "content": question}] if isinstance(question, str) else question
 
@@ -59,27 +67,26 @@ def with_picture(text: str) -> Any:
 
 
 @pytest.fixture
-def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
     entries = getattr(request, "param", 8)
 
     def loaded() -> Any:
         model, processor = load(tiny, "float32")
         return model, processor, Reuse(FeatureCache(model), PrefixCache(entries))
 
-    made = Engine(loaded, most_answers=4, most_waiting=12)
+    made = Started(loaded, most_answers=4, most_waiting=12)
     made.start()
     yield made
     made.close()
 
 
-def ask(engine: Engine, question: Any, options: Options | None = None, schema: Any = None) -> Asked:
-    assert engine._loaded is not None
-    job = Asked(engine._loaded[1], question, options or Options(max_tokens=12), schema)
+def ask(engine: Started, question: Any, options: Options | None = None, schema: Any = None) -> Asked:
+    job = Asked(engine.processor, question, options or Options(max_tokens=12), schema)
     engine.submit(job)
     return job
 
 
-def test_together_as_alone(engine: Engine, tiny: Path) -> None:
+def test_together_as_alone(engine: Started, tiny: Path) -> None:
     model, processor = load(tiny, "float32")
     questions = [f"What is {number} times {number * 7}?" * (number % 3 + 1) for number in range(10)]
     asked = [*questions, with_picture("What?"), with_picture("And now?")]
@@ -91,7 +98,7 @@ def test_together_as_alone(engine: Engine, tiny: Path) -> None:
     assert jobs[-2].statistics.tiles == jobs[-1].statistics.tiles > 0
 
 
-def test_what_goes_on_reuses(engine: Engine) -> None:
+def test_what_goes_on_reuses(engine: Started) -> None:
     first = ask(engine, "What is this about?")
     answer = first.wait()
     talk = [
@@ -110,7 +117,7 @@ def test_what_goes_on_reuses(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", [1], indirect=True)
-def test_a_cancelled_question_leaves_what_it_took(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_question_leaves_what_it_took(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ask(engine, "What is this about? " * 20)
     answer = first.wait()
     talk = [
@@ -118,26 +125,26 @@ def test_a_cancelled_question_leaves_what_it_took(engine: Engine, monkeypatch: p
         {"role": "assistant", "content": answer},
         {"role": "user", "content": "Sure?"},
     ]
-    with monkeypatch.context() as patch:
-        between = Engine._between
+    job = Asked(engine.processor, talk, Options(max_tokens=12))
+    kind = type(engine.model.language_model)
+    hidden_states = kind.hidden_states
 
-        def cancelled(self: Engine, job: Job) -> None:
-            job.cancel()
-            between(self, job)
+    def cancelled(*arguments: Any) -> Any:
+        """While its prompt is read."""
+        job.cancel()
+        return hidden_states(*arguments)
 
-        patch.setattr(Engine, "_between", cancelled)
-        job = ask(engine, talk)
-        deadline = time.monotonic() + 60
-        while engine.occupancy != (0, 0) or engine._beginning is not None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert job.cancelled
+    monkeypatch.setattr(kind, "hidden_states", cancelled)
+    engine.submit(job)
     again = ask(engine, talk)
     again.wait()
-    assert again.statistics.reused_tokens >= first.statistics.prompt_tokens
+    assert job.cancelled
+    assert job.pieces == []
+    assert not job.over.is_set()
+    assert again.statistics.reused_tokens >= job.statistics.reused_tokens >= first.statistics.prompt_tokens
 
 
-def test_stop_strings_and_seeds(engine: Engine) -> None:
+def test_stop_strings_and_seeds(engine: Started) -> None:
     whole = ask(engine, "Hello").wait()
     stopped = ask(engine, "Hello", Options(max_tokens=12, stop=(whole[3:5],)))
     assert stopped.wait() == whole[: whole.index(whole[3:5])]
@@ -149,7 +156,7 @@ def test_stop_strings_and_seeds(engine: Engine) -> None:
     beside[1].wait()
 
 
-def test_json_that_fits_its_schema(engine: Engine) -> None:
+def test_json_that_fits_its_schema(engine: Started) -> None:
     jobs = [
         ask(engine, f"Give {n}", Options(max_tokens=80, temperature=1.0, seed=n), SCHEMA if n % 2 else {})
         for n in range(6)
@@ -168,7 +175,7 @@ def test_json_that_fits_its_schema(engine: Engine) -> None:
         ask(engine, "Give", schema={"type": "nonsense"}).wait()
 
 
-def test_cancelled_ends_within_a_token_or_two(engine: Engine) -> None:
+def test_cancelled_ends_within_a_token_or_two(engine: Started) -> None:
     first = threading.Event()
     job = ask(engine, "Hello", Options(max_tokens=3000))
     job.on_text = lambda piece: first.set()
@@ -185,7 +192,7 @@ def test_cancelled_ends_within_a_token_or_two(engine: Engine) -> None:
     assert engine.occupancy == (0, 0)
 
 
-def test_a_full_queue(engine: Engine) -> None:
+def test_a_full_queue(engine: Started) -> None:
     jobs = []
 
     def fill() -> None:
@@ -199,13 +206,12 @@ def test_a_full_queue(engine: Engine) -> None:
         job.cancel()
 
 
-def test_one_bad_answer_is_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine._loaded is not None
-    long = "word " * engine._loaded[0].config.text_config.max_position_embeddings
+def test_one_bad_answer_is_its_own(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "word " * engine.model.config.text_config.max_position_embeddings
     with pytest.raises(ContextFullError, match=r"the prompt has .* leaves no room"):
         ask(engine, long)
     answer = ask(engine, "Hello").wait()
-    kind = type(engine._loaded[0].language_model)
+    kind = type(engine.model.language_model)
     logits = kind.logits
     with monkeypatch.context() as patch:
         patch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
@@ -223,7 +229,7 @@ def test_what_cannot_be_loaded_is_told() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_leaves_nobody_waiting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_leaves_nobody_waiting(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
@@ -244,7 +250,7 @@ def test_many_at_once_are_faster_than_one_by_one(endless: Path) -> None:
         model, processor = load(endless, "float32")
         return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=8))
 
-    engine = Engine(loaded)
+    engine = Started(loaded)
     engine.start()
 
     def pace(count: int) -> float:

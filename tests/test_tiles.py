@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import ImageError
-from smolvlm_mlx.inputs import tiles as image_module
-from smolvlm_mlx.inputs.tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.tiles import ImageSettings, TileLayout, load_image, make_tiles, normalize, plan_tiles, resize
 from tests.support.pictures import draw
 
 import numpy as np
@@ -59,7 +58,7 @@ RESIZES = [
 def test_resize_in_two_threads_is_exact(size: tuple[int, int], to: tuple[int, int]) -> None:
     picture = draw("RGB", *size)
     with ThreadPoolExecutor(2) as pool:
-        ours = image_module._resize(picture, to, pool)
+        ours = resize(picture, to, pool)
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(picture.resize(to, Image.Resampling.LANCZOS)))
 
 

@@ -97,7 +97,7 @@ def _messages(
 
 def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
     try:
-        text = "".join(_echo(stream, silent=as_json))
+        text = "".join(echo(stream, silent=as_json))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -120,7 +120,7 @@ def _question(prompt: str | None) -> str:
     return question
 
 
-def _echo(stream: "Stream", silent: bool) -> list[str]:
+def echo(stream: "Stream", silent: bool) -> list[str]:
     """Write the text as it comes, and before it, on a terminal, how far the question is read; returns its pieces."""
     from ..events import Reading, Text
 

@@ -32,6 +32,7 @@ __all__ = [
     "make_tiles",
     "normalize",
     "plan_tiles",
+    "resize",
 ]
 
 MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
@@ -158,7 +159,7 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, Til
         raise ValueError(f"make_tiles wants an RGB picture from load_image, not mode {image.mode}")
     layout, t = plan_tiles(image.size, settings), settings.tile_size
     with ThreadPoolExecutor(2) as pool:
-        grid = _resize(_resize(image, layout.resized, pool), layout.grid, pool)
+        grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
         if not layout.rows:
             return np.array(grid)[None], layout  # (1, t, t, 3)
         pixels = np.asarray(grid)  # (H, W, 3)
@@ -166,7 +167,7 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, Til
         tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.reshape(
             layout.rows, t, layout.cols, t, 3
         ).transpose(0, 2, 1, 3, 4)  # (rows, cols, t, t, 3)
-        tiles[-1] = np.asarray(_resize(grid, (t, t), pool))
+        tiles[-1] = np.asarray(resize(grid, (t, t), pool))
     return tiles, layout
 
 
@@ -224,7 +225,7 @@ def _scaled(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
     return (longest_edge, int(longest_edge / aspect)) if width >= height else (int(longest_edge * aspect), longest_edge)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
+def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
     """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by columns. Exact: Pillow
     makes the same two passes with uint8 between, and it releases the GIL."""
     (width, height), (to_width, to_height) = image.size, size

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.data.rows import Row
+from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, PromptError
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.training.dataset import Example, make_example
 
 IMAGE: dict[str, Any] = {"type": "image"}
 QUESTION: dict[str, Any] = {"question": "Which?", "answer": "this"}
@@ -27,3 +29,9 @@ def outcome(row: Row) -> str:
         return make_sample(row).answers[0]
     except (DataError, PromptError) as error:
         return str(error)
+
+
+def examples_of(processor: Processor, source: Path, *numbers: int) -> list[Example]:
+    """Of some rows, what is trained on."""
+    samples = [make_sample(row) for number, row in enumerate(read_rows(source)) if number in numbers]
+    return [make_example(processor, sample.whole, **sample.options) for sample in samples]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-_BLOCK = 64 * 1024  # numbers that are worked on at a time, to stay in a core's cache
+BLOCK = 64 * 1024  # numbers that are worked on at a time, to stay in a core's cache
 _FEW_ROWS = 64
-_SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
+SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -48,7 +48,7 @@ def attention(queries: Floats, keys: Floats, values: Floats, scale: float, added
     if added is not None:
         added = np.broadcast_to(added, (B, h, T, added.shape[-1]))
     out = np.empty((B, h, T, d), np.float32)
-    step = max(1, _SCORES // (h // k * T * C))  # key-value heads at a time
+    step = max(1, SCORES // (h // k * T * C))  # key-value heads at a time
     for b in range(B):
         for head in range(0, k, step):
             some, those = slice(head, head + step), slice(head * (h // k), (head + step) * (h // k))
@@ -69,8 +69,8 @@ def _exponentials(scores: Floats, added: Floats | None) -> Floats:
     """In place: scores (heads, T, C) become exp(score - the row's largest). Returns the rows' sums (heads, T)."""
     heads, T, C = scores.shape
     sums = np.empty((heads, T), np.float32)
-    rows = max(1, min(T, _BLOCK // C))
-    step = max(1, _BLOCK // (rows * C))  # heads at a time
+    rows = max(1, min(T, BLOCK // C))
+    step = max(1, BLOCK // (rows * C))  # heads at a time
     for head in range(0, heads, step):
         for start in range(0, T, rows):
             some = slice(head, head + step), slice(start, start + rows)
@@ -112,4 +112,4 @@ def swiglu(gate: Floats, up: Floats) -> Floats:
 def _blocks(x: Floats) -> list[Floats]:
     assert x.flags.c_contiguous  # or these would be a copy's
     flat = x.reshape(-1)
-    return [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
+    return [flat[start : start + BLOCK] for start in range(0, len(flat), BLOCK)]
