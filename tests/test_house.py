@@ -1,4 +1,5 @@
-"""The rules of the house, read from the source: who may import whom, what is never caught, how long is too long.
+"""The rules of the house, read from the source: who may import whom, what is never caught, how long is too long, what tests
+leave alone.
 
 Imports inside functions and under TYPE_CHECKING count like any other.
 """
@@ -157,6 +158,66 @@ def test_file(path: Path) -> None:
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
     assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+def test_no_test_file_imports_from_another() -> None:
+    assert not [
+        f"{path.relative_to(ROOT)}:{line} imports {name}: put it into tests/support or conftest.py"
+        for path in sources("tests")
+        for line, name in imports(path)
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
+    ]
+
+
+def is_private(name: object) -> bool:
+    """A private name, or a dotted one with a private part; not a dunder."""
+    return isinstance(name, str) and any(re.match(r"_(?!_)", part) for part in name.split("."))
+
+
+def private_names(source: str) -> list[tuple[int, str]]:
+    """(line, name) of what a test reaches for and is private: an attribute, an import, a name that setattr or its like is given.
+
+    What a class of the tests keeps in itself is its own.
+    """
+    found: list[tuple[int, object]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            found += [] if ast.unparse(node.value) in ("self", "cls") else [(node.lineno, node.attr)]
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            module = getattr(node, "module", None)
+            found += [(node.lineno, name) for name in (module, *(alias.name for alias in node.names))]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "setattr",
+            "getattr",
+            "delattr",
+        ):
+            found += [(node.lineno, given.value) for given in node.args[:2] if isinstance(given, ast.Constant)]
+    return [(line, str(name)) for line, name in found if is_private(name)]
+
+
+def test_tests_reach_for_no_private_names() -> None:
+    assert not [
+        f"{path.relative_to(ROOT)}:{line} has {name}: test what is public, or make it public"
+        for path in sources("tests")
+        for line, name in private_names(path.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("engine._loaded.config", 1),
+        ("monkeypatch.setattr(kernels, '_BLOCK', 1)", 1),
+        ("monkeypatch.setattr('smolvlm_mlx.cli.live._open', None)", 1),
+        ("from smolvlm_mlx.cli.live import _open", 1),
+        ("self._mx = self.other._mx", 1),
+        ("self._mx = model.__class__, '_', '_open'", 0),
+        ("from __future__ import annotations", 0),
+        ("monkeypatch.setattr(kernels, 'BLOCK', '_')", 0),
+    ],
+)
+def test_a_private_name_would_be_seen(line: str, count: int) -> None:
+    assert len(private_names(line)) == count
 
 
 IMPORT_AND_COMPARE = """
