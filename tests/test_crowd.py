@@ -23,7 +23,7 @@ CLIENTS = 8
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Its address and its process."""
     command = [sys.executable, "-m", "smolvlm_mlx", "serve", "-m", "tiny", "--dtype", "float32", "--port", "0"]
     home = str(tmp_path_factory.mktemp("home"))
@@ -92,18 +92,18 @@ def crowd(address: str, known: list[tuple[Body, str]], least: int, seconds: floa
         return sum(pool.map(ask, range(CLIENTS)))
 
 
-def test_eight_clients_at_once(server: tuple[str, int], known: list[tuple[Body, str]]) -> None:
-    assert crowd(server[0], known, least=5) == 5 * CLIENTS
+def test_eight_clients_at_once(served: tuple[str, int], known: list[tuple[Body, str]]) -> None:
+    assert crowd(served[0], known, least=5) == 5 * CLIENTS
 
 
 @pytest.mark.slow
-def test_eight_clients_for_five_minutes(server: tuple[str, int], known: list[tuple[Body, str]]) -> None:
+def test_eight_clients_for_five_minutes(served: tuple[str, int], known: list[tuple[Body, str]]) -> None:
     def resident() -> int:
-        return int(Path(f"/proc/{server[1]}/statm").read_text().split()[1]) * 4096
+        return int(Path(f"/proc/{served[1]}/statm").read_text().split()[1]) * 4096
 
-    crowd(server[0], known, 1, 30)
+    crowd(served[0], known, 1, 30)
     before = resident()
-    count = crowd(server[0], known, 1, 300)
+    count = crowd(served[0], known, 1, 300)
     print(f"{count} answers; {before / 1e6:.0f} MB before, {resident() / 1e6:.0f} MB after")
     assert count > 300
     assert resident() < before + 60e6
