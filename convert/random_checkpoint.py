@@ -14,7 +14,6 @@ from typing import Any
 from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
 
@@ -187,7 +186,7 @@ def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> No
         prefix = next(prefix for prefix in HF_PREFIXES if name.startswith(prefix))
         tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = array.astype(DTYPES[dtype])
     entries = [Entry(name, tuple(array.shape), array.dtype) for name, array in tensors.items()]
-    Work(write_safetensors(path, entries, tensors.values())).finish()
+    write_safetensors(path, entries, tensors.values())
 
 
 def main() -> None:

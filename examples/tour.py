@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from smolvlm_mlx import Options, load
-from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.prefill import PromptReader, prefill
 from smolvlm_mlx.inputs.messages import user_message
@@ -40,7 +39,7 @@ def tour(checkpoint: str | Path) -> None:
     show("embeddings", model.merge(mx.array(inputs.input_ids)[None], image_tokens).shape, "model/smolvlm.py")
 
     cache = model.language_model.make_cache(len(inputs.input_ids))
-    logits = Work(prefill(model, mx.array(inputs.input_ids)[None], image_tokens, cache)).finish()
+    logits = prefill(model, mx.array(inputs.input_ids)[None], image_tokens, cache)
     show("logits", f"{logits.shape}, last row only", "model/language.py, generation/prefill.py")
     keys, _ = cache[0].state
     show("cache", f"{len(cache)} layers of keys {keys.shape}", "model/cache.py")

@@ -18,9 +18,9 @@ from convert.scenes import make_scene
 from convert.world import draw
 from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.errors import DataError, GenerationError
-from smolvlm_mlx.generation.batch import generate_batch
-from smolvlm_mlx.generation.structured import Grammars
-from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.events import Work
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
@@ -75,8 +75,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("small_windows")
 def test_captions_are_those_of_each_picture_alone(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    lines = Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "a.jsonl", lambda *now: seen.append(now))
+    work = Work(Captioner(*bundled, DESCRIBE).write_in_steps(pictures, tmp_path / "a.jsonl"))
+    seen, lines = [(step.done, step.total) for step in work], work.result
     assert [line["path"] for line in lines] == [str(path) for path in pictures]
     assert [line["caption"] for line in lines] == [alone(bundled, path) for path in pictures]
     assert read(tmp_path / "a.jsonl") == lines
@@ -91,16 +91,16 @@ def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     same = [path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length]
     batch = [one for one in inputs if len(one.input_ids) == length]
     assert len(batch) > 3
-    answers = generate_batch(model, processor, batch, Options(max_tokens=64))
+    answers = Engine(model, processor).batch(batch, Options(max_tokens=64))
     assert [text.strip() for text, _ in answers] == [alone(bundled, path) for path in same]
     assert len({len(text) for text, _ in answers}) > 2
     assert all(ended for _, ended in answers)
-    short = generate_batch(model, processor, batch, Options(max_tokens=3))
+    short = Engine(model, processor).batch(batch, Options(max_tokens=3))
     assert not any(ended for _, ended in short)
     assert all(answer[0].startswith(part[0]) for answer, part in zip(answers, short, strict=True))
-    one = generate_batch(model, processor, batch[:1], Options(max_tokens=1))
+    one = Engine(model, processor).batch(batch[:1], Options(max_tokens=1))
     assert answers[0][0].startswith(one[0][0])
-    stopped = generate_batch(model, processor, batch, Options(max_tokens=64, stop=(" in",)))
+    stopped = Engine(model, processor).batch(batch, Options(max_tokens=64, stop=(" in",)))
     assert [text for text, _ in stopped] == [text.partition(" in")[0] for text, _ in answers]
 
 
@@ -108,21 +108,20 @@ def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch
     model, processor = bundled
     two = [processor([{"role": "user", "content": text}]) for text in ("Hello", "Hello, how are you?")]
     with pytest.raises(GenerationError, match="a batch has one length"):
-        generate_batch(model, processor, two, Options())
+        Engine(model, processor).batch(two, Options())
     kind = type(model.language_model)
     logits = kind.logits
     monkeypatch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
     with pytest.raises(GenerationError, match="not finite"):
-        generate_batch(model, processor, two[:1], Options())
+        Engine(model, processor).batch(two[:1], Options())
 
 
 def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
     task = Task("How many shapes are there?", 40, SCHEMA)
     lines = Captioner(*bundled, task).write(pictures, tmp_path / "a.csv")
     assert all(type(line["n"]) is int for line in lines)
-    grammars = Grammars(bundled[1].tokenizer, bundled[0].config.text_config.vocab_size)
     inputs = bundled[1](ask(pictures[0], task.prompt))
-    ((text, _),) = generate_batch(*bundled, [inputs], Options(max_tokens=40), lambda: grammars.json(SCHEMA))
+    ((text, _),) = Engine(*bundled).batch([inputs], Options(max_tokens=40), schema=SCHEMA)
     assert json.loads(text)["n"] == lines[0]["n"]
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -157,11 +156,13 @@ def test_what_is_there_is_not_asked_again(
     shutil.copy(pictures[0], folder / "again.png")
     asked: list[int] = []
 
-    def counting(model: Any, processor: Any, batch: Any, *more: Any) -> Any:
-        asked.append(len(batch))
-        return generate_batch(model, processor, batch, *more)
+    together = Engine.batch
 
-    monkeypatch.setattr(captions, "generate_batch", counting)
+    def counting(self: Engine, batch: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(len(batch))
+        return together(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "batch", counting)
     first = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
     assert sum(asked) == 3
     assert first[0]["caption"] == first[3]["caption"]

@@ -8,8 +8,12 @@ from typing import Any
 
 from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.media import Attachment, Recent, attachments, own
+from smolvlm_mlx.events import Reading
+from smolvlm_mlx.generation.stream import TextStream
+from smolvlm_mlx.inputs.media import Attachment, Recent
+from smolvlm_mlx.inputs.messages import Message, TextPart, parse_messages
 from tests.support.checkpoints import Loaded
+from tests.support.messages import media_of
 
 import mlx.core as mx
 import pytest
@@ -32,12 +36,12 @@ def finish(stream: Any) -> Any:
 
 
 def said(chat: Chat) -> list[str]:
-    return [message["content"][-1]["text"] for message in chat.messages]
+    return [message.text for message in chat.messages]
 
 
 def random_step(chat: Chat, rng: Random) -> Any:
     """What a person may do next; None where no answer comes of it."""
-    asked = [message for message in chat.messages if message["role"] == "user"]
+    asked = [message for message in chat.messages if message.role == "user"]
     kind = rng.choice(("ask", "ask", "ask", "retry", "edit", "undo", "system")) if asked else "ask"
     text = rng.choice(("What?", "And now?", "Which of them is it?"))
     images = rng.sample(PICTURES, rng.choice((0, 0, 1, 2)))
@@ -108,29 +112,29 @@ def test_equal_looking_prompts_share_only_equal_pictures(loaded: Loaded) -> None
 
 
 def test_progress_counts_tiles_that_are_new(loaded: Loaded) -> None:
-    chat, seen = Chat(*loaded, SHORT), list[tuple[int, int]]()
-    tiles = finish(chat.ask("What?", [PICTURES[0]], progress=lambda *counts: seen.append(counts))).statistics.tiles
+    chat = Chat(*loaded, SHORT)
+
+    def read(stream: TextStream) -> list[tuple[int, int]]:
+        readings = [event for event in stream.events if isinstance(event, Reading) and event.what == "tiles"]
+        return [(reading.done, reading.total) for reading in readings]
+
+    stream = chat.ask("What?", [PICTURES[0]])
+    seen, tiles = read(stream), stream.statistics.tiles
     assert seen[0] == (0, tiles)
     assert seen[-1] == (tiles, tiles)
-    seen.clear()
-    finish(chat.ask("And?", [PICTURES[0]], progress=lambda *counts: seen.append(counts)))
-    assert seen == [(0, 0)]
+    assert read(chat.ask("And?", [PICTURES[0]])) == [(0, 0)]
 
 
 def test_an_interrupted_answer_stays_and_is_marked(loaded: Loaded) -> None:
     chat = Chat(*loaded, Options(max_tokens=40))
     whole = "".join(chat.ask("Hello"))
-    assert "interrupted" not in chat.messages[-1]
+    assert not chat.messages[-1].interrupted
     pieces = iter(chat.retry())
     begun = next(pieces) + next(pieces)
     finish(chat.ask("Go on"))  # while the first is under way: it ends there
-    assert chat.messages[1] == {
-        "role": "assistant",
-        "content": [{"type": "text", "text": begun.strip()}],
-        "interrupted": True,
-    }
+    assert chat.messages[1] == Message("assistant", (TextPart(begun.strip()),), interrupted=True)
     assert whole.startswith(begun)
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
 
 
 def test_interrupted_by_the_keyboard(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +148,7 @@ def test_interrupted_by_the_keyboard(loaded: Loaded, monkeypatch: pytest.MonkeyP
         patch.setattr(type(loaded[0]), "encode_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finish(chat.ask("And this?", [PICTURES[0]]))
-    assert chat.messages[-1] == {
-        "role": "assistant",
-        "content": [{"type": "text", "text": ""}],
-        "interrupted": True,
-    }
+    assert chat.messages[-1] == Message("assistant", (TextPart(""),), interrupted=True)
     retried = finish(chat.retry())
     assert retried.token_ids == finish(stream_generate(*loaded, chat.messages[:-1], SHORT)).token_ids
 
@@ -181,14 +181,14 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
     ):
         chat.ask(words)
     assert said(chat)[::2] == ["First", "Second"]
-    pictures = attachments(chat.messages)
+    pictures = media_of(chat.messages)
     chat.drop_oldest(keep_pictures=True)
     assert said(chat)[0] == "Second"
-    assert attachments(chat.messages) == pictures
+    assert media_of(chat.messages) == pictures
     finish(chat.ask("Third"))
     chat.drop_oldest()
     assert said(chat)[0] == "Third"
-    assert attachments(chat.messages) == []
+    assert media_of(chat.messages) == []
     with pytest.raises(PromptError, match="there is no question 1; the conversation has 1"):
         chat.drop_oldest()
 
@@ -196,10 +196,10 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
 def test_system(loaded: Loaded) -> None:
     chat = Chat(*loaded, SHORT, system="Be brief.")
     finish(chat.ask("Hello"))
-    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
+    assert [message.role for message in chat.messages] == ["system", "user", "assistant"]
     assert chat.system == "Be brief."
     chat.system = None
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert [message.role for message in chat.messages] == ["user", "assistant"]
     assert chat.system is None
 
 
@@ -215,8 +215,8 @@ def test_saved_and_opened(loaded: Loaded, tmp_path: Path) -> None:
     other = Chat(*loaded, SHORT)
     other.open(tmp_path / "chat.json")
     assert said(other) == said(chat)
-    assert other.messages[-1]["interrupted"] is True
-    (mine,), (theirs,) = attachments(chat.messages), attachments(other.messages)
+    assert other.messages[-1].interrupted
+    (mine,), (theirs,) = media_of(chat.messages), media_of(other.messages)
     assert (mine.data, mine.name, mine.size) == (theirs.data, theirs.name, theirs.size)
     assert theirs.name == "picture.png"
     assert finish(other.retry()).token_ids == finish(chat.retry()).token_ids
@@ -274,7 +274,7 @@ def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:
 
     def sent(number: int, name: str | None = None) -> Any:
         part = {"type": "image", "base64": base64.b64encode(Attachment(PICTURES[number]).data).decode(), "name": name}
-        return attachments(own([{"role": "user", "content": [part]}], recent=recent))[0]
+        return parse_messages([{"role": "user", "content": [part]}], recent=recent)[0].media[0]
 
     first = sent(0)
     assert sent(0) is first

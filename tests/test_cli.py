@@ -11,6 +11,7 @@ from typing import Any
 from smolvlm_mlx import Options, __version__, generate, load
 from smolvlm_mlx.cli.generate import echo
 from smolvlm_mlx.cli.options import DEFAULT_MODEL
+from smolvlm_mlx.events import Text
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
 from tests.support.places import ROOT
 
@@ -221,7 +222,7 @@ def test_an_answer_cannot_command_the_terminal(is_terminal: bool, monkeypatch: p
     out = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     pieces = ["[red]a[/red]\n", "\x1b]0;title\x07", "\x1b[31m", "b\tc\r\x08\x9b1m\x7f", "{0}%s\u202e é😀"]
-    assert echo(iter(pieces), silent=False) == pieces  # type: ignore[arg-type]
+    assert echo(map(Text, pieces), silent=False) == pieces
     shown = "[red]a[/red]\n]0;title[31mb\tc1m{0}%s\u202e é😀"
     assert out.getvalue() == (shown if is_terminal else "".join(pieces)) + "\n"
 

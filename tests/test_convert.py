@@ -10,18 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
 from smolvlm_mlx.checkpoint import convert as conversion
-from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
 from smolvlm_mlx.checkpoint.quantization import RECIPES, Recipe
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ConversionError
+from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
 from tests.support.checkpoints import Tensors, copy, logits, weights_of
@@ -59,8 +61,9 @@ def dequantized(folder: Path) -> Tensors:
 
 @pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
 def test_bf16_is_the_same_model(tmp_path: Path, model_type: str) -> None:
-    source, out, calls = make(tmp_path / "in", model_type, dtype="bfloat16"), tmp_path / "out", []
-    report = convert(source, out, progress=lambda done, total: calls.append((done, total)))
+    source, out = make(tmp_path / "in", model_type, dtype="bfloat16"), tmp_path / "out"
+    work = Work(convert_in_steps(source, out))
+    calls, report = [(step.done, step.total) for step in work], work.result
     np.testing.assert_array_equal(logits(out), logits(source))
     have, want = weights_of(out), weights_of(source)
     assert have.keys() == want.keys()
@@ -350,10 +353,11 @@ def test_each_step_failing_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_result_that_does_not_load_is_no_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bad(path: Path, *args: Any) -> None:
+    def bad(path: Path, *args: Any) -> Iterator[Reading]:
         path.write_bytes(b"broken")
+        yield Reading(1, 1, "bytes")
 
-    monkeypatch.setattr(conversion, "write_safetensors", bad)
+    monkeypatch.setattr(conversion, "write_in_steps", bad)
     assert "damaged, or no safetensors file" in refused(CheckpointError, tiny, tmp_path / "a" / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -395,20 +399,22 @@ class _FullDisk:
 
 def test_ctrl_c_in_the_middle(tiny: Path, tmp_path: Path) -> None:
     for nth in (1, 30):
+        steps = convert_in_steps(tiny, tmp_path / "a" / "out")
+        list(islice(steps, nth))
         with pytest.raises(KeyboardInterrupt):
-            convert(tiny, tmp_path / "a" / "out", progress=Failing(lambda done, total: None, nth, KeyboardInterrupt()))
+            steps.throw(KeyboardInterrupt)
         assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
 import sys, time
 from smolvlm_mlx.checkpoint import convert as conversion, safetensors
-write = safetensors.write_safetensors
-def slow(path, entries, arrays, progress):  # so that there is time to be killed in
-    def paced(done, total):
+write = safetensors.write_in_steps
+def slow(*arguments):  # so that there is time to be killed in
+    for step in write(*arguments):
         time.sleep(0.001)
-    write(path, entries, arrays, paced)
-conversion.write_safetensors = slow
+        yield step
+conversion.write_in_steps = slow
 print("ready", flush=True)
 for number in range(1000):
     conversion.convert(sys.argv[1], f"{sys.argv[2]}/{number}", sys.argv[3])

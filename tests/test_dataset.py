@@ -3,9 +3,9 @@
 from itertools import chain
 from pathlib import Path
 
-from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx import load
 from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from tests.support.checkpoints import load_for_training
@@ -29,7 +29,7 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "Still red"}]},
     ]
     example = make_example(processor, messages, ImageOptions(split=False))
-    learned = processor.tokenizer.decode(example.input_ids[example.is_answer], keep_special=True)
+    learned = processor.tokenizer.decode(example.input_ids[example.loss_mask], skip_special_tokens=False)
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
 
 

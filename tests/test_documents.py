@@ -5,7 +5,7 @@ The model is small and random; where its answer matters, its logits are replaced
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +14,9 @@ from convert import random_checkpoint
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.cli.document import DOCUMENT_MODEL
 from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
-from smolvlm_mlx.generation import engine
+from smolvlm_mlx.generation import prefill
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.pdf import DPI
-from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.tasks import documents
@@ -72,14 +72,14 @@ def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
     model, processor = loaded
     vocabulary, following = model.config.text_config.vocab_size, iter([0])
     pages: list[str] = []
-    prefill = engine.prefill
+    read = prefill.prefill_in_steps
 
     def logits_of_next() -> mx.array:
         return (mx.arange(vocabulary) == next(following)).astype(mx.float32)[None]
 
-    def begin(*arguments: Any) -> mx.array:
+    def begin(*arguments: Any) -> Generator[int, None, mx.array]:
         nonlocal following
-        prefill(*arguments)
+        yield from read(*arguments)
         following = endless(ids_of(processor.tokenizer, pages.pop(0)))
         return logits_of_next()
 
@@ -90,7 +90,7 @@ def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
 
     def say(*texts: str) -> None:
         pages[:] = texts
-        monkeypatch.setattr(engine, "prefill", begin)
+        monkeypatch.setattr(prefill, "prefill_in_steps", begin)
         monkeypatch.setattr(model.language_model, "logits", lambda hidden: logits_of_next())
 
     real = model.language_model.logits
@@ -234,7 +234,11 @@ def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
     pages = list(Reader(model, processor, max_tokens=16).read(find_sheets(paths)))
     for path, page in zip(paths, pages, strict=True):
         alone = generate(
-            model, processor, documents.PROMPT, Options(max_tokens=16, keep_special=True, stop=(END,)), images=[path]
+            model,
+            processor,
+            documents.PROMPT,
+            Options(max_tokens=16, skip_special_tokens=False, stop=(END,)),
+            images=[path],
         )
         assert page.text == close_tags(alone.strip(), processor.tokenizer.added)
     reused = [page.statistics.reused_tokens for page in pages]
@@ -279,7 +283,7 @@ def test_a_published_document_checkpoint_is_known() -> None:
         tokenizer = Tokenizer.from_folder(folder)
         documents.check_tokenizer(tokenizer, "DocTags")
         (end,) = ids_of(tokenizer, END)
-        assert tokenizer.decode([end], keep_special=True) == END
+        assert tokenizer.decode([end], skip_special_tokens=False) == END
 
 
 # ---- DocTags in other formats

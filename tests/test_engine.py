@@ -8,11 +8,10 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError
+from smolvlm_mlx.events import Text
 from smolvlm_mlx.generation.decoding import Row
-from smolvlm_mlx.generation.engine import answer
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
-from smolvlm_mlx.generation.stream import Statistics
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.prefill import PromptReader
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
 
@@ -155,9 +154,9 @@ def test_seeds(loaded: Loaded, ends: Any) -> None:
 def test_special_tokens_in_the_text(loaded: Loaded, ends: Any) -> None:
     tokenizer = loaded[1].tokenizer
     for seed in range(5):
-        options = replace(SHORT, temperature=10.0, seed=seed, keep_special=True)
+        options = replace(SHORT, temperature=10.0, seed=seed, skip_special_tokens=False)
         stream = stream_generate(*loaded, "Hello", options)
-        assert finish(stream) == tokenizer.decode(stream.token_ids, keep_special=True)
+        assert finish(stream) == tokenizer.decode(stream.token_ids, skip_special_tokens=False)
 
 
 def test_the_first_token_waits_for_no_other(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +169,12 @@ def test_the_first_token_waits_for_no_other(loaded: Loaded, monkeypatch: pytest.
 
     monkeypatch.setattr(kind, "run", counted)
     inputs = loaded[1]([{"role": "user", "content": "Hello"}])
-    pieces = answer(loaded[0], inputs, Row(inputs.input_ids.tolist(), SHORT, 12), Statistics())
-    assert [len(steps) for _ in pieces] == [1, *range(3, 13), 12]  # then the next is under way while one is read
+    events = PromptReader(loaded[0]).answer(inputs, Row(SHORT))
+    assert [len(steps) for event in events if isinstance(event, Text)] == [
+        1,
+        *range(3, 13),
+        12,
+    ]  # then the next is under way while one is read
 
 
 # ---- what goes wrong
@@ -205,15 +208,15 @@ def test_logits_that_are_not_finite(value: float, loaded: Loaded, ends: Any, mon
 
 def test_what_is_not_finite_is_not_reused(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As keys and values of a prompt that is asked again, when all is well again."""
-    want, reuse = ids_of(loaded), Reuse(FeatureCache(loaded[0]), PrefixCache())
+    want, engine = ids_of(loaded), Engine(*loaded)
     kind = type(loaded[0].language_model)
     healthy = kind.run
     with monkeypatch.context() as patch:
         patch.setattr(kind, "run", lambda self, x, caches: healthy(self, x * float("nan"), caches))
         with pytest.raises(GenerationError, match="logits are not finite"):
-            finish(stream_generate(*loaded, "Hello", SHORT, reuse=reuse))
-    again = stream_generate(*loaded, "Hello", SHORT, reuse=reuse)
-    finish(again)
+            finish(engine.stream("Hello", SHORT))
+    again = engine.stream("Hello", SHORT)
+    list(again)
     assert again.token_ids == want
 
 

@@ -11,10 +11,11 @@ from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import EvaluationError, GenerationError
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.tasks import evaluation
-from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate
+from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate, evaluate_in_steps
 from tests.support.rows import write_rows
 
 import pytest
@@ -140,12 +141,11 @@ def test_a_stopped_run_asks_only_what_is_missing(
     with pytest.raises(RuntimeError, match="crash"):
         evaluate("tiny", data, stopped)
     stopped.write_bytes(stopped.read_bytes() + tail)
-    asked, calls = fake(tiny=RIGHT), []
-
-    def progress(done: int, total: int) -> None:
-        calls.append((done, total, stopped.read_bytes().count(b"\n") - 1))  # each answer is in the file at once
-
-    assert evaluate("tiny", data, stopped, progress=progress) == whole
+    asked = fake(tiny=RIGHT)
+    work = Work(evaluate_in_steps("tiny", data, stopped))
+    # Each answer is in the file at once.
+    calls = [(step.done, step.total, stopped.read_bytes().count(b"\n") - 1) for step in work]
+    assert work.result == whole
     assert asked == QUESTIONS[crash_at:]
     assert calls == [(done, 6, done) for done in range(crash_at + 1, 7)]
     assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from smolvlm_mlx.cli import main
 from smolvlm_mlx.errors import HistoryError
-from smolvlm_mlx.inputs.media import Attachment, attachments, from_json
+from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.messages import media_of
 
 import pytest
 from PIL import Image
@@ -24,22 +26,16 @@ from typer.testing import CliRunner
 PICTURE = Attachment(Image.effect_noise((30, 20), 60).convert("RGB"), name="cat.png")
 
 
-def text(role: str, words: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": words}]}
-
-
-def asked(words: str, *pictures: Attachment) -> dict[str, Any]:
-    message = text("user", words)
-    message["content"][:0] = [{"type": "image", "image": picture} for picture in pictures]
-    return message
+def asked(words: str, *pictures: Attachment) -> Message:
+    return user_message(words, pictures)
 
 
 TALK = [
-    text("system", "Be brief."),
+    text_message("system", "Be brief."),
     asked("What is THIS?", PICTURE),
-    text("assistant", "A cat."),
+    text_message("assistant", "A cat."),
     asked("And [/etc/hosts]?"),
-    {**text("assistant", "Ünd"), "interrupted": True},
+    replace(text_message("assistant", "Ünd"), interrupted=True),
 ]
 
 
@@ -49,8 +45,8 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     return History()
 
 
-def words(messages: list[dict[str, Any]]) -> list[str]:
-    return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+def words(messages: list[Message]) -> list[str]:
+    return [message.text for message in messages]
 
 
 def run(*arguments: str) -> str:
@@ -63,9 +59,9 @@ def test_saved_and_loaded(history: History) -> None:
     history.save("a", TALK, "tiny")
     loaded = history.load("a")
     assert words(loaded) == words(TALK)
-    assert [message["role"] for message in loaded] == [message["role"] for message in TALK]
-    assert loaded[-1]["interrupted"] is True
-    (picture,) = attachments(loaded)
+    assert [message.role for message in loaded] == [message.role for message in TALK]
+    assert loaded[-1].interrupted
+    (picture,) = media_of(loaded)
     assert (picture.data, picture.name) == (PICTURE.data, "cat.png")
     (summary,) = history.list()
     assert (summary.id, summary.title, summary.model, summary.turns) == ("a", "What is THIS?", "tiny", 2)
@@ -74,7 +70,7 @@ def test_saved_and_loaded(history: History) -> None:
 
 def test_saved_again(history: History) -> None:
     history.save("a", TALK)
-    history.save("a", [*TALK[:4], text("assistant", "No.")])
+    history.save("a", [*TALK[:4], text_message("assistant", "No.")])
     assert words(history.load("a"))[-1] == "No."
     history.save("a", TALK[:3])
     assert len(history.load("a")) == 3
@@ -109,9 +105,9 @@ def test_private(history: History) -> None:
 
 def test_deleted_is_gone_from_the_file(history: History) -> None:
     history.save("a", TALK)
-    history.save("b", [asked("Another", PICTURE), text("assistant", "secret words")])
+    history.save("b", [asked("Another", PICTURE), text_message("assistant", "secret words")])
     history.delete("b")
-    assert attachments(history.load("a"))
+    assert media_of(history.load("a"))
     with closing(sqlite3.connect(history.path)) as database:
         assert database.execute("SELECT count(*) FROM pictures").fetchone() == (1,)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -155,7 +151,7 @@ def test_commands(history: History, tmp_path: Path) -> None:
     run("export", first, str(tmp_path / "talk.md"))
     exported = from_json(json.loads((tmp_path / "talk.json").read_text())["messages"])
     assert words(exported) == words(TALK)
-    assert attachments(exported)[0].data == PICTURE.data
+    assert media_of(exported)[0].data == PICTURE.data
     assert (tmp_path / "talk.md").read_text() == run("show", first)
     with pytest.raises(HistoryError, match="exists already"):
         run("export", first, str(tmp_path / "talk.md"))
@@ -172,12 +168,11 @@ import sys
 from pathlib import Path
 from smolvlm_mlx.tasks.history import History
 from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.messages import text_message, user_message
 history, messages = History(Path(sys.argv[1])), []
 picture = Attachment(bytes.fromhex(sys.argv[2]))
 for turn in range(1000):
-    question = [{"type": "image", "image": picture}, {"type": "text", "text": f"question {turn}"}]
-    answer = [{"type": "text", "text": f"answer {turn}" * 50}]
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages += [user_message(f"question {turn}", [picture]), text_message("assistant", f"answer {turn}" * 50)]
     history.save(sys.argv[3], messages)
     print(turn, flush=True)
 """

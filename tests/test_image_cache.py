@@ -9,7 +9,7 @@ from typing import Any
 from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import device, load
 from smolvlm_mlx.generation import image_cache
-from smolvlm_mlx.generation.image_cache import FeatureCache, encode_tiles
+from smolvlm_mlx.generation.image_cache import ImageCache, encode_tiles
 from smolvlm_mlx.inputs.tiles import digest_tiles, normalize
 
 import mlx.core as mx
@@ -57,7 +57,7 @@ def test_no_tiles(loaded: Any) -> None:
 
 
 def encoded(
-    loaded: Any, cache: FeatureCache, some: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    loaded: Any, cache: ImageCache, some: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, np.ndarray]:
     """How many tiles were encoded, and the result."""
     count, encode = 0, type(loaded[0]).encode_images
@@ -75,7 +75,7 @@ def encoded(
 
 
 def test_known_tiles_are_not_encoded_again(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = FeatureCache(loaded[0])
+    cache = ImageCache(loaded[0])
     count, first = encoded(loaded, cache, tiles(1, 2), monkeypatch)
     assert count == 2
     count, second = encoded(loaded, cache, tiles(2, 3, 1), monkeypatch)
@@ -88,7 +88,7 @@ def test_known_tiles_are_not_encoded_again(loaded: Any, monkeypatch: pytest.Monk
 def test_memory_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = encode_tiles(loaded[0], tiles(1), loaded[1].settings)
     assert one is not None
-    cache = FeatureCache(loaded[0], memory_bytes=3 * one.nbytes)
+    cache = ImageCache(loaded[0], memory_bytes=3 * one.nbytes)
     encoded(loaded, cache, tiles(1, 2, 3), monkeypatch)
     assert encoded(loaded, cache, tiles(1), monkeypatch)[0] == 0  # used: 2 is the oldest now
     encoded(loaded, cache, tiles(4), monkeypatch)
@@ -99,8 +99,8 @@ def test_memory_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_next_process_finds_them(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
-    _, first = encoded(loaded, FeatureCache(loaded[0], folder), tiles(1, 2), monkeypatch)
-    count, second = encoded(loaded, FeatureCache(loaded[0], folder), tiles(2, 1), monkeypatch)
+    _, first = encoded(loaded, ImageCache(loaded[0], folder), tiles(1, 2), monkeypatch)
+    count, second = encoded(loaded, ImageCache(loaded[0], folder), tiles(2, 1), monkeypatch)
     assert count == 0
     np.testing.assert_array_equal(second[::-1], first)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -111,10 +111,10 @@ def test_the_file_is_for_one_model_and_dtype(tiny: Path, tmp_path: Path) -> None
     for checkpoint, dtype in ((tiny, "float32"), (tiny, "bfloat16"), (other, "float32")):
         model, processor = load(checkpoint, dtype)
         names = digest_tiles(tiles(1))
-        assert FeatureCache(model, tmp_path).get(names, processor.settings) == {}
-        tokens = encode_tiles(model, tiles(1), processor.settings, FeatureCache(model, tmp_path))
+        assert ImageCache(model, tmp_path).get(names, processor.settings) == {}
+        tokens = encode_tiles(model, tiles(1), processor.settings, ImageCache(model, tmp_path))
         assert tokens is not None
-        (found,) = FeatureCache(model, tmp_path).get(names, processor.settings).values()
+        (found,) = ImageCache(model, tmp_path).get(names, processor.settings).values()
         assert found.dtype == tokens.dtype
         assert mx.array_equal(found, tokens[0])
 
@@ -123,20 +123,20 @@ def test_the_file_is_bounded(loaded: Any, tmp_path: Path, monkeypatch: pytest.Mo
     tokens = encode_tiles(loaded[0], tiles(1), loaded[1].settings)
     assert tokens is not None
     for number in (1, 2, 3, 1, 4):
-        encoded(loaded, FeatureCache(loaded[0], tmp_path, disk_bytes=3 * tokens.nbytes), tiles(number), monkeypatch)
-    counts = [encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(n), monkeypatch)[0] for n in (1, 3, 4, 2)]
+        encoded(loaded, ImageCache(loaded[0], tmp_path, disk_bytes=3 * tokens.nbytes), tiles(number), monkeypatch)
+    counts = [encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(n), monkeypatch)[0] for n in (1, 3, 4, 2)]
     assert counts == [0, 0, 0, 1]
 
 
 def test_a_damaged_file_costs_time_only(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "features.sqlite3"
     file.write_bytes(b"no database" * 1000)
-    assert encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 1
-    assert encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 0
+    assert encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 1
+    assert encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 0
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE tiles SET data = zeroblob(length(data))")
-    count, tokens = encoded(loaded, FeatureCache(loaded[0], tmp_path), tiles(1), monkeypatch)
+    count, tokens = encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(1), monkeypatch)
     assert count == 1
     assert tokens.any()
     (tmp_path / "no folder").write_text("")
-    assert encoded(loaded, FeatureCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0] == 1
+    assert encoded(loaded, ImageCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0] == 1

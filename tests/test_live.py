@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,9 @@ from examples import demo
 from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.cli import live as live_command
 from smolvlm_mlx.errors import GenerationError
-from smolvlm_mlx.generation.stream import Statistics, Stream, Work
+from smolvlm_mlx.events import Event, Statistics, Text
+from smolvlm_mlx.generation.decoding import Row
+from smolvlm_mlx.generation.stream import Stream, TextStream
 from smolvlm_mlx.inputs.camera import Shot
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.video import VideoSampling, decode
@@ -87,10 +89,10 @@ def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reus
 def test_the_picture_stands_first_unless_it_is_asked_for(bundled: Loaded) -> None:
     def kinds(**options: Any) -> list[str]:
         (message,) = Live(*bundled, DESCRIBE, **options).messages(picture())
-        return [part["type"] for part in message["content"]]
+        return [type(part).__name__ for part in message.parts]
 
-    assert kinds() == ["image", "text"]
-    assert kinds(question_first=True) == ["text", "image"]
+    assert kinds() == ["ImagePart", "TextPart"]
+    assert kinds(question_first=True) == ["TextPart", "ImagePart"]
 
 
 def test_split_is_asked_for(bundled: Loaded) -> None:
@@ -273,13 +275,13 @@ def test_the_picture_is_mirrored_for_display_only(
 def test_what_the_model_writes_is_shown_and_not_obeyed(
     clip: Path, shown: list[Image.Image], call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pieces(work: Work) -> Any:
-        work.statistics = Statistics(prompt_tokens=5)
-        yield from ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d")
+    def events() -> Generator[Event]:
+        yield from map(Text, ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d"))
 
     def outputs(**more: Any) -> tuple[str, str]:
         """Of a look that was made up: stdout and stderr."""
-        look = Look(picture(), 1, 0, Stream(pieces), stuck=True, **more)
+        look = Look(picture(), 1, 0, stuck=True, **more)
+        look.stream = TextStream(Stream(events(), Row(Options(), statistics=Statistics(prompt_tokens=5))))
         monkeypatch.setattr(Live, "watch", lambda *arguments: iter([look]))
         code, out, err = call("live", clip, "-m", "tiny")
         assert code == 0

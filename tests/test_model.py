@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 from convert.random_checkpoint import TILE
 from smolvlm_mlx import device, load
-from smolvlm_mlx.generation.engine import prefill
+from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
@@ -63,7 +63,7 @@ def test_greedy_tokens_are_the_references(golden: tuple[dict[str, Any], Path]) -
     model, processor = load(folder, "float32")
     assert processor.tokenizer.encode_prompt(want["prompt"], "\ufdd0") == want["input_ids"]
     cache = model.language_model.make_cache()
-    logits = prefill(model, np.array(want["input_ids"], np.int32), model.encode_images(pattern(3)), cache)
+    logits = prefill(model, mx.array([want["input_ids"]]), model.encode_images(pattern(3)), cache)
     tokens = []
     for _ in want["generated"]:
         token = mx.argmax(logits, axis=-1)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.generation.batch import generate_batch
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
-from smolvlm_mlx.generation.scheduler import Engine, Job
+from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
+from smolvlm_mlx.events import End, Event, Text
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.server.openai import ChatRequest
@@ -34,9 +33,9 @@ CHANGES: dict[str, tuple[Options, Any]] = {
     "seed": (WARM, 2),
     "stop": (SHORT, ("^6",)),
     "kv_bits": (SHORT, 4),
-    "keep_special": (SHORT, True),
+    "skip_special_tokens": (SHORT, False),
 }
-REFUSED = {"engine": {"kv_bits"}}
+REFUSED = {"scheduler": {"kv_bits"}}
 
 
 @pytest.fixture(scope="module")
@@ -53,38 +52,37 @@ def question(loaded: tuple[SmolVLM, Processor]) -> Inputs:
 
 @pytest.fixture(scope="module")
 def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[str, Road]]:
-    model, processor = loaded
-    engine = Engine(lambda: (model, processor, Reuse(FeatureCache(model), PrefixCache(entries=4))))
-    engine.start()
+    engine = Engine(*loaded, conversations=4)
+    scheduler = Scheduler(lambda: engine)
+    scheduler.start()
 
     def served(options: Options) -> list[str]:
         texts, ends = ["", ""], [threading.Event(), threading.Event()]
-        errors: list[Any] = []
+        errors: list[SmolVLMError] = []
 
         def job(number: int) -> Job:
-            def add(piece: str) -> None:
-                texts[number] += piece
+            def put(event: Event | SmolVLMError) -> None:
+                texts[number] += event.piece if isinstance(event, Text) else ""
+                errors.extend([event] if isinstance(event, SmolVLMError) else [])
+                if isinstance(event, End | SmolVLMError):
+                    ends[number].set()
 
-            def end(error: Any) -> None:
-                errors.extend([error] if error else [])
-                ends[number].set()
-
-            return Job(question, options, add, end)
+            return Job(question, options, put)
 
         for number in range(2):
-            engine.submit(job(number))
+            scheduler.submit(job(number))
         assert all(end.wait(60) for end in ends)
         assert not errors
         return texts
 
     yield {
-        "batch": lambda options: [text for text, _ in generate_batch(model, processor, [question] * 3, options)],
-        "engine": served,
+        "batch": lambda options: [text for text, _ in Engine(*loaded).batch([question] * 3, options)],
+        "scheduler": served,
     }
-    engine.close()
+    scheduler.close()
 
 
-@pytest.mark.parametrize("road", ["batch", "engine"])
+@pytest.mark.parametrize("road", ["batch", "scheduler"])
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_an_option_says_the_same_everywhere(
     name: str, road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
@@ -100,7 +98,7 @@ def test_an_option_says_the_same_everywhere(
         assert set(roads[road](options)) == {want}
 
 
-@pytest.mark.parametrize("road", ["batch", "engine"])
+@pytest.mark.parametrize("road", ["batch", "scheduler"])
 def test_more_than_there_are_is_all(
     road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
 ) -> None:
@@ -116,7 +114,7 @@ def test_a_request_says_it_or_is_refused(name: str) -> None:
     assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
     value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
     body = json.dumps({"messages": messages, name: value}).encode()
-    if name in ("kv_bits", "keep_special"):
+    if name in ("kv_bits", "skip_special_tokens"):
         with pytest.raises(PromptError, match=name):
             ChatRequest.parse(body)
     else:

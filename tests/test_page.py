@@ -153,14 +153,14 @@ def test_live_describes_the_newest_frame_one_at_a_time(
 ) -> None:
     page.add_init_script(PRETENDED)
     bodies: list[Any] = []
-    kept, submit = server.history.list(), server.engine.submit
+    kept, submit = server.history.list(), server.scheduler.submit
     beside: list[tuple[int, int]] = []  # answers under way when another is asked for
 
     def submitted(job: Job) -> None:
-        beside.append(server.engine.occupancy)
+        beside.append(server.scheduler.occupancy)
         submit(job)
 
-    monkeypatch.setattr(server.engine, "submit", submitted)
+    monkeypatch.setattr(server.scheduler, "submit", submitted)
     page.on(
         "request",
         lambda request: bodies.append(request.post_data_json) if request.url.endswith("/completions") else None,

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse, common, keys_of
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.prefix_cache import PrefixCache, common, prefix_keys
+from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.model import KVCache, QuantizedKVCache
 
 import mlx.core as mx
@@ -32,7 +33,7 @@ def test_keys_name_tiles(tiny: Path) -> None:
     picture, other = (Image.new("RGB", (64, 64), color) for color in ("red", "blue"))
     content = [{"type": "image", "image": image} for image in (picture, other, picture)]
     inputs = processor([{"role": "user", "content": content}])
-    keys = keys_of(inputs, model.config.image_token_id, processor.tokens_per_tile)
+    keys = prefix_keys(inputs, model.config.image_token_id, processor.tokens_per_tile)
     is_placeholder = inputs.input_ids == model.config.image_token_id
     assert [isinstance(key, bytes) for key in keys] == is_placeholder.tolist()
     names = [key for key in keys if isinstance(key, bytes)]
@@ -42,27 +43,27 @@ def test_keys_name_tiles(tiny: Path) -> None:
 
 def test_the_longest_beginning_is_found_and_one_token_left() -> None:
     cache = PrefixCache(entries=3)
-    cache.give([1, 2, 3], layers(3))
-    cache.give([1, 2, 9, 9, 9], layers(5))
-    assert cache.take([7, 8]) == (None, 0)
-    taken, count = cache.take([1, 2, 3])
+    cache.put([1, 2, 3], layers(3))
+    cache.put([1, 2, 9, 9, 9], layers(5))
+    assert cache.pop([7, 8]) == (None, 0)
+    taken, count = cache.pop([1, 2, 3])
     assert taken is not None
     assert (count, [layer.offset for layer in taken]) == (2, [2, 2])
-    taken, count = cache.take([1, 2, 9, 9, 9, 4])
+    taken, count = cache.pop([1, 2, 9, 9, 9, 4])
     assert taken is not None
     assert (count, taken[0].offset) == (5, 5)
-    assert cache.take([1, 2, 9, 9, 9, 4])[1] == 2  # it was taken out
+    assert cache.pop([1, 2, 9, 9, 9, 4])[1] == 2  # it was taken out
 
 
 def test_what_another_conversation_holds_is_not_taken_from_it() -> None:
     cache = PrefixCache(entries=2)
-    cache.give([1, 2, 3, 4], layers(4))
-    taken, count = cache.take([1, 2, 5])
+    cache.put([1, 2, 3, 4], layers(4))
+    taken, count = cache.pop([1, 2, 5])
     assert taken is not None
     assert count == 2
     for layer in taken:
         layer.update_and_fetch(mx.zeros((1, 1, 3, 64)), mx.zeros((1, 1, 3, 64)))
-    first, count = cache.take([1, 2, 3, 4, 5])
+    first, count = cache.pop([1, 2, 3, 4, 5])
     assert first is not None
     assert count == 4
     np.testing.assert_array_equal(np.array(first[0].keys[..., :4, :]), np.ones((1, 1, 4, 64)))
@@ -72,30 +73,30 @@ def test_bounds() -> None:
     one = sum(array.nbytes for layer in layers(4) for array in layer.state)
     cache = PrefixCache(entries=9, most_bytes=2 * one)
     for number in range(4):
-        cache.give([number, 0, 0, 0], layers(4))
-    assert [cache.take([number, 0, 0, 0])[1] for number in range(4)] == [0, 0, 3, 3]
+        cache.put([number, 0, 0, 0], layers(4))
+    assert [cache.pop([number, 0, 0, 0])[1] for number in range(4)] == [0, 0, 3, 3]
     cache = PrefixCache(entries=9, most_bytes=1)
-    cache.give([1, 2, 3, 4], layers(4))  # the last is held however large it is
-    assert cache.take([1, 2])[1] == 1
+    cache.put([1, 2, 3, 4], layers(4))  # the last is held however large it is
+    assert cache.pop([1, 2])[1] == 1
 
 
 def test_interrupted_between_two_layers() -> None:
     cache = PrefixCache()
-    cache.give([1, 2, 3], [*layers(3), *layers(2)])
-    cache.give([], layers(0))
-    assert cache.take([1, 2, 3])[1] == 0
+    cache.put([1, 2, 3], [*layers(3), *layers(2)])
+    cache.put([], layers(0))
+    assert cache.pop([1, 2, 3])[1] == 0
 
 
 def test_quantized_caches_are_apart() -> None:
     cache = PrefixCache(entries=4)
-    cache.give([1, 2, 3], layers(3, quantized=True), 8)
-    assert cache.take([1, 2, 3])[1] == 0
-    taken, count = cache.take([1, 2, 9], 8)
+    cache.put([1, 2, 3], layers(3, quantized=True), 8)
+    assert cache.pop([1, 2, 3])[1] == 0
+    taken, count = cache.pop([1, 2, 9], 8)
     assert taken is not None
     assert (count, taken[0].offset) == (2, 2)
     keys, _ = taken[0].update_and_fetch(mx.zeros((1, 1, 1, 64)), mx.zeros((1, 1, 1, 64)))
     assert keys[0, 0, :, 0].tolist() == [1, 1, 0]
-    taken, _ = cache.take([1, 2, 3, 4], 8)
+    taken, _ = cache.pop([1, 2, 3, 4], 8)
     assert taken is not None
     assert taken[0].update_and_fetch(mx.zeros((1, 1, 1, 64)), mx.zeros((1, 1, 1, 64)))[0][0, 0, :, 0].tolist() == [
         *(1, 1, 1),
@@ -106,11 +107,11 @@ def test_quantized_caches_are_apart() -> None:
 @pytest.mark.usefixtures("on_the_cpu")
 def test_several_conversations_share_one_cache(tiny: Path) -> None:
     model, processor = load(tiny, "float32")
-    reuse, options = Reuse(FeatureCache(model), PrefixCache(entries=3)), Options(max_tokens=4)
+    engine, options = Engine(model, processor, conversations=3), Options(max_tokens=4)
     conversations = [[{"role": "user", "content": f"Question {number} of three?"}] for number in range(3)]
     for turn in range(3):
         for messages in conversations:
-            stream = stream_generate(model, processor, messages, options, reuse=reuse)
+            stream = TextStream(engine.stream(messages, options))
             text = "".join(stream)
             fresh = stream_generate(model, processor, messages, options)
             assert text == "".join(fresh)

@@ -9,8 +9,9 @@ from convert.random_checkpoint import LONGEST_EDGE, TILE
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
 from smolvlm_mlx.files import read_json
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text, user_message
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.tiles import ImageOptions, load_image, make_tiles, normalize, plan_tiles
 from tests.support.checkpoints import load_processor
 from tests.support.messages import text
@@ -63,7 +64,7 @@ def test_ids_follow_the_layouts(processor: Processor) -> None:
     assert (inputs.layouts[0].rows, inputs.layouts[0].cols) == (2, 4)
     prompt = f"<|im_start|>User:{picture}What?<end_of_utterance>\nAssistant:"
     assert inputs.input_ids.tolist() == processor.tokenizer.encode_prompt(prompt, "\ufdd0")
-    assert processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True) == prompt
+    assert processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False) == prompt
 
 
 def test_order_of_interleaved_pictures(processor: Processor) -> None:
@@ -75,7 +76,7 @@ def test_order_of_interleaved_pictures(processor: Processor) -> None:
     inputs = processor(messages, ImageOptions(split=False))
     assert inputs.tiles[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
     one = image_text(inputs.layouts[0], processor.tokens_per_tile)
-    assert processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True) == (
+    assert processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False) == (
         f"<|im_start|>User: a{one}b{one}{one}<end_of_utterance>\nAssistant: c<end_of_utterance>\n"
         f"User:{one}d<end_of_utterance>\nAssistant:"
     )
@@ -99,7 +100,7 @@ def test_no_pictures(processor: Processor) -> None:
         (),
         (0, TILE, TILE, 3),
     )
-    prompt = processor.tokenizer.decode(inputs.input_ids.tolist(), keep_special=True)
+    prompt = processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False)
     assert prompt == "<|im_start|>User: Hello<end_of_utterance>\n"
     empty = processor([user_message("")])
     assert processor.tokenizer.decode(empty.input_ids.tolist()) == "User: \nAssistant:"

@@ -1,23 +1,28 @@
 """Messages, chat templates and their homes; and what a hostile template can do: nothing, and that quickly."""
 
+import base64
 import json
 import resource
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import CheckpointError, PromptError
 from smolvlm_mlx.inputs import prompt as template
-from smolvlm_mlx.inputs.prompt import (
-    FAMILY_TEMPLATE,
-    ChatTemplate,
-    free_character,
-    image_text,
-    normalize_messages,
+from smolvlm_mlx.inputs.messages import (
+    Message,
+    Part,
+    TextPart,
+    from_json,
+    parse_messages,
+    text_message,
+    to_json,
     user_message,
 )
+from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, free_character, image_text
 from smolvlm_mlx.inputs.tiles import ImageSettings, plan_tiles
 from smolvlm_mlx.inputs.tokenizer import chat_template
 from tests.support.checkpoints import load_processor
@@ -26,19 +31,22 @@ from tests.support.places import REAL_FILES
 import pytest
 from PIL import Image
 
-PICTURE = {"type": "image", "image": Image.new("RGB", (4, 4))}
+PICTURE: dict[str, Any] = {"type": "image", "image": Image.new("RGB", (4, 4))}
 TEXT = {"type": "text", "text": "Hi"}
 
 
 def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"},), generation: bool = True) -> str:
-    plain = [
-        {
-            **message,
-            "content": [{key: part[key] for key in ("type", "text") if key in part} for part in message["content"]],
-        }
-        for message in normalize_messages(messages)
-    ]  # a template gets no pictures
-    return ChatTemplate(source).render(plain, generation)
+    return ChatTemplate(source).render(plain(messages), generation)
+
+
+def plain(messages: Any) -> list[dict[str, Any]]:
+    """What a template gets of messages: no pictures."""
+
+    def bare(part: Part) -> dict[str, str]:
+        return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+
+    parsed = parse_messages(messages)
+    return [{"role": message.role, "content": [bare(part) for part in message.parts]} for message in parsed]
 
 
 # ---- messages
@@ -51,7 +59,7 @@ def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"
 )
 def test_messages_that_are_no_list(messages: Any) -> None:
     with pytest.raises(PromptError, match=r"^messages must be a non-empty list"):
-        normalize_messages(messages)
+        parse_messages(messages)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_messages_that_are_no_list(messages: Any) -> None:
 def test_errors_name_the_message(message: Any, problem: str) -> None:
     good = {"role": "user", "content": "Hi"}
     with pytest.raises(PromptError) as raised:
-        normalize_messages([good, message])
+        parse_messages([good, message])
     text = str(raised.value)
     assert text.startswith("message 2")
     assert problem in text
@@ -100,21 +108,31 @@ def test_errors_name_the_message(message: Any, problem: str) -> None:
     assert len(text) < 300
 
 
-def test_one_form() -> None:
-    url = "https://example.com/cat.jpg"
-    message = {
-        "role": "user",
-        "name": "left out",
-        "content": ({"type": "image_url", "image_url": {"url": url}}, {"type": "image", "path": "a.png", "detail": 1}),
-    }
-    assert normalize_messages([message]) == [
-        {"role": "user", "content": [{"type": "image", "url": url}, {"type": "image", "path": "a.png"}]}
-    ]
-    assert normalize_messages(({"role": "assistant", "content": ""},)) == [
-        {"role": "assistant", "content": [{"type": "text", "text": ""}]}
-    ]
-    part = {"type": "image", "url": url}
-    assert user_message("Hi", ["cat.jpg", part])["content"] == [{"type": "image", "image": "cat.jpg"}, part, TEXT]
+def test_one_form(tmp_path: Path) -> None:
+    PICTURE["image"].save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    openai = {"type": "image_url", "image_url": {"url": url}}
+    ours = {"type": "image", "path": str(tmp_path / "a.png"), "detail": 1}
+    (message,) = parse_messages([{"role": "user", "name": "left out", "content": (openai, ours)}])
+    assert message.role == "user"
+    assert [(held.data, held.name) for held in message.media] == [(data, "picture"), (data, "a.png")]
+    assert parse_messages(({"role": "assistant", "content": ""},)) == [text_message("assistant", "")]
+    assert parse_messages([message]) == [message]
+    built = user_message("Hi", [tmp_path / "a.png", openai, message.parts[0], message.media[1]])
+    assert [held.data for held in built.media] == [data] * 4
+    assert built.parts[-1] == TextPart("Hi")
+    assert user_message("Hi", message.media) == Message("user", (*message.parts, TextPart("Hi")))
+
+
+def test_json_and_back(tmp_path: Path) -> None:
+    """Also frames that are given one by one."""
+    frames = {"type": "video", "frames": [PICTURE["image"]] * 2, "fps": 2}
+    messages = parse_messages([{"role": "user", "content": [PICTURE, frames, TEXT]}, text_message("assistant", "So")])
+    messages[1] = replace(messages[1], interrupted=True)
+    again = from_json(json.loads(json.dumps(to_json(messages))))
+    assert to_json(again) == to_json(messages)
+    assert again[1] == messages[1]
 
 
 # ---- templates
@@ -341,7 +359,7 @@ QUICK = [
 
 def attack(name: str) -> None:
     """It ends, as one line of error or as text; Jinja makes an undefined, empty value of many an attempt."""
-    messages = normalize_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [TEXT]}])
+    messages = plain([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [TEXT]}])
     try:
         text, problem = ChatTemplate(HOSTILE[name]).render(messages, True), ""
     except PromptError as error:

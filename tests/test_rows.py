@@ -8,7 +8,6 @@ from typing import Any
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, ImageError
-from smolvlm_mlx.inputs.prompt import normalize_messages
 from smolvlm_mlx.inputs.tiles import load_image
 from tests.support.messages import text
 from tests.support.rows import IMAGE, QUESTION, outcome
@@ -100,7 +99,6 @@ def test_stored_pictures(tmp_path: Path, hub: Any) -> None:
     own = {**IMAGE, "path": str(tmp_path / "b.png")}
     assert message["content"] == [*[{**IMAGE, "image": b"no picture"}] * 2, own]
     assert outcome(row) == "this"
-    normalize_messages([message])
 
 
 def test_no_dataset(tmp_path: Path, hub: Any) -> None:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import Entry, write_in_steps, write_safetensors
+from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
 import numpy as np
@@ -12,10 +13,6 @@ import pytest
 from safetensors import safe_open
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16, mx.uint32)
-
-
-def quiet(done: int, total: int) -> None:
-    pass
 
 
 def arrays() -> dict[str, mx.array]:
@@ -31,10 +28,10 @@ def entries_of(made: dict[str, mx.array]) -> list[Entry]:
 
 
 def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
-    made, path, calls = arrays(), tmp_path / "a.safetensors", []
-    write_safetensors(path, entries_of(made), iter(made.values()), lambda done, total: calls.append((done, total)))
+    made, path = arrays(), tmp_path / "a.safetensors"
+    calls = list(write_in_steps(path, entries_of(made), iter(made.values())))
     total = sum(array.nbytes for array in made.values())
-    assert calls[-1] == (total, total)
+    assert calls[-1] == Reading(total, total, "bytes")
     assert len(calls) == len(made)
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)
@@ -54,7 +51,7 @@ def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
 def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
     for length in range(1, 10):
         path = tmp_path / f"{length}.safetensors"
-        write_safetensors(path, [Entry("x" * length, (1,), mx.float32)], [mx.array([1.5])], quiet)
+        write_safetensors(path, [Entry("x" * length, (1,), mx.float32)], [mx.array([1.5])])
         written = path.read_bytes()
         size = int.from_bytes(written[:8], "little")
         assert size % 8 == 0
@@ -63,7 +60,7 @@ def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "a.safetensors", [], [], quiet)
+    write_safetensors(tmp_path / "a.safetensors", [], [])
     with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
         assert list(file.keys()) == []
 
@@ -72,20 +69,20 @@ def test_an_existing_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        write_safetensors(path, [], [], quiet)
+        write_safetensors(path, [], [])
     assert path.read_bytes() == b"mine"
 
 
 def test_arrays_have_to_be_those_announced(tmp_path: Path) -> None:
     entry = Entry("a", (2,), mx.float32)
     with pytest.raises(AssertionError, match="a"):
-        write_safetensors(tmp_path / "1", [entry], [mx.zeros((3,))], quiet)
+        write_safetensors(tmp_path / "1", [entry], [mx.zeros((3,))])
     with pytest.raises(AssertionError, match="a"):
-        write_safetensors(tmp_path / "2", [entry], [mx.zeros((2,), mx.float16)], quiet)
+        write_safetensors(tmp_path / "2", [entry], [mx.zeros((2,), mx.float16)])
     with pytest.raises(ValueError, match="shorter"):
-        write_safetensors(tmp_path / "3", [entry], [], quiet)
+        write_safetensors(tmp_path / "3", [entry], [])
     with pytest.raises(ValueError, match="longer"):
-        write_safetensors(tmp_path / "4", [], [mx.zeros((2,))], quiet)
+        write_safetensors(tmp_path / "4", [], [mx.zeros((2,))])
 
 
 def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
@@ -97,6 +94,6 @@ def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
     descriptors = Path("/dev/fd")
     before = len(list(descriptors.iterdir()))
     with pytest.raises(OSError, match="gone"):
-        write_safetensors(tmp_path / "a.safetensors", entries, failing(), quiet)
+        write_safetensors(tmp_path / "a.safetensors", entries, failing())
     assert len(list(descriptors.iterdir())) == before
     (tmp_path / "a.safetensors").unlink()

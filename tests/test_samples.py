@@ -6,8 +6,8 @@ from typing import Any
 from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import PromptError
-from smolvlm_mlx.inputs.prompt import normalize_messages
-from smolvlm_mlx.inputs.tiles import ImageOptions, load_image
+from smolvlm_mlx.inputs.messages import parse_messages
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.support.messages import text
 from tests.support.rows import IMAGE, QUESTION, outcome
 
@@ -51,7 +51,6 @@ def test_pictures(image: Any, part: dict[str, Any]) -> None:
     for raw, pictures in ({"image": image, "images": []}, [want]), ({"images": [image, "b.png"]}, [want, B]):
         messages = sample(**raw, **QUESTION).messages
         assert messages == [{"role": "user", "content": [*pictures, text("Which?")]}]
-        normalize_messages(messages)
 
 
 @pytest.mark.parametrize(("answer", "right"), [(2, "6"), ("0", "2"), ("4", "4"), ("C", "C"), (9, "9"), ("6", "6")])
@@ -106,9 +105,8 @@ def test_pictures_of_messages() -> None:
     want = [text("See"), *paths, {**IMAGE, "image": b"PNG"}, {**IMAGE, "url": "https://b.c/d"}]
     assert made.messages[0]["content"] == want
     assert made.messages[2]["content"] == [{**IMAGE, "image": b"GIF"}, text("Which?")]
-    normalize_messages(made.messages)
     with pytest.raises(PromptError, match="message 3: an image part needs one of"):
-        normalize_messages(sample(messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", b"GIF"]).messages)
+        parse_messages(sample(messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", b"GIF"]).messages)
 
 
 def test_turns() -> None:

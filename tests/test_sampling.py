@@ -8,7 +8,8 @@ from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.decoding import Row
-from smolvlm_mlx.generation.sampling import Options, StopStrings
+from smolvlm_mlx.generation.detokenizer import StopStrings
+from smolvlm_mlx.generation.sampling import Options
 from tests.support.places import ROOT
 
 import mlx.core as mx
@@ -62,7 +63,8 @@ sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "tran
 
 def draw(options: Options, count: int = 50, ids: Any = (1, 2, 3)) -> list[int]:
     logits = mx.array(np.random.default_rng(0).standard_normal((1, 100)).astype(np.float32))
-    row = Row(list(ids), options, count)
+    row = Row(options)
+    row.begin(list(ids), count)
     return [row.choose(logits).item() for _ in range(count)]  # type: ignore[misc]  # whole numbers
 
 

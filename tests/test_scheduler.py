@@ -9,12 +9,11 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
+from smolvlm_mlx.events import End, Event, Text
 from smolvlm_mlx.generation.decoding import Decoder
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
-from smolvlm_mlx.generation.scheduler import BusyError, Engine, Job
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.scheduler import BusyError, Job, Scheduler
 from smolvlm_mlx.inputs.processor import Processor
-from tests.support.checkpoints import Loaded
 from tests.support.pictures import PICTURE
 
 import pytest
@@ -31,17 +30,18 @@ class Asked(Job):
     """A job that keeps its answer."""
 
     def __init__(self, processor: Processor, question: Any, options: Options, schema: Any = None):
-        super().__init__(processor(messages(question)), options, self.add, self.end, schema)
+        super().__init__(processor(messages(question)), options, self.take, schema)
         self.pieces: list[str] = []
         self.error: SmolVLMError | None = None
         self.over = threading.Event()
 
-    def add(self, piece: str) -> None:
-        self.pieces.append(piece)
-
-    def end(self, error: SmolVLMError | None) -> None:
-        self.error = error
-        self.over.set()
+    def take(self, event: Event | SmolVLMError) -> None:
+        if isinstance(event, Text):
+            self.pieces.append(event.piece)
+        if isinstance(event, SmolVLMError):
+            self.error = event
+        if isinstance(event, End | SmolVLMError):
+            self.over.set()
 
     def wait(self) -> str:
         assert self.over.wait(60)
@@ -50,12 +50,13 @@ class Asked(Job):
         return "".join(self.pieces)
 
 
-class Started(Engine):
-    """An engine that keeps what it has loaded."""
+class Started(Scheduler):
+    """A scheduler that keeps what it has loaded."""
 
-    def start(self) -> Loaded:
-        self.model, self.processor = super().start()
-        return self.model, self.processor
+    def start(self) -> Engine:
+        engine = super().start()
+        self.model, self.processor = engine.model, engine.processor
+        return engine
 
 
 def messages(question: Any) -> Any:
@@ -70,11 +71,7 @@ def with_picture(text: str) -> Any:
 def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
     entries = getattr(request, "param", 8)
 
-    def loaded() -> Any:
-        model, processor = load(tiny, "float32")
-        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries))
-
-    made = Started(loaded, most_answers=4, most_waiting=12)
+    made = Started(lambda: Engine(*load(tiny, "float32"), conversations=entries), most_answers=4, most_waiting=12)
     made.start()
     yield made
     made.close()
@@ -178,7 +175,7 @@ def test_json_that_fits_its_schema(engine: Started) -> None:
 def test_cancelled_ends_within_a_token_or_two(engine: Started) -> None:
     first = threading.Event()
     job = ask(engine, "Hello", Options(max_tokens=3000))
-    job.on_text = lambda piece: first.set()
+    job.put = lambda event: first.set() if isinstance(event, Text) else None
     assert first.wait(60)
     seen = job.statistics.generated_tokens
     job.cancel()
@@ -225,7 +222,7 @@ def test_what_cannot_be_loaded_is_told() -> None:
         raise CheckpointError("no such folder")
 
     with pytest.raises(CheckpointError, match="no such folder"):
-        Engine(fail).start()
+        Scheduler(fail).start()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -246,11 +243,7 @@ def test_a_bug_leaves_nobody_waiting(engine: Started, monkeypatch: pytest.Monkey
 def test_many_at_once_are_faster_than_one_by_one(endless: Path) -> None:
     """On a CPU, where an answer alone takes NumPy's steps, which are twice as fast as those of a batch."""
 
-    def loaded() -> Any:
-        model, processor = load(endless, "float32")
-        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=8))
-
-    engine = Started(loaded)
+    engine = Started(lambda: Engine(*load(endless, "float32"), conversations=8))
     engine.start()
 
     def pace(count: int) -> float:

@@ -20,7 +20,6 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
-from smolvlm_mlx.inputs.media import attachments
 from smolvlm_mlx.server import security
 from smolvlm_mlx.server.app import no_files
 from tests.support.http import DIRECT, TOKEN, Running, listening, question, wait_until
@@ -417,7 +416,7 @@ def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running,
 
 
 def is_occupied(server: Running, by: tuple[int, int]) -> bool:
-    return server.engine.occupancy == by
+    return server.scheduler.occupancy == by
 
 
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
@@ -444,16 +443,16 @@ def test_conversations_are_kept(server: Running) -> None:
     talk["messages"][0]["content"][0]["name"] = "cat.png"
     answer = server.complete(talk).json()["choices"][0]["message"]["content"]
     messages = server.history.load("0123456789abcdef")
-    assert [message["role"] for message in messages] == ["user", "assistant"]
-    assert messages[-1]["content"][0]["text"] == answer.rstrip()
-    assert attachments(messages)[0].name == "cat.png"
+    assert [message.role for message in messages] == ["user", "assistant"]
+    assert messages[-1].text == answer.rstrip()
+    assert messages[0].media[0].name == "cat.png"
     server.complete(question("Not kept", max_tokens=2))
     with server.client() as client:
         listed = client.get("/conversations").json()["conversations"]
         assert [(found["id"], found["title"]) for found in listed] == [("0123456789abcdef", "What is this?")]
         assert client.get("/conversations?words=nothing").json()["conversations"] == []
         loaded = client.get("/conversations/0123456789abcdef").json()["messages"]
-        assert base64.b64decode(loaded[0]["content"][0]["base64"]) == attachments(messages)[0].data
+        assert base64.b64decode(loaded[0]["content"][0]["base64"]) == messages[0].media[0].data
         assert client.delete("/conversations/0123456789abcdef").status_code == 204
         assert client.get("/conversations/0123456789abcdef").status_code == 404
         assert client.delete("/conversations/0123456789abcdef").status_code == 404
@@ -468,7 +467,7 @@ def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -
     server.wait_until_idle()
     wait_until(server.history.list)
     last = server.history.load("00000000deadbeef")[-1]
-    assert last["interrupted"] is True
+    assert last.interrupted
     server.history.delete("00000000deadbeef")
 
 

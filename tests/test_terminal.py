@@ -17,12 +17,13 @@ from smolvlm_mlx.cli.chat.completion import CommandCompleter, split_pictures, sp
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
-from smolvlm_mlx.inputs.media import Attachment, Video, attachments
+from smolvlm_mlx.inputs.media import Attachment, Video
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
+from tests.support.messages import media_of
 
 import pytest
 from PIL import Image
@@ -41,7 +42,7 @@ class Screen:
         self.chosen, self.typed = "n", ""
 
     def answer(self, begin: Callable[..., Any]) -> None:
-        self.answers.append("".join(begin(lambda done, total: None)))
+        self.answers.append("".join(begin()))
 
     def picture(self, attachment: Attachment | Video) -> None:
         self.pictures.append(attachment.name)
@@ -75,7 +76,7 @@ def screen_of(session: Session) -> Screen:
 
 
 def questions(session: Session) -> list[str]:
-    return [message["content"][-1]["text"] for message in session.chat.messages if message["role"] == "user"]
+    return [message.text for message in session.chat.messages if message.role == "user"]
 
 
 # ---- what is typed
@@ -125,7 +126,7 @@ def test_questions_and_pictures(session: Session, picture: Path) -> None:
     handle(session, "And these?")
     handle(session, "And now?")
     assert questions(session) == ["What is this?", "And these?", "And now?"]
-    assert [len(attachments([message])) for message in session.chat.messages[::2]] == [1, 2, 0]
+    assert [len(message.media) for message in session.chat.messages[::2]] == [1, 2, 0]
     assert screen_of(session).pictures == ["my picture.png"] * 3
     handle(session, f"/image '{picture}'")
     handle(session, "/image")
@@ -148,13 +149,13 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     handle(session, "/undo")
     assert screen.said[-1] == "forgotten: Zwei!"
     handle(session, "/edit Uno")
-    assert len(attachments(session.chat.messages)) == 1
+    assert len(media_of(session.chat.messages)) == 1
     handle(session, "/system Be brief.")
     assert session.chat.system == "Be brief."
     first = session.id
     handle(session, f"/save {tmp_path}/talk.json")
     handle(session, "/new")
-    assert [message["role"] for message in session.chat.messages] == ["system"]
+    assert [message.role for message in session.chat.messages] == ["system"]
     handle(session, "Other")
     handle(session, "/history uno")
     assert screen.said[-1].startswith(f"{first}  1 turns  Uno")
@@ -232,7 +233,7 @@ def test_a_full_context(choice: str, left: int | None, session: Session, picture
         return
     handle(session, words)
     assert questions(session)[-1] == words.strip()
-    assert len(attachments(session.chat.messages)) == left
+    assert len(media_of(session.chat.messages)) == left
     assert "% of the model's context" in screen_of(session).said[-1]
 
 

@@ -9,9 +9,11 @@ from threading import Event
 from typing import Any, TypeVar
 
 from smolvlm_mlx import Chat, Options, generate, load, stream_generate
+from smolvlm_mlx.events import Reading, Text
 from smolvlm_mlx.generation import image_cache as features_module
-from smolvlm_mlx.generation.image_cache import FeatureCache, encode_tiles, tiles_at_once
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.image_cache import ImageCache, encode_tiles, tiles_at_once
+from smolvlm_mlx.generation.stream import TextStream
 
 import mlx.core as mx
 import numpy as np
@@ -72,19 +74,31 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     chat = elsewhere(lambda: Chat(*load(tiny, lazy=lazy), SHORT))
     seen: list[int] = []
 
-    def cancel_after_two(done: int, total: int) -> None:
-        assert total > 3
-        seen.append(done)
-        if done == 2:
-            elsewhere(chat.stop)  # while this thread is at work
+    def stop_after_two() -> None:
+        for event in chat.ask("What is this?", [PICTURE]).events:
+            if isinstance(event, Reading) and event.what == "tiles":
+                assert event.total > 3
+                seen.append(event.done)
+                if event.done == 2:
+                    chat.stop()
 
-    assert elsewhere(lambda: list(chat.ask("What is this?", [PICTURE], progress=cancel_after_two))) == []
+    elsewhere(stop_after_two)
     assert seen == [0, 1, 2]
-    assert chat.messages[-1]["interrupted"]
+    assert chat.messages[-1].interrupted
     left: list[int] = []
-    have = "".join(elsewhere(lambda: list(chat.retry(progress=lambda done, total: left.append(total)))))
+    pieces: list[str] = []
+
+    def go_on() -> None:
+        for event in chat.retry().events:
+            if isinstance(event, Reading) and event.what == "tiles":
+                left.append(event.total)
+            if isinstance(event, Text):
+                pieces.append(event.piece)
+
+    elsewhere(go_on)
+    have = "".join(pieces)
     assert have == generate(*load(tiny), "What is this?", SHORT, images=[PICTURE]).strip()
-    assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 3  # those that are still to do
+    assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2  # those that are still to do
 
 
 def test_the_next_question_waits_for_the_thread_of_the_last(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +125,7 @@ def test_the_next_question_waits_for_the_thread_of_the_last(tiny: Path, monkeypa
         released.set()
         assert first.result() == []
         have = second.result()
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
     monkeypatch.undo()
     assert have == generate(*load(tiny), chat.messages[:-1], SHORT).strip()
 
@@ -121,18 +135,19 @@ def test_a_stop_before_the_first_piece_keeps_the_question(tiny: Path) -> None:
     stream = chat.ask("Hello")
     chat.stop()
     assert list(stream) == []
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
-    assert chat.messages[-1]["interrupted"]
+    assert [message.role for message in chat.messages] == ["user", "assistant"]
+    assert chat.messages[-1].interrupted
 
 
 def test_a_stream_that_is_let_go_gives_back_what_it_computed(tiny: Path) -> None:
     model, processor = load(tiny)
-    reuse = Reuse(FeatureCache(model), PrefixCache())
+    engine = Engine(model, processor)
     gc.disable()
     try:
-        for _ in stream_generate(model, processor, "Hello", SHORT, reuse=reuse):
-            break
-        again = stream_generate(model, processor, "Hello", SHORT, reuse=reuse)
+        for event in engine.stream("Hello", SHORT):
+            if isinstance(event, Text):
+                break
+        again = engine.stream("Hello", SHORT)
         list(again)
     finally:
         gc.enable()
@@ -183,13 +198,13 @@ def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
     inputs = processor([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
     count = min(len(inputs.tiles), tiles_at_once(model))
     tiles, settings = inputs.tiles[:count], inputs.settings
-    first = FeatureCache(model, tmp_path)
+    first = ImageCache(model, tmp_path)
     want = numbers(elsewhere(lambda: encode_tiles(model, tiles, settings, first)))
-    for features in (first, FeatureCache(model, tmp_path)):
+    for features in (first, ImageCache(model, tmp_path)):
         known: dict[bytes, mx.array] = elsewhere(partial(features.get, inputs.tile_digests[:count], settings))
         assert len(known) == count
         again = encode_tiles(model, tiles, settings, features)
         np.testing.assert_array_equal(numbers(again), want)
-    reuse = Reuse(first, PrefixCache())
-    answers = [elsewhere(lambda: list(stream_generate(model, processor, inputs, SHORT, reuse=reuse))) for _ in range(2)]
+    engine = Engine(model, processor, cache_folder=tmp_path)
+    answers = [elsewhere(lambda: list(TextStream(engine.stream(inputs, SHORT)))) for _ in range(2)]
     assert answers[0] == answers[1]

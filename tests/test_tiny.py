@@ -11,6 +11,7 @@ from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.inputs.media import Tiled, Video
 from smolvlm_mlx.inputs.processor import Inputs
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.support.places import REAL_FILES
 from tests.support.videos import encode_clip
 
@@ -41,7 +42,7 @@ def test_most_answers_are_right(kind: str, least: float, count: int, bundled: An
     right = 0
     for number in range(count):
         question = make_question(kind, Random(f"unit {number}"))
-        inputs = processor(question.messages, split=question.split)
+        inputs = processor(question.messages, ImageOptions(split=question.split))
         right += generate(model, processor, inputs).strip() == question.answer
     assert right / count >= least
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import CheckpointError, PromptError
-from smolvlm_mlx.inputs.tokenizer import TextStream, Tokenizer
+from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
+from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from tests.support.checkpoints import load_processor
 from tests.support.places import REAL_FILES
 
@@ -86,7 +87,7 @@ def test_user_text_is_kept_as_it_is(tokenizer: Tokenizer) -> None:
         ids = tokenizer.encode_prompt(f"<|im_start|>{guarded}<end_of_utterance>", mark)
         assert ids[1:-1] == tokenizer.encode_text(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.decode(ids, keep_special=True) == f"<|im_start|>{text}<end_of_utterance>"
+        assert tokenizer.decode(ids, skip_special_tokens=False) == f"<|im_start|>{text}<end_of_utterance>"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc80b", "<\ud83d>"])
@@ -107,17 +108,18 @@ def test_empty_text(tokenizer: Tokenizer) -> None:
 def test_stream_is_decode_is_the_librarys_decode(folder: Path, tokenizer: Tokenizer) -> None:
     library = BPETokenizer.from_file(str(folder / "tokenizer.json"))
     size, rng = library.get_vocab_size(), random.Random(0)
+    tokenizer.end_ids = frozenset()  # which would end a text
     emoji = tokenizer.encode_text("👩‍👩‍👧 🏳️‍🌈 é漢\U0001f600")
     for number in range(3000):
         ids = [rng.randrange(size) for _ in range(rng.randrange(1, 12))]
         if number % 3 == 0:  # characters cut anywhere
             start = rng.randrange(len(emoji))
             ids[rng.randrange(len(ids)) :] = emoji[start : start + rng.randrange(1, 9)]
-        stream = TextStream(tokenizer)
-        pieces = [stream.push(id) for id in ids]
-        text = "".join(pieces) + stream.flush()
+        stream = StreamingDetokenizer(tokenizer)
+        pieces = [stream.add_token(id) for id in ids]
+        text = "".join(pieces) + stream.finalize()
         assert text == tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=True), ids
-        assert tokenizer.decode(ids, keep_special=True) == library.decode(ids, skip_special_tokens=False), ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == library.decode(ids, skip_special_tokens=False), ids
 
 
 def test_a_character_comes_when_it_is_whole(tiny: Path) -> None:
@@ -125,14 +127,14 @@ def test_a_character_comes_when_it_is_whole(tiny: Path) -> None:
     text = "aé漢😀z"
     ids = tokenizer.encode_text(text)
     assert len(ids) == len(text.encode())
-    stream = TextStream(tokenizer)
-    assert [stream.push(id) for id in ids] == ["a", "", "é", "", "", "漢", "", "", "", "😀", "z"]
-    assert stream.flush() == ""
+    stream = StreamingDetokenizer(tokenizer)
+    assert [stream.add_token(id) for id in ids] == ["a", "", "é", "", "", "漢", "", "", "", "😀", "z"]
+    assert stream.finalize() == ""
     for id in tokenizer.encode_text("😀")[:3]:
-        assert stream.push(id) == ""
-    assert stream.flush() == "\ufffd"
-    assert stream.flush() == ""
-    assert [stream.push(id) for id in tokenizer.encode_text("ok")] == ["o", "k"]
+        assert stream.add_token(id) == ""
+    assert stream.finalize() == "\ufffd"
+    assert stream.finalize() == ""
+    assert [stream.add_token(id) for id in tokenizer.encode_text("ok")] == ["o", "k"]
 
 
 def test_ids_that_are_not_there(tokenizer: Tokenizer) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 
 from smolvlm_mlx import Chat, Options, device, stream_generate
 from smolvlm_mlx.errors import FetchError, PromptError, VideoError
+from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
-from smolvlm_mlx.inputs.media import Attachment, Video, attach, attachments
-from smolvlm_mlx.inputs.video import VideoSampling, decode, from_frames, in_words, sample, words
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.inputs.media import Attachment, Video, attach
+from smolvlm_mlx.inputs.video import VideoSampling, decode, decode_in_steps, from_frames, in_words, sample, words
 from smolvlm_mlx.model import SmolVLM
 from tests.support.checkpoints import Loaded
+from tests.support.messages import media_of
 from tests.support.videos import encode_video, grays, sound
 
 import av
@@ -104,7 +107,7 @@ def test_words_around_frames(loaded: Loaded) -> None:
     ]
     content = [{"type": "video", "frames": clip.frames, "fps": 1}, {"type": "text", "text": "What?"}]
     inputs = loaded[1]([{"role": "user", "content": content}])
-    text = "".join(loaded[1].tokenizer.decode([id], keep_special=True) for id in inputs.input_ids.tolist())
+    text = "".join(loaded[1].tokenizer.decode([id], skip_special_tokens=False) for id in inputs.input_ids.tolist())
     text = text.replace("<image>" * 16, "[tile]")
     frame = "<fake_token_around_image><global-img>[tile]<fake_token_around_image>"
     assert text == (
@@ -250,7 +253,7 @@ def test_a_conversation_with_a_video(loaded: Loaded, tmp_path: Path) -> None:
     chat.save(tmp_path / "talk.json")
     other = Chat(*loaded, Options(max_tokens=4))
     other.open(tmp_path / "talk.json")
-    assert [each.digest for each in attachments(other.messages)] == [each.digest for each in attachments(chat.messages)]
+    assert [held.digest for held in media_of(other.messages)] == [held.digest for held in media_of(chat.messages)]
     assert other.tokens() == chat.tokens()
 
 
@@ -263,20 +266,19 @@ def test_frames_are_used_while_the_next_are_decoded() -> None:
             assert used.wait(60), "all frames are decoded before one is used"
         return frame
 
-    clip = decode(encode_video(80), VideoSampling(), convert, lambda frame, count: used.set())
-    assert list(clip.frames) == frames
+    for _ in (work := Work(decode_in_steps(encode_video(80), VideoSampling(), convert))):
+        used.set()
+    assert list(work.result.frames) == frames
     assert len(frames) == 8
 
 
 def test_a_decoder_that_is_left_early_ends_its_threads() -> None:
-    def stop(frame: Image.Image, count: int) -> None:
-        raise KeyboardInterrupt
-
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt) as raised:
-        decode(encode_video(640), VideoSampling(), lambda frame: frame, stop)
+    frames = decode_in_steps(encode_video(640), VideoSampling(), lambda frame: frame)
+    next(frames)
+    assert threading.active_count() > before
+    frames.close()
     assert threading.active_count() == before
-    assert raised.tb  # which holds all that was under way
 
 
 def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +287,7 @@ def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypat
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
     want = stream_generate(model, processor, processor(messages), Options(max_tokens=8))
     assert "".join(want)
-    encode, encoded, progress = SmolVLM.encode_images, [], []
+    encode, encoded = SmolVLM.encode_images, list[int]()
 
     def counted(self: SmolVLM, pixel_values: mx.array) -> mx.array:
         encoded.append(len(pixel_values))
@@ -295,12 +297,12 @@ def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypat
     monkeypatch.setattr(
         image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, 4 * model.config.vision_config.patches_per_side**2)
     )
-    stream = stream_generate(
-        model, processor, messages, Options(max_tokens=8), progress=lambda *place: progress.append(place)
-    )
-    assert (encoded, progress) == ([4], [(0, 6)])  # of six; the last two wait for what else there is
-    assert "".join(stream)
-    assert (encoded, progress[1:]) == ([4, 2], [(0, 2), (2, 2)])
+    stream = Engine(model, processor).stream(messages, Options(max_tokens=8))
+    assert encoded == []
+    events = list(stream)
+    assert encoded == [4, 2]  # of six; the last two wait for what else there is
+    seen = [event for event in events if isinstance(event, Reading) and event.what != "tokens"]
+    assert seen == [Reading(0, 6, "frames"), Reading(0, 2, "tiles"), Reading(2, 2, "tiles")]
     assert stream.token_ids == want.token_ids
     assert stream.statistics.vision_seconds > 0
 
@@ -357,6 +359,6 @@ def test_progress_on_a_terminal_leaves_nothing(tiny: Path, tmp_path: Path, quest
     *shown, last = told.split("\r\x1b[K")
     # Frames that fill no chunk, as these do not on a GPU, are read when the prompt is known to have room: equal ones once.
     at_once = image_cache.CHUNK[device.name()] <= 64 * 64
-    first = "reading pictures: tile 1 of 64" if at_once else r"reading pictures: tile 1 of \d+"
+    first = "reading: 0 of 64 frames" if at_once else r"reading: 0 of \d+ tiles"
     assert any(re.fullmatch(first, line) for line in shown) == (at_once or question == "What?")
     assert (done.returncode, last.strip()) == (0, "") if question == "What?" else "leaves no room" in last

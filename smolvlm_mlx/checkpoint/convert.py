@@ -26,7 +26,7 @@ from .adapters import Fuser, fingerprint
 from .hub import find
 from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_problem, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import Entry, write_safetensors
+from .safetensors import Entry, write_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
@@ -122,7 +122,7 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
             free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
             if free < needed:
                 raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-            yield from write_safetensors(partial / "model.safetensors", plan.entries, arrays)
+            yield from write_in_steps(partial / "model.safetensors", plan.entries, arrays)
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():

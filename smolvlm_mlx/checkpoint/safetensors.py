@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, reason
-from ..events import Reading
+from ..events import Reading, at_once
 from ..files import read_json
 
 _BLOCK = 2**20
@@ -123,7 +123,7 @@ class Entry:
         return math.prod(self.shape) * self.dtype.size
 
 
-def write_safetensors(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
+def write_in_steps(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
     """Write `arrays`, which must come in the order and form of `entries`, and sync the file to disk.
 
     Yields how many bytes are written.
@@ -150,3 +150,6 @@ def write_safetensors(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.
             yield Reading(done, end, "bytes")
         file.flush()
         os.fsync(file.fileno())
+
+
+write_safetensors = at_once(write_in_steps)

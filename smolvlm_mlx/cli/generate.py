@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..events import Event
     from ..generation.stream import Stream
     from ..inputs.messages import Message
 
@@ -120,7 +122,7 @@ def _question(prompt: str | None) -> str:
     return question
 
 
-def echo(stream: "Stream", silent: bool) -> list[str]:
+def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
     """Write the text as it comes, and before it, on a terminal, how far the question is read; returns its pieces."""
     from ..events import Reading, Text
 

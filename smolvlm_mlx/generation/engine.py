@@ -151,7 +151,7 @@ class Engine:
         ids, tiles = np.stack([inputs.input_ids for inputs in batch]), [inputs.tiles for inputs in batch]
         digests = [digest for inputs in batch for digest in inputs.tile_digests]
         image_tokens = encode_tiles(self.model, np.concatenate(tiles), batch[0].settings, digests=digests)
-        return Work(prefill(self.model, mx.array(ids), image_tokens, cache)).finish()
+        return prefill(self.model, mx.array(ids), image_tokens, cache)
 
     def row(self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None) -> Row:
         """An answer that has not begun.

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from .. import device
 from ..errors import ContextFullError
-from ..events import End, Event, Reading, Text
+from ..events import End, Event, Reading, Text, at_once
 from ..inputs.processor import Inputs
 from ..model import QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
@@ -29,7 +29,7 @@ def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None = None) -> lis
     return [QuantizedKVCache(kv_bits, min(64, model.config.text_config.head_dim)) for _ in cache]
 
 
-def prefill(
+def prefill_in_steps(
     model: SmolVLM, input_ids: mx.array, image_tokens: mx.array | None, cache: list[Any]
 ) -> Generator[int, None, mx.array]:
     """Fill the cache with prompts (B, T) of one length: yields how many tokens of each are read, returns the logits (B, V) of
@@ -42,6 +42,9 @@ def prefill(
         mx.eval(hidden, [layer.state for layer in cache])
         yield min(start + chunk, T)
     return model.language_model.logits(hidden[:, -1])
+
+
+prefill = at_once(prefill_in_steps)
 
 
 class PromptReader:
@@ -100,7 +103,7 @@ class PromptReader:
             self.model.release_vision()
         encoded = time.perf_counter()
         row.statistics.vision_seconds += encoded - started
-        steps = prefill(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache)
+        steps = prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache)
         try:
             while True:
                 yield Reading(count + next(steps), total, "tokens")

@@ -8,8 +8,9 @@ and, of pictures and videos, `name`, if wanted. Nothing below knows of these key
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..errors import PromptError, short
@@ -92,7 +93,7 @@ def _media_part(source: Any) -> Part:
     if isinstance(source, Video | Frames):
         return VideoPart(source)
     if isinstance(source, Mapping) and "type" in source:
-        return _Parser().part(source, "the message")
+        return _Parser().part(source, "the message")()
     return ImagePart(source if isinstance(source, Attachment) else Attachment(source))
 
 
@@ -112,17 +113,20 @@ def parse_messages(
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise PromptError('messages must be a non-empty list such as [{"role": "user", "content": "Hello"}]')
     parser = _Parser(limits, recent)
-    return [parser.message(message, f"message {number}") for number, message in enumerate(messages, 1)]
+    # All of them are checked before a file is read.
+    return [read() for read in [parser.message(message, f"message {n}") for n, message in enumerate(messages, 1)]]
 
 
 class _Parser:
+    """Checks messages and their parts; what it returns reads them."""
+
     def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
         self._limits, self._recent = limits, recent or Recent()
         self._video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
 
-    def message(self, message: object, where: str) -> Message:
+    def message(self, message: object, where: str) -> Callable[[], Message]:
         if isinstance(message, Message):
-            return message
+            return lambda: message
         if not isinstance(message, Mapping):
             raise PromptError(f"{where} is a {type(message).__name__}, not an object with role and content")
         role, content = message.get("role"), message.get("content")
@@ -132,31 +136,31 @@ class _Parser:
             content = [TextPart(content)]
         if not isinstance(content, Sequence) or not content:
             raise PromptError(f"{where}: content must be text or a non-empty list of parts")
-        parts = tuple(self.part(part, where) for part in content)
-        return Message(role, parts, message.get("interrupted") is True)
+        parts = [self.part(part, where) for part in content]
+        return lambda: Message(role, tuple(read() for read in parts), message.get("interrupted") is True)
 
-    def part(self, part: object, where: str) -> Part:
+    def part(self, part: object, where: str) -> Callable[[], Part]:
         if isinstance(part, TextPart | ImagePart | VideoPart):
-            return part
+            return lambda: part
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url", "video", "video_url"):
             raise PromptError(f"{where}: part {short(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
         if kind == "text":
             if not isinstance(part.get("text"), str):
                 raise PromptError(f"{where}: a text part without text")
-            return TextPart(part["text"])
+            return lambda: TextPart(part["text"])
         name = part["name"] if isinstance(part.get("name"), str) else None
-        return self._image(part, name, where) if kind.startswith("image") else self._video(part, name, where)
+        if kind.startswith("image"):
+            return partial(self._image, *_source(part, "image", IMAGE_KEYS, where), name)
+        options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
+        return partial(self._video, *_source(part, "video", VIDEO_KEYS, where), name, options)
 
-    def _image(self, part: RawMessage, name: str | None, where: str) -> ImagePart:
-        key, source = _source(part, "image", IMAGE_KEYS, where)
+    def _image(self, key: str, source: Any, name: str | None) -> ImagePart:
         if isinstance(source, Attachment):
             return ImagePart(source)
         return ImagePart(self._recent.attachment({key: source}, self._limits, name))
 
-    def _video(self, part: RawMessage, name: str | None, where: str) -> VideoPart:
-        key, source = _source(part, "video", VIDEO_KEYS, where)
-        options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
+    def _video(self, key: str, source: Any, name: str | None, options: Mapping[str, Any]) -> VideoPart:
         if key == "frames":
             frames = [self._recent.attachment(frame, self._limits, None) for frame in source]
             return VideoPart(Frames(frames, options.get("fps")), options)

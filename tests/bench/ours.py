@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
+from smolvlm_mlx.events import Statistics, Text
 from smolvlm_mlx.generation.decoding import Row
-from smolvlm_mlx.generation.engine import answer
-from smolvlm_mlx.generation.stream import Statistics
+from smolvlm_mlx.generation.prefill import PromptReader
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Inputs
-from smolvlm_mlx.inputs.prompt import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 
 import mlx.core as mx
@@ -47,7 +47,8 @@ class Ours:
 
     def tokens(self, ids: list[int], count: int) -> Iterator[str]:
         inputs = Inputs(np.array(ids, np.int32), (), self.processor.settings)
-        return answer(self.model, inputs, Row(ids, Options(), count), Statistics())
+        events = PromptReader(self.model).answer(inputs, Row(Options(max_tokens=count)))
+        return (event.piece for event in events if isinstance(event, Text))
 
     def turns(self, picture: Path, questions: Sequence[str], count: int) -> Iterator[None]:
         from smolvlm_mlx import Chat

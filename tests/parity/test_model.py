@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, load, stream_generate
-from smolvlm_mlx.generation.engine import prefill
 from smolvlm_mlx.generation.image_cache import encode_tiles
-from smolvlm_mlx.inputs.prompt import Message, user_message
+from smolvlm_mlx.generation.prefill import prefill
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions
 from tests.parity.checkpoints import FAMILY, channels_first, make, picture, reference_model
 from tests.support.messages import text
@@ -25,7 +25,7 @@ def image(seed: int) -> dict[str, Any]:
 
 
 # name: (messages, processor settings)
-CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
+CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "text": ([{"role": "user", "content": "What is the capital of France?"}], {}),
     "one split image": ([user_message("Describe this image", [picture(1)])], {"max_tiles": 7}),
     "two images": ([{"role": "user", "content": [image(2), text(" and "), image(3), text("?")]}], {"split": False}),
@@ -48,7 +48,7 @@ def test_logits_and_stages(name: str, tmp_path: Path) -> None:
     plain, _ = load(folder, dtype="float32", fuse=False)
     reference = reference_model(folder)
     for case, (messages, settings) in CASES.items():
-        inputs = processor(messages, **settings)
+        inputs = processor(messages, ImageOptions(**settings))
         ids, tiles = torch.from_numpy(inputs.input_ids.astype(np.int64))[None], channels_first(inputs.pixel_values)
         with torch.no_grad():
             want = reference(input_ids=ids, pixel_values=tiles if len(inputs.tiles) else None).logits.numpy()
@@ -57,7 +57,9 @@ def test_logits_and_stages(name: str, tmp_path: Path) -> None:
             have = np.array(ours(mx.array(inputs.input_ids)[None], pixel_values))
             np.testing.assert_allclose(have, want, rtol=0, atol=ATOL, err_msg=f"{name}, {case}")
         cache = model.language_model.make_cache(len(inputs.input_ids))
-        last = prefill(model, inputs.input_ids, encode_tiles(model, inputs.tiles, inputs.settings), cache)
+        last = prefill(
+            model, mx.array(inputs.input_ids)[None], encode_tiles(model, inputs.tiles, inputs.settings), cache
+        )
         np.testing.assert_allclose(np.array(last), want[:, -1], rtol=0, atol=ATOL, err_msg=f"{name}, {case}, prefill")
         if case == "one split image":
             compare_stages(plain, reference, inputs.pixel_values[:2])

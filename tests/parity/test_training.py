@@ -7,7 +7,7 @@ from typing import Any
 
 from smolvlm_mlx import load
 from smolvlm_mlx.checkpoint.convert import convert
-from smolvlm_mlx.inputs.prompt import user_message
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.tiles import ImageOptions, normalize
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
@@ -63,7 +63,7 @@ def reference_loss(reference: Any, batch: Batch) -> torch.Tensor:
     )
     ids = torch.from_numpy(batch.input_ids.astype(np.int64))
     logits = reference(input_ids=ids, pixel_values=tiles).logits
-    learned = torch.from_numpy(batch.is_answer[:, 1:])
+    learned = torch.from_numpy(batch.loss_mask[:, 1:])
     return torch.nn.functional.cross_entropy(logits[:, :-1][learned], ids[:, 1:][learned], reduction="sum")
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx import load
-from smolvlm_mlx.generation.image_cache import FeatureCache
-from smolvlm_mlx.generation.prefix_cache import PrefixCache, Reuse
-from smolvlm_mlx.generation.scheduler import Engine, Job
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.scheduler import Job, Scheduler
+from smolvlm_mlx.inputs.tiles import ImageOptions
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import security
 from smolvlm_mlx.server.app import Service, make_app, no_files
@@ -38,7 +37,7 @@ class Running:
     """A server in this process."""
 
     port: int
-    engine: Engine
+    scheduler: Scheduler
     history: History
     service: Service
 
@@ -55,7 +54,7 @@ class Running:
             return client.post("/v1/chat/completions", json=body)
 
     def wait_until_idle(self) -> None:
-        wait_until(lambda: self.engine.occupancy == (0, 0))
+        wait_until(lambda: self.scheduler.occupancy == (0, 0))
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -91,22 +90,18 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
 def serving(checkpoint: Path, folder: Path) -> Iterator[Running]:
     """A server with a checkpoint, and its history in a folder."""
 
-    def loaded() -> Any:
-        model, processor = load(checkpoint, "float32")
-        return model, processor, Reuse(FeatureCache(model), PrefixCache(entries=16))
-
-    engine = Engine(loaded)
-    _, processor = engine.start()
+    scheduler = Scheduler(lambda: Engine(*load(checkpoint, "float32"), conversations=16))
+    processor = scheduler.start().processor
     history = History(folder / "history.sqlite3")
-    service = Service(engine, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
+    service = Service(scheduler, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
     with listening(service) as port:
-        yield Running(port, engine, history, service)
+        yield Running(port, scheduler, history, service)
 
 
 def slow_down(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Let each token take 40 ms, and no answer end by itself; returns the jobs that come while it does."""
     jobs: list[Job] = []
-    submit, logits = server.engine.submit, LanguageModel.logits
+    submit, logits = server.scheduler.submit, LanguageModel.logits
     ends = [*server.service.processor.tokenizer.end_ids]
 
     def watched(job: Job) -> None:
@@ -119,6 +114,6 @@ def slow_down(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         values[..., mx.array(ends)] = -100.0
         return values
 
-    monkeypatch.setattr(server.engine, "submit", watched)
+    monkeypatch.setattr(server.scheduler, "submit", watched)
     monkeypatch.setattr(LanguageModel, "logits", slower)
     return jobs

@@ -34,4 +34,4 @@ def outcome(row: Row) -> str:
 def examples_of(processor: Processor, source: Path, *numbers: int) -> list[Example]:
     """Of some rows, what is trained on."""
     samples = [make_sample(row) for number, row in enumerate(read_rows(source)) if number in numbers]
-    return [make_example(processor, sample.whole, **sample.options) for sample in samples]
+    return [make_example(processor, sample.whole, sample.image_options) for sample in samples]
