@@ -2,7 +2,7 @@
 
 import sys
 
-from smolvlm_mlx.checkpoint.quantization import RECIPES
+from smolvlm_mlx.checkpoint.choices import RECIPES
 from smolvlm_mlx.cli.main import main
 
 

@@ -9,7 +9,8 @@ from random import Random
 
 from convert.scenes import make_crowd, make_scene
 from convert.world import CHARACTERS, COLORS, FRAME, SHAPES, Scene, character_spans, draw, draw_thing
-from smolvlm_mlx.inputs.tiles import ImageSettings, TileLayout, make_tiles, normalize
+from smolvlm_mlx.inputs.settings import ImageSettings
+from smolvlm_mlx.inputs.tiles import TileLayout, make_tiles, normalize
 from smolvlm_mlx.model import SmolVLM
 
 import mlx.core as mx

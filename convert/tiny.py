@@ -23,7 +23,7 @@ from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import new_folder
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import Record, Settings, Trainer

@@ -14,10 +14,11 @@ from random import Random
 
 from convert.conversations import MEASURED, Question, make_question, question_about, write_rows
 from convert.scenes import make_scene
+from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
-from smolvlm_mlx.checkpoint.quantization import Recipe
 from smolvlm_mlx.tasks.evaluation import Result, evaluate
-from smolvlm_mlx.training.run import Plan, prepare
+from smolvlm_mlx.training.plan import Plan
+from smolvlm_mlx.training.run import prepare
 
 NEW = "cyan"
 PLAN = Plan(rank=16, alpha=32, epochs=4, batch_size=8, accumulate=1, learning_rate=1e-3, parts=("decoder", "connector"))

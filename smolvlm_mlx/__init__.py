@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .checkpoint.reader import load
     from .events import Statistics
     from .generation.engine import generate, stream_generate
-    from .generation.sampling import Options
+    from .generation.options import Options
     from .tasks.chat import Chat
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOMES = {
     "Chat": ".tasks.chat",
     "load": ".checkpoint.reader",
     "convert": ".checkpoint.convert",
-    "Options": ".generation.sampling",
+    "Options": ".generation.options",
     "Statistics": ".events",
     "generate": ".generation.engine",
     "stream_generate": ".generation.engine",

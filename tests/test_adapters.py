@@ -19,8 +19,8 @@ from smolvlm_mlx.checkpoint.adapters import (
     layers_of,
     save_adapter,
 )
+from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
-from smolvlm_mlx.checkpoint.quantization import Recipe
 from smolvlm_mlx.checkpoint.reader import load
 from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, shown_path
 from tests.support.checkpoints import logits, weights_of

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.bench import machine as calibration
-from smolvlm_mlx.bench.bench import Phase, Plan, Result, Run, bench
+from smolvlm_mlx.bench.bench import Phase, Result, Run, bench
+from smolvlm_mlx.bench.plan import Plan
 from smolvlm_mlx.bench.roofline import Work
 from smolvlm_mlx.checkpoint.presets import random_model
-from smolvlm_mlx.cli import bench_report
+from smolvlm_mlx.cli import bench as bench_command
 from smolvlm_mlx.errors import BenchError
 from smolvlm_mlx.generation import image_cache
-from smolvlm_mlx.inputs.tiles import ImageSettings
+from smolvlm_mlx.inputs.settings import ImageSettings
 from tests.support.bundled import BUNDLED, machine
 
 import mlx.core as mx
@@ -102,10 +103,10 @@ def test_json(run: Any) -> None:
 def test_plot(result: Result, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "roofline.png"
-    bench_report.draw("tiny", result, path)
+    bench_command.draw("tiny", result, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BenchError, match="cannot be written"):
-        bench_report.draw("tiny", result, tmp_path)
+        bench_command.draw("tiny", result, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,7 @@ def test_plot(result: Result, tmp_path: Path) -> None:
     [
         ((), "--random 256M"),
         (("tiny", "--random", "256M"), "--random 256M"),
-        (("--random", "7B"), "'7B' is not one of 256M, 500M, 2.2B"),
-        (("--random", "256M", "--dtype", "int8"), "'int8'"),
-        (("--random", "256M", "--bits", 7), "--bits: 7 bits"),
+        (("tiny", "--runs", 0), "runs 0 is less than 1"),
         (("tiny", "--bits", 4), "convert tiny OUT --bits 4"),
         (("nowhere/at/all",), "nowhere/at/all"),
         (("tiny", "--plot", "roofline.jpg"), ".png"),
@@ -138,7 +137,7 @@ def test_too_little_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plot_without_matplotlib(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_report, "can_draw", lambda: False)
+    monkeypatch.setattr(bench_command, "can_draw", lambda: False)
     code, _, err = run("bench", "tiny", "--plot", "roofline.png")
     assert code == 1
     assert "smolvlm-mlx[plot]" in err

@@ -21,7 +21,7 @@ from smolvlm_mlx.errors import DataError, GenerationError
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.inputs.messages import user_message
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
 from tests.support.checkpoints import Loaded
@@ -237,19 +237,18 @@ def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.Monk
     assert len(TASKS["alt"].fields("word " * 60, ended=True)["caption"]) < 125
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
-    asked: list[Task] = []
+    asked: list[tuple[Any, ...]] = []
 
     class Recorded(Captioner):
         def __init__(self, model: Any, processor: Any, task: Task, *more: Any):
-            asked.append(task)
+            asked.append((task.prompt, task.schema, more[-1].max_tokens))
             super().__init__(model, processor, task, *more)
 
     monkeypatch.setattr(captions, "Captioner", Recorded)
     draw_pictures(tmp_path / "in", 1)
     command = ("caption", tmp_path / "in", "-m", "tiny", "--out", tmp_path / "a.jsonl")
     assert call(*command, "--prompt", "How many?", "--schema", schema, "-n", 9)[0] == 0
-    assert [(task.prompt, task.schema, task.max_tokens) for task in asked] == [("How many?", SCHEMA, 9)]
-    check_refused(call(*command, "--preset", "none"), "not one of caption, alt, keywords, ocr")
+    assert asked == [("How many?", SCHEMA, 9)]
     for text, error in [
         ("{", "no JSON schema that can be read"),
         ("[]", "schema of an object with properties"),
@@ -257,6 +256,15 @@ def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.Monk
     ]:
         schema.write_text(text)
         check_refused(call(*command, "--preset", "alt", "--schema", schema), error)
+
+
+def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
+    short, (picture,) = Captioner(*bundled, DESCRIBE, options=Options(max_tokens=3)), draw_pictures(tmp_path / "in", 1)
+    (line,) = short.write([picture], tmp_path / "a.jsonl")
+    assert line["caption"] == alone(bundled, picture, Task(DESCRIBE.prompt, 3)) != alone(bundled, picture)
+    assert short.run != Captioner(*bundled, DESCRIBE).run
+    with pytest.raises(GenerationError, match="stop"):
+        Captioner(*bundled, Task("How many?", schema=SCHEMA), options=Options(stop=("}",)))
 
 
 # ---- the program

@@ -2,16 +2,28 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from smolvlm_mlx import Options, __version__, generate, load
+from smolvlm_mlx.checkpoint.adapters import PARTS
+from smolvlm_mlx.checkpoint.choices import RECIPES, Dtype
+from smolvlm_mlx.checkpoint.presets import SIZES
+from smolvlm_mlx.checkpoint.quantization import BITS, GROUP_SIZES
+from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.cli.generate import echo
 from smolvlm_mlx.cli.options import DEFAULT_MODEL
+from smolvlm_mlx.errors import GenerationError, HistoryError
 from smolvlm_mlx.events import Text
+from smolvlm_mlx.tasks.captions import TASKS
+from smolvlm_mlx.tasks.documents import FORMATS
+from smolvlm_mlx.tasks.metrics import METRICS
+from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
 from tests.support.places import ROOT
 
@@ -74,8 +86,6 @@ def test_options_reach_the_model(tiny: Path, call: Any) -> None:
         (["--image", "{tiny}/config.json"], ["config.json", "not a readable picture"]),
         (["--temperature", "-1"], ["temperature -1"]),
         (["--max-tokens", "0", "--top-p", "2"], ["max_tokens 0", "top_p 2"]),
-        (["--kv-bits", "3"], ["kv_bits 3"]),
-        (["--dtype", "int8"], ["int8", "bfloat16"]),
         (["--stop", ""], ["stop"]),
     ],
     ids=str,
@@ -91,14 +101,60 @@ def test_prompts_that_cannot_be_used(tiny: Path, call: Any) -> None:
     check_refused(call("generate", "\udcff", "--model", tiny), "surrogate")
 
 
-@pytest.mark.parametrize("place", [0, 2, 5])
-def test_debug_anywhere_shows_the_traceback(place: int, tiny: Path) -> None:
-    arguments = ["generate", "Hi", "--model", str(tiny), "--kv-bits", "3"]
+@pytest.mark.parametrize("place", [0, 1, 2, 6])
+def test_debug_shows_the_traceback(place: int, tiny: Path, call: Any) -> None:
+    """It is an option of the root and of each command, wherever an option may stand."""
+    arguments = ["generate", "Hi", "--model", str(tiny), "--top-p", "3"]
     arguments.insert(place, "--debug")
-    code, out, err = run(*arguments)
+    with pytest.raises(GenerationError, match="top_p 3"):
+        call(*arguments)
+    check_refused(call(*(argument for argument in arguments if argument != "--debug")), "top_p 3")
+
+
+def test_debug_of_a_command_in_a_command(call: Any) -> None:
+    for arguments in (("--debug", "history", "show", "zz"), ("history", "show", "zz", "--debug")):
+        with pytest.raises(HistoryError):
+            call(*arguments)
+
+
+def test_a_traceback_goes_to_stderr(tiny: Path) -> None:
+    code, out, err = run("generate", "Hi", "--model", tiny, "--top-p", "3", "--debug")
     assert (code, out) == (1, "")
     assert "Traceback" in err
-    assert "GenerationError: kv_bits 3" in err
+    assert "GenerationError: top_p 3" in err
+
+
+def test_what_comes_after_two_dashes_is_text(tiny: Path, call: Any) -> None:
+    want = generate(*load(tiny), "--debug", Options(max_tokens=9))
+    assert call("generate", "-m", tiny, "-n", 9, "--", "--debug") == (0, want + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        (["generate", "Hi", "--dtype", "int8"], get_args(Dtype)),
+        (["generate", "Hi", "--kv-bits", "3"], ("4", "8")),
+        (["caption", "a.png", "--out", "a.csv", "--preset", "nonsense"], TASKS),
+        (["document", "a.png", "--output", "pdf"], ("doctags", *FORMATS, "text")),
+        (["evaluate", "a.jsonl", "--metric", "nonsense"], ("auto", *METRICS)),
+        (["finetune", "a.jsonl", "out", "--method", "magic"], ("lora", "dora", "full")),
+        (["finetune", "a.jsonl", "out", "--preset", "4gb"], PRESETS),
+        (["finetune", "a.jsonl", "out", "--train", "decoder,nose"], PARTS),
+        (["convert", "a", "b", "--recipe", "9bit"], RECIPES),
+        (["convert", "a", "b", "--dtype", "int8"], get_args(Dtype)),
+        (["convert", "a", "b", "--bits", "7"], BITS),
+        (["convert", "a", "b", "--bits", "4", "--group-size", "48"], GROUP_SIZES),
+        (["bench", "--random", "7B"], SIZES),
+        (["bench", "--random", "256M", "--bits", "7"], BITS),
+    ],
+    ids=str,
+)
+def test_a_wrong_choice_is_told_all_there_are(arguments: list[str], choices: Iterable[object], call: Any) -> None:
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    words = err[err.index("is not one of") :]
+    assert re.findall(r"'(.+?)'", words) == [str(choice) for choice in choices]
+    assert set(get_args(Dtype)) == DTYPES.keys()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +167,11 @@ def test_wrong_usage(arguments: list[str], call: Any) -> None:
     assert (code, out) == (2, "")
     assert "Usage: smolvlm-mlx" in err
     assert "Traceback" not in err
+
+
+def test_the_page_has_options_of_its_own(call: Any) -> None:
+    for options in (["-n", 5], ["--temperature", 1], ["--system", "Be brief."], ["--image", "a.png"]):
+        check_refused(call("chat", "--web", *options), "--web", "leave out")
 
 
 def test_offline_without_a_model(tmp_path: Path) -> None:
@@ -249,11 +310,7 @@ def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
         (["--recipe", "8bit", "--quantize-vision"], "--recipe stands for all"),
         (["--recipe", "8bit", "--dtype", "float32"], "--recipe stands for all"),
         (["--recipe", "8bit", "--group-size", "32"], "--recipe stands for all"),
-        (["--recipe", "9bit"], "'9bit' is not one of"),
         (["--quantize-vision"], "needs --bits"),
-        (["--dtype", "int8"], "int8"),
-        (["--bits", "7"], "7"),
-        (["--bits", "4", "--group-size", "48"], "48"),
     ],
     ids=str,
 )

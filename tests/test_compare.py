@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 from convert.random_checkpoint import make
+from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.compare import compare, conversations
 from smolvlm_mlx.checkpoint.convert import convert
-from smolvlm_mlx.checkpoint.quantization import Recipe
 from smolvlm_mlx.errors import CheckpointError
 
 import pytest

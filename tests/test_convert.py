@@ -18,8 +18,8 @@ from typing import Any
 
 from convert.random_checkpoint import make
 from smolvlm_mlx.checkpoint import convert as conversion
+from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
 from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
-from smolvlm_mlx.checkpoint.quantization import RECIPES, Recipe
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ConversionError
@@ -228,9 +228,9 @@ def refused(kind: type[Exception], *args: Any, **kwargs: Any) -> str:
     ("recipe", "said"),
     [
         ("3bit", "recipe '3bit' is not one of bf16, 8bit, "),
-        (Recipe(dtype="int8"), "dtype 'int8' is not one of float32, float16, bfloat16"),
+        (Recipe(dtype="int8"), "dtype 'int8' is not one of float32, float16, bfloat16"),  # type: ignore[arg-type]
         (Recipe(bits=7), "recipe: 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)"),
-        (Recipe(bits=4, group_size=100), "recipe: 4 bits in groups of 100"),
+        (Recipe(bits=4, group_size=100), "recipe: 4 bits in groups of 100"),  # type: ignore[arg-type]
         (Recipe(embedding_bits=9), "recipe: 9 bits"),
         (Recipe(vision_bits=0), "recipe: 0 bits"),
     ],

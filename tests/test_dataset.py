@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smolvlm_mlx import load
 from smolvlm_mlx.data.rows import read_rows
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from tests.support.checkpoints import load_for_training

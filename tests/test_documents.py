@@ -17,7 +17,7 @@ from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
 from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.pdf import DPI
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.tasks import documents
 from smolvlm_mlx.tasks.captions import TASKS
@@ -128,7 +128,7 @@ def test_a_page_that_ends_without_its_tag_is_closed(loaded: Loaded, script: Scri
 
 def test_a_page_without_an_end_is_cut_off(loaded: Loaded, script: Script) -> None:
     script("<doctag><text>abcdefgh")
-    page = Reader(*loaded, max_tokens=6).read_image(picture())
+    page = Reader(*loaded, options=Options(max_tokens=6)).read_image(picture())
     assert (page.text, page.ended) == ("<doctag><text>abcd</text></doctag>", "length")
     assert page.note == "the page is cut off after 6 tokens"
 
@@ -231,7 +231,7 @@ def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
     for number, image in enumerate((picture(1, (256, 256)), half, half, picture(2, (64, 64)))):
         image.save(tmp_path / f"{number}.png")
     paths = sorted(tmp_path.iterdir())
-    pages = list(Reader(model, processor, max_tokens=16).read(find_sheets(paths)))
+    pages = list(Reader(model, processor, options=Options(max_tokens=16)).read(find_sheets(paths)))
     for path, page in zip(paths, pages, strict=True):
         alone = generate(
             model,
@@ -270,7 +270,7 @@ def test_a_checkpoint_without_doctags(tiny: Path) -> None:
     model, processor = load(tiny)
     with pytest.raises(PromptError, match=r"such as ds4sd/SmolDocling-256M-preview: this one has no </doctag> token"):
         Reader(model, processor)
-    page = Reader(model, processor, doctags=False, max_tokens=9).read_image(picture())
+    page = Reader(model, processor, doctags=False, options=Options(max_tokens=9)).read_image(picture())
     want = generate(model, processor, TASKS["ocr"].prompt, Options(max_tokens=9), images=[picture()])
     assert page.text == want.strip()
 
@@ -358,7 +358,7 @@ def test_defaults_are_the_modules() -> None:
     from smolvlm_mlx.cli.document import document
 
     defaults = inspect.signature(document).parameters
-    assert (defaults["dpi"].default, defaults["max_tokens"].default) == (DPI, documents.MAX_TOKENS)
+    assert defaults["dpi"].default == DPI
     assert DOCUMENT_MODEL == documents.CHECKPOINTS
 
 
@@ -437,7 +437,6 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
         return str(stderr)
 
     monkeypatch.setattr(documents, "Reader", never)
-    assert "--output pdf is not one of doctags, markdown" in refused(good, "--output", "pdf")
     assert "no such file" in refused(tmp_path / "b.png")
     assert "no such folder" in refused(good, "--out", tmp_path / "no" / "a.md")
     assert "a folder" in refused(good, "--out", tmp_path)

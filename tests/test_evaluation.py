@@ -13,7 +13,7 @@ from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import EvaluationError, GenerationError
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.evaluation import Answer, Result, Score, evaluate, evaluate_in_steps
 from tests.support.rows import write_rows
@@ -326,11 +326,15 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
     assert (second["mean"], second["agreement"]) == (1.0, 2 / 3)
 
 
+def test_no_such_metric(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="metric 'nonsense' is not one of auto, vqa, anls,"):
+        evaluate("tiny", data, tmp_path / "out.jsonl", metric="nonsense")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["-m", "b", "--adapter", "x"], "--adapter belongs to one checkpoint"),
-        (["--metric", "nonsense"], "metric 'nonsense' is not one of auto, vqa, anls,"),
         (["--out", "{data}"], "questions.jsonl/a.jsonl: cannot be made or read (File exists: {data})"),
         (["--out", "{folder}/taken"], "cannot be made or read (Is a directory: {folder}/taken/a.jsonl)"),
     ],

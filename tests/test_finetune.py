@@ -13,7 +13,8 @@ from typing import Any
 from convert.conversations import write_questions
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import SmolVLMError, TrainingError
-from smolvlm_mlx.training.run import Plan, prepare
+from smolvlm_mlx.training.plan import PRESETS, Plan
+from smolvlm_mlx.training.run import prepare
 from tests.support.places import ROOT
 from tests.support.rows import write_rows
 
@@ -63,10 +64,7 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: A
     [
         ([], (), "no rows"),
         ([{"question": "?"}], (), "none of 1 rows can be used; data.jsonl:1: no answer"),
-        ([GOOD], ("--method", "magic"), "method 'magic' is not one of lora, dora, full"),
-        ([GOOD], ("--train", "decoder,nose"), "decoder, nose: choose from decoder, connector, vision"),
         ([GOOD], ("--rank", "0", "--learning-rate", "-1"), "rank is 0, less than 1; learning_rate is -1.0"),
-        ([GOOD], ("--preset", "4gb"), "preset '4gb' is not one of 8gb, 16gb"),
         ([GOOD], ("--resume",), "nothing to resume"),
         ([GOOD], ("--validation", "absent.jsonl"), "absent.jsonl"),
         ([GOOD], ("--learning-rate", "1e30", "--steps", "20"), "the loss is"),
@@ -82,6 +80,45 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert reason in err
     assert "Traceback" not in err
     assert not (tmp_path / "out/adapter").exists()
+
+
+def test_what_is_given_goes_before_a_preset(
+    tiny: Path, tmp_path: Path, finetune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is the default, which the preset has not."""
+    seen: list[Plan] = []
+
+    def prepare(model: str, data: str, out: Path, plan: Plan, **others: Any) -> None:
+        seen.append(plan)
+        raise TrainingError("enough")
+
+    monkeypatch.setattr("smolvlm_mlx.training.run.prepare_in_steps", prepare)
+    for options in (
+        (),
+        ("--preset", "16gb"),
+        (
+            "--preset",
+            "16gb",
+            "--rank",
+            8,
+            "--no-checkpoint-layers",
+            "--train",
+            "decoder, vision",
+            "--train",
+            "connector",
+        ),
+    ):
+        assert finetune("data.jsonl", tmp_path / "out", "-m", tiny, *options)[0] == 1
+    preset = PRESETS["16gb"]
+    parts = ("decoder", "vision", "connector")
+    assert seen == [Plan(), Plan(**preset), Plan(**{**preset, "rank": 8, "checkpoint_layers": False, "parts": parts})]
+
+
+def test_a_plan_names_all_that_is_wrong() -> None:
+    with pytest.raises(
+        TrainingError, match="method 'magic' is not one of lora, dora, full; parts nose: choose from dec"
+    ):
+        Plan(method="magic", parts=("nose",))  # type: ignore[arg-type]
 
 
 def test_full_training_of_a_quantized_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:

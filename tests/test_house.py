@@ -27,7 +27,7 @@ FLOORS = [
     {"checkpoint", "data", "generation"},
     {"inputs", "model"},
     {"config", "events", "files"},
-    {"device", "errors"},
+    {"device", "errors", "options"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 

@@ -7,7 +7,7 @@ from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.memory import estimate
-from smolvlm_mlx.training.run import PRESETS, Plan
+from smolvlm_mlx.training.plan import PRESETS, Plan
 from tests.support.places import REAL_FILES
 
 import mlx.core as mx

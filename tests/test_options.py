@@ -3,20 +3,27 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.cli.main import app
+from smolvlm_mlx.cli.options import as_command, flag_of
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.events import End, Event, Text
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.processor import Inputs, Processor
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.options import option, options_of
+from smolvlm_mlx.server import openai
 from smolvlm_mlx.server.openai import ChatRequest
+from smolvlm_mlx.training.plan import Plan
 
 import pytest
+import typer
 
 Road = Callable[[Options], list[str]]  # answers to one question that was asked several times
 
@@ -114,8 +121,76 @@ def test_a_request_says_it_or_is_refused(name: str) -> None:
     assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
     value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
     body = json.dumps({"messages": messages, name: value}).encode()
-    if name in ("kv_bits", "skip_special_tokens"):
+    if name in openai.REFUSED:
         with pytest.raises(PromptError, match=name):
             ChatRequest.parse(body)
     else:
         assert getattr(ChatRequest.parse(body).options(), name) == value
+
+
+# ---- the command line
+
+
+def flags(command: str) -> dict[str, Any]:
+    """Flags of a command, each with its parameter."""
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    return {flag: parameter for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+
+
+LEFT_OUT = {
+    "chat": {"skip_special_tokens"},
+    "document": {"stop", "skip_special_tokens"},
+    "live": {"longest_edge", "max_tiles"},
+}
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "live", "caption", "document", "evaluate"])
+def test_a_command_has_every_option_but_those_it_cannot_honour(command: str) -> None:
+    known = flags(command)
+    for each in (*options_of(Options), *options_of(ImageOptions)):
+        if each.name in LEFT_OUT.get(command, ()):
+            assert flag_of(each) not in known
+        else:
+            assert known[flag_of(each)].help == each.help
+            assert {each.short} <= {"", *known[flag_of(each)].opts}
+
+
+def test_finetune_has_every_option_of_a_plan() -> None:
+    known = flags("finetune")
+    for each in options_of(Plan):
+        assert known[flag_of(each)].help == each.help
+
+
+def test_the_api_has_every_option() -> None:
+    request = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
+    known = type(request).model_fields
+    assert {field.name for field in fields(Options)} <= known.keys()
+    assert all(known[name].description == option.help for name, option in openai.AS_THEY_ARE.items())
+
+
+@dataclass(frozen=True)
+class More(Options):
+    tone: Literal["dry", "warm"] = option("dry", "How it sounds.", short="-w")
+    words: tuple[str, ...] = option(("a",), "Of a list.")
+    loud: bool | None = option(None, "Shout.")
+
+
+def test_a_new_option_takes_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The flag with its help, type and default is made of the field."""
+    seen: list[More] = []
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command()
+    @as_command
+    def ask(more: More = More(temperature=1.0)) -> None:
+        seen.append(more)
+
+    for arguments in ([], ["-w", "warm", "--words", "b", "--words", "c", "--no-loud", "--top-k", "2"]):
+        app(arguments, standalone_mode=False)
+    changed = More(temperature=1.0, top_k=2, tone="warm", words=("b", "c"), loud=False)
+    assert seen == [More(temperature=1.0), changed]
+    with pytest.raises(SystemExit):
+        app(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "-w, --tone [dry|warm] How it sounds. [default: dry]" in shown
+    assert "--loud / --no-loud Shout." in shown

@@ -5,7 +5,7 @@ import json
 from smolvlm_mlx import device
 from smolvlm_mlx.checkpoint.presets import SIZES, random_model
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.inputs.tiles import ImageSettings
+from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from tests.support.bundled import BUNDLED
 from tests.support.places import REAL_FILES

@@ -23,7 +23,8 @@ from smolvlm_mlx.inputs.messages import (
     user_message,
 )
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, free_character, image_text
-from smolvlm_mlx.inputs.tiles import ImageSettings, plan_tiles
+from smolvlm_mlx.inputs.settings import ImageSettings
+from smolvlm_mlx.inputs.tiles import plan_tiles
 from smolvlm_mlx.inputs.tokenizer import chat_template
 from tests.support.checkpoints import load_processor
 from tests.support.places import REAL_FILES

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from smolvlm_mlx.checkpoint.quantization import RECIPES, Quantization, Recipe, quantize_modules
+from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
+from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.errors import CheckpointError
 
 import mlx.core as mx

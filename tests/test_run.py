@@ -12,10 +12,12 @@ from pathlib import Path
 from convert.conversations import write_questions
 from convert.random_checkpoint import make
 from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.checkpoint.choices import Part
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.training.loop import Record, loss_sum
-from smolvlm_mlx.training.run import Plan, Run, prepare
+from smolvlm_mlx.training.plan import Method, Plan
+from smolvlm_mlx.training.run import Run, prepare
 from tests.support.places import ROOT
 from tests.support.rows import SHORT, write_rows
 
@@ -46,7 +48,7 @@ def losses(run: Run) -> list[tuple[float, float | None]]:
 @pytest.mark.parametrize("parts", [("decoder",), ("connector", "vision"), ("decoder", "connector", "vision")])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_only_the_chosen_parts_are_trained(
-    method: str, parts: tuple[str, ...], shallow: Path, short_questions: Path, tmp_path: Path
+    method: Method, parts: tuple[Part, ...], shallow: Path, short_questions: Path, tmp_path: Path
 ) -> None:
     run = prepare(shallow, short_questions, tmp_path / "run", replace(PLAN, method=method, parts=parts))
     prefixes = {"decoder": "language_model.", "connector": "connector.", "vision": "vision_model."}
@@ -64,7 +66,7 @@ def test_training_learns_a_few_answers_by_heart(method: str, shallow: Path, quan
     rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
     source = write_rows(tmp_path / "rows.jsonl", *rows)
     plan = Plan(
-        method="lora" if method == "qlora" else method,
+        method="lora" if method == "qlora" else method,  # type: ignore[arg-type]
         rank=16, steps=18, batch_size=2, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
     )  # fmt: skip
     base = quantized if method == "qlora" else shallow

@@ -7,7 +7,7 @@ from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import PromptError
 from smolvlm_mlx.inputs.messages import parse_messages
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from tests.support.messages import text
 from tests.support.rows import IMAGE, QUESTION, outcome
 

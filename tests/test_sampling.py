@@ -9,7 +9,7 @@ from typing import Any
 from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.detokenizer import StopStrings
-from smolvlm_mlx.generation.sampling import Options
+from smolvlm_mlx.generation.options import Options
 from tests.support.places import ROOT
 
 import mlx.core as mx
@@ -52,7 +52,8 @@ def test_all_problems_at_once() -> None:
 def test_greedy_loads_no_sampler() -> None:
     code = """
 import sys
-from smolvlm_mlx.generation.sampling import Options, make_sampler
+from smolvlm_mlx.generation.sampling import make_sampler
+from smolvlm_mlx.generation.options import Options
 import mlx.core as mx
 assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)

@@ -118,7 +118,8 @@ def test_json_schema(openai: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"temperature": 9}, "temperature: Input should be less than or equal to 2"),
+        ({"temperature": 11}, "temperature 11.0 is not in 0..10"),
+        ({"temperature": "hot"}, "temperature: Input should be a valid number"),
         ({"n": 2}, "n: Input should be 1"),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools: "),
         ({"messages": []}, "messages: List should have at least 1 item"),

@@ -19,7 +19,7 @@ from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Video
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal

@@ -11,7 +11,7 @@ from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.inputs.media import Tiled, Video
 from smolvlm_mlx.inputs.processor import Inputs
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from tests.support.places import REAL_FILES
 from tests.support.videos import encode_clip
 

@@ -17,7 +17,8 @@ from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.data.samples import make_sample
-from smolvlm_mlx.inputs.tiles import ImageOptions, ImageSettings, make_tiles
+from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
+from smolvlm_mlx.inputs.tiles import make_tiles
 from smolvlm_mlx.training.loop import Settings
 
 import numpy as np

@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.presets import random_picture
-from ..errors import BenchError
 from ..events import Statistics
 from ..generation.decoding import Row
 from ..generation.image_cache import encode_tiles, tiles_at_once
+from ..generation.options import Options
 from ..generation.prefill import PromptReader
-from ..generation.sampling import Options
 from ..inputs.media import Tiled
 from ..inputs.processor import Inputs
-from ..inputs.tiles import ImageSettings, digest_tiles, load_image, make_tiles
+from ..inputs.settings import ImageSettings
+from ..inputs.tiles import digest_tiles, load_image, make_tiles
 from ..model import SmolVLM
 from .diagnostics import Check, machine_checks, model_checks
 from .machine import calibrate, count_kernels
+from .plan import Plan
 from .roofline import Machine, Sizes, Work, decoder, vision
 
 PICTURE = (1600, 1067)  # pixels; 12 tiles and the global one in the family
@@ -36,23 +37,6 @@ TILE_TEXT, QUESTION, ANSWER = 2, 16, 8  # tokens of text for a tile's place, of 
 Open = Callable[[], tuple[SmolVLM, ImageSettings]]
 Timed = tuple[float, ...]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured."""
-
-    runs: int = 3
-    contexts: tuple[int, ...] = (100, 872, 2000)  # tokens of prompts
-    decoded: int = 32  # tokens after each
-    split: bool = True  # the turns' picture; off, it is one tile
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise BenchError(f"runs {self.runs} is less than 1")
-
-
-QUICK = Plan(runs=2, contexts=(100,), decoded=8, split=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import CheckpointError
 from ..inputs.messages import Message, text_message, user_message
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .reader import load
 

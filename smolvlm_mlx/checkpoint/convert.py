@@ -23,8 +23,9 @@ from ..events import Reading, Work, at_once
 from ..files import new_folder
 from ..model import SmolVLM
 from .adapters import Fuser, fingerprint
+from .choices import RECIPES, Recipe
 from .hub import find
-from .quantization import GROUP_SIZES, RECIPES, Quantization, Recipe, form_problem, quantize_modules
+from .quantization import GROUP_SIZES, Quantization, form_problem, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import Entry, write_in_steps
 

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from ..config import ModelConfig, TextConfig, VisionConfig
-from ..inputs.tiles import ImageSettings
+from ..inputs.settings import ImageSettings
 from ..model import SmolVLM, optimize
-from .quantization import Quantization, Recipe, quantize_modules
+from .choices import Recipe
+from .quantization import Quantization, quantize_modules
 
 
 @dataclass(frozen=True)

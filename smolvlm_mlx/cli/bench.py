@@ -1,33 +1,47 @@
 """`smolvlm-mlx bench`: how fast a model runs here, and how fast it could."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bench.plan import QUICK, Plan
+from ..checkpoint import choices
 from ..errors import BenchError
 from .options import Dtype, Revision
 
 if TYPE_CHECKING:
-    from ..bench.bench import Open, Result
+    from ..bench.bench import Open, Phase, Result
 
 PICTURES = ".png"
+UNITS = {"tokens": "tok", "tiles": "tiles", "pictures": "pic"}
+SHOWN = 6  # primitives of a decode step, by name
+
+Random = Annotated[
+    choices.Size | None, typer.Option(help="Random weights in this size's shape: nothing is downloaded.")
+]
+Bits = Annotated[
+    choices.Bits | None, typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual.")
+]
+Runs = Annotated[int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")]
+Plot = Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")]
 
 
 def bench(
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
     ] = None,
-    random: Annotated[
-        str | None, typer.Option(help="Random weights in the shape of 256M, 500M or 2.2B: nothing is downloaded.")
-    ] = None,
+    random: Random = None,
     dtype: Dtype = None,
-    bits: Annotated[int | None, typer.Option(help="Quantize random weights of the decoder: 8, 6 or 4 bits.")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Of each phase; 3.")] = None,
+    bits: Bits = None,
+    runs: Runs = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")] = None,
+    plot: Plot = None,
     revision: Revision = None,
 ) -> None:
     """Measure each phase of an answer, beside the limit that this machine sets.
@@ -37,25 +51,23 @@ def bench(
     """
     from dataclasses import replace
 
-    from ..bench.bench import QUICK, Plan
     from ..bench.bench import bench as run
-    from . import bench_report as report
 
     if (model is None) == (random is None):
         raise BenchError("give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B")
     if plot is not None:
         _check_picture(plot)
-    open_model = _stored(model, dtype, bits, revision) if model is not None else _random(str(random), dtype, bits)
+    open_model = _random(random, dtype, bits) if random else _stored(str(model), dtype, bits, revision)
     plan = QUICK if quick else Plan()
-    with report.status() as progress:
+    with _status() as progress:
         result = run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None, progress)
     name = model or f"{random}, random weights" + (f", {bits} bits" if bits else "")
     if as_json:
         print(json.dumps(_summary(name, result), indent=2))
     else:
-        report.print_result(name, result)
+        _print_result(name, result)
     if plot is not None:
-        report.draw(name, result, plot)
+        draw(name, result, plot)
 
 
 def _stored(model: str, dtype: str | None, bits: int | None, revision: str | None) -> "Open":
@@ -71,34 +83,24 @@ def _stored(model: str, dtype: str | None, bits: int | None, revision: str | Non
     return opened
 
 
-def _random(name: str, dtype: str | None, bits: int | None) -> "Open":
+def _random(name: choices.Size, dtype: choices.Dtype | None, bits: choices.Bits | None) -> "Open":
     from .. import device
     from ..bench.machine import total_memory
     from ..checkpoint.presets import SIZES, random_model
-    from ..checkpoint.quantization import form_problem
     from ..checkpoint.reader import DTYPES
 
-    compute = dtype or device.default_dtype()
-    if name not in SIZES:
-        raise BenchError(f"--random {name!r:.40} is not one of {', '.join(SIZES)}")
-    if compute not in DTYPES:
-        raise BenchError(f"dtype {compute!r:.40} is not one of {', '.join(DTYPES)}")
-    problem = None if bits is None else form_problem(bits, 64)
-    if problem is not None:
-        raise BenchError(f"--bits: {problem}")
-    size = SIZES[name]
-    needed, memory = size.config.parameters * DTYPES[compute].size * 5 // 4, total_memory()
+    compute, size = DTYPES[dtype or device.default_dtype()], SIZES[name]
+    needed, memory = size.config.parameters * compute.size * 5 // 4, total_memory()
     if 0 < memory < needed:
         raise BenchError(
-            f"{name} in {compute} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; try a smaller one"
+            f"{name} in {dtype or device.default_dtype()} needs {needed / 1e9:.1f} GB, this machine has "
+            f"{memory / 1e9:.1f}; try a smaller one"
         )
-    return lambda: (random_model(size.config, DTYPES[compute], bits), size.settings)
+    return lambda: (random_model(size.config, compute, bits), size.settings)
 
 
 def _check_picture(path: Path) -> None:
     """Now, and not after minutes of measuring."""
-    from .bench_report import can_draw
-
     if path.suffix.lower() != PICTURES:
         raise BenchError(f"--plot {path}: its name has to end in {PICTURES}")
     if not path.absolute().parent.is_dir():
@@ -133,3 +135,113 @@ def _summary(name: str, result: "Result") -> dict[str, object]:
             for phase in result.phases
         ],
     }
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """What is measured now, on stderr."""
+    from rich.text import Text
+
+    from .show import console
+
+    err = console(stderr=True)
+    with err.status("") as line:
+
+        def show(phase: str) -> None:
+            line.update(Text(f"Measuring: {phase}"))
+            if not err.is_terminal:
+                err.print(f"measuring: {phase}")
+
+        yield show
+
+
+def _print_result(name: str, result: "Result") -> None:
+    """Machine, phases with their limits, kernels, memory, and what has fallen back."""
+    from .show import console
+
+    out, machine = console(), result.machine
+    out.print(
+        f"{name}: {result.parameters:,} parameters, {machine.dtype} on {machine.backend} ({machine.device}): "
+        f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.flops / 1e9:,.0f} GFLOP/s, "
+        f"{machine.kernel_seconds * 1e6:.2f} us a small kernel"
+    )
+    _print_phases(result)
+    kernels = result.kernels
+    most = ", ".join(f"{count} {kind}" for kind, count in kernels.most_common(SHOWN))
+    rest = "" if any("Matmul" in kind or kind == "AddMM" for kind in kernels) else "; NumPy multiplies the matrices"
+    out.print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
+    whole = f" of {machine.memory / 1e9:.1f} GB" if machine.memory else ""
+    out.print(
+        f"memory: weights {result.weights / 1e6:,.1f} MB, peak of a first turn {_megabytes(result.peak_memory)}{whole}"
+    )
+    out.print("limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, of the median")
+    for check in result.checks:
+        out.print(f"{check.name}: {check.value}" + ("" if check.fine else "  (!)"))
+
+
+def _print_phases(result: "Result") -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from .show import console
+
+    first, others = Column("phase", no_wrap=True), ("median", "spread", "rate", "limit", "reached", "by")
+    columns = (Column(title, justify="right", no_wrap=True) for title in others)
+    shown = Table(first, *columns, box=None, padding=(0, 2), collapse_padding=True, pad_edge=False)
+    for phase in result.phases:
+        work, limit, share = phase.work, phase.limit(result.machine), phase.share(result.machine)
+        limits = [_seconds(limit), f"{share:.0%}"] if limit is not None and share is not None else ["-", "-"]
+        measured = (Text(phase.name), _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase))
+        shown.add_row(*measured, *limits, work.bound(result.machine) if work else "-")
+    console().print(shown)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:,.1f} MB"
+
+
+def _rate(phase: "Phase") -> str:
+    if phase.unit == "bytes":
+        return f"{phase.rate / 1e6:,.0f} MB/s"
+    unit = UNITS[phase.unit]
+    return f"{phase.rate:,.1f} {unit}/s" if phase.rate < 100 else f"{phase.rate:,.0f} {unit}/s"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib, which is an extra, is there."""
+    return find_spec("matplotlib") is not None
+
+
+def draw(name: str, result: "Result", path: Path) -> None:
+    """FLOP/s by FLOPs a byte: the roof that bandwidth and FLOP/s make, and the phases under it; as PNG.
+
+    Raises:
+        BenchError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    machine = result.machine
+    phases = [(phase, phase.work) for phase in result.phases if phase.work is not None]
+    intensities = [work.flops / work.bytes for _, work in phases]
+    ridge = machine.flops / machine.bandwidth
+    low, high = min(*intensities, ridge) / 4, max(*intensities, ridge) * 4
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    roof = [value * machine.bandwidth / 1e9 for value in (low, ridge)] + [machine.flops / 1e9]
+    axes.plot([low, ridge, high], roof, color="black", lw=1.5)
+    for number, ((phase, work), intensity) in enumerate(zip(phases, intensities, strict=True)):
+        label = f"{phase.name}: {phase.share(machine):.0%}"
+        reached = work.flops / phase.median / 1e9
+        axes.plot(intensity, reached, "o^sDvP*X"[number % 8], ms=7, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s")
+    axes.set_title(f"{name} on {machine.device}, {machine.dtype}", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, title="per cent of the limit, kernels included", title_fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    try:
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be written ({error.strerror})") from error

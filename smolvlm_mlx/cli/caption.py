@@ -2,33 +2,36 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DataError, reason
-from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
+from ..tasks.options import Preset
+from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision, given
 
 if TYPE_CHECKING:
     from ..tasks.captions import Task
 
 SHOWN = 10  # files that cannot be used
 
+Schema = Annotated[Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")]
+
 
 def caption(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Pictures, videos, and folders of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")],
-    preset: Annotated[str, typer.Option(help="caption, alt, keywords or ocr.")] = "caption",
+    preset: Annotated[Preset, typer.Option(help="What is asked, and how long an answer may be.")] = "caption",
     prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
-    schema: Annotated[
-        Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = None,
+    schema: Schema = None,
     model: Model = DEFAULT_MODEL,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    options: Annotated[Options, Flags(defaults={"max_tokens": "as the preset"})] = Options(),
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -41,16 +44,14 @@ def caption(
     import mlx.core as mx
 
     from ..checkpoint.reader import load
-    from ..inputs.tiles import ImageOptions
     from ..tasks.captions import Captioner, find_files
-    from .show import follow
-    from .training_report import count_bar
+    from .show import count_bar, follow
 
-    task, files = _task(preset, prompt, schema, max_tokens), find_files(paths)
+    task, files = _task(preset, prompt, schema), find_files(paths)
+    options = replace(options, **{"max_tokens": task.max_tokens, **given(context, options)})
     network, processor = load(model, dtype, revision, adapter=adapter)
-    image_options = ImageOptions(longest_edge, split, max_tiles)
     name = f"{model} {revision or ''} {adapter or ''} {dtype or ''}"
-    captioner = Captioner(network, processor, task, name, image_options)
+    captioner = Captioner(network, processor, task, name, image_options, options)
     try:
         with count_bar("files") as progress:
             lines = follow(captioner.write_in_steps(files, out), progress)
@@ -70,17 +71,11 @@ def _report(lines: list[dict[str, Any]], out: Path) -> None:
         print(f"and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
 
 
-def _task(preset: str, prompt: str | None, schema: Path | None, max_tokens: int | None) -> "Task":
-    from dataclasses import replace
-
+def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
     from ..tasks.captions import TASKS, Task
 
-    if preset not in TASKS:
-        raise DataError(f"--preset {preset} is not one of {', '.join(TASKS)}")
     task = TASKS[preset] if prompt is None else Task(prompt)
-    if schema is not None:
-        task = replace(task, schema=_read_schema(schema), most_characters=None)
-    return task if max_tokens is None else replace(task, max_tokens=max_tokens)
+    return task if schema is None else replace(task, schema=_read_schema(schema), most_characters=None)
 
 
 def _read_schema(path: Path) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DataError
-from .options import CONTROLS, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
+from ..tasks.options import DOCUMENTS, Output
+from .options import CONTROLS, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision
 
 if TYPE_CHECKING:
     from ..tasks.documents import Page, Reader, Sheet
@@ -19,15 +22,13 @@ DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"
 def document(
     files: Annotated[list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")] = None,
-    output: Annotated[str, typer.Option(help="doctags, markdown, html, json or text.")] = "doctags",
+    output: Annotated[Output, typer.Option(help="What is written; text does without DocTags.")] = "doctags",
     pages: Annotated[str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")] = None,
     dpi: Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")] = 144,
     prompt: Annotated[str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest page, in tokens.")] = 8192,
     model: Model = DOCUMENT_MODEL,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -38,14 +39,12 @@ def document(
     text.
     """
     from ..checkpoint.reader import load
-    from ..inputs.tiles import ImageOptions
     from ..tasks.documents import Reader, find_sheets
 
     _check(output, out)
     sheets = find_sheets(files, pages, dpi)
     network, processor = load(model, dtype, revision, adapter=adapter)
-    image_options = ImageOptions(longest_edge, split, max_tiles)
-    reader = Reader(network, processor, output != "text", prompt, max_tokens, image_options)
+    reader = Reader(network, processor, output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
         _read(reader, sheets, finished)
@@ -57,12 +56,10 @@ def document(
             _write(finished, output, out, files[0].stem)
 
 
-def _check(output: str, out: Path | None) -> None:
+def _check(output: Output, out: Path | None) -> None:
     """What would be wrong in the end is told in the beginning."""
     from ..tasks.documents import FORMATS, check_export
 
-    if output not in ("doctags", *FORMATS, "text"):
-        raise DataError(f"--output {output} is not one of doctags, {', '.join(FORMATS)}, text")
     if output in FORMATS:
         check_export()
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
@@ -70,7 +67,7 @@ def _check(output: str, out: Path | None) -> None:
 
 
 def _read(reader: "Reader", sheets: Sequence["Sheet"], finished: "list[Page]") -> None:
-    from .training_report import count_bar
+    from .show import count_bar
 
     with count_bar("pages") as progress:
         progress(0, len(sheets))
@@ -79,7 +76,7 @@ def _read(reader: "Reader", sheets: Sequence["Sheet"], finished: "list[Page]") -
             progress(len(finished), len(sheets))
 
 
-def _write(pages: "Sequence[Page]", output: str, out: Path | None, name: str) -> None:
+def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:
     from ..files import write_file
     from ..tasks.documents import FORMATS, export
 

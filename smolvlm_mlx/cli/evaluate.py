@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvaluationError
-from .options import DEFAULT_MODEL, Adapter, Dtype, LongestEdge, MaxTiles, Revision, Split
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
+from ..tasks.options import EVALUATION, Metric
+from .options import DEFAULT_MODEL, Adapter, Dtype, Revision
 
 if TYPE_CHECKING:
-    from ..tasks.evaluation import Result
+    from ..tasks.evaluation import Result, Score
+
+Models = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")]
 
 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")],
-    model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
-    ] = None,
-    metric: Annotated[
-        str, typer.Option(help="vqa, anls, relaxed, choice, contains, formula, exact; auto: choice or exact.")
-    ] = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")] = Path(
-        "evaluation"
-    ),
+    model: Models = None,
+    metric: Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")] = "auto",
+    out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 64,
     part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    options: Options = EVALUATION,
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -43,30 +43,29 @@ def evaluate(
     {"messages": [...], "answers": [...]}; with "choices" the question is multiple choice.
     """
     from ..data.rows import read_rows
-    from ..generation.sampling import Options
-    from ..inputs.tiles import ImageOptions
     from ..tasks.evaluation import evaluate_in_steps as run
-    from . import training_report as report
-    from .show import follow
+    from .show import count_bar, follow
 
     models = model or [DEFAULT_MODEL]
     if adapter is not None and len(models) > 1:
         raise EvaluationError(
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
         )
-    image_options = ImageOptions(longest_edge, split, max_tiles)
     common: dict[str, Any] = {"metric": metric, "adapter": adapter, "dtype": dtype, "revision": revision}
-    common["options"] = Options(max_tokens=max_tokens)
-    common["image_options"] = image_options
+    common |= {"options": options, "image_options": image_options}
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
-        with report.count_bar(name) as progress:
+        with count_bar(name) as progress:
             steps = run(name, rows, out / f"{_file_name(name)}.jsonl", **common)
             results.append(follow(steps, progress))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
     else:
-        report.print_scores(results)
+        _print_scores(results)
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:]
 
 
 def _summary(result: "Result", first: "Result") -> dict[str, Any]:
@@ -80,5 +79,30 @@ def _summary(result: "Result", first: "Result") -> dict[str, Any]:
     }
 
 
-def _file_name(model: str) -> str:
-    return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:]
+def _print_scores(results: "list[Result]") -> None:
+    """A row for each category, a column for each checkpoint; then agreement with the first."""
+    from rich.text import Text
+
+    from .show import console, print_rows, table
+
+    out, first = console(), results[0]
+    shown = table("category", "questions", *(result.name for result in results))
+    if len(first.categories) > 1:
+        for name, score in first.categories.items():
+            others = [result.categories[name] for result in results]
+            shown.add_row(Text(name or "-"), str(score.count), *(f"{100 * other.mean:.1f}" for other in others))
+    shown.add_row("all", str(first.score.count), *(_with_interval(result.score) for result in results))
+    if len(results) > 1:
+        differences = [result.difference(first) for result in results[1:]]
+        shown.add_row("difference", "", "", *(f"{100 * mean:+.1f} ± {100 * half:.1f}" for mean, half in differences))
+        shown.add_row("same answers", "", "", *(f"{100 * result.agreement(first):.1f}" for result in results[1:]))
+    out.print(shown)
+    out.print("Per cent, with 95 per cent intervals.")
+    for result in results:
+        failed = [(answer.where, answer.error) for answer in result.answers if answer.error]
+        print_rows(failed, f"could not be asked, and count as wrong for {result.name}")
+
+
+def _with_interval(score: "Score") -> str:
+    low, high = score.interval
+    return f"{100 * score.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"

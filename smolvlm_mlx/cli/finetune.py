@@ -3,81 +3,39 @@
 import os
 import signal
 import time
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import TrainingError
-from .options import DEFAULT_MODEL, INTERRUPTED, Dtype, MaxTiles, Model, Revision
+from ..training.plan import PRESETS, Plan, Preset
+from .options import DEFAULT_MODEL, INTERRUPTED, Dtype, Model, Revision, given
 
 if TYPE_CHECKING:
-    from ..training.run import Plan, Run
+    from ..training.loop import Record
+    from ..training.run import Run
 
-
-Data = Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")]
-Out = Annotated[Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")]
-Method = Annotated[str | None, typer.Option(help="lora (on a quantized checkpoint: QLoRA), dora or full; lora.")]
-Train = Annotated[str, typer.Option(help="What is trained: decoder, connector, vision, with commas.")]
-Preset = Annotated[
-    str | None, typer.Option(help="8gb (QLoRA on 256M and 500M) or 16gb (QLoRA on 2.2B): settings that fit.")
+Presets = Annotated[
+    Preset | None,
+    typer.Option(help="Settings that fit: QLoRA on 256M and 500M in 8gb, on 2.2B in 16gb. Options beside it go first."),
 ]
-Rank = Annotated[int | None, typer.Option(help="Of the adapter; 8.")]
-Alpha = Annotated[float | None, typer.Option(help="The adapter counts alpha / rank; 16.")]
-Dropout = Annotated[float | None, typer.Option(help="On the adapter's input; 0.")]
-Epochs = Annotated[float | None, typer.Option(help="Times through the data; 3.")]
-Steps = Annotated[int | None, typer.Option(help="Steps, in place of epochs.")]
-BatchSize = Annotated[int | None, typer.Option(help="Conversations computed at once; 1.")]
-Accumulate = Annotated[int | None, typer.Option(help="Batches for one step; 8.")]
-LearningRate = Annotated[float | None, typer.Option(help="At its peak; 0.0002.")]
-Warmup = Annotated[float | None, typer.Option(help="Share of the steps before the peak; 0.05.")]
-WeightDecay = Annotated[float | None, typer.Option(help="AdamW's; 0.01.")]
-Clip = Annotated[float | None, typer.Option(help="Largest norm of a gradient; 1.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longer conversations are left out; 4096.")]
-CheckpointLayers = Annotated[
-    bool | None, typer.Option("--checkpoint-layers", help="Keep fewer activations and compute them again.")
-]
-Validation = Annotated[str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")]
-ValidationShare = Annotated[float | None, typer.Option(help="That share; 0.05.")]
-ValidateEvery = Annotated[int | None, typer.Option(help="Steps between validations; 50.")]
-SaveEvery = Annotated[int | None, typer.Option(help="Steps between saved states; 50.")]
-Seed = Annotated[int | None, typer.Option(help="Of order, dropout and the adapter; 0.")]
-Part = Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")]
-Estimate = Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")]
 
 
 def finetune(
-    data: Data,
-    out: Out,
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")],
+    out: Annotated[Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")],
     model: Model = DEFAULT_MODEL,
-    method: Method = None,
-    train: Train = "decoder",
-    preset: Preset = None,
-    rank: Rank = None,
-    alpha: Alpha = None,
-    dropout: Dropout = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    warmup: Warmup = None,
-    weight_decay: WeightDecay = None,
-    clip: Clip = None,
-    max_tokens: MaxTokens = None,
-    max_tiles: MaxTiles = None,
-    checkpoint_layers: CheckpointLayers = None,
-    validation: Validation = None,
-    validation_share: ValidationShare = None,
-    validate_every: ValidateEvery = None,
-    save_every: SaveEvery = None,
-    seed: Seed = None,
-    part: Part = None,
-    resume: Resume = False,
-    estimate: Estimate = False,
+    preset: Presets = None,
+    plan: Plan = Plan(),
+    validation: Annotated[str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")] = None,
+    part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
@@ -85,36 +43,22 @@ def finetune(
 
     A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
     from ..training.run import prepare_in_steps
-    from . import training_report as report
-    from .show import follow
+    from .show import count_bar, follow
 
-    plan = _plan(given, train, preset)
-    with report.count_bar("Checking conversations") as progress:
-        preparing = prepare_in_steps(
+    if preset is not None:
+        plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
+    with count_bar("Checking conversations") as progress:
+        steps = prepare_in_steps(
             model, data, out, plan, validation=validation, part=part, dtype=dtype, revision=revision
         )
-        run = follow(preparing, progress)
-    report.print_run(run)
+        run = follow(steps, progress)
+    _print_run(run)
     if not estimate:
         _train(run, resume)
 
 
-def _plan(given: dict[str, Any], train: str, preset: str | None) -> "Plan":
-    """Of a preset's values and those given on the command line, which go first."""
-    from ..training.run import PRESETS, Plan
-
-    if preset is not None and preset not in PRESETS:
-        raise TrainingError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
-    names = {field.name for field in fields(Plan)}
-    chosen = {**PRESETS.get(preset or "", {}), **{name: given[name] for name in given if name in names}}
-    return Plan(**chosen, parts=tuple(name.strip() for name in train.split(",")))
-
-
 def _train(run: "Run", resume: bool) -> None:
-    from . import training_report as report
-
     def stop(signal_number: int, frame: FrameType | None) -> None:
         run.stop()
         signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
@@ -123,10 +67,82 @@ def _train(run: "Run", resume: bool) -> None:
     before = signal.signal(signal.SIGINT, stop)
     started = time.perf_counter()
     try:
-        with report.training_bar(run.settings.steps) as show:
+        with _training_bar(run.settings.steps) as show:
             result = run.train(show, resume)
     finally:
         signal.signal(signal.SIGINT, before)
-    report.print_result(run, result, time.perf_counter() - started)
+    _print_result(run, result, time.perf_counter() - started)
     if result is None:
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _training_bar(steps: int) -> Iterator[Callable[["Record", "Run"], None]]:
+    """A bar on stderr with loss, speed and memory; without a terminal, a line for every tenth of the steps."""
+    import mlx.core as mx
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    from .show import bar
+
+    started, tokens, first = time.perf_counter(), 0, 0
+    with bar("training", MofNCompleteColumn(), TextColumn("{task.fields[now]}", markup=False)) as shown:
+        task = shown.add_task("training", total=steps, now="")
+
+        def show(record: "Record", run: "Run") -> None:
+            nonlocal tokens, first
+            first = first or record.step
+            tokens += record.tokens
+            now, best = f"loss {record.loss:.4f}", run.trainer.best
+            if best is not None:
+                now += f"  best {best.validation_loss:.4f} at {best.step}"
+            speed = tokens / (time.perf_counter() - started)
+            now += f"  {speed:.0f} answer tokens/s  {mx.get_peak_memory() / 1e9:.2f} GB"
+            shown.update(task, completed=record.step, now=now)
+            due = record.step in (first, steps) or record.step % max(1, steps // 10) == 0
+            if shown.disable and due:
+                shown.console.print(f"step {record.step} of {steps}  {now}", markup=False, highlight=False)
+
+        yield show
+
+
+def _print_run(run: "Run") -> None:
+    """What is about to be trained, on what, and the memory it will take; on stderr."""
+    from .. import device
+    from .show import console, print_rows
+
+    err, plan, quantization = console(stderr=True), run.plan, run.checkpoint.quantization
+    total = sum(array.size for array in run.model.named_parameters().values())
+    kind = plan.method if quantization is None else f"{plan.method} on {quantization.bits} bits"
+    err.print(f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained")
+    err.print(
+        f"{len(run.training):,} conversations of up to {max(run.training.tokens):,} tokens and "
+        f"{max(run.training.tiles)} tiles, {len(run.validation):,} to validate, {run.settings.steps:,} steps"
+    )
+    memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
+    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
+    err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
+    if problem := device.training_problem():
+        err.print(problem)
+    print_rows([(row.where, row.reason) for row in run.bad], "are left out")
+
+
+def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
+    """Where the result is, and how to use it."""
+    import mlx.core as mx
+
+    from .show import console
+
+    err, last = console(stderr=True), run.trainer.history[-1]
+    if result is None:
+        err.print(f"stopped after step {last.step} of {run.settings.steps}; --resume goes on")
+        return
+    best = run.trainer.best
+    chosen = (
+        f"step {last.step}, the last"
+        if best is None
+        else f"step {best.step}, validation loss {best.validation_loss:.4f}"
+    )
+    err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
+    if not (run.out / "loss.png").exists():
+        err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")
+    print(result)

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import GenerationError
-from .options import (
-    CONTROLS,
-    DEFAULT_MODEL,
-    INTERRUPTED,
-    Adapter,
-    Images,
-    LongestEdge,
-    MaxTiles,
-    Model,
-    Revision,
-    Split,
-)
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
+from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Images, Model, Revision
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -39,47 +30,23 @@ def generate(
     start: Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")] = None,
     end: Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from this many tokens; 0: all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Sample from tokens this likely, relative to the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, repeated tokens become less likely.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")] = None,
-    kv_bits: Annotated[int | None, typer.Option(help="Keep keys and values in 8 or 4 bits.")] = None,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    options: Options = Options(),
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    dtype: Dtype = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..checkpoint.reader import load
     from ..generation.engine import Engine
-    from ..generation.sampling import Options
-    from ..inputs.tiles import ImageOptions
 
-    options = Options(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        kv_bits=kv_bits,  # type: ignore[arg-type]  # Options checks it
-    )
     # A missing question or a wrong path is told before a model is loaded.
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
     messages = _messages(system, _question(prompt), image or [], video or [], part_options)
     started = time.perf_counter()
     network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
-    image_options = ImageOptions(longest_edge, split, max_tiles)
     stream = Engine(network, processor).stream(messages, options, image_options=image_options, keep_vision=False)
     _print_answer(stream, loaded - started, as_json)
 

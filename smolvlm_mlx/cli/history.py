@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import HistoryError
+from .options import as_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 
 
 @app.callback(invoke_without_command=True)
+@as_command
 def root(context: typer.Context) -> None:
     """Conversations of `chat`, which are kept on this machine."""
     if context.invoked_subcommand is None:
@@ -34,6 +36,7 @@ def root(context: typer.Context) -> None:
 
 
 @app.command("list")
+@as_command
 def list_all(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
 ) -> None:
@@ -42,12 +45,14 @@ def list_all(
 
 
 @app.command()
+@as_command
 def search(words: Annotated[str, typer.Argument(help="Text of a question, an answer, or a picture's name.")]) -> None:
     """List the conversations that contain some words."""
     _print_list(_history().list(words=words))
 
 
 @app.command()
+@as_command
 def show(id: Id) -> None:
     """Print a conversation."""
     from .show import console
@@ -56,6 +61,7 @@ def show(id: Id) -> None:
 
 
 @app.command()
+@as_command
 def export(
     id: Id,
     out: Annotated[
@@ -77,6 +83,7 @@ def export(
 
 
 @app.command()
+@as_command
 def delete(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")

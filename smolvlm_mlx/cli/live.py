@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import VideoError
-from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Model, Revision
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
+from ..tasks.options import LIVE
+from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +21,13 @@ PROMPT = "Describe this image in one sentence."
 STUCK = "the answer stays the same although the picture changes: ask for less, or for something else"
 PREVIEW = 1024  # pixels a side
 
+Mirror = Annotated[
+    bool, typer.Option("--mirror/--no-mirror", help="Show the picture as a mirror does; the model sees it as it is.")
+]
+QuestionFirst = Annotated[
+    bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
+]
+
 
 def live(
     file: Annotated[
@@ -28,19 +38,12 @@ def live(
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")] = PROMPT,
     model: Model = DEFAULT_MODEL,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 64,
     every: Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")] = 0.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many frames.")] = None,
-    mirror: Annotated[
-        bool,
-        typer.Option("--mirror/--no-mirror", help="Show the picture as a mirror does; the model sees it as it is."),
-    ] = True,
-    split: Annotated[
-        bool, typer.Option("--split/--no-split", help="Split frames into tiles, or make one of each.")
-    ] = False,
-    question_first: Annotated[
-        bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
-    ] = False,
+    mirror: Mirror = True,
+    question_first: QuestionFirst = False,
+    options: Options = LIVE,
+    image_options: Annotated[ImageOptions, Flags(without=("longest_edge", "max_tiles"))] = ImageOptions(split=False),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -53,14 +56,12 @@ def live(
     from itertools import islice
 
     from ..checkpoint.reader import load
-    from ..generation.sampling import Options
     from ..tasks.live import Live
 
-    options = Options(max_tokens=max_tokens)
     try:
         with _open(file, camera) as source:
             loaded = load(model, dtype, revision, adapter=adapter)
-            seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
+            seen = Live(*loaded, prompt, options, question_first=question_first, split=bool(image_options.split))
             screen = _Terminal(mirror) if _is_terminal() else _Lines()
             for look in islice(seen.watch(source, every), count):
                 screen.show(look)

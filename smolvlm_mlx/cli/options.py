@@ -1,9 +1,17 @@
-"""Options that several commands have, and their exit code after Ctrl-C."""
+"""Flags: those that several commands have, and those made of a dataclass's options; and the exit code after Ctrl-C."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+
+from ..checkpoint import choices
+from ..options import Option, options_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -16,10 +24,112 @@ Model = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
 Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
-LongestEdge = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's longer side before it is split.")]
-Split = Annotated[
-    bool | None, typer.Option("--split/--no-split", help="Split pictures into tiles, or make one of each.")
-]
-MaxTiles = Annotated[int | None, typer.Option(min=1, help="Most tiles for one picture.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="Folder of a LoRA or DoRA adapter for it.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")]
+Dtype = Annotated[choices.Dtype | None, typer.Option(help="What the model computes in; else as suits this machine.")]
+
+
+@dataclass
+class Invocation:
+    """What was said to the program as a whole: the root or the command, whichever was told."""
+
+    debug: bool = False
+
+
+def _debug(context: typer.Context, given: bool) -> bool:
+    invocation = context.ensure_object(Invocation)
+    invocation.debug = invocation.debug or given
+    return invocation.debug
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)]
+
+
+# ---- a dataclass's options as flags
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How a command takes a dataclass: without the options that it cannot honour; `defaults` are words in place of defaults that
+    other flags decide."""
+
+    without: tuple[str, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
+
+
+def as_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the function as Typer takes it. A parameter that is a dataclass becomes a flag for each of its options, in its
+    place; its default, an instance, has their defaults. Each command has --debug."""
+    parameters = inspect.signature(function).parameters
+    groups = {name: found for name, parameter in parameters.items() if (found := _options(parameter))}
+    flags: list[Parameter] = []
+    for name, parameter in parameters.items():
+        flags += groups[name].values() if name in groups else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+    if "debug" not in parameters:
+        flags.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        if "debug" not in parameters:
+            del values["debug"]
+        for name, options in groups.items():
+            values[name] = _filled(parameters[name].default, {option: values.pop(option) for option in options})
+        function(**values)
+
+    command.__dict__["__signature__"] = inspect.Signature(flags)
+    command.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    return command
+
+
+def given(context: typer.Context, values: Any) -> dict[str, Any]:
+    """Return those values of a dataclass's options that were typed."""
+    sources = {option.name: context.get_parameter_source(option.name) for option in options_of(type(values))}
+    return {name: getattr(values, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
+def flag_of(option: Option) -> str:
+    """Return an option's flag."""
+    return option.flag or f"--{option.name.replace('_', '-')}"
+
+
+def _options(parameter: Parameter) -> dict[str, Parameter]:
+    """Return the flags of a parameter that is a dataclass, by the names of its options; none of another."""
+    annotated = get_origin(parameter.annotation) is Annotated
+    kind, *notes = get_args(parameter.annotation) if annotated else (parameter.annotation,)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return {}
+    how = next((note for note in notes if isinstance(note, Flags)), Flags())
+    options = [option for option in options_of(kind) if option.name not in how.without]
+    return {o.name: _flag(o, getattr(parameter.default, o.name), how.defaults.get(o.name, True)) for o in options}
+
+
+def _filled(default: Any, values: dict[str, Any]) -> Any:
+    """Return the dataclass with these values of its flags; a flag that can be repeated gives a list, or None."""
+    several = [name for name in values if isinstance(getattr(default, name), tuple)]
+    return replace(default, **values | {name: tuple(values[name] or ()) for name in several})
+
+
+def _flag(option: Option, default: Any, shown: str | bool) -> Parameter:
+    """Return the flag of one option; `shown` are words in place of its default."""
+    kind, name = option.type, flag_of(option)
+    short = [option.short] if option.short else []
+    if bool in (kind, *get_args(kind)):
+        name = f"{name}/--no-{name.removeprefix('--')}"
+    flag = typer.Option(name, *short, help=option.help, show_default=shown if kind is not bool else False)
+    if get_origin(kind) is tuple:
+        words = get_args(get_args(kind)[0])  # of a Literal
+        kind, default = list[str] | None, list(default) or None
+        if words:
+            flag.metavar, flag.callback = "|".join(words), _split(words)
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag])
+
+
+def _split(names: Sequence[str]) -> Callable[[list[str]], list[str]]:
+    """Of a flag that takes several of these names: repeated, or with commas."""
+
+    def split(value: list[str]) -> list[str]:
+        found = [name.strip() for words in value for name in words.split(",")]
+        if wrong := [name for name in found if name not in names]:
+            raise typer.BadParameter(f"{', '.join(map(repr, wrong))} is not one of {', '.join(map(repr, names))}.")
+        return found
+
+    return split

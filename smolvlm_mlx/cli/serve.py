@@ -2,84 +2,119 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..checkpoint import choices
 from ..errors import ServerError
-from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, LongestEdge, MaxTiles, Model, Revision, Split
+from ..inputs.settings import ImageOptions
+from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Model, Revision
 
 if TYPE_CHECKING:
     from socket import socket
 
     from starlette.applications import Starlette
 
+    from ..server.app import Service
+
+LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
 GRACE_SECONDS = 8  # for answers under way, after SIGTERM
+
+Token = Annotated[str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")]
 
 
 def serve(
     model: Model = DEFAULT_MODEL,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)] = 8080,
-    token: Annotated[
-        str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")
-    ] = None,
+    token: Token = None,
     no_token: Annotated[bool, typer.Option("--no-token", help="Let in everyone who can reach it.")] = False,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")
-    ] = None,
+    allow_host: AllowHost = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web origin that may ask. Repeatable.")] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures from the web that requests name.")
     ] = False,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep no conversations.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
+    listener = listen(host, port)
+    service = load_service(model, adapter, dtype, revision, image_options, not no_history, allow_urls)
+    secret = None if no_token else token or new_token()
+    run_server(service, listener, secret, open_page, allow_host or (), allow_origin or ())
+
+
+def load_service(
+    model: str,
+    adapter: Path | None,
+    dtype: choices.Dtype | None,
+    revision: str | None,
+    image_options: ImageOptions,
+    keep_history: bool,
+    allow_urls: bool = False,
+) -> "Service":
+    """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
     from ..generation.scheduler import Scheduler
-    from ..inputs.tiles import ImageOptions
-    from ..server.app import Service, make_app, no_files
+    from ..server.app import Service, no_files
     from ..tasks.history import History, cache_folder
 
     def load_all() -> Engine:
         from ..checkpoint.reader import load
 
-        loaded = load(model, dtype, revision, adapter=adapter)
-        return Engine(*loaded, cache_folder=None if no_history else cache_folder(), conversations=CONVERSATIONS)
+        loaded, folder = load(model, dtype, revision, adapter=adapter), cache_folder() if keep_history else None
+        return Engine(*loaded, cache_folder=folder, conversations=CONVERSATIONS)
 
-    listener = _listen(host, port)
-    port = listener.getsockname()[1]
     scheduler = Scheduler(load_all)
     processor = scheduler.start().processor
-    history = None if no_history else History()
-    image_options = ImageOptions(longest_edge, split, max_tiles)
-    service = Service(scheduler, processor, model, history, image_options, no_files(allow_urls))
-    secret = None if no_token else token or _new_token()
-    names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] + (allow_host or [])
-    page = f"http://127.0.0.1:{port}/" + (f"#token={secret}" if secret else "")
-    print(f"page: {page}\nAPI:  http://127.0.0.1:{port}/v1" + (f"  token: {secret}" if secret else ""), flush=True)
+    history = History() if keep_history else None
+    return Service(scheduler, processor, model, history, image_options, no_files(allow_urls))
+
+
+def run_server(
+    service: "Service",
+    listener: "socket",
+    secret: str | None,
+    open_page: bool,
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> None:
+    """Say where the page and the API are, and answer until Ctrl-C or SIGTERM.
+
+    Args:
+        secret: the token that requests need; None lets everyone in.
+        hosts: other names of this server, HOST:PORT.
+        origins: of web pages that may ask.
+    """
+    from ..server.app import make_app
+
+    port = listener.getsockname()[1]
+    page = f"http://{LOCAL}:{port}/" + (f"#token={secret}" if secret else "")
+    print(f"page: {page}\nAPI:  http://{LOCAL}:{port}/v1" + (f"  token: {secret}" if secret else ""), flush=True)
     if open_page:
         import webbrowser
 
         webbrowser.open(page)
-    _run(make_app(service, names, secret, allow_origin), listener)
+    names = [f"{name}:{port}" for name in (LOCAL, "localhost", "[::1]")]
+    _run(make_app(service, [*names, *hosts], secret, list(origins)), listener)
 
 
-def _new_token() -> str:
+def new_token() -> str:
     import secrets
 
     return secrets.token_urlsafe(24)
 
 
-def _listen(host: str, port: int) -> "socket":
+def listen(host: str, port: int) -> "socket":
     from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server
 
     try:

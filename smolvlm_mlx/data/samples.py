@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import DataError, ImageError, PromptError
 from ..inputs.messages import RawMessage
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from .rows import Row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

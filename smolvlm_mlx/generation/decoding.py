@@ -14,8 +14,9 @@ from ..events import Statistics
 from ..inputs.tokenizer import Tokenizer
 from ..model import BatchKVCache, SmolVLM
 from .detokenizer import StreamingDetokenizer
+from .options import Options
 from .prefix_cache import Key
-from .sampling import NOT_FINITE, LogitsProcessor, Options, Sampler, make_penalties, make_sampler
+from .sampling import NOT_FINITE, LogitsProcessor, Sampler, make_penalties, make_sampler
 
 
 class Row:

@@ -15,13 +15,13 @@ from ..errors import GenerationError
 from ..events import Event, Reading, Statistics, Work
 from ..inputs.messages import Message, RawMessage, user_message
 from ..inputs.processor import Inputs, Processor
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
+from .options import Options
 from .prefill import PromptReader, make_cache, prefill
 from .prefix_cache import PrefixCache
-from .sampling import Options
 from .stream import Stream, TextStream
 
 if TYPE_CHECKING:

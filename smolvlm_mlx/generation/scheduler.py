@@ -13,7 +13,7 @@ from ..events import End, Event, Statistics, Text, Work
 from ..inputs.processor import Inputs
 from .decoding import Decoder, Row
 from .engine import Engine, Schema
-from .sampling import Options
+from .options import Options
 
 FAILED = "the engine has failed; start the server again"
 

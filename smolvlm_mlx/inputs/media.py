@@ -14,7 +14,8 @@ from PIL import Image
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
 from .image import read_image
-from .tiles import ImageSettings, Pixels, TileLayout, digest_tiles, load_image, make_tiles
+from .settings import ImageSettings
+from .tiles import Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
 from .video import Clip, VideoSampling, decode, decode_in_steps, from_frames, read_video
 

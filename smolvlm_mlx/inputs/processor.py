@@ -18,7 +18,8 @@ from ..files import read_json_if_there
 from .media import Tiled
 from .messages import ImagePart, Message, RawMessage, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
-from .tiles import ImageOptions, ImageSettings, TileLayout, normalize
+from .settings import ImageOptions, ImageSettings
+from .tiles import TileLayout, normalize
 from .tokenizer import Tokenizer, chat_template
 from .video import VideoSampling, words
 

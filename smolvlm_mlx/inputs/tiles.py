@@ -1,21 +1,19 @@
 """Pictures to tiles: what the vision encoder sees.
 
-In goes a picture from `load_image` (its home is picture.py); out come uint8 tiles and the layout they were cut by.
+In goes a picture from `load_image` (its home is image.py); out come uint8 tiles and the layout they were cut by.
 Knows nothing about prompts or models. The tiles and the float values made of them are those of transformers' Pillow
 processors (`SmolVLMImageProcessorPil`, `Idefics3ImageProcessorPil` of 5.23), bit by bit; those spend most of their
 time on conversions between Pillow, uint8 and float, which are left out here.
 """
 
 import math
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
 
-from smolvlm_mlx.errors import ImageError, short
 from smolvlm_mlx.inputs.image import MAX_PIXELS, Pixels, load_image
+from smolvlm_mlx.inputs.settings import ImageSettings
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +21,6 @@ from PIL import Image
 
 __all__ = [
     "MAX_PIXELS",
-    "ImageOptions",
-    "ImageSettings",
     "Pixels",
     "TileLayout",
     "digest_tiles",
@@ -36,86 +32,7 @@ __all__ = [
 ]
 
 MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
-LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 THREADED_PIXELS = 2**18  # below this a second thread costs more than it saves
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """How pictures become tiles. `max_tiles` limits the tiles of one picture, the global one included."""
-
-    tile_size: int  # max_image_size.longest_edge
-    longest_edge: int  # size.longest_edge
-    split: bool = True  # do_image_splitting
-    max_tiles: int | None = None
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    rescale_factor: float = 1 / 255
-
-    def __post_init__(self) -> None:
-        if problems := _problems(vars(self)):
-            raise ImageError(f"image settings: {'; '.join(problems)}")
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "ImageSettings":
-        """From preprocessor_config.json; a missing key has the default of transformers' processor classes.
-
-        Raises ImageError naming every problem.
-        """
-        values = {
-            "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
-            "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
-            "split": raw.get("do_image_splitting", True),
-            "mean": _tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
-            "std": _tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
-            "rescale_factor": raw.get("rescale_factor", 1 / 255),
-        }
-        # do_pad is not among them: tiles are full squares, there is nothing to pad.
-        always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-        problems = [f"{key} is {short(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
-        if raw.get("resample", LANCZOS) != LANCZOS:
-            problems.append(f"resample is {short(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
-        if problems := problems + _problems(values):
-            raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How pictures are cut, where it is not as the checkpoint says; None leaves that as it is.
-
-    Raises:
-        ImageError: a value is out of range (all are named at once).
-    """
-
-    longest_edge: int | None = None  # pixels of a picture's longer side before it is split
-    split: bool | None = None  # off, a picture is one tile
-    max_tiles: int | None = None  # most tiles of one picture; its longest edge shrinks until that is kept
-
-    def __post_init__(self) -> None:
-        given = {
-            "tile_size": 1,
-            "longest_edge": 1,
-            "split": True,
-            "mean": (0, 0, 0),
-            "std": (1, 1, 1),
-            "rescale_factor": 1,
-        }
-        if problems := _problems({**given, **self.given}):
-            raise ImageError("; ".join(problems))
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Those that are not None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def over(self, other: "ImageOptions") -> "ImageOptions":
-        """These, and the other's where these have none."""
-        return replace(other, **self.given)
-
-    def applied(self, settings: ImageSettings) -> ImageSettings:
-        """A checkpoint's settings with these in their place."""
-        return replace(settings, **self.given)
 
 
 @dataclass(frozen=True)
@@ -257,35 +174,3 @@ def _resize_parts(
     for (left, upper, _, _), part in zip(boxes, parts, strict=True):
         whole.paste(part, (left, upper))
     return whole
-
-
-def _longest_edge(size: Any) -> Any:
-    return size.get("longest_edge") if isinstance(size, Mapping) else size
-
-
-def _tuple(values: Any) -> Any:
-    return tuple(values) if isinstance(values, list) else values
-
-
-def _problems(values: Mapping[str, Any]) -> list[str]:
-    def found() -> Iterator[str]:
-        for name in ("tile_size", "longest_edge", "max_tiles"):
-            value = values.get(name)
-            if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
-                yield f"{name} is {short(value)}, must be a whole number above 0"
-        if type(values["split"]) is not bool:
-            yield f"split is {short(values['split'])}, must be true or false"
-        for name in ("mean", "std"):
-            three = values[name]
-            if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
-                yield f"{name} is {short(three)}, must be three numbers"
-            elif name == "std" and min(three) <= 0:
-                yield f"std is {short(three)}, must be above 0"
-        if not _is_number(values["rescale_factor"]) or values["rescale_factor"] <= 0:
-            yield f"rescale_factor is {short(values['rescale_factor'])}, must be a number above 0"
-
-    return list(found())
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

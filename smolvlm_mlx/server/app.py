@@ -26,7 +26,7 @@ from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from ..inputs.media import Recent
 from ..inputs.messages import Message, TextPart, parse_messages, to_json
 from ..inputs.processor import Inputs, Processor
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from ..tasks.history import History
 from .openai import ChatRequest, Completion, error_body, event
 from .security import Guard

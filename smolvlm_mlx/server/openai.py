@@ -9,13 +9,13 @@ import secrets
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ..errors import PromptError, shown
 from ..events import Statistics
-from ..generation.sampling import Options
-
-DEFAULT_TOKENS = 1024
+from ..generation.options import Options
+from ..options import Option, options_of
+from ..tasks.options import CHAT
 
 
 class TextPart(BaseModel):
@@ -65,12 +65,15 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-AS_THEY_ARE = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}  # names and values as in Options
+# Options that OpenAI has in a form of its own, and those that are refused: the engine's cache is shared by all requests, and
+# special tokens are no text for a client.
+OPENAI_FORM, REFUSED = {"max_tokens", "seed", "stop"}, {"kv_bits", "skip_special_tokens"}
+AS_THEY_ARE = {option.name: option for option in options_of(Options) if option.name not in OPENAI_FORM}
 
 
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. `top_k`, `min_p` and `repetition_penalty` are other servers' too; `conversation` is
-    ours: the id under which the history keeps it."""
+    """The body of POST /v1/chat/completions, with the other options of an answer under their own names (see `_Request`), as other
+    servers have them; `conversation` is ours: the id under which the history keeps it."""
 
     messages: list[RequestMessage] = Field(min_length=1)
     model: str = ""
@@ -78,18 +81,11 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     stop: str | list[str] | None = None
     seed: int | None = None
     response_format: ResponseFormat | None = None
     conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
     # Asked for, these would change the answer.
-    kv_bits: None = None
-    skip_special_tokens: Literal[True] | None = None
     n: Literal[1] | None = None
     tools: list[None] | None = Field(None, max_length=0)
     functions: list[None] | None = Field(None, max_length=0)
@@ -106,7 +102,7 @@ class ChatRequest(BaseModel):
             PromptError: it is not JSON, or a field cannot be used; the first is named.
         """
         try:
-            return cls.model_validate_json(body)
+            return _Request.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(
@@ -115,13 +111,17 @@ class ChatRequest(BaseModel):
             raise PromptError(shown(f"{where or 'body'}: {first['msg']}"[:110])) from None
 
     def options(self) -> Options:
-        """How the answer is generated; temperature is 0 unless it is given."""
+        """How the answer is generated; temperature is 0 unless it is given.
+
+        Raises:
+            GenerationError: a value is out of range.
+        """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Options(
-            max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS,
+            max_tokens=self.max_completion_tokens or self.max_tokens or CHAT.max_tokens,
             seed=None if self.seed is None else self.seed % 2**63,
             stop=tuple(stops),
-            **self.model_dump(include=AS_THEY_ARE, exclude_none=True),
+            **self.model_dump(include=set(AS_THEY_ARE), exclude_none=True),
         )
 
     def wants_one_tile(self) -> bool:
@@ -151,6 +151,16 @@ class ChatRequest(BaseModel):
         """As `inputs.messages` parses them; a developer is a system."""
         messages = [message.model_dump() for message in self.messages]
         return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
+
+
+def _field(option: Option) -> tuple[Any, Any]:
+    """Its type, and null for its default; of one that is refused, the default alone."""
+    kind: Any = Literal.__getitem__(option.default) if option.name in REFUSED else option.type
+    return kind | None, Field(None, description=option.help)
+
+
+_FIELDS: dict[str, Any] = {name: _field(option) for name, option in AS_THEY_ARE.items()}
+_Request = create_model("ChatRequest", __base__=ChatRequest, **_FIELDS)
 
 
 class Completion:

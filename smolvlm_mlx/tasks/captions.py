@@ -23,15 +23,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import DataError, SmolVLMError, shown_path
+from ..errors import DataError, GenerationError, SmolVLMError, shown_path
 from ..events import Reading, at_once
 from ..files import write_file
 from ..generation.engine import Engine
-from ..generation.sampling import Options
+from ..generation.options import Options
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, attach
 from ..inputs.messages import user_message
 from ..inputs.processor import Inputs, Processor
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 
 Line = dict[str, Any]
@@ -206,10 +206,10 @@ class Captioner:
     Args:
         name: of the checkpoint; lines of another run are told by it, the task and the settings.
         image_options: how pictures are cut, where it is not as the checkpoint says.
-        options: how answers are generated; else greedily, with as many tokens as the task says.
+        options: how answers are generated; else greedily, with the longest answer of the task.
 
     Raises:
-        GenerationError: the task's schema cannot be used.
+        GenerationError: the task's schema cannot be used, or comes with stop texts, which would cut the JSON.
     """
 
     def __init__(
@@ -224,7 +224,9 @@ class Captioner:
         self._engine, self._model, self._processor = Engine(model, processor), model, processor
         self._image_options = image_options or ImageOptions()
         self._options = options or Options(max_tokens=task.max_tokens)
-        self._task = replace(task, max_tokens=self._options.max_tokens)
+        self._task = task = replace(task, max_tokens=self._options.max_tokens)
+        if task.schema is not None and self._options.stop:
+            raise GenerationError("stop: an answer that fits a schema ends by itself; leave it out")
         run = json.dumps([name, asdict(task), self._image_options.given, asdict(self._options)], sort_keys=True)
         self.run = sha256(run.encode()).hexdigest()[:8]
         self._known: dict[str, Line] = {}  # by digest

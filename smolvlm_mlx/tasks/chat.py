@@ -18,11 +18,11 @@ from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
 from ..files import write_file
 from ..generation.engine import Engine
-from ..generation.sampling import Options
+from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
 from ..inputs.messages import Message, TextPart, from_json, text_message, to_json, user_message
 from ..inputs.processor import Processor
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 
 RESERVED_TOKENS = 256  # tokens for an answer, if it may be as long

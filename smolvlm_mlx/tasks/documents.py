@@ -13,7 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +22,17 @@ from PIL import Image
 from ..errors import DataError, PromptError, shown_path
 from ..events import Statistics, Text
 from ..generation.engine import Engine
-from ..generation.sampling import Options
+from ..generation.options import Options
 from ..generation.stream import Stream
 from ..inputs.messages import user_message
 from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
-from ..inputs.tiles import ImageOptions, load_image
+from ..inputs.settings import ImageOptions
+from ..inputs.tiles import load_image
 from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
 from .captions import TASKS
+from .options import DOCUMENTS
 
 BEGIN, END = "<doctag>", "</doctag>"
 CHECKPOINTS = "ds4sd/SmolDocling-256M-preview"
@@ -138,9 +140,8 @@ def _words(page: str) -> str:
     return " ".join(_TAG.sub(" ", page).split())
 
 
-# SmolDocling's instruction for a whole page, and its longest answer: the model card of ds4sd/SmolDocling-256M-preview.
+# SmolDocling's instruction for a whole page: the model card of ds4sd/SmolDocling-256M-preview.
 PROMPT = "Convert this page to docling."
-MAX_TOKENS = 8192
 
 LONGEST_BLOCK = 256  # tokens; what is repeated in a loop is no longer
 LEAST_COPIES = 6
@@ -249,6 +250,7 @@ class Reader:
     Args:
         doctags: ask for DocTags, keep their tokens in the text and stop at their end; off, ask for words.
         prompt: ask this instead.
+        options: how pages are generated; `skip_special_tokens` and `stop` go by `doctags`.
         image_options: how pictures are cut, where it is not as the checkpoint says.
 
     Raises:
@@ -261,14 +263,14 @@ class Reader:
         processor: Processor,
         doctags: bool = True,
         prompt: str | None = None,
-        max_tokens: int = MAX_TOKENS,
+        options: Options = DOCUMENTS,
         image_options: ImageOptions | None = None,
     ):
         if doctags:
             check_tokenizer(processor.tokenizer, "DocTags")
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
-        self._options = Options(max_tokens=max_tokens, skip_special_tokens=not doctags, stop=(END,) if doctags else ())
+        self._options = replace(options, skip_special_tokens=not doctags, stop=(END,) if doctags else ())
         self._image_options = image_options or ImageOptions()
         self._engine = Engine(model, processor)
 

@@ -18,11 +18,12 @@ from ..data.samples import Sample, make_sample
 from ..errors import EvaluationError, SmolVLMError
 from ..events import Reading, at_once
 from ..generation.engine import generate
-from ..generation.sampling import Options
+from ..generation.options import Options
 from ..inputs.prefetch import ahead
 from ..inputs.processor import Inputs, Processor
-from ..inputs.tiles import ImageOptions
+from ..inputs.settings import ImageOptions
 from .metrics import METRICS
+from .options import EVALUATION
 
 AHEAD = 4  # questions whose pictures are prepared while one is answered
 Z = 1.96  # of a 95 per cent interval
@@ -95,7 +96,7 @@ def evaluate_in_steps(
     results: str | Path,
     *,
     metric: str = "auto",
-    options: Options | None = None,
+    options: Options = EVALUATION,
     adapter: str | Path | None = None,
     dtype: str | None = None,
     revision: str | None = None,
@@ -115,7 +116,6 @@ def evaluate_in_steps(
     """
     if metric != "auto" and metric not in METRICS:
         raise EvaluationError(f"metric {metric!r} is not one of auto, {', '.join(METRICS)}")
-    options = options or Options(max_tokens=64)
     rows = read_rows(data) if isinstance(data, str | Path) else data
     if not rows:
         raise EvaluationError("no questions to ask")

@@ -18,12 +18,13 @@ from PIL import Image
 
 from ..events import End, Event, Statistics, Text
 from ..generation.engine import Engine
-from ..generation.sampling import Options
+from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
 from ..inputs.camera import Shot
 from ..inputs.messages import Message, user_message
 from ..inputs.processor import Processor
-from ..inputs.tiles import ImageOptions, Pixels
+from ..inputs.settings import ImageOptions
+from ..inputs.tiles import Pixels
 from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3

@@ -20,7 +20,7 @@ from ..errors import PromptError, SmolVLMError
 from ..events import Reading, at_once
 from ..inputs.messages import parse_messages
 from ..inputs.processor import Processor
-from ..inputs.tiles import ImageOptions, ImageSettings
+from ..inputs.settings import ImageOptions, ImageSettings
 
 
 @dataclass(frozen=True)

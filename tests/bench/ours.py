@@ -11,7 +11,7 @@ from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.prefill import PromptReader
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Inputs
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 
 import mlx.core as mx
 import numpy as np

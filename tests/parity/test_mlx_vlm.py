@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 from convert.random_checkpoint import make
+from smolvlm_mlx.checkpoint.choices import RECIPES
 from smolvlm_mlx.checkpoint.convert import convert
-from smolvlm_mlx.checkpoint.quantization import RECIPES
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 
 import mlx.core as mx

@@ -7,7 +7,7 @@ from smolvlm_mlx import Options, load, stream_generate
 from smolvlm_mlx.generation.image_cache import encode_tiles
 from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.inputs.messages import user_message
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from tests.parity.checkpoints import FAMILY, channels_first, make, picture, reference_model
 from tests.support.messages import text
 

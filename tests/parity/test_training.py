@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import load
+from smolvlm_mlx.checkpoint.choices import Part
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.inputs.messages import user_message
-from smolvlm_mlx.inputs.tiles import ImageOptions, normalize
+from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.tiles import normalize
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
-from smolvlm_mlx.training.run import Plan, prepare
+from smolvlm_mlx.training.plan import Plan
+from smolvlm_mlx.training.run import prepare
 from tests.parity.checkpoints import channels_first, make, picture, reference_model
 
 import mlx.nn as nn
@@ -23,7 +26,7 @@ from mlx.utils import tree_flatten
 pytestmark = pytest.mark.parity
 
 HF_PREFIXES = {"language_model.lm_head.": "lm_head.", "language_model.": "model.text_model."}
-PARTS = ("decoder", "connector", "vision")
+PARTS: tuple[Part, ...] = ("decoder", "connector", "vision")
 
 
 def hf_name(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from smolvlm_mlx import load
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
-from smolvlm_mlx.inputs.tiles import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import security
 from smolvlm_mlx.server.app import Service, make_app, no_files

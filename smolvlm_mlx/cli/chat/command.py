@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import PromptError, SmolVLMError
-from ..options import DEFAULT_MODEL, Adapter, Dtype, Images, LongestEdge, MaxTiles, Model, Revision, Split
-from ..serve import serve
+from ...generation.options import Options
+from ...inputs.settings import ImageOptions
+from ...tasks.options import CHAT
+from ..options import DEFAULT_MODEL, Adapter, Debug, Dtype, Flags, Images, Model, Revision
+from ..serve import LOCAL, listen, load_service, new_token, run_server
 
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
@@ -17,59 +20,52 @@ if TYPE_CHECKING:
     from ...tasks.history import History
     from .session import Session
 
+WITHOUT = ("skip_special_tokens",)  # special tokens would come back as plain text with the next question
+
+Resume = Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")]
+Web = Annotated[bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")]
+
 
 def chat(
     model: Model = DEFAULT_MODEL,
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")] = None,
-    web: Annotated[
-        bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
-    ] = False,
+    resume: Resume = None,
+    web: Web = False,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")] = 1024,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the likeliest token.")] = 0.0,
-    longest_edge: LongestEdge = None,
-    split: Split = None,
-    max_tiles: MaxTiles = None,
+    options: Annotated[Options, Flags(WITHOUT)] = CHAT,
+    image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
     dtype: Dtype = None,
     revision: Revision = None,
+    debug: Debug = False,
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
+    if web:
+        if system or image or resume or options != CHAT:
+            raise PromptError(
+                "--web takes pictures, instructions, conversations and how to answer in the page; leave out their options"
+            )
+        listener = listen(LOCAL, 0)
+        service = load_service(model, adapter, dtype, revision, image_options, not no_history)
+        run_server(service, listener, new_token(), open_page=True)
+        return
+    if no_history and resume is not None:
+        raise PromptError("--resume needs the history, which --no-history leaves out")
     from ...checkpoint.reader import load
-    from ...generation.sampling import Options
-    from ...inputs.tiles import ImageOptions
     from ...tasks.chat import Chat
     from ...tasks.history import History, cache_folder
 
-    if web:
-        if system or image or resume:
-            raise PromptError(
-                "--web takes pictures, instructions and conversations in the page; leave out their options"
-            )
-        pictures: dict[str, Any] = {"longest_edge": longest_edge, "split": split, "max_tiles": max_tiles}
-        loading: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "revision": revision}
-        serve(model, port=0, no_history=no_history, open_page=True, **pictures, **loading)
-        return
-    options = Options(max_tokens=max_tokens, temperature=temperature)
-    if no_history and resume is not None:
-        raise PromptError("--resume needs the history, which --no-history leaves out")
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
-    network, processor = load(model, dtype, revision, adapter=adapter)
-    conversation = Chat(
-        network,
-        processor,
-        options,
-        system=system,
-        image_options=ImageOptions(longest_edge, split, max_tiles),
-        cache_folder=None if no_history else cache_folder(),
-    )
-    _talk(conversation, model, history, id, image or [])
+    loaded, folder = load(model, dtype, revision, adapter=adapter), None if no_history else cache_folder()
+    conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
+    _talk(conversation, model, history, id, image or [], debug)
 
 
-def _talk(conversation: "Chat", model: str, history: "History | None", id: str | None, images: list[str]) -> None:
+def _talk(
+    conversation: "Chat", model: str, history: "History | None", id: str | None, images: list[str], debug: bool
+) -> None:
     from .session import Session
 
     if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -80,7 +76,7 @@ def _talk(conversation: "Chat", model: str, history: "History | None", id: str |
     from .terminal import TerminalScreen
 
     inputs = None if history is None else private_folder(history.path.parent) / "inputs"
-    screen = TerminalScreen(inputs, "--debug" in sys.argv)
+    screen = TerminalScreen(inputs, debug)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
     session = Session(conversation, screen, model, history)
     _begin(session, id, images)

@@ -1,16 +1,21 @@
 """What a line of a chat does: ask, attach, or one of the /commands."""
 
+import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 from ...errors import GenerationError, ImageError, PromptError, reason, shown
-from ...generation.sampling import Options
+from ...generation.options import Options
 from ...inputs.media import Video
+from ...inputs.settings import ImageOptions
+from ...options import Option, options_of
+from ...tasks.options import CHAT
 from ..history import as_text
+from .command import WITHOUT
 from .completion import split_pictures, split_words
 from .session import Session, describe
-from .settings import IMAGE_OPTIONS, parse, written
 
 HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
@@ -34,6 +39,34 @@ def handle(session: Session, line: str) -> None:
     session.attach([*paths])
     if text:
         session.ask(text)
+
+
+def _parse(option: Option, value: str, default: Any) -> Any:
+    """A setting's value as it was typed; `none` and `default` are the default."""
+    if value in ("", "none", "default"):
+        return default
+    if get_origin(option.type) is tuple:
+        return tuple(split_words(value))
+    kinds = get_args(option.type) or (option.type,)
+    if bool in kinds:
+        if value not in ("on", "off"):
+            raise GenerationError(f"{option.name} is on or off, not {shown(value)}")
+        return value == "on"
+    try:
+        number = float(value) if float in kinds else int(value)
+    except ValueError as error:
+        kind = "number" if float in kinds else "whole number"
+        raise GenerationError(f"{option.name} is a {kind}, not {shown(value)}") from error
+    if not math.isfinite(number):
+        raise GenerationError(f"{option.name} is a number, not {shown(value)}")
+    return number
+
+
+def _written(value: Any) -> str:
+    """A setting's value as `_parse` takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value in (None, ()) else " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 # ---- each docstring is a line of /help
@@ -140,20 +173,22 @@ def new(session: Session, rest: str) -> None:
 def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
     name, _, value = rest.partition(" ")
-    names = [option.name for option in fields(Options) if option.name != "skip_special_tokens"]
-    values = {name: getattr(session.chat.options, name) for name in names}
-    values |= {name: getattr(session.chat.image_options, name) for name in IMAGE_OPTIONS}
+    chat = session.chat
+    answer = {option.name: option for option in options_of(Options) if option.name not in WITHOUT}
+    image = {option.name: option for option in options_of(ImageOptions)}
     if not name:
-        session.screen.say("\n".join(f"{name:20} {written(value)}" for name, value in values.items()))
-        return
-    if name not in values:
-        raise GenerationError(f"no setting {shown(name)}; there are {', '.join(values)}")
-    parsed = parse(name, value.strip())
-    if name in IMAGE_OPTIONS:
-        session.chat.image_options = replace(session.chat.image_options, **{name: parsed})
+        values = {**{name: getattr(chat.options, name) for name in answer}, **vars(chat.image_options)}
+        session.screen.say("\n".join(f"{name:20} {_written(value)}" for name, value in values.items()))
+    elif name in answer:
+        parsed = _parse(answer[name], value.strip(), getattr(CHAT, name))
+        chat.options = replace(chat.options, **{name: parsed})
+        session.screen.say(f"{name} {_written(parsed)}")
+    elif name in image:
+        parsed = _parse(image[name], value.strip(), image[name].default)
+        chat.image_options = replace(chat.image_options, **{name: parsed})
+        session.screen.say(f"{name} {_written(parsed)}")
     else:
-        session.chat.options = replace(session.chat.options, **{name: parsed})
-    session.screen.say(f"{name} {written(parsed)}")
+        raise GenerationError(f"no setting {shown(name)}; there are {', '.join([*answer, *image])}")
 
 
 def stats(session: Session, rest: str) -> None:

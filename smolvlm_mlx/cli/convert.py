@@ -1,0 +1,79 @@
+"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..checkpoint import choices
+from ..checkpoint.choices import RECIPES, Recipe
+from ..errors import ConversionError
+from .options import Adapter, Revision
+
+if TYPE_CHECKING:
+    from ..checkpoint.convert import Report
+
+Bits = Annotated[choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")]
+EmbeddingBits = Annotated[choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")]
+GroupSize = Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")]
+Dtype = Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")]
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the result.")],
+    recipe: Annotated[choices.RecipeName | None, typer.Option(help="In place of the five options below.")] = None,
+    bits: Bits = None,
+    embedding_bits: EmbeddingBits = None,
+    group_size: GroupSize = Recipe.group_size,
+    quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
+    dtype: Dtype = Recipe.dtype,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
+) -> None:
+    """Convert a checkpoint to MLX's layout, quantized or not."""
+    from ..checkpoint.convert import convert_in_steps as run
+    from .show import byte_bar, follow
+
+    own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
+    if recipe is not None and (quantize_vision or own != Recipe()):
+        raise ConversionError(
+            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision and --dtype"
+        )
+    if quantize_vision and bits is None:
+        raise ConversionError("--quantize-vision needs --bits")
+    with byte_bar(f"Converting {source}") as progress:
+        wanted = RECIPES[recipe] if recipe else own
+        result = follow(run(source, out, wanted, adapter=adapter, revision=revision), progress)
+    _print_report(result)
+    if check:
+        _print_agreement(source, out, revision)
+
+
+def _print_report(report: "Report") -> None:
+    """Sizes before and after, and what each part came to."""
+    from .show import console, table
+
+    shown = table("part", "parameters", "MB", "bits a weight")
+    for part, (count, size) in report.parts.items():
+        shown.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", f"{8 * size / count:.2f}")
+    out = console()
+    out.print(shown)
+    out.print(
+        f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
+        f"{report.bits_per_weight:.2f} bits a weight"
+    )
+
+
+def _print_agreement(source: str, out: Path, revision: str | None) -> None:
+    """How far the result's predictions are from the source's."""
+    from rich.text import Text
+
+    from ..checkpoint.compare import compare
+    from .show import console, table
+
+    shown = table("prompt", "tokens", "KL (nats)", "same top token")
+    for row in compare(source, out, revision):
+        shown.add_row(Text(row.prompt), str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
+    console().print(shown)

@@ -1,0 +1,126 @@
+"""`smolvlm-mlx info`: a checkpoint's parts and tokens, and what this machine computes with."""
+
+import platform
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..inputs.settings import ImageOptions
+from .options import Revision
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..checkpoint.reader import Checkpoint
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
+    ] = None,
+    image_options: ImageOptions = ImageOptions(),
+    revision: Revision = None,
+) -> None:
+    """Show a checkpoint's parts and tokens, and what this machine computes with."""
+    if model is not None:
+        _print_model(model, revision, image, image_options)
+    _print_machine()
+
+
+def _print_model(model: str, revision: str | None, image: str | None, image_options: ImageOptions) -> None:
+    """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
+    from .. import device
+    from ..checkpoint.hub import find
+    from ..checkpoint.reader import open_checkpoint
+    from ..inputs.tiles import load_image
+    from .show import console
+
+    picture = None if image is None else load_image(image)
+    checkpoint = open_checkpoint(find(model, revision))
+    config, out = checkpoint.config, console()
+    layout = "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
+    out.print(f"{checkpoint.folder}: {config.model_type}, {layout}, {checkpoint.nbytes / 1e6:,.1f} MB")
+    _print_parts(checkpoint)
+    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}  # which is packed weights
+    if len(mixed) > 1:
+        out.print(f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of all")
+    _print_tokens(checkpoint, image, picture, image_options)
+
+
+def _print_parts(checkpoint: "Checkpoint") -> None:
+    from ..checkpoint.convert import PARTS
+    from ..model import SmolVLM
+    from .show import console, table
+
+    shown = table("part", "parameters", "MB", "kind")
+    parameters = SmolVLM(checkpoint.config, tied=not checkpoint.has_head).named_parameters()
+    counts = {part: sum(a.size for name, a in parameters.items() if name.startswith(part)) for part in PARTS}
+    for part in PARTS:
+        size = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.startswith(part))
+        shown.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
+    shown.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
+    console().print(shown)
+
+
+def _kind(checkpoint: "Checkpoint", part: str) -> str:
+    """The dtypes of a part, and how it is quantized."""
+    modules = {name.removesuffix(".scales") for name in checkpoint.tensors if name.endswith(".scales")}
+    quantization, kinds = checkpoint.quantization, set()
+    for name, tensor in checkpoint.tensors.items():
+        if not name.startswith(part) or name.endswith((".scales", ".biases")):
+            continue
+        module = name.removesuffix(".weight")
+        if module in modules and quantization is not None:
+            kinds.add("{} bits in groups of {}".format(*quantization.of(module)))
+        else:
+            kinds.add(tensor.dtype)
+    return ", ".join(sorted(kinds))
+
+
+def _print_tokens(
+    checkpoint: "Checkpoint", image: str | None, picture: "Image.Image | None", image_options: ImageOptions
+) -> None:
+    """What a tile is to the model, and what a picture becomes."""
+    from rich.text import Text
+
+    from ..inputs.messages import user_message
+    from ..inputs.processor import Processor
+    from .show import console
+
+    out, config = console(), checkpoint.config
+    processor = Processor.from_folder(checkpoint.folder, config)
+    settings = processor.settings
+    out.print(
+        f"context {config.text_config.max_position_embeddings} tokens; a tile of {settings.tile_size} pixels is "
+        f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
+    )
+    if picture is not None:
+        inputs = processor([user_message("", [picture])], image_options)
+        (layout,) = inputs.layouts
+        grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
+        out.print(
+            Text(f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, ")
+            + Text(f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens")
+        )
+
+
+def _print_machine() -> None:
+    """Backend, memory, and whether the fast paths are open."""
+    from .. import device
+    from ..bench.diagnostics import machine_checks
+    from ..bench.machine import device_name, total_memory
+    from .show import console
+
+    name = device.name()
+    lines = [f"mlx {version('mlx')} on {name}: {device_name()}, {platform.machine()}, {sys.platform}"]
+    memory = total_memory()
+    if memory:
+        lines.append(f"memory: {memory / 2**30:.1f} GiB")
+    lines.append(f"compute dtype: {device.default_dtype()}")
+    lines += [f"{check.name}: {check.value}" for check in machine_checks()]
+    console().print("\n".join(lines))

@@ -1,0 +1,47 @@
+"""How an answer is generated."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import GenerationError
+from ..options import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an answer is generated. Temperature 0 is greedy: the most likely token, always.
+
+    Raises:
+        GenerationError: a value is out of range (all are named at once).
+    """
+
+    max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
+    temperature: float = option(0.0, "0: always the likeliest token.", short="-t")
+    top_p: float = option(1.0, "Sample from the likeliest tokens up to this probability.")
+    top_k: int = option(0, "Sample from this many tokens; 0: all.")
+    min_p: float = option(0.0, "Sample from tokens this likely, relative to the likeliest.")
+    repetition_penalty: float = option(1.0, "Above 1, repeated tokens become less likely.")
+    seed: int | None = option(None, "Makes sampling repeatable.")
+    stop: tuple[str, ...] = option((), "End the answer before this text. Repeatable.")
+    kv_bits: Literal[4, 8] | None = option(
+        None, "Keep keys and values in so many bits: a longer context in the same memory."
+    )
+    skip_special_tokens: bool = option(
+        True, "Leave special tokens, such as document checkpoints' tags, out of the text."
+    )
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"max_tokens {self.max_tokens} is less than 1": self.max_tokens >= 1,
+            f"temperature {self.temperature} is not in 0..10": 0 <= self.temperature <= 10,
+            f"top_p {self.top_p} is not above 0 and up to 1": 0 < self.top_p <= 1,
+            f"top_k {self.top_k} is negative": self.top_k >= 0,
+            f"min_p {self.min_p} is not in 0..1": 0 <= self.min_p <= 1,
+            f"repetition_penalty {self.repetition_penalty} is not in 0.1..10": 0.1 <= self.repetition_penalty <= 10,
+            f"seed {self.seed} is not in 0..2^64-1": self.seed is None or 0 <= self.seed < 2**64,
+            "stop holds an empty text": all(self.stop),
+            f"kv_bits {self.kv_bits} is neither 4 nor 8": self.kv_bits in (None, 4, 8),
+        }
+        problems = [problem for problem, fine in checks.items() if not fine]
+        if problems:
+            raise GenerationError("; ".join(problems))

@@ -1,0 +1,121 @@
+"""How pictures become tiles: as a checkpoint says, and what a user has in its place."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import ImageError, short
+from ..options import option
+
+LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures become tiles. `max_tiles` limits the tiles of one picture, the global one included."""
+
+    tile_size: int  # max_image_size.longest_edge
+    longest_edge: int  # size.longest_edge
+    split: bool = True  # do_image_splitting
+    max_tiles: int | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if problems := _problems(vars(self)):
+            raise ImageError(f"image settings: {'; '.join(problems)}")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "ImageSettings":
+        """From preprocessor_config.json; a missing key has the default of transformers' processor classes.
+
+        Raises ImageError naming every problem.
+        """
+        values = {
+            "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
+            "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
+            "split": raw.get("do_image_splitting", True),
+            "mean": _tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
+            "std": _tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
+            "rescale_factor": raw.get("rescale_factor", 1 / 255),
+        }
+        # do_pad is not among them: tiles are full squares, there is nothing to pad.
+        always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+        problems = [f"{key} is {short(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
+        if raw.get("resample", LANCZOS) != LANCZOS:
+            problems.append(f"resample is {short(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
+        if problems := problems + _problems(values):
+            raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How pictures are cut, where it is not as the checkpoint says; None leaves that as it is.
+
+    Raises:
+        ImageError: a value is out of range (all are named at once).
+    """
+
+    longest_edge: int | None = option(None, "Pixels of a picture's longer side before it is split.")
+    split: bool | None = option(None, "Split pictures into tiles, or make one of each.")
+    max_tiles: int | None = option(None, "Most tiles for one picture; its longer side shrinks until that is kept.")
+
+    def __post_init__(self) -> None:
+        given = {
+            "tile_size": 1,
+            "longest_edge": 1,
+            "split": True,
+            "mean": (0, 0, 0),
+            "std": (1, 1, 1),
+            "rescale_factor": 1,
+        }
+        if problems := _problems({**given, **self.given}):
+            raise ImageError("; ".join(problems))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def over(self, other: "ImageOptions") -> "ImageOptions":
+        """These, and the other's where these have none."""
+        return replace(other, **self.given)
+
+    def applied(self, settings: ImageSettings) -> ImageSettings:
+        """A checkpoint's settings with these in their place."""
+        return replace(settings, **self.given)
+
+
+def _longest_edge(size: Any) -> Any:
+    return size.get("longest_edge") if isinstance(size, Mapping) else size
+
+
+def _tuple(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
+
+
+def _problems(values: Mapping[str, Any]) -> list[str]:
+    def found() -> Iterator[str]:
+        for name in ("tile_size", "longest_edge", "max_tiles"):
+            value = values.get(name)
+            if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
+                yield f"{name} is {short(value)}, must be a whole number above 0"
+        if type(values["split"]) is not bool:
+            yield f"split is {short(values['split'])}, must be true or false"
+        for name in ("mean", "std"):
+            three = values[name]
+            if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
+                yield f"{name} is {short(three)}, must be three numbers"
+            elif name == "std" and min(three) <= 0:
+                yield f"std is {short(three)}, must be above 0"
+        if not _is_number(values["rescale_factor"]) or values["rescale_factor"] <= 0:
+            yield f"rescale_factor is {short(values['rescale_factor'])}, must be a number above 0"
+
+    return list(found())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

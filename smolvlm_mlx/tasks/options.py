@@ -1,0 +1,14 @@
+"""What the tasks can be told by name, and how their answers are generated untold. Imports nothing heavy, so that --help
+answers at once."""
+
+from typing import Literal
+
+from ..generation.options import Options
+
+Preset = Literal["caption", "alt", "keywords", "ocr"]  # of captions
+Output = Literal["doctags", "markdown", "html", "json", "text"]  # of documents
+Metric = Literal["auto", "vqa", "anls", "relaxed", "choice", "contains", "formula", "exact"]
+
+CHAT = Options(max_tokens=1024)
+DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of ds4sd/SmolDocling-256M-preview
+EVALUATION = LIVE = Options(max_tokens=64)
