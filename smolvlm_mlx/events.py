@@ -35,6 +35,31 @@ class Statistics:
         """Decoding speed, the first token (which belongs to the prefill) not counted."""
         return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
+    def describe(self) -> str:
+        """Return what the answer took, in a line for people."""
+        reused = f", {self.reused_tokens} reused" if self.reused_tokens else ""
+        parts = [f"{self.tiles} tiles"] if self.tiles else []
+        parts.append(f"{self.prompt_tokens} + {self.generated_tokens} tokens{reused}")
+        parts.append(f"first after {self.first_token_seconds:.2f} s")
+        if self.tokens_per_second:
+            parts.append(f"then {self.tokens_per_second:.1f} tokens/s")
+        if self.peak_memory:
+            parts.append(f"{self.peak_memory / 1e9:.2f} GB")
+        if self.finish_reason != "stop":
+            parts.append("interrupted" if self.finish_reason == "interrupted" else "cut off at the longest length")
+        return " · ".join(parts)
+
+    def describe_phases(self) -> str:
+        """Return what each phase of the answer took, in a line for people."""
+        parts = [
+            f"preprocess {self.preprocess_seconds * 1000:.0f} ms",
+            f"vision {self.vision_seconds * 1000:.0f} ms",
+            f"prefill {self.prefill_seconds * 1000:.0f} ms",
+        ]
+        if self.tokens_per_second:
+            parts.append(f"{self.tokens_per_second:.1f} tokens/s")
+        return " · ".join(parts)
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -11,7 +11,8 @@ from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, Pr
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Recent
-from smolvlm_mlx.inputs.messages import Message, TextPart, parse_messages
+from smolvlm_mlx.inputs.messages import Message, TextPart, parse_messages, text_message
+from smolvlm_mlx.tasks.chat import oldest_turn
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
 
@@ -182,6 +183,7 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
         chat.ask(words)
     assert said(chat)[::2] == ["First", "Second"]
     pictures = media_of(chat.messages)
+    assert oldest_turn(chat.messages) == slice(0, 2)
     chat.drop_oldest(keep_pictures=True)
     assert said(chat)[0] == "Second"
     assert media_of(chat.messages) == pictures
@@ -191,6 +193,18 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
     assert media_of(chat.messages) == []
     with pytest.raises(PromptError, match="there is no question 1; the conversation has 1"):
         chat.drop_oldest()
+
+
+def test_the_oldest_turn_is_the_first_question_and_all_before_the_second() -> None:
+    def turn(*roles: str) -> slice:
+        return oldest_turn([text_message(role, "") for role in roles])
+
+    assert turn("system", "user", "assistant", "user") == slice(1, 3)
+    assert turn("user", "user") == slice(0, 1)  # a question that was never answered
+    assert turn("assistant", "user", "assistant", "user", "assistant", "user") == slice(1, 3)
+    for roles in ((), ("system", "assistant"), ("system", "user", "assistant")):
+        with pytest.raises(PromptError, match="there is no question"):
+            turn(*roles)
 
 
 def test_system(loaded: Loaded) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.events import Text
+from smolvlm_mlx.events import Statistics, Text
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefill import PromptReader
@@ -65,6 +65,17 @@ def test_stream_generate_and_statistics(loaded: Loaded, ends: Any) -> None:
     assert min(found.preprocess_seconds, found.vision_seconds, found.prefill_seconds, found.decode_seconds) > 0
     assert found.tokens_per_second == pytest.approx(11 / found.decode_seconds)
     assert found.peak_memory > 0
+
+
+def test_statistics_in_a_line() -> None:
+    statistics = Statistics("stop", 200, 0, 64, 3, 31, 0.25, 0.15, 0.1, 0.75, 2_000_000_000)
+    phases = "preprocess 250 ms · vision 150 ms · prefill 100 ms"
+    assert statistics.describe() == "3 tiles · 200 + 31 tokens · first after 0.50 s · then 40.0 tokens/s · 2.00 GB"
+    assert statistics.describe_phases() == f"{phases} · 40.0 tokens/s"
+    cut = replace(statistics, finish_reason="length", reused_tokens=7, tiles=0, generated_tokens=1, peak_memory=0)
+    assert cut.describe() == "200 + 1 tokens, 7 reused · first after 0.50 s · cut off at the longest length"
+    assert cut.describe_phases() == phases
+    assert Statistics().describe() == "0 + 0 tokens · first after 0.00 s · interrupted"
 
 
 def test_one_token_has_no_speed(loaded: Loaded, ends: Any) -> None:

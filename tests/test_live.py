@@ -26,7 +26,7 @@ from smolvlm_mlx.inputs.camera import Shot
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 from smolvlm_mlx.tasks import live as live_module
-from smolvlm_mlx.tasks.live import CLEAR, SAME, Live, Look, difference
+from smolvlm_mlx.tasks.live import CLEAR, SAME, Judge, Live, Look, Verdict, difference
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, start
 from tests.support.http import Running, question
@@ -119,6 +119,18 @@ def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: 
     other = look_at(live, demo.draw())
     assert other.text != looks[0].text
     assert not other.unchanged
+
+
+def test_a_judge_counts_equal_answers_to_clearly_different_pictures() -> None:
+    judge, tiles = Judge(), [np.full((4, 4, 3), value, np.uint8) for value in (0, 2, 100, 200, 0)]
+    assert judge.judge("same", tiles[0]) == Verdict(1, unchanged=False, same=1)
+    assert judge.judge("same", tiles[1]) == Verdict(2, unchanged=False, same=1)  # a camera's noise
+    assert judge.judge("same", tiles[2]) == Verdict(3, unchanged=True, same=2)
+    verdict = judge.judge("same", tiles[3])
+    assert (verdict.same, verdict.is_stuck) == (SAME, True)
+    assert judge.judge("same", tiles[3]) == Verdict(5, unchanged=False, same=3)  # as it was: still stuck
+    assert judge.judge("other", tiles[4]) == Verdict(6, unchanged=False, same=1)
+    assert not judge.judge("same", tiles[0]).is_stuck
 
 
 def test_difference() -> None:
@@ -341,7 +353,7 @@ def test_pictures_of_low_detail_are_one_tile(server: Running) -> None:
     assert (one["tiles"], several["tiles"]) == (1, 13)
     assert tiles("low", "low")["tiles"] == 2
     assert tiles("low", None)["tiles"] == 26
-    assert set(one) == {"tiles", "preprocess", "vision", "prefill", "first_token", "tokens_per_second"}
+    assert set(one) == {"tiles", "preprocess", "vision", "prefill", "first_token", "tokens_per_second", "about"}
     assert server.complete(question("What?", max_tokens=1)).json()["usage"]["timing"]["tiles"] == 0
     refused = question("What?", data_url())
     refused["messages"][0]["content"][0]["image_url"]["detail"] = "tiny"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.generation.scheduler import Job
-from tests.support.http import TOKEN, Running
+from tests.support.http import TOKEN, Running, always
 
 import numpy as np
 import pytest
@@ -22,6 +22,11 @@ ARGUMENTS = [
     *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"),
     "--use-fake-ui-for-media-stream",
 ]
+
+WATCH_POLICY = """
+    addEventListener("securitypolicyviolation",
+      event => console.error("Content Security Policy:", event.violatedDirective, event.blockedURI, event.sourceFile));
+"""
 
 
 @pytest.fixture
@@ -35,6 +40,8 @@ def page(server: Running) -> Iterator[Any]:
         opened = browser.new_context(viewport={"width": 390, "height": 760}, permissions=["camera"]).new_page()
         problems: list[str] = []
         opened.on("pageerror", lambda error: problems.append(str(error)))
+        opened.on("console", lambda said: problems.extend([said.text] if "Content Security" in said.text else []))
+        opened.add_init_script(WATCH_POLICY)
         opened.on("request", lambda request: problems.extend([request.url] if "127.0.0.1" not in request.url[:20]
                   and not request.url.startswith(("data:", "blob:")) else []))  # fmt: skip
         opened.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
@@ -113,18 +120,28 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.get_by_text("No valid token").wait_for()
 
 
-def test_a_full_context_asks_what_to_forget(page: Any, server: Running) -> None:
+def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
+    Image.effect_noise((90, 60), 60).convert("RGB").save(tmp_path / "cat.png")
     page.evaluate("localStorage.setItem('max_tokens', '4')")
     page.reload()
+    page.set_input_files("#files", tmp_path / "cat.png")
+    page.locator("#waiting img").wait_for()
     ask(page, "First", 1)
-    words = "word " * 795
+    words = "word " * 750
     ask(page, words, 2)
     page.fill("#text", "And more")
-    page.evaluate("document.querySelector('#system').value = 'x'.repeat(30)")
+    page.evaluate("document.querySelector('#system').value = 'x'.repeat(100)")
     page.press("#text", "Enter")
+    page.get_by_role("button", name="… but keep its pictures").click()
+    page.get_by_role("button", name="Forget the oldest turn").wait_for()  # the picture is still too much
+    assert page.locator(".user .text").all_inner_texts() == [words.strip(), "And more"]
+    assert page.locator(".user").nth(0).locator("img").count() == 1
     page.get_by_role("button", name="Forget the oldest turn").click()
-    page.locator(".assistant").nth(1).get_by_role("button", name="Retry").wait_for()
-    assert page.locator(".user .text").first.inner_text() == words.strip()
+    page.locator(".assistant").get_by_role("button", name="Retry").wait_for()
+    assert page.locator(".message .text").count() == 2
+    assert page.locator(".user .text").inner_text() == "And more"
+    assert page.locator(".user img").count() == 0
+    assert page.inner_text("#problem") == ""
 
 
 PRETENDED = """
@@ -203,20 +220,19 @@ def test_live_describes_the_newest_frame_one_at_a_time(
 
 
 def test_live_says_once_that_an_answer_stays_the_same(page: Any) -> None:
+    """As the server has it, which compares the answers, and the pictures as the model sees them."""
     page.add_init_script(PRETENDED + "window.step = 0;")
-    timing = {"preprocess": 0, "vision": 0, "prefill": 0, "tokens_per_second": 1}
-    text, other_picture = "same", False
+    text, changes = "same", False
     notices: list[str] = []  # when a question comes, and so after the answer before
+    ids: list[str] = []
 
-    def answer(route: Any) -> None:
+    def watch(route: Any) -> None:
         notices.append(page.inner_text("#live-notice"))
-        if other_picture:
+        body = route.request.post_data_json
+        ids.append(body["live"])
+        if changes:
             page.evaluate("window.shade = 255 - window.shade; null")
-        chunks = [{"choices": [{"delta": {"content": text}}]}, {"choices": [], "usage": {"timing": timing}}]
-        route.fulfill(
-            content_type="text/event-stream",
-            body="".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n",
-        )
+        route.continue_(post_data=json.dumps({**body, **always(text), "max_tokens": 20}))
 
     def wait_for(done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
@@ -224,15 +240,20 @@ def test_live_says_once_that_an_answer_stays_the_same(page: Any) -> None:
             assert time.monotonic() < deadline
             page.wait_for_timeout(20)
 
-    page.route("**/v1/chat/completions", answer)
+    page.route("**/v1/chat/completions", watch)
     turn_live_on(page, every="0.1")
     wait_for(lambda: len(notices) == 6)
     assert set(notices) == {""}  # nothing changes, and so nothing is odd
-    other_picture = True
+    changes = True
     wait_for(lambda: notices[-1] == "The answer stays the same although the picture changes.")
     assert notices.count(notices[-1]) == 1
     text = "other"
     wait_for(lambda: notices[-1] == "")
+    assert len(set(ids)) == 1
+    page.click("#live-toggle")
+    page.click("#live-toggle")
+    wait_for(lambda: ids[-1] != ids[0])  # begins anew
+    page.get_by_text("frame 1 ").wait_for()
 
 
 def test_live_without_a_camera_or_with_an_error_ends(page: Any) -> None:

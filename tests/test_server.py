@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.events import Statistics
 from smolvlm_mlx.generation.scheduler import Job
-from smolvlm_mlx.server import security
+from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import no_files
-from tests.support.http import DIRECT, TOKEN, Running, listening, question, wait_until
+from smolvlm_mlx.server.live import Judges
+from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
 
 import httpx2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,6 +42,9 @@ ROUTES = [
     ("GET", "/conversations/00000000"),
     ("DELETE", "/conversations/00000000"),
     ("GET", "/nowhere"),
+    ("GET", "/page"),
+    ("GET", "/page/index.html"),
+    ("GET", "/page/nowhere.js"),
 ]
 
 
@@ -160,6 +167,72 @@ def test_a_video(server: Running) -> None:
     assert "'/etc/passwd'" in refused.json()["error"]["message"] or "base64" in refused.json()["error"]["message"]
 
 
+# ---- what the page is told
+
+
+def test_what_an_answer_took_in_a_line(server: Running) -> None:
+    asked = question("What is this?", data_url(), max_tokens=2)
+    usage = server.complete(asked).json()["usage"]
+    line = rf"13 tiles · {usage['prompt_tokens']} \+ 2 tokens(, \d+ reused)? · first after \d+\.\d\d s · then [\d.]+ tokens/s"
+    assert re.fullmatch(rf"{line} · cut off at the longest length", usage["timing"]["about"])
+
+
+def camera(server: Running, id: str, color: str, stream: bool, text: str = "same") -> dict[str, Any]:
+    """What a live camera is told of its next answer."""
+    picture = data_url(Image.new("RGB", (64, 64), color))
+    asked = question("Is there any text?", picture, max_tokens=20, live=id, **always(text))
+    answer = server.complete({**asked, "stream": stream})
+    if not stream:
+        return dict(answer.json()["live"])
+    *chunks, last, done = answer.text.removesuffix("\n\n").split("\n\n")
+    assert done == "data: [DONE]"
+    assert all('"live"' not in chunk for chunk in chunks)
+    told = json.loads(last.removeprefix("data: "))
+    assert told["usage"]["completion_tokens"] > 1  # sent though it was not asked for
+    return dict(told["live"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_live_camera_is_told_when_its_answer_stays_the_same(stream: bool, server: Running) -> None:
+    mine, other = ("00000000aaaaaaaa", "00000000bbbbbbbb") if stream else ("00000000cccccccc", "00000000dddddddd")
+    told = [camera(server, mine, color, stream) for color in ("red", "red", "green", "blue", "blue")]
+    about = told[0].pop("about")
+    assert re.fullmatch(r"frame 1 · preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · [\d.]+ tokens/s", about)
+    assert told[0] == {"number": 1, "unchanged": False, "stuck": False}
+    assert [one["number"] for one in told] == [1, 2, 3, 4, 5]
+    assert [one["unchanged"] for one in told] == [False, False, True, True, False]
+    assert [one["stuck"] for one in told] == [False, False, False, True, True]  # until the answer is another
+    assert camera(server, other, "red", stream)["number"] == 1
+    assert camera(server, mine, "red", stream, "other")["stuck"] is False
+    asked = question("Hello", max_tokens=1, live=mine)
+    assert server.complete(asked).json()["error"]["message"] == "live: the request has no picture"
+    assert server.complete({**asked, "live": "../x"}).status_code == 400
+    assert "live" not in server.complete(question("Hello", max_tokens=1)).json()
+
+
+def test_the_camera_that_asked_longest_ago_is_forgotten() -> None:
+    judges, tile = Judges(most=2), np.zeros((4, 4, 3), np.uint8)
+    numbers = [judges.judge(id, "same", tile, Statistics())["number"] for id in "abacaab"]
+    assert numbers == [1, 1, 2, 1, 3, 4, 1]
+
+
+def test_a_full_context_says_what_may_be_forgotten(server: Running) -> None:
+    def error(*messages: tuple[str, str]) -> dict[str, Any]:
+        asked = [{"role": role, "content": text} for role, text in messages]
+        answer = server.complete({"messages": asked, "max_tokens": 1})
+        assert answer.status_code == 400
+        return dict(answer.json()["error"])
+
+    long = "word " * 900
+    told = error(("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", long))
+    assert told["code"] == "context_length_exceeded"
+    assert told["forget"] == {"messages": 2}
+    assert error(("user", "Hello"), ("user", long))["forget"] == {"messages": 1}
+    alone = error(("developer", "Be brief."), ("user", long))
+    assert alone["code"] == "context_length_exceeded"
+    assert "forget" not in alone
+
+
 # ---- who may ask
 
 
@@ -182,14 +255,54 @@ def test_no_route_without_the_token(method: str, path: str, server: Running) -> 
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_page_holds_nothing(server: Running) -> None:
-    with httpx2.Client(**DIRECT) as client:
-        answer = client.get(f"http://127.0.0.1:{server.port}/")
-    assert answer.status_code == 200
-    assert TOKEN not in answer.text
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert "http" not in answer.text.replace("http-equiv", "")  # nothing from elsewhere
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; media-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def test_the_page_needs_no_token_and_holds_nothing(server: Running) -> None:
+    files = sorted(path for path in assets.FOLDER.rglob("*") if path.is_file())
+    assert {"index.html", "page.css", "page.js"} < {file.name for file in files}
+    assert sorted(assets.ASSETS.values()) == files
+    types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    for path, file in assets.ASSETS.items():
+        with httpx2.Client(**DIRECT) as client:
+            answer = client.get(f"http://127.0.0.1:{server.port}{path}")
+        assert answer.status_code == 200
+        assert answer.content == file.read_bytes()
+        assert answer.headers["content-type"] == f"{types[file.suffix]}; charset=utf-8"
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "http" not in answer.text  # nothing from elsewhere
+    html = (assets.FOLDER / "index.html").read_text()
+    assert not re.search(r"<style|<script>|\s(style|on\w+)=", html)  # the policy forbids them
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/../app.py",
+        "/page/%2e%2e/app.py",
+        "/page/..%2fapp.py",
+        "/page/..%2Fpage%2Fpage.js",
+        "/page/%252e%252e/app.py",
+        "/page/..\\app.py",
+        "/page//page.js",
+        "/page/./page.js",
+        "/page/PAGE.js",
+        "/page/page.js%00.css",
+        "/page.js",
+        "//page/page.js",
+        "/../assets.py",
+    ],
+)
+def test_no_other_file_can_be_reached(path: str, server: Running) -> None:
+    lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Connection: close"]
+    token = f"Authorization: Bearer {TOKEN}"
+    assert raw(server, "\r\n".join([*lines, token, "", ""]).encode()).startswith(b"HTTP/1.1 404 ")
+    assert raw(server, "\r\n".join([*lines, "", ""]).encode()).startswith(b"HTTP/1.1 401 ")
 
 
 def hosts(port: int) -> list[str]:

@@ -150,9 +150,6 @@ def preview(image: "Image.Image", mirror: bool) -> "Image.Image":
 def describe(look: "Look") -> str:
     """What an answer took, in a line."""
     s = look.statistics
-    phases = {"preprocess": s.preprocess_seconds, "vision": s.vision_seconds, "prefill": s.prefill_seconds}
-    parts = [f"frame {look.number}", f"{look.dropped} dropped"]
-    parts += [f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.items()]
-    parts += [f"{s.tokens_per_second:.1f} tokens/s"] if s.tokens_per_second else []
+    parts = [f"frame {look.number}", f"{look.dropped} dropped", s.describe_phases()]
     parts += [f"{s.reused_tokens} of {s.prompt_tokens} tokens reused"] if s.reused_tokens else []
     return " · ".join(parts)

@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, shown
@@ -27,16 +27,14 @@ from ..inputs.media import Recent
 from ..inputs.messages import Message, TextPart, parse_messages, to_json
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
+from ..tasks.chat import oldest_turn
 from ..tasks.history import History
+from .assets import ASSETS, asset_routes
+from .live import Judges
 from .openai import ChatRequest, Completion, error_body, event
 from .security import Guard
 
-PAGE = Path(__file__).parent / "page" / "index.html"
 MAX_IMAGES = 16
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; media-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}
 
 
 @dataclass
@@ -50,19 +48,17 @@ class Service:
     image_options: ImageOptions
     limits: FetchLimits
     recent: Recent = field(default_factory=Recent)
+    judges: Judges = field(default_factory=Judges)
 
     def routes(self) -> list[Route]:
         return [
-            Route("/", self.page),
+            *asset_routes(),
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
             Route("/conversations", self.list_conversations),
             Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
         ]
-
-    async def page(self, request: Request) -> Response:
-        return FileResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
         running, waiting = self.scheduler.occupancy
@@ -92,6 +88,8 @@ class Service:
         asked = ChatRequest.parse(await request.body())
         if asked.media > MAX_IMAGES:
             raise PromptError(f"{asked.media} images; the limit is {MAX_IMAGES} a request")
+        if asked.live is not None and not asked.media:
+            raise PromptError("live: the request has no picture")
         options, schema = asked.options(), asked.schema_wanted()
         image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
         started = time.perf_counter()
@@ -101,16 +99,17 @@ class Service:
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
+        request.state.messages = messages  # for `_on_error`, if they are too long
         answer = Answer(messages, asked.conversation, asked.stream)
         job = answer.job = Job(inputs, options, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
         self.scheduler.submit(job)
         completion = Completion(self.model)
         if asked.stream:
-            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return StreamingResponse(self._events(answer, completion, with_usage), media_type="text/event-stream")
+            events = self._events(answer, completion, asked.wants_usage(), asked.live)
+            return StreamingResponse(events, media_type="text/event-stream")
         text = await self._whole(request, answer)
-        return JSONResponse(completion.whole(text, job.statistics))
+        return JSONResponse({**completion.whole(text, job.statistics), **self._judged(answer, asked.live)})
 
     async def _whole(self, request: Request, answer: "Answer") -> str:
         """The answer's text; a client that goes away meanwhile ends it."""
@@ -128,7 +127,9 @@ class Service:
             answer.job.cancel()
             self._keep(answer)
 
-    async def _events(self, answer: "Answer", completion: Completion, with_usage: bool) -> AsyncIterator[bytes]:
+    async def _events(
+        self, answer: "Answer", completion: Completion, with_usage: bool, live: str | None
+    ) -> AsyncIterator[bytes]:
         try:
             yield event(completion.chunk({"role": "assistant", "content": ""}))
             async for piece in answer.read():
@@ -136,13 +137,21 @@ class Service:
             yield event(completion.chunk({}, answer.job.statistics.finish_reason))
             self._keep(answer)
             if with_usage:
-                yield event(completion.last_chunk(answer.job.statistics))
+                last = completion.last_chunk(answer.job.statistics)
+                yield event({**last, **self._judged(answer, live)})
             yield b"data: [DONE]\n\n"
         except SmolVLMError as error:
             yield event(error_body(str(error)))
         finally:
             answer.job.cancel()
             self._keep(answer)
+
+    def _judged(self, answer: "Answer", live: str | None) -> dict[str, Any]:
+        """Return what a live camera is told beside the usage, nothing where none asks."""
+        if live is None:
+            return {}
+        text = answer.message().text
+        return {"live": self.judges.judge(live, text, answer.job.inputs.tiles[-1], answer.job.statistics)}
 
     def _keep(self, answer: "Answer") -> None:
         """Put a conversation that has a name into the history, once, and before its end is told."""
@@ -204,8 +213,19 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, BusyError):
         return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
     message = shown(str(error)) if len(str(error)) > 300 else str(error)
-    code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
-    return JSONResponse(error_body(message, code=code), 404 if isinstance(error, HistoryError) else 400)
+    if isinstance(error, ContextFullError):
+        forget = _forgettable(request.state.messages)
+        return JSONResponse(error_body(message, code="context_length_exceeded", forget=forget), 400)
+    return JSONResponse(error_body(message), 404 if isinstance(error, HistoryError) else 400)
+
+
+def _forgettable(messages: list[Message]) -> int | None:
+    """Return how many messages, from the first question on, are the oldest turn; None if it is the only one."""
+    try:
+        turn = oldest_turn(messages)
+    except PromptError:
+        return None
+    return len(messages[turn])
 
 
 def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:
@@ -218,7 +238,7 @@ def make_app(service: Service, hosts: list[str], token: str | None, origins: lis
 
     return Starlette(
         routes=service.routes(),
-        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins or [])],
+        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins or [], open_paths=ASSETS)],
         exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
         lifespan=lifespan,
     )

@@ -17,6 +17,8 @@ from ..generation.options import Options
 from ..options import Option, options_of
 from ..tasks.options import CHAT
 
+ID = "^[0-9a-f]{8,32}$"
+
 
 class TextPart(BaseModel):
     type: Literal["text"]
@@ -73,7 +75,8 @@ AS_THEY_ARE = {option.name: option for option in options_of(Options) if option.n
 
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions, with the other options of an answer under their own names (see `_Request`), as other
-    servers have them; `conversation` is ours: the id under which the history keeps it."""
+    servers have them. Ours are `conversation`, the id under which the history keeps it, and `live`, the id of a camera whose
+    answers are compared: what comes of that stands beside the usage, which is then always sent."""
 
     messages: list[RequestMessage] = Field(min_length=1)
     model: str = ""
@@ -84,7 +87,8 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     seed: int | None = None
     response_format: ResponseFormat | None = None
-    conversation: str | None = Field(None, pattern="^[0-9a-f]{8,32}$")
+    conversation: str | None = Field(None, pattern=ID)
+    live: str | None = Field(None, pattern=ID)
     # Asked for, these would change the answer.
     n: Literal[1] | None = None
     tools: list[None] | None = Field(None, max_length=0)
@@ -123,6 +127,10 @@ class ChatRequest(BaseModel):
             stop=tuple(stops),
             **self.model_dump(include=set(AS_THEY_ARE), exclude_none=True),
         )
+
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.live is not None or (self.stream_options is not None and self.stream_options.include_usage)
 
     def wants_one_tile(self) -> bool:
         """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of them."""
@@ -186,7 +194,7 @@ class Completion:
 
 
 def usage(statistics: Statistics) -> dict[str, Any]:
-    """OpenAI's token counts; ours beside them, in `timing`, in seconds."""
+    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people."""
     return {
         "prompt_tokens": statistics.prompt_tokens,
         "completion_tokens": statistics.generated_tokens,
@@ -202,13 +210,21 @@ def usage(statistics: Statistics) -> dict[str, Any]:
                 for phase in ("preprocess", "vision", "prefill", "first_token")
             },
             "tokens_per_second": round(statistics.tokens_per_second, 2),
+            "about": statistics.describe(),
         },
     }
 
 
-def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error_body(
+    message: str, kind: str = "invalid_request_error", code: str | None = None, forget: int | None = None
+) -> dict[str, Any]:
+    """Return OpenAI's shape of an error.
+
+    Args:
+        forget: ours: how many messages, from the first question on, would make room if they were not sent again.
+    """
+    ours = {} if forget is None else {"forget": {"messages": forget}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code, **ours}}
 
 
 def event(value: dict[str, Any]) -> bytes:

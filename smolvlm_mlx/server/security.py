@@ -43,7 +43,7 @@ class Guard:
     Args:
         hosts: names with port that requests may call this server by, as in their Host header.
         token: None lets everyone in who can reach it.
-        open_paths: what needs no token: the page, which holds nothing.
+        open_paths: what needs no token: the files of the page, which hold nothing.
     """
 
     def __init__(

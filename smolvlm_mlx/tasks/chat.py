@@ -135,11 +135,11 @@ class Chat:
         Raises:
             PromptError: there is only one.
         """
-        first, second = self._question_at(0), self._question_at(1)
-        forgotten, following = self.messages[first:second], self.messages[second]
+        turn = oldest_turn(self.messages)
+        forgotten, following = self.messages[turn], self.messages[turn.stop]
         kept = [part for message in forgotten for part in message.parts if not isinstance(part, TextPart)]
         parts = (*(kept if keep_pictures else ()), *following.parts)
-        self.messages[first : second + 1] = [replace(following, parts=parts)]
+        self.messages[turn.start : turn.stop + 1] = [replace(following, parts=parts)]
 
     def stop(self) -> None:
         """End the answer under way, if there is one; what came of it stays, marked as interrupted.
@@ -180,10 +180,7 @@ class Chat:
         self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
 
     def _question_at(self, turn: int) -> int:
-        questions = [number for number, message in enumerate(self.messages) if message.role == "user"]
-        if not -len(questions) <= turn < len(questions):
-            raise PromptError(f"there is no question {turn}; the conversation has {len(questions)}")
-        return questions[turn]
+        return question_at(self.messages, turn)
 
     def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
         options = options or self.options
@@ -214,3 +211,24 @@ class Chat:
             raise
         finally:
             events.close()
+
+
+def question_at(messages: Sequence[Message], turn: int) -> int:
+    """Return where question number `turn` stands, from 0; -1 is the last.
+
+    Raises:
+        PromptError: there is none.
+    """
+    questions = [number for number, message in enumerate(messages) if message.role == "user"]
+    if not -len(questions) <= turn < len(questions):
+        raise PromptError(f"there is no question {turn}; the conversation has {len(questions)}")
+    return questions[turn]
+
+
+def oldest_turn(messages: Sequence[Message]) -> slice:
+    """Return where the oldest turn stands, which is forgotten first: the first question and all before the second.
+
+    Raises:
+        PromptError: there is only one.
+    """
+    return slice(question_at(messages, 0), question_at(messages, 1))

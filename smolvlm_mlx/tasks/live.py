@@ -50,6 +50,38 @@ class Look:
         return self.stream.statistics
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a `Judge` says of an answer."""
+
+    number: int  # of the answer, from 1
+    unchanged: bool  # it is the answer before, although the picture differs clearly
+    same: int  # equal answers to clearly different pictures so far, in a row
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether that is worth a notice."""
+        return self.same >= SAME
+
+
+class Judge:
+    """Compares each answer, and the picture it is about, with those before it."""
+
+    def __init__(self) -> None:
+        self._number = self._same = 0
+        self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
+
+    def judge(self, text: str, tile: Pixels) -> Verdict:
+        """Return how the next answer stands to those before it; `tile` is (H, W, 3) uint8."""
+        self._number += 1
+        unchanged = False
+        if self._last is None or text != self._last[0]:
+            self._last, self._same = (text, tile.copy()), 1
+        elif difference(tile, self._last[1]) >= CLEAR:
+            self._last, self._same, unchanged = (text, tile.copy()), self._same + 1, True
+        return Verdict(self._number, unchanged, self._same)
+
+
 class Live:
     """A model with one question for every frame.
 
@@ -76,8 +108,7 @@ class Live:
         self.image_options = ImageOptions(split=True) if split else processor.one_tile
         self._engine = Engine(model, processor, image_cache_bytes=IMAGE_CACHE_BYTES)
         self._question_first, self._number = question_first, 0
-        self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
-        self._same = 0
+        self._judge = Judge()
 
     def messages(self, image: Image.Image) -> list[Message]:
         """What the model is asked about a frame."""
@@ -117,17 +148,11 @@ class Live:
                     event = event if look.text else Text(event.piece.lstrip())  # the template has the space before it
                     look.text += event.piece
                 if isinstance(event, End):
-                    self._judge(look, tile)
+                    verdict = self._judge.judge(look.text, tile)
+                    look.unchanged, look.stuck = verdict.unchanged, verdict.unchanged and verdict.same == SAME
                 yield event
         finally:
             events.close()
-
-    def _judge(self, look: Look, tile: Pixels) -> None:
-        if self._last is None or look.text != self._last[0]:
-            self._last, self._same = (look.text, tile), 1
-        elif difference(tile, self._last[1]) >= CLEAR:
-            self._last, self._same = (look.text, tile), self._same + 1
-            look.unchanged, look.stuck = True, self._same == SAME
 
 
 def difference(one: Pixels, other: Pixels) -> float:

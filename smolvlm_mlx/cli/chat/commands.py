@@ -15,7 +15,7 @@ from ...tasks.options import CHAT
 from ..history import as_text
 from .command import WITHOUT
 from .completion import split_pictures, split_words
-from .session import Session, describe
+from .session import Session
 
 HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
@@ -194,7 +194,7 @@ def settings(session: Session, rest: str) -> None:
 def stats(session: Session, rest: str) -> None:
     """what the last answer and the conversation take"""
     if session.last is not None:
-        session.screen.say(describe(session.last))
+        session.screen.say(session.last.describe())
     used, context = session.chat.tokens(), session.chat.context
     pictures = sum(len(message.media) for message in session.chat.messages)
     session.screen.say(f"conversation: {used} of {context} tokens, {pictures} pictures")

@@ -113,19 +113,3 @@ def _attached(source: Any) -> Attachment | Video:
     if isinstance(source, Video):
         return source
     return attach(source) if isinstance(source, str | Path) else Attachment(source)
-
-
-def describe(statistics: Statistics) -> str:
-    """What an answer took, in a line."""
-    s = statistics
-    parts = [f"{s.tiles} tiles"] if s.tiles else []
-    parts.append(
-        f"{s.prompt_tokens} + {s.generated_tokens} tokens" + (f", {s.reused_tokens} reused" if s.reused_tokens else "")
-    )
-    parts.append(f"first after {s.first_token_seconds:.2f} s")
-    if s.tokens_per_second:
-        parts.append(f"then {s.tokens_per_second:.1f} tokens/s")
-    parts.append(f"{s.peak_memory / 1e9:.2f} GB")
-    if s.finish_reason != "stop":
-        parts.append({"length": "cut off at the longest length", "interrupted": "interrupted"}[s.finish_reason])
-    return " · ".join(parts)

@@ -23,7 +23,7 @@ from ...inputs.media import Attachment, Video
 from ..options import CONTROLS
 from .commands import COMMANDS, handle
 from .completion import CommandCompleter
-from .session import Session, describe
+from .session import Session
 
 PICTURE_ROWS = 12  # of a terminal
 
@@ -81,7 +81,7 @@ class TerminalScreen:
         if shown.text.strip():
             self.console.print(markdown(shown.text))
         if stream is not None:
-            self.say(describe(stream.statistics))
+            self.say(stream.statistics.describe())
 
     def picture(self, attachment: Attachment | Video) -> None:
         """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and say what it is."""

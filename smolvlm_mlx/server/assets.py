@@ -1,0 +1,39 @@
+"""The page's files: those that are in its folder now, each at its own path, and nothing else."""
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse
+from starlette.routing import Route
+
+FOLDER = Path(__file__).parent / "page"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# All scripts and styles are files of ours: what an answer or a picture's name says is never run.
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src data: blob:; media-src data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+
+def find_assets(folder: Path = FOLDER) -> dict[str, Path]:
+    """Return the page's files by their paths on the server: / is index.html, the others are below /page."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in TYPES)
+    return {_path_of(file.relative_to(folder).as_posix()): file for file in files}
+
+
+def _path_of(name: str) -> str:
+    return "/" if name == "index.html" else f"/page/{name}"
+
+
+ASSETS = find_assets()
+
+
+async def _serve(request: Request) -> FileResponse:
+    file = ASSETS[request.scope["path"]]
+    return FileResponse(file, headers=HEADERS, media_type=TYPES[file.suffix])
+
+
+def asset_routes() -> list[Route]:
+    """Return a route for each file. None has a parameter, so no request can name another file."""
+    return [Route(path, _serve) for path in ASSETS]

@@ -1,0 +1,87 @@
+// Pictures and videos: how they look, how they are sent, and those that wait for the next question.
+// A picture is {url, name, video}: a data: URL, a name, and whether it is a video.
+
+import { $, make, say } from "./dom.js";
+
+const VIDEO_NAMES = /\.(mkv|avi|mov|ts)$/i;  // that some browsers have no type for
+const PICTURE_NAMES = /\.(hei[cf]|avif|jp2|qoi|tiff?)$/i;
+
+let waiting = [];
+
+// Let other pictures wait; those that waited.
+export function exchangeWaiting(pictures) {
+  const before = waiting;
+  waiting = [...pictures];
+  showWaiting();
+  return before;
+}
+
+function showWaiting() {
+  const remove = picture => exchangeWaiting(waiting.filter(other => other !== picture));
+  const thumbnails = waiting.map(picture => thumbnail(picture, () => remove(picture)));
+  $("waiting").replaceChildren(...thumbnails);
+}
+
+export function thumbnail({ url: src, name: title, video }, remove) {
+  const figure = make("figure", {}, video
+    ? make("video", { src, title, controls: true, muted: true })
+    : make("img", { src, title, alt: title }));
+  if (remove) {
+    const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
+    figure.append(make("button", { ...button, onclick: remove }));
+  }
+  return figure;
+}
+
+// The part of a message that is a picture.
+export function asPart({ url, name, video }, options = {}) {
+  const payload = "data:application/octet-stream" + url.slice(url.indexOf(";base64,"));
+  const type = video ? "video_url" : "image_url";
+  return { type, [type]: { url: payload, ...options }, name };
+}
+
+export async function add(files) {
+  for (const file of files) {
+    const video = file.type.startsWith("video/") || VIDEO_NAMES.test(file.name);
+    if (!video && !file.type.startsWith("image/") && !PICTURE_NAMES.test(file.name)) {
+      say(`${file.name} is no picture and no video`);
+      continue;
+    }
+    waiting.push({ url: await read(file), name: file.name || "pasted picture", video });
+  }
+  showWaiting();
+  $("text").focus();
+}
+
+function read(file) {
+  return new Promise(done => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.readAsDataURL(file);
+  });
+}
+
+// ---- a picture from the camera
+
+export async function openCamera() {
+  const video = { width: { ideal: 1920 } };
+  try {
+    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video });
+    $("shot").showModal();
+  } catch (error) {
+    say(`no camera: ${error.message}`);
+  }
+}
+
+export function takePicture() {
+  const { videoWidth: width, videoHeight: height } = $("video");
+  const canvas = make("canvas", { width, height });
+  canvas.getContext("2d").drawImage($("video"), 0, 0);
+  canvas.toBlob(blob => add([new File([blob], "camera.png", { type: "image/png" })]));
+  $("shot").close();
+}
+
+export function closeCamera() {
+  $("video").srcObject?.getTracks().forEach(track => track.stop());
+  $("video").srcObject = null;
+}
