@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
-from .errors import CheckpointError
+from .errors import CheckpointError, quote
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 _LARGEST = 1_000_000  # no count or width in a config is larger; refused before anything is built
@@ -49,7 +49,7 @@ class TextConfig:
         if self.head_dim == 0 or self.head_dim % 2:
             found.append(f"head_dim is {self.head_dim}, not an even number from 2 on")
         if self.hidden_act != "silu":
-            found.append(f"hidden_act {self.hidden_act!r} (only 'silu')")
+            found.append(f"hidden_act {quote(self.hidden_act)} (only 'silu')")
         if self.attention_bias or self.mlp_bias:
             found.append("attention_bias or mlp_bias is set (SmolLM2 has no biases)")
         return found
@@ -82,7 +82,7 @@ class VisionConfig:
         if self.num_channels != 3:
             found.append(f"num_channels {self.num_channels} (only 3)")
         if self.hidden_act != "gelu_pytorch_tanh":
-            found.append(f"hidden_act {self.hidden_act!r} (only 'gelu_pytorch_tanh')")
+            found.append(f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')")
         return found
 
 
@@ -129,7 +129,7 @@ class ModelConfig:
         """
         if raw.get("model_type") not in MODEL_TYPES:
             raise CheckpointError(
-                f"config.json: model_type is {raw.get('model_type')!r:.40}, not one of {', '.join(MODEL_TYPES)}; "
+                f"config.json: model_type is {quote(raw.get('model_type'))}, not one of {', '.join(MODEL_TYPES)}; "
                 "choose a SmolVLM or SmolVLM2 checkpoint"
             )
         problems: list[str] = []
@@ -176,7 +176,7 @@ def _rope(text_raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         return {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        problems.append(f"text_config: rope type {kind!r:.40} (only 'default')")
+        problems.append(f"text_config: rope type {quote(kind)} (only 'default')")
     return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
 
 
@@ -201,10 +201,10 @@ def _problem(value: object, kind: object, default: object, largest: int) -> str 
     if kind is int:
         low = 0 if default == 0 else 1
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= largest:
-            return f"is {value!r:.40}, not an integer from {low} to {largest}"
+            return f"is {quote(value)}, not an integer from {low} to {largest}"
     elif kind is float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
-            return f"is {value!r:.40}, not a positive number"
+            return f"is {quote(value)}, not a positive number"
     elif isinstance(kind, type) and not isinstance(value, kind):
-        return f"is {value!r:.40}, not a {kind.__name__}"
+        return f"is {quote(value)}, not a {kind.__name__}"
     return None

@@ -78,39 +78,31 @@ class ServerError(SmolVLMError):
 
 # ---- foreign text in messages
 
-MAX_SHOWN = 120
+MAX_REASON = 120
 
 
-def short(value: object, most: int = 80) -> str:
-    """The value quoted for an error message: one line, at most so many characters, control characters escaped. Of a long
-    one its beginning; a number as it is."""
-    text = repr(value if isinstance(value, float | int | None) else str(value)[:most])
-    return text if len(text) <= most else f"{text[: most - 4]}...{text[0]}"
+def quote(value: object, most: int = 80, *, end: bool = False) -> str:
+    """Foreign text for a message: in quotes, one line, control characters escaped; what is no text as Python writes it.
+
+    Of a long one only the beginning, or with `end` the end, which names a file.
+    """
+    if not isinstance(value, str | Path | Exception):
+        return cut(repr(value), most)
+    whole = str(value)
+    text = repr(whole[-most:] if end else whole[:most])
+    if len(text) <= most:
+        return text
+    return f"{text[0]}...{text[4 - most :]}" if end else f"{text[: most - 4]}...{text[0]}"
 
 
-def short_path(path: str | Path, most: int = 80) -> str:
-    """As `short`; of a long one the end, which names the file."""
-    text = repr(str(path)[-most:])
-    return text if len(text) <= most else f"{text[0]}...{text[4 - most :]}"
-
-
-def shown(name: str) -> str:
-    """Text that came with a file, fit for an error's one line: no control characters, not endless. Of a long one its
-    beginning."""
-    text = name if len(name) <= MAX_SHOWN else f"{name[: MAX_SHOWN - 3]}..."
-    return text if text.isprintable() else short(name, MAX_SHOWN)
-
-
-def shown_path(path: str | Path) -> str:
-    """As `shown`; of a long path the end, which names the file."""
-    name = str(path)
-    text = name if len(name) <= MAX_SHOWN else f"...{name[3 - MAX_SHOWN :]}"
-    return text if text.isprintable() else short_path(name, MAX_SHOWN)
+def cut(text: str, most: int = MAX_REASON) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def reason(error: Exception) -> str:
-    """What an error says, without the path that an OSError repeats."""
-    return (isinstance(error, OSError) and error.strerror) or shown(str(error))
+    """What an error says, without the path that an OSError repeats; not endless."""
+    return (isinstance(error, OSError) and error.strerror) or cut(str(error))
 
 
 @contextmanager
@@ -121,4 +113,4 @@ def named(file: str | None) -> Iterator[None]:
     except (ImageError, VideoError) as error:
         if file is None:
             raise
-        raise type(error)(f"{shown_path(file)}: {error}") from error
+        raise type(error)(f"{quote(file, end=True)}: {error}") from error

@@ -22,7 +22,7 @@ from smolvlm_mlx.checkpoint.adapters import (
 from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.reader import load
-from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, shown_path
+from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, quote
 from tests.support.checkpoints import logits, weights_of
 
 import mlx.core as mx
@@ -156,7 +156,7 @@ def test_it_fits_every_conversion_of_its_base(bases: Folders, adapters: Folders)
 
 
 def test_it_does_not_fit_another_base(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
-    reason = f"this adapter was trained on {re.escape(shown_path(tiny))} and does not fit this checkpoint"
+    reason = f"this adapter was trained on {re.escape(quote(tiny, end=True))} and does not fit this checkpoint"
     check_refused(make(tmp_path / "other", seed=1), adapters["lora"], tmp_path / "out", reason)
 
 
@@ -222,7 +222,7 @@ def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Pa
     largest = changed(adapters["lora"], tmp_path / "largest", rank=4096)
     started, before = time.process_time(), mx.get_active_memory()
     mx.reset_peak_memory()
-    check_refused(tiny, many, tmp_path / "out", r"up_proj0 \(100000 such\)")
+    check_refused(tiny, many, tmp_path / "out", r"up_proj0' \(100000 such\)")
     check_refused(tiny, largest, tmp_path / "out", r"lora_a is F32 \[512, 4\], not F32 \[512, 4096\]")
     assert time.process_time() - started < 3
     assert mx.get_peak_memory() - before < 30e6  # the adapter would have 180 MB
@@ -232,7 +232,7 @@ def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Pa
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, mx.array]], object], str]] = {
     "missing": (lambda weights: weights.pop(A), f"missing {A}$"),
-    "extra": (lambda weights: weights.update({"more": weights[A]}), "unexpected more$"),
+    "extra": (lambda weights: weights.update({"more": weights[A]}), "unexpected 'more'$"),
     "shape": (lambda weights: weights.update({A: weights[A].T}), rf"{A} is F32 \[4, 128\], not F32 \[128, 4\]$"),
     "dtype": (lambda weights: weights.update({A: weights[A].astype(mx.int32)}), rf"{A} is I32 \[128, 4\], not F32"),
 }
@@ -297,7 +297,7 @@ def test_weights_that_are_missing_or_cut_off(size: int | None, tiny: Path, adapt
 def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
     other, broken = make(tmp_path / "other", seed=1), changed(adapters["lora"], tmp_path / "broken", rank=10**9)
     for model, adapter, reason in (
-        (other, adapters["lora"], f"trained on {shown_path(tiny)}"),
+        (other, adapters["lora"], f"trained on {quote(tiny, end=True)}"),
         (tiny, broken, "rank missing or"),
     ):
         for command in (["generate", "Hi", "-n", 2, "-m", model], ["convert", model, tmp_path / "out"]):

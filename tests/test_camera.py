@@ -8,7 +8,7 @@ from typing import Any
 
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs import camera
-from smolvlm_mlx.inputs.camera import Camera, Shot
+from smolvlm_mlx.inputs.camera import Camera, Frame
 from tests.support.videos import encode_video, sound
 
 import av
@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 
-def number_of(shot: Shot | None) -> int:
+def number_of(frame: Frame | None) -> int:
     """Which frame of `encode_video` it is."""
-    assert shot is not None
-    return round(float(np.asarray(shot.image)[:, 32:].mean()) / 8)
+    assert frame is not None
+    return round(float(np.asarray(frame.image)[:, 32:].mean()) / 8)
 
 
 def reading() -> list[threading.Thread]:
@@ -51,11 +51,11 @@ def test_only_the_newest_frame_is_kept_and_the_others_are_counted() -> None:
 
 def test_every_frame_is_taken_or_counted() -> None:
     with Camera(encode_video(12, 50)) as source:
-        shots = list(source)
-    numbers = [number_of(shot) for shot in shots]
+        frames = list(source)
+    numbers = [number_of(frame) for frame in frames]
     assert numbers == sorted(set(numbers))
-    assert len(shots) + sum(shot.dropped for shot in shots) == 12
-    assert shots[0].image.size == (64, 48)
+    assert len(frames) + sum(frame.dropped for frame in frames) == 12
+    assert frames[0].image.size == (64, 48)
 
 
 def test_a_file_plays_at_its_own_pace_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_no_video_is_one_line(data: bytes, error: str) -> None:
     with pytest.raises(VideoError, match=error) as caught:
         Camera(data)
     assert "\n" not in str(caught.value)
-    with pytest.raises(VideoError, match=r"^a/clip\.mp4: "):
+    with pytest.raises(VideoError, match=r"^'a/clip\.mp4': "):
         Camera(data, "a/clip.mp4")
 
 
@@ -213,7 +213,7 @@ def test_what_is_no_camera(tmp_path: Path) -> None:
 def test_a_device_of_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera, "DEVICES", {sys.platform: ("lavfi", "{}", {})})
     with Camera("testsrc=size=64x48:rate=60,realtime") as source:
-        shots = [source.newest() for _ in range(3)]
-        pictures = [shot.image for shot in shots if shot is not None]
+        frames = [source.newest() for _ in range(3)]
+        pictures = [frame.image for frame in frames if frame is not None]
         assert [picture.size for picture in pictures] == [(64, 48)] * 3
     assert reading() == []

@@ -191,7 +191,7 @@ def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_pa
     assert read(tmp_path / "a.jsonl") == lines
     table = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "path,caption,error"
-    with pytest.raises(DataError, match="none: no such file or folder"):
+    with pytest.raises(DataError, match="none': no such file or folder"):
         find_files([folder, tmp_path / "none"])
     nothing = tmp_path / "nothing"
     nothing.mkdir()
@@ -280,9 +280,8 @@ def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.png").write_bytes(b"no")
     result = subprocess.run(command(tmp_path / "in", tmp_path / "a.jsonl"), capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
-    assert result.stderr.startswith(
-        f"{tmp_path / 'a.jsonl'}: 2 of 3 files\nleft out: '{tmp_path / 'in' / 'bad.png'}': "
-    )
+    assert result.stderr.startswith(f"{tmp_path / 'a.jsonl'}: 2 of 3 files\nleft out: '")
+    assert "/in/bad.png': " in result.stderr
 
 
 # What `-m smolvlm_mlx` does, with so few files at a time that there is more than one time.

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.errors import CheckpointError
+from smolvlm_mlx.errors import CheckpointError, quote
 from tests.support.places import REAL_FILES
 
 import pytest
@@ -186,7 +186,7 @@ def test_absurd_counts(section: str | None, key: str) -> None:
         if value == 10**4000:  # too long to print whole, and printed short
             assert f"{key} is 1000" in refused(changed(section, **{key: value}))
         else:
-            assert f"{key} is {value!r:.40}, not an integer" in refused(changed(section, **{key: value}))
+            assert f"{key} is {quote(value)}, not an integer" in refused(changed(section, **{key: value}))
 
 
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])

@@ -26,11 +26,11 @@ from smolvlm_mlx.tasks.documents import (
     LEAST_OTHER,
     LEAST_PROSE,
     LoopWatch,
+    PageSource,
     Reader,
-    Sheet,
     close_tags,
     export,
-    find_sheets,
+    find_pages,
     is_prose,
 )
 from tests.support.checkpoints import Loaded
@@ -231,7 +231,7 @@ def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
     for number, image in enumerate((picture(1, (256, 256)), half, half, picture(2, (64, 64)))):
         image.save(tmp_path / f"{number}.png")
     paths = sorted(tmp_path.iterdir())
-    pages = list(Reader(model, processor, options=Options(max_tokens=16)).read(find_sheets(paths)))
+    pages = list(Reader(model, processor, options=Options(max_tokens=16)).read(find_pages(paths)))
     for path, page in zip(paths, pages, strict=True):
         alone = generate(
             model,
@@ -253,17 +253,17 @@ def test_pages_come_when_they_are_finished(loaded: Loaded, script: Script) -> No
     script(PAGE, PAGE)
     drawn = []
 
-    class Counted(Sheet):
+    class Counted(PageSource):
         def image(self) -> Image.Image:
             drawn.append(self.name)
             return picture()
 
     pages = Reader(*loaded).read(Counted(Path("a.pdf"), number) for number in (1, 2, 3))
     assert drawn == []
-    assert next(pages).name == "a.pdf, page 1"
-    assert drawn == ["a.pdf, page 1"]
+    assert next(pages).name == "'a.pdf', page 1"
+    assert drawn == ["'a.pdf', page 1"]
     assert next(pages).text == PAGE
-    assert drawn == ["a.pdf, page 1", "a.pdf, page 2"]
+    assert drawn == ["'a.pdf', page 1", "'a.pdf', page 2"]
 
 
 def test_a_checkpoint_without_doctags(tiny: Path) -> None:
@@ -377,7 +377,7 @@ def test_markdown_to_a_file(document: Any, script: Script, tmp_path: Path) -> No
     out = tmp_path / "a.md"
     code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out)
     assert (code, stdout) == (0, "")
-    assert stderr.startswith("a.png: the model repeated itself; the page ends after the first occurrence (")
+    assert stderr.startswith("'a.png': the model repeated itself; the page ends after the first occurrence (")
     assert stderr.endswith(f"{out}: 2 pages\n")
     assert (
         out.read_text(encoding="utf-8") == export([PAGE, "<doctag><text>Again.</text></doctag>"], "markdown")[0] + "\n"
@@ -389,12 +389,12 @@ def stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """The second page raises."""
     images = iter([picture()])
 
-    def image(self: Sheet) -> Image.Image:
+    def image(self: PageSource) -> Image.Image:
         for each in images:
             return each
         raise error
 
-    monkeypatch.setattr(Sheet, "image", image)
+    monkeypatch.setattr(PageSource, "image", image)
 
 
 @pytest.mark.parametrize("to_file", [False, True])

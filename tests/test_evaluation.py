@@ -200,7 +200,7 @@ def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("model", {"model": "{folder}/../again/tiny"}),
+        ("model", {"model_path": "{folder}/../again/tiny"}),
         ("data", {"data": "{folder}/fewer.jsonl"}),
         ("metric", {"metric": "exact"}),
         ("options", {"options": Options(max_tokens=3)}),
@@ -224,7 +224,7 @@ def test_another_runs_answers_are_not_taken(
     before = file.read_bytes()
     if name == "weights":  # trained again into the same folder
         os.utime(weights, (1, 1))
-    arguments: dict[str, Any] = {"model": folder, "data": data, "results": file}
+    arguments: dict[str, Any] = {"model_path": folder, "data": data, "results": file}
     arguments |= {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in changed.items()}
     with pytest.raises(EvaluationError, match=rf"results of another evaluation \((.*, )?{name}.* differ\)"):
         evaluate(**arguments)
@@ -238,7 +238,7 @@ def test_another_runs_answers_are_not_taken(
         b"a line without an end",
         b"\x89PNG\r\n\x1a\n\xff",
         b'[1]\n{"a": 1}',
-        b'{"model": "tiny"}\n',
+        b'{"model_path": "tiny"}\n',
         b"null\n",
         b"\n\n",
         json.dumps(ROWS[0]).encode() + b"\n" + json.dumps(ROWS[1]).encode(),

@@ -122,11 +122,11 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
     history.save("abc", TALK)
     history.save("abd", TALK)
     assert history.find("abc") == "abc"
-    for beginning, error in {"ab": "2 conversations begin with ab", "x": "no conversations begin with x"}.items():
+    for beginning, error in {"ab": "2 conversations begin with 'ab'", "x": "no conversations begin with 'x'"}.items():
         with pytest.raises(HistoryError, match=error):
             history.find(beginning)
     for method in (history.load, history.delete):
-        with pytest.raises(HistoryError, match="no conversation none;"):
+        with pytest.raises(HistoryError, match="no conversation 'none';"):
             method("none")
     (tmp_path / "file").write_bytes(b"no database" * 200)
     with pytest.raises(HistoryError, match="file is not a database; go on with --no-history"):

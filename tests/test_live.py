@@ -22,11 +22,11 @@ from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.events import Event, Statistics, Text
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.stream import Stream, TextStream
-from smolvlm_mlx.inputs.camera import Shot
+from smolvlm_mlx.inputs.camera import Frame
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 from smolvlm_mlx.tasks import live as live_module
-from smolvlm_mlx.tasks.live import CLEAR, SAME, Judge, Live, Look, Verdict, difference
+from smolvlm_mlx.tasks.live import CLEAR, SAME, Description, Judge, Live, Verdict, difference
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, start
 from tests.support.http import Running, question
@@ -55,10 +55,10 @@ def asked(bundled: Loaded, image: Image.Image, question_first: bool = False) -> 
     return processor([{"role": "user", "content": content}], processor.one_tile)
 
 
-def look_at(live: Live, image: Image.Image) -> Look:
-    look = live.look(Shot(image))
-    assert "".join(look.stream) == look.text
-    return look
+def describe_one(live: Live, image: Image.Image) -> Description:
+    description = live.describe(Frame(image))
+    assert "".join(description.stream) == description.text
+    return description
 
 
 # ---- what the model is asked, and answers
@@ -73,14 +73,14 @@ def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reus
     live = Live(model, processor, DESCRIBE, options, question_first=question_first)
     reused: list[int] = []
     for image in (picture("red"), picture("blue", 70), picture("green", 40)):
-        look = look_at(live, image)
+        description = describe_one(live, image)
         inputs = asked(bundled, image, question_first)
         alone = stream_generate(model, processor, inputs, options)
-        assert look.text == "".join(alone).lstrip() != ""
-        assert look.stream.token_ids == alone.token_ids
-        assert (look.statistics.tiles, alone.statistics.reused_tokens) == (1, 0)
+        assert description.text == "".join(alone).lstrip() != ""
+        assert description.stream.token_ids == alone.token_ids
+        assert (description.statistics.tiles, alone.statistics.reused_tokens) == (1, 0)
         before = inputs.input_ids.tolist().index(model.config.image_token_id)
-        assert look.statistics.reused_tokens == (before if reused else 0)
+        assert description.statistics.reused_tokens == (before if reused else 0)
         reused.append(before)
     start_of_prompt = [processor.tokenizer.decode([id]) for id in inputs.input_ids[: reused[0]].tolist()]
     assert (DESCRIBE in "".join(start_of_prompt)) is question_first
@@ -97,12 +97,12 @@ def test_the_picture_stands_first_unless_it_is_asked_for(bundled: Loaded) -> Non
 
 def test_split_is_asked_for(bundled: Loaded) -> None:
     live = Live(*bundled, DESCRIBE, Options(max_tokens=2), split=True)
-    assert look_at(live, picture()).statistics.tiles > 1
+    assert describe_one(live, picture()).statistics.tiles > 1
 
 
 def test_a_picture_that_stands_still_is_not_read_again(bundled: Loaded) -> None:
     live = Live(*bundled, DESCRIBE, Options(max_tokens=8))
-    first, second = look_at(live, picture()), look_at(live, picture())
+    first, second = describe_one(live, picture()), describe_one(live, picture())
     assert first.text == second.text
     assert second.statistics.reused_tokens == second.statistics.prompt_tokens - 1
     assert not second.unchanged  # nor is the picture another
@@ -111,13 +111,13 @@ def test_a_picture_that_stands_still_is_not_read_again(bundled: Loaded) -> None:
 def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: Loaded) -> None:
     live = Live(*bundled, "Is there any text?", Options(max_tokens=1))
     colors = ["red", "red", "green", "blue", "black", "red"]
-    looks = [look_at(live, Image.new("RGB", (64, 64), color)) for color in colors]
-    assert len({look.text for look in looks}) == 1
-    assert [look.unchanged for look in looks] == [False, False, True, True, True, True]
+    descriptions = [describe_one(live, Image.new("RGB", (64, 64), color)) for color in colors]
+    assert len({description.text for description in descriptions}) == 1
+    assert [description.unchanged for description in descriptions] == [False, False, True, True, True, True]
     assert SAME == 3
-    assert [look.stuck for look in looks] == [False, False, False, True, False, False]
-    other = look_at(live, demo.draw())
-    assert other.text != looks[0].text
+    assert [description.stuck for description in descriptions] == [False, False, False, True, False, False]
+    other = describe_one(live, demo.draw())
+    assert other.text != descriptions[0].text
     assert not other.unchanged
 
 
@@ -147,27 +147,27 @@ def test_difference() -> None:
 
 def test_a_frame_is_asked_for_when_the_look_before_is_over(bundled: Loaded) -> None:
     live = Live(*bundled, DESCRIBE, Options(max_tokens=6))
-    seen: list[Look] = []
+    seen: list[Description] = []
 
-    def shots() -> Iterator[Shot]:
+    def frames() -> Iterator[Frame]:
         for number in range(3):
             assert len(seen) == number
-            assert all(look.statistics.finish_reason == "length" for look in seen)
-            yield Shot(picture(at=number * 30), dropped=number)
+            assert all(description.statistics.finish_reason == "length" for description in seen)
+            yield Frame(picture(at=number * 30), dropped=number)
 
-    for look in live.watch(shots()):
-        "".join(look.stream)
-        seen.append(look)
-    assert [(look.number, look.dropped) for look in seen] == [(1, 0), (2, 1), (3, 2)]
+    for description in live.watch(frames()):
+        "".join(description.stream)
+        seen.append(description)
+    assert [(description.number, description.dropped) for description in seen] == [(1, 0), (2, 1), (3, 2)]
 
 
 def test_an_answer_that_nobody_reads_to_its_end_is_ended(bundled: Loaded) -> None:
     live = Live(*bundled, DESCRIBE, Options(max_tokens=24))
-    whole = look_at(Live(*bundled, DESCRIBE, Options(max_tokens=24)), picture("blue")).text
-    looks = live.watch([Shot(picture("red")), Shot(picture("blue"))])
-    first = next(looks)
+    whole = describe_one(Live(*bundled, DESCRIBE, Options(max_tokens=24)), picture("blue")).text
+    descriptions = live.watch([Frame(picture("red")), Frame(picture("blue"))])
+    first = next(descriptions)
     next(iter(first.stream))
-    second = next(looks)
+    second = next(descriptions)
     assert first.statistics.finish_reason == "interrupted"
     assert list(first.stream) == []
     assert "".join(second.stream) == whole
@@ -185,12 +185,12 @@ def test_the_least_interval(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) ->
         live_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep, perf_counter=lambda: now)
     )
     live = Live(*bundled, DESCRIBE, Options(max_tokens=1))
-    for look in live.watch([Shot(picture())] * 3, every=20):
-        "".join(look.stream)
-        now += (15, 15, 30)[look.number - 1]
+    for description in live.watch([Frame(picture())] * 3, every=20):
+        "".join(description.stream)
+        now += (15, 15, 30)[description.number - 1]
     assert waits == [5, 5, 0]
     with pytest.raises(GenerationError, match="the prompt has"):
-        next(Live(*bundled, "word " * 3000).watch([Shot(picture())]))
+        next(Live(*bundled, "word " * 3000).watch([Frame(picture())]))
 
 
 # ---- the command
@@ -291,10 +291,10 @@ def test_what_the_model_writes_is_shown_and_not_obeyed(
         yield from map(Text, ("[red]a[/b] \x1b[2Jb", "\x9bc\x07d"))
 
     def outputs(**more: Any) -> tuple[str, str]:
-        """Of a look that was made up: stdout and stderr."""
-        look = Look(picture(), 1, 0, stuck=True, **more)
-        look.stream = TextStream(Stream(events(), Row(Options(), statistics=Statistics(prompt_tokens=5))))
-        monkeypatch.setattr(Live, "watch", lambda *arguments: iter([look]))
+        """Of a description that was made up: stdout and stderr."""
+        description = Description(picture(), 1, 0, stuck=True, **more)
+        description.stream = TextStream(Stream(events(), Row(Options(), statistics=Statistics(prompt_tokens=5))))
+        monkeypatch.setattr(Live, "watch", lambda *arguments: iter([description]))
         code, out, err = call("live", clip, "-m", "tiny")
         assert code == 0
         return out, err
@@ -336,7 +336,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, call: Any) -> None:
     damaged.write_bytes(b"no video" * 100)
     result = call("live", damaged, "-m", "tiny")
     check_refused(result)
-    assert re.match(r"smolvlm-mlx: [^:]*clip\.mp4: the video cannot be decoded", result[2])
+    assert re.match(r"smolvlm-mlx: [^:]*clip\.mp4': the video cannot be decoded", result[2])
 
 
 # ---- over HTTP

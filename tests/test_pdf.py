@@ -95,15 +95,15 @@ def test_what_is_filled_into_a_form_is_drawn(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_file(three: Path, tmp_path: Path) -> None:
     data = three.read_bytes()
     (tmp_path / "damaged.pdf").write_bytes(b"%PDF-1.4\n" + b"\xff" * 400)
-    assert "damaged.pdf: it cannot be read; the PDF is damaged or without pages" in error_of(
+    assert "damaged.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(
         tmp_path / "damaged.pdf", 1
     )
     (tmp_path / "cut.pdf").write_bytes(data[: len(data) // 3])
-    assert "cut.pdf: " in error_of(tmp_path / "cut.pdf", 1)
+    assert "cut.pdf': " in error_of(tmp_path / "cut.pdf", 1)
     empty = written_pdf(tmp_path / "empty.pdf", CATALOG, "<< /Type /Pages /Kids [] /Count 0 >>")
-    assert "empty.pdf: it cannot be read; the PDF is damaged or without pages" in error_of(empty, 1)
+    assert "empty.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(empty, 1)
     lost = written_pdf(tmp_path / "lost.pdf", CATALOG, ONE_PAGE)
-    assert "lost.pdf: page 1 cannot be read" in error_of(lost, 1)
+    assert "lost.pdf': page 1 cannot be read" in error_of(lost, 1)
     key = f"<{'41' * 32}>"
     locked = written_pdf(
         tmp_path / "locked.pdf",
@@ -111,7 +111,7 @@ def test_what_is_wrong_with_a_file(three: Path, tmp_path: Path) -> None:
         f"<< /Filter /Standard /V 1 /R 2 /O {key} /U {key} /P -4 >>",
         trailer="/Encrypt 4 0 R /ID [<41> <41>]",
     )
-    assert "locked.pdf: locked with a password; save a copy without it" in error_of(locked, 1)
+    assert "locked.pdf': locked with a password; save a copy without it" in error_of(locked, 1)
     assert "there is no page 4; it has 3" in error_of(three, 4)
     assert "dpi 0 is not in 18..1200" in error_of(three, 1, 0)
     assert "no such file" in error_of_opening(tmp_path / "missing.pdf")

@@ -206,9 +206,9 @@ def test_every_problem_is_named(tiny: Path, tmp_path: Path) -> None:
     assert said.startswith(f"{folder}: the weights do not fit config.json: missing language_model.norm.weight; ")
     for problem in (
         "missing vision_model.post_layernorm.bias",
-        f"unexpected {text}layers.1.mlp.up_proj.bias",
+        f"unexpected '{text}layers.1.mlp.up_proj.bias'",
         r"unexpected 'extra\n\x1b[2J'",
-        "unexpected vision_model.post_layernorm.bias",
+        "unexpected 'vision_model.post_layernorm.bias'",
         f"{text}layers.0.mlp.down_proj.weight has shape [256, 128], not [128, 256]",
         f"{text}layers.0.mlp.up_proj.weight is I32",
         f"{text}layers.2.mlp.up_proj.weight has shape [256, 16], not [256, 128]",
@@ -244,7 +244,7 @@ def test_config_of_another_size(tiny: Path, tmp_path: Path) -> None:
     said = refused(copy(tiny, tmp_path / "a", text_config={**raw["text_config"], "num_hidden_layers": 4}))
     assert "missing language_model.layers.3.input_layernorm.weight" in said
     said = refused(copy(tiny, tmp_path / "b", vision_config={**raw["vision_config"], "num_hidden_layers": 1}))
-    assert "unexpected model.vision_model.encoder.layers.1.layer_norm1.bias" in said
+    assert "unexpected 'model.vision_model.encoder.layers.1.layer_norm1.bias'" in said
 
 
 def test_absurd_sizes_are_refused_before_anything_is_built(tiny: Path, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_absurd_sizes_are_refused_before_anything_is_built(tiny: Path, tmp_path:
 def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
     tensors, key = tensors_of(tiny), "model.connector.modality_projection.proj.weight"
     folder = copy(tiny, tmp_path / "a", {**tensors, "language_model.lm_head.weight": tensors["lm_head.weight"]})
-    assert refused(folder).endswith("unexpected language_model.lm_head.weight")
+    assert refused(folder).endswith("unexpected 'language_model.lm_head.weight'")
     # In two shards.
     folder = copy(tiny, tmp_path / "b")
     (folder / "model.safetensors").rename(folder / "1.safetensors")
@@ -265,7 +265,7 @@ def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
     )
-    assert refused(folder) == f"{folder}: there twice: connector.modality_projection.proj.weight; download it again"
+    assert refused(folder) == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
     # In one header, which JSON allows and safetensors does not see.
     folder = copy(tiny, tmp_path / "c")
     path = folder / "model.safetensors"
@@ -274,7 +274,7 @@ def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
     entry = json.loads(file[8 : 8 + size])[key]
     header = file[8 : 8 + size].rstrip().removesuffix(b"}") + f',"{key}":{json.dumps(entry)}}}'.encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + file[8 + size :])
-    assert refused(folder) == f"{folder}: there twice: connector.modality_projection.proj.weight; download it again"
+    assert refused(folder) == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
 
 
 # ---- files

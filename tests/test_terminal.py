@@ -185,8 +185,8 @@ def test_settings(session: Session) -> None:
     handle(session, "/settings")
     assert "temperature          0.5\n" in screen_of(session).said[-1]
     for line, error in {
-        "colour red": "no setting colour",
-        "temperature hot": "temperature is a number, not hot",
+        "colour red": "no setting 'colour'",
+        "temperature hot": "temperature is a number, not 'hot'",
         "temperature 99": "temperature 99.0 is not in 0..10",
         "max_tokens 1.5": "max_tokens is a whole number",
         "max_tiles 0": "max_tiles is 0, must be a whole number above 0",

@@ -9,7 +9,7 @@ from convert.scenes import make_frames, make_scene, make_striped
 from convert.world import Scene
 from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
-from smolvlm_mlx.inputs.media import Tiled, Video
+from smolvlm_mlx.inputs.media import TiledImage, Video
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.settings import ImageOptions
 from tests.support.places import REAL_FILES
@@ -61,7 +61,7 @@ def test_an_answer_that_only_the_last_tile_shows(count: int, bundled: Any) -> No
         right += generate(model, processor, inputs).strip() == question.answer
         tiles = inputs.tiles.copy()
         tiles[3] = tiles[3].mean((0, 1)).astype(np.uint8)
-        blanked = Inputs(inputs.input_ids, (Tiled(tiles, inputs.layouts[0]),), inputs.settings)
+        blanked = Inputs(inputs.input_ids, (TiledImage(tiles, inputs.layouts[0]),), inputs.settings)
         blind += generate(model, processor, blanked).strip() == question.answer
     assert right >= 0.95 * count
     assert 0.25 * count < blind < 0.75 * count  # as often as by chance

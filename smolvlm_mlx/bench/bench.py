@@ -21,7 +21,7 @@ from ..generation.decoding import Row
 from ..generation.image_cache import encode_tiles, tiles_at_once
 from ..generation.options import Options
 from ..generation.prefill import PromptReader
-from ..inputs.media import Tiled
+from ..inputs.media import TiledImage
 from ..inputs.processor import Inputs
 from ..inputs.settings import ImageSettings
 from ..inputs.tiles import digest_tiles, load_image, make_tiles
@@ -135,15 +135,15 @@ class Run:
         progress("turns about a picture")
         return [*phases, *prefills, *decodes, *self.turns(tiled)]
 
-    def preprocess(self) -> tuple[Phase, Tiled]:
+    def preprocess(self) -> tuple[Phase, TiledImage]:
         """A JPEG's bytes -> tiles."""
         data = random_picture(PICTURE, self._random)
         seconds, found = self._repeat(lambda: make_tiles(load_image(data), self.settings))
         phase = Phase("preprocess", seconds, 1, "pictures")
         if self.plan.split:
-            return phase, Tiled(*found[-1])
+            return phase, TiledImage(*found[-1])
         one_tile = replace(self.settings, split=False, longest_edge=self.settings.tile_size)
-        return phase, Tiled(*make_tiles(load_image(data), one_tile))
+        return phase, TiledImage(*make_tiles(load_image(data), one_tile))
 
     def vision(self) -> Phase:
         """As many tiles as are encoded at once here."""
@@ -180,7 +180,7 @@ class Run:
             Phase(f"decode, {context} tokens", decode, 1, "tokens", step),
         )
 
-    def turns(self, picture: Tiled) -> list[Phase]:
+    def turns(self, picture: TiledImage) -> list[Phase]:
         """To the first token of an answer about a picture, and to that of the next, with what the first left."""
         tiles = len(picture.tiles)
         placeholders = np.full(self.config.tokens_per_tile, self.config.image_token_id, np.int32)
@@ -190,7 +190,7 @@ class Run:
         for number in range(self.plan.runs + 1):
             reader = PromptReader(self.model)
             mx.reset_peak_memory()
-            picture = Tiled(picture.tiles, picture.layout)  # which does not know its digests yet
+            picture = TiledImage(picture.tiles, picture.layout)  # which does not know its digests yet
             first, ids = self._answer(Inputs(prompt, (picture,), self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])

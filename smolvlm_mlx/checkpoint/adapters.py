@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ..errors import AdapterError, reason, shown, shown_path
+from ..errors import AdapterError, quote, reason
 from ..files import read_json
 from ..model import SmolVLM
 from .safetensors import listed, read_header
@@ -48,7 +48,7 @@ class AdapterConfig:
             AdapterError: there is none, or it is not of our making.
             CheckpointError: it is no JSON.
         """
-        name = shown_path(folder)
+        name = quote(folder, end=True)
         try:
             folder = Path(folder).expanduser()
             is_there = (folder / CONFIG).is_file()
@@ -107,7 +107,7 @@ def add_adapter(model: SmolVLM, config: AdapterConfig) -> None:
     absent = [path for path in config.modules if not isinstance(modules.get(path), nn.Linear | nn.QuantizedLinear)]
     if absent:
         raise AdapterError(
-            f"the adapter changes {shown(absent[0])} ({len(absent)} such), which this model does not have"
+            f"the adapter changes {quote(absent[0])} ({len(absent)} such), which this model does not have"
         )
     adapted = [(path, _adapt(modules[path], config)) for path in config.modules]
     model.update_modules(tree_unflatten(adapted))
@@ -150,7 +150,7 @@ def _config_for(folder: str | Path, base: str) -> AdapterConfig:
     config = AdapterConfig.from_folder(folder)
     if config.base != base:
         raise AdapterError(
-            f"{folder}: this adapter was trained on {shown_path(config.base_name)} and does not fit this checkpoint; "
+            f"{folder}: this adapter was trained on {quote(config.base_name, end=True)} and does not fit this checkpoint; "
             "use that one, or a conversion of it"
         )
     return config
@@ -164,7 +164,7 @@ def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str
     found = {tensor.key: tensor for tensor in tensors}
     problems = [f"{len(tensors) - len(found)} tensors are there twice"] if len(tensors) > len(found) else []
     problems += [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {shown(name)}" for name in sorted(found.keys() - expected.keys())]
+    problems += [f"unexpected {quote(name)}" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
         if found[name].shape != expected[name] or found[name].dtype not in ("F32", "F16", "BF16"):
             problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not F32 {list(expected[name])}")
@@ -184,7 +184,7 @@ def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
 
 
-class Fuser:
+class AdapterMerger:
     """Joins an adapter with its base's weights, one at a time: W + scale (A B)^T, and DoRA's norms."""
 
     def __init__(self, folder: str | Path, base: str, model: SmolVLM):
@@ -193,7 +193,7 @@ class Fuser:
         add_adapter(model, self.config)
         self._weights = dict(_read(model, self.config, Path(folder).expanduser()))
 
-    def fuse(self, module: str, weight: mx.array) -> mx.array:
+    def merge(self, module: str, weight: mx.array) -> mx.array:
         """The weight (O, I) of a layer with what the adapter learned; as it is if the adapter leaves it alone."""
         if module not in self.config.modules:
             return weight

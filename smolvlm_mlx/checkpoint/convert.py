@@ -18,14 +18,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import ModelConfig
-from ..errors import ConversionError
+from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
 from ..files import new_folder
 from ..model import SmolVLM
-from .adapters import Fuser, fingerprint
+from .adapters import AdapterMerger, fingerprint
 from .choices import RECIPES, Recipe
 from .hub import find
-from .quantization import GROUP_SIZES, Quantization, form_problem, quantize_modules
+from .quantization import GROUP_SIZES, Quantization, check_quantization, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import Entry, write_in_steps
 
@@ -84,7 +84,7 @@ def convert_in_steps(
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
         base = fingerprint(dict(checkpoint.read()))
-        plan = replace(plan, fuser=Fuser(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
+        plan = replace(plan, merger=AdapterMerger(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
     yield from _write_folder(plan, out, plan.arrays())
     return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
 
@@ -106,12 +106,12 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
 def _recipe(recipe: Recipe | str) -> Recipe:
     if isinstance(recipe, str):
         if recipe not in RECIPES:
-            raise ConversionError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}")
+            raise ConversionError(f"recipe {quote(recipe)} is not one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
     if recipe.dtype not in DTYPES:
-        raise ConversionError(f"dtype {recipe.dtype!r} is not one of {', '.join(DTYPES)}")
+        raise ConversionError(f"dtype {quote(recipe.dtype)} is not one of {', '.join(DTYPES)}")
     for bits in (recipe.bits, recipe.embedding_bits, recipe.vision_bits):
-        problem = None if bits is None else form_problem(bits, recipe.group_size)
+        problem = None if bits is None else check_quantization(bits, recipe.group_size)
         if problem is not None:
             raise ConversionError(f"recipe: {problem}")
     return recipe
@@ -145,7 +145,7 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     entries: tuple[Entry, ...]
-    fuser: Fuser | None = None
+    merger: AdapterMerger | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
@@ -214,8 +214,8 @@ class _Plan:
             bits, group_size = self.checkpoint.quantization.of(module)
             scales, biases = (source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
             array = mx.dequantize(array, scales, biases, group_size, bits)
-        if self.fuser is not None and name.endswith(".weight"):
-            array = self.fuser.fuse(module, array)
+        if self.merger is not None and name.endswith(".weight"):
+            array = self.merger.merge(module, array)
         return array.astype(DTYPES[self.recipe.dtype])
 
 

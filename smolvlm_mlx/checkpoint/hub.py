@@ -4,7 +4,7 @@ import errno
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError, reason, shown, shown_path
+from ..errors import CheckpointError, quote, reason
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
@@ -25,10 +25,10 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
     except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user, a zero byte
-        raise CheckpointError(f"{shown_path(path_or_id)}: {reason(error)}; give a folder or hub id") from error
+        raise CheckpointError(f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id") from error
     if not re.fullmatch(_HUB_ID, str(path_or_id), re.ASCII):
         raise CheckpointError(
-            f"no folder {shown_path(folder)}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+            f"no folder {quote(folder, end=True)}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
         )
     return _download(str(path_or_id), revision)
 
@@ -53,9 +53,9 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
         ) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repo}: no revision {revision!r:.60}; see hf.co/{repo}/tree/main") from error
+        raise CheckpointError(f"{repo}: no revision {quote(revision)}; see hf.co/{repo}/tree/main") from error
     except HFValidationError as error:
-        raise CheckpointError(f"{shown(repo)}: no folder, and no hub id ({reason(error)})") from error
+        raise CheckpointError(f"{quote(repo)}: no folder, and no hub id ({reason(error)})") from error
     except (httpx2.HTTPError, XetDownloadError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise CheckpointError(f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME") from error

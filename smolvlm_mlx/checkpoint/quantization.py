@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import mlx.nn as nn
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quote
 from .choices import Bits, GroupSize
 
 BITS, GROUP_SIZES = get_args(Bits), get_args(GroupSize)
@@ -26,9 +26,9 @@ class Quantization:
 
     def __post_init__(self) -> None:
         for name, form in {"quantization": (self.bits, self.group_size), **self.modules}.items():
-            problem = form_problem(*form)
+            problem = check_quantization(*form)
             if problem is not None:
-                raise CheckpointError(f"config.json: {shown(name)}: {problem}")
+                raise CheckpointError(f"config.json: {quote(name)}: {problem}")
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any]) -> "Quantization | None":
@@ -44,7 +44,7 @@ class Quantization:
         if not isinstance(block, Mapping) or "bits" not in block:
             method = block.get("quant_method") if isinstance(block, Mapping) else block
             raise CheckpointError(
-                f"config.json: quantization {method!r:.40} is not MLX's; convert the original checkpoint"
+                f"config.json: quantization {quote(method)} is not MLX's; convert the original checkpoint"
             )
         defaults = {"bits": block["bits"], "group_size": block.get("group_size", 64), "mode": "affine"}
         exceptions = {
@@ -54,7 +54,7 @@ class Quantization:
         }
         for name, entry in {"quantization": {**defaults, **block}, **exceptions}.items():
             if entry["mode"] != "affine":
-                raise CheckpointError(f"config.json: {shown(name)}: mode {entry['mode']!r:.40} (only 'affine')")
+                raise CheckpointError(f"config.json: {quote(name)}: mode {quote(entry['mode'])} (only 'affine')")
         modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
         return cls(defaults["bits"], defaults["group_size"], modules)
 
@@ -68,12 +68,12 @@ class Quantization:
         return self.modules.get(module, (self.bits, self.group_size))
 
 
-def form_problem(bits: object, group_size: object) -> str | None:
+def check_quantization(bits: object, group_size: object) -> str | None:
     """What is wrong with a number of bits and a group size; True and 4.0 are no integers here."""
     if type(bits) is int and bits in BITS and type(group_size) is int and group_size in GROUP_SIZES:
         return None
     return (
-        f"{bits!r:.20} bits in groups of {group_size!r:.20} "
+        f"{quote(bits)} bits in groups of {quote(group_size)} "
         f"(bits: {', '.join(map(str, BITS))}; groups: {', '.join(map(str, GROUP_SIZES))})"
     )
 

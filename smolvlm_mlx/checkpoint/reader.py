@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from .. import device
 from ..config import ModelConfig
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quote
 from ..files import read_json
 from ..inputs.processor import Processor
 from ..model import SmolVLM, optimize
@@ -170,7 +170,7 @@ def _check_finite(model: SmolVLM) -> None:
 
 def _dtype(name: str) -> mx.Dtype:
     if name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+        raise CheckpointError(f"dtype {quote(name)} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -188,7 +188,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     found = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
     is_hf_layout = any(tensor.key.startswith("model.") for tensor in found)
     names = [_our_name(tensor.key) if is_hf_layout else tensor.key for tensor in found]
-    twice = [shown(name) for name, count in Counter(names).items() if count > 1]
+    twice = [quote(name) for name, count in Counter(names).items() if count > 1]
     if twice:
         raise CheckpointError(f"{folder}: there twice: {listed(twice)}; download it again")
     tensors = {}
@@ -218,7 +218,7 @@ def _compare(checkpoint: Checkpoint) -> None:
         )
     expected = checkpoint.build(tied=not checkpoint.has_head).named_parameters()
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {shown(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [f"unexpected {quote(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(tensors.keys() & expected.keys()):
         tensor, array = tensors[name], expected[name]
         if tensor.shape != tuple(array.shape):

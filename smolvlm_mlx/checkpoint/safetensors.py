@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError, reason
+from ..errors import CheckpointError, quote, reason
 from ..events import Reading, at_once
 from ..files import read_json
 
@@ -53,7 +53,7 @@ def find_shards(folder: Path) -> list[Path]:
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         bad = [name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)]
         if not names or bad:
-            what = f"{bad[0]!r:.60}, not a .safetensors file of this folder" if bad else "no files"
+            what = f"{quote(bad[0])}, not a .safetensors file of this folder" if bad else "no files"
             raise CheckpointError(f"{index}: weight_map names {what}; download it again")
         shards = [folder / name for name in sorted(set(names))]
         absent = [shard.name for shard in shards if not shard.is_file()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, reason
+from ..errors import DataError, quote, reason
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import Preset
@@ -29,7 +29,7 @@ def caption(
     preset: Annotated[Preset, typer.Option(help="What is asked, and how long an answer may be.")] = "caption",
     prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
     schema: Schema = None,
-    model: Model = DEFAULT_MODEL,
+    model_path: Model = DEFAULT_MODEL,
     options: Annotated[Options, Flags(defaults={"max_tokens": "as the preset"})] = Options(),
     image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
@@ -49,9 +49,9 @@ def caption(
 
     task, files = _task(preset, prompt, schema), find_files(paths)
     options = replace(options, **{"max_tokens": task.max_tokens, **given(context, options)})
-    network, processor = load(model, dtype, revision, adapter=adapter)
-    name = f"{model} {revision or ''} {adapter or ''} {dtype or ''}"
-    captioner = Captioner(network, processor, task, name, image_options, options)
+    model, processor = load(model_path, dtype, revision, adapter=adapter)
+    name = f"{model_path} {revision or ''} {adapter or ''} {dtype or ''}"
+    captioner = Captioner(model, processor, task, name, image_options, options)
     try:
         with count_bar("files") as progress:
             lines = follow(captioner.write_in_steps(files, out), progress)
@@ -66,7 +66,7 @@ def _report(lines: list[dict[str, Any]], out: Path) -> None:
     bad = [line for line in lines if "error" in line]
     print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
     for line in bad[:SHOWN]:
-        print(f"left out: {line['path']!r}: {line['error']}", file=sys.stderr)
+        print(f"left out: {quote(line['path'], end=True)}: {line['error']}", file=sys.stderr)
     if len(bad) > SHOWN:
         print(f"and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
 

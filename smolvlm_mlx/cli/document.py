@@ -14,7 +14,7 @@ from ..tasks.options import DOCUMENTS, Output
 from .options import CONTROLS, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision
 
 if TYPE_CHECKING:
-    from ..tasks.documents import Page, Reader, Sheet
+    from ..tasks.documents import Page, PageSource, Reader
 
 DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"
 
@@ -26,7 +26,7 @@ def document(
     pages: Annotated[str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")] = None,
     dpi: Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")] = 144,
     prompt: Annotated[str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")] = None,
-    model: Model = DOCUMENT_MODEL,
+    model_path: Model = DOCUMENT_MODEL,
     options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
     image_options: ImageOptions = ImageOptions(),
     adapter: Adapter = None,
@@ -39,17 +39,17 @@ def document(
     text.
     """
     from ..checkpoint.reader import load
-    from ..tasks.documents import Reader, find_sheets
+    from ..tasks.documents import Reader, find_pages
 
     _check(output, out)
-    sheets = find_sheets(files, pages, dpi)
-    network, processor = load(model, dtype, revision, adapter=adapter)
-    reader = Reader(network, processor, output != "text", prompt, options, image_options)
+    sources = find_pages(files, pages, dpi)
+    model, processor = load(model_path, dtype, revision, adapter=adapter)
+    reader = Reader(model, processor, output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
-        _read(reader, sheets, finished)
+        _read(reader, sources, finished)
     except KeyboardInterrupt:
-        print(f"\nstopped after {len(finished)} of {len(sheets)} pages", file=sys.stderr)
+        print(f"\nstopped after {len(finished)} of {len(sources)} pages", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if finished:
@@ -66,14 +66,14 @@ def _check(output: Output, out: Path | None) -> None:
         raise DataError(f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write")
 
 
-def _read(reader: "Reader", sheets: Sequence["Sheet"], finished: "list[Page]") -> None:
+def _read(reader: "Reader", sources: Sequence["PageSource"], finished: "list[Page]") -> None:
     from .show import count_bar
 
     with count_bar("pages") as progress:
-        progress(0, len(sheets))
-        for page in reader.read(sheets):
+        progress(0, len(sources))
+        for page in reader.read(sources):
             finished.append(page)
-            progress(len(finished), len(sheets))
+            progress(len(finished), len(sources))
 
 
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:

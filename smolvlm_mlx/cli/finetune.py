@@ -123,7 +123,7 @@ def _print_run(run: "Run") -> None:
     err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
     if problem := device.training_problem():
         err.print(problem)
-    print_rows([(row.where, row.reason) for row in run.bad], "are left out")
+    print_rows([(row.where, row.reason) for row in run.skipped], "are left out")
 
 
 def _print_result(run: "Run", result: Path | None, seconds: float) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")] = None,
-    model: Model = DEFAULT_MODEL,
+    model_path: Model = DEFAULT_MODEL,
     image: Images = None,
     video: Annotated[list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")] = None,
@@ -45,9 +45,9 @@ def generate(
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
     messages = _messages(system, _question(prompt), image or [], video or [], part_options)
     started = time.perf_counter()
-    network, processor = load(model, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
+    model, processor = load(model_path, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
-    stream = Engine(network, processor).stream(messages, options, image_options=image_options, keep_vision=False)
+    stream = Engine(model, processor).stream(messages, options, image_options=image_options, keep_vision=False)
     _print_answer(stream, loaded - started, as_json)
 
 

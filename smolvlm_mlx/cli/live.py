@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..inputs.camera import Camera
-    from ..tasks.live import Look
+    from ..tasks.live import Description
 
 PROMPT = "Describe this image in one sentence."
 STUCK = "the answer stays the same although the picture changes: ask for less, or for something else"
@@ -63,8 +63,8 @@ def live(
             loaded = load(model, dtype, revision, adapter=adapter)
             seen = Live(*loaded, prompt, options, question_first=question_first, split=bool(image_options.split))
             screen = _Terminal(mirror) if _is_terminal() else _Lines()
-            for look in islice(seen.watch(source, every), count):
-                screen.show(look)
+            for description in islice(seen.watch(source, every), count):
+                screen.show(description)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -91,12 +91,12 @@ def _is_terminal() -> bool:
 class _Lines:
     """Answers as lines on stdout, and everything else on stderr."""
 
-    def show(self, look: "Look") -> None:
-        for _ in look.stream:
+    def show(self, description: "Description") -> None:
+        for _ in description.stream:
             pass
-        print(" ".join(look.text.split()), flush=True)
-        print(describe(look), file=sys.stderr)
-        if look.stuck:
+        print(" ".join(description.text.split()), flush=True)
+        print(describe(description), file=sys.stderr)
+        if description.stuck:
             print(STUCK, file=sys.stderr)
 
 
@@ -108,16 +108,16 @@ class _Terminal:
 
         self._console, self._mirror, self._shown = Console(highlight=False, markup=False), mirror, None
 
-    def show(self, look: "Look") -> None:
+    def show(self, description: "Description") -> None:
         from rich.text import Text
 
-        self._picture(look.image)
-        for piece in look.stream:
+        self._picture(description.image)
+        for piece in description.stream:
             self._console.file.write(piece.translate(CONTROLS))
             self._console.file.flush()
         self._console.print()
-        self._console.print(Text(describe(look), style="dim"))
-        if look.stuck:
+        self._console.print(Text(describe(description), style="dim"))
+        if description.stuck:
             self._console.print(Text(STUCK, style="yellow"))
 
     def _picture(self, image: "Image.Image") -> None:
@@ -147,9 +147,9 @@ def preview(image: "Image.Image", mirror: bool) -> "Image.Image":
     return ImageOps.mirror(small) if mirror else small
 
 
-def describe(look: "Look") -> str:
+def describe(description: "Description") -> str:
     """What an answer took, in a line."""
-    s = look.statistics
-    parts = [f"frame {look.number}", f"{look.dropped} dropped", s.describe_phases()]
+    s = description.statistics
+    parts = [f"frame {description.number}", f"{description.dropped} dropped", s.describe_phases()]
     parts += [f"{s.reused_tokens} of {s.prompt_tokens} tokens reused"] if s.reused_tokens else []
     return " · ".join(parts)

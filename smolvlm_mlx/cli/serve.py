@@ -129,11 +129,11 @@ def listen(host: str, port: int) -> "socket":
 def _run(app: "Starlette", listener: "socket") -> None:
     import uvicorn
 
-    from ..server.security import PatientProtocol
+    from ..server.security import HeaderTimeoutProtocol
 
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=HeaderTimeoutProtocol,
         ws="none",
         log_level="warning",
         access_log=False,

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, reason, shown, shown_path
+from ..errors import DataError, quote, reason
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)  # with a configuration
 
@@ -54,7 +54,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     if not path.is_dir() and not _HUB_ID.fullmatch(source):
-        raise DataError(f"{shown_path(source)}: no such file or folder, and no hub dataset id like owner/name")
+        raise DataError(f"{quote(source, end=True)}: no such file or folder, and no hub dataset id like owner/name")
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -67,7 +67,7 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
         if name is None:
             name = next((usual for usual in ("train", "test", "validation") if usual in loaded), next(iter(loaded)))
         if name not in loaded:
-            raise DataError(f"{source}: no part {shown(name)}; there are {', '.join(map(str, loaded))}")
+            raise DataError(f"{source}: no part {quote(name)}; there are {', '.join(map(str, loaded))}")
         part = loaded[name]
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
@@ -108,7 +108,7 @@ def _leave_encoded(feature: Any) -> None:
             _leave_encoded(inner)
 
 
-def digest(rows: Sequence[Row]) -> str:
+def rows_fingerprint(rows: Sequence[Row]) -> str:
     """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
 
     def text(value: Any) -> str:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from ..errors import GenerationError, shown
+from ..errors import GenerationError, cut
 from ..inputs.tokenizer import Tokenizer
 from .sampling import LogitsProcessor
 
@@ -34,7 +34,7 @@ class Grammars:
         except (ValueError, RecursionError) as error:
             problem = str(error)
         if problem:
-            raise GenerationError(f"the JSON schema cannot be used: {shown(' '.join(problem.split())[:110])}")
+            raise GenerationError(f"the JSON schema cannot be used: {cut(' '.join(problem.split()))}")
         matcher, read = LLMatcher(self._tokenizer, grammar), 1
 
         def constrain(tokens: mx.array, logits: mx.array) -> mx.array:

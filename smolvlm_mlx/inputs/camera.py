@@ -1,6 +1,6 @@
 """The newest frame of a camera, or of a video file that stands for one.
 
-In goes a camera (its number or its device's name) or an encoded video; out come `Shot`s. A thread reads every frame and keeps
+In goes a camera (its number or its device's name) or an encoded video; out come `Frame`s. A thread reads every frame and keeps
 the newest alone: who looks seldom misses frames, and never sees old ones. A file plays once, at its own pace, from the moment
 that somebody looks. Knows nothing about models.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import VideoError, named, short, short_path
+from ..errors import VideoError, cut, named, quote
 from .video import FALLBACK_FPS, opened, upright
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ POLL = 0.005  # seconds until a device that has no frame yet is asked again
 
 
 @dataclass(frozen=True)
-class Shot:
+class Frame:
     """A frame, upright and in RGB, as the camera sees it: not mirrored."""
 
     image: Image.Image
-    dropped: int = 0  # frames since the shot before that nobody saw
+    dropped: int = 0  # frames since the frame before that nobody saw
     seconds: float = 0.0  # that it took to make a picture of the frame
 
 
@@ -85,11 +85,11 @@ class Camera:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Shot]:
-        while (shot := self.newest()) is not None:
-            yield shot
+    def __iter__(self) -> Iterator[Frame]:
+        while (newest := self.newest()) is not None:
+            yield newest
 
-    def newest(self) -> Shot | None:
+    def newest(self) -> Frame | None:
         """The newest frame that was not taken yet, which may have to be waited for; None at the end of a file.
 
         Raises:
@@ -106,7 +106,7 @@ class Camera:
                 raise self._error
             return None
         started = perf_counter()
-        return Shot(upright(frame), missed, perf_counter() - started)
+        return Frame(upright(frame), missed, perf_counter() - started)
 
     def close(self) -> None:
         """End the reading; a second time, nothing."""
@@ -123,7 +123,7 @@ class Camera:
 
     @property
     def _name(self) -> str:
-        return "the video" if isinstance(self._source, bytes) else f"camera {short_path(str(self._source))}"
+        return "the video" if isinstance(self._source, bytes) else f"camera {quote(str(self._source), end=True)}"
 
     # ---- in the thread
 
@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"permission denied; {_allowing()}"
     said = error.strerror if isinstance(error, OSError) else str(error)
-    return f"{short(said)[1:-1]}; it has to be a camera that no other program uses; {_allowing()}"
+    return f"{cut(str(said))}; it has to be a camera that no other program uses; {_allowing()}"
 
 
 def _allowing() -> str:

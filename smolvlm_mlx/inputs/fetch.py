@@ -19,9 +19,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import quote as percent_encode
 
-from smolvlm_mlx.errors import FetchError, short, short_path, shown
+from smolvlm_mlx.errors import FetchError, cut, quote
 
 if TYPE_CHECKING:
     import httpx2
@@ -100,22 +101,22 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
 def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     """Bytes of a regular file; `~` is expanded and file:// accepted. Raises FetchError."""
     if not limits.allow_paths:
-        raise FetchError(f"local files are not read here: {short_path(path)}; send the bytes as a data: URL")
+        raise FetchError(f"local files are not read here: {quote(path, end=True)}; send the bytes as a data: URL")
     name = _local_path(str(path))
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on what was opened.
         with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError(f"{short_path(name)} is not a regular file; give the path of a file")
-            _check_size(status.st_size, short_path(name), limits)
+                raise FetchError(f"{quote(name, end=True)} is not a regular file; give the path of a file")
+            _check_size(status.st_size, quote(name, end=True), limits)
             data = file.read(limits.max_bytes + 1)  # a file may grow after fstat
     except FileNotFoundError:
-        raise FetchError(f"no such file: {short_path(name)}") from None
+        raise FetchError(f"no such file: {quote(name, end=True)}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise FetchError(f"cannot read {short_path(name)}: {reason}") from error
-    _check_size(len(data), short_path(name), limits)
+        raise FetchError(f"cannot read {quote(name, end=True)}: {reason}") from error
+    _check_size(len(data), quote(name, end=True), limits)
     return data
 
 
@@ -125,15 +126,15 @@ def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     if text[:5].lower() == "data:":
         head, comma, payload = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise FetchError(f"data: URL {short(head[:40])} is not base64; write data:image/png;base64,...")
+            raise FetchError(f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,...")
     payload = "".join(payload.split())
-    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), short(head), limits)
+    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), quote(head), limits)
     try:
         data = base64.b64decode(payload, validate=True)
     except ValueError as error:
-        raise FetchError(f"{short(head[:40])} of {len(payload)} letters is not valid base64: {error}") from None
+        raise FetchError(f"{quote(head[:40])} of {len(payload)} letters is not valid base64: {error}") from None
     if not data:
-        raise FetchError(f"{short(head[:40])} is empty")
+        raise FetchError(f"{quote(head[:40])} is empty")
     return data
 
 
@@ -151,7 +152,7 @@ def fetch_url(
     import httpx2  # with TLS and asyncio, more than pictures from files should wait for
 
     if not limits.allow_urls:
-        raise FetchError(f"URLs are not fetched here: {short(url)}; send the bytes as a data: URL")
+        raise FetchError(f"URLs are not fetched here: {quote(url)}; send the bytes as a data: URL")
     deadline = time.monotonic() + limits.timeout
     for _ in range(limits.max_redirects + 1):
         parts = _check_url(url)
@@ -163,10 +164,10 @@ def fetch_url(
             url = urljoin(url, answer)
         except (TimeoutError, httpx2.TimeoutException) as error:
             late = f"no complete answer within {limits.timeout:g} s"
-            raise FetchError(f"cannot fetch {short(url)}: {late}") from error
+            raise FetchError(f"cannot fetch {quote(url)}: {late}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            raise FetchError(f"cannot fetch {short(url)}: {_reason(error)}") from error
-    raise FetchError(f"more than {limits.max_redirects} redirects, the last to {short(url)}; give the final URL")
+            raise FetchError(f"cannot fetch {quote(url)}: {_reason(error)}") from error
+    raise FetchError(f"more than {limits.max_redirects} redirects, the last to {quote(url)}; give the final URL")
 
 
 def _run_apart(work: Coroutine[Any, Any, T]) -> T:
@@ -283,24 +284,24 @@ def _reason(error: Exception) -> str:
     first = _first_cause(error)
     if isinstance(first, OSError) and first.errno and not isinstance(first, ssl.SSLError):
         return os.strerror(first.errno)
-    return shown(str(first) or str(error) or "the connection was closed")
+    return cut(str(first) or str(error) or "the connection was closed")
 
 
 def _check_url(url: str) -> SplitResult:
     if any(character <= " " or character == "\x7f" for character in url):
-        raise FetchError(f"URL {short(url)} holds white space or control characters; write them as %20 and so on")
+        raise FetchError(f"URL {quote(url)} holds white space or control characters; write them as %20 and so on")
     try:
         parts = urlsplit(url)
         port, host = parts.port, (parts.hostname or "").encode("idna").decode()
     except ValueError as error:
-        raise FetchError(f"{short(url)} is not a URL: {error}") from None
+        raise FetchError(f"{quote(url)} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
-        named = short_path(url) if parts.scheme == "file" else short(url)
-        raise FetchError(f"URL {named} has scheme {short(parts.scheme)}; only http and https are fetched")
+        named = quote(url, end=True) if parts.scheme == "file" else quote(url)
+        raise FetchError(f"URL {named} has scheme {quote(parts.scheme)}; only http and https are fetched")
     if not host or port == 0:
-        raise FetchError(f"URL {short(url)} names no {'port' if host else 'host'} to connect to")
+        raise FetchError(f"URL {quote(url)} names no {'port' if host else 'host'} to connect to")
     if "@" in parts.netloc:
-        raise FetchError(f"URL of host {short(host)} holds a user name or password; remove the part before the @")
+        raise FetchError(f"URL of host {quote(host)} holds a user name or password; remove the part before the @")
     netloc = f"[{host}]" if ":" in host else host
     return parts._replace(netloc=netloc if port is None else f"{netloc}:{port}")
 
@@ -310,11 +311,11 @@ def _checked_addresses(parts: SplitResult, resolve: Resolver, allow_address: Cal
     try:
         found = resolve(host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise FetchError(f"host {short(host)} cannot be found: {short(error)}") from error
+        raise FetchError(f"host {quote(host)} cannot be found: {quote(error)}") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     refused = [address for address in addresses if not allow_address(address)]
     if refused or not addresses:
-        raise FetchError(f"host {short(host)} is not on the public internet ({', '.join(refused[:2]) or 'no address'})")
+        raise FetchError(f"host {quote(host)} is not on the public internet ({', '.join(refused[:2]) or 'no address'})")
     return addresses
 
 
@@ -322,26 +323,26 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
     import httpx2
 
     if answer.status_code != 200:
-        status = f"{answer.status_code} {short(answer.reason_phrase)}"
-        raise FetchError(f"{short(url)} answered {status}")
+        status = f"{answer.status_code} {quote(answer.reason_phrase)}"
+        raise FetchError(f"{quote(url)} answered {status}")
     if len(answer.headers.raw) > MAX_HEADERS:
         raise httpx2.RemoteProtocolError(f"it answers with more than {MAX_HEADERS} headers")
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() != "identity":  # never asked for; a few bytes could unpack to gigabytes
-        raise FetchError(f"{short(url)} is sent with Content-Encoding {short(encoding)}, which is not read")
+        raise FetchError(f"{quote(url)} is sent with Content-Encoding {quote(encoding)}, which is not read")
     is_chunked = "Transfer-Encoding" in answer.headers
     length = 0 if is_chunked else int(answer.headers.get("Content-Length", 0))
-    _check_size(length, short(url), limits)
+    _check_size(length, quote(url), limits)
     body = bytearray()
     try:
         async with contextlib.aclosing(answer.aiter_raw()) as pieces:
             async for piece in pieces:
                 body += piece
-                _check_size(len(body), short(url), limits, "at least ")
+                _check_size(len(body), quote(url), limits, "at least ")
     except httpx2.RemoteProtocolError as error:
         if len(body) < length:
             missing = length - len(body)
-            raise FetchError(f"{short(url)} ended {missing} bytes early; try again") from error
+            raise FetchError(f"{quote(url)} ended {missing} bytes early; try again") from error
         raise
     return bytes(body)
 
@@ -353,7 +354,7 @@ def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> No
 
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return quote(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
+    return percent_encode(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
 
 
 def _host(parts: SplitResult) -> str:
@@ -367,7 +368,7 @@ def _local_path(name: str) -> str:
     if name[:7].lower() == "file://":
         parts = urlsplit(name)
         if parts.netloc not in ("", "localhost"):
-            raise FetchError(f"{short_path(name)} names a file of another machine; write file:///path")
+            raise FetchError(f"{quote(name, end=True)} names a file of another machine; write file:///path")
         name = unquote(parts.path)
     return os.path.expanduser(name)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.errors import ImageError, short, short_path
+from smolvlm_mlx.errors import ImageError, quote
 from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits, decode_base64, fetch, fetch_url, is_path, read_path
 
 import numpy as np
@@ -79,7 +79,7 @@ def _read(source: Any, key: str, limits: FetchLimits) -> tuple[bytes, str]:
             raise ImageError(f"a picture of {len(source)} bytes; the limit is {limits.max_bytes}")
         return source, "the picture"
     if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        return read_path(source, limits), short_path(source)
+        return read_path(source, limits), quote(source, end=True)
     if isinstance(source, str):
         is_url = key == "url" and source[:5].lower() != "data:"
         reader = fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch
@@ -92,8 +92,8 @@ def _name(source: str, may_be_path: bool) -> str:
     if source[:5].lower() == "data:":
         return "the picture"
     if may_be_path and is_path(source):
-        return short_path(source)
-    return short(source) if len(source) < 80 or source[:4].lower() == "http" else "the picture"
+        return quote(source, end=True)
+    return quote(source) if len(source) < 80 or source[:4].lower() == "http" else "the picture"
 
 
 def _decode(
@@ -111,7 +111,7 @@ def _decode(
     except UnidentifiedImageError:  # its own text holds a memory address
         raise ImageError(f"{name} is not a readable picture; give one of {', '.join(FORMATS)} or HEIC") from None
     except DECODER_ERRORS as error:
-        raise ImageError(f"{name} cannot be decoded, it may be damaged: {short(error)}") from error
+        raise ImageError(f"{name} cannot be decoded, it may be damaged: {quote(error)}") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:

@@ -25,7 +25,7 @@ PREVIEW = 1024
 
 
 @dataclass(frozen=True)
-class Tiled:
+class TiledImage:
     """A picture as a model sees it: N tiles (N, H, W, 3), and how they were cut."""
 
     tiles: Pixels
@@ -58,7 +58,7 @@ class Attachment:
             with named(file):
                 self._image = load_image(self._source, limits)  # until it is cut into tiles
         self.size = self._image.size
-        self._tiled: tuple[ImageSettings, Tiled] | None = None
+        self._tiled: tuple[ImageSettings, TiledImage] | None = None
 
     @cached_property
     def data(self) -> bytes:
@@ -81,11 +81,11 @@ class Attachment:
         image.thumbnail((PREVIEW, PREVIEW))
         return image
 
-    def tiled(self, settings: ImageSettings) -> Tiled:
+    def tiled(self, settings: ImageSettings) -> TiledImage:
         """Its tiles; those of the last settings are kept."""
         if self._tiled is None or self._tiled[0] != settings:
             image = self._image or load_image(self._source)
-            self._tiled, self._image = (settings, Tiled(*make_tiles(image, settings))), None
+            self._tiled, self._image = (settings, TiledImage(*make_tiles(image, settings))), None
         return self._tiled[1]
 
 
@@ -112,14 +112,16 @@ class Video:
         self.duration, self.preview = first.duration, first.frames[0]
         self.size, self.note = self.preview.size, ""
         self.preview.thumbnail((PREVIEW, PREVIEW))
-        self._clip: tuple[VideoSampling, ImageSettings, Clip[Tiled]] | None = None
+        self._clip: tuple[VideoSampling, ImageSettings, Clip[TiledImage]] | None = None
 
     @cached_property
     def digest(self) -> str:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Generator[tuple[Tiled, int], None, Clip[Tiled]]:
+    def clip(
+        self, sampling: VideoSampling, settings: ImageSettings
+    ) -> Generator[tuple[TiledImage, int], None, Clip[TiledImage]]:
         """Its frames, cut: yields each as soon as it is there, and how many there are to be.
 
         Those of the last sampling and settings are kept, and not given one by one again.
@@ -127,7 +129,7 @@ class Video:
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
                 clip = yield from decode_in_steps(
-                    self.data, sampling, lambda frame: Tiled(*make_tiles(frame, settings))
+                    self.data, sampling, lambda frame: TiledImage(*make_tiles(frame, settings))
                 )
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
@@ -148,7 +150,9 @@ class Frames:
         if not frames:
             raise VideoError("a video of no frames")
 
-    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Generator[tuple[Tiled, int], None, Clip[Tiled]]:
+    def clip(
+        self, sampling: VideoSampling, settings: ImageSettings
+    ) -> Generator[tuple[TiledImage, int], None, Clip[TiledImage]]:
         """As `Video.clip`."""
         tiled = []
         for frame in self.frames:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..errors import PromptError, short
+from ..errors import PromptError, quote
 from .fetch import DEFAULT_LIMITS, FetchLimits
 from .media import Attachment, Frames, Recent, Video
 from .video import LIMITS as VIDEO_LIMITS
@@ -131,7 +131,7 @@ class _Parser:
             raise PromptError(f"{where} is a {type(message).__name__}, not an object with role and content")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not role.replace("_", "").isalnum():
-            raise PromptError(f"{where}: role {short(role)} is not a word such as 'user', 'assistant' or 'system'")
+            raise PromptError(f"{where}: role {quote(role)} is not a word such as 'user', 'assistant' or 'system'")
         if isinstance(content, str):
             content = [TextPart(content)]
         if not isinstance(content, Sequence) or not content:
@@ -144,7 +144,7 @@ class _Parser:
             return lambda: part
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url", "video", "video_url"):
-            raise PromptError(f"{where}: part {short(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
+            raise PromptError(f"{where}: part {quote(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
         if kind == "text":
             if not isinstance(part.get("text"), str):
                 raise PromptError(f"{where}: a text part without text")

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError, PromptError, reason, shown, shown_path
+from ..errors import ImageError, PromptError, quote, reason
 
 DPI = 144  # an A4 page has 1190 x 1684 pixels: near the 2,048 of a longer side at which the family's processors split
 DPI_RANGE = (18, 1200)
@@ -28,7 +28,7 @@ def is_pdf(path: Path) -> bool:
     Raises:
         ImageError: there is no such file, or it cannot be read.
     """
-    name = shown_path(path)
+    name = quote(path, end=True)
     if not path.is_file():
         raise ImageError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
     try:
@@ -61,11 +61,11 @@ def render_page(path: Path, number: int, dpi: float = DPI, max_pixels: int = MAX
         raise ImageError(f"dpi {dpi} is not in {DPI_RANGE[0]}..{DPI_RANGE[1]}")
     with _opened(path) as document, _named(path, f"page {number}"):
         if not 1 <= number <= len(document):
-            raise ImageError(f"{shown_path(path)}: there is no page {number}; it has {len(document)}")
+            raise ImageError(f"{quote(path, end=True)}: there is no page {number}; it has {len(document)}")
         page = document[number - 1]
         width, height = page.get_size()
         if not (width > 0 and height > 0):
-            raise ImageError(f"{shown_path(path)}: page {number} is empty: {width:g} x {height:g} points")
+            raise ImageError(f"{quote(path, end=True)}: page {number} is empty: {width:g} x {height:g} points")
         scale = min(dpi / POINTS, math.sqrt(max_pixels / (width * height)), MAX_SIDE / max(width, height))
         bitmap = page.render(scale=scale)
         image: Image.Image = bitmap.to_pil().convert("RGB")  # a copy: the bitmap's memory is given back
@@ -84,11 +84,11 @@ def choose_pages(ranges: str, count: int, name: str) -> list[int]:
     for part in ranges.split(","):
         found = re.fullmatch(r"\s*([0-9]{1,9})\s*(-?)\s*([0-9]{1,9})?\s*", part)
         if not found or (found[3] and not found[2]):
-            raise PromptError(f"pages {shown(ranges)}: write numbers and ranges, such as 1-3,7 or 5-")
+            raise PromptError(f"pages {quote(ranges)}: write numbers and ranges, such as 1-3,7 or 5-")
         first = int(found[1])
         last = int(found[3]) if found[3] else count if found[2] else first
         if not 1 <= first <= count or not first <= last <= count:
-            raise PromptError(f"pages {shown(part.strip())}: {name} has pages 1 to {count}")
+            raise PromptError(f"pages {quote(part.strip())}: {name} has pages 1 to {count}")
         chosen |= dict.fromkeys(range(first, last + 1))
     return list(chosen)
 
@@ -98,7 +98,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError:
-        name = shown_path(path)
+        name = quote(path, end=True)
         raise ImageError(f"{name} is a PDF; to read it, pip install 'smolvlm-mlx[documents]'") from None
     with _named(path, "it"):
         document = pypdfium2.PdfDocument(path)
@@ -119,7 +119,7 @@ def _named(path: Path, what: str) -> Iterator[None]:
         yield
     except (pypdfium2.PdfiumError, OSError, ValueError, MemoryError) as error:
         if getattr(error, "err_code", None) == _ENCRYPTED:
-            raise ImageError(f"{shown_path(path)}: locked with a password; save a copy without it") from error
+            raise ImageError(f"{quote(path, end=True)}: locked with a password; save a copy without it") from error
         raise ImageError(
-            f"{shown_path(path)}: {what} cannot be read; the PDF is damaged or without pages ({reason(error)})"
+            f"{quote(path, end=True)}: {what} cannot be read; the PDF is damaged or without pages ({reason(error)})"
         ) from error

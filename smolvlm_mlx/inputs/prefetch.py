@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 _END: Any = object()
 
 
-def ahead(items: Iterable[Item], most: int) -> Generator[Item]:
+def prefetch(items: Iterable[Item], most: int) -> Generator[Item]:
     """The items in order, up to `most` of them made before they are asked for. What `items` raises is raised at its place.
 
     Close it, where it may be left early and what `items` uses must not outlive that: this ends the thread.

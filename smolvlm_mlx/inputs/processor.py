@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
 from ..files import read_json_if_there
-from .media import Tiled
+from .media import TiledImage
 from .messages import ImagePart, Message, RawMessage, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings
@@ -29,7 +29,7 @@ class Inputs:
     """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their placeholders."""
 
     input_ids: NDArray[np.int32]  # (T,)
-    pictures: tuple[Tiled, ...]
+    pictures: tuple[TiledImage, ...]
     settings: ImageSettings
 
     @cached_property
@@ -60,7 +60,7 @@ class Turn:
     """A message as the template and the model see it: words, and pictures that are cut."""
 
     role: str
-    parts: Sequence[str | Tiled]
+    parts: Sequence[str | TiledImage]
 
 
 class Processor:
@@ -139,11 +139,11 @@ class Processor:
         image_options: ImageOptions | None = None,
         *,
         add_generation_prompt: bool = True,
-    ) -> Generator[tuple[Tiled, int], None, Inputs]:
+    ) -> Generator[tuple[TiledImage, int], None, Inputs]:
         """As a call, in steps: yields each frame of a video while the next are decoded, and how many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
         turns = yield from self._turns(parse_messages(messages), settings)
-        pictures = tuple(part for turn in turns for part in turn.parts if isinstance(part, Tiled))
+        pictures = tuple(part for turn in turns for part in turn.parts if isinstance(part, TiledImage))
         ids = self._encode(turns, add_generation_prompt)
         count, placeholders = sum(len(picture.tiles) for picture in pictures), ids.count(self.tokenizer.added[IMAGE])
         if placeholders != count * self.tokens_per_tile:
@@ -170,11 +170,11 @@ class Processor:
 
     def _turns(
         self, messages: Sequence[Message], settings: ImageSettings
-    ) -> Generator[tuple[Tiled, int], None, list[Turn]]:
+    ) -> Generator[tuple[TiledImage, int], None, list[Turn]]:
         """Messages with their pictures cut, and their videos taken apart into frames and the words around them."""
         turns = []
         for message in messages:
-            parts: list[str | Tiled] = []
+            parts: list[str | TiledImage] = []
             for part in message.parts:
                 if isinstance(part, TextPart):
                     parts.append(part.text)
@@ -187,15 +187,15 @@ class Processor:
 
     def _frames(
         self, part: VideoPart, settings: ImageSettings
-    ) -> Generator[tuple[Tiled, int], None, list[str | Tiled]]:
+    ) -> Generator[tuple[TiledImage, int], None, list[str | TiledImage]]:
         sampling = self.sampling.changed(part.options)
         clip = yield from part.video.clip(sampling, settings)
         texts = words(clip, sampling.with_times)
-        pairs: list[tuple[str, Tiled]] = list(zip(texts, clip.frames, strict=False))
+        pairs: list[tuple[str, TiledImage]] = list(zip(texts, clip.frames, strict=False))
         return [part for pair in pairs for part in pair if part != ""] + [text for text in texts[-1:] if text]
 
     def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:
-        layouts = [part.layout for turn in turns for part in turn.parts if isinstance(part, Tiled)]
+        layouts = [part.layout for turn in turns for part in turn.parts if isinstance(part, TiledImage)]
         mark = free_character([part for turn in turns for part in turn.parts if isinstance(part, str)])
         guarded = [{"role": turn.role, "content": [self._guard(part, mark) for part in turn.parts]} for turn in turns]
         pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
@@ -205,7 +205,7 @@ class Processor:
         prompt = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
         return self.tokenizer.encode_prompt(prompt, mark)
 
-    def _guard(self, part: str | Tiled, mark: str) -> dict[str, str]:
+    def _guard(self, part: str | TiledImage, mark: str) -> dict[str, str]:
         """What a template gets of a part: no more than it needs."""
         if isinstance(part, str):
             return {"type": "text", "text": self.tokenizer.guard(part, mark)}

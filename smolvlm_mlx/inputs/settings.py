@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ImageError, short
+from ..errors import ImageError, quote
 from ..options import option
 
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
@@ -43,9 +43,9 @@ class ImageSettings:
         }
         # do_pad is not among them: tiles are full squares, there is nothing to pad.
         always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-        problems = [f"{key} is {short(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
+        problems = [f"{key} is {quote(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
         if raw.get("resample", LANCZOS) != LANCZOS:
-            problems.append(f"resample is {short(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
+            problems.append(f"resample is {quote(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
         if problems := problems + _problems(values):
             raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
         return cls(**values)
@@ -102,17 +102,17 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         for name in ("tile_size", "longest_edge", "max_tiles"):
             value = values.get(name)
             if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
-                yield f"{name} is {short(value)}, must be a whole number above 0"
+                yield f"{name} is {quote(value)}, must be a whole number above 0"
         if type(values["split"]) is not bool:
-            yield f"split is {short(values['split'])}, must be true or false"
+            yield f"split is {quote(values['split'])}, must be true or false"
         for name in ("mean", "std"):
             three = values[name]
             if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
-                yield f"{name} is {short(three)}, must be three numbers"
+                yield f"{name} is {quote(three)}, must be three numbers"
             elif name == "std" and min(three) <= 0:
-                yield f"std is {short(three)}, must be above 0"
+                yield f"std is {quote(three)}, must be above 0"
         if not _is_number(values["rescale_factor"]) or values["rescale_factor"] <= 0:
-            yield f"rescale_factor is {short(values['rescale_factor'])}, must be a number above 0"
+            yield f"rescale_factor is {quote(values['rescale_factor'])}, must be a number above 0"
 
     return list(found())
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import VideoError, short
+from ..errors import VideoError, quote
 from ..events import Work
 from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path
 from .image import MAX_PIXELS
-from .prefetch import ahead
+from .prefetch import prefetch
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -69,9 +69,9 @@ class VideoSampling:
         for name, value in numbers.items():
             wrong = isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
             if wrong or (name == "fps" and not value):
-                raise VideoError(f"{name} is {short(value)}, not a positive number")
+                raise VideoError(f"{name} is {quote(value)}, not a positive number")
         if type(changed.max_frames) is not int or changed.max_frames < 1:
-            raise VideoError(f"max_frames is {short(changed.max_frames)}, not a whole number above 0")
+            raise VideoError(f"max_frames is {quote(changed.max_frames)}, not a whole number above 0")
         if changed.end is not None and changed.end <= (changed.start or 0.0):
             raise VideoError(f"end {changed.end} is not after start {changed.start or 0.0}")
         return changed
@@ -200,7 +200,7 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
             yield file, stream
     except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise VideoError(f"the video cannot be decoded, it may be damaged: {short(why)}") from error
+        raise VideoError(f"the video cannot be decoded, it may be damaged: {quote(why)}") from error
 
 
 def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:
@@ -229,9 +229,9 @@ def decode_in_steps(
         wanted = sample(len(times), fps, sampling)
         kept: dict[int, Frame] = {}
         # The thread of `decoded` ends before the file does.
-        with closing(ahead(_frames_at(file, stream, times, wanted), AHEAD)) as decoded:
+        with closing(prefetch(_frames_at(file, stream, times, wanted), AHEAD)) as decoded:
             converted = ((index, convert(upright(frame))) for index, frame in decoded)
-            with closing(ahead(converted, AHEAD)) as frames:
+            with closing(prefetch(converted, AHEAD)) as frames:
                 for index, frame in frames:
                     kept[index] = frame
                     yield frame, len(wanted)

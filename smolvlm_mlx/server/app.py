@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, shown
+from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, cut
 from ..events import End, Event, Reading, Text
 from ..generation.scheduler import BusyError, Job, Scheduler
 from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
@@ -212,7 +212,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
         return JSONResponse(error_body(error.detail), error.status_code, error.headers)
     if isinstance(error, BusyError):
         return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
-    message = shown(str(error)) if len(str(error)) > 300 else str(error)
+    message = cut(str(error), 300)
     if isinstance(error, ContextFullError):
         forget = _forgettable(request.state.messages)
         return JSONResponse(error_body(message, code="context_length_exceeded", forget=forget), 400)

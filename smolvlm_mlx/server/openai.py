@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ..errors import PromptError, shown
+from ..errors import PromptError, cut
 from ..events import Statistics
 from ..generation.options import Options
 from ..options import Option, options_of
@@ -112,7 +112,7 @@ class ChatRequest(BaseModel):
             where = ".".join(
                 str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image", "Video"))
             )
-            raise PromptError(shown(f"{where or 'body'}: {first['msg']}"[:110])) from None
+            raise PromptError(cut(f"{where or 'body'}: {first['msg']}")) from None
 
     def options(self) -> Options:
         """How the answer is generated; temperature is 0 unless it is given.

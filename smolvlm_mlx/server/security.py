@@ -1,7 +1,7 @@
 """What stands before the server's routes: who may ask, how much they may send, and how long they may take.
 
 `Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to point here, gets nothing), a
-bearer token for all but the page itself, and a limit on bodies. `PatientProtocol` closes connections whose requests do not
+bearer token for all but the page itself, and a limit on bodies. `HeaderTimeoutProtocol` closes connections whose requests do not
 come: uvicorn itself would hold them for ever.
 """
 
@@ -143,7 +143,7 @@ def _after(body: bytes, receive: Receive) -> Receive:
     return receive_after
 
 
-class PatientProtocol(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """HTTP/1.1 that waits HEADER_SECONDS for a request's headers, from the connection's first moment on."""
 
     _deadline: asyncio.TimerHandle | None = None

@@ -23,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import DataError, GenerationError, SmolVLMError, shown_path
+from ..errors import DataError, GenerationError, SmolVLMError, quote
 from ..events import Reading, at_once
 from ..files import write_file
 from ..generation.engine import Engine
@@ -176,9 +176,9 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             found[path] = None
         else:
-            raise DataError(f"{shown_path(path)}: no such file or folder")
+            raise DataError(f"{quote(path, end=True)}: no such file or folder")
     if not found:
-        raise DataError(f"no pictures or videos in {', '.join(shown_path(path) for path in paths)}")
+        raise DataError(f"no pictures or videos in {', '.join(quote(path, end=True) for path in paths)}")
     return list(found)
 
 

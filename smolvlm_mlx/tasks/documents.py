@@ -1,7 +1,7 @@
 """Documents -> the text of each page, page after page: DocTags from a document checkpoint, words from any other.
 
     reader = Reader(*load("ds4sd/SmolDocling-256M-preview"))
-    for page in reader.read(find_sheets(["report.pdf"])):
+    for page in reader.read(find_pages(["report.pdf"])):
         print(page.text)
 
 DocTags are `<doctag><text><loc_1><loc_2><loc_3><loc_4>Words</text>...</doctag>`: elements, their places in five hundredths of
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from ..errors import DataError, PromptError, shown_path
+from ..errors import DataError, PromptError, quote
 from ..events import Statistics, Text
 from ..generation.engine import Engine
 from ..generation.options import Options
@@ -150,7 +150,7 @@ LEAST_OTHER = 1024  # of table cells, numbers, dots, rules: a table of empty cel
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PageSource:
     """A page to be read: a picture, or page `number` of a PDF, which is drawn when it is wanted."""
 
     path: Path
@@ -161,7 +161,9 @@ class Sheet:
     def name(self) -> str:
         """For people."""
         return (
-            shown_path(self.path.name) if self.number is None else f"{shown_path(self.path.name)}, page {self.number}"
+            quote(self.path.name, end=True)
+            if self.number is None
+            else f"{quote(self.path.name, end=True)}, page {self.number}"
         )
 
     def image(self) -> Image.Image:
@@ -169,7 +171,7 @@ class Sheet:
         return load_image(self.path) if self.number is None else render_page(self.path, self.number, self.dpi)
 
 
-def find_sheets(paths: Sequence[str | Path], pages: str | None = None, dpi: float = DPI) -> list[Sheet]:
+def find_pages(paths: Sequence[str | Path], pages: str | None = None, dpi: float = DPI) -> list[PageSource]:
     """The pages of PDFs and pictures, in order.
 
     Args:
@@ -178,15 +180,15 @@ def find_sheets(paths: Sequence[str | Path], pages: str | None = None, dpi: floa
     Raises:
         ImageError, PromptError: a file is not there, a PDF cannot be read or has no such pages.
     """
-    sheets = []
+    sources = []
     for path in map(Path, paths):
         if not is_pdf(path):
-            sheets.append(Sheet(path))
+            sources.append(PageSource(path))
             continue
         count = count_pages(path)
-        numbers = range(1, count + 1) if pages is None else choose_pages(pages, count, shown_path(path.name))
-        sheets += [Sheet(path, number, dpi) for number in numbers]
-    return sheets
+        numbers = range(1, count + 1) if pages is None else choose_pages(pages, count, quote(path.name, end=True))
+        sources += [PageSource(path, number, dpi) for number in numbers]
+    return sources
 
 
 @dataclass(frozen=True)
@@ -274,14 +276,14 @@ class Reader:
         self._image_options = image_options or ImageOptions()
         self._engine = Engine(model, processor)
 
-    def read(self, sheets: Iterable[Sheet]) -> Iterator[Page]:
+    def read(self, sources: Iterable[PageSource]) -> Iterator[Page]:
         """Each page, when it is finished.
 
         Raises:
             SmolVLMError: a page cannot be drawn or is too large for the model's context; those before have been given.
         """
-        for sheet in sheets:
-            yield self.read_image(sheet.image(), sheet.name)
+        for source in sources:
+            yield self.read_image(source.image(), source.name)
 
     def read_image(self, image: Image.Image, name: str = "the page") -> Page:
         """One page from its picture."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.reader import load
-from ..data.rows import Row, digest, read_rows
+from ..data.rows import Row, read_rows, rows_fingerprint
 from ..data.samples import Sample, make_sample
-from ..errors import EvaluationError, SmolVLMError
+from ..errors import EvaluationError, SmolVLMError, quote
 from ..events import Reading, at_once
 from ..generation.engine import generate
 from ..generation.options import Options
-from ..inputs.prefetch import ahead
+from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from .metrics import METRICS
@@ -91,7 +91,7 @@ def _score(answers: Sequence[Answer]) -> Score:
 
 
 def evaluate_in_steps(
-    model: str | Path,
+    model_path: str | Path,
     data: str | Path | Sequence[Row],
     results: str | Path,
     *,
@@ -112,24 +112,28 @@ def evaluate_in_steps(
 
     Raises:
         DataError, EvaluationError: the data or the results file cannot be used.
-        CheckpointError, AdapterError: the model cannot.
+        CheckpointError, AdapterError: the model_path cannot.
     """
     if metric != "auto" and metric not in METRICS:
-        raise EvaluationError(f"metric {metric!r} is not one of auto, {', '.join(METRICS)}")
+        raise EvaluationError(f"metric {quote(metric)} is not one of auto, {', '.join(METRICS)}")
     rows = read_rows(data) if isinstance(data, str | Path) else data
     if not rows:
         raise EvaluationError("no questions to ask")
-    run: dict[str, Any] = {"model": str(model), "adapter": str(adapter or ""), "weights": _state(model, adapter)}
-    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": digest(rows)}
+    run: dict[str, Any] = {
+        "model": str(model_path),
+        "adapter": str(adapter or ""),
+        "weights": _state(model_path, adapter),
+    }
+    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
     run |= {"options": asdict(options), "image_options": asdict(image_options or ImageOptions())}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
     missing = [row for row in rows if row.where not in done]
     if missing:
-        network, processor = load(model, dtype, revision, adapter=adapter)
+        model, processor = load(model_path, dtype, revision, adapter=adapter)
 
         def predict(inputs: Inputs) -> str:
-            return generate(network, processor, inputs, options).strip()
+            return generate(model, processor, inputs, options).strip()
 
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
             for answer in _answer(processor, missing, image_options or ImageOptions(), metric, predict):
@@ -137,7 +141,7 @@ def evaluate_in_steps(
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 file.flush()
                 yield Reading(len(done), len(rows), "questions")
-    return Result(str(model), tuple(done[row.where] for row in rows))
+    return Result(str(model_path), tuple(done[row.where] for row in rows))
 
 
 evaluate = at_once(evaluate_in_steps)
@@ -159,7 +163,7 @@ def _answer(
         except SmolVLMError as error:
             return str(error)
 
-    for row, prepared in zip(rows, ahead(map(prepare, rows), AHEAD), strict=True):
+    for row, prepared in zip(rows, prefetch(map(prepare, rows), AHEAD), strict=True):
         if isinstance(prepared, str):
             category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
             yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)

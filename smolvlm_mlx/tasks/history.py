@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import HistoryError, shown
+from ..errors import HistoryError, quote
 from ..inputs.media import Attachment, Frames, Video
 from ..inputs.messages import VIDEO_OPTIONS, ImagePart, Message, Part, TextPart, VideoPart, raw_message
 
@@ -114,7 +114,7 @@ class History:
             )
             data = dict(pictures.fetchall())
         if not rows:
-            raise HistoryError(f"no conversation {shown(id)}; `smolvlm-mlx history` lists them")
+            raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
         return [_from_stored(json.loads(row[0]), data) for row in rows]
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
@@ -134,7 +134,7 @@ class History:
         ids = [summary.id for summary in self.list() if summary.id.startswith(beginning)]
         if len(ids) != 1:
             raise HistoryError(
-                f"{len(ids) or 'no'} conversations begin with {shown(beginning)}; `smolvlm-mlx history` lists them"
+                f"{len(ids) or 'no'} conversations begin with {quote(beginning)}; `smolvlm-mlx history` lists them"
             )
         return ids[0]
 
@@ -142,7 +142,7 @@ class History:
         """Forget a conversation, and the pictures that are in no other."""
         with self._open() as database:
             if not database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
-                raise HistoryError(f"no conversation {shown(id)}; `smolvlm-mlx history` lists them")
+                raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
             _forget_unused(database)
 
     @contextmanager

@@ -2,8 +2,8 @@
 
     live = Live(*load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct"), "What do you see?")
     with Camera("0") as camera:
-        for look in live.watch(camera):
-            print("".join(look.stream), look.statistics)
+        for description in live.watch(camera):
+            print("".join(description.stream), description.statistics)
 
 What stands before the picture in the prompt is computed once: its keys and values are kept. Knows nothing of terminals or
 browsers.
@@ -20,7 +20,7 @@ from ..events import End, Event, Statistics, Text
 from ..generation.engine import Engine
 from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
-from ..inputs.camera import Shot
+from ..inputs.camera import Frame
 from ..inputs.messages import Message, user_message
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
@@ -33,15 +33,15 @@ IMAGE_CACHE_BYTES = 2**24  # of image tokens that are kept; only a picture that 
 
 
 @dataclass
-class Look:
+class Description:
     """A frame and the answer to it. Iterate over `stream` for the answer; the rest is complete when it has ended."""
 
     image: Image.Image  # as the model sees it: not mirrored
     number: int  # from 1
-    dropped: int  # frames since the look before that nobody saw
+    dropped: int  # frames since the one before that nobody saw
     stream: TextStream = field(init=False)
     text: str = ""
-    unchanged: bool = False  # the answer is that of the look before, although the picture differs clearly
+    unchanged: bool = False  # the answer is that of the frame before, although the picture differs clearly
     stuck: bool = False  # that has now gone on for SAME answers; told once
 
     @property
@@ -91,7 +91,7 @@ class Live:
         split: cut frames into tiles as pictures are; off, a frame is one tile, as those of a video are.
 
     Raises:
-        SmolVLMError: in `look` and `watch`, if the question or the options cannot be used.
+        SmolVLMError: in `describe` and `watch`, if the question or the options cannot be used.
     """
 
     def __init__(
@@ -115,41 +115,43 @@ class Live:
         message = user_message(self.prompt, [image])
         return [replace(message, parts=message.parts[::-1])] if self._question_first else [message]
 
-    def look(self, shot: Shot) -> Look:
+    def describe(self, frame: Frame) -> Description:
         """The answer to one frame begins."""
         started = time.perf_counter()
-        inputs = self.processor(self.messages(shot.image), self.image_options)
+        inputs = self.processor(self.messages(frame.image), self.image_options)
         stream = self._engine.stream(inputs, self.options)
-        stream.statistics.preprocess_seconds = shot.seconds + time.perf_counter() - started
+        stream.statistics.preprocess_seconds = frame.seconds + time.perf_counter() - started
         self._number += 1
-        look = Look(shot.image, self._number, shot.dropped)
-        look.stream = TextStream(Stream(self._follow(look, inputs.tiles[-1], stream), stream.row))
-        return look
+        description = Description(frame.image, self._number, frame.dropped)
+        description.stream = TextStream(Stream(self._follow(description, inputs.tiles[-1], stream), stream.row))
+        return description
 
-    def watch(self, shots: Iterable[Shot], every: float = 0.0) -> Iterator[Look]:
-        """A look at each shot, which is asked for when the look before is over: at a camera's newest frame.
+    def watch(self, frames: Iterable[Frame], every: float = 0.0) -> Iterator[Description]:
+        """A description of each frame, which is asked for when the one before is over: of a camera's newest frame.
 
         Args:
             every: seconds from one look to the next, at least.
         """
-        for shot in shots:
+        for frame in frames:
             begun = time.monotonic()
-            look = self.look(shot)
+            description = self.describe(frame)
             try:
-                yield look
+                yield description
             finally:
-                look.stream.close()
+                description.stream.close()
             time.sleep(max(begun + every - time.monotonic(), 0.0))
 
-    def _follow(self, look: Look, tile: Pixels, events: Stream) -> Generator[Event]:
+    def _follow(self, description: Description, tile: Pixels, events: Stream) -> Generator[Event]:
         try:
             for event in events:
                 if isinstance(event, Text):
-                    event = event if look.text else Text(event.piece.lstrip())  # the template has the space before it
-                    look.text += event.piece
+                    if not description.text:  # the template has the space before it
+                        event = Text(event.piece.lstrip())
+                    description.text += event.piece
                 if isinstance(event, End):
-                    verdict = self._judge.judge(look.text, tile)
-                    look.unchanged, look.stuck = verdict.unchanged, verdict.unchanged and verdict.same == SAME
+                    verdict = self._judge.judge(description.text, tile)
+                    description.unchanged = verdict.unchanged
+                    description.stuck = verdict.unchanged and verdict.same == SAME
                 yield event
         finally:
             events.close()

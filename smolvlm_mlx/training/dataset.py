@@ -82,7 +82,7 @@ SORTED_TOGETHER = 32  # batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True)
-class Bad:
+class SkippedRow:
     """A row that is left out, and why."""
 
     where: str
@@ -91,13 +91,13 @@ class Bad:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Usable rows with their lengths in tokens and tiles; `bad` are the others."""
+    """Usable rows with their lengths in tokens and tiles; `skipped` are the others."""
 
     processor: Processor
     rows: tuple[Row, ...]
     tokens: tuple[int, ...]
     tiles: tuple[int, ...]
-    bad: tuple[Bad, ...] = field(default=())
+    skipped: tuple[SkippedRow, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -130,7 +130,7 @@ class Dataset:
         """All but `count` rows, and those, chosen by the seed."""
         chosen = set(np.random.default_rng((seed, 2**31)).permutation(len(self))[:count].tolist())
         rest = self._part([row for row in range(len(self)) if row not in chosen])
-        return replace(rest, bad=self.bad), self._part(sorted(chosen))
+        return replace(rest, skipped=self.skipped), self._part(sorted(chosen))
 
     def _part(self, rows: Sequence[int]) -> "Dataset":
         def pick(values: Sequence[int]) -> tuple[int, ...]:
@@ -157,29 +157,29 @@ class Dataset:
 def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -> Generator[Reading, None, Dataset]:
     """Try every row."""
 
-    def tried(row: Row) -> tuple[int, int] | Bad:
+    def tried(row: Row) -> tuple[int, int] | SkippedRow:
         try:
             sample = make_sample(row)
             if not sample.answers[0].strip():
-                return Bad(row.where, "an empty answer")
+                return SkippedRow(row.where, "an empty answer")
             example = make_example(processor, sample.whole, sample.image_options)
         except SmolVLMError as error:
-            return Bad(row.where, str(error))
+            return SkippedRow(row.where, str(error))
         if len(example.input_ids) > max_tokens:
-            return Bad(row.where, f"{len(example.input_ids)} tokens, more than {max_tokens}")
+            return SkippedRow(row.where, f"{len(example.input_ids)} tokens, more than {max_tokens}")
         return len(example.input_ids), len(example.tiles)
 
-    good, lengths, bad = [], [], []
+    good, lengths, skipped = [], [], []
     with ThreadPoolExecutor(2) as pool:
         for done, (row, result) in enumerate(zip(rows, pool.map(tried, rows), strict=True), 1):
-            if isinstance(result, Bad):
-                bad.append(result)
+            if isinstance(result, SkippedRow):
+                skipped.append(result)
             else:
                 good.append(row)
                 lengths.append(result)
             yield Reading(done, len(rows), "rows")
     tokens, tiles = zip(*lengths, strict=True) if lengths else ((), ())
-    return Dataset(processor, tuple(good), tokens, tiles, tuple(bad))
+    return Dataset(processor, tuple(good), tokens, tiles, tuple(skipped))
 
 
 check = at_once(check_in_steps)

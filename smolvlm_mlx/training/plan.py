@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..checkpoint.choices import Part
-from ..errors import TrainingError
+from ..errors import TrainingError, quote
 from ..options import option
 
 Method = Literal["lora", "dora", "full"]
@@ -48,7 +48,7 @@ class Plan:
 
     def _problems(self) -> Iterator[str]:
         if self.method not in get_args(Method):
-            yield f"method {self.method!r} is not one of {', '.join(get_args(Method))}"
+            yield f"method {quote(self.method)} is not one of {', '.join(get_args(Method))}"
         if not self.parts or set(self.parts) - set(get_args(Part)):
             yield f"parts {', '.join(self.parts) or 'none'}: choose from {', '.join(get_args(Part))}"
         for name in ("rank", "batch_size", "accumulate", "steps", "validate_every", "save_every", "max_tokens"):

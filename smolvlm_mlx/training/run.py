@@ -20,14 +20,14 @@ from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layer
 from ..checkpoint.convert import write_trained
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
-from ..data.rows import Row, digest, read_rows
+from ..data.rows import Row, read_rows, rows_fingerprint
 from ..errors import DataError, TrainingError
 from ..events import Reading, at_once
 from ..files import new_folder
 from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
-from .dataset import Bad, Dataset, check_in_steps
+from .dataset import Dataset, SkippedRow, check_in_steps
 from .loop import Record, Settings, Trainer
 from .memory import Memory, estimate
 from .plan import Plan
@@ -52,9 +52,9 @@ class Run:
         return _count(self.model)
 
     @property
-    def bad(self) -> list[Bad]:
+    def skipped(self) -> list[SkippedRow]:
         """Rows that are left out."""
-        return [*self.training.bad, *self.validation.bad]
+        return [*self.training.skipped, *self.validation.skipped]
 
     def train(self, on_step: Callable[[Record, "Run"], None] | None = None, resume: bool = False) -> Path | None:
         """Train, and write what was learned best; None if `stop` ended it before the last step.
@@ -66,7 +66,7 @@ class Run:
         if self.trainer.resume() != resume:
             raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
         self.out.mkdir(parents=True, exist_ok=True)
-        left_out = "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in self.bad)
+        left_out = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped)
         (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
         self.trainer.run(
             self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
@@ -86,7 +86,7 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one, besides the settings."""
-        data = {"data": digest(self.training.rows), "validation": digest(self.validation.rows)}
+        data = {"data": rows_fingerprint(self.training.rows), "validation": rows_fingerprint(self.validation.rows)}
         return {**asdict(self.plan), **data, "base": fingerprint(dict(self.checkpoint.read()))}
 
     def _write_result(self) -> Path:
@@ -101,7 +101,7 @@ class Run:
 
 
 def prepare_in_steps(
-    model: str | Path,
+    model_path: str | Path,
     data: str | Path,
     out: str | Path,
     plan: Plan | None = None,
@@ -114,7 +114,7 @@ def prepare_in_steps(
     """Load the checkpoint, try every row of the data, and set up what is trained.
 
     Args:
-        model: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
+        model_path: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
         data: JSONL file, folder or hub dataset, see `data.samples`.
         validation: the same, in place of a share of `data`.
         part: of a folder or hub dataset, such as "train".
@@ -123,20 +123,20 @@ def prepare_in_steps(
         CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
     """
     plan, out = plan or Plan(), Path(out).expanduser()
-    checkpoint = open_checkpoint(find(model, revision))
+    checkpoint = open_checkpoint(find(model_path, revision))
     if plan.method == "full" and checkpoint.quantization is not None:
         raise TrainingError(
-            f"{model}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
+            f"{model_path}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
         )
     rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
-    network, processor = load(checkpoint.folder, dtype, fuse=False)
+    model, processor = load(checkpoint.folder, dtype, fuse=False)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
     training = yield from _check(processor, data, rows, plan)
     if validation is not None:
         held_out = yield from _check(processor, validation, others, plan)
     else:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
-    adapter = _unfreeze(network, checkpoint, plan, str(model))
+    adapter = _unfreeze(model, checkpoint, plan, str(model_path))
     steps = plan.steps or math.ceil(plan.epochs * training.steps(plan.batch_size, plan.accumulate))
     settings = Settings(
         steps=steps,
@@ -148,7 +148,7 @@ def prepare_in_steps(
         save_every=plan.save_every,
         seed=plan.seed,
     )
-    return Run(plan, out, checkpoint, network, training, held_out, settings, adapter, _memory(network, plan, training))
+    return Run(plan, out, checkpoint, model, training, held_out, settings, adapter, _memory(model, plan, training))
 
 
 prepare = at_once(prepare_in_steps)
@@ -159,7 +159,7 @@ def _check(
 ) -> Generator[Reading, None, Dataset]:
     dataset = yield from check_in_steps(processor, rows, plan.max_tokens)
     if not len(dataset):
-        first = dataset.bad[0]
+        first = dataset.skipped[0]
         raise DataError(f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}")
     return dataset
 

@@ -77,7 +77,7 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
     port = listener.getsockname()[1]
     app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
     config = uvicorn.Config(
-        app, http=security.PatientProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
+        app, http=security.HeaderTimeoutProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

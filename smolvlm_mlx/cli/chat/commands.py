@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from ...errors import GenerationError, ImageError, PromptError, reason, shown
+from ...errors import GenerationError, ImageError, PromptError, quote, reason
 from ...generation.options import Options
 from ...inputs.media import Video
 from ...inputs.settings import ImageOptions
@@ -35,7 +35,7 @@ def handle(session: Session, line: str) -> None:
         return
     text, paths = split_pictures(line.strip())
     if text.startswith("/") and " " not in text and text[1:].isalpha():
-        raise PromptError(f"no command {shown(text)}; /help lists them")
+        raise PromptError(f"no command {quote(text)}; /help lists them")
     session.attach([*paths])
     if text:
         session.ask(text)
@@ -50,15 +50,15 @@ def _parse(option: Option, value: str, default: Any) -> Any:
     kinds = get_args(option.type) or (option.type,)
     if bool in kinds:
         if value not in ("on", "off"):
-            raise GenerationError(f"{option.name} is on or off, not {shown(value)}")
+            raise GenerationError(f"{option.name} is on or off, not {quote(value)}")
         return value == "on"
     try:
         number = float(value) if float in kinds else int(value)
     except ValueError as error:
         kind = "number" if float in kinds else "whole number"
-        raise GenerationError(f"{option.name} is a {kind}, not {shown(value)}") from error
+        raise GenerationError(f"{option.name} is a {kind}, not {quote(value)}") from error
     if not math.isfinite(number):
-        raise GenerationError(f"{option.name} is a number, not {shown(value)}")
+        raise GenerationError(f"{option.name} is a number, not {quote(value)}")
     return number
 
 
@@ -188,7 +188,7 @@ def settings(session: Session, rest: str) -> None:
         chat.image_options = replace(chat.image_options, **{name: parsed})
         session.screen.say(f"{name} {_written(parsed)}")
     else:
-        raise GenerationError(f"no setting {shown(name)}; there are {', '.join([*answer, *image])}")
+        raise GenerationError(f"no setting {quote(name)}; there are {', '.join([*answer, *image])}")
 
 
 def stats(session: Session, rest: str) -> None:

@@ -164,10 +164,10 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
             for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         left, right = np.split(np.concatenate([query, key]), 2, axis=1)
-        turned = np.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=1)
+        rotated = np.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=1)
         keys, values = (_view(array)[0] for array in cache.row())  # (k, more than offset, d)
-        keys[:, offset], values[:, offset] = turned[h:], value
-        queries = (turned[:h] * attention.scale).reshape(k, h // k, d)
+        keys[:, offset], values[:, offset] = rotated[h:], value
+        queries = (rotated[:h] * attention.scale).reshape(k, h // k, d)
         scores = queries @ keys[:, : offset + 1].swapaxes(1, 2)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
@@ -190,7 +190,7 @@ def _is_plain(layer: DecoderLayer) -> bool:
 
 @lru_cache
 def _frequencies(theta: float, d: int) -> Floats:
-    """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which turned the keys of the prompt."""
+    """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which rotated the keys of the prompt."""
     return np.array(mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2))))
 
 

@@ -1,6 +1,6 @@
 """Inference on a GPU: fewer and larger kernels, with the same numbers.
 
-Projections that share their input are joined, queries and keys are turned together, and each activation is one compiled kernel.
+Projections that share their input are joined, queries and keys are rotated together, and each activation is one compiled kernel.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ class GPUAttention(Attention):
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
         B, T, _ = x.shape
         qkv = self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, h + 2k, T, d)
-        turned, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
-        turned = self.rope(turned, 0 if cache is None else cache.offset)
-        queries, keys = mx.split(turned, [self.heads], axis=1)  # (B, h, T, d), (B, k, T, d)
+        rotated, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
+        rotated = self.rope(rotated, 0 if cache is None else cache.offset)
+        queries, keys = mx.split(rotated, [self.heads], axis=1)  # (B, h, T, d), (B, k, T, d)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
