@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from .checkpoint.convert import convert
     from .checkpoint.reader import load
     from .events import Statistics
-    from .generation.engine import generate, stream_generate
+    from .generation.engine import Engine, generate, stream_generate
     from .generation.options import Options
     from .tasks.chat import Chat
 
 __version__ = "0.1.0"
 __all__ = [
     "Chat",
+    "Engine",
     "Options",
     "SmolVLMError",
     "Statistics",
@@ -43,6 +44,7 @@ _HOMES = {
     "convert": ".checkpoint.convert",
     "Options": ".generation.options",
     "Statistics": ".events",
+    "Engine": ".generation.engine",
     "generate": ".generation.engine",
     "stream_generate": ".generation.engine",
 }
