@@ -1,6 +1,6 @@
 """A small SmolVLM2 checkpoint with random weights, in the real layout and file set: for tests and goldens.
 
-    python convert/random_checkpoint.py OUT [--model-type smolvlm|idefics3] [--seed 0]
+    python -m convert.random_checkpoint OUT [--model-type smolvlm|idefics3] [--seed 0]
 
 It answers nonsense, always the same. Weights come from NumPy's seeded generator, so that every machine makes the same file.
 """

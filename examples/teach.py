@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from convert.conversations import MEASURED, Question, make_question, question_about, write_rows
-from convert.scenes import make_scene
+from convert.tiny.conversations import MEASURED, Question, make_question, question_about, write_rows
+from convert.tiny.scenes import make_scene
 from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.tasks.evaluation import Result, evaluate

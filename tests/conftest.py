@@ -20,8 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32, unless told not to.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-from convert.conversations import write_questions
 from convert.random_checkpoint import make
+from convert.tiny.conversations import write_questions
 from smolvlm_mlx import load
 from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer

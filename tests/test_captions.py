@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.scenes import make_scene
-from convert.world import draw
+from convert.tiny.scenes import make_scene
+from convert.tiny.world import draw
 from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.errors import DataError, GenerationError
 from smolvlm_mlx.events import Work

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.conversations import make_question
+from convert.tiny.conversations import make_question
 from smolvlm_mlx import Options, generate, load
 from tests.support.http import DIRECT
 from tests.support.pictures import data_url

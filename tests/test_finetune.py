@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convert.conversations import write_questions
+from convert.tiny.conversations import write_questions
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import SmolVLMError, TrainingError
 from smolvlm_mlx.training.plan import PRESETS, Plan

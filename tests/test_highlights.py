@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from convert.scenes import make_frames
-from convert.world import Scene
+from convert.tiny.scenes import make_frames
+from convert.tiny.world import Scene
 from examples.highlights import cut, split
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 from tests.support.places import ROOT

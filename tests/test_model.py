@@ -24,7 +24,7 @@ ATOL = 1e-4 if device.name() == "cpu" else 5e-3
 
 
 def pattern(tiles: int) -> mx.array:
-    """Normalized tiles, as in convert/goldens.py."""
+    """Normalized tiles, as in convert/goldens/model.py."""
     n, y, x, c = np.meshgrid(range(tiles), range(TILE), range(TILE), range(3), indexing="ij")
     levels = ((n * 37 + y * 5 + x * 3 + c * 50 + (x * y) // 7) % 256).astype(np.uint8)
     return mx.array(((levels / 255 - 0.5) / 0.5).astype(np.float32))

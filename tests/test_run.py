@@ -9,8 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from convert.conversations import write_questions
 from convert.random_checkpoint import make
+from convert.tiny.conversations import write_questions
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.checkpoint.choices import Part
 from smolvlm_mlx.checkpoint.convert import convert

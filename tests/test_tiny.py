@@ -4,9 +4,9 @@ import json
 from random import Random
 from typing import Any
 
-from convert.conversations import make_question, question_about
-from convert.scenes import make_frames, make_scene, make_striped
-from convert.world import Scene
+from convert.tiny.conversations import make_question, question_about
+from convert.tiny.scenes import make_frames, make_scene, make_striped
+from convert.tiny.world import Scene
 from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.inputs.media import TiledImage, Video

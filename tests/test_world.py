@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from convert import conversations, several, tiny
-from convert.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
-from convert.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
-from convert.questions import listed
-from convert.scenes import make_crowd, make_frames, make_scene, make_striped
-from convert.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
+from convert.tiny import conversations, several, train
+from convert.tiny.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
+from convert.tiny.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
+from convert.tiny.questions import listed
+from convert.tiny.scenes import make_crowd, make_frames, make_scene, make_striped
+from convert.tiny.world import COLORS, FORMS, SHAPES, Scene, Thing, draw
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.data.samples import make_sample
@@ -199,21 +199,21 @@ def test_questions_are_written_to_be_evaluated(tmp_path: Path) -> None:
 def test_a_tiny_checkpoint_is_made_and_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of each stage: what comes out loads and answers, and a second run has nothing left to do."""
     short = Settings(steps=2, warmup=1, save_every=1)
-    monkeypatch.setattr(tiny, "STAGES", tuple(replace(stage, settings=short) for stage in tiny.STAGES))
-    monkeypatch.setattr(tiny, "BATCH_SIZE", 2)
+    monkeypatch.setattr(train, "STAGES", tuple(replace(stage, settings=short) for stage in train.STAGES))
+    monkeypatch.setattr(train, "BATCH_SIZE", 2)
     pretrained: list[object] = []
 
     def pretrain(model: object, settings: object) -> dict[str, float]:
         pretrained.append(model)
         return {}
 
-    monkeypatch.setattr(tiny, "pretrain", pretrain)
+    monkeypatch.setattr(train, "pretrain", pretrain)
     out = tmp_path / "tiny"
-    tiny.write_files(out)
-    tiny.train(out)
+    train.write_files(out)
+    train.train(out)
     weights = (out / "model.safetensors").read_bytes()
     model, processor = load(out)
     generate(model, processor, "What is this?", Options(max_tokens=3), images=[draw(SCENE)])
-    tiny.train(out)
+    train.train(out)
     assert (out / "model.safetensors").read_bytes() == weights
     assert len(pretrained) == 1

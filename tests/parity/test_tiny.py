@@ -2,7 +2,7 @@
 
 from random import Random
 
-from convert.conversations import MEASURED, make_question
+from convert.tiny.conversations import MEASURED, make_question
 from smolvlm_mlx import Options, load, stream_generate
 from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.inputs.settings import ImageOptions

@@ -13,7 +13,7 @@ PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
 
 @lru_cache(maxsize=8)
 def draw(mode: str, width: int, height: int) -> Image.Image:
-    """The pictures of convert/image_goldens.py."""
+    """The pictures of convert/goldens/images.py."""
     y, x = np.mgrid[:height, :width]
     noise = (x * 7919 + y * 104729) * (x + 3 * y + 1) // 16 % 256
     channels = [x * 255 // max(width - 1, 1), (y * 5) % 256, noise, (x + y) * 3 % 256]

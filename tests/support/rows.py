@@ -12,7 +12,7 @@ from smolvlm_mlx.training.dataset import Example, make_example
 
 IMAGE: dict[str, Any] = {"type": "image"}
 QUESTION: dict[str, Any] = {"question": "Which?", "answer": "this"}
-# Kinds of questions about drawn pictures (convert/conversations.py).
+# Kinds of questions about drawn pictures (convert/tiny/conversations.py).
 SHORT = ("color", "text", "text alone")
 KINDS = (*SHORT, "frames", "two pictures", "earlier turn")
 

@@ -4,7 +4,7 @@ import io
 from fractions import Fraction
 from typing import Any
 
-from convert.world import Scene, draw
+from convert.tiny.world import Scene, draw
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 
 import av

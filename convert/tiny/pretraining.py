@@ -7,8 +7,8 @@ color, and its own position. Five minutes of this replace hours of learning to s
 from dataclasses import replace
 from random import Random
 
-from convert.scenes import make_crowd, make_scene
-from convert.world import CHARACTERS, COLORS, FRAME, SHAPES, Scene, character_spans, draw, draw_thing
+from convert.tiny.scenes import make_crowd, make_scene
+from convert.tiny.world import CHARACTERS, COLORS, FRAME, SHAPES, Scene, character_spans, draw, draw_thing
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import TileLayout, make_tiles, normalize
 from smolvlm_mlx.model import SmolVLM

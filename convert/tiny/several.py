@@ -4,9 +4,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from convert.questions import Pair, article, inside, likely, named, unique
-from convert.scenes import make_frames, make_scene, make_text
-from convert.world import COLORS, DIRECTIONS, SHAPES, Scene, draw
+from convert.tiny.questions import Pair, article, inside, likely, named, unique
+from convert.tiny.scenes import make_frames, make_scene, make_text
+from convert.tiny.world import COLORS, DIRECTIONS, SHAPES, Scene, draw
 
 Part = dict[str, Any]  # of a message
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")

@@ -3,7 +3,19 @@
 from dataclasses import replace
 from random import Random
 
-from convert.world import CHARACTERS, COLORS, DIRECTIONS, FORMS, FRAME, INKS, SHAPES, WORDS, Scene, Thing, text_width
+from convert.tiny.world import (
+    CHARACTERS,
+    COLORS,
+    DIRECTIONS,
+    FORMS,
+    FRAME,
+    INKS,
+    SHAPES,
+    WORDS,
+    Scene,
+    Thing,
+    text_width,
+)
 
 STRIPES = ("horizontal", "vertical")
 # Sides of shapes and heights of texts in units; by whether a picture is to be one tile.

@@ -1,6 +1,6 @@
 """Writes tests/goldens/images.json: digests of what transformers' Pillow processors make of a few drawn pictures.
 
-    python convert/image_goldens.py        # needs transformers 5.23 and Pillow 13
+    python convert/goldens/images.py        # needs transformers 5.23 and Pillow 13
 
 tests/test_image.py draws the same pictures and compares, without transformers. Each golden holds the picture (mode,
 width, height), the settings, the rows and columns, and the sha256 of the pixel values as (N, 3, H, W) float32. The
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-TARGET = Path(__file__).parents[1] / "tests" / "goldens" / "images.json"
+TARGET = Path(__file__).parents[2] / "tests" / "goldens" / "images.json"
 
 SIZES = [(1, 1), (1, 9), (9, 1), (1, 700), (700, 1), (64, 48), (384, 384), (385, 384), (386, 386), (512, 512)]
 SIZES += [

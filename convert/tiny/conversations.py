@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.questions import KINDS, Pair, counts, describe, listed, text_alone, what_is_in
-from convert.scenes import make_alike, make_crowd, make_scene
-from convert.several import Part, compare, follow_up, frames, picture_part, remember, text_part
-from convert.world import Scene
+from convert.tiny.questions import KINDS, Pair, counts, describe, listed, text_alone, what_is_in
+from convert.tiny.scenes import make_alike, make_crowd, make_scene
+from convert.tiny.several import Part, compare, follow_up, frames, picture_part, remember, text_part
+from convert.tiny.world import Scene
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from convert.scenes import make_text
-from convert.world import COLORS, SHAPES, WORDS, Scene, Thing
+from convert.tiny.scenes import make_text
+from convert.tiny.world import COLORS, SHAPES, WORDS, Scene, Thing
 
 Pair = tuple[str, str]  # question, answer
 

@@ -1,6 +1,6 @@
 """Write tests/goldens/model.json: what transformers computes with the small random checkpoints.
 
-    python convert/goldens.py        (needs the `reference` extra)
+    python -m convert.goldens.model        (needs the `reference` extra)
 
 The default test suite compares with this file, so that it proves parity without torch and without network.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "model.json"
+GOLDEN = Path(__file__).parents[2] / "tests" / "goldens" / "model.json"
 QUESTION = "What is in the picture? 42"
 NEW_TOKENS = 24
 

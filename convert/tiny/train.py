@@ -1,6 +1,6 @@
-"""Make the tiny checkpoint: `python -m convert.tiny OUT`. It goes on where it was stopped.
+"""Make the tiny checkpoint: `python -m convert.tiny.train OUT`. It goes on where it was stopped.
 
-README.md beside this file has the recipe, its curve, and what the result can do.
+convert/README.md has the recipe, its curve, and what the result can do.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.conversations import Question, make_conversation, make_count, make_easy, make_search
-from convert.pretraining import pretrain
 from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
+from convert.tiny.conversations import Question, make_conversation, make_count, make_easy, make_search
+from convert.tiny.pretraining import pretrain
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import new_folder
 from smolvlm_mlx.inputs.processor import Processor
@@ -219,7 +219,7 @@ def start(out: Path, processes: int) -> int:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{PORT + rank}"] for rank in range(processes)]))
         environment = {**os.environ, **ENVIRONMENT, "MLX_HOSTFILE": str(hosts)}
-        command = [sys.executable, "-m", "convert.tiny", str(out), "--worker"]
+        command = [sys.executable, "-m", "convert.tiny.train", str(out), "--worker"]
         workers = [subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(processes)]
         while all(worker.poll() is None for worker in workers):
             time.sleep(1)
