@@ -1,6 +1,7 @@
-"""Numbers: those of transformers (tests/goldens/model.json), and the fast paths equal to the slow one."""
+"""Numbers: those of transformers (tests/goldens/model.json, model_16bit.json), and the fast paths equal to the slow one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
+from smolvlm_mlx.model.language import Attention
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,9 +20,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "model.json").read_text())
+GOLDENS, GOLDENS_16BIT = (
+    json.loads((Path(__file__).parent / "goldens" / name).read_text()) for name in ("model.json", "model_16bit.json")
+)
 # A GPU's float32 products are not a CPU's.
 ATOL = 1e-4 if device.name() == "cpu" else 5e-3
+# In 16 bits each rounding is off by 0.29 of the type's epsilon (1 / sqrt(12), the root of the mean square). About 60 follow one
+# another through five layers, on both sides: 0.29 * sqrt(2 * 60) = 3.2. What is measured is 3.6 at most, in either type.
+EPSILONS = 6
 
 
 def pattern(tiles: int) -> mx.array:
@@ -39,23 +46,98 @@ def close(have: mx.array, want: list[float]) -> None:
     np.testing.assert_allclose(np.array(have).flatten(), want, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("form", ["plain", "fast", "fast on a GPU"])
-def test_stages_and_logits_are_the_references(
-    golden: tuple[dict[str, Any], Path], form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    want, folder = golden
-    model, _ = load(folder, "float32", fuse=form == "fast")
+def load_as(form: str, folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> SmolVLM:
+    """Plain, fast on this device, or with what is fast on a GPU."""
+    model, _ = load(folder, dtype, fuse=form == "fast")
     if form == "fast on a GPU":
         with monkeypatch.context() as patch:
             patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
             optimize(model)
+    return model
+
+
+def stages(model: SmolVLM, golden: dict[str, Any]) -> dict[str, mx.array]:
+    """What convert/goldens/model.py keeps of each stage."""
+    pixel_values = pattern(3)
+    return {
+        "image_features": model.vision_model(pixel_values)[:, ::21, ::32],
+        "image_tokens": model.encode_images(pixel_values)[:, ::5, ::32],
+        "logits": model(mx.array([golden["input_ids"]]), pixel_values)[0, ::16, ::16],
+        "text_logits": model(mx.array([golden["text_input_ids"]]))[0, ::4, ::16],
+    }
+
+
+FORMS = ["plain", "fast", "fast on a GPU"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stages_and_logits_are_the_references(
+    golden: tuple[dict[str, Any], Path], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want, folder = golden
+    model = load_as(form, folder, "float32", monkeypatch)
     joined = form == "fast on a GPU" or (form == "fast" and device.name() != "cpu")
     assert ("qkv_proj" in model.language_model.layers[0].self_attn) == joined
-    pixel_values = pattern(3)
-    close(model.vision_model(pixel_values)[:, ::21, ::32], want["image_features"])
-    close(model.encode_images(pixel_values)[:, ::5, ::32], want["image_tokens"])
-    close(model(mx.array([want["input_ids"]]), pixel_values)[0, ::16, ::16], want["logits"])
-    close(model(mx.array([want["text_input_ids"]]))[0, ::4, ::16], want["text_logits"])
+    for name, have in stages(model, want).items():
+        close(have, want[name])
+
+
+def distance(have: mx.array, want: list[float]) -> float:
+    """Of all numbers together, in epsilons of the type that `have` is in: what became float32 on its way is far off."""
+    numbers = np.array(have.astype(mx.float32)).flatten()
+    return float(np.linalg.norm(numbers - want) / np.linalg.norm(want) / mx.finfo(have.dtype).eps)
+
+
+def far_in_16_bits(model: SmolVLM, model_type: str, dtype: str) -> dict[str, float]:
+    """Stages that are not the reference's, with their distances; the decoder also token by token."""
+    golden, want = GOLDENS[model_type], GOLDENS_16BIT[model_type][dtype]
+    have, cache = stages(model, golden), model.language_model.make_cache()
+    steps = [model.language_model(mx.array([[token]]), cache) for token in golden["text_input_ids"]]
+    distances = {name: distance(have[name], want[name]) for name in want}
+    distances["steps"] = distance(mx.concatenate(steps, axis=1)[0, ::4, ::16], want["text_logits"])
+    return {name: found for name, found in distances.items() if not found < EPSILONS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
+def test_16_bits_are_the_references(
+    model_type: str, dtype: str, form: str, tiny: Path, tiny_v1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_as(form, tiny if model_type == "smolvlm" else tiny_v1, dtype, monkeypatch)
+    assert far_in_16_bits(model, model_type, dtype) == {}
+
+
+def query_one_further(model: SmolVLM) -> None:
+    class Shifted(Attention):
+        def rope(self, x: mx.array, offset: Any) -> mx.array:
+            return super().rope(x, offset + (x.shape[1] == self.heads))
+
+    model.language_model.layers[1].self_attn.__class__ = Shifted
+
+
+FAULTS: dict[str, Callable[[SmolVLM], object]] = {
+    "decoder layer twice": lambda model: model.language_model.layers.insert(1, model.language_model.layers[1]),
+    "decoder layer left out": lambda model: model.language_model.layers.pop(1),
+    "tower's layer twice": lambda model: model.vision_model.encoder.layers.append(
+        model.vision_model.encoder.layers[-1]
+    ),
+    "norm without weight": lambda model: model.language_model.layers[1].input_layernorm.update(
+        {"weight": mx.ones(128, mx.bfloat16)}
+    ),
+    "last norm without weight": lambda model: model.language_model.norm.update({"weight": mx.ones(128, mx.bfloat16)}),
+    "queries one position further": query_one_further,
+    "image tokens a tenth larger": lambda model: model.connector.modality_projection.proj.update(
+        {"weight": model.connector.modality_projection.proj.weight * 1.1}
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_16_bits_would_be_seen(tiny: Path, fault: str) -> None:
+    model, _ = load(tiny, "bfloat16", fuse=False)
+    FAULTS[fault](model)
+    assert far_in_16_bits(model, "smolvlm", "bfloat16")
 
 
 def test_greedy_tokens_are_the_references(golden: tuple[dict[str, Any], Path]) -> None:
