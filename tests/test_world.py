@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from convert.tiny import conversations, several, train
+from convert.tiny import conversations, multi_image, train
 from convert.tiny.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
 from convert.tiny.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
 from convert.tiny.questions import listed
@@ -39,7 +39,7 @@ SCENE = Scene(
 @pytest.fixture
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that many questions are about, where the questions are what is looked at."""
-    monkeypatch.setattr(conversations, "picture_part", cache(several.picture_part))
+    monkeypatch.setattr(conversations, "picture_part", cache(multi_image.picture_part))
 
 
 def digest(seed: str) -> str:

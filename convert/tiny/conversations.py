@@ -1,7 +1,6 @@
 """Whole samples: conversations to train on, and single questions to evaluate.
 
-Besides those of `questions` about one picture: two pictures, frames of a short video, a question about the turn before, text
-alone.
+Questions come from `questions` and `multi_image`; pictures from `scenes`.
 """
 
 import argparse
@@ -12,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.tiny.questions import KINDS, Pair, counts, describe, listed, text_alone, what_is_in
+from convert.tiny.multi_image import Part, compare, frames, picture_part, text_part
+from convert.tiny.questions import KINDS, Pair, counts, describe, follow_up, listed, remember, text_alone, what_is_in
 from convert.tiny.scenes import make_alike, make_crowd, make_scene
-from convert.tiny.several import Part, compare, follow_up, frames, picture_part, remember, text_part
 from convert.tiny.world import Scene
 
 

@@ -1,4 +1,4 @@
-"""Questions about one picture or none, each with its only right answer.
+"""Questions about one picture, the turn before, or neither, each with its only right answer.
 
 Each kind about a picture is a function of the scene and a `random.Random`; it returns question and answer, or
 None where the scene leaves nothing to ask. Answers are short, without a full stop; only `describe` answers in a sentence.
@@ -196,6 +196,37 @@ def text_alone(rng: Random) -> Pair:
         return f"What comes after {number}?", str(number + 1)
     word = rng.choice(WORDS)
     return f"How many letters are in {word}?", str(len(word))
+
+
+# ---- two turns
+
+
+def remember(rng: Random) -> list[Pair]:
+    if rng.random() < 0.5:
+        hue = rng.choice(tuple(COLORS))
+        return [(f"My favorite color is {hue}.", "OK."), ("What is my favorite color?", hue)]
+    word = make_text(rng)
+    return [(f"Remember {word}.", "OK."), ("What did I ask you to remember?", word)]
+
+
+def follow_up(scene: Scene, rng: Random) -> list[Pair]:
+    """A question about a place, and one about "it"."""
+    shapes = scene.shapes
+    if not shapes:
+        return []
+    thing = rng.choice(shapes)
+    if rng.random() < 0.5:
+        first = f"What is {inside(thing.place)}?", named(thing)
+    else:
+        name = unique(rng, [shape.shape for shape in shapes])
+        if name is None:
+            return []
+        thing = next(shape for shape in shapes if shape.shape == name)
+        first = f"Where is the {name}?", thing.place
+    second = rng.choice(
+        (("Is it small or large?", thing.size), ("What color is it?", thing.color), ("What shape is it?", thing.shape))
+    )
+    return [first, second]
 
 
 # ---- words

@@ -1,11 +1,11 @@
-"""Questions about two pictures, the frames of a video, or the turn before."""
+"""Questions about two pictures, or the frames of a video."""
 
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from convert.tiny.questions import Pair, article, inside, likely, named, unique
-from convert.tiny.scenes import make_frames, make_scene, make_text
+from convert.tiny.questions import Pair, article, inside, likely, named
+from convert.tiny.scenes import make_frames, make_scene
 from convert.tiny.world import COLORS, DIRECTIONS, SHAPES, Scene, draw
 
 Part = dict[str, Any]  # of a message
@@ -62,34 +62,6 @@ def frames(rng: Random) -> tuple[list[Part], Callable[[], Pair]]:
         return f"Does the {thing.shape} move {wanted}?", "yes" if wanted == direction else "no"
 
     return parts, pair
-
-
-def remember(rng: Random) -> list[Pair]:
-    if rng.random() < 0.5:
-        hue = rng.choice(tuple(COLORS))
-        return [(f"My favorite color is {hue}.", "OK."), ("What is my favorite color?", hue)]
-    word = make_text(rng)
-    return [(f"Remember {word}.", "OK."), ("What did I ask you to remember?", word)]
-
-
-def follow_up(scene: Scene, rng: Random) -> list[Pair]:
-    """A question about a place, and one about "it"."""
-    shapes = scene.shapes
-    if not shapes:
-        return []
-    thing = rng.choice(shapes)
-    if rng.random() < 0.5:
-        first = f"What is {inside(thing.place)}?", named(thing)
-    else:
-        name = unique(rng, [shape.shape for shape in shapes])
-        if name is None:
-            return []
-        thing = next(shape for shape in shapes if shape.shape == name)
-        first = f"Where is the {name}?", thing.place
-    second = rng.choice(
-        (("Is it small or large?", thing.size), ("What color is it?", thing.color), ("What shape is it?", thing.shape))
-    )
-    return [first, second]
 
 
 def text_part(text: str) -> Part:
