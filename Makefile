@@ -44,7 +44,7 @@ AGAIN := $(shell test "`$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null`" = f
   && test "`$(BIN)/python -V`" = "`"$(PYTHON)" -V 2>&1`") || echo again)
 
 .NOTPARALLEL:
-.PHONY: help demo test slow chaos parity check fix clean again
+.PHONY: help demo test slow chaos parity check fix house clean again
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,9 @@ check: $(VENV)/.dev ## lint, formatting, types
 fix: $(VENV)/.dev ## format, and repair what ruff can repair
 	$(BIN)/python -m ruff format
 	$(BIN)/python -m ruff check --fix
+
+house: $(VENV)/.dev ## print which module imports which
+	@$(BIN)/python -m tests.test_house
 
 clean: ## remove .venv, caches and builds
 	rm -rf $(VENV) .venv-lowest .venv-peer build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

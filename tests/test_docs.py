@@ -1,4 +1,4 @@
-"""What README promises exists: its commands and options, its Python; and the examples run."""
+"""What README promises exists: its commands and options, its Python, its map and CONTRIBUTING's; and the examples run."""
 
 import ast
 import re
@@ -45,11 +45,83 @@ def test_python_of_the_readme_imports_what_there_is() -> None:
                 assert {alias.name for alias in node.names} <= set(smolvlm_mlx.__all__)
 
 
-def test_files_the_readme_names_are_there() -> None:
-    (tree,) = [block for kind, block in BLOCKS if kind == "" and "smolvlm_mlx/" in block]
-    names = set(re.findall(r"[\w/]+\.py", tree))
-    found = {path.name for path in ROOT.rglob("*.py") if not any(part.startswith(".venv") for part in path.parts)}
-    assert {Path(name).name for name in names} <= found
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "convert/README.md", "smolvlm_mlx/assets/tiny/README.md"]
+)
+def test_scripts_that_pages_start_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    modules = re.findall(r"python -m ((?:convert|tests)[\w.]*)", text)
+    files = [f"{name.replace('.', '/')}.py" for name in modules if name != "convert"]
+    files += re.findall(r"python ((?:convert|examples|tests)/\S+\.py)", text)
+    assert files
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+
+
+Map = list[tuple[list[Path], str]]
+
+
+def map_in(text: str) -> Map:
+    """Lines of a page's map: the files and folders that a line begins with, as paths, and what is said of them.
+
+    A line is names, two spaces, words; one that is indented belongs to the folder above it.
+    """
+    (tree,) = re.findall(r"^```\n(smolvlm_mlx/.*?)```", text, re.DOTALL | re.MULTILINE)
+    lines: Map = []
+    above = Path()
+    for line in tree.splitlines():
+        names, _, said = line.strip().partition("  ")
+        if line[0] != " ":
+            above, folder = Path(names), Path()
+        else:
+            folder = above
+        lines.append(([folder / name for name in names.split()], said))
+    return lines
+
+
+def missing_from(lines: Map, root: Path) -> set[str]:
+    """What a map names and is not there. A name among a line's words is in the folder that the line is about, or has its file."""
+    missing = {path.as_posix() for paths, _ in lines for path in paths if not (root / path).exists()}
+    for paths, said in lines:
+        folders = [path if (root / path).is_dir() else path.parent for path in paths]
+        for name in re.findall(r"[\w/]+(?:/(?!\w)|\.py\b|\.md\b)", said):
+            if not any((root / folder / name).exists() for folder in folders):
+                missing.add(f"{paths[0].as_posix()}: {name}")
+    return missing
+
+
+MAPS = ["README.md", "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", MAPS)
+def test_the_map_is_the_trees(page: str) -> None:
+    """All it names is there, and it names all rooms of the package and the folders beside it."""
+    lines = map_in((ROOT / page).read_text(encoding="utf-8"))
+    assert missing_from(lines, ROOT) == set()
+    files = [path.relative_to(ROOT) for path in (ROOT / "smolvlm_mlx").rglob("*") if path.is_file()]
+    wanted = {Path(*path.parts[:2]) for path in files if path.suffix == ".py" or "assets" in path.parts}
+    wanted = {path for path in wanted if not path.name.startswith("__")}
+    wanted |= {Path(name) for name in ("convert", "docs", "examples", "tests")}
+    assert wanted - {path for paths, _ in lines for path in paths} == set()
+    assert len(lines) <= 25
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("  model/  vision.py, fast/gpu.py and fast/", set()),
+        ("  model/ inputs/  vision.py, tiles.py and fast/", set()),
+        ("  config.py errors.py  as config.json says", set()),
+        ("  model/  config.py", {"smolvlm_mlx/model: config.py"}),
+        ("  moel/  arrays -> arrays", {"smolvlm_mlx/moel"}),
+        (
+            "  model/  vison.py, fats/, slow/gpu.py",
+            {f"smolvlm_mlx/model: {name}" for name in ("vison.py", "fats/", "slow/gpu.py")},
+        ),
+        ("tests/  test_hose.py", {"tests: test_hose.py"}),
+    ],
+)
+def test_a_wrong_map_would_be_seen(line: str, missing: set[str]) -> None:
+    assert missing_from(map_in(f"```\nsmolvlm_mlx/\n{line}\n```\n"), ROOT) == missing
 
 
 def test_every_public_name_is_there() -> None:

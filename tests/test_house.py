@@ -1,7 +1,7 @@
 """The rules of the house, read from the source: who may import whom, what is never caught, how long is too long, what tests
 leave alone.
 
-Imports inside functions and under TYPE_CHECKING count like any other.
+Imports inside functions and under TYPE_CHECKING count like any other. `make house` prints the rooms and the arrows between them.
 """
 
 import ast
@@ -31,6 +31,7 @@ FLOORS = [
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
+MAX_ROOMS, MAX_ARROWS = 18, 80
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 55
 
@@ -69,6 +70,15 @@ def imported_unit(name: str) -> str | None:
     return first if first and is_module else "__init__"
 
 
+def arrows() -> dict[str, set[str]]:
+    """Each room, a module or subpackage directly under smolvlm_mlx, with the other rooms that it imports."""
+    found: dict[str, set[str]] = {}
+    for path in sources("smolvlm_mlx"):
+        targets = {imported_unit(name) for _, name in imports(path)} - {None, unit(path)}
+        found.setdefault(unit(path), set()).update(target for target in targets if target)
+    return found
+
+
 def offences(paths: list[Path], forbidden: set[str], but_in: tuple[str, ...] = ()) -> list[str]:
     """Imports of the forbidden top-level packages, except in the files and folders named in but_in."""
     return [
@@ -94,6 +104,22 @@ def test_imports_go_down_only() -> None:
         and DEPTH.get(target, -1) <= DEPTH.get(unit(path), -1)
     ]
     assert not climbing
+
+
+def test_the_house_stays_small() -> None:
+    rooms = arrows()
+    assert len(rooms) <= MAX_ROOMS
+    assert sum(map(len, rooms.values())) <= MAX_ARROWS
+
+
+def test_contributing_shows_these_floors() -> None:
+    """Its map has a line for each floor, from the top, below the doors."""
+    (block,) = re.findall(
+        r"^smolvlm_mlx/.*\n((?:  .*\n)+)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+    )
+    names = [re.split("  +", line.strip())[0].split() for line in block.splitlines()]
+    lines = [{name.rstrip("/").removesuffix(".py") for name in line} for line in names]
+    assert [line for line in lines if line != {"assets"}] == FLOORS[1:]
 
 
 def test_model_imports_mlx_and_the_floors_below_only() -> None:
@@ -273,3 +299,17 @@ def test_a_change_would_be_seen(change: str, said: str) -> None:
     result = import_and_compare(change)
     assert result.returncode == 1
     assert said in result.stderr
+
+
+def show() -> None:
+    """Print the house from the top: each room with those it imports, and how many there are."""
+    rooms = arrows()
+    for floor in FLOORS:
+        for room in sorted(floor):
+            print(f"  {room:11} {' '.join(sorted(rooms[room], key=lambda name: (DEPTH[name], name)))}")
+        print()
+    print(f"{len(rooms)} rooms on {len(FLOORS)} floors, {sum(map(len, rooms.values()))} arrows")
+
+
+if __name__ == "__main__":
+    show()
