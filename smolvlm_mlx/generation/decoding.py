@@ -5,14 +5,13 @@ Every row has its own options, and what they say is done here. Knows nothing of 
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 
 from ..errors import GenerationError
 from ..events import Statistics
 from ..inputs.tokenizer import Tokenizer
-from ..model import BatchKVCache, SmolVLM
+from ..model import BatchKVCache, KVCache, SmolVLM, ints
 from .detokenizer import StreamingDetokenizer
 from .options import Options
 from .prefix_cache import Key
@@ -114,10 +113,10 @@ class Decoder:
 
     def __init__(self, model: SmolVLM):
         self._model, self._rows = model, list[Row]()
-        self._cache: list[Any] = []
+        self._cache: Sequence[KVCache | BatchKVCache] = []
         self._tokens, self._is_read = mx.array([], mx.int32), False  # (B,), the last that were chosen
 
-    def add(self, rows: Sequence[Row], cache: list[Any], logits: mx.array) -> None:
+    def add(self, rows: Sequence[Row], cache: Sequence[KVCache | BatchKVCache], logits: mx.array) -> None:
         """Begin answers.
 
         Args:
@@ -143,15 +142,15 @@ class Decoder:
         if any(not row.over and len(row.token_ids) + 1 < row.max_new_tokens for row in self._rows):
             read_first = any(row.is_constrained or not row.token_ids for row in self._rows)
             following = None if read_first else self._next()
-        ids: Any = tokens.tolist()
+        ids = ints(tokens)
         self._tokens, self._is_read = (tokens, True) if following is None else (following, False)
         pairs = [pair for pair in zip(self._rows, ids, strict=True) if not pair[0].over]
         return [(row, row.push(token)) for row, token in pairs]
 
-    def take(self, row: Row) -> list[Any]:
+    def take(self, row: Row) -> list[KVCache]:
         """Take a row out; returns its KV cache, which holds its prompt and all tokens that were read but perhaps the last."""
-        number = self._rows.index(row)
-        cache = [layer.extract(number) for layer in self._cache] if len(self._rows) > 1 else self._cache
+        number, alone = self._rows.index(row), len(self._rows) == 1
+        cache = [layer if alone and isinstance(layer, KVCache) else layer.extract(number) for layer in self._cache]
         self._keep([other for other in range(len(self._rows)) if other != number])
         return cache
 

@@ -6,7 +6,7 @@ Knows nothing of terminals, servers or conversations that go on (`tasks.chat`).
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +16,7 @@ from ..events import Event, Reading, Statistics, Work
 from ..inputs.messages import Message, RawMessage, user_message
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
-from ..model import SmolVLM
+from ..model import KVCache, SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
 from .options import Options
@@ -27,7 +27,7 @@ from .stream import Stream, TextStream
 if TYPE_CHECKING:
     from .structured import Grammars
 
-Schema = Mapping[str, Any]  # a JSON schema of an answer; {} is any object
+Schema = Mapping[str, object]  # a JSON schema of an answer; {} is any object
 
 
 class Engine:
@@ -58,7 +58,7 @@ class Engine:
         messages: Sequence[Message | RawMessage] | str | Inputs,
         options: Options | None = None,
         *,
-        images: Sequence[Any] = (),
+        images: Sequence[object] = (),
         image_options: ImageOptions | None = None,
         schema: Schema | None = None,
         reserve_tokens: int = 1,
@@ -127,10 +127,8 @@ class Engine:
         Raises:
             GenerationError: prompts of several lengths or longer than the context, or logits that are not finite.
         """
-        context, lengths = (
-            self.model.config.text_config.max_position_embeddings,
-            {len(each.input_ids) for each in batch},
-        )
+        context = self.model.config.text_config.max_position_embeddings
+        lengths = {len(each.input_ids) for each in batch}
         if len(lengths) != 1 or max(lengths) >= context:
             raise GenerationError(f"prompts of {sorted(lengths)} tokens; a batch has one length, below {context}")
         rows = [self.row(options or Options(), schema) for _ in batch]
@@ -146,7 +144,7 @@ class Engine:
                 texts[row] += piece
         return [(texts[row], row.ended) for row in rows]
 
-    def _prefill(self, batch: Sequence[Inputs], cache: list[Any]) -> mx.array:
+    def _prefill(self, batch: Sequence[Inputs], cache: list[KVCache]) -> mx.array:
         """Fill the cache; logits (B, V) after the last tokens."""
         ids, tiles = np.stack([inputs.input_ids for inputs in batch]), [inputs.tiles for inputs in batch]
         digests = [digest for inputs in batch for digest in inputs.tile_digests]
@@ -175,7 +173,7 @@ def stream_generate(
     messages: Sequence[Message | RawMessage] | str | Inputs,
     options: Options | None = None,
     *,
-    images: Sequence[Any] = (),
+    images: Sequence[object] = (),
     image_options: ImageOptions | None = None,
     keep_vision: bool = True,
 ) -> TextStream:
@@ -191,7 +189,7 @@ def generate(
     messages: Sequence[Message | RawMessage] | str | Inputs,
     options: Options | None = None,
     *,
-    images: Sequence[Any] = (),
+    images: Sequence[object] = (),
     image_options: ImageOptions | None = None,
 ) -> str:
     """The whole answer of `stream_generate`."""

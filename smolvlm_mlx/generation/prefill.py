@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Generator
-from typing import Any
 
 import mlx.core as mx
 
@@ -10,7 +9,7 @@ from .. import device
 from ..errors import ContextFullError
 from ..events import End, Event, Reading, Text, at_once
 from ..inputs.processor import Inputs
-from ..model import QuantizedKVCache, SmolVLM
+from ..model import KVCache, QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_in_steps
 from .prefix_cache import PrefixCache, prefix_keys
@@ -21,7 +20,7 @@ CHUNK = {"metal": 2048, "cuda": 2048, "cpu": 256}
 LEAST_CHUNK = 64  # of each prompt, where several are read together
 
 
-def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None = None) -> list[Any]:
+def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None = None) -> list[KVCache]:
     """A KV cache a layer, with room for `capacity` tokens."""
     cache = model.language_model.make_cache(capacity)
     if kv_bits is None:
@@ -30,7 +29,7 @@ def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None = None) -> lis
 
 
 def prefill_in_steps(
-    model: SmolVLM, input_ids: mx.array, image_tokens: mx.array | None, cache: list[Any]
+    model: SmolVLM, input_ids: mx.array, image_tokens: mx.array | None, cache: list[KVCache]
 ) -> Generator[int, None, mx.array]:
     """Fill the cache with prompts (B, T) of one length: yields how many tokens of each are read, returns the logits (B, V) of
     the last."""
@@ -71,7 +70,7 @@ class PromptReader:
 
     def read(
         self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True
-    ) -> Generator[Reading, None, tuple[list[Any], mx.array]]:
+    ) -> Generator[Reading, None, tuple[list[KVCache], mx.array]]:
         """Read the prompt of an answer: returns its KV cache, and the logits (1, V) of its last token.
 
         Closed early, or ended by an error, it keeps what was read for the next answer.
@@ -95,7 +94,7 @@ class PromptReader:
             raise
 
     def _read(
-        self, inputs: Inputs, row: Row, cache: list[Any], keep_vision: bool
+        self, inputs: Inputs, row: Row, cache: list[KVCache], keep_vision: bool
     ) -> Generator[Reading, None, mx.array]:
         started, count, total = time.perf_counter(), row.statistics.reused_tokens, len(row.prompt)
         image_tokens = yield from self._image_tokens_after(inputs, count)
@@ -125,7 +124,7 @@ class PromptReader:
         image_tokens = yield from encode_in_steps(self.model, tiles, inputs.settings, self.image_cache, digests)
         return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
-    def keep(self, row: Row, cache: list[Any]) -> None:
+    def keep(self, row: Row, cache: list[KVCache]) -> None:
         """Take back the KV cache of an answer that is over, for prompts that begin as it did."""
         if row.error is None:  # what gave such logits may be in the cache
             self.prefix_cache.put([*row.keys, *row.token_ids], cache, row.options.kv_bits)

@@ -7,11 +7,11 @@ different pictures share nothing beyond their first picture.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
 from ..inputs.processor import Inputs
+from ..model import KVCache
 
 Key = int | bytes
 
@@ -34,7 +34,7 @@ def common(first: Sequence[Key], second: Sequence[Key]) -> int:
 @dataclass
 class _Entry:
     keys: list[Key]
-    layers: list[Any]  # a KV cache a layer, of len(keys) tokens
+    layers: list[KVCache]  # of len(keys) tokens
     kv_bits: int | None
 
     @property
@@ -53,12 +53,12 @@ class PrefixCache:
         self._entries: list[_Entry] = []  # the last given is last
         self._lock = threading.Lock()
 
-    def pop(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[Any] | None, int]:
+    def pop(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[KVCache] | None, int]:
         """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
         with self._lock:
             return self._pop(keys, kv_bits)
 
-    def _pop(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[Any] | None, int]:
+    def _pop(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[KVCache] | None, int]:
         found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
         count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
         if entry is None or count == 0:
@@ -72,7 +72,7 @@ class PrefixCache:
             layer.trim(layer.offset - count)
         return layers, count
 
-    def put(self, keys: Sequence[Key], layers: list[Any], kv_bits: int | None = None) -> None:
+    def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
 
         What an interrupt left uncomputed is computed now: another thread, which may be the next to use it, could not.

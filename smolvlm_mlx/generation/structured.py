@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from ..errors import GenerationError, cut
 from ..inputs.tokenizer import Tokenizer
+from ..model import ints
 from .sampling import LogitsProcessor
 
 ALLOWED = 200  # llguidance's mark in a logit bias
@@ -21,7 +21,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids))
 
-    def json(self, schema: Mapping[str, Any] | None = None) -> LogitsProcessor:
+    def json(self, schema: Mapping[str, object] | None = None) -> LogitsProcessor:
         """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given the last token.
 
         Raises:
@@ -39,7 +39,7 @@ class Grammars:
 
         def constrain(tokens: mx.array, logits: mx.array) -> mx.array:
             nonlocal read
-            ids: Any = tokens.tolist()
+            ids = ints(tokens)
             for token in ids[read:]:
                 matcher.consume_token(token)
             read = len(ids)

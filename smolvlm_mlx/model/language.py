@@ -4,14 +4,14 @@
 `.make_cache()`), and its caches may be ours or mlx_lm's. Follows transformers' models/llama/modeling_llama.py.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import TextConfig
 from .activations import swiglu
-from .cache import KVCache
+from .cache import Cache, KVCache
 
 
 class Attention(nn.Module):
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
         queries, keys, values = (
             y.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
-    def rope(self, x: mx.array, offset: Any) -> mx.array:
+    def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn the heads of (B, heads, T, d) by their positions, the first of which is `offset` (arXiv:2104.09864)."""
         return mx.fast.rope(x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
 
@@ -68,7 +68,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -86,19 +86,19 @@ class LanguageModel(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(
-        self, inputs: mx.array, cache: list[Any] | None = None, input_embeddings: mx.array | None = None
+        self, inputs: mx.array, cache: Sequence[Cache] | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
         """Token ids (B, T), or their embeddings (B, T, Dt) -> logits (B, T, V)."""
         return self.logits(self.hidden_states(inputs, cache, input_embeddings))
 
     def hidden_states(
-        self, inputs: mx.array | None, cache: list[Any] | None = None, input_embeddings: mx.array | None = None
+        self, inputs: mx.array | None, cache: Sequence[Cache] | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
         """All layers, before the last norm: (B, T) or (B, T, Dt) -> (B, T, Dt)."""
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         return self.run(x, [None] * len(self.layers) if cache is None else cache)
 
-    def run(self, x: mx.array, caches: list[Any]) -> mx.array:
+    def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
         """All layers, each with its cache or None: (B, T, Dt) -> (B, T, Dt)."""
         first = KVCache() if caches[0] is None else caches[0]
         mask = first.make_mask(x.shape[1], return_array=False, window_size=None)

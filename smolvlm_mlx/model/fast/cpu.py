@@ -8,13 +8,12 @@ no gradients: only models for inference come here. What is not in float32, or on
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..cache import KVCache
+from ..cache import Cache, KVCache
 from ..language import MLP, Attention, DecoderLayer, LanguageModel
 from ..vision import VisionAttention, VisionEmbeddings, VisionMLP
 from .kernels import Floats, attention, future, gelu_tanh, product, swiglu
@@ -61,7 +60,7 @@ class CPUVisionMLP(VisionMLP):
 
 
 class CPUAttention(Attention):
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         if not is_used(x):
             return super().__call__(x, mask, cache)
         B, T, _ = x.shape
@@ -90,10 +89,11 @@ class CPUMLP(MLP):
 class CPULanguageModel(LanguageModel):
     """Takes the next token of one conversation by `decode_step`."""
 
-    def run(self, x: mx.array, caches: list[Any]) -> mx.array:
-        is_next = x.size == x.shape[-1] and all(type(cache) is KVCache and cache.holds(mx.float32) for cache in caches)
+    def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
+        held = [cache for cache in caches if type(cache) is KVCache and cache.holds(mx.float32)]
+        is_next = x.size == x.shape[-1] and len(held) == len(caches)
         if is_next and is_used(x) and all(_is_plain(layer) for layer in self.layers):
-            return decode_step(self.layers, x, caches)
+            return decode_step(self.layers, x, held)
         return super().run(x, caches)
 
     def head(self, x: mx.array) -> mx.array:

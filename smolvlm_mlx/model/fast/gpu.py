@@ -5,12 +5,12 @@ Projections that share their input are joined, queries and keys are rotated toge
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .. import activations
+from ..cache import Cache
 from ..language import MLP, Attention
 from ..vision import VisionAttention, VisionMLP
 
@@ -26,7 +26,7 @@ class GPUVisionMLP(VisionMLP):
 
 
 class GPUAttention(Attention):
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
         qkv = self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, h + 2k, T, d)
         rotated, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
