@@ -33,7 +33,7 @@ DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
 MAX_ROOMS, MAX_ARROWS = 18, 80
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 55
+MAX_FUNCTION_LINES = 40
 
 
 def sources(*folders: str) -> list[Path]:

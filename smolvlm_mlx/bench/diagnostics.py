@@ -93,37 +93,50 @@ def _wheel(package: str) -> str:
 
 def model_checks(model: SmolVLM, arrays: Mapping[str, mx.Dtype]) -> list[Check]:
     """Of a loaded model, and the dtypes of what it computed, by name."""
-    checks = []
-    text, dtype = model.config.text_config, model.language_model.norm.weight.dtype
+    dtype = model.language_model.norm.weight.dtype
+    dtypes = _one_dtype(model, arrays, dtype)
     if device.name() != "cpu":
-        heads = text.num_attention_heads, text.num_key_value_heads
-        forms = {
-            "prefill": is_fused(text.head_dim, 64, "causal", dtype, heads),
-            "decode": is_fused(text.head_dim, 1, None, dtype, heads),
-        }
-        shown = ", ".join(f"{name}: {'yes' if fine else 'NO'}" for name, fine in forms.items())
-        checks.append(Check("fused attention of the decoder", shown, all(forms.values())))
-    elif dtype != mx.float32:
-        checks.append(Check("dtype", f"{_name(dtype)}; a CPU computes float32 many times as fast", fine=False))
+        return [_fused_decoder(model, dtype), dtypes, _joined(model), *_fast_products(model)]
+    if dtype == mx.float32:
+        return [dtypes]
+    return [Check("dtype", f"{_name(dtype)}; a CPU computes float32 many times as fast", fine=False), dtypes]
+
+
+def _fused_decoder(model: SmolVLM, dtype: mx.Dtype) -> Check:
+    text = model.config.text_config
+    heads = text.num_attention_heads, text.num_key_value_heads
+    forms = {
+        "prefill": is_fused(text.head_dim, 64, "causal", dtype, heads),
+        "decode": is_fused(text.head_dim, 1, None, dtype, heads),
+    }
+    shown = ", ".join(f"{name}: {'yes' if fine else 'NO'}" for name, fine in forms.items())
+    return Check("fused attention of the decoder", shown, all(forms.values()))
+
+
+def _one_dtype(model: SmolVLM, arrays: Mapping[str, mx.Dtype], dtype: mx.Dtype) -> Check:
     stored = {array.dtype for array in model.named_parameters().values()} - {mx.uint32}  # which is packed weights
     values = {"weights": stored, **{name: {kind} for name, kind in arrays.items()}}
     other = {name: kinds for name, kinds in values.items() if kinds != {dtype}}
     mixed = "; ".join(f"{name}: {', '.join(sorted(map(_name, kinds)))}" for name, kinds in other.items())
-    checks.append(Check("dtypes", f"MIXED, {mixed}" if mixed else f"{_name(dtype)} throughout", not mixed))
-    if device.name() == "cpu":  # where projections stay apart
-        return checks
-    kinds = Attention | MLP | VisionAttention
-    modules = [module for module in model.modules() if isinstance(module, kinds)]
+    return Check("dtypes", f"MIXED, {mixed}" if mixed else f"{_name(dtype)} throughout", not mixed)
+
+
+def _joined(model: SmolVLM) -> Check:
+    modules = [module for module in model.modules() if isinstance(module, Attention | MLP | VisionAttention)]
     joined = sum("qkv_proj" in module or "gate_up_proj" in module for module in modules)
     shown = "all" if joined == len(modules) else f"{joined} of {len(modules)}; the rest differ in bits or dtype"
-    checks.append(Check("joined projections", shown, joined == len(modules)))
+    return Check("joined projections", shown, joined == len(modules))
+
+
+def _fast_products(model: SmolVLM) -> list[Check]:
+    """Of a quantized decoder; none of another."""
     packed = [layer for layer in model.language_model.modules() if isinstance(layer, nn.QuantizedLinear)]
-    if packed:
-        inputs = [(layer.scales.shape[1] * layer.group_size, FAST_INPUTS.get(layer.bits, 512)) for layer in packed]
-        fast = [layer for layer, (count, block) in zip(packed, inputs, strict=True) if count % block == 0]
-        share = sum(layer.weight.nbytes for layer in fast) / sum(layer.weight.nbytes for layer in packed)
-        checks.append(Check("quantized products of one row", f"{share:.0%} of their bytes by the fastest kernel"))
-    return checks
+    if not packed:
+        return []
+    inputs = [(layer.scales.shape[1] * layer.group_size, FAST_INPUTS.get(layer.bits, 512)) for layer in packed]
+    fast = [layer for layer, (count, block) in zip(packed, inputs, strict=True) if count % block == 0]
+    share = sum(layer.weight.nbytes for layer in fast) / sum(layer.weight.nbytes for layer in packed)
+    return [Check("quantized products of one row", f"{share:.0%} of their bytes by the fastest kernel")]
 
 
 def _name(dtype: mx.Dtype) -> str:

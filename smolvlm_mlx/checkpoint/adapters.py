@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -66,13 +66,14 @@ class AdapterConfig:
         return cls(**{**values, "modules": tuple(raw["modules"])})
 
 
-def _fits(name: str, value: Any) -> bool:
+def _fits(name: str, value: object) -> bool:
     if name == "fine_tune_type":
         return value in ("lora", "dora")
     if name == "rank":
         return type(value) is int and 1 <= value <= 4096
     if name in ("scale", "dropout"):
-        return type(value) in (int, float) and 0 <= value < (1 if name == "dropout" else 1e6)
+        largest = 1 if name == "dropout" else 1e6
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < largest
     if name == "modules":
         if not isinstance(value, list) or not all(isinstance(module, str) for module in value):
             return False
@@ -170,7 +171,8 @@ def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str
             problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not F32 {list(expected[name])}")
     if problems:
         raise AdapterError(f"{folder / WEIGHTS} does not fit {CONFIG}: {listed(problems)}")
-    arrays: Any = mx.load(str(folder / WEIGHTS))
+    arrays = mx.load(str(folder / WEIGHTS))
+    assert isinstance(arrays, dict)
     broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all())]
     if broken:
         raise AdapterError(f"{folder / WEIGHTS}: values that are not finite in {listed(broken)}; train it again")

@@ -35,28 +35,22 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     import httpx2
+    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        XetDownloadError,
-    )
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS))
-    except GatedRepoError as error:
+    except hub.GatedRepoError as error:
         raise CheckpointError(f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`") from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
         ) from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise CheckpointError(f"{repo}: no revision {quote(revision)}; see hf.co/{repo}/tree/main") from error
-    except HFValidationError as error:
+    except hub.HFValidationError as error:
         raise CheckpointError(f"{quote(repo)}: no folder, and no hub id ({reason(error)})") from error
-    except (httpx2.HTTPError, XetDownloadError, OSError) as error:
+    except (httpx2.HTTPError, hub.XetDownloadError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise CheckpointError(f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME") from error
         raise CheckpointError(

@@ -28,18 +28,20 @@ Bits = Annotated[
     choices.Bits | None, typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual.")
 ]
 Runs = Annotated[int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")]
+Target = Annotated[
+    str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")]
 Plot = Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")]
 
 
 def bench(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
-    ] = None,
+    model: Target = None,
     random: Random = None,
     dtype: Dtype = None,
     bits: Bits = None,
     runs: Runs = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")] = False,
+    quick: Quick = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     plot: Plot = None,
     revision: Revision = None,

@@ -3,8 +3,9 @@
 import json
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,12 +22,13 @@ Models = Annotated[
     list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")]
+HowScored = Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")]
 
 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")],
     model: Models = None,
-    metric: Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")] = "auto",
+    metric: HowScored = "auto",
     out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
     part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,
@@ -51,12 +53,11 @@ def evaluate(
         raise EvaluationError(
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
         )
-    common: dict[str, Any] = {"metric": metric, "adapter": adapter, "dtype": dtype, "revision": revision}
-    common |= {"options": options, "image_options": image_options}
+    score = partial(run, metric=metric, options=options, adapter=adapter, dtype=dtype, revision=revision)
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
         with count_bar(name) as progress:
-            steps = run(name, rows, out / f"{_file_name(name)}.jsonl", **common)
+            steps = score(name, rows, out / f"{_file_name(name)}.jsonl", image_options=image_options)
             results.append(follow(steps, progress))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
@@ -68,7 +69,7 @@ def _file_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:]
 
 
-def _summary(result: "Result", first: "Result") -> dict[str, Any]:
+def _summary(result: "Result", first: "Result") -> dict[str, object]:
     return {
         "model": result.name,
         **asdict(result.score),

@@ -29,13 +29,17 @@ QuestionFirst = Annotated[
 ]
 
 
+File = Annotated[
+    str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
+]
+CameraName = Annotated[
+    str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
+]
+
+
 def live(
-    file: Annotated[
-        str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
-    ] = None,
-    camera: Annotated[
-        str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
-    ] = None,
+    file: File = None,
+    camera: CameraName = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")] = PROMPT,
     model: Model = DEFAULT_MODEL,
     every: Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")] = 0.0,

@@ -32,7 +32,7 @@ from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, attach
 from ..inputs.messages import user_message
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
-from ..model import SmolVLM
+from ..model import SmolVLM, ints
 
 Line = dict[str, Any]
 
@@ -249,14 +249,7 @@ class Captioner:
             raise DataError(f"{out}: captions are written as .jsonl or .csv")
         whole = out.with_suffix(".jsonl")
         journal = whole if group.size() == 1 else whole.with_stem(f"{whole.stem}-{group.rank()}")
-        size = self._window()
-        windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
-        found, cut = read_lines(whole, self.run)
-        if journal != whole:
-            of_this, cut = read_lines(journal, self.run)
-            found += of_this
-        share = windows[group.rank() :: group.size()]
-        done = yield from self._go_on(share, {line["path"]: line for line in found}, cut, journal)
+        done = yield from self._share(files, group, whole, journal)
         if group.size() > 1:
             done = _merge(group, done)
             if any(str(path) not in done for path in files):
@@ -273,6 +266,19 @@ class Captioner:
         return lines
 
     write = at_once(write_in_steps)
+
+    def _share(
+        self, files: Sequence[Path], group: mx.distributed.Group, whole: Path, journal: Path
+    ) -> Generator[Reading, None, dict[str, Line]]:
+        """Lines of this process's share of the files, and of those that are there, by path."""
+        size = self._window()
+        windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
+        found, cut = read_lines(whole, self.run)
+        if journal != whole:
+            of_this, cut = read_lines(journal, self.run)
+            found += of_this
+        share = windows[group.rank() :: group.size()]
+        return (yield from self._go_on(share, {line["path"]: line for line in found}, cut, journal))
 
     def _go_on(
         self,
@@ -361,7 +367,7 @@ class Captioner:
 def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:
     """The lines of all processes, which need no common folder for that."""
     data = np.frombuffer(json.dumps(list(done.values())).encode(), np.uint8)
-    sizes: Any = mx.distributed.all_gather(mx.array([len(data)])).tolist()
+    sizes = ints(mx.distributed.all_gather(mx.array([len(data)])))
     padded = np.zeros(max(sizes), np.uint8)
     padded[: len(data)] = data
     gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))  # (processes, bytes)

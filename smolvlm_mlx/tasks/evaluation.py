@@ -6,11 +6,11 @@ Each answer is written to a file as soon as it is there, so that a stopped run g
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.reader import load
 from ..data.rows import Row, read_rows, rows_fingerprint
@@ -114,37 +114,44 @@ def evaluate_in_steps(
         DataError, EvaluationError: the data or the results file cannot be used.
         CheckpointError, AdapterError: the model_path cannot.
     """
-    if metric != "auto" and metric not in METRICS:
-        raise EvaluationError(f"metric {quote(metric)} is not one of auto, {', '.join(METRICS)}")
-    rows = read_rows(data) if isinstance(data, str | Path) else data
-    if not rows:
-        raise EvaluationError("no questions to ask")
-    run: dict[str, Any] = {
-        "model": str(model_path),
-        "adapter": str(adapter or ""),
-        "weights": _state(model_path, adapter),
-    }
-    run |= {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
-    run |= {"options": asdict(options), "image_options": asdict(image_options or ImageOptions())}
+    rows = _questions(data, metric)
+    image_options = image_options or ImageOptions()
+    run: dict[str, object] = {"model": str(model_path), "adapter": str(adapter or "")}
+    run |= {"weights": _state(model_path, adapter), "dtype": dtype, "revision": revision, "metric": metric}
+    run |= {"data": rows_fingerprint(rows), "options": asdict(options), "image_options": asdict(image_options)}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
     missing = [row for row in rows if row.where not in done]
     if missing:
         model, processor = load(model_path, dtype, revision, adapter=adapter)
-
-        def predict(inputs: Inputs) -> str:
-            return generate(model, processor, inputs, options).strip()
-
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
-            for answer in _answer(processor, missing, image_options or ImageOptions(), metric, predict):
-                done[answer.where] = answer
-                file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-                file.flush()
-                yield Reading(len(done), len(rows), "questions")
+        predict = partial(generate, model, processor, options=options)
+        answers = _answer(processor, missing, image_options, metric, predict)
+        for answer in _written(answers, path):
+            done[answer.where] = answer
+            yield Reading(len(done), len(rows), "questions")
     return Result(str(model_path), tuple(done[row.where] for row in rows))
 
 
 evaluate = at_once(evaluate_in_steps)
+
+
+def _questions(data: str | Path | Sequence[Row], metric: str) -> Sequence[Row]:
+    """The rows to ask, and to score by a metric that there is."""
+    if metric != "auto" and metric not in METRICS:
+        raise EvaluationError(f"metric {quote(metric)} is not one of auto, {', '.join(METRICS)}")
+    rows = read_rows(data) if isinstance(data, str | Path) else data
+    if not rows:
+        raise EvaluationError("no questions to ask")
+    return rows
+
+
+def _written(answers: Iterable[Answer], path: Path) -> Iterator[Answer]:
+    """Each as soon as it is in the file."""
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
+        for answer in answers:
+            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            file.flush()
+            yield answer
 
 
 def _answer(
@@ -170,7 +177,7 @@ def _answer(
             continue
         sample, inputs = prepared
         try:
-            prediction = predict(inputs)
+            prediction = predict(inputs).strip()
         except SmolVLMError as error:
             yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
             continue
@@ -190,7 +197,7 @@ def _state(*folders: str | Path | None) -> str:
     return sha256(repr(state).encode()).hexdigest()[:16]
 
 
-def _read_results(path: Path, run: dict[str, Any]) -> dict[str, Answer]:
+def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
     """Answers of the same run that are there already; a line cut off by a crash is removed."""
     header = json.dumps(run).encode() + b"\n"
     try:
@@ -207,7 +214,7 @@ def _read_results(path: Path, run: dict[str, Any]) -> dict[str, Answer]:
     return answers
 
 
-def _parse_results(path: Path, whole: bytes, run: dict[str, Any]) -> dict[str, Answer]:
+def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[str, Answer]:
     try:
         first, *others = [json.loads(line) for line in whole.splitlines()]
         answers = [Answer(**{**line, "answers": tuple(line["answers"])}) for line in others]

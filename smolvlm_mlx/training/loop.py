@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,7 +23,7 @@ from ..errors import TrainingError
 from ..files import new_folder
 from ..generation.image_cache import encode_tiles
 from ..inputs.tiles import normalize
-from ..model import SmolVLM
+from ..model import SmolVLM, ints
 from .dataset import Batch, Batches
 
 
@@ -88,7 +87,7 @@ class Record:
 class Trainer:
     """Trains the unfrozen parameters of `model`; `folder` keeps the state."""
 
-    def __init__(self, model: SmolVLM, settings: Settings, folder: Path, about: Mapping[str, Any] | None = None):
+    def __init__(self, model: SmolVLM, settings: Settings, folder: Path, about: Mapping[str, object] | None = None):
         """`about`: what else a resumed run must have in common with the one before, in JSON's types."""
         self.model, self.settings, self.folder = model, settings, folder
         self._about = json.loads(json.dumps({**(about or {}), **asdict(settings)}))
@@ -227,7 +226,8 @@ class Trainer:
             was = ", ".join(f"{name} {saved['about'].get(name)}" for name in changed)
             raise TrainingError(f"{self.folder}: begun with {was}; resume with the same, or begin in another folder")
         self.model.load_weights(str(states[-1] / "weights.safetensors"), strict=False)
-        moments: Any = mx.load(str(states[-1] / "optimizer.safetensors"))
+        moments = mx.load(str(states[-1] / "optimizer.safetensors"))
+        assert isinstance(moments, dict)
         self.optimizer.state = tree_map_with_path(lambda path, _: moments[path], self.optimizer.state)
         mx.random.seed(saved["random"])
         self.history = [Record(**record) for record in saved["history"]]
@@ -247,6 +247,7 @@ def _float(array: mx.array) -> float:
 
 def _random_seed() -> int:
     """The seed that brings MLX's random state to where it is: a key is the two halves of its seed."""
-    state: Any = mx.random.state
-    high, low = state[0].tolist()
-    return int(high) << 32 | int(low)
+    state = mx.random.state
+    assert isinstance(state, list)
+    high, low = ints(state[0])
+    return high << 32 | low

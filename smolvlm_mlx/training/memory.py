@@ -7,7 +7,7 @@ and MLX's own cache, which gives way when memory is short.
 
 from dataclasses import dataclass
 
-from ..config import ModelConfig
+from ..config import ModelConfig, TextConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,34 @@ def estimate(
         trains_vision: the backward pass goes through the vision tower, too.
         chunk: tiles encoded at once, if the vision tower is not trained.
     """
-    text, vision = config.text_config, config.vision_config
+    vision = config.vision_config
+    encoded = tiles if trains_vision else min(tiles, chunk)
+    return Memory(
+        weights=weights,
+        trained=4 * 4 * trainable,
+        activations=width * tokens * _per_token(config.text_config, tokens, checkpointed),
+        logits=3 * 4 * answer_tokens * config.text_config.vocab_size,
+        vision=width * encoded * vision.patches_per_side**2 * _per_patch(vision, checkpointed, trains_vision),
+        pictures_apart=not trains_vision,
+    )
+
+
+def _per_token(text: TextConfig, tokens: int, checkpointed: bool) -> int:
+    """Numbers that the decoder keeps of one of so many tokens."""
     heads = text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
     # Inputs, norms and outputs of both halves; queries, keys, values and mixed values; gate, up, silu and product.
     layer = 6 * text.hidden_size + heads + 4 * text.intermediate_size
     # A backward pass has no fused attention: probabilities of each token with every other.
     layer += text.num_attention_heads * tokens
-    per_token = text.num_hidden_layers * (text.hidden_size if checkpointed else layer) + layer
-    activations = width * tokens * per_token
-    patches = vision.patches_per_side**2
-    vision_layer = 10 * vision.hidden_size + 3 * vision.intermediate_size
-    if not trains_vision:
-        kept = min(tiles, chunk) * vision_layer
-    elif checkpointed:
-        kept = tiles * vision.num_hidden_layers * vision.hidden_size + tiles * vision_layer
-    else:
-        kept = tiles * vision.num_hidden_layers * vision_layer
-    scores = 2 * vision.num_attention_heads * patches * (tiles if trains_vision else min(tiles, chunk))
-    return Memory(
-        weights=weights,
-        trained=4 * 4 * trainable,
-        activations=activations,
-        logits=3 * 4 * answer_tokens * text.vocab_size,
-        vision=width * patches * (kept + scores),
-        pictures_apart=not trains_vision,
-    )
+    return text.num_hidden_layers * (text.hidden_size if checkpointed else layer) + layer
+
+
+def _per_patch(vision: VisionConfig, checkpointed: bool, trained: bool) -> int:
+    """Numbers that the vision tower keeps of one patch, attention's scores included."""
+    layer = 10 * vision.hidden_size + 3 * vision.intermediate_size
+    scores = 2 * vision.num_attention_heads * vision.patches_per_side**2  # with each other one
+    if not trained:
+        return layer + scores
+    if checkpointed:
+        return vision.num_hidden_layers * vision.hidden_size + layer + scores
+    return vision.num_hidden_layers * layer + scores

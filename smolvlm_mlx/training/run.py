@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -84,7 +83,7 @@ class Run:
         """End `train` after the step under way, with its state saved."""
         self.trainer.stop = True
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, object]:
         """What a resumed run must have in common with this one, besides the settings."""
         data = {"data": rows_fingerprint(self.training.rows), "validation": rows_fingerprint(self.validation.rows)}
         return {**asdict(self.plan), **data, "base": fingerprint(dict(self.checkpoint.read()))}
@@ -123,11 +122,7 @@ def prepare_in_steps(
         CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
     """
     plan, out = plan or Plan(), Path(out).expanduser()
-    checkpoint = open_checkpoint(find(model_path, revision))
-    if plan.method == "full" and checkpoint.quantization is not None:
-        raise TrainingError(
-            f"{model_path}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
-        )
+    checkpoint = _open(model_path, revision, plan)
     rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
     model, processor = load(checkpoint.folder, dtype, fuse=False)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
@@ -137,8 +132,26 @@ def prepare_in_steps(
     else:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
     adapter = _unfreeze(model, checkpoint, plan, str(model_path))
-    steps = plan.steps or math.ceil(plan.epochs * training.steps(plan.batch_size, plan.accumulate))
-    settings = Settings(
+    settings, memory = _settings(plan, training), _memory(model, plan, training)
+    return Run(plan, out, checkpoint, model, training, held_out, settings, adapter, memory)
+
+
+prepare = at_once(prepare_in_steps)
+
+
+def _open(model_path: str | Path, revision: str | None, plan: Plan) -> Checkpoint:
+    """A checkpoint that can be trained as planned."""
+    checkpoint = open_checkpoint(find(model_path, revision))
+    if plan.method == "full" and checkpoint.quantization is not None:
+        raise TrainingError(
+            f"{model_path}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
+        )
+    return checkpoint
+
+
+def _settings(plan: Plan, data: Dataset) -> Settings:
+    steps = plan.steps or math.ceil(plan.epochs * data.steps(plan.batch_size, plan.accumulate))
+    return Settings(
         steps=steps,
         learning_rate=plan.learning_rate,
         warmup=max(1, round(steps * plan.warmup)),
@@ -148,10 +161,6 @@ def prepare_in_steps(
         save_every=plan.save_every,
         seed=plan.seed,
     )
-    return Run(plan, out, checkpoint, model, training, held_out, settings, adapter, _memory(model, plan, training))
-
-
-prepare = at_once(prepare_in_steps)
 
 
 def _check(

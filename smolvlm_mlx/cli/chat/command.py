@@ -41,11 +41,11 @@ def chat(
     debug: Debug = False,
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
+    if web and (system or image or resume or options != CHAT):
+        raise PromptError(
+            "--web takes pictures, instructions, conversations and how to answer in the page; leave out their options"
+        )
     if web:
-        if system or image or resume or options != CHAT:
-            raise PromptError(
-                "--web takes pictures, instructions, conversations and how to answer in the page; leave out their options"
-            )
         listener = listen(LOCAL, 0)
         service = load_service(model, adapter, dtype, revision, image_options, not no_history)
         run_server(service, listener, new_token(), open_page=True)
