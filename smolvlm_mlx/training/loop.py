@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -247,7 +248,6 @@ def _float(array: mx.array) -> float:
 
 def _random_seed() -> int:
     """The seed that brings MLX's random state to where it is: a key is the two halves of its seed."""
-    state = mx.random.state
-    assert isinstance(state, list)
+    state: Any = mx.random.state
     high, low = ints(state[0])
     return high << 32 | low
