@@ -121,7 +121,7 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "ModelConfig":
+    def from_dict(cls, raw: Mapping[str, object]) -> "ModelConfig":
         """Read config.json's content.
 
         Raises:
@@ -159,7 +159,7 @@ class ModelConfig:
         return found
 
 
-def _mapping(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
+def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mapping[str, object]:
     value = raw.get(key, {})
     if not isinstance(value, Mapping):
         problems.append(f"{key} is not an object")
@@ -167,7 +167,7 @@ def _mapping(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[s
     return value
 
 
-def _rope(text_raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, object]:
     """rope_theta, if it is where newer files have it; only plain rotary positions are known."""
     name = "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"  # older and newer files
     rope = text_raw.get(name) or {}
@@ -180,7 +180,7 @@ def _rope(text_raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
 
 
-def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: list[str]) -> Section:
+def _section(cls: type[Section], raw: Mapping[str, object], name: str, problems: list[str]) -> Section:
     """Build one dataclass from the keys it knows; what is wrong goes to `problems` and takes the default."""
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def _section(cls: type[Section], raw: Mapping[str, Any], name: str, problems: li
         if problem:
             problems.append(f"{name}: {field.name} {problem}")
         else:
-            values[field.name] = float(value) if field.type is float else value
+            values[field.name] = float(value) if field.type is float and isinstance(value, int) else value
     return cls(**values)
 
 

@@ -254,7 +254,7 @@ async def _send(
         "User-Agent": "smolvlm-mlx",
         "Accept": "*/*",
     }
-    extensions: dict[str, Any] = {"target": _target(parts).encode(), "trace": trace}
+    extensions: dict[str, object] = {"target": _target(parts).encode(), "trace": trace}
     # The URL has the address; TLS asks for the name, and checks that the certificate is the name's.
     extensions["sni_hostname"] = parts.hostname
     for position, address in enumerate(addresses):

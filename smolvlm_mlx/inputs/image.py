@@ -32,7 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def load_image(
-    part: Mapping[str, Any] | Image.Image | Pixels | str | Path | bytes,
+    part: Mapping[str, object] | Image.Image | Pixels | str | Path | bytes,
     limits: FetchLimits = DEFAULT_LIMITS,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
@@ -52,9 +52,7 @@ def load_image(
     return _decode(lambda: _open(data, name), _upright, name, max_pixels)
 
 
-def read_image(
-    part: Mapping[str, Any] | Image.Image | Pixels | str | Path | bytes, limits: FetchLimits = DEFAULT_LIMITS
-) -> bytes | Image.Image:
+def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
     """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what `load_image` makes of it."""
     source, key = _source(part)
     if isinstance(source, Image.Image | np.ndarray):
@@ -62,7 +60,7 @@ def read_image(
     return _read(source, key, limits)[0]
 
 
-def _source(part: Any) -> tuple[Any, str]:
+def _source(part: object) -> tuple[object, str]:
     """What an image part holds, and under which key."""
     if not isinstance(part, Mapping):
         return part, "image"
@@ -72,7 +70,7 @@ def _source(part: Any) -> tuple[Any, str]:
     return part[keys[0]], keys[0]
 
 
-def _read(source: Any, key: str, limits: FetchLimits) -> tuple[bytes, str]:
+def _read(source: object, key: str, limits: FetchLimits) -> tuple[bytes, str]:
     """Encoded bytes, and their name for messages."""
     if isinstance(source, bytes):
         if len(source) > limits.max_bytes:

@@ -7,7 +7,6 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from PIL import Image
 
@@ -50,7 +49,7 @@ class Attachment:
 
     note = ""
 
-    def __init__(self, source: Any, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
+    def __init__(self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
         self._source, file = read_image(source, limits), name or name_of(source)
         self.name = file or "picture"
         self._image: Image.Image | None = None if isinstance(self._source, bytes) else self._source
@@ -104,7 +103,7 @@ class Video:
         VideoError, FetchError: the source cannot be read, or holds no frame that can be decoded.
     """
 
-    def __init__(self, source: Any, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
+    def __init__(self, source: object, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
         self.data, self._file = read_video(source, limits), name or name_of(source)
         self.name = self._file or "video"
         with named(self._file):
@@ -167,7 +166,7 @@ class Recent:
     def __init__(self, most: int = 16):
         self._most, self._held, self._lock = most, dict[str, Attachment](), Lock()
 
-    def attachment(self, source: Any, limits: FetchLimits, name: str | None) -> Attachment:
+    def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
         data = read_image(source, limits)
         if not isinstance(data, bytes):
@@ -189,10 +188,11 @@ def attach(path: str | Path) -> "Attachment | Video":
     return Video(path) if Path(str(path)).suffix.lower() in VIDEO_SUFFIXES else Attachment(path)
 
 
-def name_of(source: Any) -> str | None:
+def name_of(source: object) -> str | None:
     """The name of a picture's or a video's file, where it has one."""
     if isinstance(source, Mapping):
         keys = ("path", "url", "image", "video")
         source = next((source[key] for key in keys if source.get(key) is not None), None)
-    is_short = isinstance(source, str) and not source.startswith("data:") and len(source) < 1000
-    return Path(source).name if is_short or isinstance(source, Path) else None
+    if isinstance(source, str) and not source.startswith("data:") and len(source) < 1000:
+        return Path(source).name
+    return source.name if isinstance(source, Path) else None

@@ -78,7 +78,7 @@ def text_message(role: str, text: str) -> Message:
     return Message(role, (TextPart(text),))
 
 
-def user_message(text: str, images: Sequence[Any] = ()) -> Message:
+def user_message(text: str, images: Sequence[object] = ()) -> Message:
     """A user's message with its pictures before its text: paths, URLs, PIL images, `Attachment`s, `Video`s, or parts.
 
     Raises:
@@ -87,7 +87,7 @@ def user_message(text: str, images: Sequence[Any] = ()) -> Message:
     return Message("user", (*(_media_part(image) for image in images), TextPart(text)))
 
 
-def _media_part(source: Any) -> Part:
+def _media_part(source: object) -> Part:
     if isinstance(source, ImagePart | VideoPart):
         return source
     if isinstance(source, Video | Frames):
@@ -155,7 +155,7 @@ class _Parser:
         options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
         return partial(self._video, *_source(part, "video", VIDEO_KEYS, where), name, options)
 
-    def _image(self, key: str, source: Any, name: str | None) -> ImagePart:
+    def _image(self, key: str, source: object, name: str | None) -> ImagePart:
         if isinstance(source, Attachment):
             return ImagePart(source)
         return ImagePart(self._recent.attachment({key: source}, self._limits, name))
@@ -169,7 +169,7 @@ class _Parser:
         return VideoPart(Video({key: source}, self._video_limits, name), options)
 
 
-def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, Any]:
+def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, object]:
     """Which of its keys a part has, and what is there; OpenAI's `image_url` and `video_url` are a `url`."""
     if part["type"] == f"{kind}_url":
         url = part.get(f"{kind}_url")
@@ -186,18 +186,18 @@ def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tup
 # ---- to JSON and back
 
 
-def to_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def to_json(messages: Sequence[Message]) -> list[dict[str, object]]:
     """Messages as JSON values that `parse_messages` knows: pictures and videos become base64 text."""
     return [raw_message(message, [_part_to_json(part) for part in message.parts]) for message in messages]
 
 
-def raw_message(message: Message, content: list[dict[str, Any]]) -> dict[str, Any]:
+def raw_message(message: Message, content: list[dict[str, object]]) -> dict[str, object]:
     """A message as a JSON value, with its parts as they are given."""
-    raw = {"role": message.role, "content": content}
+    raw: dict[str, object] = {"role": message.role, "content": content}
     return {**raw, "interrupted": True} if message.interrupted else raw
 
 
-def _part_to_json(part: Part) -> dict[str, Any]:
+def _part_to_json(part: Part) -> dict[str, object]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, ImagePart):
@@ -207,7 +207,7 @@ def _part_to_json(part: Part) -> dict[str, Any]:
     return {"type": "video", **_media_to_json(part.video), **part.options}
 
 
-def _media_to_json(held: Attachment | Video) -> dict[str, Any]:
+def _media_to_json(held: Attachment | Video) -> dict[str, object]:
     return {"base64": base64.b64encode(held.data).decode(), "name": held.name}
 
 

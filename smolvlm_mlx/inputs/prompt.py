@@ -8,10 +8,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any
 
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -87,7 +86,7 @@ class ChatTemplate:
         self.source = source or FAMILY_TEMPLATE
         self.is_known = self.source == FAMILY_TEMPLATE
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool) -> str:
         """Prompt text with one `<image>` for each picture.
 
         Raises:
@@ -107,7 +106,7 @@ def _family() -> Template:
     return ImmutableSandboxedEnvironment().from_string(FAMILY_TEMPLATE)
 
 
-def _render_apart(source: str, values: dict[str, Any]) -> str:
+def _render_apart(source: str, values: dict[str, object]) -> str:
     command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY), str(MAX_CHARACTERS)]
     request = json.dumps([source, values])
     try:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import ImageError, quote
 from ..options import option
@@ -28,12 +28,12 @@ class ImageSettings:
             raise ImageError(f"image settings: {'; '.join(problems)}")
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "ImageSettings":
+    def from_dict(cls, raw: Mapping[str, object]) -> "ImageSettings":
         """From preprocessor_config.json; a missing key has the default of transformers' processor classes.
 
         Raises ImageError naming every problem.
         """
-        values = {
+        values: dict[str, Any] = {
             "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
             "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
             "split": raw.get("do_image_splitting", True),
@@ -89,15 +89,15 @@ class ImageOptions:
         return replace(settings, **self.given)
 
 
-def _longest_edge(size: Any) -> Any:
+def _longest_edge(size: object) -> object:
     return size.get("longest_edge") if isinstance(size, Mapping) else size
 
 
-def _tuple(values: Any) -> Any:
+def _tuple(values: object) -> object:
     return tuple(values) if isinstance(values, list) else values
 
 
-def _problems(values: Mapping[str, Any]) -> list[str]:
+def _problems(values: Mapping[str, object]) -> list[str]:
     def found() -> Iterator[str]:
         for name in ("tile_size", "longest_edge", "max_tiles"):
             value = values.get(name)
@@ -111,11 +111,12 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
                 yield f"{name} is {quote(three)}, must be three numbers"
             elif name == "std" and min(three) <= 0:
                 yield f"std is {quote(three)}, must be above 0"
-        if not _is_number(values["rescale_factor"]) or values["rescale_factor"] <= 0:
-            yield f"rescale_factor is {quote(values['rescale_factor'])}, must be a number above 0"
+        factor = values["rescale_factor"]
+        if not _is_number(factor) or factor <= 0:
+            yield f"rescale_factor is {quote(factor)}, must be a number above 0"
 
     return list(found())
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    return (type(value) is int or type(value) is float) and math.isfinite(value)

@@ -48,7 +48,7 @@ class VideoSampling:
     end: float | None = None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], tile_size: int) -> "VideoSampling":
+    def from_dict(cls, raw: Mapping[str, object], tile_size: int) -> "VideoSampling":
         """From preprocessor_config.json; without `video_sampling` (the first family) up to 50 frames, evenly, no words."""
         given = raw.get("video_sampling")
         if not isinstance(given, Mapping):
@@ -57,13 +57,15 @@ class VideoSampling:
         edge = size.get("longest_edge") if isinstance(size, Mapping) else size
         return cls(given.get("fps", 1), given.get("max_frames", 64), edge or tile_size).changed({})
 
-    def changed(self, values: Mapping[str, Any]) -> "VideoSampling":
+    def changed(self, values: Mapping[str, object]) -> "VideoSampling":
         """With other values of fps, max_frames, start or end.
 
         Raises:
             VideoError: one is out of range.
         """
-        known = {key: values[key] for key in ("fps", "max_frames", "start", "end") if values.get(key) is not None}
+        known: dict[str, Any] = {
+            key: values[key] for key in ("fps", "max_frames", "start", "end") if values.get(key) is not None
+        }
         changed = replace(self, **known)
         numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
         for name, value in numbers.items():
@@ -152,7 +154,7 @@ NEAR = 12  # frames ahead that are reached by decoding on, without a seek
 AHEAD = 4  # frames decoded before one is converted, and converted before one is used: what is held of them in full
 
 
-def read_video(part: Any, limits: FetchLimits = LIMITS) -> bytes:
+def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
     """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text or bytes.
 
     Raises:
