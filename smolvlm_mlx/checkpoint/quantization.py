@@ -6,7 +6,7 @@ module path override the defaults. A module is quantized if the file has its `.s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 import mlx.nn as nn
 
@@ -31,7 +31,7 @@ class Quantization:
                 raise CheckpointError(f"config.json: {quote(name)}: {problem}")
 
     @classmethod
-    def from_config(cls, raw: Mapping[str, Any]) -> "Quantization | None":
+    def from_config(cls, raw: Mapping[str, object]) -> "Quantization | None":
         """Read the block of config.json; None if there is none.
 
         Raises:
@@ -58,7 +58,7 @@ class Quantization:
         modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
         return cls(defaults["bits"], defaults["group_size"], modules)
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, object]:
         """The block to write into config.json."""
         exceptions = {name: {"bits": bits, "group_size": size} for name, (bits, size) in sorted(self.modules.items())}
         return {"group_size": self.group_size, "bits": self.bits, "mode": "affine", **exceptions}
@@ -81,7 +81,7 @@ def check_quantization(bits: object, group_size: object) -> str | None:
 def quantize_modules(model: nn.Module, quantization: Quantization, quantized: Callable[[str], bool]) -> None:
     """Turn the Linear and Embedding layers for which `quantized(path)` holds into their quantized kind, in place."""
 
-    def form(path: str, module: nn.Module) -> bool | dict[str, Any]:
+    def form(path: str, module: nn.Module) -> bool | dict[str, object]:
         if not isinstance(module, nn.Linear | nn.Embedding) or not quantized(path):
             return False
         bits, group_size = quantization.of(path)

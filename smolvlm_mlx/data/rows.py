@@ -18,7 +18,7 @@ class Row:
     """One row as it was found, and where; `folder` is where its paths begin."""
 
     where: str
-    raw: Any
+    raw: object
     folder: Path = field(default_factory=Path)
 
 
@@ -76,13 +76,13 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
         yield Row(f"{source}:{number + 1}", _DatasetRow(part, number), path if path.is_dir() else Path())
 
 
-class _DatasetRow(Mapping[str, Any]):
+class _DatasetRow(Mapping[str, object]):
     """A row that is read from disk each time it is looked at: a whole dataset may not fit in memory."""
 
     def __init__(self, part: Any, number: int):
         self._part, self._number = part, number
 
-    def __getitem__(self, column: str) -> Any:
+    def __getitem__(self, column: str) -> object:
         if column not in self._part.column_names:
             raise KeyError(column)
         return self._part[column][self._number]  # of this column only
@@ -97,7 +97,7 @@ class _DatasetRow(Mapping[str, Any]):
         return f"{self._part._fingerprint} {self._number}"
 
 
-def _leave_encoded(feature: Any) -> None:
+def _leave_encoded(feature: object) -> None:
     """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would end the reading."""
     import datasets
 
@@ -111,7 +111,7 @@ def _leave_encoded(feature: Any) -> None:
 def rows_fingerprint(rows: Sequence[Row]) -> str:
     """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         return repr(value) if isinstance(value, Mapping) else type(value).__name__
 
     lines = [json.dumps([row.where, row.raw], default=text, skipkeys=True) for row in rows]

@@ -62,7 +62,7 @@ def make_sample(row: Row) -> Sample:
     return Sample(messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or ""))
 
 
-def _images(raw: Mapping[str, Any], folder: Path) -> list[Any]:
+def _images(raw: Mapping[str, object], folder: Path) -> list[object]:
     one, many = raw.get("image"), raw.get("images")
     images = many if many not in (None, []) else [] if one is None else [one]
     if not isinstance(images, Sequence) or isinstance(images, str):
@@ -70,7 +70,7 @@ def _images(raw: Mapping[str, Any], folder: Path) -> list[Any]:
     return [_placed({"type": "image", **_source(image)}, folder) for image in images]
 
 
-def _source(image: Any) -> dict[str, Any]:
+def _source(image: object) -> dict[str, object]:
     if isinstance(image, str):
         return {"url" if image.startswith(("http://", "https://", "data:")) else "path": image}
     if isinstance(image, Mapping):  # a dataset's pictures have bytes, or only a path
@@ -78,15 +78,18 @@ def _source(image: Any) -> dict[str, Any]:
     return {"image": image}
 
 
-def _placed(part: Any, folder: Path) -> Any:
+def _placed(part: object, folder: Path) -> object:
     """A part with its relative path made one from here."""
     if isinstance(part, Mapping) and isinstance(part.get("image"), Mapping):
         part = {**part, "image": None, **_source(part["image"])}
-    path = part.get("path") if isinstance(part, Mapping) else None
-    return {**part, "path": str(folder / path)} if isinstance(path, str) else part
+    if isinstance(part, Mapping) and isinstance(part.get("path"), str):
+        return {**part, "path": str(folder / part["path"])}
+    return part
 
 
-def _from_messages(raw: Mapping[str, Any], images: list[Any], folder: Path) -> tuple[list[RawMessage], tuple[str, ...]]:
+def _from_messages(
+    raw: Mapping[str, object], images: list[object], folder: Path
+) -> tuple[list[RawMessage], tuple[str, ...]]:
     messages: list[RawMessage] = []
     waiting = iter(images)
     if not isinstance(raw["messages"], Sequence) or not all(isinstance(m, Mapping) for m in raw["messages"]):
@@ -102,7 +105,7 @@ def _from_messages(raw: Mapping[str, Any], images: list[Any], folder: Path) -> t
     return messages, _answers(raw) or said
 
 
-def _filled(part: Any, waiting: Iterator[Any]) -> Any:
+def _filled(part: object, waiting: Iterator[object]) -> object:
     """An image part that names no picture has the next one of the row's `images`."""
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return part
@@ -110,7 +113,7 @@ def _filled(part: Any, waiting: Iterator[Any]) -> Any:
     return next(waiting, named) if len(named) == 1 else named
 
 
-def _text_of(content: Any) -> str:
+def _text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
@@ -118,7 +121,7 @@ def _text_of(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in content)
 
 
-def _from_turns(turns: Any, images: list[Any]) -> tuple[list[RawMessage], tuple[str, ...]]:
+def _from_turns(turns: object, images: list[object]) -> tuple[list[RawMessage], tuple[str, ...]]:
     messages: list[RawMessage] = []
     if not isinstance(turns, Sequence):
         raise DataError("texts is no list")
@@ -131,7 +134,7 @@ def _from_turns(turns: Any, images: list[Any]) -> tuple[list[RawMessage], tuple[
     return messages[:-1], (str(messages[-1]["content"]),)
 
 
-def _from_question(raw: Mapping[str, Any], images: list[Any]) -> tuple[list[RawMessage], tuple[str, ...]]:
+def _from_question(raw: Mapping[str, object], images: list[object]) -> tuple[list[RawMessage], tuple[str, ...]]:
     text = str(raw["question"])
     if choices := _choices(raw):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
@@ -139,7 +142,7 @@ def _from_question(raw: Mapping[str, Any], images: list[Any]) -> tuple[list[RawM
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}], _answers(raw)
 
 
-def _answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
+def _answers(raw: Mapping[str, object]) -> tuple[str, ...]:
     found = raw.get("answers") if raw.get("answers") not in (None, []) else raw.get("answer")
     if found is None:
         return ()
@@ -147,14 +150,14 @@ def _answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_answer(answer, _choices(raw)) for answer in many if answer is not None)
 
 
-def _answer(answer: Any, choices: Sequence[str]) -> str:
+def _answer(answer: object, choices: Sequence[str]) -> str:
     """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one of them."""
     text = str(answer)
     is_index = type(answer) is int or (text.isdecimal() and text not in choices)
     return choices[int(text)] if is_index and 0 <= int(text) < len(choices) else text
 
 
-def _choices(raw: Mapping[str, Any]) -> tuple[str, ...]:
+def _choices(raw: Mapping[str, object]) -> tuple[str, ...]:
     choices = raw.get("choices") or raw.get("options") or ()
     if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) > len(LETTERS):
         raise DataError(f"choices is no list of up to {len(LETTERS)}")

@@ -43,7 +43,7 @@ class Task:
 
     prompt: str
     max_tokens: int = 256
-    schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, object] | None = None
     most_characters: int | None = None  # a longer answer ends with its last whole sentence or word
 
     def fields(self, text: str, ended: bool) -> Line:
@@ -142,7 +142,7 @@ def write_csv(path: Path, lines: Sequence[Line]) -> None:
     _write(path, text.getvalue())
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     if isinstance(value, list):
         return "; ".join(map(str, value))
     if isinstance(value, dict):

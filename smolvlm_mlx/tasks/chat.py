@@ -12,7 +12,6 @@ import json
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
@@ -84,7 +83,7 @@ class Chat:
     def ask(
         self,
         text: str,
-        images: Sequence[Any] = (),
+        images: Sequence[object] = (),
         options: Options | None = None,
     ) -> TextStream:
         """Ask the next question; iterate over the result for the answer.
@@ -107,7 +106,7 @@ class Chat:
     def edit(
         self,
         text: str,
-        images: Sequence[Any] | None = None,
+        images: Sequence[object] | None = None,
         options: Options | None = None,
         turn: int = -1,
     ) -> TextStream:

@@ -175,11 +175,11 @@ def _forget_unused(database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT digest FROM uses)")
 
 
-def _to_stored(message: Message) -> dict[str, Any]:
+def _to_stored(message: Message) -> dict[str, object]:
     return raw_message(message, [_part_to_stored(part) for part in message.parts])
 
 
-def _part_to_stored(part: Part) -> dict[str, Any]:
+def _part_to_stored(part: Part) -> dict[str, object]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, ImagePart):
