@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from ..tasks.options import Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision, given
 
 if TYPE_CHECKING:
-    from ..tasks.captions import Task
+    from ..tasks.captions import Line, Task
 
 SHOWN = 10  # files that cannot be used
 
@@ -64,7 +64,7 @@ def caption(
         _report(lines, out)
 
 
-def _report(lines: list[dict[str, Any]], out: Path) -> None:
+def _report(lines: "list[Line]", out: Path) -> None:
     bad = [line for line in lines if "error" in line]
     print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
     for line in bad[:SHOWN]:
@@ -80,7 +80,7 @@ def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
     return task if schema is None else replace(task, schema=_read_schema(schema), most_characters=None)
 
 
-def _read_schema(path: Path) -> dict[str, Any]:
+def _read_schema(path: Path) -> dict[str, object]:
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -52,7 +52,7 @@ def generate(
 
 
 def _messages(
-    system: str | None, question: str, images: list[str], videos: list[str], options: dict[str, Any]
+    system: str | None, question: str, images: list[str], videos: list[str], options: Mapping[str, float | None]
 ) -> "list[Message]":
     from ..inputs.media import Video
     from ..inputs.messages import VideoPart, text_message, user_message
@@ -121,7 +121,7 @@ def _write_status(text: str) -> None:
     sys.stderr.flush()
 
 
-def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, Any]:
+def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, object]:
     values = {**asdict(stream.statistics), "load_seconds": load_seconds}
     seconds = ("load", "preprocess", "vision", "prefill", "decode")
     return {

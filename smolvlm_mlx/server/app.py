@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -146,7 +145,7 @@ class Service:
             answer.job.cancel()
             self._keep(answer)
 
-    def _judged(self, answer: "Answer", live: str | None) -> dict[str, Any]:
+    def _judged(self, answer: "Answer", live: str | None) -> dict[str, object]:
         """Return what a live camera is told beside the usage, nothing where none asks."""
         if live is None:
             return {}

@@ -1,7 +1,5 @@
 """Live cameras that ask: a judge for each, which sees when answers stay the same although the pictures change."""
 
-from typing import Any
-
 from ..events import Statistics
 from ..inputs.tiles import Pixels
 from ..tasks.live import Judge
@@ -20,7 +18,7 @@ class Judges:
         self._most = most
         self._judges: dict[str, Judge] = {}  # the one that was asked for last is the last
 
-    def judge(self, id: str, text: str, tile: Pixels, statistics: Statistics) -> dict[str, Any]:
+    def judge(self, id: str, text: str, tile: Pixels, statistics: Statistics) -> dict[str, object]:
         """Return what a camera is told of its next answer: field `live` beside the usage."""
         judge = self._judges.pop(id) if id in self._judges else Judge()
         self._judges[id] = judge

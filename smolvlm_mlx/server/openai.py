@@ -7,6 +7,7 @@ what is not done are refused by name.
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -55,7 +56,7 @@ class RequestMessage(BaseModel):
 
 class JsonSchema(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: dict[str, object] = Field(alias="schema")
 
 
 class ResponseFormat(BaseModel):
@@ -138,7 +139,7 @@ class ChatRequest(BaseModel):
         pictures = [part for content in contents for part in content if isinstance(part, ImagePart)]
         return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
 
-    def schema_wanted(self) -> dict[str, Any] | None:
+    def schema_wanted(self) -> dict[str, object] | None:
         """The JSON schema of the answer, {} for any object, None for text."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
@@ -155,7 +156,7 @@ class ChatRequest(BaseModel):
         contents = [message.content for message in self.messages if not isinstance(message.content, str)]
         return sum(not isinstance(part, TextPart) for content in contents for part in content)
 
-    def raw_messages(self) -> list[dict[str, Any]]:
+    def raw_messages(self) -> list[dict[str, object]]:
         """As `inputs.messages` parses them; a developer is a system."""
         messages = [message.model_dump() for message in self.messages]
         return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
@@ -177,23 +178,23 @@ class Completion:
     def __init__(self, model: str):
         self._shared = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
-    def whole(self, text: str, statistics: Statistics) -> dict[str, Any]:
+    def whole(self, text: str, statistics: Statistics) -> dict[str, object]:
         """An answer that is not streamed."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": statistics.finish_reason}
         return {**self._shared, "object": "chat.completion", "choices": [choice], "usage": usage(statistics)}
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
         """A piece of a streamed answer."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._shared, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def last_chunk(self, statistics: Statistics) -> dict[str, Any]:
+    def last_chunk(self, statistics: Statistics) -> dict[str, object]:
         """What a stream ends with, if usage was asked for."""
         return {**self._shared, "object": "chat.completion.chunk", "choices": [], "usage": usage(statistics)}
 
 
-def usage(statistics: Statistics) -> dict[str, Any]:
+def usage(statistics: Statistics) -> dict[str, object]:
     """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people."""
     return {
         "prompt_tokens": statistics.prompt_tokens,
@@ -217,7 +218,7 @@ def usage(statistics: Statistics) -> dict[str, Any]:
 
 def error_body(
     message: str, kind: str = "invalid_request_error", code: str | None = None, forget: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return OpenAI's shape of an error.
 
     Args:
@@ -227,6 +228,6 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": None, "code": code, **ours}}
 
 
-def event(value: dict[str, Any]) -> bytes:
+def event(value: Mapping[str, object]) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode("utf-8", "replace")

@@ -62,7 +62,7 @@ def _parse(option: Option, value: str, default: Any) -> Any:
     return number
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A setting's value as `_parse` takes it."""
     if isinstance(value, bool):
         return "on" if value else "off"

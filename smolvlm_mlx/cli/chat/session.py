@@ -3,10 +3,10 @@
 A terminal or a pipe shows it. Everything that is said goes to the history as soon as it is said.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...errors import ContextFullError
 from ...events import Statistics
@@ -90,7 +90,7 @@ class Session:
         elif any(summary.id == self.id for summary in self.history.list()):
             self.history.delete(self.id)
 
-    def attach(self, sources: list[Any]) -> None:
+    def attach(self, sources: Sequence[object]) -> None:
         """All of them, or none."""
         attached = [_attached(source) for source in sources]
         for attachment in attached:
@@ -109,7 +109,7 @@ class Session:
         self.pending.clear()
 
 
-def _attached(source: Any) -> Attachment | Video:
+def _attached(source: object) -> Attachment | Video:
     if isinstance(source, Video):
         return source
     return attach(source) if isinstance(source, str | Path) else Attachment(source)
