@@ -173,9 +173,8 @@ def _print_result(name: str, result: "Result") -> None:
     rest = "" if any("Matmul" in kind or kind == "AddMM" for kind in kernels) else "; NumPy multiplies the matrices"
     out.print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
     whole = f" of {machine.memory / 1e9:.1f} GB" if machine.memory else ""
-    out.print(
-        f"memory: weights {result.weights / 1e6:,.1f} MB, peak of a first turn {_megabytes(result.peak_memory)}{whole}"
-    )
+    peak = f"peak of a first turn {result.peak_memory / 1e6:,.1f} MB{whole}"
+    out.print(f"memory: weights {result.weights / 1e6:,.1f} MB, {peak}")
     out.print("limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, of the median")
     for check in result.checks:
         out.print(f"{check.name}: {check.value}" + ("" if check.fine else "  (!)"))
@@ -200,10 +199,6 @@ def _print_phases(result: "Result") -> None:
 
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
-
-
-def _megabytes(value: int) -> str:
-    return f"{value / 1e6:,.1f} MB"
 
 
 def _rate(phase: "Phase") -> str:

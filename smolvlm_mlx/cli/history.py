@@ -37,9 +37,7 @@ def root(context: typer.Context) -> None:
 
 @app.command("list")
 @as_command
-def list_all(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
-) -> None:
+def list_all(limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000) -> None:
     """List conversations, the latest first."""
     _print_list(_history().list(limit))
 

@@ -82,10 +82,7 @@ class PrefixCache:
         mx.async_eval([layer.state for layer in layers])
         with self._lock:
             self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
-            self._make_room()
-
-    def _make_room(self) -> None:
-        while len(self._entries) > self._most_entries or (
-            len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
-        ):
-            del self._entries[0]
+            while len(self._entries) > self._most_entries or (
+                len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
+            ):
+                del self._entries[0]

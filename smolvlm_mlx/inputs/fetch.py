@@ -198,13 +198,7 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _get(
-    url: str,
-    parts: SplitResult,
-    addresses: list[str],
-    limits: FetchLimits,
-    deadline: float,
-) -> bytes | str:
+async def _get(url: str, parts: SplitResult, addresses: list[str], limits: FetchLimits, deadline: float) -> bytes | str:
     """Ask for a URL once, and return its body, or the place that it redirects to.
 
     The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc.
@@ -248,12 +242,7 @@ async def _send(
         if event == "connection.connect_tcp.complete":
             opened.push_async_callback(info["return_value"].aclose)
 
-    headers = {
-        "Host": _host(parts),
-        "Accept-Encoding": "identity",
-        "User-Agent": "smolvlm-mlx",
-        "Accept": "*/*",
-    }
+    headers = {"Host": _host(parts), "Accept-Encoding": "identity", "User-Agent": "smolvlm-mlx", "Accept": "*/*"}
     extensions: dict[str, object] = {"target": _target(parts).encode(), "trace": trace}
     # The URL has the address; TLS asks for the name, and checks that the certificate is the name's.
     extensions["sni_hostname"] = parts.hostname

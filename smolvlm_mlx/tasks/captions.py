@@ -281,11 +281,7 @@ class Captioner:
         return (yield from self._go_on(share, {line["path"]: line for line in found}, cut, journal))
 
     def _go_on(
-        self,
-        windows: Sequence[Sequence[str]],
-        done: dict[str, Line],
-        cut: bool,
-        journal: Path,
+        self, windows: Sequence[Sequence[str]], done: dict[str, Line], cut: bool, journal: Path
     ) -> Generator[Reading, None, dict[str, Line]]:
         """Lines of all files of these windows, by path, `done` among them; `cut`: the last of those was cut off."""
         if cut:  # a window is answered again as a whole: what is answered together stays together

@@ -80,12 +80,7 @@ class Chat:
             return 0
         return len(self.processor(self.messages, self.image_options, add_generation_prompt=False).input_ids)
 
-    def ask(
-        self,
-        text: str,
-        images: Sequence[object] = (),
-        options: Options | None = None,
-    ) -> TextStream:
+    def ask(self, text: str, images: Sequence[object] = (), options: Options | None = None) -> TextStream:
         """Ask the next question; iterate over the result for the answer.
 
         Args:
