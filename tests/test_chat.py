@@ -10,8 +10,8 @@ from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation.stream import TextStream
-from smolvlm_mlx.inputs.media import Attachment, Recent
-from smolvlm_mlx.inputs.messages import Message, TextPart, parse_messages, text_message
+from smolvlm_mlx.inputs.media import Attachment, Frames, Recent
+from smolvlm_mlx.inputs.messages import Message, TextPart, VideoPart, parse_messages, text_message
 from smolvlm_mlx.tasks.chat import oldest_turn
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
@@ -205,6 +205,14 @@ def test_the_oldest_turn_is_the_first_question_and_all_before_the_second() -> No
     for roles in ((), ("system", "assistant"), ("system", "user", "assistant")):
         with pytest.raises(PromptError, match="there is no question"):
             turn(*roles)
+
+
+def test_edit_keeps_what_a_video_is_asked_with(loaded: Loaded) -> None:
+    chat, frames = Chat(*loaded, SHORT), Frames([Attachment(picture) for picture in PICTURES[:3]])
+    first = finish(chat.ask("What?", [VideoPart(frames, {"max_frames": 2}), PICTURES[0]])).statistics
+    again = finish(chat.edit("What?")).statistics
+    assert again.prompt_tokens == first.prompt_tokens
+    assert chat.messages[0].media_parts[0] == VideoPart(frames, {"max_frames": 2})
 
 
 def test_system(loaded: Loaded) -> None:

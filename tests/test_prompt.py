@@ -12,10 +12,12 @@ from typing import Any
 
 from smolvlm_mlx.errors import CheckpointError, PromptError
 from smolvlm_mlx.inputs import prompt as template
+from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import (
     Message,
     Part,
     TextPart,
+    VideoPart,
     from_json,
     parse_messages,
     text_message,
@@ -134,6 +136,19 @@ def test_json_and_back(tmp_path: Path) -> None:
     again = from_json(json.loads(json.dumps(to_json(messages))))
     assert to_json(again) == to_json(messages)
     assert again[1] == messages[1]
+
+
+def test_frames() -> None:
+    held = Attachment(PICTURE["image"])
+    frames = [held, {"image": held}, {"type": "image", "image": held}, PICTURE["image"], PICTURE]
+    (message,) = parse_messages([{"role": "user", "content": [{"type": "video", "frames": frames, "fps": 2}, TEXT]}])
+    (part,) = message.media_parts
+    assert isinstance(part, VideoPart)
+    assert isinstance(part.video, Frames)
+    assert [frame is held for frame in part.video.frames] == [True, True, True, False, False]
+    for wrong in (5, "ab", {"a": 1}, True):
+        with pytest.raises(PromptError, match=r"message 1: frames .* are no list of pictures"):
+            parse_messages([{"role": "user", "content": [{"type": "video", "frames": wrong}]}])
 
 
 # ---- templates

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from ..errors import GenerationError, SmolVLMError
 from ..events import End, Event, Statistics, Text, Work
 from ..inputs.processor import Inputs
@@ -133,6 +135,7 @@ class Scheduler:
         try:
             while self._work():
                 pass
+            mx.synchronize()  # what was begun is done before the thread ends
         except BaseException:
             self.failed = self._closing = True
             for job in self._jobs():
@@ -181,7 +184,8 @@ class Scheduler:
                 job.put(Text(piece))
             if row.over:
                 self._end(row)
-                job.put(row.error or End(row.statistics))
+                if not job.cancelled:
+                    job.put(row.error or End(row.statistics))
 
     def _end(self, row: Row) -> None:
         """Take an answer out; its keys and values are kept for what goes on from it."""

@@ -65,12 +65,13 @@ class Message:
     @property
     def media(self) -> list[Attachment | Video]:
         """Its pictures and videos, in order."""
-        held = [
-            part.image if isinstance(part, ImagePart) else part.video
-            for part in self.parts
-            if not isinstance(part, TextPart)
-        ]
+        held = [part.image if isinstance(part, ImagePart) else part.video for part in self.media_parts]
         return [each for each in held if not isinstance(each, Frames)]
+
+    @property
+    def media_parts(self) -> list[ImagePart | VideoPart]:
+        """The parts that hold pictures, videos and frames, in order."""
+        return [part for part in self.parts if not isinstance(part, TextPart)]
 
 
 def text_message(role: str, text: str) -> Message:
@@ -153,17 +154,27 @@ class _Parser:
         if kind.startswith("image"):
             return partial(self._image, *_source(part, "image", IMAGE_KEYS, where), name)
         options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
-        return partial(self._video, *_source(part, "video", VIDEO_KEYS, where), name, options)
+        key, source = _source(part, "video", VIDEO_KEYS, where)
+        if key == "frames":
+            if isinstance(source, str | bytes) or not isinstance(source, Sequence):
+                raise PromptError(f"{where}: frames {quote(source)} are no list of pictures")
+            return partial(self._frames, source, options)
+        return partial(self._video, key, source, name, options)
 
     def _image(self, key: str, source: object, name: str | None) -> ImagePart:
         if isinstance(source, Attachment):
             return ImagePart(source)
         return ImagePart(self._recent.attachment({key: source}, self._limits, name))
 
-    def _video(self, key: str, source: Any, name: str | None, options: Mapping[str, Any]) -> VideoPart:
-        if key == "frames":
-            frames = [self._recent.attachment(frame, self._limits, None) for frame in source]
-            return VideoPart(Frames(frames, options.get("fps")), options)
+    def _frames(self, sources: Sequence[object], options: Mapping[str, Any]) -> VideoPart:
+        held = [source.get("image") if isinstance(source, Mapping) else source for source in sources]
+        frames = [
+            image if isinstance(image, Attachment) else self._recent.attachment(source, self._limits, None)
+            for image, source in zip(held, sources, strict=True)
+        ]
+        return VideoPart(Frames(frames, options.get("fps")), options)
+
+    def _video(self, key: str, source: object, name: str | None, options: Mapping[str, Any]) -> VideoPart:
         if isinstance(source, Video | Frames):
             return VideoPart(source, options)
         return VideoPart(Video({key: source}, self._video_limits, name), options)

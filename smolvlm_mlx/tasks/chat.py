@@ -112,7 +112,7 @@ class Chat:
         """
         self._rest()
         at = self._question_at(turn)
-        images = self.messages[at].media if images is None else images
+        images = self.messages[at].media_parts if images is None else images
         return self._answer([*self.messages[:at], user_message(text, images)], options)
 
     def undo(self) -> Message:
@@ -131,7 +131,7 @@ class Chat:
         """
         turn = oldest_turn(self.messages)
         forgotten, following = self.messages[turn], self.messages[turn.stop]
-        kept = [part for message in forgotten for part in message.parts if not isinstance(part, TextPart)]
+        kept = [part for message in forgotten for part in message.media_parts]
         parts = (*(kept if keep_pictures else ()), *following.parts)
         self.messages[turn.start : turn.stop + 1] = [replace(following, parts=parts)]
 

@@ -112,7 +112,7 @@ def evaluate_in_steps(
 
     Raises:
         DataError, EvaluationError: the data or the results file cannot be used.
-        CheckpointError, AdapterError: the model_path cannot.
+        CheckpointError, AdapterError: the model cannot.
     """
     rows = _questions(data, metric)
     image_options = image_options or ImageOptions()

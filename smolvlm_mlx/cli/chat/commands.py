@@ -128,7 +128,7 @@ def edit(session: Session, rest: str) -> None:
     questions = [message for message in session.chat.messages if message.role == "user"]
     text = rest or session.screen.line("edit> ", questions[-1].text if questions else "")
     if text:
-        images = [*(questions[-1].media if questions else ()), *session.pending]
+        images = [*(questions[-1].media_parts if questions else ()), *session.pending]
         session.answer(lambda: session.chat.edit(text, images))
         session.pending.clear()
 
