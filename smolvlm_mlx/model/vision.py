@@ -1,7 +1,7 @@
 """SigLIP: pixels -> patch embeddings -> image features.
 
 Follows `SmolVLMVisionTransformer` (transformers, models/smolvlm/modeling_smolvlm.py). Tiles are always full squares, so
-there is no attention mask (an all-true one would lose MLX's fused attention) and position ids are 0..P-1.
+there is no attention mask (an all-true one would lose MLX's one-kernel attention) and position ids are 0..P-1.
 """
 
 import mlx.core as mx
