@@ -1,9 +1,10 @@
 """What long work tells of itself: whoever wants it done iterates, and ends it by closing. One vocabulary for all of it."""
 
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import wraps
-from typing import Generic, Literal, ParamSpec, TypeVar
+from typing import Generic, Literal, ParamSpec, TypeVar, get_args
 
 Arguments = ParamSpec("Arguments")
 Step = TypeVar("Step")
@@ -112,4 +113,9 @@ def at_once(steps: Callable[Arguments, Generator[Step, None, Result]]) -> Callab
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         return Work(steps(*args, **kwargs)).finish()
 
+    # For help(): its own name, and the result where the steps have a generator of it.
+    call.__name__, call.__qualname__ = (name.removesuffix("_in_steps") for name in (call.__name__, call.__qualname__))
+    signature = inspect.signature(steps)
+    _, _, result, *_ = *get_args(signature.return_annotation), None, None  # Generator[Step] has no result
+    call.__dict__["__signature__"] = signature.replace(return_annotation=result)
     return call

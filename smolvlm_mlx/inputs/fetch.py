@@ -149,10 +149,10 @@ def fetch_url(
 
     `resolve` and `allow_address` are for tests, which serve from the loopback address.
     """
-    import httpx2  # with TLS and asyncio, more than pictures from files should wait for
-
     if not limits.allow_urls:
         raise FetchError(f"URLs are not fetched here: {quote(url)}; send the bytes as a data: URL")
+    import httpx2  # with TLS and asyncio, more than pictures from files should wait for
+
     deadline = time.monotonic() + limits.timeout
     for _ in range(limits.max_redirects + 1):
         parts = _check_url(url)

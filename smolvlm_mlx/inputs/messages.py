@@ -122,7 +122,7 @@ class _Parser:
     """Checks messages and their parts; what it returns reads them."""
 
     def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
-        self._limits, self._recent = limits, recent or Recent()
+        self._limits, self._own = limits, recent.attachment if recent else Attachment
         self._video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
 
     def message(self, message: object, where: str) -> Callable[[], Message]:
@@ -164,12 +164,12 @@ class _Parser:
     def _image(self, key: str, source: object, name: str | None) -> ImagePart:
         if isinstance(source, Attachment):
             return ImagePart(source)
-        return ImagePart(self._recent.attachment({key: source}, self._limits, name))
+        return ImagePart(self._own({key: source}, self._limits, name))
 
     def _frames(self, sources: Sequence[object], options: Mapping[str, Any]) -> VideoPart:
         held = [source.get("image") if isinstance(source, Mapping) else source for source in sources]
         frames = [
-            image if isinstance(image, Attachment) else self._recent.attachment(source, self._limits, None)
+            image if isinstance(image, Attachment) else self._own(source, self._limits, None)
             for image, source in zip(held, sources, strict=True)
         ]
         return VideoPart(Frames(frames, options.get("fps")), options)

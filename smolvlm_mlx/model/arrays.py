@@ -1,10 +1,12 @@
 """From arrays to Python's numbers."""
 
+from typing import Any
+
 import mlx.core as mx
 
 
 def ints(array: mx.array) -> list[int]:
     """Return integers (n,) as a list."""
-    values = array.tolist()
-    assert isinstance(values, list)
-    return [value for value in values if isinstance(value, int)]
+    values: Any = array.tolist()
+    numbers: list[int] = values
+    return numbers

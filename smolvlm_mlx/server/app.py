@@ -175,7 +175,7 @@ class Answer:
     def push(self, event: Event | SmolVLMError) -> None:
         """The next event, or an error for the end."""
         self._events.append(event)
-        wakes = not isinstance(event, Reading | Text) or (self._streams and isinstance(event, Text))
+        wakes = not isinstance(event, Reading | Text) or (self._streams and isinstance(event, Text) and event.piece)
         if wakes and not self._woken.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._woken.set)
 
