@@ -10,6 +10,7 @@ from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation.stream import TextStream
+from smolvlm_mlx.inputs import media
 from smolvlm_mlx.inputs.media import Attachment, Frames, Recent
 from smolvlm_mlx.inputs.messages import Message, TextPart, VideoPart, parse_messages, text_message
 from smolvlm_mlx.tasks.chat import oldest_turn
@@ -289,6 +290,27 @@ def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: 
     again = loaded[1]([message])
     assert (again.tiles == bare.tiles).all()
     assert again.tile_digests == bare.tile_digests
+
+
+def test_a_picture_that_comes_twice_in_a_conversation_is_cut_once(
+    monkeypatch: pytest.MonkeyPatch, loaded: Loaded, tmp_path: Path
+) -> None:
+    PICTURES[0].save(tmp_path / "twice.png")
+    part = {"type": "image", "path": tmp_path / "twice.png"}
+    calls = {name: getattr(media, name) for name in ("load_image", "make_tiles")}
+    counts = dict.fromkeys(calls, 0)
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            counts[name] += 1
+            return calls[name](*arguments)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(media, name, counted(name))
+    loaded[1]([{"role": "user", "content": [part, part]}])
+    assert counts == {"load_image": 1, "make_tiles": 1}
 
 
 def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:

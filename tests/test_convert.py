@@ -357,7 +357,7 @@ def test_a_result_that_does_not_load_is_no_result(tiny: Path, tmp_path: Path, mo
         path.write_bytes(b"broken")
         yield Reading(1, 1, "bytes")
 
-    monkeypatch.setattr(conversion, "write_in_steps", bad)
+    monkeypatch.setattr(conversion, "write_safetensors_in_steps", bad)
     assert "damaged, or no safetensors file" in refused(CheckpointError, tiny, tmp_path / "a" / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -409,12 +409,12 @@ def test_ctrl_c_in_the_middle(tiny: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from smolvlm_mlx.checkpoint import convert as conversion, safetensors
-write = safetensors.write_in_steps
+write = safetensors.write_safetensors_in_steps
 def slow(*arguments):  # so that there is time to be killed in
     for step in write(*arguments):
         time.sleep(0.001)
         yield step
-conversion.write_in_steps = slow
+conversion.write_safetensors_in_steps = slow
 print("ready", flush=True)
 for number in range(1000):
     conversion.convert(sys.argv[1], f"{sys.argv[2]}/{number}", sys.argv[3])

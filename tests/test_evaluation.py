@@ -238,7 +238,7 @@ def test_another_runs_answers_are_not_taken(
         b"a line without an end",
         b"\x89PNG\r\n\x1a\n\xff",
         b'[1]\n{"a": 1}',
-        b'{"model_path": "tiny"}\n',
+        b'{"model": "tiny"}\n',
         b"null\n",
         b"\n\n",
         json.dumps(ROWS[0]).encode() + b"\n" + json.dumps(ROWS[1]).encode(),

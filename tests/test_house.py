@@ -5,6 +5,7 @@ Imports inside functions and under TYPE_CHECKING count like any other. `make hou
 """
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from smolvlm_mlx.checkpoint.convert import Report, convert
+from smolvlm_mlx.checkpoint.safetensors import write_safetensors
 from tests.support.places import ROOT
 
 import pytest
@@ -184,6 +187,17 @@ def test_file(path: Path) -> None:
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
     assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+def test_work_at_once_is_called_as_its_steps_are() -> None:
+    """help() shows a function by the name of its steps."""
+    source = "".join(path.read_text(encoding="utf-8") for path in sources("smolvlm_mlx"))
+    pairs = re.findall(r"(\w+) = at_once\((\w+)\)", source)
+    assert len(pairs) == source.count("= at_once(") > 0
+    assert [steps for _, steps in pairs] == [f"{name}_in_steps" for name, _ in pairs]
+    assert convert.__name__ == "convert"
+    assert inspect.signature(convert).return_annotation is Report
+    assert inspect.signature(write_safetensors).return_annotation is None
 
 
 def test_no_test_file_imports_from_another() -> None:

@@ -31,6 +31,7 @@ from smolvlm_mlx.inputs.tokenizer import chat_template
 from tests.support.checkpoints import load_processor
 from tests.support.places import REAL_FILES
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -146,6 +147,13 @@ def test_frames() -> None:
     assert isinstance(part, VideoPart)
     assert isinstance(part.video, Frames)
     assert [frame is held for frame in part.video.frames] == [True, True, True, False, False]
+    video = np.zeros((3, 48, 64, 3), np.uint8)
+    for given in (video, iter(video)):
+        (message,) = parse_messages([{"role": "user", "content": [{"type": "video", "frames": given}]}])
+        (part,) = message.media_parts
+        assert isinstance(part, VideoPart)
+        assert isinstance(part.video, Frames)
+        assert [frame.size for frame in part.video.frames] == [(64, 48)] * 3
     for wrong in (5, "ab", {"a": 1}, True):
         with pytest.raises(PromptError, match=r"message 1: frames .* are no list of pictures"):
             parse_messages([{"role": "user", "content": [{"type": "video", "frames": wrong}]}])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from smolvlm_mlx.checkpoint.safetensors import Entry, write_in_steps, write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors, write_safetensors_in_steps
 from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ def entries_of(made: dict[str, mx.array]) -> list[Entry]:
 
 def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
     made, path = arrays(), tmp_path / "a.safetensors"
-    calls = list(write_in_steps(path, entries_of(made), iter(made.values())))
+    calls = list(write_safetensors_in_steps(path, entries_of(made), iter(made.values())))
     total = sum(array.nbytes for array in made.values())
     assert calls[-1] == Reading(total, total, "bytes")
     assert len(calls) == len(made)

@@ -189,6 +189,29 @@ def test_cancelled_ends_within_a_token_or_two(engine: Started) -> None:
     assert engine.occupancy == (0, 0)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_nothing_is_put_after_a_cancel(tokens: int, engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the token that was under way, nor the end that came with it."""
+    job = Asked(engine.processor, "Hello", Options(max_tokens=tokens))
+    step, steps = Decoder.step, list[int]()
+    put = list[Event | SmolVLMError]()
+
+    def cancelled(decoder: Decoder) -> Any:
+        made = step(decoder)
+        steps.append(len(steps))
+        if len(steps) == tokens:
+            job.cancel()
+            put.clear()
+        return made
+
+    monkeypatch.setattr(Decoder, "step", cancelled)
+    job.put = put.append
+    engine.submit(job)
+    ask(engine, "Other", Options(max_tokens=3)).wait()
+    assert job.cancelled
+    assert put == []
+
+
 def test_a_full_queue(engine: Started) -> None:
     jobs = []
 

@@ -1,6 +1,6 @@
 """Writes tests/goldens/images.json: digests of what transformers' Pillow processors make of a few drawn pictures.
 
-    python convert/goldens/images.py        # needs transformers 5.23 and Pillow 13
+    python -m convert.goldens.images        # needs transformers 5.23 and Pillow 13
 
 tests/test_image.py draws the same pictures and compares, without transformers. Each golden holds the picture (mode,
 width, height), the settings, the rows and columns, and the sha256 of the pixel values as (N, 3, H, W) float32. The

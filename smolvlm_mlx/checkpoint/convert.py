@@ -27,7 +27,7 @@ from .choices import RECIPES, Recipe
 from .hub import find
 from .quantization import GROUP_SIZES, Quantization, check_quantization, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import Entry, write_in_steps
+from .safetensors import Entry, write_safetensors_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
@@ -123,7 +123,7 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
             free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
             if free < needed:
                 raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-            yield from write_in_steps(partial / "model.safetensors", plan.entries, arrays)
+            yield from write_safetensors_in_steps(partial / "model.safetensors", plan.entries, arrays)
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():

@@ -123,7 +123,7 @@ class Entry:
         return math.prod(self.shape) * self.dtype.size
 
 
-def write_in_steps(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
+def write_safetensors_in_steps(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
     """Write `arrays`, which must come in the order and form of `entries`, and sync the file to disk.
 
     Yields how many bytes are written.
@@ -152,4 +152,4 @@ def write_in_steps(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.arr
         os.fsync(file.fileno())
 
 
-write_safetensors = at_once(write_in_steps)
+write_safetensors = at_once(write_safetensors_in_steps)

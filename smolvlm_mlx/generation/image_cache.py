@@ -160,7 +160,7 @@ def tiles_at_once(model: SmolVLM) -> int:
     return max(1, CHUNK[device.name()] // model.config.vision_config.patches_per_side**2)
 
 
-def encode_in_steps(
+def encode_tiles_in_steps(
     model: SmolVLM,
     tiles: Pixels,
     settings: ImageSettings,
@@ -194,7 +194,7 @@ def encode_in_steps(
     return image_tokens
 
 
-encode_tiles = at_once(encode_in_steps)
+encode_tiles = at_once(encode_tiles_in_steps)
 
 
 def _encode(model: SmolVLM, tiles: Pixels, settings: ImageSettings, digests: Sequence[bytes]) -> dict[bytes, mx.array]:

@@ -11,7 +11,7 @@ from ..events import End, Event, Reading, Text, at_once
 from ..inputs.processor import Inputs
 from ..model import KVCache, QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
-from .image_cache import ImageCache, encode_in_steps
+from .image_cache import ImageCache, encode_tiles_in_steps
 from .prefix_cache import PrefixCache, prefix_keys
 
 # Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
@@ -121,7 +121,7 @@ class PromptReader:
         if not digests:
             return None
         tiles = inputs.tiles[tile:]
-        image_tokens = yield from encode_in_steps(self.model, tiles, inputs.settings, self.image_cache, digests)
+        image_tokens = yield from encode_tiles_in_steps(self.model, tiles, inputs.settings, self.image_cache, digests)
         return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
     def keep(self, row: Row, cache: list[KVCache]) -> None:

@@ -180,7 +180,7 @@ class Scheduler:
             self._end(row)
         for row, piece in self._decoder.step() if self._running else ():
             job = self._running[row]
-            if row.error is None:
+            if row.error is None and not job.cancelled:
                 job.put(Text(piece))
             if row.over:
                 self._end(row)

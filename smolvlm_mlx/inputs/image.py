@@ -52,6 +52,11 @@ def load_image(
     return _decode(lambda: _open(data, name), _upright, name, max_pixels)
 
 
+def is_decoded(part: object) -> bool:
+    """Whether an image part holds pixels, a PIL picture or an array, and not bytes, or where they are."""
+    return isinstance(_source(part)[0], Image.Image | np.ndarray)
+
+
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
     """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what `load_image` makes of it."""
     source, key = _source(part)

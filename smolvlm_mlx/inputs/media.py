@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import read_image
+from .image import is_decoded, read_image
 from .settings import ImageSettings
 from .tiles import Pixels, TileLayout, digest_tiles, load_image, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
@@ -164,15 +164,15 @@ class Recent:
     """The last `most` pictures that were owned, so that one that comes again is not decoded and cut again."""
 
     def __init__(self, most: int = 16):
-        self._most, self._held, self._lock = most, dict[str, Attachment](), Lock()
+        self._most, self._held, self._lock = most, dict[tuple[bytes, str | None], Attachment](), Lock()
 
     def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
-        data = read_image(source, limits)
-        if not isinstance(data, bytes):
-            return Attachment(data, limits, name)
-        name = name or name_of(source)
-        key = sha256(data).hexdigest() + (name or "")
+        if is_decoded(source):
+            return Attachment(source, limits, name)
+        data, name = read_image(source, limits), name or name_of(source)
+        assert isinstance(data, bytes)
+        key = data, name
         with self._lock:
             found = self._held.pop(key, None)
         found = found or Attachment(data, limits, name)

@@ -8,7 +8,7 @@ and, of pictures and videos, `name`, if wanted. Nothing below knows of these key
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ class _Parser:
     """Checks messages and their parts; what it returns reads them."""
 
     def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
-        self._limits, self._own = limits, recent.attachment if recent else Attachment
+        self._limits, self._own = limits, (recent or Recent()).attachment
         self._video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
 
     def message(self, message: object, where: str) -> Callable[[], Message]:
@@ -156,9 +156,9 @@ class _Parser:
         options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
         key, source = _source(part, "video", VIDEO_KEYS, where)
         if key == "frames":
-            if isinstance(source, str | bytes) or not isinstance(source, Sequence):
+            if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
                 raise PromptError(f"{where}: frames {quote(source)} are no list of pictures")
-            return partial(self._frames, source, options)
+            return partial(self._frames, list(source), options)
         return partial(self._video, key, source, name, options)
 
     def _image(self, key: str, source: object, name: str | None) -> ImagePart:

@@ -11,7 +11,6 @@ from PIL import Image
 
 PICTURE = Image.effect_noise((90, 60), 60).convert("RGB")
 
-
 draw = lru_cache(maxsize=8)(images.draw)  # what the goldens were made of
 
 
