@@ -9,7 +9,7 @@ from typing import Any
 
 from smolvlm_mlx.errors import FetchError, ImageError
 from smolvlm_mlx.inputs.fetch import FetchLimits
-from smolvlm_mlx.inputs.tiles import load_image
+from smolvlm_mlx.inputs.image import load_image
 from tests.support.pictures import draw, encoded
 
 import numpy as np

@@ -9,11 +9,12 @@ from convert.random_checkpoint import LONGEST_EDGE, TILE
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ImageError, PromptError
 from smolvlm_mlx.files import read_json
+from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.settings import ImageOptions
-from smolvlm_mlx.inputs.tiles import load_image, make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.tiles import make_tiles, normalize, plan_tiles
 from tests.support.checkpoints import load_processor
 from tests.support.messages import text
 from tests.support.places import REAL_FILES

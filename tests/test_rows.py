@@ -8,7 +8,7 @@ from typing import Any
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, ImageError
-from smolvlm_mlx.inputs.tiles import load_image
+from smolvlm_mlx.inputs.image import load_image
 from tests.support.messages import text
 from tests.support.rows import IMAGE, QUESTION, outcome
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import ImageError
+from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.settings import ImageSettings
-from smolvlm_mlx.inputs.tiles import TileLayout, load_image, make_tiles, normalize, plan_tiles, resize
+from smolvlm_mlx.inputs.tiles import TileLayout, make_tiles, normalize, plan_tiles, resize
 from tests.support.pictures import draw
 
 import numpy as np

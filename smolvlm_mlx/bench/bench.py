@@ -21,10 +21,11 @@ from ..generation.decoding import Row
 from ..generation.image_cache import encode_tiles, tiles_at_once
 from ..generation.options import Options
 from ..generation.prefill import PromptReader
+from ..inputs.image import load_image
 from ..inputs.media import TiledImage
 from ..inputs.processor import Inputs
 from ..inputs.settings import ImageSettings
-from ..inputs.tiles import digest_tiles, load_image, make_tiles
+from ..inputs.tiles import digest_tiles, make_tiles
 from ..model import SmolVLM
 from .diagnostics import Check, machine_checks, model_checks
 from .machine import calibrate, count_kernels

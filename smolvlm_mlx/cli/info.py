@@ -37,7 +37,7 @@ def _print_model(model: str, revision: str | None, image: str | None, image_opti
     from .. import device
     from ..checkpoint.hub import find
     from ..checkpoint.reader import open_checkpoint
-    from ..inputs.tiles import load_image
+    from ..inputs.image import load_image
     from .show import console
 
     picture = None if image is None else load_image(image)

@@ -19,8 +19,9 @@ from mlx.utils import tree_flatten
 
 from .. import device
 from ..events import Reading, at_once
+from ..inputs.image import Pixels
 from ..inputs.settings import ImageSettings
-from ..inputs.tiles import Pixels, digest_tiles, normalize
+from ..inputs.tiles import digest_tiles, normalize
 from ..model import SmolVLM
 
 # Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.

@@ -12,9 +12,9 @@ from PIL import Image
 
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import is_decoded, read_image
+from .image import Pixels, is_decoded, load_image, read_image
 from .settings import ImageSettings
-from .tiles import Pixels, TileLayout, digest_tiles, load_image, make_tiles
+from .tiles import TileLayout, digest_tiles, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
 from .video import Clip, VideoSampling, decode, decode_in_steps, from_frames, read_video
 

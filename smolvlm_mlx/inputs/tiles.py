@@ -1,6 +1,6 @@
 """Pictures to tiles: what the vision encoder sees.
 
-In goes a picture from `load_image` (its home is image.py); out come uint8 tiles and the layout they were cut by.
+In goes a picture from `image.load_image`; out come uint8 tiles and the layout they were cut by.
 Knows nothing about prompts or models. The tiles and the float values made of them are those of transformers' Pillow
 processors (`SmolVLMImageProcessorPil`, `Idefics3ImageProcessorPil` of 5.23), bit by bit; those spend most of their
 time on conversions between Pillow, uint8 and float, which are left out here.
@@ -12,24 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 
-from smolvlm_mlx.inputs.image import MAX_PIXELS, Pixels, load_image
+from smolvlm_mlx.inputs.image import Pixels
 from smolvlm_mlx.inputs.settings import ImageSettings
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-__all__ = [
-    "MAX_PIXELS",
-    "Pixels",
-    "TileLayout",
-    "digest_tiles",
-    "load_image",
-    "make_tiles",
-    "normalize",
-    "plan_tiles",
-    "resize",
-]
 
 MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
 THREADED_PIXELS = 2**18  # below this a second thread costs more than it saves

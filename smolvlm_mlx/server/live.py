@@ -1,7 +1,7 @@
 """Live cameras that ask: a judge for each, which sees when answers stay the same although the pictures change."""
 
 from ..events import Statistics
-from ..inputs.tiles import Pixels
+from ..inputs.image import Pixels
 from ..tasks.live import Judge
 
 MAX_JUDGES = 32

@@ -24,11 +24,11 @@ from ..events import Statistics, Text
 from ..generation.engine import Engine
 from ..generation.options import Options
 from ..generation.stream import Stream
+from ..inputs.image import load_image
 from ..inputs.messages import user_message
 from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
-from ..inputs.tiles import load_image
 from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
 from .captions import TASKS

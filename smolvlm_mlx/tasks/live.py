@@ -21,10 +21,10 @@ from ..generation.engine import Engine
 from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
 from ..inputs.camera import Frame
+from ..inputs.image import Pixels
 from ..inputs.messages import Message, user_message
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
-from ..inputs.tiles import Pixels
 from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.settings import ImageSettings
-from smolvlm_mlx.inputs.tiles import load_image, make_tiles, normalize
+from smolvlm_mlx.inputs.tiles import make_tiles, normalize
 from tests.support.places import REAL_FILES
 
 import numpy as np
