@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.parse import quote as percent_encode
 
-from smolvlm_mlx.errors import FetchError, cut, quote
+from smolvlm_mlx.errors import FetchError, cut, quote, reason
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,14 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a private one.
-NOT_PUBLIC = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "64:ff9b::/96",  # NAT64, RFC 6052
-        "2002::/16",  # 6to4, RFC 3056
-        "192.88.99.0/24",  # 6to4 relays, RFC 7526
-        "fec0::/10",  # site-local, RFC 3879
-    )
+NOT_PUBLIC = (
+    ipaddress.ip_network("64:ff9b::/96"),  # NAT64, RFC 6052
+    ipaddress.ip_network("2002::/16"),  # 6to4, RFC 3056
+    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays, RFC 7526
+    ipaddress.ip_network("fec0::/10"),  # site-local, RFC 3879
 )
 
 
@@ -55,7 +52,6 @@ def is_public(address: str) -> bool:
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
-REDIRECTS = (301, 302, 303, 307, 308)
 
 Resolver = Callable[..., Sequence[tuple[Any, ...]]]  # called and answering like socket.getaddrinfo
 
@@ -103,20 +99,20 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     if not limits.allow_paths:
         raise FetchError(f"local files are not read here: {quote(path, end=True)}; send the bytes as a data: URL")
     name = _local_path(str(path))
+    shown = quote(name, end=True)
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on what was opened.
         with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError(f"{quote(name, end=True)} is not a regular file; give the path of a file")
-            _check_size(status.st_size, quote(name, end=True), limits)
+                raise FetchError(f"{shown} is not a regular file; give the path of a file")
+            _check_size(status.st_size, shown, limits)
             data = file.read(limits.max_bytes + 1)  # a file may grow after fstat
     except FileNotFoundError:
-        raise FetchError(f"no such file: {quote(name, end=True)}") from None
+        raise FetchError(f"no such file: {shown}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise FetchError(f"cannot read {quote(name, end=True)}: {reason}") from error
-    _check_size(len(data), quote(name, end=True), limits)
+        raise FetchError(f"cannot read {shown}: {reason(error)}") from error
+    _check_size(len(data), shown, limits)
     return data
 
 
@@ -163,16 +159,15 @@ def fetch_url(
                 return answer
             url = urljoin(url, answer)
         except (TimeoutError, httpx2.TimeoutException) as error:
-            late = f"no complete answer within {limits.timeout:g} s"
-            raise FetchError(f"cannot fetch {quote(url)}: {late}") from error
+            raise FetchError(f"cannot fetch {quote(url)}: no complete answer within {limits.timeout:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            raise FetchError(f"cannot fetch {quote(url)}: {_reason(error)}") from error
+            raise FetchError(f"cannot fetch {quote(url)}: {_network_reason(error)}") from error
     raise FetchError(f"more than {limits.max_redirects} redirects, the last to {quote(url)}; give the final URL")
 
 
 def _run_apart(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread and an event loop of its own: the caller's thread may be running
-    a loop already, as in Jupyter. What interrupts the caller, such as Ctrl-C, cancels it."""
+    """Run a coroutine in a thread and an event loop of its own: the caller's thread may be running a loop already, as in
+    Jupyter. What interrupts the caller, such as Ctrl-C, cancels it."""
     import asyncio
 
     loop = asyncio.new_event_loop()
@@ -201,10 +196,9 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
 async def _get(url: str, parts: SplitResult, addresses: list[str], limits: FetchLimits, deadline: float) -> bytes | str:
     """Ask for a URL once, and return its body, or the place that it redirects to.
 
-    The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc.
-    Each request has its own, so that no connection is used again for another host of the same
-    address. The certificate is checked by OpenSSL alone: the check of the system, which is httpx2's
-    default on a Mac, may itself fetch what a certificate names.
+    The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc. Each request has its
+    own, so that no connection is used again for another host of the same address. The certificate is checked by OpenSSL
+    alone: the check of the system, which is httpx2's default on a Mac, may itself fetch what a certificate names.
     """
     import asyncio
     import ssl
@@ -218,9 +212,8 @@ async def _get(url: str, parts: SplitResult, addresses: list[str], limits: Fetch
         contextlib.AsyncExitStack() as opened,
         contextlib.aclosing(await _send(transport, parts, addresses, deadline, opened)) as answer,
     ):
-        location = answer.headers.get("Location")
-        if answer.status_code in REDIRECTS and location is not None:
-            return location
+        if answer.has_redirect_location:
+            return answer.headers["Location"]
         return await _read_body(answer, url, limits)
 
 
@@ -231,8 +224,8 @@ async def _send(
     deadline: float,
     opened: contextlib.AsyncExitStack,
 ) -> "httpx2.Response":
-    """Send the request to the first address that can be connected to, and return the answer, whose
-    body is not read yet. `opened` closes the connections."""
+    """Send the request to the first address that can be connected to, and return the answer, whose body is not read yet.
+    `opened` closes the connections."""
     import ssl
 
     import httpx2
@@ -242,15 +235,15 @@ async def _send(
         if event == "connection.connect_tcp.complete":
             opened.push_async_callback(info["return_value"].aclose)
 
-    headers = {"Host": _host(parts), "Accept-Encoding": "identity", "User-Agent": "smolvlm-mlx", "Accept": "*/*"}
-    extensions: dict[str, object] = {"target": _target(parts).encode(), "trace": trace}
+    named = httpx2.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
+    host = named.netloc.decode()  # without the scheme's own port
+    headers = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "smolvlm-mlx", "Accept": "*/*"}
     # The URL has the address; TLS asks for the name, and checks that the certificate is the name's.
-    extensions["sni_hostname"] = parts.hostname
+    extensions = {"target": _target(parts).encode(), "trace": trace, "sni_hostname": parts.hostname}
     for position, address in enumerate(addresses):
         share = (deadline - time.monotonic()) / (len(addresses) - position)
-        extensions["timeout"] = {"connect": share}
-        place = httpx2.URL(scheme=parts.scheme, host=address, port=parts.port)
-        request = httpx2.Request("GET", place, headers=headers, extensions=extensions)
+        timed = {**extensions, "timeout": {"connect": share}}
+        request = httpx2.Request("GET", named.copy_with(host=address), headers=headers, extensions=timed)
         try:
             return await transport.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -265,9 +258,8 @@ def _first_cause(error: BaseException) -> BaseException:
     return _first_cause(causes[0]) if causes else error
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, in the words of whoever saw it first: httpx2 says "All connection attempts
-    failed" of a refused one."""
+def _network_reason(error: Exception) -> str:
+    """What went wrong, in the words of whoever saw it first: httpx2 says "All connection attempts failed" of a refused one."""
     import ssl
 
     first = _first_cause(error)
@@ -312,8 +304,7 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
     import httpx2
 
     if answer.status_code != 200:
-        status = f"{answer.status_code} {quote(answer.reason_phrase)}"
-        raise FetchError(f"{quote(url)} answered {status}")
+        raise FetchError(f"{quote(url)} answered {answer.status_code} {quote(answer.reason_phrase)}")
     if len(answer.headers.raw) > MAX_HEADERS:
         raise httpx2.RemoteProtocolError(f"it answers with more than {MAX_HEADERS} headers")
     encoding = answer.headers.get("Content-Encoding", "identity")
@@ -330,8 +321,7 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
                 _check_size(len(body), quote(url), limits, "at least ")
     except httpx2.RemoteProtocolError as error:
         if len(body) < length:
-            missing = length - len(body)
-            raise FetchError(f"{quote(url)} ended {missing} bytes early; try again") from error
+            raise FetchError(f"{quote(url)} ended {length - len(body)} bytes early; try again") from error
         raise
     return bytes(body)
 
@@ -344,13 +334,6 @@ def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> No
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return percent_encode(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
-
-
-def _host(parts: SplitResult) -> str:
-    """The Host header: the name, and the port unless it is the scheme's."""
-    name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    default_port = 443 if parts.scheme == "https" else 80
-    return name if parts.port in (None, default_port) else f"{name}:{parts.port}"
 
 
 def _local_path(name: str) -> str:
