@@ -1,6 +1,6 @@
 """Bytes from a path, an http(s) URL, a data: URL or base64 text, within limits.
 
-In goes a string a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or videos.
+In goes what a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or videos.
 
 A URL may come from someone who wants to reach what only this machine can reach. So the name is resolved once, every
 address it has must be a public one, and the connection is made to that checked address, not to the name: a second,
@@ -15,14 +15,14 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.parse import quote as percent_encode
 
-from smolvlm_mlx.errors import FetchError, cut, quote, reason
+from smolvlm_mlx.errors import FetchError, SmolVLMError, cut, quote, reason
 
 if TYPE_CHECKING:
     import httpx2
@@ -92,6 +92,30 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     except FetchError as error:
         path = "nor is it the path of an existing file" if limits.allow_paths else "and local files are not read here"
         raise FetchError(f"{error}; {path}") from None
+
+
+def one_of(part: object, keys: Sequence[str], what: str, error: type[SmolVLMError]) -> tuple[str, object]:
+    """The one of the keys that a part of a message has, and what is there; what is no part stands for the first key."""
+    if not isinstance(part, Mapping):
+        return keys[0], part
+    given = [key for key in keys if part.get(key) is not None]
+    if len(given) != 1:
+        raise error(f"{what} needs one of {', '.join(keys)}; it has {', '.join(given) or 'none'}")
+    return given[0], part[given[0]]
+
+
+def read_source(key: str, source: object, limits: FetchLimits) -> bytes | None:
+    """Bytes of what a part has under a key: read as a `path`, `url` or `base64`, or as `fetch` does; None if it is no text,
+    path or bytes. Bytes stay as they are, however many. Raises FetchError."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
+        return read_path(source, limits)
+    if not isinstance(source, str):
+        return None
+    if key == "url" and source[:5].lower() != "data:":
+        return fetch_url(source, limits)
+    return decode_base64(source, limits) if key in ("url", "base64") else fetch(source, limits)
 
 
 def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import ImageError, quote
-from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits, decode_base64, fetch, fetch_url, is_path, read_path
+from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits, is_path, one_of, read_source
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+IMAGE_KEYS = ("image", "path", "url", "base64")  # one of which an image part has
 MAX_PIXELS = 50_000_000
 
 # Formats that Pillow decodes itself. Others start programs (EPS), draw (WMF) or have no signature (TGA).
@@ -43,58 +44,48 @@ def load_image(
     upright as its EXIF says and its alpha channel is dropped; a PIL picture or an array is not turned, and is laid on
     white where it is transparent. Of several frames the first is taken. Raises ImageError, FetchError.
     """
-    source, key = _source(part)
+    key, source = _held(part)
     if isinstance(source, Image.Image):
         return _decode(lambda: source, _on_white, "the picture", max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
-    data, name = _read(source, key, limits)
+    data, name = _read(key, source, limits), _name(key, source, limits)
     return _decode(lambda: _open(data, name), _upright, name, max_pixels)
 
 
 def is_decoded(part: object) -> bool:
     """Whether an image part holds pixels, a PIL picture or an array, and not bytes, or where they are."""
-    return isinstance(_source(part)[0], Image.Image | np.ndarray)
+    return isinstance(_held(part)[1], Image.Image | np.ndarray)
 
 
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
     """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what `load_image` makes of it."""
-    source, key = _source(part)
+    key, source = _held(part)
     if isinstance(source, Image.Image | np.ndarray):
         return load_image(source)
-    return _read(source, key, limits)[0]
+    return _read(key, source, limits)
 
 
-def _source(part: object) -> tuple[object, str]:
-    """What an image part holds, and under which key."""
-    if not isinstance(part, Mapping):
-        return part, "image"
-    keys = [name for name in ("image", "path", "url", "base64") if part.get(name) is not None]
-    if len(keys) != 1:
-        raise ImageError(f"an image part needs one of image, path, url, base64; it has {', '.join(keys) or 'none'}")
-    return part[keys[0]], keys[0]
+def _held(part: object) -> tuple[str, object]:
+    return one_of(part, IMAGE_KEYS, "an image part", ImageError)
 
 
-def _read(source: object, key: str, limits: FetchLimits) -> tuple[bytes, str]:
-    """Encoded bytes, and their name for messages."""
-    if isinstance(source, bytes):
-        if len(source) > limits.max_bytes:
-            raise ImageError(f"a picture of {len(source)} bytes; the limit is {limits.max_bytes}")
-        return source, "the picture"
+def _read(key: str, source: object, limits: FetchLimits) -> bytes:
+    data = read_source(key, source, limits)
+    if data is None:
+        raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"a picture of {len(data)} bytes; the limit is {limits.max_bytes}")
+    return data
+
+
+def _name(key: str, source: object, limits: FetchLimits) -> str:
+    """For messages, of a path or URL; a picture written out, in bytes or in text, has none."""
     if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        return read_path(source, limits), quote(source, end=True)
-    if isinstance(source, str):
-        is_url = key == "url" and source[:5].lower() != "data:"
-        reader = fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch
-        return reader(source, limits), _name(source, reader is fetch and limits.allow_paths)
-    raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
-
-
-def _name(source: str, may_be_path: bool) -> str:
-    """Of a path or URL; a picture written out in text has none."""
-    if source[:5].lower() == "data:":
+        return quote(source, end=True)
+    if not isinstance(source, str) or source[:5].lower() == "data:":
         return "the picture"
-    if may_be_path and is_path(source):
+    if key == "image" and limits.allow_paths and is_path(source):
         return quote(source, end=True)
     return quote(source) if len(source) < 80 or source[:4].lower() == "http" else "the picture"
 

@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any
 
 from ..errors import PromptError, quote
-from .fetch import DEFAULT_LIMITS, FetchLimits
+from .fetch import DEFAULT_LIMITS, FetchLimits, one_of
+from .image import IMAGE_KEYS
 from .media import Attachment, Frames, Recent, Video
 from .video import LIMITS as VIDEO_LIMITS
+from .video import VIDEO_OPTIONS
 
 RawMessage = Mapping[str, Any]
-IMAGE_KEYS = ("image", "path", "url", "base64")  # one of which an image part has
 VIDEO_KEYS = ("video", "frames", "path", "url", "base64")
-VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,7 @@ def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tup
     if part["type"] == f"{kind}_url":
         url = part.get(f"{kind}_url")
         part = {"url": url.get("url") if isinstance(url, Mapping) else url}
-    given = [key for key in keys if part.get(key) is not None]
-    if len(given) != 1:
-        article = "an" if kind == "image" else "a"
-        raise PromptError(
-            f"{where}: {article} {kind} part needs one of {', '.join(keys)}; it has {', '.join(given) or 'none'}"
-        )
-    return given[0], part[given[0]]
+    return one_of(part, keys, f"{where}: {'an' if kind == 'image' else 'a'} {kind} part", PromptError)
 
 
 # ---- to JSON and back

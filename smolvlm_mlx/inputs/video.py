@@ -9,14 +9,16 @@ never gets their path or an address to open.
 import io
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ..errors import VideoError, quote
 from ..events import Work
-from .fetch import FetchLimits, decode_base64, fetch, fetch_url, read_path
+from .fetch import FetchLimits, one_of, read_source
 from .image import MAX_PIXELS
 from .prefetch import prefetch
 
@@ -24,15 +26,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Generic, TypeVar
 
-import numpy as np
-
+VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")  # that a video part may have
 FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
 SKIPPED_SECONDS = 1  # at both ends of a long video
-V1_FRAMES = 50
 Frame = TypeVar("Frame")
 
 
@@ -52,7 +49,7 @@ class VideoSampling:
         """From preprocessor_config.json; without `video_sampling` (the first family) up to 50 frames, evenly, no words."""
         given = raw.get("video_sampling")
         if not isinstance(given, Mapping):
-            return cls(float("inf"), V1_FRAMES, tile_size, with_times=False)
+            return cls(float("inf"), 50, tile_size, with_times=False)
         size = given.get("video_size", {})
         edge = size.get("longest_edge") if isinstance(size, Mapping) else size
         return cls(given.get("fps", 1), given.get("max_frames", 64), edge or tile_size).changed({})
@@ -63,9 +60,7 @@ class VideoSampling:
         Raises:
             VideoError: one is out of range.
         """
-        known: dict[str, Any] = {
-            key: values[key] for key in ("fps", "max_frames", "start", "end") if values.get(key) is not None
-        }
+        known: dict[str, Any] = {key: values[key] for key in VIDEO_OPTIONS if values.get(key) is not None}
         changed = replace(self, **known)
         numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
         for name, value in numbers.items():
@@ -146,8 +141,7 @@ def from_frames(frames: Sequence[Frame], fps: float | None = None) -> Clip[Frame
     return Clip(tuple(frames), tuple(number / rate for number in range(len(frames))), len(frames) / rate)
 
 
-MAX_VIDEO_BYTES = 256 * 2**20
-LIMITS = FetchLimits(max_bytes=MAX_VIDEO_BYTES, timeout=120.0)
+LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
@@ -160,24 +154,13 @@ def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
     Raises:
         FetchError, VideoError: it cannot be read.
     """
-    key, source = "video", part
-    if isinstance(part, Mapping):
-        keys = [name for name in ("video", "path", "url", "base64") if part.get(name) is not None]
-        if len(keys) != 1:
-            raise VideoError(
-                f"a video part needs one of video, path, url, base64, frames; it has {', '.join(keys) or 'none'}"
-            )
-        key, source = keys[0], part[keys[0]]
-    if isinstance(source, bytes):
-        if len(source) > limits.max_bytes:
-            raise VideoError(f"a video of {len(source)} bytes; the limit is {limits.max_bytes}")
-        return source
-    if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        return read_path(source, limits)
-    if isinstance(source, str):
-        is_url = key == "url" and source[:5].lower() != "data:"
-        return (fetch_url if is_url else decode_base64 if key in ("url", "base64") else fetch)(source, limits)
-    raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
+    key, source = one_of(part, ("video", "path", "url", "base64"), "a video part", VideoError)
+    data = read_source(key, source, limits)
+    if data is None:
+        raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
+    if len(data) > limits.max_bytes:
+        raise VideoError(f"a video of {len(data)} bytes; the limit is {limits.max_bytes}")
+    return data
 
 
 @contextmanager
@@ -190,9 +173,7 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
             io.BytesIO(data), mode="r", options={"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         ) as file:
             if not file.streams.video:
-                raise VideoError(
-                    "the file holds sound but no video" if file.streams.audio else "the file holds no video"
-                )
+                raise VideoError(f"the file holds {'sound but no' if file.streams.audio else 'no'} video")
             stream = file.streams.video[0]
             if stream.codec_context is None:  # which PyAV's types do not tell
                 raise VideoError("the video is of a kind that ffmpeg does not know")

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..errors import HistoryError, quote
 from ..inputs.media import Attachment, Frames, Video
-from ..inputs.messages import VIDEO_OPTIONS, ImagePart, Message, Part, TextPart, VideoPart, raw_message
+from ..inputs.messages import ImagePart, Message, Part, TextPart, VideoPart, raw_message
+from ..inputs.video import VIDEO_OPTIONS
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
