@@ -10,7 +10,6 @@ and, of pictures and videos, `name`, if wanted. Nothing below knows of these key
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from ..errors import PromptError, quote
@@ -152,32 +151,24 @@ class _Parser:
             return lambda: TextPart(part["text"])
         name = part["name"] if isinstance(part.get("name"), str) else None
         if kind.startswith("image"):
-            return partial(self._image, *_source(part, "image", IMAGE_KEYS, where), name)
+            key, image = _source(part, "image", IMAGE_KEYS, where)
+            if isinstance(image, Attachment):
+                return lambda: ImagePart(image)
+            return lambda: ImagePart(self._own({key: image}, self._limits, name))
         options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
-        key, source = _source(part, "video", VIDEO_KEYS, where)
+        key, video = _source(part, "video", VIDEO_KEYS, where)
         if key == "frames":
-            if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
-                raise PromptError(f"{where}: frames {quote(source)} are no list of pictures")
-            return partial(self._frames, list(source), options)
-        return partial(self._video, key, source, name, options)
+            if isinstance(video, str | bytes | Mapping) or not isinstance(video, Iterable):
+                raise PromptError(f"{where}: frames {quote(video)} are no list of pictures")
+            frames = list(video)
+            return lambda: VideoPart(Frames([self._frame(frame) for frame in frames], options.get("fps")), options)
+        if isinstance(video, Video | Frames):
+            return lambda: VideoPart(video, options)
+        return lambda: VideoPart(Video({key: video}, self._video_limits, name), options)
 
-    def _image(self, key: str, source: object, name: str | None) -> ImagePart:
-        if isinstance(source, Attachment):
-            return ImagePart(source)
-        return ImagePart(self._own({key: source}, self._limits, name))
-
-    def _frames(self, sources: Sequence[object], options: Mapping[str, Any]) -> VideoPart:
-        held = [source.get("image") if isinstance(source, Mapping) else source for source in sources]
-        frames = [
-            image if isinstance(image, Attachment) else self._own(source, self._limits, None)
-            for image, source in zip(held, sources, strict=True)
-        ]
-        return VideoPart(Frames(frames, options.get("fps")), options)
-
-    def _video(self, key: str, source: object, name: str | None, options: Mapping[str, Any]) -> VideoPart:
-        if isinstance(source, Video | Frames):
-            return VideoPart(source, options)
-        return VideoPart(Video({key: source}, self._video_limits, name), options)
+    def _frame(self, part: object) -> Attachment:
+        image = part.get("image") if isinstance(part, Mapping) else part
+        return image if isinstance(image, Attachment) else self._own(part, self._limits, None)
 
 
 def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, object]:
