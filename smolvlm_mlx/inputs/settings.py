@@ -1,7 +1,7 @@
 """How pictures become tiles: as a checkpoint says, and what a user has in its place."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -36,10 +36,10 @@ class ImageSettings:
         values: dict[str, Any] = {
             "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
             "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
-            "split": raw.get("do_image_splitting", True),
-            "mean": _tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
-            "std": _tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
-            "rescale_factor": raw.get("rescale_factor", 1 / 255),
+            "split": raw.get("do_image_splitting", cls.split),
+            "mean": _tuple(raw.get("image_mean", cls.mean)),
+            "std": _tuple(raw.get("image_std", cls.std)),
+            "rescale_factor": raw.get("rescale_factor", cls.rescale_factor),
         }
         # do_pad is not among them: tiles are full squares, there is nothing to pad.
         always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
@@ -64,15 +64,7 @@ class ImageOptions:
     max_tiles: int | None = option(None, "Most tiles for one picture; its longer side shrinks until that is kept.")
 
     def __post_init__(self) -> None:
-        given = {
-            "tile_size": 1,
-            "longest_edge": 1,
-            "split": True,
-            "mean": (0, 0, 0),
-            "std": (1, 1, 1),
-            "rescale_factor": 1,
-        }
-        if problems := _problems({**given, **self.given}):
+        if problems := _problems(vars(ImageSettings(1, 1)) | self.given):  # as of any settings
             raise ImageError("; ".join(problems))
 
     @property
@@ -98,24 +90,23 @@ def _tuple(values: object) -> object:
 
 
 def _problems(values: Mapping[str, object]) -> list[str]:
-    def found() -> Iterator[str]:
-        for name in ("tile_size", "longest_edge", "max_tiles"):
-            value = values.get(name)
-            if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
-                yield f"{name} is {quote(value)}, must be a whole number above 0"
-        if type(values["split"]) is not bool:
-            yield f"split is {quote(values['split'])}, must be true or false"
-        for name in ("mean", "std"):
-            three = values[name]
-            if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
-                yield f"{name} is {quote(three)}, must be three numbers"
-            elif name == "std" and min(three) <= 0:
-                yield f"std is {quote(three)}, must be above 0"
-        factor = values["rescale_factor"]
-        if not _is_number(factor) or factor <= 0:
-            yield f"rescale_factor is {quote(factor)}, must be a number above 0"
-
-    return list(found())
+    found = []
+    for name in ("tile_size", "longest_edge", "max_tiles"):
+        value = values.get(name)
+        if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
+            found.append(f"{name} is {quote(value)}, must be a whole number above 0")
+    if type(values["split"]) is not bool:
+        found.append(f"split is {quote(values['split'])}, must be true or false")
+    for name in ("mean", "std"):
+        three = values[name]
+        if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
+            found.append(f"{name} is {quote(three)}, must be three numbers")
+        elif name == "std" and min(three) <= 0:
+            found.append(f"std is {quote(three)}, must be above 0")
+    factor = values["rescale_factor"]
+    if not _is_number(factor) or factor <= 0:
+        found.append(f"rescale_factor is {quote(factor)}, must be a number above 0")
+    return found
 
 
 def _is_number(value: object) -> TypeGuard[float]:
