@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from time import monotonic, perf_counter
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -80,9 +79,7 @@ class Camera:
     def __enter__(self) -> "Camera":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:

@@ -51,10 +51,9 @@ class Tokenizer:
             raise CheckpointError(f"{folder}: no tokenizer.json; copy it from the original checkpoint")
         try:
             bpe = BPETokenizer.from_buffer(path.read_bytes())
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); copy it from the original checkpoint") from error
         except BaseException as error:
-            if type(error).__name__ == "PanicException":  # Rust's, for merges that do not fit the vocabulary
+            # A PanicException is Rust's, for merges that do not fit the vocabulary.
+            if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
                 raise CheckpointError(f"{path}: damaged ({error}); copy it from the original checkpoint") from error
             raise
         eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
