@@ -140,23 +140,19 @@ def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) 
         return image.resize(size, Image.Resampling.LANCZOS)
     image.load()  # not in two threads at once
     if to_width != width:
+        image = _resize_side(image, (to_width, height), pool)
+    return image if to_height == height else _resize_side(image, size, pool)
+
+
+def _resize_side(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
+    """A resize of one side, done in two halves of the other."""
+    (width, height), (to_width, to_height) = image.size, size
+    if width != to_width:
         half = height // 2
-        boxes = [(0, 0, width, half), (0, half, width, height)]
-        image = _resize_parts(image, boxes, [(to_width, half), (to_width, height - half)], (to_width, height), pool)
-    if to_height != height:
-        half = to_width // 2
-        boxes = [(0, 0, half, height), (half, 0, to_width, height)]
-        image = _resize_parts(image, boxes, [(half, to_height), (to_width - half, to_height)], size, pool)
-    return image
-
-
-def _resize_parts(
-    image: Image.Image,
-    boxes: list[tuple[int, int, int, int]],
-    sizes: list[tuple[int, int]],
-    size: tuple[int, int],
-    pool: ThreadPoolExecutor,
-) -> Image.Image:
+        boxes, sizes = [(0, 0, width, half), (0, half, width, height)], [(to_width, half), (to_width, height - half)]
+    else:
+        half = width // 2
+        boxes, sizes = [(0, 0, half, height), (half, 0, width, height)], [(half, to_height), (width - half, to_height)]
     whole = Image.new("RGB", size)
     parts = pool.map(lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes)
     for (left, upper, _, _), part in zip(boxes, parts, strict=True):
