@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 from PIL import Image
 
@@ -34,6 +35,12 @@ class TiledImage:
     def digests(self) -> list[bytes]:
         """A name for each tile."""
         return digest_tiles(self.tiles)
+
+
+Result = TypeVar("Result")
+Cutting = Generator[
+    tuple[TiledImage, int], None, Result
+]  # each frame as soon as it is cut, and how many there are to be
 
 
 class Attachment:
@@ -118,13 +125,8 @@ class Video:
         """Names the bytes."""
         return sha256(self.data).hexdigest()
 
-    def clip(
-        self, sampling: VideoSampling, settings: ImageSettings
-    ) -> Generator[tuple[TiledImage, int], None, Clip[TiledImage]]:
-        """Its frames, cut: yields each as soon as it is there, and how many there are to be.
-
-        Those of the last sampling and settings are kept, and not given one by one again.
-        """
+    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Cutting[Clip[TiledImage]]:
+        """Its frames, cut. Those of the last sampling and settings are kept, and not given one by one again."""
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
                 clip = yield from decode_in_steps(
@@ -149,9 +151,7 @@ class Frames:
         if not frames:
             raise VideoError("a video of no frames")
 
-    def clip(
-        self, sampling: VideoSampling, settings: ImageSettings
-    ) -> Generator[tuple[TiledImage, int], None, Clip[TiledImage]]:
+    def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Cutting[Clip[TiledImage]]:
         """As `Video.clip`."""
         tiled = []
         for frame in self.frames:

@@ -3,9 +3,10 @@
 Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
 from ..files import read_json_if_there
-from .media import TiledImage
+from .media import Cutting, TiledImage
 from .messages import ImagePart, Message, RawMessage, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings
@@ -139,7 +140,7 @@ class Processor:
         image_options: ImageOptions | None = None,
         *,
         add_generation_prompt: bool = True,
-    ) -> Generator[tuple[TiledImage, int], None, Inputs]:
+    ) -> Cutting[Inputs]:
         """As a call, in steps: yields each frame of a video while the next are decoded, and how many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
         turns = yield from self._turns(parse_messages(messages), settings)
@@ -168,9 +169,7 @@ class Processor:
                 mask[len(before) : ends[-1] if ends and ends[-1] > len(before) else len(after)] = True
         return mask
 
-    def _turns(
-        self, messages: Sequence[Message], settings: ImageSettings
-    ) -> Generator[tuple[TiledImage, int], None, list[Turn]]:
+    def _turns(self, messages: Sequence[Message], settings: ImageSettings) -> Cutting[list[Turn]]:
         """Messages with their pictures cut, and their videos taken apart into frames and the words around them."""
         turns = []
         for message in messages:
@@ -185,14 +184,11 @@ class Processor:
             turns.append(Turn(message.role, parts))
         return turns
 
-    def _frames(
-        self, part: VideoPart, settings: ImageSettings
-    ) -> Generator[tuple[TiledImage, int], None, list[str | TiledImage]]:
+    def _frames(self, part: VideoPart, settings: ImageSettings) -> Cutting[list[str | TiledImage]]:
         sampling = self.sampling.changed(part.options)
         clip = yield from part.video.clip(sampling, settings)
-        texts = words(clip, sampling.with_times)
-        pairs: list[tuple[str, TiledImage]] = list(zip(texts, clip.frames, strict=False))
-        return [part for pair in pairs for part in pair if part != ""] + [text for text in texts[-1:] if text]
+        pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")  # the last words are alone
+        return [part for pair in pairs for part in pair if part != ""]
 
     def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:
         layouts = [part.layout for turn in turns for part in turn.parts if isinstance(part, TiledImage)]
