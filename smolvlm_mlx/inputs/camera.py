@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..errors import VideoError, cut, named, quote
+from ..errors import VideoError, cut, named, quote, reason
 from .video import FALLBACK_FPS, opened, upright
 
 if TYPE_CHECKING:
@@ -202,8 +202,7 @@ def _reason(error: Exception) -> str:
         return "there is no such camera"
     if isinstance(error, PermissionError):
         return f"permission denied; {_allowing()}"
-    said = error.strerror if isinstance(error, OSError) else str(error)
-    return f"{cut(str(said))}; it has to be a camera that no other program uses; {_allowing()}"
+    return f"{cut(reason(error))}; it has to be a camera that no other program uses; {_allowing()}"
 
 
 def _allowing() -> str:

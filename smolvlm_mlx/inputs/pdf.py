@@ -19,7 +19,6 @@ DPI_RANGE = (18, 1200)
 MAX_PAGE_PIXELS = 2**24
 MAX_SIDE = 2**15
 POINTS = 72  # to an inch, PDF's unit
-_ENCRYPTED = 4  # FPDF_ERR_PASSWORD, fpdfview.h
 
 
 def is_pdf(path: Path) -> bool:
@@ -118,7 +117,7 @@ def _named(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (pypdfium2.PdfiumError, OSError, ValueError, MemoryError) as error:
-        if getattr(error, "err_code", None) == _ENCRYPTED:
+        if getattr(error, "err_code", None) == pypdfium2.raw.FPDF_ERR_PASSWORD:
             raise ImageError(f"{quote(path, end=True)}: locked with a password; save a copy without it") from error
         raise ImageError(
             f"{quote(path, end=True)}: {what} cannot be read; the PDF is damaged or without pages ({reason(error)})"

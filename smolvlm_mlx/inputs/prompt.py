@@ -15,7 +15,7 @@ from itertools import chain
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..errors import PromptError
+from ..errors import PromptError, cut
 from .tiles import TileLayout
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -122,4 +122,4 @@ def _render_apart(source: str, values: dict[str, object]) -> str:
 
 def _one_line(text: str) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join("".join(c if c.isprintable() else " " for c in text).split()))
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return cut(text, 200)

@@ -28,9 +28,7 @@ class Tokenizer:
         self._bpe = bpe
         self.added = {token.content: id for id, token in bpe.get_added_tokens_decoder().items()}
         self._plain = BPETokenizer(bpe.model)  # shares the vocabulary, but knows no added token
-        if bpe.normalizer is not None:
-            self._plain.normalizer = bpe.normalizer
-        self._plain.pre_tokenizer = bpe.pre_tokenizer
+        self._plain.normalizer, self._plain.pre_tokenizer = bpe.normalizer, bpe.pre_tokenizer
         self._tokens = {id: token for token, id in self.added.items()}
         longest_first = sorted((token for token in self.added if len(token) > 1), key=len, reverse=True)
         self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")

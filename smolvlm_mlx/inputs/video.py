@@ -8,7 +8,7 @@ never gets their path or an address to open.
 
 import io
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -168,10 +168,9 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
     """An encoded video and its first stream; VideoError if it cannot be decoded, here or within the context."""
     import av
 
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(
-            io.BytesIO(data), mode="r", options={"format_whitelist": FORMATS, "protocol_whitelist": "none"}
-        ) as file:
+        with av.open(io.BytesIO(data), mode="r", options=options) as file:
             if not file.streams.video:
                 raise VideoError(f"the file holds {'sound but no' if file.streams.audio else 'no'} video")
             stream = file.streams.video[0]
@@ -230,13 +229,11 @@ def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[i
     import av
 
     times: list[int] = []
-    try:
+    with suppress(av.FFmpegError):  # cut off: what came before counts
         for packet in file.demux(stream):
             when = packet.pts if packet.pts is not None else packet.dts
             if packet.size and when is not None and not packet.is_discard:
                 times.append(when)
-    except av.FFmpegError:
-        pass  # cut off: what came before counts
     return sorted(times)
 
 
@@ -265,6 +262,5 @@ def _frames_at(
 def upright(frame: "VideoFrame") -> Image.Image:
     """A decoded frame in RGB."""
     image: Image.Image = frame.to_image()
-    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-    turn = turns.get(round(frame.rotation) % 360)
-    return image if turn is None else image.transpose(turn)
+    turn = round(frame.rotation) % 360
+    return image.rotate(turn, expand=True) if turn in (90, 180, 270) else image
