@@ -19,7 +19,7 @@ from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
-from smolvlm_mlx.inputs.video import VideoSampling, decode, decode_in_steps, from_frames, in_words, sample, words
+from smolvlm_mlx.inputs.video import Clip, VideoSampling, decode, decode_in_steps, in_words, sample, words
 from smolvlm_mlx.model import SmolVLM
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
@@ -55,7 +55,7 @@ def test_the_first_family_takes_fifty_frames_without_words() -> None:
     sampling = VideoSampling.from_dict({}, 64)
     assert len(sample(3000, 30, sampling)) == 50
     assert sample(20, 30, sampling) == list(range(20))
-    assert set(words(from_frames([Image.new("RGB", (4, 4))] * 3), sampling.with_times)) == {""}
+    assert set(words(Clip((None,) * 3, (0.0,) * 3, 1.0), sampling.with_times)) == {""}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from .fetch import DEFAULT_LIMITS, FetchLimits
 from .image import Pixels, is_decoded, load_image, read_image
 from .settings import ImageSettings
 from .tiles import TileLayout, digest_tiles, make_tiles
+from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
 from .video import LIMITS as VIDEO_LIMITS
-from .video import Clip, VideoSampling, decode, decode_in_steps, from_frames, read_video
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
 PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
@@ -147,7 +147,7 @@ class Frames:
     """
 
     def __init__(self, frames: Sequence[Attachment], fps: float | None = None):
-        self.frames, self._fps = tuple(frames), fps
+        self.frames, self._fps = tuple(frames), FALLBACK_FPS if fps is None else fps
         if not frames:
             raise VideoError("a video of no frames")
 
@@ -157,7 +157,8 @@ class Frames:
         for frame in self.frames:
             tiled.append(frame.tiled(settings))
             yield tiled[-1], len(self.frames)
-        return from_frames(tiled, self._fps)
+        times = tuple(number / self._fps for number in range(len(tiled)))
+        return Clip(tuple(tiled), times, len(tiled) / self._fps)
 
 
 class Recent:

@@ -133,14 +133,6 @@ def words(clip: Clip[Any], with_times: bool) -> list[str]:
     return [intro + stamps[0], *stamps[1:], "\n\n"]
 
 
-def from_frames(frames: Sequence[Frame], fps: float | None = None) -> Clip[Frame]:
-    """A clip of frames that were chosen already, all of which are kept."""
-    if not frames:
-        raise VideoError("a video of no frames")
-    rate = FALLBACK_FPS if fps is None else fps
-    return Clip(tuple(frames), tuple(number / rate for number in range(len(frames))), len(frames) / rate)
-
-
 LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
