@@ -91,10 +91,7 @@ def _name(key: str, source: object, limits: FetchLimits) -> str:
 
 
 def _decode(
-    open_image: Callable[[], Image.Image],
-    to_rgb: Callable[[Image.Image], Image.Image],
-    name: str,
-    max_pixels: int,
+    open_image: Callable[[], Image.Image], to_rgb: Callable[[Image.Image], Image.Image], name: str, max_pixels: int
 ) -> Image.Image:
     try:
         image = open_image()

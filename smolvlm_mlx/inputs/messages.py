@@ -73,6 +73,9 @@ class Message:
         return [part for part in self.parts if not isinstance(part, TextPart)]
 
 
+Messages = Sequence[Message | RawMessage]
+
+
 def text_message(role: str, text: str) -> Message:
     """A message of words alone."""
     return Message(role, (TextPart(text),))
@@ -98,9 +101,7 @@ def _media_part(source: object) -> Part:
 
 
 def parse_messages(
-    messages: Sequence[Message | RawMessage],
-    limits: FetchLimits = DEFAULT_LIMITS,
-    recent: Recent | None = None,
+    messages: Messages, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None
 ) -> list[Message]:
     """Check messages and read their pictures and videos: what they name may change or vanish afterwards.
 

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, PromptError
 from ..events import Work
 from ..files import read_json_if_there
 from .media import Cutting, TiledImage
-from .messages import ImagePart, Message, RawMessage, TextPart, VideoPart, parse_messages
+from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings
 from .tiles import TileLayout, normalize
@@ -116,11 +116,7 @@ class Processor:
         return ImageOptions(split=False, longest_edge=self.sampling.longest_edge)
 
     def __call__(
-        self,
-        messages: Sequence[Message | RawMessage],
-        image_options: ImageOptions | None = None,
-        *,
-        add_generation_prompt: bool = True,
+        self, messages: Messages, image_options: ImageOptions | None = None, *, add_generation_prompt: bool = True
     ) -> Inputs:
         """Make the inputs of a conversation.
 
@@ -135,11 +131,7 @@ class Processor:
         return Work(self.prepare(messages, image_options, add_generation_prompt=add_generation_prompt)).finish()
 
     def prepare(
-        self,
-        messages: Sequence[Message | RawMessage],
-        image_options: ImageOptions | None = None,
-        *,
-        add_generation_prompt: bool = True,
+        self, messages: Messages, image_options: ImageOptions | None = None, *, add_generation_prompt: bool = True
     ) -> Cutting[Inputs]:
         """As a call, in steps: yields each frame of a video while the next are decoded, and how many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
