@@ -116,8 +116,7 @@ def _render_apart(source: str, values: dict[str, object]) -> str:
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"it ended with signal {-child.returncode}"])[-1]
         raise PromptError(f"the checkpoint's chat template fails: {_one_line(reason)}")
-    text: str = json.loads(child.stdout)
-    return text
+    return str(json.loads(child.stdout))
 
 
 def _one_line(text: str) -> str:

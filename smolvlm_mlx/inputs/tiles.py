@@ -67,11 +67,9 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, Til
         grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
         if not layout.rows:
             return np.array(grid)[None], layout  # (1, t, t, 3)
-        pixels = np.asarray(grid)  # (H, W, 3)
+        pixels = np.asarray(grid).reshape(layout.rows, t, layout.cols, t, 3)
         tiles = np.empty((layout.tiles, t, t, 3), np.uint8)
-        tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.reshape(
-            layout.rows, t, layout.cols, t, 3
-        ).transpose(0, 2, 1, 3, 4)  # (rows, cols, t, t, 3)
+        tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.swapaxes(1, 2)
         tiles[-1] = np.asarray(resize(grid, (t, t), pool))
     return tiles, layout
 
