@@ -44,15 +44,12 @@ def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
     With `max_tiles`, the longest edge goes down by whole tiles until the layout fits; if none that is split does, the
     picture is not split.
     """
-    layout = _plan(size, settings)
-    if settings.max_tiles is None:
-        return layout
     smaller = range((min(settings.longest_edge, MAX_EDGE) - 1) // settings.tile_size, 1, -1)
-    for edge in (tiles * settings.tile_size for tiles in smaller):
-        if layout.tiles <= settings.max_tiles:
-            return layout
+    for edge in (settings.longest_edge, *(tiles * settings.tile_size for tiles in smaller)):
         layout = _plan(size, replace(settings, longest_edge=edge))
-    return layout if layout.tiles <= settings.max_tiles else _plan(size, replace(settings, split=False))
+        if settings.max_tiles is None or layout.tiles <= settings.max_tiles:
+            return layout
+    return _plan(size, replace(settings, split=False))
 
 
 def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, TileLayout]:
