@@ -12,7 +12,7 @@ import typer
 from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
-from .options import Dtype, Revision
+from .options import Flags, Loading
 
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
@@ -38,13 +38,12 @@ Plot = Annotated[Path | None, typer.Option(help="PNG file for a picture of the r
 def bench(
     model: Target = None,
     random: Random = None,
-    dtype: Dtype = None,
     bits: Bits = None,
     runs: Runs = None,
     quick: Quick = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     plot: Plot = None,
-    revision: Revision = None,
+    loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Measure each phase of an answer, beside the limit that this machine sets.
 
@@ -59,7 +58,7 @@ def bench(
         raise BenchError("give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B")
     if plot is not None:
         _check_picture(plot)
-    open_model = _random(random, dtype, bits) if random else _stored(str(model), dtype, bits, revision)
+    open_model = _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
     plan = QUICK if quick else Plan()
     with _status() as progress:
         result = run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None, progress)
@@ -72,14 +71,12 @@ def bench(
         draw(name, result, plot)
 
 
-def _stored(model: str, dtype: str | None, bits: int | None, revision: str | None) -> "Open":
-    from ..checkpoint.reader import load
-
+def _stored(model: str, loading: Loading, bits: int | None) -> "Open":
     if bits is not None:
         raise BenchError(f"--bits is for --random; make one with: smolvlm-mlx convert {model} OUT --bits {bits}")
 
     def opened() -> tuple:  # type: ignore[type-arg]
-        loaded, processor = load(model, dtype, revision)
+        loaded, processor = loading.load(model)
         return loaded, processor.settings
 
     return opened

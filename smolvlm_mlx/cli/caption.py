@@ -12,7 +12,7 @@ from ..errors import DataError, reason
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import Preset
-from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision, given
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
     from ..tasks.captions import Line, Task
@@ -34,9 +34,7 @@ def caption(
     model_path: Model = DEFAULT_MODEL,
     options: Annotated[Options, Flags(defaults={"max_tokens": "as the preset"})] = Options(),
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
 ) -> None:
     """Ask the same about every picture and video, many at a time, and write the answers to a file.
 
@@ -45,14 +43,13 @@ def caption(
     """
     import mlx.core as mx
 
-    from ..checkpoint.reader import load
     from ..tasks.captions import Captioner, find_files
     from .show import count_bar, follow
 
     task, files = _task(preset, prompt, schema), find_files(paths)
     options = replace(options, **{"max_tokens": task.max_tokens, **given(context, options)})
-    model, processor = load(model_path, dtype, revision, adapter=adapter)
-    name = f"{model_path} {revision or ''} {adapter or ''} {dtype or ''}"
+    model, processor = loading.load(model_path)
+    name = f"{model_path} {loading.revision or ''} {loading.adapter or ''} {loading.dtype or ''}"
     captioner = Captioner(model, processor, task, name, image_options, options)
     try:
         with count_bar("files") as progress:

@@ -8,7 +8,7 @@ import typer
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..errors import ConversionError
-from .options import Adapter, Revision
+from .options import Flags, Loading
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -28,8 +28,7 @@ def convert(
     group_size: GroupSize = Recipe.group_size,
     quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
     dtype: Dtype = Recipe.dtype,
-    adapter: Adapter = None,
-    revision: Revision = None,
+    loading: Annotated[Loading, Flags(without=("dtype",))] = Loading(),
     check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not."""
@@ -45,10 +44,10 @@ def convert(
         raise ConversionError("--quantize-vision needs --bits")
     with byte_bar(f"Converting {source}") as progress:
         wanted = RECIPES[recipe] if recipe else own
-        result = follow(run(source, out, wanted, adapter=adapter, revision=revision), progress)
+        result = follow(run(source, out, wanted, adapter=loading.adapter, revision=loading.revision), progress)
     _print_report(result)
     if check:
-        _print_agreement(source, out, revision)
+        _print_agreement(source, out, loading.revision)
 
 
 def _print_report(report: "Report") -> None:

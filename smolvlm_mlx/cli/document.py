@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import DOCUMENTS, Output
-from .options import CONTROLS, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision
+from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model
 
 if TYPE_CHECKING:
     from ..tasks.documents import Page, PageSource, Reader
@@ -29,22 +29,18 @@ def document(
     model_path: Model = DOCUMENT_MODEL,
     options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
 ) -> None:
     """Read documents page by page; what is finished is written, also after Ctrl-C.
 
     A page on which the model repeats itself ends there, and is named. Checkpoints that do not write DocTags can do --output
     text.
     """
-    from ..checkpoint.reader import load
     from ..tasks.documents import Reader, find_pages
 
     _check(output, out)
     sources = find_pages(files, pages, dpi)
-    model, processor = load(model_path, dtype, revision, adapter=adapter)
-    reader = Reader(model, processor, output != "text", prompt, options, image_options)
+    reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
         _read(reader, sources, finished)

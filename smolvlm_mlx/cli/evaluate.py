@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from ..errors import EvaluationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import EVALUATION, Metric
-from .options import DEFAULT_MODEL, Adapter, Dtype, Revision
+from .options import DEFAULT_MODEL, Loading
 
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
@@ -34,9 +33,7 @@ def evaluate(
     part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,
     options: Options = EVALUATION,
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ) -> None:
     """Answer the questions with each checkpoint, and print a table of scores.
@@ -49,15 +46,15 @@ def evaluate(
     from .show import count_bar, follow
 
     models = model or [DEFAULT_MODEL]
-    if adapter is not None and len(models) > 1:
+    if loading.adapter is not None and len(models) > 1:
         raise EvaluationError(
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
         )
-    score = partial(run, metric=metric, options=options, adapter=adapter, dtype=dtype, revision=revision)
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
         with count_bar(name) as progress:
-            steps = score(name, rows, out / f"{_file_name(name)}.jsonl", image_options=image_options)
+            file = out / f"{_file_name(name)}.jsonl"
+            steps = run(name, rows, file, metric=metric, options=options, image_options=image_options, **vars(loading))
             results.append(follow(steps, progress))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))

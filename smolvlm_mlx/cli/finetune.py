@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..training.plan import PRESETS, Plan, Preset
-from .options import DEFAULT_MODEL, INTERRUPTED, Dtype, Model, Revision, given
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
     from ..training.loop import Record
@@ -36,8 +36,7 @@ def finetune(
     part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.
 
@@ -50,7 +49,7 @@ def finetune(
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
     with count_bar("Checking conversations") as progress:
         steps = prepare_in_steps(
-            model, data, out, plan, validation=validation, part=part, dtype=dtype, revision=revision
+            model, data, out, plan, validation=validation, part=part, dtype=loading.dtype, revision=loading.revision
         )
         run = follow(steps, progress)
     _print_run(run)

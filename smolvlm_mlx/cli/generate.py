@@ -12,7 +12,7 @@ import typer
 from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Images, Model, Revision
+from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Images, Loading, Model
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -32,20 +32,17 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     options: Options = Options(),
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
-    from ..checkpoint.reader import load
     from ..generation.engine import Engine
 
     # A missing question or a wrong path is told before a model is loaded.
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
     messages = _messages(system, _question(prompt), image or [], video or [], part_options)
     started = time.perf_counter()
-    model, processor = load(model_path, dtype, revision, adapter=adapter, lazy=True if image or video else "vision")
+    model, processor = loading.load(model_path, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
     stream = Engine(model, processor).stream(messages, options, image_options=image_options, keep_vision=False)
     _print_answer(stream, loaded - started, as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..inputs.settings import ImageOptions
-from .options import Revision
+from .options import Flags, Loading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,11 +24,11 @@ def info(
         str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
     ] = None,
     image_options: ImageOptions = ImageOptions(),
-    revision: Revision = None,
+    loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:
     """Show a checkpoint's parts and tokens, and what this machine computes with."""
     if model is not None:
-        _print_model(model, revision, image, image_options)
+        _print_model(model, loading.revision, image, image_options)
     _print_machine()
 
 

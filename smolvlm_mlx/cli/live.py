@@ -9,7 +9,7 @@ from ..errors import VideoError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import LIVE
-from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Flags, Model, Revision
+from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,9 +48,7 @@ def live(
     question_first: QuestionFirst = False,
     options: Options = LIVE,
     image_options: Annotated[ImageOptions, Flags(without=("longest_edge", "max_tiles"))] = ImageOptions(split=False),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
 ) -> None:
     """Describe what a camera sees, again and again; Ctrl-C ends it.
 
@@ -59,13 +57,13 @@ def live(
     """
     from itertools import islice
 
-    from ..checkpoint.reader import load
     from ..tasks.live import Live
 
     try:
         with _open(file, camera) as source:
-            loaded = load(model, dtype, revision, adapter=adapter)
-            seen = Live(*loaded, prompt, options, question_first=question_first, split=bool(image_options.split))
+            seen = Live(
+                *loading.load(model), prompt, options, question_first=question_first, split=bool(image_options.split)
+            )
             screen = _Terminal(mirror) if _is_terminal() else _Lines()
             for description in islice(seen.watch(source, every), count):
                 screen.show(description)

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from ..checkpoint import choices
-from ..options import Option, options_of
+from ..options import Option, option, options_of
+
+if TYPE_CHECKING:
+    from ..inputs.processor import Processor
+    from ..model import SmolVLM
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -22,10 +26,22 @@ CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")}
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint; `tiny` is bundled.")
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")]
 Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="Folder of a LoRA or DoRA adapter for it.")]
-Dtype = Annotated[choices.Dtype | None, typer.Option(help="What the model computes in; else as suits this machine.")]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a checkpoint is loaded."""
+
+    adapter: Path | None = option(None, "Folder of a LoRA or DoRA adapter for it.", short="-a")
+    dtype: choices.Dtype | None = option(None, "What the model computes in; else as suits this machine.")
+    revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+
+    def load(self, model: str, lazy: bool | Literal["vision"] = False) -> "tuple[SmolVLM, Processor]":
+        """As `checkpoint.reader.load`."""
+        from ..checkpoint.reader import load
+
+        return load(model, self.dtype, self.revision, adapter=self.adapter, lazy=lazy)
 
 
 @dataclass

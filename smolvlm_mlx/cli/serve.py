@@ -3,15 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..checkpoint import choices
 from ..errors import ServerError
 from ..inputs.settings import ImageOptions
-from .options import DEFAULT_MODEL, INTERRUPTED, Adapter, Dtype, Model, Revision
+from .options import DEFAULT_MODEL, INTERRUPTED, Loading, Model
 
 if TYPE_CHECKING:
     from socket import socket
@@ -42,25 +40,17 @@ def serve(
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep no conversations.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
     listener = listen(host, port)
-    service = load_service(model, adapter, dtype, revision, image_options, not no_history, allow_urls)
+    service = load_service(model, loading, image_options, not no_history, allow_urls)
     secret = None if no_token else token or new_token()
     run_server(service, listener, secret, open_page, allow_host or (), allow_origin or ())
 
 
 def load_service(
-    model: str,
-    adapter: Path | None,
-    dtype: choices.Dtype | None,
-    revision: str | None,
-    image_options: ImageOptions,
-    keep_history: bool,
-    allow_urls: bool = False,
+    model: str, loading: Loading, image_options: ImageOptions, keep_history: bool, allow_urls: bool = False
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
@@ -69,10 +59,8 @@ def load_service(
     from ..tasks.history import History, cache_folder
 
     def load_all() -> Engine:
-        from ..checkpoint.reader import load
-
-        loaded, folder = load(model, dtype, revision, adapter=adapter), cache_folder() if keep_history else None
-        return Engine(*loaded, cache_folder=folder, conversations=CONVERSATIONS)
+        folder = cache_folder() if keep_history else None
+        return Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
 
     scheduler = Scheduler(load_all)
     processor = scheduler.start().processor

@@ -10,7 +10,7 @@ from ...errors import PromptError, SmolVLMError
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
-from ..options import DEFAULT_MODEL, Adapter, Debug, Dtype, Flags, Images, Model, Revision
+from ..options import DEFAULT_MODEL, Debug, Flags, Images, Loading, Model
 from ..serve import LOCAL, listen, load_service, new_token, run_server
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def chat(
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
     image_options: ImageOptions = ImageOptions(),
-    adapter: Adapter = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    loading: Loading = Loading(),
     debug: Debug = False,
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
@@ -47,18 +45,17 @@ def chat(
         )
     if web:
         listener = listen(LOCAL, 0)
-        service = load_service(model, adapter, dtype, revision, image_options, not no_history)
+        service = load_service(model, loading, image_options, not no_history)
         run_server(service, listener, new_token(), open_page=True)
         return
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
-    from ...checkpoint.reader import load
     from ...tasks.chat import Chat
     from ...tasks.history import History, cache_folder
 
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
-    loaded, folder = load(model, dtype, revision, adapter=adapter), None if no_history else cache_folder()
+    loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
     _talk(conversation, model, history, id, image or [], debug)
 
