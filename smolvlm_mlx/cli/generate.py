@@ -12,7 +12,7 @@ import typer
 from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Images, Loading, Model
+from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -62,11 +62,7 @@ def _messages(
 
 
 def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
-    try:
-        text = "".join(echo(stream, silent=as_json))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    text = "".join(echo(stream, silent=as_json))
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
         print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=not is_utf8, indent=2))
@@ -103,10 +99,9 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
                 if not silent:
                     sys.stdout.write(event.piece.translate(CONTROLS) if on_terminal else event.piece)
                     sys.stdout.flush()
-    except BaseException:
+    finally:
         if shows_reading and not pieces:
             _write_status("")
-        raise
     if not silent:
         print()
     return pieces

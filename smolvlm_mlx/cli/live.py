@@ -9,10 +9,11 @@ from ..errors import VideoError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import LIVE
-from .options import CONTROLS, DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model
+from .options import CONTROLS, DEFAULT_MODEL, Flags, Loading, Model
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
 
     from ..inputs.camera import Camera
     from ..tasks.live import Description
@@ -57,19 +58,18 @@ def live(
     """
     from itertools import islice
 
+    from rich.console import Console
+
     from ..tasks.live import Live
 
-    try:
-        with _open(file, camera) as source:
-            seen = Live(
-                *loading.load(model), prompt, options, question_first=question_first, split=bool(image_options.split)
-            )
-            screen = _Terminal(mirror) if _is_terminal() else _Lines()
-            for description in islice(seen.watch(source, every), count):
-                screen.show(description)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    with _open(file, camera) as source:
+        loaded, split = loading.load(model), bool(image_options.split)
+        seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
+        console = Console(highlight=False, markup=False)
+        is_screen = console.is_terminal and not console.is_dumb_terminal
+        show = _Terminal(console, mirror).show if is_screen else _print_lines
+        for description in islice(seen.watch(source, every), count):
+            show(description)
 
 
 def _open(file: str | None, camera: str | None) -> "Camera":
@@ -83,44 +83,31 @@ def _open(file: str | None, camera: str | None) -> "Camera":
     return Camera(read_video({"url" if "://" in file else "path": file}), file)
 
 
-def _is_terminal() -> bool:
-    from rich.console import Console
-
-    console = Console()
-    return console.is_terminal and not console.is_dumb_terminal
-
-
-class _Lines:
-    """Answers as lines on stdout, and everything else on stderr."""
-
-    def show(self, description: "Description") -> None:
-        for _ in description.stream:
-            pass
-        print(" ".join(description.text.split()), flush=True)
-        print(describe(description), file=sys.stderr)
-        if description.stuck:
-            print(STUCK, file=sys.stderr)
+def _print_lines(description: "Description") -> None:
+    """The answer as a line on stdout, and everything else on stderr."""
+    for _ in description.stream:
+        pass
+    print(" ".join(description.text.split()), flush=True)
+    print(describe(description), file=sys.stderr)
+    if description.stuck:
+        print(STUCK, file=sys.stderr)
 
 
 class _Terminal:
     """The picture at the top of the terminal, and its answer below; each takes the place of the one before."""
 
-    def __init__(self, mirror: bool):
-        from rich.console import Console
-
-        self._console, self._mirror, self._shown = Console(highlight=False, markup=False), mirror, None
+    def __init__(self, console: "Console", mirror: bool):
+        self._console, self._mirror, self._shown = console, mirror, None
 
     def show(self, description: "Description") -> None:
-        from rich.text import Text
-
         self._picture(description.image)
         for piece in description.stream:
             self._console.file.write(piece.translate(CONTROLS))
             self._console.file.flush()
         self._console.print()
-        self._console.print(Text(describe(description), style="dim"))
+        self._console.print(describe(description), style="dim")
         if description.stuck:
-            self._console.print(Text(STUCK, style="yellow"))
+            self._console.print(STUCK, style="yellow")
 
     def _picture(self, image: "Image.Image") -> None:
         from rich.control import Control

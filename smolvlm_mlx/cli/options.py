@@ -1,6 +1,7 @@
 """Flags: those that several commands have, and those made of a dataclass's options; and the exit code after Ctrl-C."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
@@ -74,22 +75,23 @@ class Flags:
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Return the function as Typer takes it. A parameter that is a dataclass becomes a flag for each of its options, in its
-    place; its default, an instance, has their defaults. Each command has --debug."""
+    place; its default, an instance, has their defaults. Each command has --debug, and ends its line after Ctrl-C."""
     parameters = inspect.signature(function).parameters
     groups = {name: found for name, parameter in parameters.items() if (found := _options(parameter))}
     flags: list[Parameter] = []
     for name, parameter in parameters.items():
         flags += groups[name].values() if name in groups else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
-    if "debug" not in parameters:
-        flags.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+    flags.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
 
     @wraps(function)
-    def command(**values: Any) -> None:
-        if "debug" not in parameters:
-            del values["debug"]
+    def command(*, debug: bool, **values: Any) -> None:
         for name, options in groups.items():
             values[name] = _filled(parameters[name].default, {option: values.pop(option) for option in options})
-        function(**values)
+        try:
+            function(**values)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
 
     command.__dict__["__signature__"] = inspect.Signature(flags)
     command.__annotations__ = {flag.name: flag.annotation for flag in flags}

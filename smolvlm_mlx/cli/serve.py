@@ -1,7 +1,6 @@
 """`smolvlm-mlx serve`: the OpenAI-compatible server and its page, on this machine unless told otherwise."""
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from ..errors import ServerError
 from ..inputs.settings import ImageOptions
-from .options import DEFAULT_MODEL, INTERRUPTED, Loading, Model
+from .options import DEFAULT_MODEL, Loading, Model
 
 if TYPE_CHECKING:
     from socket import socket
@@ -129,8 +128,4 @@ def _run(app: "Starlette", listener: "socket") -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    uvicorn.Server(config).run(sockets=[listener])

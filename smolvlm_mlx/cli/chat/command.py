@@ -10,7 +10,7 @@ from ...errors import PromptError, SmolVLMError
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
-from ..options import DEFAULT_MODEL, Debug, Flags, Images, Loading, Model
+from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model
 from ..serve import LOCAL, listen, load_service, new_token, run_server
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ Web = Annotated[bool, typer.Option("--web", help="In the browser instead: a serv
 
 
 def chat(
+    context: typer.Context,
     model: Model = DEFAULT_MODEL,
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -36,7 +37,6 @@ def chat(
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
-    debug: Debug = False,
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
     if web and (system or image or resume or options != CHAT):
@@ -57,7 +57,7 @@ def chat(
     id = None if history is None or resume is None else _find(history, resume)
     loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
-    _talk(conversation, model, history, id, image or [], debug)
+    _talk(conversation, model, history, id, image or [], context.obj.debug)
 
 
 def _talk(
