@@ -10,6 +10,7 @@ from ...errors import PromptError, SmolVLMError
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
+from ..history import as_text
 from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model
 from ..serve import LOCAL, listen, load_service, new_token, run_server
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ...tasks.chat import Chat
     from ...tasks.history import History
     from .session import Session
+    from .terminal import TerminalScreen
 
 WITHOUT = ("skip_special_tokens",)  # special tokens would come back as plain text with the next question
 
@@ -65,19 +67,25 @@ def _talk(
 ) -> None:
     from .session import Session
 
+    screen = _screen(model, history, debug)
+    session = Session(conversation, screen, model, history)
+    if id is not None:
+        session.resume(id)
+        screen.say(as_text(conversation.messages))
+    session.attach(images)
+    screen.run(session)
+
+
+def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
     if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        session = Session(conversation, PipeScreen(), model, history)
-        _begin(session, id, images)
-        raise typer.Exit(_read_lines(session))
+        return PipeScreen()
     from ...tasks.history import private_folder
     from .terminal import TerminalScreen
 
     inputs = None if history is None else private_folder(history.path.parent) / "inputs"
     screen = TerminalScreen(inputs, debug)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
-    session = Session(conversation, screen, model, history)
-    _begin(session, id, images)
-    screen.run(session)
+    return screen
 
 
 def _find(history: "History", name: str) -> str:
@@ -89,17 +97,23 @@ def _find(history: "History", name: str) -> str:
     return latest[0].id
 
 
-def _begin(session: "Session", id: str | None, images: list[str]) -> None:
-    if id is not None:
-        from ..history import as_text
-
-        session.resume(id)
-        session.screen.say(as_text(session.chat.messages))
-    session.attach(images)
-
-
 class PipeScreen:
     """Answers go to stdout as they come, everything else to stderr; nobody is asked."""
+
+    def run(self, session: "Session") -> None:
+        """Handle stdin line by line; an error is one line, and the next line goes on. Exits, with 1 if there was an error."""
+        from .commands import handle
+
+        failed = 0
+        for line in sys.stdin or ():
+            try:
+                handle(session, line.rstrip("\n"))
+            except SmolVLMError as error:
+                print(f"smolvlm-mlx: {error}", file=sys.stderr)
+                failed = 1
+            if session.over:
+                break
+        raise typer.Exit(failed)
 
     def answer(self, begin: "Callable[[], TextStream]") -> None:
         for piece in begin():
@@ -118,19 +132,3 @@ class PipeScreen:
 
     def line(self, prompt: str, default: str) -> str:
         return ""
-
-
-def _read_lines(session: "Session") -> int:
-    """Handle stdin line by line; an error is one line, and the next line goes on. Returns the exit code."""
-    from .commands import handle
-
-    failed = 0
-    for line in sys.stdin:
-        try:
-            handle(session, line.rstrip("\n"))
-        except SmolVLMError as error:
-            print(f"smolvlm-mlx: {error}", file=sys.stderr)
-            failed = 1
-        if session.over:
-            break
-    return failed

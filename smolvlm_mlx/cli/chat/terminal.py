@@ -9,7 +9,7 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
@@ -32,14 +32,13 @@ class TerminalScreen:
     """Shows a session. `history_file` keeps what was typed for the arrow keys."""
 
     def __init__(self, history_file: Path | None, debug: bool = False):
-        self.console, self.debug = Console(highlight=False, markup=False), debug
+        self.console, self.debug = Console(highlight=False, markup=False, emoji=False), debug
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
-        keys.add("escape", "enter")(_new_line)
-        with_paths = ("/image", "/video", "/open", "/save")
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         self._prompt: PromptSession[str] = PromptSession(
             history=_input_history(history_file),
-            completer=CommandCompleter(COMMANDS, with_paths),
+            completer=CommandCompleter(COMMANDS, with_paths=("/image", "/video", "/open", "/save")),
             complete_while_typing=False,
             key_bindings=keys,
             multiline=True,
@@ -63,7 +62,7 @@ class TerminalScreen:
             except SmolVLMError as error:
                 if self.debug:
                     raise
-                self.console.print(Styled(str(error), style="red"))
+                self.console.print(str(error), style="red")
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show an answer as it comes, and then what it took. Ctrl-C ends it."""
@@ -96,7 +95,7 @@ class TerminalScreen:
 
     def say(self, text: str) -> None:
         """Dim, as it is not an answer."""
-        self.console.print(Styled(clean(text), style="dim"))
+        self.console.print(clean(text), style="dim")
 
     def choose(self, question: str, answers: str) -> str:
         """One of the letters of `answers`; the last for anything else."""
@@ -148,10 +147,6 @@ def markdown(text: str) -> Markdown:
 def clean(text: str) -> str:
     """Without characters that command a terminal."""
     return text.translate(CONTROLS)
-
-
-def _new_line(event: KeyPressEvent) -> None:
-    event.current_buffer.insert_text("\n")
 
 
 def _input_history(file: Path | None) -> History:
