@@ -139,15 +139,13 @@ def _summary(name: str, result: "Result") -> dict[str, object]:
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
     """What is measured now, on stderr."""
-    from rich.text import Text
-
     from .show import console
 
     err = console(stderr=True)
     with err.status("") as line:
 
         def show(phase: str) -> None:
-            line.update(Text(f"Measuring: {phase}"))
+            line.update(f"Measuring: {phase}")
             if not err.is_terminal:
                 err.print(f"measuring: {phase}")
 
@@ -179,7 +177,6 @@ def _print_result(name: str, result: "Result") -> None:
 
 def _print_phases(result: "Result") -> None:
     from rich.table import Column, Table
-    from rich.text import Text
 
     from .show import console
 
@@ -189,7 +186,7 @@ def _print_phases(result: "Result") -> None:
     for phase in result.phases:
         work, limit, share = phase.work, phase.limit(result.machine), phase.share(result.machine)
         limits = [_seconds(limit), f"{share:.0%}"] if limit is not None and share is not None else ["-", "-"]
-        measured = (Text(phase.name), _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase))
+        measured = (phase.name, _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase))
         shown.add_row(*measured, *limits, work.bound(result.machine) if work else "-")
     console().print(shown)
 

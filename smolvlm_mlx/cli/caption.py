@@ -52,8 +52,7 @@ def caption(
     name = f"{model_path} {loading.revision or ''} {loading.adapter or ''} {loading.dtype or ''}"
     captioner = Captioner(model, processor, task, name, image_options, options)
     try:
-        with count_bar("files") as progress:
-            lines = follow(captioner.write_in_steps(files, out), progress)
+        lines = follow(captioner.write_in_steps(files, out), count_bar("files"))
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on ({out})", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -42,10 +42,9 @@ def convert(
         )
     if quantize_vision and bits is None:
         raise ConversionError("--quantize-vision needs --bits")
-    with byte_bar(f"Converting {source}") as progress:
-        wanted = RECIPES[recipe] if recipe else own
-        result = follow(run(source, out, wanted, adapter=loading.adapter, revision=loading.revision), progress)
-    _print_report(result)
+    wanted = RECIPES[recipe] if recipe else own
+    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
+    _print_report(follow(steps, byte_bar(f"Converting {source}")))
     if check:
         _print_agreement(source, out, loading.revision)
 
@@ -67,12 +66,10 @@ def _print_report(report: "Report") -> None:
 
 def _print_agreement(source: str, out: Path, revision: str | None) -> None:
     """How far the result's predictions are from the source's."""
-    from rich.text import Text
-
     from ..checkpoint.compare import compare
     from .show import console, table
 
     shown = table("prompt", "tokens", "KL (nats)", "same top token")
     for row in compare(source, out, revision):
-        shown.add_row(Text(row.prompt), str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
+        shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
     console().print(shown)

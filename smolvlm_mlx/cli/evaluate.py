@@ -52,10 +52,9 @@ def evaluate(
         )
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
-        with count_bar(name) as progress:
-            file = out / f"{_file_name(name)}.jsonl"
-            steps = run(name, rows, file, metric=metric, options=options, image_options=image_options, **vars(loading))
-            results.append(follow(steps, progress))
+        file = out / f"{_file_name(name)}.jsonl"
+        steps = run(name, rows, file, metric=metric, options=options, image_options=image_options, **vars(loading))
+        results.append(follow(steps, count_bar(name)))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
     else:
@@ -79,8 +78,6 @@ def _summary(result: "Result", first: "Result") -> dict[str, object]:
 
 def _print_scores(results: "list[Result]") -> None:
     """A row for each category, a column for each checkpoint; then agreement with the first."""
-    from rich.text import Text
-
     from .show import console, print_rows, table
 
     out, first = console(), results[0]
@@ -88,7 +85,7 @@ def _print_scores(results: "list[Result]") -> None:
     if len(first.categories) > 1:
         for name, score in first.categories.items():
             others = [result.categories[name] for result in results]
-            shown.add_row(Text(name or "-"), str(score.count), *(f"{100 * other.mean:.1f}" for other in others))
+            shown.add_row(name or "-", str(score.count), *(f"{100 * other.mean:.1f}" for other in others))
     shown.add_row("all", str(first.score.count), *(_with_interval(result.score) for result in results))
     if len(results) > 1:
         differences = [result.difference(first) for result in results[1:]]

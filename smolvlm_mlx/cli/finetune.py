@@ -47,11 +47,10 @@ def finetune(
 
     if preset is not None:
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
-    with count_bar("Checking conversations") as progress:
-        steps = prepare_in_steps(
-            model, data, out, plan, validation=validation, part=part, dtype=loading.dtype, revision=loading.revision
-        )
-        run = follow(steps, progress)
+    steps = prepare_in_steps(
+        model, data, out, plan, validation=validation, part=part, dtype=loading.dtype, revision=loading.revision
+    )
+    run = follow(steps, count_bar("Checking conversations"))
     _print_run(run)
     if not estimate:
         _train(run, resume)

@@ -86,8 +86,6 @@ def _print_tokens(
     checkpoint: "Checkpoint", image: str | None, picture: "Image.Image | None", image_options: ImageOptions
 ) -> None:
     """What a tile is to the model, and what a picture becomes."""
-    from rich.text import Text
-
     from ..inputs.messages import user_message
     from ..inputs.processor import Processor
     from .show import console
@@ -104,8 +102,8 @@ def _print_tokens(
         (layout,) = inputs.layouts
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
         out.print(
-            Text(f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, ")
-            + Text(f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens")
+            f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, "
+            f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens"
         )
 
 

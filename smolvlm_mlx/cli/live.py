@@ -65,7 +65,7 @@ def live(
     with _open(file, camera) as source:
         loaded, split = loading.load(model), bool(image_options.split)
         seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
-        console = Console(highlight=False, markup=False)
+        console = Console(highlight=False, markup=False, emoji=False)
         is_screen = console.is_terminal and not console.is_dumb_terminal
         show = _Terminal(console, mirror).show if is_screen else _print_lines
         for description in islice(seen.watch(source, every), count):

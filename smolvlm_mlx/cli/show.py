@@ -1,7 +1,7 @@
 """What several commands show: tables, progress bars, rows that cannot be used."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 
 from rich.console import Console
@@ -21,6 +21,8 @@ from ..events import Reading, Result, Work
 
 SHOWN = 5  # rows that cannot be used
 
+Show = Callable[[int, int], None]  # moves a bar: what is done, and all
+
 
 def table(first: str, *others: str) -> Table:
     """One whose columns but the first are numbers."""
@@ -29,7 +31,7 @@ def table(first: str, *others: str) -> Table:
 
 def console(stderr: bool = False) -> Console:
     """One that prints text as it is."""
-    return Console(highlight=False, markup=False, soft_wrap=True, stderr=stderr)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr)
 
 
 def bar(title: str, *columns: ProgressColumn) -> Progress:
@@ -40,15 +42,15 @@ def bar(title: str, *columns: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields the function that moves it, called with bytes done and bytes in all."""
+def byte_bar(title: str) -> Iterator[Show]:
+    """A bar on stderr that counts bytes, with their rate and time left."""
     with bar(title, DownloadColumn(), TransferSpeedColumn()) as shown:
         task = shown.add_task(title, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 @contextmanager
-def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def count_bar(title: str) -> Iterator[Show]:
     """A bar on stderr that counts, with rate and time left."""
     with bar(title, MofNCompleteColumn(), TextColumn("{task.fields[rate]}", markup=False)) as shown:
         task = shown.add_task(title, total=None, rate="")
@@ -65,11 +67,12 @@ def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def follow(steps: Generator[Reading, None, Result], progress: Callable[[int, int], None]) -> Result:
-    """Do the work, and show how far it is; returns its result."""
+def follow(steps: Generator[Reading, None, Result], shown: AbstractContextManager[Show]) -> Result:
+    """Do the work, and show on a bar how far it is; returns its result."""
     work = Work(steps)
-    for reading in work:
-        progress(reading.done, reading.total)
+    with shown as progress:
+        for reading in work:
+            progress(reading.done, reading.total)
     return work.result
 
 
