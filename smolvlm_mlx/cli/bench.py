@@ -21,28 +21,23 @@ PICTURES = ".png"
 UNITS = {"tokens": "tok", "tiles": "tiles", "pictures": "pic"}
 SHOWN = 6  # primitives of a decode step, by name
 
-Random = Annotated[
-    choices.Size | None, typer.Option(help="Random weights in this size's shape: nothing is downloaded.")
-]
-Bits = Annotated[
-    choices.Bits | None, typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual.")
-]
 Runs = Annotated[int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")]
-Target = Annotated[
-    str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
-]
-Quick = Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")]
-Plot = Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")]
 
 
 def bench(
-    model: Target = None,
-    random: Random = None,
-    bits: Bits = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
+    ] = None,
+    random: Annotated[
+        choices.Size | None, typer.Option(help="Random weights in this size's shape: nothing is downloaded.")
+    ] = None,
+    bits: Annotated[
+        choices.Bits | None, typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual.")
+    ] = None,
     runs: Runs = None,
-    quick: Quick = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    plot: Plot = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")] = None,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Measure each phase of an answer, beside the limit that this machine sets.

@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # files that cannot be used
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")]
-Asked = Annotated[Preset, typer.Option(help="What is asked, and how long an answer may be.")]
 Schema = Annotated[Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")]
 
 
 def caption(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Pictures, videos, and folders of them.")],
-    out: Out,
-    preset: Asked = "caption",
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")],
+    preset: Annotated[Preset, typer.Option(help="What is asked, and how long an answer may be.")] = "caption",
     prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
     schema: Schema = None,
     model_path: Model = DEFAULT_MODEL,

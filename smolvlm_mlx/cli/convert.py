@@ -13,21 +13,18 @@ from .options import Flags, Loading
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
 
-Bits = Annotated[choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")]
 EmbeddingBits = Annotated[choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")]
-GroupSize = Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")]
-Dtype = Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")]
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
     recipe: Annotated[choices.RecipeName | None, typer.Option(help="In place of the five options below.")] = None,
-    bits: Bits = None,
+    bits: Annotated[choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")] = None,
     embedding_bits: EmbeddingBits = None,
-    group_size: GroupSize = Recipe.group_size,
+    group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = Recipe.group_size,
     quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
-    dtype: Dtype = Recipe.dtype,
+    dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
     loading: Annotated[Loading, Flags(without=("dtype",))] = Loading(),
     check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
 ) -> None:

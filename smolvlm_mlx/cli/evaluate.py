@@ -17,17 +17,15 @@ from .options import DEFAULT_MODEL, Loading
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
 
-Models = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
-]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")]
-HowScored = Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")]
 
 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")],
-    model: Models = None,
-    metric: HowScored = "auto",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
+    ] = None,
+    metric: Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")] = "auto",
     out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
     part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,

@@ -25,28 +25,23 @@ PREVIEW = 1024  # pixels a side
 Mirror = Annotated[
     bool, typer.Option("--mirror/--no-mirror", help="Show the picture as a mirror does; the model sees it as it is.")
 ]
-QuestionFirst = Annotated[
-    bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
-]
-
-
-File = Annotated[
-    str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
-]
-CameraName = Annotated[
-    str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
-]
 
 
 def live(
-    file: File = None,
-    camera: CameraName = None,
+    file: Annotated[
+        str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
+    ] = None,
+    camera: Annotated[
+        str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
+    ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")] = PROMPT,
     model: Model = DEFAULT_MODEL,
     every: Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")] = 0.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many frames.")] = None,
     mirror: Mirror = True,
-    question_first: QuestionFirst = False,
+    question_first: Annotated[
+        bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
+    ] = False,
     options: Options = LIVE,
     image_options: Annotated[ImageOptions, Flags(without=("longest_edge", "max_tiles"))] = ImageOptions(split=False),
     loading: Loading = Loading(),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 WITHOUT = ("skip_special_tokens",)  # special tokens would come back as plain text with the next question
 
-Resume = Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")]
 Web = Annotated[bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")]
 
 
@@ -33,7 +32,7 @@ def chat(
     model: Model = DEFAULT_MODEL,
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    resume: Resume = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")] = None,
     web: Web = False,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
