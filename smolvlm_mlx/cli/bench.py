@@ -175,14 +175,15 @@ def _print_phases(result: "Result") -> None:
 
     from .show import console
 
-    first, others = Column("phase", no_wrap=True), ("median", "spread", "rate", "limit", "reached", "by")
+    machine, first = result.machine, Column("phase", no_wrap=True)
+    others = ("median", "spread", "rate", "limit", "reached", "by")
     columns = (Column(title, justify="right", no_wrap=True) for title in others)
     shown = Table(first, *columns, box=None, padding=(0, 2), collapse_padding=True, pad_edge=False)
     for phase in result.phases:
-        work, limit, share = phase.work, phase.limit(result.machine), phase.share(result.machine)
-        limits = [_seconds(limit), f"{share:.0%}"] if limit is not None and share is not None else ["-", "-"]
-        measured = (phase.name, _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase))
-        shown.add_row(*measured, *limits, work.bound(result.machine) if work else "-")
+        limits = ["-", "-", "-"]
+        if work := phase.work:
+            limits = [_seconds(work.limit(machine)), f"{phase.share(machine):.0%}", work.bound(machine)]
+        shown.add_row(phase.name, _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase), *limits)
     console().print(shown)
 
 

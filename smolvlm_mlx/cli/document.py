@@ -1,7 +1,7 @@
 """`smolvlm-mlx document`: PDFs and pictures of pages to DocTags, markdown, html, json or text."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from ..tasks.options import DOCUMENTS, Output
 from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model
 
 if TYPE_CHECKING:
-    from ..tasks.documents import Page, PageSource, Reader
+    from ..tasks.documents import Page
 
 DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"
 
@@ -37,13 +37,18 @@ def document(
     text.
     """
     from ..tasks.documents import Reader, find_pages
+    from .show import count_bar
 
     _check(output, out)
     sources = find_pages(files, pages, dpi)
     reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
-        _read(reader, sources, finished)
+        with count_bar("pages") as progress:
+            progress(0, len(sources))
+            for page in reader.read(sources):
+                finished.append(page)
+                progress(len(finished), len(sources))
     except KeyboardInterrupt:
         print(f"\nstopped after {len(finished)} of {len(sources)} pages", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -62,16 +67,6 @@ def _check(output: Output, out: Path | None) -> None:
         raise DataError(f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write")
 
 
-def _read(reader: "Reader", sources: Sequence["PageSource"], finished: "list[Page]") -> None:
-    from .show import count_bar
-
-    with count_bar("pages") as progress:
-        progress(0, len(sources))
-        for page in reader.read(sources):
-            finished.append(page)
-            progress(len(finished), len(sources))
-
-
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:
     from ..files import write_file
     from ..tasks.documents import FORMATS, export
@@ -80,8 +75,10 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     text = "\n".join(page.text for page in pages)
     if output in FORMATS:
         text, odd = export([page.text for page in pages], output, name)
-    _tell((page.name, page.note) for page in pages)
-    _tell((pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd)
+    notes = [(page.name, page.note) for page in pages if page.note]
+    notes += [(pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd]
+    for page_name, note in notes:
+        print(f"{page_name}: {note}", file=sys.stderr)
     if out is None:
         print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
         return
@@ -90,9 +87,3 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from error
     print(f"{out}: {len(pages)} pages", file=sys.stderr)
-
-
-def _tell(notes: Iterable[tuple[str, str]]) -> None:
-    for name, note in notes:
-        if note:
-            print(f"{name}: {note}", file=sys.stderr)

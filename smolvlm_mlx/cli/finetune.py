@@ -135,11 +135,7 @@ def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
         err.print(f"stopped after step {last.step} of {run.settings.steps}; --resume goes on")
         return
     best = run.trainer.best
-    chosen = (
-        f"step {last.step}, the last"
-        if best is None
-        else f"step {best.step}, validation loss {best.validation_loss:.4f}"
-    )
+    chosen = f"step {best.step}, validation loss {best.validation_loss:.4f}" if best else f"step {last.step}, the last"
     err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
     if not (run.out / "loss.png").exists():
         err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")

@@ -114,10 +114,8 @@ def _print_machine() -> None:
     from ..bench.machine import device_name, total_memory
     from .show import console
 
-    name = device.name()
-    lines = [f"mlx {version('mlx')} on {name}: {device_name()}, {platform.machine()}, {sys.platform}"]
-    memory = total_memory()
-    if memory:
+    lines = [f"mlx {version('mlx')} on {device.name()}: {device_name()}, {platform.machine()}, {sys.platform}"]
+    if memory := total_memory():
         lines.append(f"memory: {memory / 2**30:.1f} GiB")
     lines.append(f"compute dtype: {device.default_dtype()}")
     lines += [f"{check.name}: {check.value}" for check in machine_checks()]

@@ -13,8 +13,6 @@ from .options import DEFAULT_MODEL, Loading, Model
 if TYPE_CHECKING:
     from socket import socket
 
-    from starlette.applications import Starlette
-
     from ..server.app import Service
 
 LOCAL = "127.0.0.1"
@@ -82,7 +80,10 @@ def run_server(
         hosts: other names of this server, HOST:PORT.
         origins: of web pages that may ask.
     """
+    import uvicorn
+
     from ..server.app import make_app
+    from ..server.security import HeaderTimeoutProtocol
 
     port = listener.getsockname()[1]
     page = f"http://{LOCAL}:{port}/" + (f"#token={secret}" if secret else "")
@@ -92,7 +93,17 @@ def run_server(
 
         webbrowser.open(page)
     names = [f"{name}:{port}" for name in (LOCAL, "localhost", "[::1]")]
-    _run(make_app(service, [*names, *hosts], secret, list(origins)), listener)
+    config = uvicorn.Config(
+        make_app(service, [*names, *hosts], secret, list(origins)),
+        http=HeaderTimeoutProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def new_token() -> str:
@@ -111,21 +122,3 @@ def listen(host: str, port: int) -> "socket":
         raise ServerError(f"{host}:{port}: cannot listen there ({why}); choose another --port") from error
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # or answers wait 40 ms; asyncio sets it for its own sockets alone
     return listener
-
-
-def _run(app: "Starlette", listener: "socket") -> None:
-    import uvicorn
-
-    from ..server.security import HeaderTimeoutProtocol
-
-    config = uvicorn.Config(
-        app,
-        http=HeaderTimeoutProtocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        h11_max_incomplete_event_size=32 * 1024,
-    )
-    uvicorn.Server(config).run(sockets=[listener])

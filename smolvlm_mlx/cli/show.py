@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from time import perf_counter
 
 from rich.console import Console
 from rich.progress import (
@@ -11,11 +10,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from ..events import Reading, Result, Work
 
@@ -38,33 +39,33 @@ def bar(title: str, *columns: ProgressColumn) -> Progress:
     """A bar on stderr with these columns behind it, and the time that is left; none without a terminal."""
     err = Console(stderr=True)
     all_columns = (TextColumn(title, markup=False), BarColumn(), *columns, TimeRemainingColumn())
-    return Progress(*all_columns, console=err, disable=not err.is_terminal)
+    # Steps of training and windows of captions take minutes, more than the 30 seconds that rates are of otherwise.
+    return Progress(*all_columns, console=err, disable=not err.is_terminal, speed_estimate_period=3600)
+
+
+def byte_bar(title: str) -> AbstractContextManager[Show]:
+    """A bar on stderr that counts bytes, with their rate and time left."""
+    return _moving(bar(title, DownloadColumn(), TransferSpeedColumn()))
+
+
+def count_bar(title: str) -> AbstractContextManager[Show]:
+    """A bar on stderr that counts, with rate and time left."""
+    return _moving(bar(title, MofNCompleteColumn(), _Rate()))
 
 
 @contextmanager
-def byte_bar(title: str) -> Iterator[Show]:
-    """A bar on stderr that counts bytes, with their rate and time left."""
-    with bar(title, DownloadColumn(), TransferSpeedColumn()) as shown:
-        task = shown.add_task(title, total=None)
+def _moving(shown: Progress) -> Iterator[Show]:
+    with shown:
+        task = shown.add_task("", total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
-@contextmanager
-def count_bar(title: str) -> Iterator[Show]:
-    """A bar on stderr that counts, with rate and time left."""
-    with bar(title, MofNCompleteColumn(), TextColumn("{task.fields[rate]}", markup=False)) as shown:
-        task = shown.add_task(title, total=None, rate="")
-        first: list[float] = []  # the first count, which an earlier run may have a part in, and when it was
+class _Rate(ProgressColumn):
+    """Things a second since the first count, which an earlier run may have a part in."""
 
-        def show(done: int, total: int) -> None:
-            if not first:
-                first.extend((done, perf_counter()))
-            elif done > first[0]:
-                rate = (done - first[0]) / (perf_counter() - first[1])
-                shown.update(task, rate=f"{rate:.1f}/s")
-            shown.update(task, completed=done, total=total)
-
-        yield show
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "")
 
 
 def follow(steps: Generator[Reading, None, Result], shown: AbstractContextManager[Show]) -> Result:

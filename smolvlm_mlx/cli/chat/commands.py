@@ -76,9 +76,8 @@ def image(session: Session, rest: str) -> None:
     """PATH or URL ...: attach pictures to the next question; none: forget those that are attached."""
     words = split_words(rest)
     if not words:
-        session.screen.say(
-            f"{len(session.pending)} pictures forgotten" if session.pending else "no pictures are attached"
-        )
+        count = len(session.pending)
+        session.screen.say(f"{count} pictures forgotten" if count else "no pictures are attached")
         session.pending.clear()
     session.attach([word if "://" in word else Path(word).expanduser() for word in words])
 

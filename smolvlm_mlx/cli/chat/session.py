@@ -59,12 +59,11 @@ class Session:
         while True:
             try:
                 self.screen.answer(lambda: self._begun(begin()))
+                break
             except ContextFullError as error:
                 self._make_room(error)
-                continue
             finally:
                 self.keep()
-            break
         used, context = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0, self.chat.context
         if used > 0.9 * context:
             self.screen.say(f"The conversation fills {used / context:.0%} of the model's context of {context} tokens.")
