@@ -77,18 +77,18 @@ def _stored(model: str, loading: Loading, bits: int | None) -> "Open":
     return opened
 
 
-def _random(name: choices.Size, dtype: choices.Dtype | None, bits: choices.Bits | None) -> "Open":
+def _random(name: choices.Size, dtype: str | None, bits: choices.Bits | None) -> "Open":
     from .. import device
     from ..bench.machine import total_memory
     from ..checkpoint.presets import SIZES, random_model
     from ..checkpoint.reader import DTYPES
 
-    compute, size = DTYPES[dtype or device.default_dtype()], SIZES[name]
+    dtype = dtype or device.default_dtype()
+    compute, size = DTYPES[dtype], SIZES[name]
     needed, memory = size.config.parameters * compute.size * 5 // 4, total_memory()
     if 0 < memory < needed:
         raise BenchError(
-            f"{name} in {dtype or device.default_dtype()} needs {needed / 1e9:.1f} GB, this machine has "
-            f"{memory / 1e9:.1f}; try a smaller one"
+            f"{name} in {dtype} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; try a smaller one"
         )
     return lambda: (random_model(size.config, compute, bits), size.settings)
 

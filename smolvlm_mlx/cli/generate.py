@@ -45,7 +45,10 @@ def generate(
     model, processor = loading.load(model_path, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
     stream = Engine(model, processor).stream(messages, options, image_options=image_options, keep_vision=False)
-    _print_answer(stream, loaded - started, as_json)
+    text = "".join(echo(stream, silent=as_json))
+    if as_json:
+        is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+        print(json.dumps(_summary(text, stream, loaded - started), ensure_ascii=not is_utf8, indent=2))
 
 
 def _messages(
@@ -59,13 +62,6 @@ def _messages(
     given = {name: value for name, value in options.items() if value is not None}
     seen = [VideoPart(Video({"url" if "://" in source else "path": source}), given) for source in videos]
     return [*([text_message("system", system)] if system else []), user_message(question, [*images, *seen])]
-
-
-def _print_answer(stream: "Stream", load_seconds: float, as_json: bool) -> None:
-    text = "".join(echo(stream, silent=as_json))
-    if as_json:
-        is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
-        print(json.dumps(_summary(text, stream, load_seconds), ensure_ascii=not is_utf8, indent=2))
 
 
 def _question(prompt: str | None) -> str:

@@ -55,11 +55,8 @@ def load_service(
     from ..server.app import Service, no_files
     from ..tasks.history import History, cache_folder
 
-    def load_all() -> Engine:
-        folder = cache_folder() if keep_history else None
-        return Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
-
-    scheduler = Scheduler(load_all)
+    folder = cache_folder() if keep_history else None
+    scheduler = Scheduler(lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS))
     processor = scheduler.start().processor
     history = History() if keep_history else None
     return Service(scheduler, processor, model, history, image_options, no_files(allow_urls))

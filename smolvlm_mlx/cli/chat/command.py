@@ -17,7 +17,6 @@ from ..serve import LOCAL, listen, load_service, new_token, run_server
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
-    from ...tasks.chat import Chat
     from ...tasks.history import History
     from .session import Session
     from .terminal import TerminalScreen
@@ -53,25 +52,18 @@ def chat(
         raise PromptError("--resume needs the history, which --no-history leaves out")
     from ...tasks.chat import Chat
     from ...tasks.history import History, cache_folder
+    from .session import Session
 
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
     loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
-    _talk(conversation, model, history, id, image or [], context.obj.debug)
-
-
-def _talk(
-    conversation: "Chat", model: str, history: "History | None", id: str | None, images: list[str], debug: bool
-) -> None:
-    from .session import Session
-
-    screen = _screen(model, history, debug)
+    screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
     if id is not None:
         session.resume(id)
         screen.say(as_text(conversation.messages))
-    session.attach(images)
+    session.attach(image or [])
     screen.run(session)
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from ...errors import GenerationError, ImageError, PromptError, quote, reason
 from ...generation.options import Options
-from ...inputs.media import Video
+from ...inputs.media import Attachment, Video
 from ...inputs.settings import ImageOptions
 from ...options import Option, options_of
 from ...tasks.options import CHAT
@@ -100,7 +100,7 @@ def paste(session: Session, rest: str) -> None:
         raise ImageError(f"the clipboard cannot be read here ({reason(error)})") from error
     if found is None:
         raise ImageError("there is no picture in the clipboard")
-    session.attach([found] if isinstance(found, Image.Image) else [Path(path) for path in found])
+    session.attach([Attachment(found)] if isinstance(found, Image.Image) else [Path(path) for path in found])
 
 
 def system(session: Session, rest: str) -> None:

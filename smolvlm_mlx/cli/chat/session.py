@@ -89,9 +89,9 @@ class Session:
         elif any(summary.id == self.id for summary in self.history.list()):
             self.history.delete(self.id)
 
-    def attach(self, sources: Sequence[object]) -> None:
+    def attach(self, sources: Sequence[str | Path | Attachment | Video]) -> None:
         """All of them, or none."""
-        attached = [_attached(source) for source in sources]
+        attached = [attach(source) if isinstance(source, str | Path) else source for source in sources]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached
@@ -106,9 +106,3 @@ class Session:
         self.chat.stop()
         self.chat.messages, self.id = messages, id or new_id()
         self.pending.clear()
-
-
-def _attached(source: object) -> Attachment | Video:
-    if isinstance(source, Video):
-        return source
-    return attach(source) if isinstance(source, str | Path) else Attachment(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -33,11 +33,13 @@ class TerminalScreen:
 
     def __init__(self, history_file: Path | None, debug: bool = False):
         self.console, self.debug = Console(highlight=False, markup=False, emoji=False), debug
+        if history_file:
+            history_file.touch(mode=0o600)
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         self._prompt: PromptSession[str] = PromptSession(
-            history=_input_history(history_file),
+            history=FileHistory(str(history_file)) if history_file else InMemoryHistory(),
             completer=CommandCompleter(COMMANDS, with_paths=("/image", "/video", "/open", "/save")),
             complete_while_typing=False,
             key_bindings=keys,
@@ -147,10 +149,3 @@ def markdown(text: str) -> Markdown:
 def clean(text: str) -> str:
     """Without characters that command a terminal."""
     return text.translate(CONTROLS)
-
-
-def _input_history(file: Path | None) -> History:
-    if file is None:
-        return InMemoryHistory()
-    file.touch(mode=0o600)
-    return FileHistory(str(file))
