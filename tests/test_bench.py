@@ -137,7 +137,7 @@ def test_too_little_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plot_without_matplotlib(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_command, "can_draw", lambda: False)
+    monkeypatch.setattr(bench_command, "find_spec", lambda name: None)
     code, _, err = run("bench", "tiny", "--plot", "roofline.png")
     assert code == 1
     assert "smolvlm-mlx[plot]" in err

@@ -99,7 +99,7 @@ def _check_picture(path: Path) -> None:
         raise BenchError(f"--plot {path}: its name has to end in {PICTURES}")
     if not path.absolute().parent.is_dir():
         raise BenchError(f"--plot {path}: there is no folder {path.parent}")
-    if not can_draw():
+    if find_spec("matplotlib") is None:  # an extra
         raise BenchError("--plot needs matplotlib: pip install 'smolvlm-mlx[plot]'")
 
 
@@ -196,11 +196,6 @@ def _rate(phase: "Phase") -> str:
         return f"{phase.rate / 1e6:,.0f} MB/s"
     unit = UNITS[phase.unit]
     return f"{phase.rate:,.1f} {unit}/s" if phase.rate < 100 else f"{phase.rate:,.0f} {unit}/s"
-
-
-def can_draw() -> bool:
-    """Whether matplotlib, which is an extra, is there."""
-    return find_spec("matplotlib") is not None
 
 
 def draw(name: str, result: "Result", path: Path) -> None:

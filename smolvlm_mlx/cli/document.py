@@ -44,11 +44,11 @@ def document(
     reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
-        with count_bar("pages") as progress:
-            progress(0, len(sources))
+        with count_bar("pages") as shown:
+            task = shown.add_task("", total=len(sources))
             for page in reader.read(sources):
                 finished.append(page)
-                progress(len(finished), len(sources))
+                shown.advance(task)
     except KeyboardInterrupt:
         print(f"\nstopped after {len(finished)} of {len(sources)} pages", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -71,10 +71,8 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     from ..files import write_file
     from ..tasks.documents import FORMATS, export
 
-    odd: list[int] = []
-    text = "\n".join(page.text for page in pages)
-    if output in FORMATS:
-        text, odd = export([page.text for page in pages], output, name)
+    texts = [page.text for page in pages]
+    text, odd = export(texts, output, name) if output in FORMATS else ("\n".join(texts), [])
     notes = [(page.name, page.note) for page in pages if page.note]
     notes += [(pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd]
     for page_name, note in notes:

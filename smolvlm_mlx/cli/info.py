@@ -69,13 +69,12 @@ def _print_parts(checkpoint: "Checkpoint") -> None:
 
 def _kind(checkpoint: "Checkpoint", part: str) -> str:
     """The dtypes of a part, and how it is quantized."""
-    modules = {name.removesuffix(".scales") for name in checkpoint.tensors if name.endswith(".scales")}
     quantization, kinds = checkpoint.quantization, set()
     for name, tensor in checkpoint.tensors.items():
         if not name.startswith(part) or name.endswith((".scales", ".biases")):
             continue
         module = name.removesuffix(".weight")
-        if module in modules and quantization is not None:
+        if f"{module}.scales" in checkpoint.tensors and quantization is not None:
             kinds.add("{} bits in groups of {}".format(*quantization.of(module)))
         else:
             kinds.add(tensor.dtype)

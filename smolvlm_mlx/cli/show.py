@@ -1,7 +1,6 @@
 """What several commands show: tables, progress bars, rows that cannot be used."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -22,8 +21,6 @@ from ..events import Reading, Result, Work
 
 SHOWN = 5  # rows that cannot be used
 
-Show = Callable[[int, int], None]  # moves a bar: what is done, and all
-
 
 def table(first: str, *others: str) -> Table:
     """One whose columns but the first are numbers."""
@@ -43,21 +40,14 @@ def bar(title: str, *columns: ProgressColumn) -> Progress:
     return Progress(*all_columns, console=err, disable=not err.is_terminal, speed_estimate_period=3600)
 
 
-def byte_bar(title: str) -> AbstractContextManager[Show]:
+def byte_bar(title: str) -> Progress:
     """A bar on stderr that counts bytes, with their rate and time left."""
-    return _moving(bar(title, DownloadColumn(), TransferSpeedColumn()))
+    return bar(title, DownloadColumn(), TransferSpeedColumn())
 
 
-def count_bar(title: str) -> AbstractContextManager[Show]:
+def count_bar(title: str) -> Progress:
     """A bar on stderr that counts, with rate and time left."""
-    return _moving(bar(title, MofNCompleteColumn(), _Rate()))
-
-
-@contextmanager
-def _moving(shown: Progress) -> Iterator[Show]:
-    with shown:
-        task = shown.add_task("", total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    return bar(title, MofNCompleteColumn(), _Rate())
 
 
 class _Rate(ProgressColumn):
@@ -68,12 +58,13 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed else "")
 
 
-def follow(steps: Generator[Reading, None, Result], shown: AbstractContextManager[Show]) -> Result:
+def follow(steps: Generator[Reading, None, Result], shown: Progress) -> Result:
     """Do the work, and show on a bar how far it is; returns its result."""
     work = Work(steps)
-    with shown as progress:
+    with shown:
+        task = shown.add_task("", total=None)
         for reading in work:
-            progress(reading.done, reading.total)
+            shown.update(task, completed=reading.done, total=reading.total)
     return work.result
 
 

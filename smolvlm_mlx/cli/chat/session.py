@@ -29,10 +29,10 @@ class Screen(Protocol):
         """Something that is not an answer."""
 
     def choose(self, question: str, answers: str) -> str:
-        """One of the letters of `answers`; the last where nobody can be asked."""
+        """One of the letters of `answers`; the last for anything else, or where nobody can be asked."""
 
     def line(self, prompt: str, default: str) -> str:
-        """A line that the user changes."""
+        """A line that the user changes; empty after Ctrl-C, or where nobody can be asked."""
 
 
 @dataclass

@@ -67,7 +67,6 @@ class TerminalScreen:
                 self.console.print(str(error), style="red")
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
-        """Show an answer as it comes, and then what it took. Ctrl-C ends it."""
         shown = _Growing()
         stream = None
         try:
@@ -96,11 +95,9 @@ class TerminalScreen:
         self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
 
     def say(self, text: str) -> None:
-        """Dim, as it is not an answer."""
         self.console.print(clean(text), style="dim")
 
     def choose(self, question: str, answers: str) -> str:
-        """One of the letters of `answers`; the last for anything else."""
         try:
             typed = self._prompt.prompt(f"{question} [{'/'.join(answers)}] ").strip().lower()[:1]
         except (EOFError, KeyboardInterrupt):
@@ -108,7 +105,6 @@ class TerminalScreen:
         return typed if typed and typed in answers else answers[-1]
 
     def line(self, prompt: str, default: str) -> str:
-        """A line that the user changes; empty after Ctrl-C."""
         try:
             return self._prompt.prompt(prompt, default=default).strip()
         except (EOFError, KeyboardInterrupt):
