@@ -139,8 +139,9 @@ def test_commands(history: History, tmp_path: Path) -> None:
     assert run() == "no conversations\n"
     first, second = new_id(), new_id()
     history.save(first, TALK)
-    history.save(second, [asked("Other")])
+    history.save(second, [asked("Other :cat: [b]")])
     assert [line.split()[0] for line in run().splitlines()[1:]] == [second, first]
+    assert "Other :cat: [b]" in run("list")  # no emoji, no markup
     assert run("list", "-n", "1").count("\n") == 2
     assert first in run("search", "etc/hosts")
     assert run("show", first) == (
