@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.bench import machine as calibration
-from smolvlm_mlx.bench.bench import Phase, Result, Run, bench
+from smolvlm_mlx.bench import roofline
+from smolvlm_mlx.bench.bench import Phase, Result, Run, bench_in_steps
 from smolvlm_mlx.bench.plan import Plan
-from smolvlm_mlx.bench.roofline import Work
 from smolvlm_mlx.checkpoint.presets import random_model
 from smolvlm_mlx.cli import bench as bench_command
 from smolvlm_mlx.errors import BenchError
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.inputs.settings import ImageSettings
 from tests.support.bundled import BUNDLED, machine
@@ -29,7 +30,7 @@ def run(call: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_phase() -> None:
-    phase = Phase("decode", (5.0, 4.002, 3.0), 8, "tokens", Work(20e9, 1e9, 1000))
+    phase = Phase("decode", (5.0, 4.002, 3.0), 8, "tokens", roofline.Work(20e9, 1e9, 1000))
     assert phase.median == 4.002
     assert phase.rate == 8 / 4.002
     assert phase.spread == 2 / 4.002
@@ -49,11 +50,11 @@ def test_plan_without_runs() -> None:
 def result() -> Result:
     config = replace(BUNDLED, text_config=replace(BUNDLED.text_config, max_position_embeddings=256))
     model, settings = random_model(config, mx.float32), ImageSettings(64, 128)
-    told: list[str] = []
-    result = bench(lambda: (model, settings), Plan(runs=1, contexts=(20, 40, 10**6), decoded=4), True, told.append)
+    work = Work(bench_in_steps(lambda: (model, settings), Plan(runs=1, contexts=(20, 40, 10**6), decoded=4), True))
+    told = [reading.what for reading in work]
     assert told[0] == "load"
     assert "prefill and decode, 251 tokens" in told  # what the context has room for
-    return result
+    return work.result
 
 
 def test_result(result: Result) -> None:

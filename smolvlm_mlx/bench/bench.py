@@ -7,7 +7,7 @@ times. Times are of finished work: every phase ends with arrays that are evaluat
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.presets import random_picture
-from ..events import Statistics
+from ..events import Reading, Statistics, at_once
 from ..generation.decoding import Row
 from ..generation.image_cache import encode_tiles, tiles_at_once
 from ..generation.options import Options
@@ -84,27 +84,31 @@ class Result:
     peak_memory: int
 
 
-def bench(open_model: Open, plan: Plan, stored: bool, progress: Callable[[str], None] = lambda phase: None) -> Result:
+def bench_in_steps(open_model: Open, plan: Plan, stored: bool) -> Generator[Reading, None, Result]:
     """Calibrate the machine and measure a model.
+
+    Yields before each phase its name, and that none of its runs is done.
 
     Args:
         open_model: gives the model with its weights in memory; called for every run if `stored`.
         stored: weights come from files, so that reading them is a phase of its own.
-        progress: called with the name of what is measured next.
     """
-    progress("load" if stored else "random weights")
+    yield Reading(0, plan.runs, "load" if stored else "random weights")
     loads = [_timed(open_model)[0] for _ in range(plan.runs - 1 if stored else 0)]
     seconds, (model, settings) = _timed(open_model)
     loads.append(seconds)
     weights = sum(array.nbytes for array in model.named_parameters().values())
     phases = [Phase("load", tuple(loads), weights, "bytes")] if stored else []
-    progress("calibration")
+    yield Reading(0, plan.runs, "calibration")
     run = Run(model, settings, plan)
     machine = calibrate(run.dtype, repeats=2 * plan.runs)
-    phases += run.all(progress)
+    phases += yield from run.all_in_steps()
     head = model.config.vision_config.hidden_size // model.config.vision_config.num_attention_heads
     checks = (*machine_checks([head], run.dtype), *model_checks(model, run.arrays))
     return Result(machine, tuple(phases), run.kernels, checks, parameters(model), weights, run.peak_memory)
+
+
+bench = at_once(bench_in_steps)
 
 
 class Run:
@@ -120,20 +124,21 @@ class Run:
         self.peak_memory = 0
         self._random = np.random.default_rng(0)
 
-    def all(self, progress: Callable[[str], None]) -> list[Phase]:
-        progress("preprocess")
+    def all_in_steps(self) -> Generator[Reading, None, list[Phase]]:
+        runs = self.plan.runs
+        yield Reading(0, runs, "preprocess")
         preprocess, tiled = self.preprocess()
-        progress("vision")
+        yield Reading(0, runs, "vision")
         phases = [preprocess, self.vision()]
         self.kernels = self.count_step()
         prefills: list[Phase] = []
         decodes: list[Phase] = []
         room = self.config.text_config.max_position_embeddings - self.plan.decoded - 1
         for context in sorted({min(context, room) for context in self.plan.contexts}):
-            progress(f"prefill and decode, {context} tokens")
+            yield Reading(0, runs, f"prefill and decode, {context} tokens")
             for phase, kind in zip(self.text(context), (prefills, decodes), strict=True):
                 kind.append(phase)
-        progress("turns about a picture")
+        yield Reading(0, runs, "turns about a picture")
         return [*phases, *prefills, *decodes, *self.turns(tiled)]
 
     def preprocess(self) -> tuple[Phase, TiledImage]:

@@ -1,8 +1,7 @@
 """`smolvlm-mlx bench`: how fast a model runs here, and how fast it could."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
+from ..events import Reading, Work
 from .options import Flags, Loading
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def bench(
     """
     from dataclasses import replace
 
-    from ..bench.bench import bench as run
+    from ..bench.bench import bench_in_steps as run
 
     if (model is None) == (random is None):
         raise BenchError("give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B")
@@ -55,8 +55,7 @@ def bench(
         _check_picture(plot)
     open_model = _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
     plan = QUICK if quick else Plan()
-    with _status() as progress:
-        result = run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None, progress)
+    result = _follow(run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None))
     name = model or f"{random}, random weights" + (f", {bits} bits" if bits else "")
     if as_json:
         print(json.dumps(_summary(name, result), indent=2))
@@ -131,20 +130,17 @@ def _summary(name: str, result: "Result") -> dict[str, object]:
     }
 
 
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """What is measured now, on stderr."""
+def _follow(steps: Generator[Reading, None, "Result"]) -> "Result":
+    """Do the work; what is measured now is on stderr."""
     from .show import console
 
-    err = console(stderr=True)
+    err, work = console(stderr=True), Work(steps)
     with err.status("") as line:
-
-        def show(phase: str) -> None:
-            line.update(f"Measuring: {phase}")
+        for reading in work:
+            line.update(f"Measuring: {reading.what}")
             if not err.is_terminal:
-                err.print(f"measuring: {phase}")
-
-        yield show
+                err.print(f"measuring: {reading.what}")
+    return work.result
 
 
 def _print_result(name: str, result: "Result") -> None:
