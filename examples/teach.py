@@ -16,6 +16,7 @@ from convert.tiny.conversations import MEASURED, Question, make_question, questi
 from convert.tiny.scenes import make_scene
 from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.tasks.evaluation import Result, evaluate
 from smolvlm_mlx.training.plan import Plan
 from smolvlm_mlx.training.run import prepare
@@ -69,7 +70,10 @@ def teach(out: Path, bits: int | None, train: int = 480, test: int = 200) -> dic
 
     before = measure("before", base)
     run = prepare(base, data, out / "run", PLAN)
-    adapter = run.train(lambda record, run: print(f"step {record.step}  loss {record.loss:.4f}", end="\r", flush=True))
+    training = Work(run.train_in_steps())
+    for record in training:
+        print(f"step {record.step}  loss {record.loss:.4f}", end="\r", flush=True)
+    adapter = training.result
     after = measure("after", base, adapter)
     fused = out / "fused"
     convert(base, fused, Recipe(dtype="float32"), adapter=adapter)

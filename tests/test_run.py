@@ -15,7 +15,8 @@ from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.checkpoint.choices import Part
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import TrainingError
-from smolvlm_mlx.training.loop import Record, loss_sum
+from smolvlm_mlx.events import Work
+from smolvlm_mlx.training.loop import loss_sum
 from smolvlm_mlx.training.plan import Method, Plan
 from smolvlm_mlx.training.run import Run, prepare
 from tests.support.places import ROOT
@@ -129,12 +130,13 @@ def test_a_crashed_run_goes_on_bit_by_bit(
 ) -> None:
     plan, expected = replace(PLAN, dropout=0.1), whole.out / "adapter"
 
-    def crash(record: Record, run: Run) -> None:
-        if record.step == crash_at:
-            raise CrashError
+    def crash() -> None:
+        for record in prepare(shallow, short_questions, tmp_path / "crashed", plan).train_in_steps():
+            if record.step == crash_at:
+                raise CrashError
 
     with pytest.raises(CrashError):
-        prepare(shallow, short_questions, tmp_path / "crashed", plan).train(crash)
+        crash()
     resumed = prepare(shallow, short_questions, tmp_path / "crashed", plan)
     resume = crash_at > 2  # the first state is that of step 2
     result = resumed.train(resume=resume)
@@ -145,11 +147,23 @@ def test_a_crashed_run_goes_on_bit_by_bit(
 
 def test_a_stopped_run_keeps_its_last_step(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
     run = prepare(shallow, short_questions, tmp_path / "run", PLAN)
-    assert run.train(lambda record, run: run.stop() if record.step == 3 else None) is None
+    training = Work(run.train_in_steps())
+    for record in training:
+        if record.step == 3:
+            run.stop()
+    assert training.result is None
     assert [path.name for path in (tmp_path / "run/run").glob("state-*")] == ["state-0000003"]
     resumed = prepare(shallow, short_questions, tmp_path / "run", PLAN)
     assert resumed.train(resume=True) == tmp_path / "run/adapter"
     assert [record.step for record in resumed.trainer.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_closed_run_leaves_what_was_saved_last(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+    training = prepare(shallow, short_questions, tmp_path / "run", PLAN).train_in_steps()
+    assert [next(training).step for _ in range(3)] == [1, 2, 3]
+    training.close()
+    assert [path.name for path in (tmp_path / "run/run").glob("state-*")] == ["state-0000002"]
+    assert not (tmp_path / "run/loss.csv").exists()
 
 
 def test_a_finished_run_is_not_overwritten(shallow: Path, short_questions: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.dataset import Batch, collate, make_example
-from smolvlm_mlx.training.loop import Record, Settings, Trainer
+from smolvlm_mlx.training.loop import Settings, Trainer
 from smolvlm_mlx.training.run import draw_curve, write_curve
 
 import mlx.core as mx
@@ -199,15 +199,12 @@ def train_stage(stage: Stage, model: SmolVLM, processor: Processor, folder: Path
     trainer.resume()
     validation = [batch for step in range(2) for batch in make_batches(processor, step, stage, "validation")]
     started, first = time.perf_counter(), trainer.step
-
-    def show(record: Record) -> None:
+    steps = trainer.run_in_steps(lambda step: make_batches(processor, step, stage), lambda: validation)
+    for record in steps if first < stage.settings.steps else ():
         if is_first and record.step % 10 == 0:
             pace = (time.perf_counter() - started) / (record.step - first)
             validated = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
             print(f"{stage.name} {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
-
-    if trainer.step < stage.settings.steps:
-        trainer.run(lambda step: make_batches(processor, step, stage), lambda: validation, show)
     if is_first:
         write_curve(trainer.history, folder / "loss.csv")
         draw_curve(trainer.history, folder / "loss.png")

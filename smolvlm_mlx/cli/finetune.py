@@ -3,8 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..events import Work
 from ..training.plan import PRESETS, Plan, Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
-    from ..training.loop import Record
     from ..training.run import Run
 
 Presets = Annotated[
@@ -65,8 +63,7 @@ def _train(run: "Run", resume: bool) -> None:
     before = signal.signal(signal.SIGINT, stop)
     started = time.perf_counter()
     try:
-        with _training_bar(run.settings.steps) as show:
-            result = run.train(show, resume)
+        result = _follow(run, resume)
     finally:
         signal.signal(signal.SIGINT, before)
     _print_result(run, result, time.perf_counter() - started)
@@ -74,20 +71,18 @@ def _train(run: "Run", resume: bool) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-@contextmanager
-def _training_bar(steps: int) -> Iterator[Callable[["Record", "Run"], None]]:
-    """A bar on stderr with loss, speed and memory; without a terminal, a line for every tenth of the steps."""
+def _follow(run: "Run", resume: bool) -> Path | None:
+    """Train, with loss, speed and memory in a bar on stderr; without a terminal, in a line for every tenth of the steps."""
     import mlx.core as mx
     from rich.progress import MofNCompleteColumn, TextColumn
 
     from .show import bar
 
+    work, steps = Work(run.train_in_steps(resume)), run.settings.steps
     started, tokens, first = time.perf_counter(), 0, 0
     with bar("training", MofNCompleteColumn(), TextColumn("{task.fields[now]}", markup=False)) as shown:
         task = shown.add_task("training", total=steps, now="")
-
-        def show(record: "Record", run: "Run") -> None:
-            nonlocal tokens, first
+        for record in work:
             first = first or record.step
             tokens += record.tokens
             now, best = f"loss {record.loss:.4f}", run.trainer.best
@@ -99,8 +94,7 @@ def _training_bar(steps: int) -> Iterator[Callable[["Record", "Run"], None]]:
             due = record.step in (first, steps) or record.step % max(1, steps // 10) == 0
             if shown.disable and due:
                 shown.console.print(f"step {record.step} of {steps}  {now}", markup=False, highlight=False)
-
-        yield show
+    return work.result
 
 
 def _print_run(run: "Run") -> None:

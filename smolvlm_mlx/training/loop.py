@@ -8,7 +8,7 @@ Under `mlx.launch` each process takes its share of every step's batches, and gra
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from ..errors import TrainingError
+from ..events import at_once
 from ..files import new_folder
 from ..generation.image_cache import encode_tiles
 from ..inputs.tiles import normalize
@@ -114,18 +115,16 @@ class Trainer:
         validated = [record for record in self.history if record.validation_loss is not None]
         return min(validated, key=lambda record: record.validation_loss or 0.0, default=None)
 
-    def run(
-        self,
-        batches: Batches,
-        validation: Callable[[], Iterable[Batch]] | None = None,
-        on_step: Callable[[Record], None] | None = None,
-    ) -> None:
+    def run_in_steps(
+        self, batches: Batches, validation: Callable[[], Iterable[Batch]] | None = None
+    ) -> Generator[Record]:
         """Train to the last step, or to the end of the step in which `stop` was set, and save the state there.
+
+        Yields after each step. Closed, it saves nothing more.
 
         Args:
             batches: those of each step; more than one: their gradients are accumulated.
             validation: makes the batches of the validation loss, one after another.
-            on_step: called after each step.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -137,13 +136,14 @@ class Trainer:
                 current = upcoming.result()
                 upcoming = pool.submit(batches, self.step + 1)
                 self._record(*self._update(current), validation)
-                if on_step is not None:
-                    on_step(self.history[-1])
+                yield self.history[-1]
                 if self.step % self.settings.save_every == 0:
                     self.save()
             upcoming.cancel()
         self.save()
         self.model.eval()
+
+    run = at_once(run_in_steps)
 
     def _update(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """One optimizer step: its loss and its tokens."""

@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -55,8 +55,10 @@ class Run:
         """Rows that are left out."""
         return [*self.training.skipped, *self.validation.skipped]
 
-    def train(self, on_step: Callable[[Record, "Run"], None] | None = None, resume: bool = False) -> Path | None:
-        """Train, and write what was learned best; None if `stop` ended it before the last step.
+    def train_in_steps(self, resume: bool = False) -> Generator[Record, None, Path | None]:
+        """Train, and write what was learned best; the result is its folder, or None if `stop` ended it before the last step.
+
+        Yields after each step. Closed, it leaves what was saved last, for `resume` to go on from.
 
         Raises:
             TrainingError: there is nothing to resume, or the loss is not finite.
@@ -67,10 +69,9 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         left_out = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped)
         (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
-        self.trainer.run(
+        yield from self.trainer.run_in_steps(
             self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
             (lambda: self.validation.all(self.plan.batch_size)) if len(self.validation) else None,
-            None if on_step is None else lambda record: on_step(record, self),
         )
         write_curve(self.trainer.history, self.out / "loss.csv")
         draw_curve(self.trainer.history, self.out / "loss.png")
@@ -78,6 +79,8 @@ class Run:
             return None
         self.trainer.load_best()
         return self._write_result()
+
+    train = at_once(train_in_steps)
 
     def stop(self) -> None:
         """End `train` after the step under way, with its state saved."""
