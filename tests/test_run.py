@@ -158,6 +158,18 @@ def test_a_stopped_run_keeps_its_last_step(shallow: Path, short_questions: Path,
     assert [record.step for record in resumed.trainer.history] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_may_be_stopped_before_its_first_step(
+    whole: Run, shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, dropout=0.1)
+    run = prepare(shallow, short_questions, tmp_path / "run", plan)
+    run.stop()
+    assert run.train() is None
+    resumed = prepare(shallow, short_questions, tmp_path / "run", plan)
+    resumed.train(resume=True)
+    assert losses(resumed) == losses(whole)
+
+
 def test_a_closed_run_leaves_what_was_saved_last(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
     training = prepare(shallow, short_questions, tmp_path / "run", PLAN).train_in_steps()
     assert [next(training).step for _ in range(3)] == [1, 2, 3]

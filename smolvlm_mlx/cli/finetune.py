@@ -78,7 +78,7 @@ def _follow(run: "Run", resume: bool) -> Path | None:
 
     from .show import bar
 
-    work, steps = Work(run.train_in_steps(resume)), run.settings.steps
+    work, steps = Work(run.train_in_steps(resume)), run.trainer.settings.steps
     started, tokens, first = time.perf_counter(), 0, 0
     with bar("training", MofNCompleteColumn(), TextColumn("{task.fields[now]}", markup=False)) as shown:
         task = shown.add_task("training", total=steps, now="")
@@ -108,7 +108,7 @@ def _print_run(run: "Run") -> None:
     err.print(f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained")
     err.print(
         f"{len(run.training):,} conversations of up to {max(run.training.tokens):,} tokens and "
-        f"{max(run.training.tiles)} tiles, {len(run.validation):,} to validate, {run.settings.steps:,} steps"
+        f"{max(run.training.tiles)} tiles, {len(run.validation):,} to validate, {run.trainer.settings.steps:,} steps"
     )
     memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
@@ -124,12 +124,12 @@ def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
 
     from .show import console
 
-    err, last = console(stderr=True), run.trainer.history[-1]
+    err, step = console(stderr=True), run.trainer.step
     if result is None:
-        err.print(f"stopped after step {last.step} of {run.settings.steps}; --resume goes on")
+        err.print(f"stopped after step {step} of {run.trainer.settings.steps}; --resume goes on")
         return
     best = run.trainer.best
-    chosen = f"step {best.step}, validation loss {best.validation_loss:.4f}" if best else f"step {last.step}, the last"
+    chosen = f"step {best.step}, validation loss {best.validation_loss:.4f}" if best else f"step {step}, the last"
     err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
     if not (run.out / "loss.png").exists():
         err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")

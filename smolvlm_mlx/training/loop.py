@@ -103,7 +103,6 @@ class Trainer:
         self.history: list[Record] = []
         self.stop = False
         self.group = mx.distributed.init()
-        mx.random.seed(settings.seed)
 
     @property
     def step(self) -> int:
@@ -130,6 +129,8 @@ class Trainer:
             TrainingError: the loss is not finite.
         """
         self.model.train()
+        if not self.step:
+            mx.random.seed(self.settings.seed)
         with ThreadPoolExecutor(1) as pool:  # makes the next step's batches while MLX computes
             upcoming = pool.submit(batches, self.step)
             while self.step < self.settings.steps and not self.stop:
@@ -140,6 +141,7 @@ class Trainer:
                 if self.step % self.settings.save_every == 0:
                     self.save()
             upcoming.cancel()
+        self.stop = False
         self.save()
         self.model.eval()
 

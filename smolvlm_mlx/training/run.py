@@ -42,7 +42,7 @@ class Run:
     model: SmolVLM
     training: Dataset
     validation: Dataset
-    settings: Settings
+    trainer: Trainer
     adapter: AdapterConfig | None
     memory: Memory
 
@@ -63,7 +63,6 @@ class Run:
         Raises:
             TrainingError: there is nothing to resume, or the loss is not finite.
         """
-        self.trainer = Trainer(self.model, self.settings, self.out / "run", self._about())
         if self.trainer.resume() != resume:
             raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
         self.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +74,7 @@ class Run:
         )
         write_curve(self.trainer.history, self.out / "loss.csv")
         draw_curve(self.trainer.history, self.out / "loss.png")
-        if self.trainer.step < self.settings.steps:
+        if self.trainer.step < self.trainer.settings.steps:
             return None
         self.trainer.load_best()
         return self._write_result()
@@ -85,11 +84,6 @@ class Run:
     def stop(self) -> None:
         """End `train` after the step under way, with its state saved."""
         self.trainer.stop = True
-
-    def _about(self) -> dict[str, object]:
-        """What a resumed run must have in common with this one, besides the settings."""
-        data = {"data": rows_fingerprint(self.training.rows), "validation": rows_fingerprint(self.validation.rows)}
-        return {**asdict(self.plan), **data, "base": fingerprint(dict(self.checkpoint.read()))}
 
     def _write_result(self) -> Path:
         target = self.out / ("checkpoint" if self.adapter is None else "adapter")
@@ -134,9 +128,11 @@ def prepare_in_steps(
         held_out = yield from _check(processor, validation, others, plan)
     else:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
-    adapter = _unfreeze(model, checkpoint, plan, str(model_path))
-    settings, memory = _settings(plan, training), _memory(model, plan, training)
-    return Run(plan, out, checkpoint, model, training, held_out, settings, adapter, memory)
+    base = fingerprint(dict(checkpoint.read()))
+    adapter = _unfreeze(model, plan, base, str(model_path))
+    data_read = {"data": rows_fingerprint(training.rows), "validation": rows_fingerprint(held_out.rows)}
+    trainer = Trainer(model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base})
+    return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter, _memory(model, plan, training))
 
 
 prepare = at_once(prepare_in_steps)
@@ -176,7 +172,7 @@ def _check(
     return dataset
 
 
-def _unfreeze(model: SmolVLM, checkpoint: Checkpoint, plan: Plan, name: str) -> AdapterConfig | None:
+def _unfreeze(model: SmolVLM, plan: Plan, base: str, name: str) -> AdapterConfig | None:
     model.freeze()
     model.language_model.checkpointed = model.vision_model.encoder.checkpointed = plan.checkpoint_layers
     mx.random.seed(plan.seed)
@@ -186,15 +182,8 @@ def _unfreeze(model: SmolVLM, checkpoint: Checkpoint, plan: Plan, name: str) -> 
             wholes[part].unfreeze()
             wholes[part].set_dtype(mx.float32)  # small steps are lost in 16 bits
         return None
-    adapter = AdapterConfig(
-        plan.method,
-        plan.rank,
-        plan.alpha / plan.rank,
-        plan.dropout,
-        layers_of(model, plan.parts),
-        fingerprint(dict(checkpoint.read())),
-        name,
-    )
+    layers = layers_of(model, plan.parts)
+    adapter = AdapterConfig(plan.method, plan.rank, plan.alpha / plan.rank, plan.dropout, layers, base, name)
     add_adapter(model, adapter)
     return adapter
 
