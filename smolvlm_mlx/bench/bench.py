@@ -96,9 +96,8 @@ def bench_in_steps(open_model: Open, plan: Plan, stored: bool) -> Generator[Read
     yield Reading(0, plan.runs, "load" if stored else "random weights")
     loads = [_timed(open_model)[0] for _ in range(plan.runs - 1 if stored else 0)]
     seconds, (model, settings) = _timed(open_model)
-    loads.append(seconds)
     weights = sum(array.nbytes for array in model.named_parameters().values())
-    phases = [Phase("load", tuple(loads), weights, "bytes")] if stored else []
+    phases = [Phase("load", (*loads, seconds), weights, "bytes")] if stored else []
     yield Reading(0, plan.runs, "calibration")
     run = Run(model, settings, plan)
     machine = calibrate(run.dtype, repeats=2 * plan.runs)
@@ -145,11 +144,10 @@ class Run:
         """A JPEG's bytes -> tiles."""
         data = random_picture(PICTURE, self._random)
         seconds, found = self._repeat(lambda: make_tiles(load_image(data), self.settings))
-        phase = Phase("preprocess", seconds, 1, "pictures")
-        if self.plan.split:
-            return phase, TiledImage(*found[-1])
-        one_tile = replace(self.settings, split=False, longest_edge=self.settings.tile_size)
-        return phase, TiledImage(*make_tiles(load_image(data), one_tile))
+        if not self.plan.split:
+            one_tile = replace(self.settings, split=False, longest_edge=self.settings.tile_size)
+            found.append(make_tiles(load_image(data), one_tile))
+        return Phase("preprocess", seconds, 1, "pictures"), TiledImage(*found[-1])
 
     def vision(self) -> Phase:
         """As many tiles as are encoded at once here."""
@@ -159,8 +157,7 @@ class Run:
         seconds, found = self._repeat(lambda: encode_tiles(self.model, tiles, self.settings, digests=digests))
         assert found[-1] is not None
         self.arrays["image tokens"] = found[-1].dtype
-        name = "vision, a tile" if count == 1 else f"vision, {count} tiles"
-        return Phase(name, seconds, count, "tiles", vision(self.config, self.sizes, count))
+        return Phase(f"vision, {_tiles(count)}", seconds, count, "tiles", vision(self.config, self.sizes, count))
 
     def count_step(self) -> Counter[str]:
         """The kernels of one decode step and of its choice, greedy."""
@@ -192,31 +189,25 @@ class Run:
         placeholders = np.full(self.config.tokens_per_tile, self.config.image_token_id, np.int32)
         parts = [part for _ in range(tiles) for part in (self._ids(TILE_TEXT), placeholders)]
         prompt = np.concatenate([*parts, self._ids(QUESTION)])
-        firsts, seconds = [], []
-        for number in range(self.plan.runs + 1):
+
+        def both() -> tuple[Statistics, Statistics]:
             reader = PromptReader(self.model)
             mx.reset_peak_memory()
-            picture = TiledImage(picture.tiles, picture.layout)  # which does not know its digests yet
-            first, ids = self._answer(Inputs(prompt, (picture,), self.settings), ANSWER, reader)
+            pictures = (TiledImage(picture.tiles, picture.layout),)  # which does not know its digests yet
+            first, ids = self._answer(Inputs(prompt, pictures, self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
-            second, _ = self._answer(Inputs(longer, (picture,), self.settings), 1, reader)
-            if number:
-                firsts.append(first.first_token_seconds)
-                seconds.append(second.first_token_seconds)
-        launches, reused = self.kernels.total(), second.reused_tokens
-        new = len(longer) - reused
+            return first, self._answer(Inputs(longer, pictures, self.settings), 1, reader)[0]
+
+        _, pairs = self._repeat(both)
+        firsts, seconds = (tuple(turn.first_token_seconds for turn in turns) for turns in zip(*pairs, strict=True))
+        _, last = pairs[-1]
+        launches, reused, new = self.kernels.total(), last.reused_tokens, last.prompt_tokens - last.reused_tokens
         work = vision(self.config, self.sizes, tiles) + decoder(self.config, self.sizes, len(prompt), 0, launches)
         again = decoder(self.config, self.sizes, new, reused, launches)
         return [
-            Phase(
-                "first turn, a tile" if tiles == 1 else f"first turn, {tiles} tiles",
-                tuple(firsts),
-                len(prompt),
-                "tokens",
-                work,
-            ),
-            Phase("second turn", tuple(seconds), new, "tokens", again),
+            Phase(f"first turn, {_tiles(tiles)}", firsts, len(prompt), "tokens", work),
+            Phase("second turn", seconds, new, "tokens", again),
         ]
 
     def _answer(self, inputs: Inputs, tokens: int, reader: PromptReader | None = None) -> tuple[Statistics, list[int]]:
@@ -234,6 +225,10 @@ class Run:
         call()
         pairs = [_timed(call) for _ in range(self.plan.runs)]
         return tuple(seconds for seconds, _ in pairs), [result for _, result in pairs]
+
+
+def _tiles(count: int) -> str:
+    return "a tile" if count == 1 else f"{count} tiles"
 
 
 def parameters(model: SmolVLM) -> int:

@@ -18,7 +18,7 @@ from .. import device
 from ..model import SmolVLM
 from ..model.language import MLP, Attention
 from ..model.vision import VisionAttention
-from .machine import is_fused
+from .machine import dtype_name, is_fused
 
 # Environment variables by which MLX takes other kernels than it would.
 SWITCHES = (
@@ -50,9 +50,7 @@ def machine_checks(heads: Iterable[int] = FAMILY_HEADS, dtype: mx.Dtype = mx.bfl
     if on_cpu:
         checks.append(Check("fused attention", "none on a CPU, where it is NumPy's"))
     else:
-        fused = {width: is_fused(width, dtype=dtype) for width in heads}
-        shown = ", ".join(f"head width {width}: {'yes' if fine else 'NO'}" for width, fine in fused.items())
-        checks.append(Check("fused attention", shown, all(fused.values())))
+        checks.append(_fused("fused attention", {f"head width {n}": is_fused(n, dtype=dtype) for n in heads}))
     if device.name() == "metal":
         architecture = str(mx.device_info(mx.default_device()).get("architecture", ""))
         checks.append(matmul_units(architecture, platform.mac_ver()[0], _wheel("mlx-metal")))
@@ -99,7 +97,7 @@ def model_checks(model: SmolVLM, arrays: Mapping[str, mx.Dtype]) -> list[Check]:
         return [_fused_decoder(model, dtype), dtypes, _joined(model), *_fast_products(model)]
     if dtype == mx.float32:
         return [dtypes]
-    return [Check("dtype", f"{_name(dtype)}; a CPU computes float32 many times as fast", fine=False), dtypes]
+    return [Check("dtype", f"{dtype_name(dtype)}; a CPU computes float32 many times as fast", fine=False), dtypes]
 
 
 def _fused_decoder(model: SmolVLM, dtype: mx.Dtype) -> Check:
@@ -109,16 +107,20 @@ def _fused_decoder(model: SmolVLM, dtype: mx.Dtype) -> Check:
         "prefill": is_fused(text.head_dim, 64, "causal", dtype, heads),
         "decode": is_fused(text.head_dim, 1, None, dtype, heads),
     }
-    shown = ", ".join(f"{name}: {'yes' if fine else 'NO'}" for name, fine in forms.items())
-    return Check("fused attention of the decoder", shown, all(forms.values()))
+    return _fused("fused attention of the decoder", forms)
+
+
+def _fused(name: str, forms: Mapping[str, bool]) -> Check:
+    shown = ", ".join(f"{form}: {'yes' if fine else 'NO'}" for form, fine in forms.items())
+    return Check(name, shown, all(forms.values()))
 
 
 def _one_dtype(model: SmolVLM, arrays: Mapping[str, mx.Dtype], dtype: mx.Dtype) -> Check:
     stored = {array.dtype for array in model.named_parameters().values()} - {mx.uint32}  # which is packed weights
     values = {"weights": stored, **{name: {kind} for name, kind in arrays.items()}}
     other = {name: kinds for name, kinds in values.items() if kinds != {dtype}}
-    mixed = "; ".join(f"{name}: {', '.join(sorted(map(_name, kinds)))}" for name, kinds in other.items())
-    return Check("dtypes", f"MIXED, {mixed}" if mixed else f"{_name(dtype)} throughout", not mixed)
+    mixed = "; ".join(f"{name}: {', '.join(sorted(map(dtype_name, kinds)))}" for name, kinds in other.items())
+    return Check("dtypes", f"MIXED, {mixed}" if mixed else f"{dtype_name(dtype)} throughout", not mixed)
 
 
 def _joined(model: SmolVLM) -> Check:
@@ -137,7 +139,3 @@ def _fast_products(model: SmolVLM) -> list[Check]:
     fast = [layer for layer, (count, block) in zip(packed, inputs, strict=True) if count % block == 0]
     share = sum(layer.weight.nbytes for layer in fast) / sum(layer.weight.nbytes for layer in packed)
     return [Check("quantized products of one row", f"{share:.0%} of their bytes by the fastest kernel")]
-
-
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

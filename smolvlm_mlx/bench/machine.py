@@ -3,7 +3,7 @@
 import io
 import os
 import re
-import time
+import timeit
 from collections import Counter
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def calibrate(dtype: mx.Dtype, repeats: int = 5) -> Machine:
     return Machine(
         device=device_name(),
         backend=name,
-        dtype=str(dtype).removeprefix("mlx.core."),
+        dtype=dtype_name(dtype),
         bandwidth=_bandwidth(mx.float32 if name == "cpu" else dtype, repeats),
         flops=_flops(dtype, repeats),
         kernel_seconds=_kernel_seconds(repeats),
@@ -67,26 +67,23 @@ def _flops(dtype: mx.Dtype, repeats: int) -> float:
 
 def _kernel_seconds(repeats: int) -> float:
     """Seconds of one addition of two numbers that waits for the one before; building the graph is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        x = mx.zeros((1,))
-        mx.eval(x)
+    x = mx.zeros((1,))
+
+    def chain() -> None:
+        nonlocal x
         for _ in range(CHAIN):
             x = x + 1
-        started = time.perf_counter()
-        mx.eval(x)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds) / CHAIN
+
+    return min(timeit.repeat(lambda: mx.eval(x), chain, repeat=repeats + 1, number=1)) / CHAIN
 
 
 def _best(call: Callable[[], object], repeats: int) -> float:
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    """Seconds; the first run is one more, to warm up."""
+    return min(timeit.repeat(call, repeat=repeats + 1, number=1))
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def device_name() -> str:

@@ -79,18 +79,6 @@ class Sizes:
         return cls(layers, top, total("vision_model.", "connector."), kv_numbers * kv_width)
 
 
-def layer_weights(config: ModelConfig) -> int:
-    """P_L: numbers in the decoder layers' matrices."""
-    text = config.text_config
-    attention = 2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)
-    return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
-
-
-def head_weights(config: ModelConfig) -> int:
-    """P_H: numbers in the matrix that makes logits."""
-    return config.text_config.vocab_size * config.text_config.hidden_size
-
-
 def vision_flops(config: ModelConfig) -> int:
     """Of one tile: L (2 P (4 d^2 + 2 d I) + 4 P^2 d), the patch embedding, and the connector."""
     vision, patches = config.vision_config, config.vision_config.patches_per_side**2
@@ -109,11 +97,14 @@ def vision(config: ModelConfig, sizes: Sizes, tiles: int) -> Work:
 def decoder(config: ModelConfig, sizes: Sizes, tokens: int, cached: int = 0, kernels: float = 0) -> Work:
     """Read `tokens` tokens behind `cached` ones, and make the logits of the last.
 
-    2 P_L T + 2 T^2 h d L + 2 P_H, and 4 T C h d L for attention to what is cached; a causal mask spares half of T^2.
+    2 P_L T + 2 T^2 h d L + 2 P_H, and 4 T C h d L for attention to what is cached; a causal mask spares half of T^2. P_L
+    are the numbers in the layers' matrices, P_H those in the one that makes logits.
     A prefill has all its tokens here, a decode step at a context of n tokens is `tokens=1, cached=n - 1`.
     """
     text = config.text_config
     heads = text.num_hidden_layers * text.num_attention_heads * text.head_dim
     attention = heads * (2 * tokens * tokens + 4 * tokens * cached)
-    flops = 2 * layer_weights(config) * tokens + attention + 2 * head_weights(config)
+    projections = 2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)
+    layers = text.num_hidden_layers * (projections + 3 * text.hidden_size * text.intermediate_size)
+    flops = 2 * layers * tokens + attention + 2 * text.vocab_size * text.hidden_size
     return Work(flops, sizes.layers + sizes.head + (cached + tokens) * sizes.kv_token, kernels)
