@@ -66,6 +66,11 @@ def make_example(processor: Processor, messages: Sequence[Any], image_options: I
     return Example(inputs.input_ids, loss_mask, inputs.tiles, inputs.settings)
 
 
+def _example(processor: Processor, row: Row) -> Example:
+    sample = make_sample(row)
+    return make_example(processor, sample.whole, sample.image_options)
+
+
 def collate(examples: Sequence[Example]) -> Batch:
     """Side by side; tiles one example's after another's, as their placeholders."""
     T = max(len(example.input_ids) for example in examples)
@@ -147,11 +152,7 @@ class Dataset:
         return [batches[index] for index in rng.permutation(len(batches))]
 
     def _collate(self, batches: Sequence[Sequence[int]]) -> list[Batch]:
-        return [collate([self._example(row) for row in rows]) for rows in batches]
-
-    def _example(self, row: int) -> Example:
-        sample = make_sample(self.rows[row])
-        return make_example(self.processor, sample.whole, sample.image_options)
+        return [collate([_example(self.processor, self.rows[row]) for row in rows]) for rows in batches]
 
 
 def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -> Generator[Reading, None, Dataset]:
@@ -159,27 +160,24 @@ def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -
 
     def tried(row: Row) -> tuple[int, int] | SkippedRow:
         try:
-            sample = make_sample(row)
-            if not sample.answers[0].strip():
-                return SkippedRow(row.where, "an empty answer")
-            example = make_example(processor, sample.whole, sample.image_options)
+            example = _example(processor, row)
         except SmolVLMError as error:
             return SkippedRow(row.where, str(error))
         if len(example.input_ids) > max_tokens:
             return SkippedRow(row.where, f"{len(example.input_ids)} tokens, more than {max_tokens}")
         return len(example.input_ids), len(example.tiles)
 
-    good, lengths, skipped = [], [], []
+    good, tokens, tiles, skipped = [], [], [], []
     with ThreadPoolExecutor(2) as pool:
         for done, (row, result) in enumerate(zip(rows, pool.map(tried, rows), strict=True), 1):
             if isinstance(result, SkippedRow):
                 skipped.append(result)
             else:
                 good.append(row)
-                lengths.append(result)
+                tokens.append(result[0])
+                tiles.append(result[1])
             yield Reading(done, len(rows), "rows")
-    tokens, tiles = zip(*lengths, strict=True) if lengths else ((), ())
-    return Dataset(processor, tuple(good), tokens, tiles, tuple(skipped))
+    return Dataset(processor, tuple(good), tuple(tokens), tuple(tiles), tuple(skipped))
 
 
 check = at_once(check_in_steps)

@@ -173,9 +173,8 @@ class Trainer:
         step = self.step + 1
         due = step % self.settings.validate_every == 0 or step == self.settings.steps
         value = self.validate(validation()) if due and validation is not None else None
-        is_best = value is not None and (self.best is None or value < (self.best.validation_loss or 0.0))
         self.history.append(Record(step, loss, value, _float(self.optimizer.learning_rate), tokens))
-        if is_best and self.group.rank() == 0:
+        if self.best is self.history[-1] and self.group.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             mx.save_safetensors(str(self.folder / "new.safetensors"), self._weights())
             (self.folder / "new.safetensors").replace(self.folder / BEST)

@@ -64,7 +64,11 @@ class Run:
             TrainingError: there is nothing to resume, or the loss is not finite.
         """
         if self.trainer.resume() != resume:
-            raise TrainingError(f"{self.out}: nothing to resume; leave --resume out" if resume else _exists(self.out))
+            raise TrainingError(
+                f"{self.out}: nothing to resume; leave --resume out"
+                if resume
+                else f"{self.out}: holds a run already; go on with --resume, or choose another folder"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         left_out = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped)
         (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
@@ -208,10 +212,6 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
         trains_vision=any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)),
         chunk=tiles_at_once(model),
     )
-
-
-def _exists(out: Path) -> str:
-    return f"{out}: holds a run already; go on with --resume, or choose another folder"
 
 
 def write_curve(history: Sequence[Record], path: Path) -> None:
