@@ -27,6 +27,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 # Parts whose layers can be adapted or trained, by the beginning of their parameters' names.
 PARTS = {"decoder": "language_model.layers.", "connector": "connector.", "vision": "vision_model.encoder."}
 
+LINEAR = nn.Linear | nn.QuantizedLinear
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -62,8 +64,7 @@ class AdapterConfig:
             raise AdapterError(
                 f"{folder / CONFIG}: {', '.join(wrong)} missing or malformed; was it made by another tool?"
             )
-        values = {field.name: raw[field.name] for field in fields(cls)}
-        return cls(**{**values, "modules": tuple(raw["modules"])})
+        return cls(**{field.name: raw[field.name] for field in fields(cls)} | {"modules": tuple(raw["modules"])})
 
 
 def _fits(name: str, value: object) -> bool:
@@ -94,8 +95,7 @@ def fingerprint(weights: Mapping[str, mx.array]) -> str:
 def layers_of(model: SmolVLM, parts: Sequence[str]) -> tuple[str, ...]:
     """Paths of the Linear layers of `parts`, which are keys of PARTS."""
     prefixes = tuple(PARTS[part] for part in parts)
-    linear = (nn.Linear, nn.QuantizedLinear)
-    return tuple(path for path, m in model.named_modules() if isinstance(m, linear) and path.startswith(prefixes))
+    return tuple(path for path, m in model.named_modules() if isinstance(m, LINEAR) and path.startswith(prefixes))
 
 
 def add_adapter(model: SmolVLM, config: AdapterConfig) -> None:
@@ -105,7 +105,7 @@ def add_adapter(model: SmolVLM, config: AdapterConfig) -> None:
         AdapterError: the model has no such layers.
     """
     modules = dict(model.named_modules())
-    absent = [path for path in config.modules if not isinstance(modules.get(path), nn.Linear | nn.QuantizedLinear)]
+    absent = [path for path in config.modules if not isinstance(modules.get(path), LINEAR)]
     if absent:
         raise AdapterError(
             f"the adapter changes {quote(absent[0])} ({len(absent)} such), which this model does not have"
@@ -132,32 +132,31 @@ def adapter_weights(model: SmolVLM, config: AdapterConfig) -> dict[str, mx.array
     return {f"{path}.{name}": modules[path][name] for path in config.modules for name in own if name in modules[path]}
 
 
-def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig:
+def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> None:
     """Add the adapter of `folder` to a model whose checkpoint has the fingerprint `base`; its layers stay apart.
 
     Raises:
         AdapterError: it is not there, damaged, or belongs to another base.
     """
-    config = _config_for(folder, base)
-    add_adapter(model, config)
+    _, weights = _add_from(folder, base, model)
     dtype = model.language_model.norm.weight.dtype
-    weights = _read(model, config, Path(folder).expanduser())
-    model.load_weights([(name, array.astype(dtype)) for name, array in weights], strict=False)
+    model.load_weights([(name, array.astype(dtype)) for name, array in weights.items()], strict=False)
     model.eval()
-    return config
 
 
-def _config_for(folder: str | Path, base: str) -> AdapterConfig:
+def _add_from(folder: str | Path, base: str, model: SmolVLM) -> tuple[AdapterConfig, dict[str, mx.array]]:
+    """Put a folder's adapter around the model's layers; its config, and its weights, which are not in the model yet."""
     config = AdapterConfig.from_folder(folder)
     if config.base != base:
         raise AdapterError(
             f"{folder}: this adapter was trained on {quote(config.base_name, end=True)} and does not fit this checkpoint; "
             "use that one, or a conversion of it"
         )
-    return config
+    add_adapter(model, config)
+    return config, _read(model, config, Path(folder).expanduser())
 
 
-def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str, mx.array]]:
+def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> dict[str, mx.array]:
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no {WEIGHTS}")
     expected = {name: tuple(array.shape) for name, array in adapter_weights(model, config).items()}
@@ -176,7 +175,7 @@ def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> list[tuple[str
     broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all())]
     if broken:
         raise AdapterError(f"{folder / WEIGHTS}: values that are not finite in {listed(broken)}; train it again")
-    return sorted(arrays.items())
+    return arrays
 
 
 def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
@@ -191,9 +190,7 @@ class AdapterMerger:
 
     def __init__(self, folder: str | Path, base: str, model: SmolVLM):
         """`model` is an unread one of the base's shapes, not quantized; it is changed."""
-        self.config = _config_for(folder, base)
-        add_adapter(model, self.config)
-        self._weights = dict(_read(model, self.config, Path(folder).expanduser()))
+        self.config, self._weights = _add_from(folder, base, model)
 
     def merge(self, module: str, weight: mx.array) -> mx.array:
         """The weight (O, I) of a layer with what the adapter learned; as it is if the adapter leaves it alone."""

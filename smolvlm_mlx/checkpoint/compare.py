@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from ..errors import CheckpointError
 from ..inputs.messages import Message, text_message, user_message
 from ..inputs.settings import ImageOptions
-from ..model import SmolVLM
 from .reader import load
 
 
@@ -49,16 +48,12 @@ def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str
     for name, messages in conversations().items():
         inputs = processor(messages, ImageOptions(split=False), add_generation_prompt=False)
         pixel_values = mx.array(inputs.pixel_values) if len(inputs.tiles) else None
-        logits = _logits(model, mx.array(inputs.input_ids)[None], pixel_values)  # (T, V)
+        logits = model(mx.array(inputs.input_ids)[None], pixel_values)[0]  # (T, V)
         text = [row for row, id in enumerate(inputs.input_ids) if id != model.config.image_token_id]
         log_probabilities = logits[mx.array(text)].astype(mx.float32)
         log_probabilities -= mx.logsumexp(log_probabilities, axis=-1, keepdims=True)
         mx.eval(log_probabilities)
         yield name, inputs.input_ids.tolist(), log_probabilities
-
-
-def _logits(model: SmolVLM, input_ids: mx.array, pixel_values: mx.array | None) -> mx.array:
-    return model(input_ids, pixel_values)[0]
 
 
 def _distance(want: mx.array, have: mx.array) -> tuple[float, float]:

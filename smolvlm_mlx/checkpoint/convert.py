@@ -62,7 +62,7 @@ def convert_in_steps(
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
-        recipe: the name of one of `quantization.RECIPES`, or one of your own.
+        recipe: the name of one of `choices.RECIPES`, or one of your own.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
 
     Raises:
@@ -111,8 +111,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     if recipe.dtype not in DTYPES:
         raise ConversionError(f"dtype {quote(recipe.dtype)} is not one of {', '.join(DTYPES)}")
     for bits in (recipe.bits, recipe.embedding_bits, recipe.vision_bits):
-        problem = None if bits is None else check_quantization(bits, recipe.group_size)
-        if problem is not None:
+        if bits is not None and (problem := check_quantization(bits, recipe.group_size)):
             raise ConversionError(f"recipe: {problem}")
     return recipe
 
@@ -120,7 +119,8 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
     try:
         with new_folder(out) as partial:
-            free, needed = shutil.disk_usage(partial).free, plan.nbytes + 32 * 2**20
+            free = shutil.disk_usage(partial).free
+            needed = sum(entry.nbytes for entry in plan.entries) + 32 * 2**20
             if free < needed:
                 raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
             yield from write_safetensors_in_steps(partial / "model.safetensors", plan.entries, arrays)
@@ -154,23 +154,11 @@ class _Plan:
         target = SmolVLM(config, tied)
         shapes = {name: tuple(array.shape) for name, array in target.named_parameters().items()}
         quantization = _quantize(target, recipe)
-        entries = [
+        entries = tuple(
             Entry(name, tuple(array.shape), mx.uint32 if array.dtype == mx.uint32 else DTYPES[recipe.dtype])
-            for name, array in target.named_parameters().items()
-        ]
-        return cls(
-            checkpoint,
-            recipe,
-            config,
-            tied,
-            quantization,
-            shapes,
-            tuple(sorted(entries, key=lambda entry: _order(entry.name))),
+            for name, array in sorted(target.named_parameters().items(), key=lambda item: _order(item[0]))
         )
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
+        return cls(checkpoint, recipe, config, tied, quantization, shapes, entries)
 
     def parts(self) -> dict[str, tuple[int, int]]:
         return {

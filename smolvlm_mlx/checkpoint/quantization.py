@@ -26,8 +26,7 @@ class Quantization:
 
     def __post_init__(self) -> None:
         for name, form in {"quantization": (self.bits, self.group_size), **self.modules}.items():
-            problem = check_quantization(*form)
-            if problem is not None:
+            if problem := check_quantization(*form):
                 raise CheckpointError(f"config.json: {quote(name)}: {problem}")
 
     @classmethod
@@ -37,8 +36,7 @@ class Quantization:
         Raises:
             CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is not.
         """
-        block = raw.get("quantization")
-        block = raw.get("quantization_config") if block is None else block
+        block = raw.get("quantization_config") if raw.get("quantization") is None else raw["quantization"]
         if block is None:
             return None
         if not isinstance(block, Mapping) or "bits" not in block:
