@@ -130,15 +130,14 @@ class Run:
         yield Reading(0, runs, "vision")
         phases = [preprocess, self.vision()]
         self.kernels = self.count_step()
-        prefills: list[Phase] = []
-        decodes: list[Phase] = []
+        texts: list[tuple[Phase, Phase]] = []
         room = self.config.text_config.max_position_embeddings - self.plan.decoded - 1
         for context in sorted({min(context, room) for context in self.plan.contexts}):
             yield Reading(0, runs, f"prefill and decode, {context} tokens")
-            for phase, kind in zip(self.text(context), (prefills, decodes), strict=True):
-                kind.append(phase)
+            texts.append(self.text(context))
         yield Reading(0, runs, "turns about a picture")
-        return [*phases, *prefills, *decodes, *self.turns(tiled)]
+        phases += [*(prefill for prefill, _ in texts), *(decode for _, decode in texts)]
+        return phases + self.turns(tiled)
 
     def preprocess(self) -> tuple[Phase, TiledImage]:
         """A JPEG's bytes -> tiles."""

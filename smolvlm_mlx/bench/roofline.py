@@ -14,7 +14,7 @@ from ..config import ModelConfig
 
 @dataclass(frozen=True)
 class Machine:
-    """What `calibration` found. `bandwidth` in bytes a second, `flops` a second in `dtype`, `memory` in bytes (0: unknown)."""
+    """What `calibrate` found. `bandwidth` in bytes a second, `flops` a second in `dtype`, `memory` in bytes (0: unknown)."""
 
     device: str
     backend: str

@@ -1,9 +1,8 @@
 """A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the weights.
 
 Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`, convolution kernels (O, I, kH,
-kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I), possibly quantized). `mx.load` is no safe parser (it
-accepts files that `safetensors` rejects, and crashes on some), so every shard is opened with `safetensors` first and its
-names, shapes and dtypes are compared with those of the module tree that the validated config describes.
+kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I), possibly quantized). Names, shapes and dtypes in the
+headers (see `safetensors`) are compared with those of the module tree that the validated config describes.
 """
 
 from collections import Counter

@@ -1,9 +1,9 @@
 """Weight files: what their headers say of the tensors, and how one is written tensor by tensor.
 
-`mx.load` accepts files that `safetensors` rejects, so `safetensors` opens each file first. Pickles are refused by name.
-`mx.save_safetensors` wants all tensors at once and truncates in place; here a header that is known beforehand is written
-first, and nothing is kept. The format is public: 8 bytes of header length, the header in JSON, the tensors' bytes
-(github.com/huggingface/safetensors, README).
+`mx.load` accepts files that `safetensors` rejects, and crashes on some, so `safetensors` opens each file first. Pickles are
+refused by name. `mx.save_safetensors` wants all tensors at once and truncates in place; here a header that is known
+beforehand is written first, and nothing is kept. The format is public (github.com/huggingface/safetensors, README): 8 bytes
+of header length, the header in JSON, the tensors' bytes.
 """
 
 import json

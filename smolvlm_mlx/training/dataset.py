@@ -7,7 +7,7 @@ on anywhere.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -102,7 +102,7 @@ class Dataset:
     rows: tuple[Row, ...]
     tokens: tuple[int, ...]
     tiles: tuple[int, ...]
-    skipped: tuple[SkippedRow, ...] = field(default=())
+    skipped: tuple[SkippedRow, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,7 +113,13 @@ class Dataset:
 
         @lru_cache(maxsize=2)
         def order(epoch: int) -> list[list[int]]:
-            return self._order(size, np.random.default_rng((seed, epoch)))
+            rng = np.random.default_rng((seed, epoch))
+            shuffled = rng.permutation(len(self)).tolist()
+            found = []
+            for start in range(0, len(shuffled), size * SORTED_TOGETHER):
+                pool = sorted(shuffled[start : start + size * SORTED_TOGETHER], key=self.tokens.__getitem__)
+                found += [pool[first : first + size] for first in range(0, len(pool), size)]
+            return [found[index] for index in rng.permutation(len(found))]
 
         def batches(step: int) -> list[Batch]:
             epoch, position = divmod(step, per_epoch)
@@ -127,7 +133,7 @@ class Dataset:
 
     def all(self, size: int) -> Iterator[Batch]:
         """Every row once, for validation; a batch is made when it is asked for."""
-        rows = sorted(range(len(self)), key=lambda row: self.tokens[row])
+        rows = sorted(range(len(self)), key=self.tokens.__getitem__)
         for start in range(0, len(rows), size):
             yield from self._collate([rows[start : start + size]])
 
@@ -142,14 +148,6 @@ class Dataset:
             return tuple(values[row] for row in rows)
 
         return Dataset(self.processor, tuple(self.rows[row] for row in rows), pick(self.tokens), pick(self.tiles))
-
-    def _order(self, size: int, rng: np.random.Generator) -> list[list[int]]:
-        shuffled = rng.permutation(len(self)).tolist()
-        batches = []
-        for start in range(0, len(shuffled), size * SORTED_TOGETHER):
-            pool = sorted(shuffled[start : start + size * SORTED_TOGETHER], key=lambda row: self.tokens[row])
-            batches += [pool[first : first + size] for first in range(0, len(pool), size)]
-        return [batches[index] for index in rng.permutation(len(batches))]
 
     def _collate(self, batches: Sequence[Sequence[int]]) -> list[Batch]:
         return [collate([_example(self.processor, self.rows[row]) for row in rows]) for rows in batches]

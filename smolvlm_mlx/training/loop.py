@@ -29,10 +29,14 @@ from ..model import SmolVLM, ints
 from .dataset import Batch, Batches
 
 
+def trains_vision(model: SmolVLM) -> bool:
+    """Whether anything that makes image_tokens is trained."""
+    return any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector))
+
+
 def image_tokens_of(model: SmolVLM, batch: Batch) -> mx.array | None:
     """image_tokens (N, S, Dt) when nothing that makes them is trained, as constants: chunk by chunk, repeats once."""
-    parts = (model.vision_model, model.connector)
-    if not len(batch.tiles) or any(tree_flatten(part.trainable_parameters()) for part in parts):
+    if not len(batch.tiles) or trains_vision(model):
         return None
     return encode_tiles(model, batch.tiles, batch.settings)
 

@@ -27,7 +27,7 @@ from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
 from .dataset import Dataset, SkippedRow, check_in_steps
-from .loop import Record, Settings, Trainer
+from .loop import Record, Settings, Trainer, trains_vision
 from .memory import Memory, estimate
 from .plan import Plan
 
@@ -209,7 +209,7 @@ def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
         answer_tokens=min(tokens, 512 * count),
         width=model.language_model.norm.weight.dtype.size,
         checkpointed=plan.checkpoint_layers,
-        trains_vision=any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)),
+        trains_vision=trains_vision(model),
         chunk=tiles_at_once(model),
     )
 
