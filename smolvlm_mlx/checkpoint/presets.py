@@ -23,18 +23,8 @@ class Size:
 
 
 def _text(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, rope_theta: float = 100_000) -> TextConfig:
-    return TextConfig(
-        vocab_size=49280,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=64,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_theta=rope_theta,
-    )
+    shape = (49280, hidden, inner, layers, heads, kv_heads)
+    return TextConfig(*shape, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=rope_theta)
 
 
 _BASE = VisionConfig(hidden_size=768, num_attention_heads=12, image_size=512, patch_size=16)
