@@ -42,12 +42,11 @@ class Check:
 def machine_checks(heads: Iterable[int] = FAMILY_HEADS, dtype: mx.Dtype = mx.bfloat16) -> list[Check]:
     """Of this process. `heads` are widths of the vision tower's attention heads."""
     checks = []
-    on_cpu = device.name() == "cpu"
-    if on_cpu and sys.platform == "linux":
-        checks.append(Check("BLAS", f"NumPy's; {device.training_problem() or 'OpenBLAS for training'}"))
-    if on_cpu and mx.device_count(mx.gpu):
-        checks.append(Check("device", "the CPU, though there is a GPU", fine=False))
-    if on_cpu:
+    if device.name() == "cpu":
+        if sys.platform == "linux":
+            checks.append(Check("BLAS", f"NumPy's; {device.training_problem() or 'OpenBLAS for training'}"))
+        if mx.device_count(mx.gpu):
+            checks.append(Check("device", "the CPU, though there is a GPU", fine=False))
         checks.append(Check("fused attention", "none on a CPU, where it is NumPy's"))
     else:
         checks.append(_fused("fused attention", {f"head width {n}": is_fused(n, dtype=dtype) for n in heads}))
