@@ -105,41 +105,31 @@ def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:
     return lines, data[-1:] not in (b"", b"\n")
 
 
-def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    """Put these in place of what is there, as a whole.
-
-    Raises:
-        DataError: they cannot be written.
-    """
-    _write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def add_lines(path: Path, lines: Sequence[Line]) -> None:
-    """Append these.
-
-    Raises:
-        DataError: they cannot be written.
-    """
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+def _write(path: Path, data: bytes, *, append: bool = False) -> None:
+    """In place of what is there, as a whole; or at its end."""
     try:
-        with path.open("ab", buffering=0) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))  # lone surrogates, of paths that are not UTF-8
+        if append:
+            with path.open("ab", buffering=0) as file:
+                file.write(data)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def write_csv(path: Path, lines: Sequence[Line]) -> None:
-    """The lines as a table; lists are joined by semicolons.
+def _jsonl(lines: Iterable[Line]) -> bytes:
+    return _encoded("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    Raises:
-        DataError: it cannot be written.
-    """
+
+def _csv(lines: Sequence[Line]) -> bytes:
+    """A table; lists are joined by semicolons."""
     columns = list(dict.fromkeys(key for line in lines for key in line if key not in ("sha256", "run")))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
-    _write(path, text.getvalue())
+    return _encoded(text.getvalue())
 
 
 def _cell(value: object) -> object:
@@ -150,12 +140,8 @@ def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value  # no formula
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # lone surrogates, of paths that are not UTF-8
 
 
 MOST_FILES, WINDOW_BYTES, USUAL_TILES = 64, 2**28, 17  # of a window
@@ -169,20 +155,17 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         DataError: a path is not there, or there are none.
     """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            found |= dict.fromkeys(_in_folder(path))
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise DataError(f"{quote(path, end=True)}: no such file or folder")
+    found = list(dict.fromkeys(file for path in map(Path, paths) for file in _files(path)))
     if not found:
         raise DataError(f"no pictures or videos in {', '.join(quote(path, end=True) for path in paths)}")
-    return list(found)
+    return found
 
 
-def _in_folder(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif not path.is_dir():
+        raise DataError(f"{quote(path, end=True)}: no such file or folder")
     for folder, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
@@ -257,9 +240,9 @@ class Captioner:
         lines = [done[str(path)] for path in files]
         if group.rank() == 0:
             if journal != whole:
-                write_lines(whole, lines)
+                _write(whole, _jsonl(lines))
             if out != whole:
-                write_csv(out, lines)
+                _write(out, _csv(lines))
         if journal != whole:
             mx.eval(mx.distributed.all_sum(mx.array(1)))  # not before the first process has written
             journal.unlink()
@@ -271,30 +254,24 @@ class Captioner:
         self, files: Sequence[Path], group: mx.distributed.Group, whole: Path, journal: Path
     ) -> Generator[Reading, None, dict[str, Line]]:
         """Lines of this process's share of the files, and of those that are there, by path."""
-        size = self._window()
+        size = max(1, min(MOST_FILES, WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2)))
         windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
-        found, cut = read_lines(whole, self.run)
+        windows = windows[group.rank() :: group.size()]
+        found, is_cut = read_lines(whole, self.run)
         if journal != whole:
-            of_this, cut = read_lines(journal, self.run)
+            of_this, is_cut = read_lines(journal, self.run)
             found += of_this
-        share = windows[group.rank() :: group.size()]
-        return (yield from self._go_on(share, {line["path"]: line for line in found}, cut, journal))
-
-    def _go_on(
-        self, windows: Sequence[Sequence[str]], done: dict[str, Line], cut: bool, journal: Path
-    ) -> Generator[Reading, None, dict[str, Line]]:
-        """Lines of all files of these windows, by path, `done` among them; `cut`: the last of those was cut off."""
-        if cut:  # a window is answered again as a whole: what is answered together stays together
+        done = {line["path"]: line for line in found}
+        if is_cut:  # a window is answered again as a whole: what is answered together stays together
             for window in windows:
                 if not all(path in done for path in window):
                     done = {path: line for path, line in done.items() if path not in window}
-        write_lines(journal, done.values())
-        missing = [[path for path in window if path not in done] for window in windows]
-        missing = [window for window in missing if window]
+        _write(journal, _jsonl(done.values()))
         self._known |= {line["sha256"]: line for line in done.values() if "error" not in line}
+        missing = [[path for path in window if path not in done] for window in windows]
         total = len(done) + sum(map(len, missing))
-        for lines in self._answered(missing):
-            add_lines(journal, lines)
+        for lines in self._answered([window for window in missing if window]):
+            _write(journal, _jsonl(lines), append=True)
             done |= {line["path"]: line for line in lines}
             yield Reading(len(done), total, "files")
         return done
@@ -302,16 +279,13 @@ class Captioner:
     def _answered(self, windows: Sequence[Sequence[str]]) -> Iterator[list[Line]]:
         """Lines of each window; the files of the next are read meanwhile."""
         with ThreadPoolExecutor(READERS) as pool:
-
-            def begin(window: Sequence[str]) -> list[Future[_Read]]:
-                return [pool.submit(self._read, path) for path in window]
-
-            ahead = begin(windows[0]) if windows else []
-            for following in [*windows[1:], []]:
-                read = [future.result() for future in ahead]
-                ahead = begin(following)
-                self._answer([file for file in read if file.inputs is not None])
-                yield [self._line(file) for file in read]
+            reading: list[Future[_Read]] = []
+            for window in [*windows, []]:
+                read = [future.result() for future in reading]
+                reading = [pool.submit(self._read, path) for path in window]
+                if read:
+                    self._answer(read)
+                    yield [self._line(file) for file in read]
 
     def _read(self, path: str) -> _Read:
         digest = ""
@@ -341,10 +315,6 @@ class Captioner:
                 answers = self._engine.batch(batch, self._options, schema=self._task.schema)
                 self._known |= {name: self._task.fields(*answer) for name, answer in zip(some, answers, strict=True)}
 
-    def _window(self) -> int:
-        """Files of a window, by the bytes of their tiles."""
-        return max(1, min(MOST_FILES, WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2)))
-
     def _batch_size(self, length: int) -> int:
         text = self._model.config.text_config
         width = self._model.language_model.norm.weight.dtype.size
@@ -353,11 +323,8 @@ class Captioner:
 
     def _line(self, file: _Read) -> Line:
         line: Line = {"path": file.path, "sha256": file.digest, "run": self.run}
-        known = self._known.get(file.digest, {})
-        return {
-            **line,
-            **({"error": file.error} if file.error else {key: known[key] for key in known if key not in line}),
-        }
+        answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
+        return line | answer | line  # an answer may come from the line of an equal file
 
 
 def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:
