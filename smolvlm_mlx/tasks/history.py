@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path, user_data_path
+
 from ..errors import HistoryError, quote
 from ..inputs.media import Attachment, Frames, Video
-from ..inputs.messages import ImagePart, Message, Part, TextPart, VideoPart, raw_message
-from ..inputs.video import VIDEO_OPTIONS
+from ..inputs.messages import ImagePart, Message, Part, TextPart, parse_messages, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -47,15 +48,11 @@ class Summary:
 
 def data_folder() -> Path:
     """Where this user's conversations and inputs are kept."""
-    from platformdirs import user_data_path
-
     return user_data_path("smolvlm-mlx", appauthor=False)
 
 
 def cache_folder() -> Path:
     """Where what can be computed again is kept."""
-    from platformdirs import user_cache_path
-
     return user_cache_path("smolvlm-mlx", appauthor=False)
 
 
@@ -84,7 +81,7 @@ class History:
 
     def save(self, id: str, messages: Sequence[Message], model: str = "") -> None:
         """Write a conversation as it now is; what of it is there already stays."""
-        rows = [(json.dumps(_to_stored(message), ensure_ascii=False), _words(message)) for message in messages]
+        rows = [(_to_stored(message), _words(message)) for message in messages]
         pictures = {held.digest: held.data for message in messages for held in message.media}
         now = time.time()
         with self._open() as database:
@@ -107,16 +104,13 @@ class History:
     def load(self, id: str) -> list[Message]:
         """The messages of a conversation."""
         with self._open() as database:
-            rows = database.execute(
-                "SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,)
-            ).fetchall()
-            pictures = database.execute(
+            texts = _messages(database, id)
+            data = database.execute(
                 "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?", (id,)
-            )
-            data = dict(pictures.fetchall())
-        if not rows:
+            ).fetchall()
+        if not texts:
             raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
-        return [_from_stored(json.loads(row[0]), data) for row in rows]
+        return parse_messages([_from_stored(text, dict(data)) for text in texts])
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
         """The conversations, the latest first; with `words`, those that contain them, in upper or lower case."""
@@ -176,8 +170,8 @@ def _forget_unused(database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT digest FROM uses)")
 
 
-def _to_stored(message: Message) -> dict[str, object]:
-    return raw_message(message, [_part_to_stored(part) for part in message.parts])
+def _to_stored(message: Message) -> str:
+    return json.dumps(raw_message(message, [_part_to_stored(part) for part in message.parts]), ensure_ascii=False)
 
 
 def _part_to_stored(part: Part) -> dict[str, object]:
@@ -190,18 +184,17 @@ def _part_to_stored(part: Part) -> dict[str, object]:
     return {"type": "video", "digest": part.video.digest, "name": part.video.name, **part.options}
 
 
-def _from_stored(message: dict[str, Any], pictures: dict[str, bytes]) -> Message:
-    parts = tuple(_part_from_stored(part, pictures) for part in message["content"])
-    return Message(message["role"], parts, message.get("interrupted", False))
+def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
+    """A message as `parse_messages` takes it: with pictures and videos where their digests were."""
+    message = json.loads(text)
+    return {**message, "content": [_part_from_stored(part, data) for part in message["content"]]}
 
 
-def _part_from_stored(part: dict[str, Any], pictures: dict[str, bytes]) -> Part:
-    if part["type"] == "text":
-        return TextPart(part["text"])
-    data, name = pictures[part["digest"]], part["name"]
-    if part["type"] == "image":
-        return ImagePart(Attachment(data, name=name))
-    return VideoPart(Video(data, name=name), {key: part[key] for key in VIDEO_OPTIONS if key in part})
+def _part_from_stored(part: dict[str, Any], data: dict[str, bytes]) -> dict[str, Any]:
+    if "digest" not in part:
+        return part
+    kind = Attachment if part["type"] == "image" else Video
+    return {**part, part["type"]: kind(data[part["digest"]], name=part["name"])}
 
 
 def _words(message: Message) -> str:
