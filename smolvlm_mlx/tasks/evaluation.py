@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean, stdev
 
 from ..checkpoint.reader import load
 from ..data.rows import Row, read_rows, rows_fingerprint
@@ -75,19 +76,17 @@ class Result:
 
     def agreement(self, other: "Result") -> float:
         """Share of questions to which both give the same answer."""
-        same = [a.prediction == b.prediction for a, b in zip(self.answers, other.answers, strict=True)]
-        return sum(same) / len(same)
+        return fmean(a.prediction == b.prediction for a, b in zip(self.answers, other.answers, strict=True))
 
     def difference(self, other: "Result") -> tuple[float, float]:
         """How much better than the other, and half the 95 per cent interval of that, from the pairs of answers."""
         pairs = [a.score - b.score for a, b in zip(self.answers, other.answers, strict=True)]
-        mean = sum(pairs) / len(pairs)
-        variance = sum((pair - mean) ** 2 for pair in pairs) / max(1, len(pairs) - 1)
-        return mean, Z * math.sqrt(variance / len(pairs))
+        deviation = stdev(pairs) if len(pairs) > 1 else 0.0
+        return fmean(pairs), Z * deviation / math.sqrt(len(pairs))
 
 
 def _score(answers: Sequence[Answer]) -> Score:
-    return Score(len(answers), sum(answer.score for answer in answers) / len(answers))
+    return Score(len(answers), fmean(answer.score for answer in answers))
 
 
 def evaluate_in_steps(
@@ -209,9 +208,9 @@ def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
         whole = found[: found.rfind(b"\n") + 1]
         answers = _parse_results(path, whole, run)
         os.truncate(path, len(whole))  # not before it is known to be ours
+        return answers
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be made or read ({error.strerror}: {error.filename})") from error
-    return answers
 
 
 def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[str, Answer]:

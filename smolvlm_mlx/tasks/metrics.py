@@ -12,7 +12,8 @@ exact      equal, but for spaces around
 import re
 import string
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
+from statistics import fmean
 
 LETTERS = string.ascii_uppercase
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
@@ -99,13 +100,13 @@ def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
     for form in ("({})", " {} ", " {}. ", " {}) "):
         places = {letter: text.rfind(form.format(letter)) for letter in letters}
         if said := {letter: place for letter, place in places.items() if place >= 0}:
-            return max(said, key=lambda letter: said[letter])
+            return max(said, key=said.__getitem__)
     text, ends = prediction.lower(), {}
     for letter, option in zip(letters, choices, strict=False):
         words = option.lower().rstrip(MARKS)
         if words and words in text:
             ends[letter] = (text.rfind(words) + len(words), len(words))
-    return max(ends, key=lambda letter: ends[letter]) if ends else None
+    return max(ends, key=ends.__getitem__, default=None)
 
 
 def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
@@ -113,8 +114,7 @@ def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) ->
     said, people = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
     if len(people) == 1:
         return float(said == people[0])
-    others = [people[:person] + people[person + 1 :] for person in range(len(people))]
-    return sum(min(1.0, rest.count(said) / 3) for rest in others) / len(others)
+    return fmean(min(1.0, others.count(said) / 3) for others in combinations(people, len(people) - 1))
 
 
 def normalize_answer(text: str) -> str:
@@ -132,13 +132,10 @@ def normalize_answer(text: str) -> str:
 
 MARKS = ",.!?;:'"
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
-NUMBERS = dict(
-    zip(
-        "none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
-        strict=True,
-    )
-)
+NUMBERS = {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+NUMBERS["none"] = "0"
 CONTRACTIONS = {  # whichever one of their apostrophes is missing
     word[:place] + word[place + 1 :]: word
     for word in (
@@ -156,11 +153,5 @@ CONTRACTIONS = {  # whichever one of their apostrophes is missing
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the original has this pair the wrong way round
 METRICS: dict[str, Metric] = {
-    "vqa": vqa,
-    "anls": anls,
-    "relaxed": relaxed,
-    "choice": choice,
-    "contains": contains,
-    "formula": formula,
-    "exact": exact,
+    metric.__name__: metric for metric in (vqa, anls, relaxed, choice, contains, formula, exact)
 }
