@@ -90,35 +90,31 @@ class Chat:
             ContextFullError: there is no room for an answer.
             SmolVLMError: a picture or an option cannot be used. The conversation is then as it was.
         """
-        self._rest()
+        self.stop(wait=True)
         return self._answer([*self.messages, user_message(text, images)], options)
 
     def retry(self, options: Options | None = None) -> TextStream:
         """Answer the last question again."""
-        self._rest()
-        return self._answer(self.messages[: self._question_at(-1) + 1], options)
+        self.stop(wait=True)
+        return self._answer(self.messages[: question_at(self.messages, -1) + 1], options)
 
     def edit(
-        self,
-        text: str,
-        images: Sequence[object] | None = None,
-        options: Options | None = None,
-        turn: int = -1,
+        self, text: str, images: Sequence[object] | None = None, options: Options | None = None, turn: int = -1
     ) -> TextStream:
         """Ask something else in place of a question (the last, or number `turn`), and forget what came after it.
 
         Args:
             images: other pictures; None keeps the question's own.
         """
-        self._rest()
-        at = self._question_at(turn)
+        self.stop(wait=True)
+        at = question_at(self.messages, turn)
         images = self.messages[at].media_parts if images is None else images
         return self._answer([*self.messages[:at], user_message(text, images)], options)
 
     def undo(self) -> Message:
         """Forget the last question and its answer; returns the question."""
-        self._rest()
-        at = self._question_at(-1)
+        self.stop(wait=True)
+        at = question_at(self.messages, -1)
         question = self.messages[at]
         del self.messages[at:]
         return question
@@ -135,18 +131,13 @@ class Chat:
         parts = (*(kept if keep_pictures else ()), *following.parts)
         self.messages[turn.start : turn.stop + 1] = [replace(following, parts=parts)]
 
-    def stop(self) -> None:
+    def stop(self, wait: bool = False) -> None:
         """End the answer under way, if there is one; what came of it stays, marked as interrupted.
 
-        Where another thread is making it, it ends after the step that is under way.
+        Where another thread is making it, it ends after the step that is under way; with `wait` nothing uses the model then.
         """
         if self._stream is not None:
-            self._stream.close()
-
-    def _rest(self) -> None:
-        """End the answer under way, and wait until it has ended: nothing else uses the model then."""
-        if self._stream is not None:
-            self._stream.close(wait=True)
+            self._stream.close(wait)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation with its pictures as JSON; a file that is there is replaced by the whole new one.
@@ -173,17 +164,10 @@ class Chat:
             raise PromptError(f"{path}: no conversation that can be read ({reason(error)})") from error
         self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
 
-    def _question_at(self, turn: int) -> int:
-        return question_at(self.messages, turn)
-
     def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
         options = options or self.options
-        stream = self._engine.stream(
-            messages,
-            options,
-            image_options=self.image_options,
-            reserve_tokens=min(options.max_tokens, RESERVED_TOKENS),
-        )
+        reserve = min(options.max_tokens, RESERVED_TOKENS)
+        stream = self._engine.stream(messages, options, image_options=self.image_options, reserve_tokens=reserve)
         before, self.messages = self.messages, [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
         self._stream = answer = TextStream(Stream(self._keep(before, self.messages, stream), stream.row))
         return answer

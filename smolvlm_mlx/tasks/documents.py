@@ -38,6 +38,7 @@ BEGIN, END = "<doctag>", "</doctag>"
 CHECKPOINTS = "ds4sd/SmolDocling-256M-preview"
 FORMATS = ("markdown", "html", "json")
 _TAG = re.compile(r"<(/?)(\w+)>")
+_END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
 _CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")  # OTSL, the language of tables (arXiv:2305.03393)
 
 
@@ -74,11 +75,6 @@ def is_prose(block: str) -> bool:
     twice = block * 2  # a block may begin in the middle of a tag
     words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
     return not _CELL.search(twice) and any(character.isalpha() for character in words)
-
-
-def ends_element(token: str) -> bool:
-    """Whether an element or a row of a table is complete with this token."""
-    return token == "<nl>" or (token.startswith("</") and _TAG.fullmatch(token) is not None)
 
 
 def check_export() -> None:
@@ -160,11 +156,8 @@ class PageSource:
     @property
     def name(self) -> str:
         """For people."""
-        return (
-            quote(self.path.name, end=True)
-            if self.number is None
-            else f"{quote(self.path.name, end=True)}, page {self.number}"
-        )
+        name = quote(self.path.name, end=True)
+        return name if self.number is None else f"{name}, page {self.number}"
 
     def image(self) -> Image.Image:
         """Raises ImageError, FetchError."""
@@ -226,8 +219,7 @@ class LoopWatch:
     def push(self, token: int) -> int | None:
         """Take one token; in a loop, how many tokens to keep: its first occurrence, and the rest of an element in it."""
         ids = self._ids
-        before = reversed(ids[-LONGEST_BLOCK:])
-        for index, earlier in enumerate(before):
+        for index, earlier in enumerate(reversed(ids[-LONGEST_BLOCK:])):
             self._runs[index] = self._runs[index] + 1 if earlier == token else 0
         ids.append(token)
         for size, run in enumerate(self._runs, 1):
@@ -239,8 +231,8 @@ class LoopWatch:
 
     def _end_of_element(self, count: int, size: int) -> int:
         """What comes before a loop often ends as its block does; then the block that was found begins in an element."""
-        ends = (at for at in range(count, count + size) if ends_element(self._text_of(self._ids[at - 1 : at])))
-        return next(ends, count)
+        tokens = ((at, self._text_of(self._ids[at - 1 : at])) for at in range(count, count + size))
+        return next((at for at, text in tokens if _END_OF_ELEMENT.fullmatch(text)), count)
 
 
 class Reader:
@@ -289,13 +281,13 @@ class Reader:
         """One page from its picture."""
         inputs = self._processor([user_message(self._prompt, [image])], self._image_options)
         stream = self._engine.stream(inputs, self._options)
-        text, kept = self._text(stream)
-        if kept is not None:
-            return Page(name, text, "loop", stream.statistics)
-        return Page(name, text, "stop" if stream.statistics.finish_reason == "stop" else "length", stream.statistics)
+        text, is_loop = self._text(stream)
+        text = close_tags(text.strip(), self._processor.tokenizer.added) if self._doctags else text.strip()
+        ended: Literal["stop", "length"] = "stop" if stream.statistics.finish_reason == "stop" else "length"
+        return Page(name, text, "loop" if is_loop else ended, stream.statistics)
 
-    def _text(self, stream: Stream) -> tuple[str, int | None]:
-        """The page's text; and how many tokens are in it, if the rest was a loop."""
+    def _text(self, stream: Stream) -> tuple[str, bool]:
+        """What was read, and whether the rest was a loop."""
         tokenizer, skip = self._processor.tokenizer, self._options.skip_special_tokens
         watch, text = LoopWatch(lambda ids: tokenizer.decode(ids, skip_special_tokens=False)), ""
         for event in stream:
@@ -304,9 +296,6 @@ class Reader:
                 kept = watch.push(stream.token_ids[-1])
                 if kept is not None:
                     stream.close()
-                    return self._closed(tokenizer.decode(stream.token_ids[:kept], skip)), kept
+                    return tokenizer.decode(stream.token_ids[:kept], skip), True
         at_tag = stream.statistics.finish_reason == "stop" and stream.token_ids[-1] not in tokenizer.end_ids
-        return self._closed(text + (END if at_tag else "")), None
-
-    def _closed(self, text: str) -> str:
-        return close_tags(text.strip(), self._processor.tokenizer.added) if self._doctags else text.strip()
+        return text + (END if at_tag else ""), False
