@@ -85,8 +85,8 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         asked = ChatRequest.parse(await request.body())
-        if asked.media > MAX_IMAGES:
-            raise PromptError(f"{asked.media} images; the limit is {MAX_IMAGES} a request")
+        if len(asked.media) > MAX_IMAGES:
+            raise PromptError(f"{len(asked.media)} images; the limit is {MAX_IMAGES} a request")
         if asked.live is not None and not asked.media:
             raise PromptError("live: the request has no picture")
         options, schema = asked.options(), asked.schema_wanted()
@@ -99,16 +99,15 @@ class Service:
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
         request.state.messages = messages  # for `_on_error`, if they are too long
-        answer = Answer(messages, asked.conversation, asked.stream)
+        answer = Answer(asked, messages)
         job = answer.job = Job(inputs, options, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
         self.scheduler.submit(job)
         completion = Completion(self.model)
         if asked.stream:
-            events = self._events(answer, completion, asked.wants_usage(), asked.live)
-            return StreamingResponse(events, media_type="text/event-stream")
+            return StreamingResponse(self._events(answer, completion), media_type="text/event-stream")
         text = await self._whole(request, answer)
-        return JSONResponse({**completion.whole(text, job.statistics), **self._judged(answer, asked.live)})
+        return JSONResponse({**completion.whole(text, job.statistics), **self._judged(answer)})
 
     async def _whole(self, request: Request, answer: "Answer") -> str:
         """The answer's text; a client that goes away meanwhile ends it."""
@@ -126,18 +125,15 @@ class Service:
             answer.job.cancel()
             self._keep(answer)
 
-    async def _events(
-        self, answer: "Answer", completion: Completion, with_usage: bool, live: str | None
-    ) -> AsyncIterator[bytes]:
+    async def _events(self, answer: "Answer", completion: Completion) -> AsyncIterator[bytes]:
         try:
             yield event(completion.chunk({"role": "assistant", "content": ""}))
             async for piece in answer.read():
                 yield event(completion.chunk({"content": piece}))
             yield event(completion.chunk({}, answer.job.statistics.finish_reason))
             self._keep(answer)
-            if with_usage:
-                last = completion.last_chunk(answer.job.statistics)
-                yield event({**last, **self._judged(answer, live)})
+            if answer.asked.wants_usage():
+                yield event({**completion.last_chunk(answer.job.statistics), **self._judged(answer)})
             yield b"data: [DONE]\n\n"
         except SmolVLMError as error:
             yield event(error_body(str(error)))
@@ -145,8 +141,9 @@ class Service:
             answer.job.cancel()
             self._keep(answer)
 
-    def _judged(self, answer: "Answer", live: str | None) -> dict[str, object]:
+    def _judged(self, answer: "Answer") -> dict[str, object]:
         """Return what a live camera is told beside the usage, nothing where none asks."""
+        live = answer.asked.live
         if live is None:
             return {}
         text = answer.message().text
@@ -154,10 +151,11 @@ class Service:
 
     def _keep(self, answer: "Answer") -> None:
         """Put a conversation that has a name into the history, once, and before its end is told."""
-        if self.history is None or answer.conversation is None or answer.kept:
+        conversation = answer.asked.conversation
+        if self.history is None or conversation is None or answer.kept:
             return
         answer.kept = True
-        self.history.save(answer.conversation, [*answer.messages, answer.message()], self.model)
+        self.history.save(conversation, [*answer.messages, answer.message()], self.model)
 
 
 class Answer:
@@ -166,16 +164,16 @@ class Answer:
 
     job: Job
 
-    def __init__(self, messages: list[Message], conversation: str | None, streams: bool):
-        self.messages, self.conversation, self.kept = messages, conversation, False
-        self._streams, self._text, self._over = streams, "", False
+    def __init__(self, asked: ChatRequest, messages: list[Message]):
+        self.asked, self.messages, self.kept = asked, messages, False
+        self._text, self._over = "", False
         self._events = deque[Event | SmolVLMError]()
         self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
 
     def push(self, event: Event | SmolVLMError) -> None:
         """The next event, or an error for the end."""
         self._events.append(event)
-        wakes = not isinstance(event, Reading | Text) or (self._streams and isinstance(event, Text) and event.piece)
+        wakes = not isinstance(event, Reading | Text) or (self.asked.stream and isinstance(event, Text) and event.piece)
         if wakes and not self._woken.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._woken.set)
 
@@ -213,18 +211,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
         return JSONResponse(error_body(str(error), "server_busy"), 503, {"retry-after": "1"})
     message = cut(str(error), 300)
     if isinstance(error, ContextFullError):
-        forget = _forgettable(request.state.messages)
+        messages, forget = request.state.messages, None
+        with suppress(PromptError):  # there is no second turn
+            forget = len(messages[oldest_turn(messages)])
         return JSONResponse(error_body(message, code="context_length_exceeded", forget=forget), 400)
     return JSONResponse(error_body(message), 404 if isinstance(error, HistoryError) else 400)
-
-
-def _forgettable(messages: list[Message]) -> int | None:
-    """Return how many messages, from the first question on, are the oldest turn; None if it is the only one."""
-    try:
-        turn = oldest_turn(messages)
-    except PromptError:
-        return None
-    return len(messages[turn])
 
 
 def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:

@@ -16,17 +16,11 @@ HEADERS = {
 }
 
 
-def find_assets(folder: Path = FOLDER) -> dict[str, Path]:
-    """Return the page's files by their paths on the server: / is index.html, the others are below /page."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in TYPES)
-    return {_path_of(file.relative_to(folder).as_posix()): file for file in files}
-
-
-def _path_of(name: str) -> str:
-    return "/" if name == "index.html" else f"/page/{name}"
-
-
-ASSETS = find_assets()
+ASSETS = {  # by their paths on the server: / is index.html, the others are below /page
+    "/" if file == FOLDER / "index.html" else f"/page/{file.relative_to(FOLDER).as_posix()}": file
+    for file in sorted(FOLDER.rglob("*"))
+    if file.suffix in TYPES
+}
 
 
 async def _serve(request: Request) -> FileResponse:

@@ -20,8 +20,7 @@ class Judges:
 
     def judge(self, id: str, text: str, tile: Pixels, statistics: Statistics) -> dict[str, object]:
         """Return what a camera is told of its next answer: field `live` beside the usage."""
-        judge = self._judges.pop(id) if id in self._judges else Judge()
-        self._judges[id] = judge
+        judge = self._judges[id] = self._judges.pop(id, Judge())
         if len(self._judges) > self._most:
             del self._judges[next(iter(self._judges))]
         verdict = judge.judge(text, tile)

@@ -121,11 +121,10 @@ class ChatRequest(BaseModel):
         Raises:
             GenerationError: a value is out of range.
         """
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Options(
             max_tokens=self.max_completion_tokens or self.max_tokens or CHAT.max_tokens,
             seed=None if self.seed is None else self.seed % 2**63,
-            stop=tuple(stops),
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             **self.model_dump(include=set(AS_THEY_ARE), exclude_none=True),
         )
 
@@ -135,8 +134,7 @@ class ChatRequest(BaseModel):
 
     def wants_one_tile(self) -> bool:
         """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of them."""
-        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
-        pictures = [part for content in contents for part in content if isinstance(part, ImagePart)]
+        pictures = [part for part in self.media if isinstance(part, ImagePart)]
         return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
 
     def schema_wanted(self) -> dict[str, object] | None:
@@ -151,10 +149,10 @@ class ChatRequest(BaseModel):
         return wanted.json_schema.json_schema
 
     @property
-    def media(self) -> int:
-        """How many pictures and videos there are."""
+    def media(self) -> list[ImagePart | VideoPart]:
+        """Its pictures and videos, in order."""
         contents = [message.content for message in self.messages if not isinstance(message.content, str)]
-        return sum(not isinstance(part, TextPart) for content in contents for part in content)
+        return [part for content in contents for part in content if not isinstance(part, TextPart)]
 
     def raw_messages(self) -> list[dict[str, object]]:
         """As `inputs.messages` parses them; a developer is a system."""
@@ -162,14 +160,13 @@ class ChatRequest(BaseModel):
         return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
 
 
-def _field(option: Option) -> tuple[Any, Any]:
+def _field(option: Option) -> Any:
     """Its type, and null for its default; of one that is refused, the default alone."""
     kind: Any = Literal.__getitem__(option.default) if option.name in REFUSED else option.type
     return kind | None, Field(None, description=option.help)
 
 
-_FIELDS: dict[str, Any] = {name: _field(option) for name, option in AS_THEY_ARE.items()}
-_Request = create_model("ChatRequest", __base__=ChatRequest, **_FIELDS)
+_Request = create_model("ChatRequest", __base__=ChatRequest, **{n: _field(option) for n, option in AS_THEY_ARE.items()})
 
 
 class Completion:
@@ -200,10 +197,7 @@ def usage(statistics: Statistics) -> dict[str, object]:
         "prompt_tokens": statistics.prompt_tokens,
         "completion_tokens": statistics.generated_tokens,
         "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": statistics.reused_tokens,
-            "image_tokens": statistics.image_tokens,
-        },
+        "prompt_tokens_details": {"cached_tokens": statistics.reused_tokens, "image_tokens": statistics.image_tokens},
         "timing": {
             "tiles": statistics.tiles,
             **{

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import h11
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -27,14 +28,6 @@ SECURITY_HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-
-
-class Refused(Exception):  # noqa: N818  # the answer, not an error of ours
-    """A request that gets no further: its status and why."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
 
 
 class Guard:
@@ -53,14 +46,12 @@ class Guard:
         token: str | None,
         origins: Iterable[str] = (),
         open_paths: Iterable[str] = ("/",),
-        max_body_bytes: int = MAX_BODY_BYTES,
         body_seconds: float = BODY_SECONDS,
     ):
         self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._origins = frozenset(origins) | {f"http://{host}" for host in self._hosts}
-        self._cors = frozenset(origins)
-        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+        self._body_seconds = body_seconds
+        self._hosts, self._cors = frozenset(host.lower() for host in hosts), frozenset(origins)
+        self._origins = self._cors | {f"http://{host}" for host in self._hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,45 +69,44 @@ class Guard:
             if scope["method"] == "OPTIONS" and origin in self._cors:
                 return await JSONResponse({})(scope, receive, secured)
             body = await self._body(headers, receive)
-        except Refused as refused:
-            kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
-            response = JSONResponse(error_body(str(refused), kind), refused.status)
-            if refused.status == 401:
-                response.headers["www-authenticate"] = "Bearer"
+        except HTTPException as refused:
+            kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
+            response = JSONResponse(error_body(refused.detail, kind), refused.status_code, refused.headers)
             return await response(scope, receive, secured)
         await self._app(scope, _after(body, receive), secured)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            raise Refused(403, "this host name is not allowed; --allow-host adds one")
+            raise HTTPException(403, "this host name is not allowed; --allow-host adds one")
         if origin is not None and origin not in self._origins:
-            raise Refused(403, "this origin is not allowed; --allow-origin adds one")
+            raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
         if self._token is None or scope["path"] in self._open_paths or scope["method"] == "OPTIONS":
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token.encode()):
-            raise Refused(401, "no valid token; send the header: Authorization: Bearer TOKEN")
+            why = "no valid token; send the header: Authorization: Bearer TOKEN"
+            raise HTTPException(401, why, {"www-authenticate": "Bearer"})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            raise Refused(413, f"the body has {length} bytes; the limit is {self._max_body_bytes}")
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body has {length} bytes; the limit is {MAX_BODY_BYTES}")
         parts, size = [], 0
         try:
             with anyio.fail_after(self._body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refused(400, "the body was not sent to its end")
+                        raise HTTPException(400, "the body was not sent to its end")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self._max_body_bytes:
-                        raise Refused(413, f"the body has more than {self._max_body_bytes} bytes")
+                    if size > MAX_BODY_BYTES:
+                        raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes")
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {self._body_seconds:g} s") from None
+            raise HTTPException(408, f"the body did not come within {self._body_seconds:g} s") from None
 
     def _cors_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._cors:
@@ -131,14 +121,10 @@ class Guard:
 
 def _after(body: bytes, receive: Receive) -> Receive:
     """Receives the body that was read, then whatever comes after it: the client's leaving."""
-    sent = False
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_after() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return waiting.pop() if waiting else await receive()
 
     return receive_after
 
