@@ -42,7 +42,7 @@ _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
 _CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")  # OTSL, the language of tables (arXiv:2305.03393)
 
 
-def check_tokenizer(tokenizer: Tokenizer, what: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Whether a checkpoint writes DocTags: it has a token for their end.
 
     Raises:
@@ -50,7 +50,7 @@ def check_tokenizer(tokenizer: Tokenizer, what: str) -> None:
     """
     if END not in tokenizer.added:
         raise PromptError(
-            f"{what} needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
+            f"DocTags needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
             "for its words as they come, use the output text"
         )
 
@@ -261,7 +261,7 @@ class Reader:
         image_options: ImageOptions | None = None,
     ):
         if doctags:
-            check_tokenizer(processor.tokenizer, "DocTags")
+            check_tokenizer(processor.tokenizer)
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
         self._options = replace(options, skip_special_tokens=not doctags, stop=(END,) if doctags else ())

@@ -105,12 +105,11 @@ class History:
         """The messages of a conversation."""
         with self._open() as database:
             texts = _messages(database, id)
-            data = database.execute(
-                "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?", (id,)
-            ).fetchall()
+            pictures = "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?"
+            data = dict(database.execute(pictures, (id,)).fetchall())
         if not texts:
             raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
-        return parse_messages([_from_stored(text, dict(data)) for text in texts])
+        return parse_messages([_from_stored(text, data) for text in texts])
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
         """The conversations, the latest first; with `words`, those that contain them, in upper or lower case."""
