@@ -6,9 +6,8 @@ Each answer is written to a file as soon as it is there, so that a stopped run g
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,6 +22,7 @@ from ..generation.options import Options
 from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
+from ..model import SmolVLM
 from .metrics import METRICS
 from .options import EVALUATION
 
@@ -120,14 +120,14 @@ def evaluate_in_steps(
     run |= {"data": rows_fingerprint(rows), "options": asdict(options), "image_options": asdict(image_options)}
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
-    missing = [row for row in rows if row.where not in done]
-    if missing:
-        model, processor = load(model_path, dtype, revision, adapter=adapter)
-        predict = partial(generate, model, processor, options=options)
-        answers = _answer(processor, missing, image_options, metric, predict)
-        for answer in _written(answers, path):
-            done[answer.where] = answer
-            yield Reading(len(done), len(rows), "questions")
+    if missing := [row for row in rows if row.where not in done]:
+        loaded = load(model_path, dtype, revision, adapter=adapter)
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
+            for answer in _answer(*loaded, missing, options, image_options, metric):
+                file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+                file.flush()
+                done[answer.where] = answer
+                yield Reading(len(done), len(rows), "questions")
     return Result(str(model_path), tuple(done[row.where] for row in rows))
 
 
@@ -144,21 +144,13 @@ def _questions(data: str | Path | Sequence[Row], metric: str) -> Sequence[Row]:
     return rows
 
 
-def _written(answers: Iterable[Answer], path: Path) -> Iterator[Answer]:
-    """Each as soon as it is in the file."""
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
-        for answer in answers:
-            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-            file.flush()
-            yield answer
-
-
 def _answer(
+    model: SmolVLM,
     processor: Processor,
     rows: Sequence[Row],
+    options: Options,
     image_options: ImageOptions,
     metric: str,
-    predict: Callable[[Inputs], str],
 ) -> Iterator[Answer]:
     """In order; pictures of the next questions are prepared meanwhile."""
 
@@ -176,7 +168,7 @@ def _answer(
             continue
         sample, inputs = prepared
         try:
-            prediction = predict(inputs).strip()
+            prediction = generate(model, processor, inputs, options).strip()
         except SmolVLMError as error:
             yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
             continue
