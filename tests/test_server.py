@@ -452,7 +452,9 @@ def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.Monk
         assert {answer[:12] for answer in refused} <= {b"", b"HTTP/1.1 400", b"HTTP/1.1 403"}
 
 
-def test_slow_bodies_time_out(server: Running) -> None:
+def test_slow_bodies_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_SECONDS", 0.1)
+
     async def silent() -> dict[str, Any]:
         await asyncio.Event().wait()
         return {}
@@ -462,7 +464,7 @@ def test_slow_bodies_time_out(server: Running) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    slow = security.Guard(None, ["a:1"], None, body_seconds=0.1)  # type: ignore[arg-type]  # never reached
+    slow = security.Guard(None, ["a:1"], None, (), ())  # type: ignore[arg-type]  # never reached
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"a:1")]}
     asyncio.run(slow(scope, silent, send))
     assert sent[0]["status"] == 408

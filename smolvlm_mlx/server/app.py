@@ -6,7 +6,7 @@ The engine's thread runs the model; routes only prepare, wait and pass on. A cli
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -218,7 +218,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error_body(message), 404 if isinstance(error, HistoryError) else 400)
 
 
-def make_app(service: Service, hosts: list[str], token: str | None, origins: list[str] | None = None) -> Starlette:
+def make_app(service: Service, hosts: list[str], token: str | None, origins: Sequence[str] = ()) -> Starlette:
     """The application behind its guard."""
 
     @asynccontextmanager
@@ -228,7 +228,7 @@ def make_app(service: Service, hosts: list[str], token: str | None, origins: lis
 
     return Starlette(
         routes=service.routes(),
-        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins or [], open_paths=ASSETS)],
+        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins, open_paths=ASSETS)],
         exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
         lifespan=lifespan,
     )

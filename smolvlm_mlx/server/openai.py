@@ -110,9 +110,8 @@ class ChatRequest(BaseModel):
             return _Request.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(
-                str(part) for part in first["loc"] if not str(part).startswith(("list[", "Text", "Image", "Video"))
-            )
+            kinds = ("list[", "Text", "Image", "Video")
+            where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
             raise PromptError(cut(f"{where or 'body'}: {first['msg']}")) from None
 
     def options(self) -> Options:
@@ -193,6 +192,7 @@ class Completion:
 
 def usage(statistics: Statistics) -> dict[str, object]:
     """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people."""
+    phases = ("preprocess", "vision", "prefill", "first_token")
     return {
         "prompt_tokens": statistics.prompt_tokens,
         "completion_tokens": statistics.generated_tokens,
@@ -200,10 +200,7 @@ def usage(statistics: Statistics) -> dict[str, object]:
         "prompt_tokens_details": {"cached_tokens": statistics.reused_tokens, "image_tokens": statistics.image_tokens},
         "timing": {
             "tiles": statistics.tiles,
-            **{
-                phase: round(getattr(statistics, f"{phase}_seconds"), 4)
-                for phase in ("preprocess", "vision", "prefill", "first_token")
-            },
+            **{phase: round(getattr(statistics, f"{phase}_seconds"), 4) for phase in phases},
             "tokens_per_second": round(statistics.tokens_per_second, 2),
             "about": statistics.describe(),
         },

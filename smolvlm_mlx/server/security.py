@@ -40,16 +40,9 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        hosts: Iterable[str],
-        token: str | None,
-        origins: Iterable[str] = (),
-        open_paths: Iterable[str] = ("/",),
-        body_seconds: float = BODY_SECONDS,
+        self, app: ASGIApp, hosts: Iterable[str], token: str | None, origins: Iterable[str], open_paths: Iterable[str]
     ):
         self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
-        self._body_seconds = body_seconds
         self._hosts, self._cors = frozenset(host.lower() for host in hosts), frozenset(origins)
         self._origins = self._cors | {f"http://{host}" for host in self._hosts}
 
@@ -94,7 +87,7 @@ class Guard:
             raise HTTPException(413, f"the body has {length} bytes; the limit is {MAX_BODY_BYTES}")
         parts, size = [], 0
         try:
-            with anyio.fail_after(self._body_seconds):
+            with anyio.fail_after(BODY_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -106,7 +99,7 @@ class Guard:
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {self._body_seconds:g} s") from None
+            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} s") from None
 
     def _cors_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._cors:
