@@ -4,8 +4,6 @@ from ..events import Statistics
 from ..inputs.image import Pixels
 from ..tasks.live import Judge
 
-MAX_JUDGES = 32
-
 
 class Judges:
     """A judge for each camera, by the id that its requests carry.
@@ -14,7 +12,7 @@ class Judges:
         most: how many are kept; of more, the one that was asked for longest ago is forgotten.
     """
 
-    def __init__(self, most: int = MAX_JUDGES):
+    def __init__(self, most: int = 32):
         self._most = most
         self._judges: dict[str, Judge] = {}  # the one that was asked for last is the last
 

@@ -59,15 +59,11 @@ class Chat:
     @property
     def system(self) -> str | None:
         """The system message, which stands before all others."""
-        return self.messages[0].text if self._has_system else None
+        return self.messages[0].text if self.messages and self.messages[0].role == "system" else None
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self.messages[: int(self._has_system)] = [text_message("system", text)] if text else []
-
-    @property
-    def _has_system(self) -> bool:
-        return bool(self.messages) and self.messages[0].role == "system"
+        self.messages[: int(self.system is not None)] = [text_message("system", text)] if text else []
 
     @property
     def context(self) -> int:
