@@ -81,6 +81,8 @@ def test_captions_are_those_of_each_picture_alone(bundled: Loaded, pictures: lis
     assert [line["caption"] for line in lines] == [alone(bundled, path) for path in pictures]
     assert read(tmp_path / "a.jsonl") == lines
     assert seen == [(5, 8), (8, 8)]
+    again = Captioner(*bundled, DESCRIBE).write_in_steps(pictures, tmp_path / "a.jsonl")
+    assert [(step.done, step.total) for step in again] == [(8, 8)]
 
 
 def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:

@@ -270,6 +270,8 @@ class Captioner:
         self._known |= {line["sha256"]: line for line in done.values() if "error" not in line}
         missing = [[path for path in window if path not in done] for window in windows]
         total = len(done) + sum(map(len, missing))
+        if not any(missing):
+            yield Reading(total, total, "files")
         for lines in self._answered([window for window in missing if window]):
             _write(journal, _jsonl(lines), append=True)
             done |= {line["path"]: line for line in lines}
