@@ -60,7 +60,6 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closing = False
         self.failed = False  # by a bug: no more answers come
-        self._engine: Engine | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -75,11 +74,6 @@ class Scheduler:
         self._ready.wait()
         if self._failure is not None:
             raise self._failure
-        return self._loaded
-
-    @property
-    def _loaded(self) -> Engine:
-        assert self._engine is not None, "not started"
         return self._engine
 
     @property
@@ -97,7 +91,7 @@ class Scheduler:
         """
         if job.options.kv_bits is not None:
             raise GenerationError(f"kv_bits {job.options.kv_bits}: not where several answers are made at once")
-        self._loaded.prompts.room_after(job.inputs)
+        self._engine.prompts.room_after(job.inputs)
         with self._changed:
             if self.failed:
                 raise BusyError(FAILED)
@@ -160,8 +154,8 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
         try:
-            row = self._loaded.row(job.options, job.schema, job.statistics)
-            reading = Work(self._loaded.prompts.read(job.inputs, row))
+            row = self._engine.row(job.options, job.schema, job.statistics)
+            reading = Work(self._engine.prompts.read(job.inputs, row))
             for step in reading:
                 if job.cancelled:
                     return
@@ -190,4 +184,4 @@ class Scheduler:
     def _end(self, row: Row) -> None:
         """Take an answer out; its keys and values are kept for what goes on from it."""
         del self._running[row]
-        self._loaded.prompts.keep(row, self._decoder.take(row))
+        self._engine.prompts.keep(row, self._decoder.take(row))
