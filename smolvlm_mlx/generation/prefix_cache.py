@@ -18,11 +18,8 @@ Key = int | bytes
 
 def prefix_keys(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
     """One key for each of `inputs.input_ids`."""
-    keys: list[Key] = inputs.input_ids.tolist()
-    rows = [row for row, token in enumerate(keys) if token == image_token_id]
-    for number, row in enumerate(rows):
-        keys[row] = inputs.tile_digests[number // tokens_per_tile]
-    return keys
+    digests = (digest for digest in inputs.tile_digests for _ in range(tokens_per_tile))
+    return [next(digests) if token == image_token_id else token for token in inputs.input_ids.tolist()]
 
 
 def common(first: Sequence[Key], second: Sequence[Key]) -> int:
@@ -36,10 +33,6 @@ class _Entry:
     keys: list[Key]
     layers: list[KVCache]  # of len(keys) tokens
     kv_bits: int | None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for layer in self.layers for array in layer.state)
 
 
 class PrefixCache:
@@ -56,21 +49,18 @@ class PrefixCache:
     def pop(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[KVCache] | None, int]:
         """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
         with self._lock:
-            return self._pop(keys, kv_bits)
-
-    def _pop(self, keys: Sequence[Key], kv_bits: int | None) -> tuple[list[KVCache] | None, int]:
-        found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
-        count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
-        if entry is None or count == 0:
-            return None, 0
-        if self._most_entries == 1 or count == len(entry.keys):
-            self._entries.remove(entry)
-            layers = entry.layers
-        else:  # another conversation may go on from what this one does not share
-            layers = [layer.fork() for layer in entry.layers]
-        for layer in layers:
-            layer.trim(layer.offset - count)
-        return layers, count
+            found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
+            count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
+            if entry is None or count == 0:
+                return None, 0
+            if self._most_entries == 1 or count == len(entry.keys):
+                self._entries.remove(entry)
+                layers = entry.layers
+            else:  # another conversation may go on from what this one does not share
+                layers = [layer.fork() for layer in entry.layers]
+            for layer in layers:
+                layer.trim(layer.offset - count)
+            return layers, count
 
     def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
@@ -83,6 +73,10 @@ class PrefixCache:
         with self._lock:
             self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
             while len(self._entries) > self._most_entries or (
-                len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries) > self._most_bytes
+                len(self._entries) > 1 and self._nbytes > self._most_bytes
             ):
                 del self._entries[0]
+
+    @property
+    def _nbytes(self) -> int:
+        return sum(array.nbytes for entry in self._entries for layer in entry.layers for array in layer.state)
