@@ -5,6 +5,7 @@ Knows nothing of terminals, servers or conversations that go on (`tasks.chat`).
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,6 @@ class Engine:
         self.model, self.processor = model, processor
         image_cache = ImageCache(model, cache_folder, image_cache_bytes)
         self.prompts = PromptReader(model, image_cache, PrefixCache(conversations))
-        self._grammars: Grammars | None = None
 
     def stream(
         self,
@@ -78,25 +78,18 @@ class Engine:
             SmolVLMError: input or options cannot be used. At once, but for frames of a video after the first; GenerationError on
                 bad logits, in the iteration.
         """
-        if isinstance(messages, str):
-            messages = [user_message(messages, images)]
-        elif images:
+        if images and not isinstance(messages, str):
             raise GenerationError("images go with one text; in a conversation they are parts of its messages")
+        given = [user_message(messages, images)] if isinstance(messages, str) else messages
         row = self.row(options or Options(), schema)
-        return Stream(self._events(messages, row, image_options, reserve_tokens, keep_vision), row)
 
-    def _events(
-        self,
-        messages: Sequence[Message | RawMessage] | Inputs,
-        row: Row,
-        image_options: ImageOptions | None,
-        reserve_tokens: int,
-        keep_vision: bool,
-    ) -> Generator[Event]:
-        inputs = messages
-        if not isinstance(inputs, Inputs):
-            inputs = yield from self._prepare(inputs, image_options, row.statistics)
-        yield from self.prompts.answer(inputs, row, reserve_tokens, keep_vision)
+        def events() -> Generator[Event]:
+            inputs = given
+            if not isinstance(inputs, Inputs):
+                inputs = yield from self._prepare(inputs, image_options, row.statistics)
+            yield from self.prompts.answer(inputs, row, reserve_tokens, keep_vision)
+
+        return Stream(events(), row)
 
     def _prepare(
         self, messages: Sequence[Message | RawMessage], image_options: ImageOptions | None, statistics: Statistics
@@ -157,14 +150,14 @@ class Engine:
         Raises:
             GenerationError: the schema cannot be used.
         """
-        constraint = None
-        if schema is not None:
-            from .structured import Grammars  # which few answers need
-
-            if self._grammars is None:
-                self._grammars = Grammars(self.processor.tokenizer, self.model.config.text_config.vocab_size)
-            constraint = self._grammars.json(schema)
+        constraint = None if schema is None else self._grammars.json(schema)
         return Row(options, self.processor.tokenizer, constraint, statistics)
+
+    @cached_property
+    def _grammars(self) -> "Grammars":
+        from .structured import Grammars  # which few answers need
+
+        return Grammars(self.processor.tokenizer, self.model.config.text_config.vocab_size)
 
 
 def stream_generate(

@@ -80,9 +80,8 @@ class ImageCache:
     def _weights(self) -> bytes:
         """A name for tower and connector: their parameters' names, types and two sums of each."""
         digest = blake2b(str(self._dtype).encode(), digest_size=16)
-        parts = (self.model.vision_model, self.model.connector)
         weights: dict[str, mx.array] = {}
-        for part in parts:
+        for part in (self.model.vision_model, self.model.connector):
             weights |= dict(tree_flatten(part.parameters()))
         for name, weight in weights.items():
             values = weight.astype(mx.float32)

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from .. import device
 from ..errors import ContextFullError
-from ..events import End, Event, Reading, Text, at_once
+from ..events import End, Event, Reading, Text, Work, at_once
 from ..inputs.processor import Inputs
 from ..model import KVCache, QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
@@ -102,15 +102,12 @@ class PromptReader:
             self.model.release_vision()
         encoded = time.perf_counter()
         row.statistics.vision_seconds += encoded - started
-        steps = prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache)
-        try:
-            while True:
-                yield Reading(count + next(steps), total, "tokens")
-        except StopIteration as end:
-            logits: mx.array = end.value
-        mx.eval(logits)
+        filling = Work(prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache))
+        for done in filling:
+            yield Reading(count + done, total, "tokens")
+        mx.eval(filling.result)
         row.statistics.prefill_seconds = time.perf_counter() - encoded
-        return logits
+        return filling.result
 
     def _image_tokens_after(self, inputs: Inputs, count: int) -> Generator[Reading, None, mx.array | None]:
         """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
