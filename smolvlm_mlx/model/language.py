@@ -29,16 +29,24 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
+        queries, keys, values = self.project(x, 0 if cache is None else cache.offset)
+        if cache is not None:
+            keys, values = cache.update_and_fetch(keys, values)  # (B, k, offset + T, d)
+        x = self.attend(queries, keys, values, mask)
+        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+
+    def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries (B, h, T, d) and keys (B, k, T, d), both turned by their positions, and values (B, k, T, d)."""
+        B, T, _ = x.shape
         queries, keys, values = (
             y.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        )  # (B, h, T, d), (B, k, T, d) twice
-        offset = 0 if cache is None else cache.offset
-        queries, keys = self.rope(queries, offset), self.rope(keys, offset)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)  # (B, k, offset + T, d)
-        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
-        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        )
+        return self.rope(queries, offset), self.rope(keys, offset), values
+
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None) -> mx.array:
+        """(B, h, T, d)."""
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn the heads of (B, heads, T, d) by their positions, the first of which is `offset` (arXiv:2104.09864)."""

@@ -60,22 +60,12 @@ class CPUVisionMLP(VisionMLP):
 
 
 class CPUAttention(Attention):
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
-        if not is_used(x):
-            return super().__call__(x, mask, cache)
-        B, T, _ = x.shape
-        queries, keys, values = (
-            mx.array(linear(layer, np.asarray(x))).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, h, T, d), (B, k, T, d) twice
-        offset = 0 if cache is None else cache.offset
-        queries, keys = self.rope(queries, offset), self.rope(keys, offset)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None) -> mx.array:
+        if not is_used(queries):
+            return super().attend(queries, keys, values, mask)
         keys, values = keys.astype(mx.float32), values.astype(mx.float32)  # of caches in 16 bits
-        added = added_by(mask, T, keys.shape[2])
-        y = attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added)
-        return mx.array(linear(self.o_proj, y.transpose(0, 2, 1, 3).reshape(B, T, -1)))
+        added = added_by(mask, queries.shape[2], keys.shape[2])
+        return mx.array(attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added))
 
 
 class CPUMLP(MLP):

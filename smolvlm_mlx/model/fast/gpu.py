@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import activations
-from ..cache import Cache
 from ..language import MLP, Attention
 from ..vision import VisionAttention, VisionMLP
 
@@ -26,16 +25,12 @@ class GPUVisionMLP(VisionMLP):
 
 
 class GPUAttention(Attention):
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+    def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         B, T, _ = x.shape
         qkv = self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, h + 2k, T, d)
         rotated, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
-        rotated = self.rope(rotated, 0 if cache is None else cache.offset)
-        queries, keys = mx.split(rotated, [self.heads], axis=1)  # (B, h, T, d), (B, k, T, d)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)
-        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
-        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        queries, keys = mx.split(self.rope(rotated, offset), [self.heads], axis=1)
+        return queries, keys, values
 
 
 class GPUMLP(MLP):
