@@ -42,17 +42,15 @@ class TextConfig:
         if self.head_dim == 0 and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
-    def problems(self) -> list[str]:
-        found = []
-        if self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads:
-            found.append(f"{self.num_attention_heads} attention heads for {self.num_key_value_heads} key-value heads")
-        if self.head_dim == 0 or self.head_dim % 2:
-            found.append(f"head_dim is {self.head_dim}, not an even number from 2 on")
-        if self.hidden_act != "silu":
-            found.append(f"hidden_act {quote(self.hidden_act)} (only 'silu')")
-        if self.attention_bias or self.mlp_bias:
-            found.append("attention_bias or mlp_bias is set (SmolLM2 has no biases)")
-        return found
+    def problems(self) -> dict[str, bool]:
+        """What can be wrong with values that are fine each by itself, and whether it is."""
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        return {
+            f"{heads} attention heads for {kv_heads} key-value heads": heads % kv_heads != 0,
+            f"head_dim is {self.head_dim}, not an even number from 2 on": self.head_dim == 0 or self.head_dim % 2 != 0,
+            f"hidden_act {quote(self.hidden_act)} (only 'silu')": self.hidden_act != "silu",
+            "attention_bias or mlp_bias is set (SmolLM2 has no biases)": self.attention_bias or self.mlp_bias,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,15 @@ class VisionConfig:
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size
 
-    def problems(self) -> list[str]:
-        found = []
-        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
-            found.append(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
-        if self.patch_size > self.image_size:
-            found.append(f"patch_size {self.patch_size} exceeds image_size {self.image_size}")
-        if self.num_channels != 3:
-            found.append(f"num_channels {self.num_channels} (only 3)")
-        if self.hidden_act != "gelu_pytorch_tanh":
-            found.append(f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')")
-        return found
+    def problems(self) -> dict[str, bool]:
+        """As those of `TextConfig`."""
+        width, heads = self.hidden_size, self.num_attention_heads
+        return {
+            f"hidden_size {width} is not a multiple of {heads} heads": width % heads != 0,
+            f"patch_size {self.patch_size} exceeds image_size {self.image_size}": self.patch_size > self.image_size,
+            f"num_channels {self.num_channels} (only 3)": self.num_channels != 3,
+            f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')": self.hidden_act != "gelu_pytorch_tanh",
+        }
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,8 @@ class ModelConfig:
         return self.vision_config.patches_per_side**2 // self.scale_factor**2
 
     @property
-    def _shuffled_width(self) -> int:
+    def shuffled_width(self) -> int:
+        """Of the connector's input: the features of the patches that become one token."""
         return self.vision_config.hidden_size * self.scale_factor**2
 
     @property
@@ -116,7 +113,7 @@ class ModelConfig:
             text.num_hidden_layers * text_layer
             + 2 * text.vocab_size * text.hidden_size
             + vision.num_hidden_layers * vision_layer
-            + self._shuffled_width * text.hidden_size
+            + self.shuffled_width * text.hidden_size
             + vision.hidden_size * (vision.patches_per_side**2 + 3 * vision.patch_size**2)
         )
 
@@ -138,25 +135,26 @@ class ModelConfig:
         vision = _section(VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems)
         config = _section(cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems)
         if not problems:
-            problems += [f"text_config: {problem}" for problem in text.problems()]
-            problems += [f"vision_config: {problem}" for problem in vision.problems()]
-            problems += config.problems()
+            problems += [f"text_config: {problem}" for problem, is_one in text.problems().items() if is_one]
+            problems += [f"vision_config: {problem}" for problem, is_one in vision.problems().items() if is_one]
+            problems += [problem for problem, is_one in config.problems().items() if is_one]
         if problems:
             raise CheckpointError(f"config.json: {'; '.join(problems)}")
         return config
 
-    def problems(self) -> list[str]:
-        found = []
-        if self.vision_config.patches_per_side % self.scale_factor:
-            found.append(f"{self.vision_config.patches_per_side} patches a side, scale_factor {self.scale_factor}")
-        if self.image_token_id >= self.text_config.vocab_size:
-            found.append(f"image_token_id {self.image_token_id} is beyond vocab_size {self.text_config.vocab_size}")
-        if self.parameters > 100e9:
-            found.append(f"{self.parameters:.1e} parameters (the family has up to 2.3e9)")
-        widest = max(self.text_config.num_attention_heads * self.text_config.head_dim, self._shuffled_width)
-        if widest > _LARGEST:
-            found.append(f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)")
-        return found
+    def problems(self) -> dict[str, bool]:
+        """As those of `TextConfig`, of the parts together."""
+        text, side, r = self.text_config, self.vision_config.patches_per_side, self.scale_factor
+        widest = max(text.num_attention_heads * text.head_dim, self.shuffled_width)
+        layer = f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)"
+        return {
+            f"{side} patches a side, scale_factor {r}": side % r != 0,
+            f"image_token_id {self.image_token_id} is beyond vocab_size {text.vocab_size}": (
+                self.image_token_id >= text.vocab_size
+            ),
+            f"{self.parameters:.1e} parameters (the family has up to 2.3e9)": self.parameters > 100e9,
+            layer: widest > _LARGEST,
+        }
 
 
 def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mapping[str, object]:
