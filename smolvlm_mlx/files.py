@@ -4,8 +4,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def _deeper_than(depth: int, value: object) -> bool:
     level: list[object] = [value]
     for _ in range(depth + 1):
-        level = [inner for outer in level for inner in _inside(outer)]
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [*chain.from_iterable(inside)]
     return bool(level)
-
-
-def _inside(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

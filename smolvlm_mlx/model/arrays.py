@@ -1,12 +1,10 @@
 """From arrays to Python's numbers."""
 
-from typing import Any
+from typing import cast
 
 import mlx.core as mx
 
 
 def ints(array: mx.array) -> list[int]:
     """Return integers (n,) as a list."""
-    values: Any = array.tolist()
-    numbers: list[int] = values
-    return numbers
+    return cast(list[int], array.tolist())
