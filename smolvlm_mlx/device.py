@@ -8,13 +8,9 @@ win; so the system's OpenBLAS, if there is one, is loaded before `mlx.core` is i
 import ctypes
 import sys
 
-OPENBLAS_LIBRARY = "libopenblas.so.0"
 SLOW_TRAINING = "training on the CPU multiplies with MLX's own slow BLAS; OpenBLAS is about 30 times faster: "
-INSTALL = "install it with `sudo apt-get install libopenblas0-pthread` (Fedora: `sudo dnf install openblas-threads`)"
-IMPORT_FIRST = "import smolvlm_mlx before mlx (transformers imports mlx too)"
-
+_remedy = "install it with `sudo apt-get install libopenblas0-pthread` (Fedora: `sudo dnf install openblas-threads`)"
 _openblas: ctypes.CDLL | None = None
-_remedy = INSTALL
 
 
 def load_openblas() -> bool:
@@ -23,10 +19,10 @@ def load_openblas() -> bool:
     if sys.platform != "linux" or _openblas is not None:
         return _openblas is not None
     if "mlx.core" in sys.modules:
-        _remedy = IMPORT_FIRST
+        _remedy = "import smolvlm_mlx before mlx (transformers imports mlx too)"
         return False
     try:
-        _openblas = ctypes.CDLL(OPENBLAS_LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        _openblas = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return False
     return True

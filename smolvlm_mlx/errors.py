@@ -78,8 +78,6 @@ class ServerError(SmolVLMError):
 
 # ---- foreign text in messages
 
-MAX_REASON = 120
-
 
 def quote(value: object, most: int = 80, *, end: bool = False) -> str:
     """Foreign text for a message: in quotes, one line, control characters escaped; what is no text as Python writes it.
@@ -95,7 +93,7 @@ def quote(value: object, most: int = 80, *, end: bool = False) -> str:
     return f"{text[0]}...{text[4 - most :]}" if end else f"{text[: most - 4]}...{text[0]}"
 
 
-def cut(text: str, most: int = MAX_REASON) -> str:
+def cut(text: str, most: int = 120) -> str:
     """The text, or its beginning."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
