@@ -24,8 +24,7 @@ class Option:
 
 def option(default: T, help: str, *, flag: str = "", short: str = "") -> T:
     """Define a field of a dataclass, in the place of its default."""
-    made: T = field(default=default, metadata={"help": help, "flag": flag, "short": short})
-    return made
+    return field(default=default, metadata={"help": help, "flag": flag, "short": short})
 
 
 def options_of(kind: type) -> list[Option]:

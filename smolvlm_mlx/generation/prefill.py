@@ -114,10 +114,7 @@ class PromptReader:
         config = self.model.config
         rows = int((inputs.input_ids[:count] == config.image_token_id).sum())
         tile, rows = divmod(rows, config.tokens_per_tile)
-        digests = inputs.tile_digests[tile:]
-        if not digests:
-            return None
-        tiles = inputs.tiles[tile:]
+        tiles, digests = inputs.tiles[tile:], inputs.tile_digests[tile:]
         image_tokens = yield from encode_tiles_in_steps(self.model, tiles, inputs.settings, self.image_cache, digests)
         return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 

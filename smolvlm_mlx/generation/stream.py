@@ -7,7 +7,7 @@ from ..events import Event, Statistics, Text
 from .decoding import Row
 
 
-class Stream:
+class Stream(Iterator[Event]):
     """Iterate over it for the events of an answer; `statistics` and `token_ids` are complete when it has ended.
 
     Work up to the first event is done at once, so that what is wrong with the input is told by whoever made the stream. Leaving
@@ -29,9 +29,6 @@ class Stream:
     @property
     def token_ids(self) -> list[int]:
         return self.row.token_ids
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
 
     def __next__(self) -> Event:
         if not self._is_closed:
@@ -59,7 +56,7 @@ class Stream:
                 self._at_work.release()
 
 
-class TextStream:
+class TextStream(Iterator[str]):
     """Iterate over it for the pieces of an answer's text; `events` has all that happens, `statistics` what it took."""
 
     def __init__(self, events: Stream):
@@ -72,9 +69,6 @@ class TextStream:
     @property
     def token_ids(self) -> list[int]:
         return self.events.token_ids
-
-    def __iter__(self) -> Iterator[str]:
-        return self
 
     def __next__(self) -> str:
         for event in self.events:

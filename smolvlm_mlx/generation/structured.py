@@ -12,8 +12,6 @@ from ..inputs.tokenizer import Tokenizer
 from ..model import ints
 from .sampling import LogitsProcessor
 
-ALLOWED = 200  # llguidance's mark in a logit bias
-
 
 class Grammars:
     """Makes constraints for one tokenizer, whose model has logits of width V."""
@@ -43,7 +41,9 @@ class Grammars:
             for token in ids[read:]:
                 matcher.consume_token(token)
             read = len(ids)
-            allowed = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]] == ALLOWED
+            allowed = (
+                np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]] == 200
+            )  # llguidance's mark
             return mx.where(mx.array(allowed), logits, mx.array(-mx.inf, logits.dtype))
 
         return constrain
