@@ -41,9 +41,7 @@ class Grammars:
             for token in ids[read:]:
                 matcher.consume_token(token)
             read = len(ids)
-            allowed = (
-                np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]] == 200
-            )  # llguidance's mark
-            return mx.where(mx.array(allowed), logits, mx.array(-mx.inf, logits.dtype))
+            marks = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]]  # 200: may come
+            return mx.where(mx.array(marks == 200), logits, mx.array(-mx.inf, logits.dtype))
 
         return constrain
