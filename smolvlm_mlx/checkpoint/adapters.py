@@ -132,20 +132,12 @@ def adapter_weights(model: SmolVLM, config: AdapterConfig) -> dict[str, mx.array
     return {f"{path}.{name}": modules[path][name] for path in config.modules for name in own if name in modules[path]}
 
 
-def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> None:
+def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig:
     """Add the adapter of `folder` to a model whose checkpoint has the fingerprint `base`; its layers stay apart.
 
     Raises:
         AdapterError: it is not there, damaged, or belongs to another base.
     """
-    _, weights = _add_from(folder, base, model)
-    dtype = model.language_model.norm.weight.dtype
-    model.load_weights([(name, array.astype(dtype)) for name, array in weights.items()], strict=False)
-    model.eval()
-
-
-def _add_from(folder: str | Path, base: str, model: SmolVLM) -> tuple[AdapterConfig, dict[str, mx.array]]:
-    """Put a folder's adapter around the model's layers; its config, and its weights, which are not in the model yet."""
     config = AdapterConfig.from_folder(folder)
     if config.base != base:
         raise AdapterError(
@@ -153,7 +145,11 @@ def _add_from(folder: str | Path, base: str, model: SmolVLM) -> tuple[AdapterCon
             "use that one, or a conversion of it"
         )
     add_adapter(model, config)
-    return config, _read(model, config, Path(folder).expanduser())
+    weights = _read(model, config, Path(folder).expanduser())
+    dtype = model.language_model.norm.weight.dtype
+    model.load_weights([(name, array.astype(dtype)) for name, array in weights.items()], strict=False)
+    model.eval()
+    return config
 
 
 def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> dict[str, mx.array]:
@@ -183,22 +179,3 @@ def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
     weights = {name: array.astype(mx.float32) for name, array in adapter_weights(model, config).items()}
     mx.save_safetensors(str(folder / WEIGHTS), weights, {"format": "mlx"})
     (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
-
-
-class AdapterMerger:
-    """Joins an adapter with its base's weights, one at a time: W + scale (A B)^T, and DoRA's norms."""
-
-    def __init__(self, folder: str | Path, base: str, model: SmolVLM):
-        """`model` is an unread one of the base's shapes, not quantized; it is changed."""
-        self.config, self._weights = _add_from(folder, base, model)
-
-    def merge(self, module: str, weight: mx.array) -> mx.array:
-        """The weight (O, I) of a layer with what the adapter learned; as it is if the adapter leaves it alone."""
-        if module not in self.config.modules:
-            return weight
-        a, b = (self._weights[f"{module}.{name}"].astype(mx.float32) for name in ("lora_a", "lora_b"))
-        fused = weight.astype(mx.float32) + self.config.scale * (a @ b).T
-        if self.config.fine_tune_type == "dora":
-            norms = self._weights[f"{module}.m"].astype(mx.float32) / mx.linalg.norm(fused, axis=1)
-            fused = norms[:, None] * fused
-        return fused

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
 from ..files import new_folder
 from ..model import SmolVLM
-from .adapters import AdapterMerger, fingerprint
+from .adapters import fingerprint, load_adapter
 from .choices import RECIPES, Recipe
 from .hub import find
 from .quantization import GROUP_SIZES, Quantization, check_quantization, quantize_modules
@@ -83,8 +83,10 @@ def convert_in_steps(
         )
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
-        base = fingerprint(dict(checkpoint.read()))
-        plan = replace(plan, merger=AdapterMerger(adapter, base, SmolVLM(checkpoint.config, plan.tied)))
+        unread = SmolVLM(checkpoint.config, plan.tied)
+        learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
+        modules = dict(unread.named_modules())
+        plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
     yield from _write_folder(plan, out, plan.arrays())
     return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
 
@@ -145,7 +147,7 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     entries: tuple[Entry, ...]
-    merger: AdapterMerger | None = None
+    adapted: Mapping[str, nn.Module] = field(default_factory=dict)  # layers of an adapter, without the base's weights
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
@@ -202,8 +204,10 @@ class _Plan:
             bits, group_size = self.checkpoint.quantization.of(module)
             scales, biases = (source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
             array = mx.dequantize(array, scales, biases, group_size, bits)
-        if self.merger is not None and name.endswith(".weight"):
-            array = self.merger.merge(module, array)
+        if module in self.adapted and name.endswith(".weight"):
+            layer = self.adapted[module]
+            unread, layer.linear.weight = layer.linear.weight, array.astype(mx.float32)
+            array, layer.linear.weight = layer.fuse().weight, unread
         return array.astype(DTYPES[self.recipe.dtype])
 
 
