@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.checkpoint.reader import DTYPES
-from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import write_safetensors
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
@@ -185,8 +185,7 @@ def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> No
             array = array.transpose(0, 3, 1, 2)  # as PyTorch keeps it: (O, I, kH, kW)
         prefix = next(prefix for prefix in HF_PREFIXES if name.startswith(prefix))
         tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = array.astype(DTYPES[dtype])
-    entries = [Entry(name, tuple(array.shape), array.dtype) for name, array in tensors.items()]
-    write_safetensors(path, entries, tensors.values())
+    write_safetensors(path, tensors, tensors.values())
 
 
 def main() -> None:

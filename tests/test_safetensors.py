@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from smolvlm_mlx.checkpoint.safetensors import Entry, write_safetensors, write_safetensors_in_steps
+from smolvlm_mlx.checkpoint.safetensors import write_safetensors, write_safetensors_in_steps
 from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
@@ -23,13 +23,9 @@ def arrays() -> dict[str, mx.array]:
     return made
 
 
-def entries_of(made: dict[str, mx.array]) -> list[Entry]:
-    return [Entry(name, tuple(array.shape), array.dtype) for name, array in made.items()]
-
-
 def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
     made, path = arrays(), tmp_path / "a.safetensors"
-    calls = list(write_safetensors_in_steps(path, entries_of(made), iter(made.values())))
+    calls = list(write_safetensors_in_steps(path, made, iter(made.values())))
     total = sum(array.nbytes for array in made.values())
     assert calls[-1] == Reading(total, total, "bytes")
     assert len(calls) == len(made)
@@ -51,7 +47,7 @@ def test_bytes_are_what_safetensors_reads_back(tmp_path: Path) -> None:
 def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
     for length in range(1, 10):
         path = tmp_path / f"{length}.safetensors"
-        write_safetensors(path, [Entry("x" * length, (1,), mx.float32)], [mx.array([1.5])])
+        write_safetensors(path, {"x" * length: mx.zeros((1,))}, [mx.array([1.5])])
         written = path.read_bytes()
         size = int.from_bytes(written[:8], "little")
         assert size % 8 == 0
@@ -60,7 +56,7 @@ def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "a.safetensors", [], [])
+    write_safetensors(tmp_path / "a.safetensors", {}, [])
     with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
         assert list(file.keys()) == []
 
@@ -69,20 +65,20 @@ def test_an_existing_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        write_safetensors(path, [], [])
+        write_safetensors(path, {}, [])
     assert path.read_bytes() == b"mine"
 
 
 def test_arrays_have_to_be_those_announced(tmp_path: Path) -> None:
-    entry = Entry("a", (2,), mx.float32)
+    form = {"a": mx.zeros((2,))}
     with pytest.raises(AssertionError, match="a"):
-        write_safetensors(tmp_path / "1", [entry], [mx.zeros((3,))])
+        write_safetensors(tmp_path / "1", form, [mx.zeros((3,))])
     with pytest.raises(AssertionError, match="a"):
-        write_safetensors(tmp_path / "2", [entry], [mx.zeros((2,), mx.float16)])
+        write_safetensors(tmp_path / "2", form, [mx.zeros((2,), mx.float16)])
     with pytest.raises(ValueError, match="shorter"):
-        write_safetensors(tmp_path / "3", [entry], [])
+        write_safetensors(tmp_path / "3", form, [])
     with pytest.raises(ValueError, match="longer"):
-        write_safetensors(tmp_path / "4", [], [mx.zeros((2,))])
+        write_safetensors(tmp_path / "4", {}, [mx.zeros((2,))])
 
 
 def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
@@ -90,10 +86,10 @@ def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
         yield mx.zeros((2,))
         raise OSError("gone")
 
-    entries = [Entry(name, (2,), mx.float32) for name in "ab"]
+    forms = {name: mx.zeros((2,)) for name in "ab"}
     descriptors = Path("/dev/fd")
     before = len(list(descriptors.iterdir()))
     with pytest.raises(OSError, match="gone"):
-        write_safetensors(tmp_path / "a.safetensors", entries, failing())
+        write_safetensors(tmp_path / "a.safetensors", forms, failing())
     assert len(list(descriptors.iterdir())) == before
     (tmp_path / "a.safetensors").unlink()

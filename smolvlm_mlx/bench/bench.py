@@ -104,7 +104,9 @@ def bench_in_steps(open_model: Open, plan: Plan, stored: bool) -> Generator[Read
     phases += yield from run.all_in_steps()
     head = model.config.vision_config.hidden_size // model.config.vision_config.num_attention_heads
     checks = (*machine_checks([head], run.dtype), *model_checks(model, run.arrays))
-    return Result(machine, tuple(phases), run.kernels, checks, parameters(model), weights, run.peak_memory)
+    plain = SmolVLM(model.config, tied="lm_head" not in model.language_model)  # neither packed nor evaluated
+    parameters = sum(array.size for array in plain.named_parameters().values())
+    return Result(machine, tuple(phases), run.kernels, checks, parameters, weights, run.peak_memory)
 
 
 bench = at_once(bench_in_steps)
@@ -228,12 +230,6 @@ class Run:
 
 def _tiles(count: int) -> str:
     return "a tile" if count == 1 else f"{count} tiles"
-
-
-def parameters(model: SmolVLM) -> int:
-    """Numbers in the model's weights, packed or not."""
-    plain = SmolVLM(model.config, tied="lm_head" not in model.language_model).named_parameters()
-    return sum(array.size for array in plain.values())
 
 
 def _timed(call: Callable[[], T]) -> tuple[float, T]:

@@ -6,7 +6,6 @@ only read. The result has mlx-community's layout: one model.safetensors, and con
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
@@ -27,14 +26,13 @@ from .choices import RECIPES, Recipe
 from .hub import find
 from .quantization import GROUP_SIZES, Quantization, check_quantization, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import Entry, write_safetensors_in_steps
+from .safetensors import write_safetensors_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
     "chat_template.json chat_template.jinja preprocessor_config.json processor_config.json generation_config.json"
 ).split()
-PARTS = ("vision_model", "connector", "language_model")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def convert_in_steps(
         modules = dict(unread.named_modules())
         plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
     yield from _write_folder(plan, out, plan.arrays())
-    return Report(out, checkpoint.nbytes, (out / "model.safetensors").stat().st_size, plan.parts())
+    written = open_checkpoint(out)
+    return Report(out, checkpoint.nbytes, written.nbytes, written.parts())
 
 
 convert = at_once(convert_in_steps)
@@ -101,7 +100,7 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
         ConversionError: `out` cannot be written.
     """
     plan = _Plan.of(checkpoint, RECIPES["bf16"])
-    arrays = (weights[entry.name].astype(entry.dtype) for entry in plan.entries)
+    arrays = (weights[name].astype(form.dtype) for name, form in plan.forms.items())
     Work(_write_folder(plan, out, arrays)).finish()
 
 
@@ -122,10 +121,10 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
     try:
         with new_folder(out) as partial:
             free = shutil.disk_usage(partial).free
-            needed = sum(entry.nbytes for entry in plan.entries) + 32 * 2**20
+            needed = sum(form.nbytes for form in plan.forms.values()) + 32 * 2**20
             if free < needed:
                 raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
-            yield from write_safetensors_in_steps(partial / "model.safetensors", plan.entries, arrays)
+            yield from write_safetensors_in_steps(partial / "model.safetensors", plan.forms, arrays)
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():
@@ -138,7 +137,10 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
 
 @dataclass(frozen=True)
 class _Plan:
-    """All about the result that can be known before a weight is read. `shapes` are those before quantization."""
+    """All about the result that can be known before a weight is read, in the order in which it is written.
+
+    `forms` are arrays of its shapes and dtypes that are never evaluated, `shapes` those before quantization.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -146,7 +148,7 @@ class _Plan:
     tied: bool
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
-    entries: tuple[Entry, ...]
+    forms: Mapping[str, mx.array]
     adapted: Mapping[str, nn.Module] = field(default_factory=dict)  # layers of an adapter, without the base's weights
 
     @classmethod
@@ -154,22 +156,11 @@ class _Plan:
         tied = checkpoint.is_tied
         config = _padded(checkpoint.config, recipe)
         target = SmolVLM(config, tied)
-        shapes = {name: tuple(array.shape) for name, array in target.named_parameters().items()}
+        shapes = {name: array.shape for name, array in _in_order(target)}
         quantization = _quantize(target, recipe)
-        entries = tuple(
-            Entry(name, tuple(array.shape), mx.uint32 if array.dtype == mx.uint32 else DTYPES[recipe.dtype])
-            for name, array in sorted(target.named_parameters().items(), key=lambda item: _order(item[0]))
-        )
-        return cls(checkpoint, recipe, config, tied, quantization, shapes, entries)
-
-    def parts(self) -> dict[str, tuple[int, int]]:
-        return {
-            part: (
-                sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(part)),
-                sum(entry.nbytes for entry in self.entries if entry.name.startswith(part)),
-            )
-            for part in PARTS
-        }
+        dtype = DTYPES[recipe.dtype]
+        forms = {name: a if a.dtype == mx.uint32 else a.astype(dtype) for name, a in _in_order(target)}
+        return cls(checkpoint, recipe, config, tied, quantization, shapes, forms)
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
@@ -183,13 +174,12 @@ class _Plan:
         return changed if self.quantization is None else {**changed, "quantization": self.quantization.to_config()}
 
     def arrays(self) -> Iterator[mx.array]:
-        """The tensors of the result in the order of `entries`, each read and made when it is asked for."""
+        """The tensors of the result, each read and made when it is asked for."""
         source = dict(self.checkpoint.read())
-        quantized = {entry.name.removesuffix(".scales") for entry in self.entries if entry.name.endswith(".scales")}
-        for name, shape in sorted(self.shapes.items(), key=lambda item: _order(item[0])):
+        for name, shape in self.shapes.items():
             array = _pad(self._float(name, source), shape)
             module = name.removesuffix(".weight")
-            if module in quantized:
+            if f"{module}.scales" in self.forms:
                 assert self.quantization is not None
                 bits, group_size = self.quantization.of(module)
                 yield from mx.quantize(array, group_size, bits)
@@ -248,7 +238,11 @@ def _pad(array: mx.array, shape: tuple[int, ...]) -> mx.array:
     return mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
 
 
-def _order(name: str) -> tuple[str, int]:
-    """Module by module; in a quantized one weight, scales, biases, as `mx.quantize` returns them."""
-    module, _, part = name.rpartition(".")
-    return module, ("weight", "scales", "biases", "bias").index(part)
+def _in_order(model: SmolVLM) -> list[tuple[str, mx.array]]:
+    """Parameters module by module; in a quantized one weight, scales, biases, as `mx.quantize` returns them."""
+
+    def order(item: tuple[str, mx.array]) -> tuple[str, int]:
+        module, _, part = item[0].rpartition(".")
+        return module, ("weight", "scales", "biases", "bias").index(part)
+
+    return sorted(model.named_parameters().items(), key=order)

@@ -71,6 +71,17 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()})
 
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """(parameters, bytes) of tower, connector and decoder; scales and biases are no parameters."""
+        parameters = SmolVLM(self.config, tied=not self.has_head).named_parameters()
+        return {
+            part: (
+                sum(array.size for name, array in parameters.items() if name.startswith(part)),
+                sum(tensor.nbytes for name, tensor in self.tensors.items() if name.startswith(part)),
+            )
+            for part in ("vision_model", "connector", "language_model")
+        }
+
     def read(self, stream: mx.Stream | None = None) -> Iterator[tuple[str, mx.array]]:
         """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated.
 

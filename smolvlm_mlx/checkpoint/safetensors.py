@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,23 +71,18 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def read_header(shard: Path) -> Iterator[Tensor]:
+    """Each tensor of a file that `safetensors` accepts; also those that are there twice, which it hides."""
     try:
-        with safe_open(shard, framework="numpy") as file:
-            for key, start in _starts(shard):
-                part = file.get_slice(key)
-                yield Tensor(key, key, shard, tuple(part.get_shape()), part.get_dtype(), start)
+        with safe_open(shard, framework="numpy"), shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            for key, pairs in json.loads(file.read(length), object_pairs_hook=list):
+                if key != "__metadata__":
+                    entry = dict(pairs)
+                    start = 8 + length + entry["data_offsets"][0]
+                    yield Tensor(key, key, shard, tuple(entry["shape"]), entry["dtype"], start)
     except (SafetensorError, OSError) as error:
         text = reason(error)
         raise CheckpointError(f"{shard}: damaged, or no safetensors file ({text}); download it again") from error
-
-
-def _starts(shard: Path) -> list[tuple[str, int]]:
-    """Names in the header of a file that `safetensors` accepts, also those that are there twice, which it hides; and where
-    the bytes of each begin."""
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        pairs = json.loads(file.read(length), object_pairs_hook=list)
-    return [(key, 8 + length + dict(entry)["data_offsets"][0]) for key, entry in pairs if key != "__metadata__"]
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -110,43 +105,35 @@ def listed(problems: list[str]) -> str:
 # ---- writing
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to come."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
-
-
-def write_safetensors_in_steps(path: Path, entries: Sequence[Entry], arrays: Iterable[mx.array]) -> Generator[Reading]:
-    """Write `arrays`, which must come in the order and form of `entries`, and sync the file to disk.
+def write_safetensors_in_steps(
+    path: Path, forms: Mapping[str, mx.array], arrays: Iterable[mx.array]
+) -> Generator[Reading]:
+    """Write `arrays`, which must come in the order of `forms`, and sync the file to disk.
 
     Yields how many bytes are written.
+
+    Args:
+        forms: arrays of the same shapes and dtypes by name, which are not evaluated.
 
     Raises:
         OSError: no space, read-only, ...
     """
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     end = 0
-    for entry in entries:
-        start, end = end, end + entry.nbytes
-        header[entry.name] = {"dtype": _CODES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+    for name, form in forms.items():
+        start, end = end, end + form.nbytes
+        header[name] = {"dtype": _CODES[form.dtype], "shape": form.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8
     with path.open("xb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         done = 0
-        for entry, array in zip(entries, arrays, strict=True):
-            assert (tuple(array.shape), array.dtype) == (entry.shape, entry.dtype), entry.name
+        for (name, form), array in zip(forms.items(), arrays, strict=True):
+            assert (array.shape, array.dtype) == (form.shape, form.dtype), name
             if array.dtype == mx.bfloat16:
                 array = array.view(mx.uint16)  # NumPy has no bfloat16
             file.write(np.ascontiguousarray(np.asarray(array)).data)
-            done += entry.nbytes
+            done += form.nbytes
             yield Reading(done, end, "bytes")
         file.flush()
         os.fsync(file.fileno())

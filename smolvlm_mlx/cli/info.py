@@ -53,17 +53,14 @@ def _print_model(model: str, revision: str | None, image: str | None, image_opti
 
 
 def _print_parts(checkpoint: "Checkpoint") -> None:
-    from ..checkpoint.convert import PARTS
-    from ..model import SmolVLM
     from .show import console, table
 
     shown = table("part", "parameters", "MB", "kind")
-    parameters = SmolVLM(checkpoint.config, tied=not checkpoint.has_head).named_parameters()
-    counts = {part: sum(a.size for name, a in parameters.items() if name.startswith(part)) for part in PARTS}
-    for part in PARTS:
-        size = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.startswith(part))
-        shown.add_row(part, f"{counts[part]:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
-    shown.add_row("in all", f"{sum(counts.values()):,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
+    parts = checkpoint.parts()
+    for part, (count, size) in parts.items():
+        shown.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", _kind(checkpoint, part))
+    total = sum(count for count, _ in parts.values())
+    shown.add_row("in all", f"{total:,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
     console().print(shown)
 
 
