@@ -160,7 +160,7 @@ def make_batches(processor: Processor, step: int, stage: Stage, split: str = "tr
         sample = stage.make(rng)
         messages = [*sample.messages, {"role": "assistant", "content": sample.answer}]
         examples.append(make_example(processor, messages, ImageOptions(split=sample.split)))
-    examples.sort(key=lambda example: len(example.input_ids))
+    examples.sort(key=lambda example: example.input_ids.size)
     short, medium, long, longest = (
         collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)
     )

@@ -106,9 +106,11 @@ def _print_run(run: "Run") -> None:
     total = sum(array.size for array in run.model.named_parameters().values())
     kind = plan.method if quantization is None else f"{plan.method} on {quantization.bits} bits"
     err.print(f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained")
+    rows = run.training.rows
+    tokens, tiles = max(row.tokens for row in rows), max(row.tiles for row in rows)
     err.print(
-        f"{len(run.training):,} conversations of up to {max(run.training.tokens):,} tokens and "
-        f"{max(run.training.tiles)} tiles, {len(run.validation):,} to validate, {run.trainer.settings.steps:,} steps"
+        f"{len(rows):,} conversations of up to {tokens:,} tokens and {tiles} tiles, "
+        f"{len(run.validation):,} to validate, {run.trainer.settings.steps:,} steps"
     )
     memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,6 @@ from ..events import Reading, at_once
 from ..inputs.messages import parse_messages
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions, ImageSettings
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation: T tokens, which of them are learned, and the tiles of its pictures."""
-
-    input_ids: NDArray[np.int32]  # (T,)
-    loss_mask: NDArray[np.bool_]  # (T,)
-    tiles: NDArray[np.uint8]  # (N, H, W, 3)
-    settings: ImageSettings
 
 
 @dataclass(frozen=True)
@@ -51,8 +42,8 @@ class Batch:
 Batches = Callable[[int], Sequence[Batch]]  # the batches whose gradients make one step, from its number on
 
 
-def make_example(processor: Processor, messages: Sequence[Any], image_options: ImageOptions | None = None) -> Example:
-    """Tokens, tiles and targets of one conversation; `image_options` say how its pictures are cut.
+def make_example(processor: Processor, messages: Sequence[Any], image_options: ImageOptions | None = None) -> Batch:
+    """Tokens, tiles and targets of one conversation alone; `image_options` say how its pictures are cut.
 
     Raises:
         PromptError: it has no answer of an assistant to learn, or cannot be made into a prompt.
@@ -63,27 +54,35 @@ def make_example(processor: Processor, messages: Sequence[Any], image_options: I
     loss_mask = processor.loss_mask(parsed, inputs)
     if not loss_mask[1:].any():
         raise PromptError("no assistant's message to learn")
-    return Example(inputs.input_ids, loss_mask, inputs.tiles, inputs.settings)
+    return Batch(inputs.input_ids[None], loss_mask[None], inputs.tiles, inputs.settings)
 
 
-def _example(processor: Processor, row: Row) -> Example:
+def _example(processor: Processor, row: Row) -> Batch:
     sample = make_sample(row)
     return make_example(processor, sample.whole, sample.image_options)
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Side by side; tiles one example's after another's, as their placeholders."""
-    T = max(len(example.input_ids) for example in examples)
-    input_ids = np.zeros((len(examples), T), np.int32)
-    loss_mask = np.zeros((len(examples), T), np.bool_)
+def collate(examples: Sequence[Batch]) -> Batch:
+    """Batches of one conversation side by side; tiles one example's after another's, as their placeholders."""
+    shape = len(examples), max(example.input_ids.size for example in examples)
+    input_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
     for row, example in enumerate(examples):
-        input_ids[row, : len(example.input_ids)] = example.input_ids
-        loss_mask[row, : len(example.loss_mask)] = example.loss_mask
+        input_ids[row, : example.input_ids.size] = example.input_ids
+        loss_mask[row, : example.loss_mask.size] = example.loss_mask
     tiles = np.concatenate([example.tiles for example in examples])
     return Batch(input_ids, loss_mask, tiles, examples[0].settings)
 
 
 SORTED_TOGETHER = 32  # batches whose examples are sorted by length together
+
+
+@dataclass(frozen=True)
+class UsableRow:
+    """A row, and how many tokens and tiles it becomes."""
+
+    row: Row
+    tokens: int
+    tiles: int
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,10 @@ class SkippedRow:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Usable rows with their lengths in tokens and tiles; `skipped` are the others."""
+    """Usable rows, and those that are not."""
 
     processor: Processor
-    rows: tuple[Row, ...]
-    tokens: tuple[int, ...]
-    tiles: tuple[int, ...]
+    rows: tuple[UsableRow, ...]
     skipped: tuple[SkippedRow, ...] = ()
 
     def __len__(self) -> int:
@@ -112,18 +109,18 @@ class Dataset:
         per_epoch = self.steps(size, accumulate)
 
         @lru_cache(maxsize=2)
-        def order(epoch: int) -> list[list[int]]:
+        def order(epoch: int) -> list[list[UsableRow]]:
             rng = np.random.default_rng((seed, epoch))
-            shuffled = rng.permutation(len(self)).tolist()
+            shuffled = [self.rows[index] for index in rng.permutation(len(self))]
             found = []
             for start in range(0, len(shuffled), size * SORTED_TOGETHER):
-                pool = sorted(shuffled[start : start + size * SORTED_TOGETHER], key=self.tokens.__getitem__)
+                pool = sorted(shuffled[start : start + size * SORTED_TOGETHER], key=attrgetter("tokens"))
                 found += [pool[first : first + size] for first in range(0, len(pool), size)]
             return [found[index] for index in rng.permutation(len(found))]
 
         def batches(step: int) -> list[Batch]:
             epoch, position = divmod(step, per_epoch)
-            return self._collate(order(epoch)[position * accumulate : (position + 1) * accumulate])
+            return [self._batch(rows) for rows in order(epoch)[position * accumulate : (position + 1) * accumulate]]
 
         return batches
 
@@ -133,49 +130,39 @@ class Dataset:
 
     def all(self, size: int) -> Iterator[Batch]:
         """Every row once, for validation; a batch is made when it is asked for."""
-        rows = sorted(range(len(self)), key=self.tokens.__getitem__)
-        for start in range(0, len(rows), size):
-            yield from self._collate([rows[start : start + size]])
+        rows = sorted(self.rows, key=attrgetter("tokens"))
+        return (self._batch(rows[start : start + size]) for start in range(0, len(rows), size))
 
     def split(self, count: int, seed: int) -> tuple["Dataset", "Dataset"]:
         """All but `count` rows, and those, chosen by the seed."""
         chosen = set(np.random.default_rng((seed, 2**31)).permutation(len(self))[:count].tolist())
-        rest = self._part([row for row in range(len(self)) if row not in chosen])
-        return replace(rest, skipped=self.skipped), self._part(sorted(chosen))
+        rest = tuple(row for number, row in enumerate(self.rows) if number not in chosen)
+        return replace(self, rows=rest), Dataset(self.processor, tuple(self.rows[number] for number in sorted(chosen)))
 
-    def _part(self, rows: Sequence[int]) -> "Dataset":
-        def pick(values: Sequence[int]) -> tuple[int, ...]:
-            return tuple(values[row] for row in rows)
-
-        return Dataset(self.processor, tuple(self.rows[row] for row in rows), pick(self.tokens), pick(self.tiles))
-
-    def _collate(self, batches: Sequence[Sequence[int]]) -> list[Batch]:
-        return [collate([_example(self.processor, self.rows[row]) for row in rows]) for rows in batches]
+    def _batch(self, rows: Sequence[UsableRow]) -> Batch:
+        return collate([_example(self.processor, usable.row) for usable in rows])
 
 
 def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -> Generator[Reading, None, Dataset]:
     """Try every row."""
 
-    def tried(row: Row) -> tuple[int, int] | SkippedRow:
+    def tried(row: Row) -> UsableRow | SkippedRow:
         try:
             example = _example(processor, row)
         except SmolVLMError as error:
             return SkippedRow(row.where, str(error))
-        if len(example.input_ids) > max_tokens:
-            return SkippedRow(row.where, f"{len(example.input_ids)} tokens, more than {max_tokens}")
-        return len(example.input_ids), len(example.tiles)
+        tokens = example.input_ids.size
+        if tokens > max_tokens:
+            return SkippedRow(row.where, f"{tokens} tokens, more than {max_tokens}")
+        return UsableRow(row, tokens, len(example.tiles))
 
-    good, tokens, tiles, skipped = [], [], [], []
+    results = []
     with ThreadPoolExecutor(2) as pool:
-        for done, (row, result) in enumerate(zip(rows, pool.map(tried, rows), strict=True), 1):
-            if isinstance(result, SkippedRow):
-                skipped.append(result)
-            else:
-                good.append(row)
-                tokens.append(result[0])
-                tiles.append(result[1])
-            yield Reading(done, len(rows), "rows")
-    return Dataset(processor, tuple(good), tuple(tokens), tuple(tiles), tuple(skipped))
+        for result in pool.map(tried, rows):
+            results.append(result)
+            yield Reading(len(results), len(rows), "rows")
+    usable = tuple(result for result in results if isinstance(result, UsableRow))
+    return Dataset(processor, usable, tuple(result for result in results if isinstance(result, SkippedRow)))
 
 
 check = at_once(check_in_steps)

@@ -36,9 +36,7 @@ def trains_vision(model: SmolVLM) -> bool:
 
 def image_tokens_of(model: SmolVLM, batch: Batch) -> mx.array | None:
     """image_tokens (N, S, Dt) when nothing that makes them is trained, as constants: chunk by chunk, repeats once."""
-    if not len(batch.tiles) or trains_vision(model):
-        return None
-    return encode_tiles(model, batch.tiles, batch.settings)
+    return None if trains_vision(model) else encode_tiles(model, batch.tiles, batch.settings)
 
 
 def loss_sum(model: SmolVLM, batch: Batch, image_tokens: mx.array | None = None) -> mx.array:

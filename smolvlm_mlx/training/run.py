@@ -134,7 +134,10 @@ def prepare_in_steps(
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
     base = fingerprint(dict(checkpoint.read()))
     adapter = _unfreeze(model, plan, base, str(model_path))
-    data_read = {"data": rows_fingerprint(training.rows), "validation": rows_fingerprint(held_out.rows)}
+    data_read = {
+        "data": rows_fingerprint([usable.row for usable in training.rows]),
+        "validation": rows_fingerprint([usable.row for usable in held_out.rows]),
+    }
     trainer = Trainer(model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base})
     return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter, _memory(model, plan, training))
 
@@ -199,13 +202,13 @@ def _count(model: SmolVLM) -> int:
 def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
     """For the largest batch there can be: the longest rows side by side."""
     count = min(plan.batch_size, len(data))
-    tokens = count * max(data.tokens)
+    tokens = count * max(row.tokens for row in data.rows)
     return estimate(
         model.config,
         weights=sum(array.nbytes for array in model.named_parameters().values()),
         trainable=_count(model),
         tokens=tokens,
-        tiles=sum(sorted(data.tiles)[-count:]),
+        tiles=sum(sorted(row.tiles for row in data.rows)[-count:]),
         answer_tokens=min(tokens, 512 * count),
         width=model.language_model.norm.weight.dtype.size,
         checkpointed=plan.checkpoint_layers,

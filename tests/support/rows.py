@@ -8,7 +8,7 @@ from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, PromptError
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.training.dataset import Example, make_example
+from smolvlm_mlx.training.dataset import Batch, make_example
 
 IMAGE: dict[str, Any] = {"type": "image"}
 QUESTION: dict[str, Any] = {"question": "Which?", "answer": "this"}
@@ -31,7 +31,7 @@ def outcome(row: Row) -> str:
         return str(error)
 
 
-def examples_of(processor: Processor, source: Path, *numbers: int) -> list[Example]:
+def examples_of(processor: Processor, source: Path, *numbers: int) -> list[Batch]:
     """Of some rows, what is trained on."""
     samples = [make_sample(row) for number, row in enumerate(read_rows(source)) if number in numbers]
     return [make_example(processor, sample.whole, sample.image_options) for sample in samples]
