@@ -3,7 +3,7 @@
 import json
 
 from smolvlm_mlx import device
-from smolvlm_mlx.checkpoint.presets import SIZES, random_model
+from smolvlm_mlx.checkpoint.presets import SIZES, random_model, settings_of
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.model import SmolVLM
@@ -23,14 +23,14 @@ FOLDERS = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_random_models_have_the_real_shapes(size: str) -> None:
-    config = SIZES[size].config
+    config = SIZES[size]
     assert sum(array.size for array in SmolVLM(config).named_parameters().values()) == PARAMETERS[size]  # not evaluated
-    assert SIZES[size].settings.tile_size == config.vision_config.image_size
+    assert settings_of(config).tile_size == config.vision_config.image_size
     folder = REAL_FILES / FOLDERS[size]
     if folder.is_dir():
         assert config == ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
         raw = json.loads((folder / "preprocessor_config.json").read_text())
-        assert SIZES[size].settings == ImageSettings.from_dict(raw)
+        assert settings_of(config) == ImageSettings.from_dict(raw)
 
 
 def test_random_model_is_ready_to_answer() -> None:

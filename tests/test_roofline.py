@@ -55,9 +55,9 @@ def test_quantized_weights_count_as_stored() -> None:
 
 
 def test_the_design_notes_numbers() -> None:
-    assert round(vision_flops(SIZES["256M"].config) / 1e9) == round(vision_flops(SIZES["500M"].config) / 1e9) == 215
-    assert round(vision_flops(SIZES["2.2B"].config) / 1e9) == 670
-    m4, config = machine(bandwidth=120e9, flops=4e12, kernel_seconds=0), SIZES["256M"].config
+    assert round(vision_flops(SIZES["256M"]) / 1e9) == round(vision_flops(SIZES["500M"]) / 1e9) == 215
+    assert round(vision_flops(SIZES["2.2B"]) / 1e9) == 670
+    m4, config = machine(bandwidth=120e9, flops=4e12, kernel_seconds=0), SIZES["256M"]
     model = SmolVLM(config)
     model.set_dtype(mx.bfloat16)
     found = sizes(model, 2)

@@ -1,7 +1,6 @@
 """The family's three sizes by their shapes, filled with random weights, and a picture of noise: to measure without a download."""
 
 import io
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -14,14 +13,6 @@ from .choices import Recipe
 from .quantization import Quantization, quantize_modules
 
 
-@dataclass(frozen=True)
-class Size:
-    """A checkpoint's config and how its pictures become tiles."""
-
-    config: ModelConfig
-    settings: ImageSettings
-
-
 def _text(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, rope_theta: float = 100_000) -> TextConfig:
     shape = (49280, hidden, inner, layers, heads, kv_heads)
     return TextConfig(*shape, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=rope_theta)
@@ -31,16 +22,21 @@ _BASE = VisionConfig(hidden_size=768, num_attention_heads=12, image_size=512, pa
 _SO400M = VisionConfig(1152, 4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14)
 
 
-def _size(text: TextConfig, vision: VisionConfig, scale_factor: int) -> Size:
-    config = ModelConfig(text, vision, "smolvlm", image_token_id=49190, scale_factor=scale_factor)
-    return Size(config, ImageSettings(vision.image_size, 4 * vision.image_size))
+def _config(text: TextConfig, vision: VisionConfig, scale_factor: int) -> ModelConfig:
+    return ModelConfig(text, vision, "smolvlm", image_token_id=49190, scale_factor=scale_factor)
 
 
-SIZES = {  # config.json and preprocessor_config.json of the SmolVLM2 checkpoints
-    "256M": _size(_text(576, 1536, 30, 9, 3), _BASE, 4),
-    "500M": _size(_text(960, 2560, 32, 15, 5), _BASE, 4),
-    "2.2B": _size(_text(2048, 8192, 24, 32, 32, 130_000), _SO400M, 3),
+SIZES = {  # config.json of the SmolVLM2 checkpoints
+    "256M": _config(_text(576, 1536, 30, 9, 3), _BASE, 4),
+    "500M": _config(_text(960, 2560, 32, 15, 5), _BASE, 4),
+    "2.2B": _config(_text(2048, 8192, 24, 32, 32, 130_000), _SO400M, 3),
 }
+
+
+def settings_of(config: ModelConfig) -> ImageSettings:
+    """How pictures become tiles, by preprocessor_config.json of the same checkpoints."""
+    side = config.vision_config.image_size
+    return ImageSettings(side, 4 * side)
 
 
 def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) -> SmolVLM:

@@ -79,17 +79,17 @@ def _stored(model: str, loading: Loading, bits: int | None) -> "Open":
 def _random(name: choices.Size, dtype: str | None, bits: choices.Bits | None) -> "Open":
     from .. import device
     from ..bench.machine import total_memory
-    from ..checkpoint.presets import SIZES, random_model
+    from ..checkpoint.presets import SIZES, random_model, settings_of
     from ..checkpoint.reader import DTYPES
 
     dtype = dtype or device.default_dtype()
-    compute, size = DTYPES[dtype], SIZES[name]
-    needed, memory = size.config.parameters * compute.size * 5 // 4, total_memory()
+    compute, config = DTYPES[dtype], SIZES[name]
+    needed, memory = config.parameters * compute.size * 5 // 4, total_memory()
     if 0 < memory < needed:
         raise BenchError(
             f"{name} in {dtype} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; try a smaller one"
         )
-    return lambda: (random_model(size.config, compute, bits), size.settings)
+    return lambda: (random_model(config, compute, bits), settings_of(config))
 
 
 def _check_picture(path: Path) -> None:
