@@ -44,11 +44,29 @@ class Run:
     validation: Dataset
     trainer: Trainer
     adapter: AdapterConfig | None
-    memory: Memory
 
     @property
     def trainable(self) -> int:
-        return _count(self.model)
+        return sum(array.size for array in dict(tree_flatten(self.model.trainable_parameters())).values())
+
+    @property
+    def memory(self) -> Memory:
+        """For the largest batch there can be: the longest rows side by side."""
+        model, rows = self.model, self.training.rows
+        count = min(self.plan.batch_size, len(rows))
+        tokens = count * max(row.tokens for row in rows)
+        return estimate(
+            model.config,
+            weights=sum(array.nbytes for array in model.named_parameters().values()),
+            trainable=self.trainable,
+            tokens=tokens,
+            tiles=sum(sorted(row.tiles for row in rows)[-count:]),
+            answer_tokens=min(tokens, 512 * count),
+            width=model.language_model.norm.weight.dtype.size,
+            checkpointed=self.plan.checkpoint_layers,
+            trains_vision=trains_vision(model),
+            chunk=tiles_at_once(model),
+        )
 
     @property
     def skipped(self) -> list[SkippedRow]:
@@ -139,7 +157,7 @@ def prepare_in_steps(
         "validation": rows_fingerprint([usable.row for usable in held_out.rows]),
     }
     trainer = Trainer(model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base})
-    return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter, _memory(model, plan, training))
+    return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
 
 
 prepare = at_once(prepare_in_steps)
@@ -193,28 +211,6 @@ def _unfreeze(model: SmolVLM, plan: Plan, base: str, name: str) -> AdapterConfig
     adapter = AdapterConfig(plan.method, plan.rank, plan.alpha / plan.rank, plan.dropout, layers, base, name)
     add_adapter(model, adapter)
     return adapter
-
-
-def _count(model: SmolVLM) -> int:
-    return sum(array.size for array in dict(tree_flatten(model.trainable_parameters())).values())
-
-
-def _memory(model: SmolVLM, plan: Plan, data: Dataset) -> Memory:
-    """For the largest batch there can be: the longest rows side by side."""
-    count = min(plan.batch_size, len(data))
-    tokens = count * max(row.tokens for row in data.rows)
-    return estimate(
-        model.config,
-        weights=sum(array.nbytes for array in model.named_parameters().values()),
-        trainable=_count(model),
-        tokens=tokens,
-        tiles=sum(sorted(row.tiles for row in data.rows)[-count:]),
-        answer_tokens=min(tokens, 512 * count),
-        width=model.language_model.norm.weight.dtype.size,
-        checkpointed=plan.checkpoint_layers,
-        trains_vision=trains_vision(model),
-        chunk=tiles_at_once(model),
-    )
 
 
 def write_curve(history: Sequence[Record], path: Path) -> None:
