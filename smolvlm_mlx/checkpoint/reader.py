@@ -89,13 +89,13 @@ class Checkpoint:
             stream: of the CPU, which reads; the thread's own by default.
         """
         shards: dict[Path, dict[str, mx.array]] = {}
-        for tensor in self.tensors.values():
+        for name, tensor in self.tensors.items():
             if tensor.shard not in shards:
                 shards[tensor.shard] = mx.load(str(tensor.shard), stream=stream)  # type: ignore[assignment]  # no .npy
             array = shards[tensor.shard].pop(tensor.key)
-            if self.is_hf_layout and tensor.name == _PATCH_KERNEL:
+            if self.is_hf_layout and name == _PATCH_KERNEL:
                 array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
-            yield tensor.name, array
+            yield name, array
 
     def build(self, tied: bool) -> SmolVLM:
         """The module tree this checkpoint fills, with unevaluated random weights."""
@@ -114,7 +114,7 @@ def load(
     fuse: bool = True,
     lazy: bool | Literal["vision"] = False,
 ) -> tuple[SmolVLM, Processor]:
-    """Load a checkpoint for inference.
+    """Load a checkpoint for inference, by any thread, whichever loads it.
 
     Args:
         path_or_id: a folder, or a Hugging Face hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
@@ -125,24 +125,24 @@ def load(
         lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
             files must not change meanwhile, and only one thread at a time may use the model until they are read.
 
-    A model may be used by any thread, whichever loaded it.
-
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
         AdapterError: the adapter is damaged or belongs to another base.
     """
-    compute = _dtype(dtype or device.default_dtype())
+    dtype = dtype or device.default_dtype()
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {quote(dtype)} is not one of {', '.join(DTYPES)}")
     checkpoint = open_checkpoint(find(path_or_id, revision))
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
         processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
         if lazy:  # what is not computed yet has to be on a stream that any thread can use
             with mx.stream(mx.new_thread_unsafe_stream(mx.default_device())):
                 reading = mx.new_thread_unsafe_stream(mx.cpu)
-                model = _fill(checkpoint, compute, adapter, fuse, reading)
+                model = _fill(checkpoint, DTYPES[dtype], adapter, fuse, reading)
                 if lazy == "vision":
                     mx.eval(model.language_model.parameters())
         else:
-            model = _fill(checkpoint, compute, adapter, fuse)
+            model = _fill(checkpoint, DTYPES[dtype], adapter, fuse)
     return model, processor.result()
 
 
@@ -168,20 +168,12 @@ def _fill(
     if not lazy:
         mx.eval(model.parameters())
     if dtype == mx.float16:
-        _check_finite(model)
+        bad = [name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())]
+        if bad:
+            raise CheckpointError(
+                f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or float32"
+            )
     return model
-
-
-def _check_finite(model: SmolVLM) -> None:
-    bad = [name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())]
-    if bad:
-        raise CheckpointError(f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or float32")
-
-
-def _dtype(name: str) -> mx.Dtype:
-    if name not in DTYPES:
-        raise CheckpointError(f"dtype {quote(name)} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 # ---- checking its files
@@ -206,7 +198,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         shape = tensor.shape
         if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])
-        tensors[name] = replace(tensor, name=name, shape=shape)
+        tensors[name] = replace(tensor, shape=shape)
     checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout)
     _compare(checkpoint)
     return checkpoint

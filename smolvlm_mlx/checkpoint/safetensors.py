@@ -7,7 +7,6 @@ of header length, the header in JSON, the tensors' bytes.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -29,18 +28,14 @@ _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file, as its header describes it: `name` is ours, `key` is the file's."""
+    """One tensor of a file, as its header describes it."""
 
-    name: str
     key: str
     shard: Path
     shape: tuple[int, ...]
     dtype: str
     start: int  # of its bytes in the file
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * (2 if self.dtype in ("F16", "BF16") else 4)
+    nbytes: int
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -78,8 +73,8 @@ def read_header(shard: Path) -> Iterator[Tensor]:
             for key, pairs in json.loads(file.read(length), object_pairs_hook=list):
                 if key != "__metadata__":
                     entry = dict(pairs)
-                    start = 8 + length + entry["data_offsets"][0]
-                    yield Tensor(key, key, shard, tuple(entry["shape"]), entry["dtype"], start)
+                    start, end = entry["data_offsets"]
+                    yield Tensor(key, shard, tuple(entry["shape"]), entry["dtype"], 8 + length + start, end - start)
     except (SafetensorError, OSError) as error:
         text = reason(error)
         raise CheckpointError(f"{shard}: damaged, or no safetensors file ({text}); download it again") from error
