@@ -81,7 +81,7 @@ def convert_in_steps(
         )
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
-        unread = SmolVLM(checkpoint.config, plan.tied)
+        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
         learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
         modules = dict(unread.named_modules())
         plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
@@ -145,7 +145,6 @@ class _Plan:
     checkpoint: Checkpoint
     recipe: Recipe
     config: ModelConfig
-    tied: bool
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, mx.array]
@@ -153,21 +152,20 @@ class _Plan:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
-        tied = checkpoint.is_tied
         config = _padded(checkpoint.config, recipe)
-        target = SmolVLM(config, tied)
+        target = SmolVLM(config, checkpoint.is_tied)
         shapes = {name: array.shape for name, array in _in_order(target)}
         quantization = _quantize(target, recipe)
         dtype = DTYPES[recipe.dtype]
         forms = {name: a if a.dtype == mx.uint32 else a.astype(dtype) for name, a in _in_order(target)}
-        return cls(checkpoint, recipe, config, tied, quantization, shapes, forms)
+        return cls(checkpoint, recipe, config, quantization, shapes, forms)
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
         kept = {key: value for key, value in self.checkpoint.raw_config.items() if not key.startswith("quantization")}
-        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.tied}
+        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.checkpoint.is_tied}
         vision = {**kept.get("vision_config", {}), "intermediate_size": self.config.vision_config.intermediate_size}
-        changed = {**kept, "text_config": text, "vision_config": vision, "tie_word_embeddings": self.tied}
+        changed = {**kept, "text_config": text, "vision_config": vision, "tie_word_embeddings": self.checkpoint.is_tied}
         changed["torch_dtype"] = self.recipe.dtype
         for section in (changed, text, vision):
             section.update((key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key))
@@ -177,7 +175,8 @@ class _Plan:
         """The tensors of the result, each read and made when it is asked for."""
         source = dict(self.checkpoint.read())
         for name, shape in self.shapes.items():
-            array = _pad(self._float(name, source), shape)
+            array = self._float(name, source)
+            array = mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
             module = name.removesuffix(".weight")
             if f"{module}.scales" in self.forms:
                 assert self.quantization is not None
@@ -232,10 +231,6 @@ def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
     vision = config.vision_config
     width = -(-vision.intermediate_size // recipe.group_size) * recipe.group_size
     return replace(config, vision_config=replace(vision, intermediate_size=width))
-
-
-def _pad(array: mx.array, shape: tuple[int, ...]) -> mx.array:
-    return mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
 
 
 def _in_order(model: SmolVLM) -> list[tuple[str, mx.array]]:

@@ -9,7 +9,6 @@ from PIL import Image
 from ..config import ModelConfig, TextConfig, VisionConfig
 from ..inputs.settings import ImageSettings
 from ..model import SmolVLM, optimize
-from .choices import Recipe
 from .quantization import Quantization, quantize_modules
 
 
@@ -51,9 +50,7 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
     model = SmolVLM(config)
     model.set_dtype(dtype)
     if bits is not None:
-        recipe = Recipe(bits=bits, embedding_bits=bits)
-        form = Quantization(bits, recipe.group_size)
-        quantize_modules(model, form, lambda module: recipe.module_bits(module) is not None)
+        quantize_modules(model, Quantization(bits, 64), lambda module: module.startswith("language_model."))
     model.eval()
     optimize(model)  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
     mx.eval(model.parameters())
