@@ -162,7 +162,7 @@ class Trainer:
             total = mx.distributed.all_sum(total)
             gradients = tree_map(lambda g: g * self.group.size(), nn.average_gradients(gradients))
         gradients, _ = optimizers.clip_grad_norm(tree_map(lambda g: g / tokens, gradients), self.settings.clip)
-        loss = _float(total) / tokens
+        loss = float(total) / tokens
         if not math.isfinite(loss):
             raise TrainingError(
                 f"step {self.step + 1}: the loss is {loss}; use a lower learning rate, or dtype bfloat16 or float32"
@@ -175,7 +175,7 @@ class Trainer:
         step = self.step + 1
         due = step % self.settings.validate_every == 0 or step == self.settings.steps
         value = self.validate(validation()) if due and validation is not None else None
-        self.history.append(Record(step, loss, value, _float(self.optimizer.learning_rate), tokens))
+        self.history.append(Record(step, loss, value, float(self.optimizer.learning_rate), tokens))
         if self.best is self.history[-1] and self.group.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             mx.save_safetensors(str(self.folder / "new.safetensors"), self._weights())
@@ -186,7 +186,7 @@ class Trainer:
         self.model.eval()
         total, tokens = 0.0, 0
         for batch in batches:
-            total += _float(loss_sum(self.model, batch, image_tokens_of(self.model, batch)))
+            total += float(loss_sum(self.model, batch, image_tokens_of(self.model, batch)))
             tokens += batch.tokens
         self.model.train()
         return total / tokens
@@ -243,10 +243,6 @@ class Trainer:
         if self.best is not None:
             self.model.load_weights(str(self.folder / BEST), strict=False)
             mx.eval(self.model.parameters())
-
-
-def _float(array: mx.array) -> float:
-    return float(array.item())  # type: ignore[arg-type]  # no complex numbers here
 
 
 def _random_seed() -> int:
