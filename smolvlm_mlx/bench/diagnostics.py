@@ -90,23 +90,19 @@ def _wheel(package: str) -> str:
 
 def model_checks(model: SmolVLM, arrays: Mapping[str, mx.Dtype]) -> list[Check]:
     """Of a loaded model, and the dtypes of what it computed, by name."""
-    dtype = model.language_model.norm.weight.dtype
+    dtype, text = model.language_model.norm.weight.dtype, model.config.text_config
     dtypes = _one_dtype(model, arrays, dtype)
     if device.name() != "cpu":
-        return [_fused_decoder(model, dtype), dtypes, _joined(model), *_fast_products(model)]
+        heads = text.num_attention_heads, text.num_key_value_heads
+        forms = {
+            "prefill": is_fused(text.head_dim, 64, "causal", dtype, heads),
+            "decode": is_fused(text.head_dim, 1, None, dtype, heads),
+        }
+        fused = _fused("fused attention of the decoder", forms)
+        return [fused, dtypes, _joined(model), *_fast_products(model)]
     if dtype == mx.float32:
         return [dtypes]
     return [Check("dtype", f"{dtype_name(dtype)}; a CPU computes float32 many times as fast", fine=False), dtypes]
-
-
-def _fused_decoder(model: SmolVLM, dtype: mx.Dtype) -> Check:
-    text = model.config.text_config
-    heads = text.num_attention_heads, text.num_key_value_heads
-    forms = {
-        "prefill": is_fused(text.head_dim, 64, "causal", dtype, heads),
-        "decode": is_fused(text.head_dim, 1, None, dtype, heads),
-    }
-    return _fused("fused attention of the decoder", forms)
 
 
 def _fused(name: str, forms: Mapping[str, bool]) -> Check:

@@ -104,25 +104,24 @@ def add_adapter(model: SmolVLM, config: AdapterConfig) -> None:
     Raises:
         AdapterError: the model has no such layers.
     """
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRALinear
+
     modules = dict(model.named_modules())
     absent = [path for path in config.modules if not isinstance(modules.get(path), LINEAR)]
     if absent:
         raise AdapterError(
             f"the adapter changes {quote(absent[0])} ({len(absent)} such), which this model does not have"
         )
-    adapted = [(path, _adapt(modules[path], config)) for path in config.modules]
-    model.update_modules(tree_unflatten(adapted))
-
-
-def _adapt(layer: nn.Module, config: AdapterConfig) -> nn.Module:
-    from mlx_lm.tuner.dora import DoRALinear
-    from mlx_lm.tuner.lora import LoRALinear
-
-    if config.fine_tune_type == "dora" and isinstance(layer, nn.QuantizedLinear) and 32 % layer.bits:
-        raise AdapterError(f"DoRA on a base of {layer.bits} bits is not supported; use LoRA, or 4 or 8 bits")
+    layers = {path: modules[path] for path in config.modules}
+    for layer in layers.values():
+        if config.fine_tune_type == "dora" and isinstance(layer, nn.QuantizedLinear) and 32 % layer.bits:
+            raise AdapterError(f"DoRA on a base of {layer.bits} bits is not supported; use LoRA, or 4 or 8 bits")
     kind = DoRALinear if config.fine_tune_type == "dora" else LoRALinear
-    adapted: nn.Module = kind.from_base(layer, config.rank, config.dropout, config.scale)
-    return adapted
+    adapted = [
+        (path, kind.from_base(layer, config.rank, config.dropout, config.scale)) for path, layer in layers.items()
+    ]
+    model.update_modules(tree_unflatten(adapted))
 
 
 def adapter_weights(model: SmolVLM, config: AdapterConfig) -> dict[str, mx.array]:
@@ -155,15 +154,16 @@ def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig
 def _read(model: SmolVLM, config: AdapterConfig, folder: Path) -> dict[str, mx.array]:
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no {WEIGHTS}")
-    expected = {name: tuple(array.shape) for name, array in adapter_weights(model, config).items()}
+    expected = adapter_weights(model, config)
     tensors = list(read_header(folder / WEIGHTS))
     found = {tensor.key: tensor for tensor in tensors}
     problems = [f"{len(tensors) - len(found)} tensors are there twice"] if len(tensors) > len(found) else []
     problems += [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unexpected {quote(name)}" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
-        if found[name].shape != expected[name] or found[name].dtype not in ("F32", "F16", "BF16"):
-            problems.append(f"{name} is {found[name].dtype} {list(found[name].shape)}, not F32 {list(expected[name])}")
+        have, shape = found[name], expected[name].shape
+        if have.shape != shape or have.dtype not in ("F32", "F16", "BF16"):
+            problems.append(f"{name} is {have.dtype} {list(have.shape)}, not F32 {list(shape)}")
     if problems:
         raise AdapterError(f"{folder / WEIGHTS} does not fit {CONFIG}: {listed(problems)}")
     arrays = mx.load(str(folder / WEIGHTS))

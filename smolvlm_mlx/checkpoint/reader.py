@@ -57,12 +57,9 @@ class Checkpoint:
     @cached_property
     def is_tied(self) -> bool:
         """Whether logits come from the embedding table: there is no lm_head, or it is a copy of the table."""
-        table, head = self._parts(_TABLE), self._parts(_HEAD)
-        return not head or (head.keys() == table.keys() and all(same_bytes(head[part], table[part]) for part in head))
-
-    def _parts(self, module: str) -> dict[str, Tensor]:
-        names = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
-        return {name.rpartition(".")[2]: self.tensors[name] for name in names if name in self.tensors}
+        head = {name: self.tensors[name] for name in self.tensors if name.startswith(_HEAD)}
+        table = {name.replace(_TABLE, _HEAD): self.tensors[name] for name in self.tensors if name.startswith(_TABLE)}
+        return not head or (head.keys() == table.keys() and all(same_bytes(head[name], table[name]) for name in head))
 
     def is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self.tensors
@@ -223,7 +220,7 @@ def _compare(checkpoint: Checkpoint) -> None:
     problems += [f"unexpected {quote(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(tensors.keys() & expected.keys()):
         tensor, array = tensors[name], expected[name]
-        if tensor.shape != tuple(array.shape):
+        if tensor.shape != array.shape:
             problems.append(f"{tensor.key} has shape {list(tensor.shape)}, not {list(array.shape)}")
         if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
             problems.append(f"{tensor.key} is {tensor.dtype}")
