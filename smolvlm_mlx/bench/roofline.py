@@ -71,11 +71,9 @@ class Sizes:
             return sum(size for name, size in nbytes.items() if name.startswith(prefixes))
 
         text = config.text_config
-        head = "language_model.lm_head."
-        if not any(name.startswith(head) for name in nbytes):
-            head = "language_model.embed_tokens."
+        head = total("language_model.lm_head.") or total("language_model.embed_tokens.")
         kv_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        layers, top = total("language_model.layers."), total(head, "language_model.norm.")
+        layers, top = total("language_model.layers."), head + total("language_model.norm.")
         return cls(layers, top, total("vision_model.", "connector."), kv_numbers * kv_width)
 
 

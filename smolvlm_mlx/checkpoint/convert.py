@@ -156,8 +156,8 @@ class _Plan:
         target = SmolVLM(config, checkpoint.is_tied)
         shapes = {name: array.shape for name, array in _in_order(target)}
         quantization = _quantize(target, recipe)
-        dtype = DTYPES[recipe.dtype]
-        forms = {name: a if a.dtype == mx.uint32 else a.astype(dtype) for name, a in _in_order(target)}
+        floats = DTYPES[recipe.dtype]
+        forms = {name: a if a.dtype == mx.uint32 else a.astype(floats) for name, a in _in_order(target)}
         return cls(checkpoint, recipe, config, quantization, shapes, forms)
 
     def config_json(self) -> dict[str, Any]:
@@ -203,8 +203,7 @@ class _Plan:
 def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
     """Quantize the target's modules as the recipe says; the block for its config.json."""
     layers = {path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
-    modules = {path: recipe.module_bits(path) for path in layers}
-    wanted = {path: bits for path, bits in modules.items() if bits is not None}
+    wanted = {path: bits for path in layers if (bits := recipe.module_bits(path)) is not None}
     if not wanted:
         return None
     widths = {layers[path].weight.shape[1] for path in wanted}

@@ -44,13 +44,13 @@ class Quantization:
             raise CheckpointError(
                 f"config.json: quantization {quote(method)} is not MLX's; convert the original checkpoint"
             )
-        defaults = {"bits": block["bits"], "group_size": block.get("group_size", 64), "mode": "affine"}
+        defaults = {"group_size": 64, "mode": "affine", **block}
         exceptions = {
             name.removeprefix("model."): {**defaults, **entry}
             for name, entry in block.items()
             if isinstance(entry, Mapping)
         }
-        for name, entry in {"quantization": {**defaults, **block}, **exceptions}.items():
+        for name, entry in {"quantization": defaults, **exceptions}.items():
             if entry["mode"] != "affine":
                 raise CheckpointError(f"config.json: {quote(name)}: mode {quote(entry['mode'])} (only 'affine')")
         modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
