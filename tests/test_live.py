@@ -23,10 +23,11 @@ from smolvlm_mlx.events import Event, Statistics, Text
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.stream import Stream, TextStream
 from smolvlm_mlx.inputs.camera import Frame
+from smolvlm_mlx.inputs.image import Pixels
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 from smolvlm_mlx.tasks import live as live_module
-from smolvlm_mlx.tasks.live import CLEAR, SAME, Description, Judge, Live, Verdict, difference
+from smolvlm_mlx.tasks.live import CLEAR, SAME, Description, Judge, Live, difference
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, start
 from tests.support.http import Running, question
@@ -123,14 +124,18 @@ def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: 
 
 def test_a_judge_counts_equal_answers_to_clearly_different_pictures() -> None:
     judge, tiles = Judge(), [np.full((4, 4, 3), value, np.uint8) for value in (0, 2, 100, 200, 0)]
-    assert judge.judge("same", tiles[0]) == Verdict(1, unchanged=False, same=1)
-    assert judge.judge("same", tiles[1]) == Verdict(2, unchanged=False, same=1)  # a camera's noise
-    assert judge.judge("same", tiles[2]) == Verdict(3, unchanged=True, same=2)
-    verdict = judge.judge("same", tiles[3])
-    assert (verdict.same, verdict.is_stuck) == (SAME, True)
-    assert judge.judge("same", tiles[3]) == Verdict(5, unchanged=False, same=3)  # as it was: still stuck
-    assert judge.judge("other", tiles[4]) == Verdict(6, unchanged=False, same=1)
-    assert not judge.judge("same", tiles[0]).is_stuck
+
+    def judged(text: str, tile: Pixels) -> tuple[int, bool, int, bool]:
+        judge.judge(text, tile)
+        return judge.number, judge.unchanged, judge.same, judge.is_stuck
+
+    assert judged("same", tiles[0]) == (1, False, 1, False)
+    assert judged("same", tiles[1]) == (2, False, 1, False)  # a camera's noise
+    assert judged("same", tiles[2]) == (3, True, 2, False)
+    assert judged("same", tiles[3]) == (4, True, SAME, True)
+    assert judged("same", tiles[3]) == (5, False, 3, True)  # as it was: still stuck
+    assert judged("other", tiles[4]) == (6, False, 1, False)
+    assert judged("same", tiles[0]) == (7, False, 1, False)
 
 
 def test_difference() -> None:

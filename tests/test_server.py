@@ -20,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.events import Statistics
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
-from smolvlm_mlx.server.app import no_files
-from smolvlm_mlx.server.live import Judges
+from smolvlm_mlx.server.app import judges, no_files
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
@@ -211,8 +209,10 @@ def test_a_live_camera_is_told_when_its_answer_stays_the_same(stream: bool, serv
 
 
 def test_the_camera_that_asked_longest_ago_is_forgotten() -> None:
-    judges, tile = Judges(most=2), np.zeros((4, 4, 3), np.uint8)
-    numbers = [judges.judge(id, "same", tile, Statistics())["number"] for id in "abacaab"]
+    judge_of, tile, numbers = judges(most=2), np.zeros((4, 4, 3), np.uint8), []
+    for id in "abacaab":
+        judge_of(id).judge("same", tile)
+        numbers.append(judge_of(id).number)
     assert numbers == [1, 1, 2, 1, 3, 4, 1]
 
 

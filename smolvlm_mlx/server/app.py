@@ -6,9 +6,10 @@ The engine's thread runs the model; routes only prepare, wait and pass on. A cli
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import anyio
 from starlette.applications import Starlette
@@ -28,12 +29,17 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.chat import oldest_turn
 from ..tasks.history import History
+from ..tasks.live import Judge
 from .assets import ASSETS, asset_routes
-from .live import Judges
 from .openai import ChatRequest, Completion, error_body, event
 from .security import Guard
 
 MAX_IMAGES = 16
+
+
+def judges(most: int = 32) -> Callable[[str], Judge]:
+    """A live camera's judge, by the id of its requests; of more cameras, the one that asked longest ago is forgotten."""
+    return lru_cache(most)(lambda id: Judge())
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Service:
     image_options: ImageOptions
     limits: FetchLimits
     recent: Recent = field(default_factory=Recent)
-    judges: Judges = field(default_factory=Judges)
+    judge_of: Callable[[str], Judge] = field(default_factory=judges)
 
     def routes(self) -> list[Route]:
         return [
@@ -146,8 +152,10 @@ class Service:
         live = answer.asked.live
         if live is None:
             return {}
-        text = answer.message().text
-        return {"live": self.judges.judge(live, text, answer.job.inputs.tiles[-1], answer.job.statistics)}
+        judge = self.judge_of(live)
+        judge.judge(answer.message().text, answer.job.inputs.tiles[-1])
+        about = f"frame {judge.number} · {answer.job.statistics.describe_phases()}"
+        return {"live": {"number": judge.number, "unchanged": judge.unchanged, "stuck": judge.is_stuck, "about": about}}
 
     def _keep(self, answer: "Answer") -> None:
         """Put a conversation that has a name into the history, once, and before its end is told."""

@@ -50,36 +50,27 @@ class Description:
         return self.stream.statistics
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a `Judge` says of an answer."""
+@dataclass
+class Judge:
+    """Compares each answer, and the picture it is about, with those before it."""
 
-    number: int  # of the answer, from 1
-    unchanged: bool  # it is the answer before, although the picture differs clearly
-    same: int  # equal answers to clearly different pictures so far, in a row
+    number: int = 0  # of the last answer, from 1
+    unchanged: bool = False  # it is the answer before, although the picture differs clearly
+    same: int = 0  # equal answers to clearly different pictures so far, in a row
+    _last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
 
     @property
     def is_stuck(self) -> bool:
         """Whether that is worth a notice."""
         return self.same >= SAME
 
-
-class Judge:
-    """Compares each answer, and the picture it is about, with those before it."""
-
-    def __init__(self) -> None:
-        self._number = self._same = 0
-        self._last: tuple[str, Pixels] | None = None  # an answer, and the last tile that clearly was another
-
-    def judge(self, text: str, tile: Pixels) -> Verdict:
-        """Return how the next answer stands to those before it; `tile` is (H, W, 3) uint8."""
-        self._number += 1
-        unchanged = False
+    def judge(self, text: str, tile: Pixels) -> None:
+        """Take the next answer; `tile` is (H, W, 3) uint8."""
+        self.number, self.unchanged = self.number + 1, False
         if self._last is None or text != self._last[0]:
-            self._last, self._same = (text, tile.copy()), 1
+            self._last, self.same = (text, tile.copy()), 1
         elif difference(tile, self._last[1]) >= CLEAR:
-            self._last, self._same, unchanged = (text, tile.copy()), self._same + 1, True
-        return Verdict(self._number, unchanged, self._same)
+            self._last, self.same, self.unchanged = (text, tile.copy()), self.same + 1, True
 
 
 class Live:
@@ -149,9 +140,9 @@ class Live:
                         event = Text(event.piece.lstrip())
                     description.text += event.piece
                 if isinstance(event, End):
-                    verdict = self._judge.judge(description.text, tile)
-                    description.unchanged = verdict.unchanged
-                    description.stuck = verdict.unchanged and verdict.same == SAME
+                    self._judge.judge(description.text, tile)
+                    description.unchanged = self._judge.unchanged
+                    description.stuck = self._judge.unchanged and self._judge.same == SAME
                 yield event
         finally:
             events.close()
