@@ -281,7 +281,7 @@ def test_a_published_document_checkpoint_is_known() -> None:
         pytest.skip("need ../shared")
     for folder in folders:
         tokenizer = Tokenizer.from_folder(folder)
-        documents.check_tokenizer(tokenizer)
+        assert END in tokenizer.added
         (end,) = ids_of(tokenizer, END)
         assert tokenizer.decode([end], skip_special_tokens=False) == END
 

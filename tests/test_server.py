@@ -22,7 +22,7 @@ from typing import Any
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
-from smolvlm_mlx.server.app import judges, no_files
+from smolvlm_mlx.server.app import judges
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
@@ -396,7 +396,7 @@ def test_addresses_of_this_machine_and_network_are_never_asked(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where URLs are allowed."""
-    monkeypatch.setattr(server.service, "limits", no_files(allow_urls=True))
+    monkeypatch.setattr(server.service, "allow_urls", True)
     with socket.create_server(("", 0)) as trap, server.client() as client:
         urls = blocked_urls(trap.getsockname()[1])
         assert len(urls) == 150

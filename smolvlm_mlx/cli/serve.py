@@ -52,14 +52,14 @@ def load_service(
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
     from ..generation.scheduler import Scheduler
-    from ..server.app import Service, no_files
+    from ..server.app import Service
     from ..tasks.history import History, cache_folder
 
     folder = cache_folder() if keep_history else None
     scheduler = Scheduler(lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS))
     processor = scheduler.start().processor
     history = History() if keep_history else None
-    return Service(scheduler, processor, model, history, image_options, no_files(allow_urls))
+    return Service(scheduler, processor, model, history, image_options, allow_urls)
 
 
 def run_server(

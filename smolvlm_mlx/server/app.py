@@ -22,7 +22,7 @@ from starlette.routing import Route
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, cut
 from ..events import End, Event, Reading, Text
 from ..generation.scheduler import BusyError, Job, Scheduler
-from ..inputs.fetch import DEFAULT_LIMITS, FetchLimits
+from ..inputs.fetch import DEFAULT_LIMITS
 from ..inputs.media import Recent
 from ..inputs.messages import Message, TextPart, parse_messages, to_json
 from ..inputs.processor import Inputs, Processor
@@ -44,14 +44,14 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
 
 @dataclass
 class Service:
-    """What the routes work with."""
+    """What the routes work with. A request names no files of this machine, and addresses elsewhere only with `allow_urls`."""
 
     scheduler: Scheduler
     processor: Processor
     model: str
     history: History | None
     image_options: ImageOptions
-    limits: FetchLimits
+    allow_urls: bool = False
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
 
@@ -97,10 +97,11 @@ class Service:
             raise PromptError("live: the request has no picture")
         options, schema = asked.options(), asked.schema_wanted()
         image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
+        limits = replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=self.allow_urls)
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:
-            messages = parse_messages(asked.raw_messages(), self.limits, self.recent)
+            messages = parse_messages(asked.raw_messages(), limits, self.recent)
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
@@ -240,8 +241,3 @@ def make_app(service: Service, hosts: list[str], token: str | None, origins: Seq
         exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
         lifespan=lifespan,
     )
-
-
-def no_files(allow_urls: bool) -> FetchLimits:
-    """A request names no files of this machine; addresses elsewhere only if they were allowed."""
-    return replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=allow_urls)

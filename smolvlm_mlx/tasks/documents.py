@@ -29,7 +29,6 @@ from ..inputs.messages import user_message
 from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
-from ..inputs.tokenizer import Tokenizer
 from ..model import SmolVLM
 from .captions import TASKS
 from .options import DOCUMENTS
@@ -40,19 +39,6 @@ FORMATS = ("markdown", "html", "json")
 _TAG = re.compile(r"<(/?)(\w+)>")
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
 _CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")  # OTSL, the language of tables (arXiv:2305.03393)
-
-
-def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Whether a checkpoint writes DocTags: it has a token for their end.
-
-    Raises:
-        PromptError: it does not.
-    """
-    if END not in tokenizer.added:
-        raise PromptError(
-            f"DocTags needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
-            "for its words as they come, use the output text"
-        )
 
 
 def close_tags(text: str, tokens: Collection[str]) -> str:
@@ -260,8 +246,11 @@ class Reader:
         options: Options = DOCUMENTS,
         image_options: ImageOptions | None = None,
     ):
-        if doctags:
-            check_tokenizer(processor.tokenizer)
+        if doctags and END not in processor.tokenizer.added:
+            raise PromptError(
+                f"DocTags needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
+                "for its words as they come, use the output text"
+            )
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
         self._options = replace(options, skip_special_tokens=not doctags, stop=(END,) if doctags else ())

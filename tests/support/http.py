@@ -15,7 +15,7 @@ from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import security
-from smolvlm_mlx.server.app import Service, make_app, no_files
+from smolvlm_mlx.server.app import Service, make_app
 from smolvlm_mlx.tasks.history import History
 
 import httpx2
@@ -98,7 +98,7 @@ def serving(checkpoint: Path, folder: Path) -> Iterator[Running]:
     scheduler = Scheduler(lambda: Engine(*load(checkpoint, "float32"), conversations=16))
     processor = scheduler.start().processor
     history = History(folder / "history.sqlite3")
-    service = Service(scheduler, processor, "tiny", history, ImageOptions(), no_files(allow_urls=False))
+    service = Service(scheduler, processor, "tiny", history, ImageOptions())
     with listening(service) as port:
         yield Running(port, scheduler, history, service)
 
