@@ -185,27 +185,27 @@ def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tup
 
 def to_json(messages: Sequence[Message]) -> list[dict[str, object]]:
     """Messages as JSON values that `parse_messages` knows: pictures and videos become base64 text."""
-    return [raw_message(message, [_part_to_json(part) for part in message.parts]) for message in messages]
+
+    def whole(held: Attachment | Video) -> dict[str, object]:
+        return {"base64": base64.b64encode(held.data).decode(), "name": held.name}
+
+    return [raw_message(message, whole) for message in messages]
 
 
-def raw_message(message: Message, content: list[dict[str, object]]) -> dict[str, object]:
-    """A message as a JSON value, with its parts as they are given."""
-    raw: dict[str, object] = {"role": message.role, "content": content}
+def raw_message(message: Message, media: Callable[[Attachment | Video], dict[str, object]]) -> dict[str, object]:
+    """A message as a JSON value, with what `media` says of each picture and video."""
+
+    def raw_part(part: Part) -> dict[str, object]:
+        if isinstance(part, TextPart):
+            return {"type": "text", "text": part.text}
+        if isinstance(part, ImagePart):
+            return {"type": "image", **media(part.image)}
+        if isinstance(part.video, Frames):
+            return {"type": "video", "frames": [media(frame) for frame in part.video.frames], **part.options}
+        return {"type": "video", **media(part.video), **part.options}
+
+    raw: dict[str, object] = {"role": message.role, "content": [raw_part(part) for part in message.parts]}
     return {**raw, "interrupted": True} if message.interrupted else raw
-
-
-def _part_to_json(part: Part) -> dict[str, object]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if isinstance(part, ImagePart):
-        return {"type": "image", **_media_to_json(part.image)}
-    if isinstance(part.video, Frames):
-        return {"type": "video", "frames": [_media_to_json(frame) for frame in part.video.frames], **part.options}
-    return {"type": "video", **_media_to_json(part.video), **part.options}
-
-
-def _media_to_json(held: Attachment | Video) -> dict[str, object]:
-    return {"base64": base64.b64encode(held.data).decode(), "name": held.name}
 
 
 def from_json(value: Any) -> list[Message]:

@@ -18,8 +18,8 @@ from typing import Any
 from platformdirs import user_cache_path, user_data_path
 
 from ..errors import HistoryError, quote
-from ..inputs.media import Attachment, Frames, Video
-from ..inputs.messages import ImagePart, Message, Part, TextPart, parse_messages, raw_message
+from ..inputs.media import Attachment, Video
+from ..inputs.messages import Message, parse_messages, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -170,30 +170,19 @@ def _forget_unused(database: sqlite3.Connection) -> None:
 
 
 def _to_stored(message: Message) -> str:
-    return json.dumps(raw_message(message, [_part_to_stored(part) for part in message.parts]), ensure_ascii=False)
-
-
-def _part_to_stored(part: Part) -> dict[str, object]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if isinstance(part, ImagePart):
-        return {"type": "image", "digest": part.image.digest, "name": part.image.name}
-    if isinstance(part.video, Frames):
+    if len(message.media) < len(message.media_parts):
         raise HistoryError("a video of frames cannot be kept; give the file")
-    return {"type": "video", "digest": part.video.digest, "name": part.video.name, **part.options}
+    return json.dumps(raw_message(message, lambda held: {"digest": held.digest, "name": held.name}), ensure_ascii=False)
 
 
 def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
     """A message as `parse_messages` takes it: with pictures and videos where their digests were."""
-    message = json.loads(text)
-    return {**message, "content": [_part_from_stored(part, data) for part in message["content"]]}
-
-
-def _part_from_stored(part: dict[str, Any], data: dict[str, bytes]) -> dict[str, Any]:
-    if "digest" not in part:
-        return part
-    kind = Attachment if part["type"] == "image" else Video
-    return {**part, part["type"]: kind(data[part["digest"]], name=part["name"])}
+    message: dict[str, Any] = json.loads(text)
+    for part in message["content"]:
+        if "digest" in part:
+            kind = Attachment if part["type"] == "image" else Video
+            part[part["type"]] = kind(data[part["digest"]], name=part["name"])
+    return message
 
 
 def _words(message: Message) -> str:
