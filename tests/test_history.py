@@ -1,5 +1,6 @@
 """What was said stays, whatever happens in the middle of writing it, and goes when it is told to."""
 
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
 from smolvlm_mlx.errors import HistoryError
 from smolvlm_mlx.inputs.media import Attachment
@@ -133,6 +135,19 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
         History(tmp_path / "file").list()
     with pytest.raises(HistoryError, match="cannot be made"):
         History(tmp_path / "file" / "history").list()
+
+
+def test_a_conversation_cannot_command_the_terminal(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    history.save("abc", [asked("\x1b[31mred"), text_message("assistant", "\x9b2J[b]\ta")])
+    assert run("show", "abc") == "User: \x1b[31mred\n\nAssistant: \x9b2J[b]\ta\n"
+    assert "\x1b" not in run("list")
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    history_command.show(id="abc", debug=False)
+    assert shown.getvalue() == "User: [31mred\n\nAssistant: 2J[b]\ta\n"
 
 
 def test_commands(history: History, tmp_path: Path) -> None:

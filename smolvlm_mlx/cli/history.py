@@ -1,6 +1,7 @@
 """`smolvlm-mlx history`: list, search, show, export and delete conversations."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import HistoryError
-from .options import as_command
+from .options import CONTROLS, as_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +54,8 @@ def search(words: Annotated[str, typer.Argument(help="Text of a question, an ans
 @as_command
 def show(id: Id) -> None:
     """Print a conversation."""
-    from .show import console
-
-    console().print(as_text(_history().load(_history().find(id))))
+    text = as_text(_history().load(_history().find(id)))
+    print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
 
 
 @app.command()
@@ -118,5 +118,5 @@ def _print_list(found: "list[Summary]") -> None:
         column.justify = "left"
     for summary in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated))
-        shown.add_row(summary.id, when, str(summary.turns), summary.title)
+        shown.add_row(summary.id, when, str(summary.turns), summary.title.translate(CONTROLS))
     console().print(shown)
