@@ -145,10 +145,8 @@ def _follow(steps: Generator[Reading, None, "Result"]) -> "Result":
 
 def _print_result(name: str, result: "Result") -> None:
     """Machine, phases with their limits, kernels, memory, and what has fallen back."""
-    from .show import console
-
-    out, machine = console(), result.machine
-    out.print(
+    machine = result.machine
+    print(
         f"{name}: {result.parameters:,} parameters, {machine.dtype} on {machine.backend} ({machine.device}): "
         f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.flops / 1e9:,.0f} GFLOP/s, "
         f"{machine.kernel_seconds * 1e6:.2f} us a small kernel"
@@ -157,13 +155,13 @@ def _print_result(name: str, result: "Result") -> None:
     kernels = result.kernels
     most = ", ".join(f"{count} {kind}" for kind, count in kernels.most_common(SHOWN))
     rest = "" if any("Matmul" in kind or kind == "AddMM" for kind in kernels) else "; NumPy multiplies the matrices"
-    out.print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
+    print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
     whole = f" of {machine.memory / 1e9:.1f} GB" if machine.memory else ""
     peak = f"peak of a first turn {result.peak_memory / 1e6:,.1f} MB{whole}"
-    out.print(f"memory: weights {result.weights / 1e6:,.1f} MB, {peak}")
-    out.print("limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, of the median")
+    print(f"memory: weights {result.weights / 1e6:,.1f} MB, {peak}")
+    print("limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, of the median")
     for check in result.checks:
-        out.print(f"{check.name}: {check.value}" + ("" if check.fine else "  (!)"))
+        print(f"{check.name}: {check.value}" + ("" if check.fine else "  (!)"))
 
 
 def _print_phases(result: "Result") -> None:

@@ -53,9 +53,8 @@ def _print_report(report: "Report") -> None:
     shown = table("part", "parameters", "MB", "bits a weight")
     for part, (count, size) in report.parts.items():
         shown.add_row(part, f"{count:,}", f"{size / 1e6:,.1f}", f"{8 * size / count:.2f}")
-    out = console()
-    out.print(shown)
-    out.print(
+    console().print(shown)
+    print(
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )

@@ -78,7 +78,7 @@ def _print_scores(results: "list[Result]") -> None:
     """A row for each category, a column for each checkpoint; then agreement with the first."""
     from .show import console, print_rows, table
 
-    out, first = console(), results[0]
+    first = results[0]
     shown = table("category", "questions", *(result.name for result in results))
     if len(first.categories) > 1:
         for name, score in first.categories.items():
@@ -89,8 +89,8 @@ def _print_scores(results: "list[Result]") -> None:
         differences = [result.difference(first) for result in results[1:]]
         shown.add_row("difference", "", "", *(f"{100 * mean:+.1f} ± {100 * half:.1f}" for mean, half in differences))
         shown.add_row("same answers", "", "", *(f"{100 * result.agreement(first):.1f}" for result in results[1:]))
-    out.print(shown)
-    out.print("Per cent, with 95 per cent intervals.")
+    console().print(shown)
+    print("Per cent, with 95 per cent intervals.")
     for result in results:
         failed = [(answer.where, answer.error) for answer in result.answers if answer.error]
         print_rows(failed, f"could not be asked, and count as wrong for {result.name}")

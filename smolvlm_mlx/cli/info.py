@@ -38,17 +38,15 @@ def _print_model(model: str, revision: str | None, image: str | None, image_opti
     from ..checkpoint.hub import find
     from ..checkpoint.reader import open_checkpoint
     from ..inputs.image import load_image
-    from .show import console
 
     picture = None if image is None else load_image(image)
     checkpoint = open_checkpoint(find(model, revision))
-    config, out = checkpoint.config, console()
     layout = "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
-    out.print(f"{checkpoint.folder}: {config.model_type}, {layout}, {checkpoint.nbytes / 1e6:,.1f} MB")
+    print(f"{checkpoint.folder}: {checkpoint.config.model_type}, {layout}, {checkpoint.nbytes / 1e6:,.1f} MB")
     _print_parts(checkpoint)
     mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}  # which is packed weights
     if len(mixed) > 1:
-        out.print(f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of all")
+        print(f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of all")
     _print_tokens(checkpoint, image, picture, image_options)
 
 
@@ -84,12 +82,11 @@ def _print_tokens(
     """What a tile is to the model, and what a picture becomes."""
     from ..inputs.messages import user_message
     from ..inputs.processor import Processor
-    from .show import console
 
-    out, config = console(), checkpoint.config
+    config = checkpoint.config
     processor = Processor.from_folder(checkpoint.folder, config)
     settings = processor.settings
-    out.print(
+    print(
         f"context {config.text_config.max_position_embeddings} tokens; a tile of {settings.tile_size} pixels is "
         f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
     )
@@ -97,7 +94,7 @@ def _print_tokens(
         inputs = processor([user_message("", [picture])], image_options)
         (layout,) = inputs.layouts
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
-        out.print(
+        print(
             f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, "
             f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens"
         )
@@ -108,11 +105,10 @@ def _print_machine() -> None:
     from .. import device
     from ..bench.diagnostics import machine_checks
     from ..bench.machine import device_name, total_memory
-    from .show import console
 
     lines = [f"mlx {version('mlx')} on {device.name()}: {device_name()}, {platform.machine()}, {sys.platform}"]
     if memory := total_memory():
         lines.append(f"memory: {memory / 2**30:.1f} GiB")
     lines.append(f"compute dtype: {device.default_dtype()}")
     lines += [f"{check.name}: {check.value}" for check in machine_checks()]
-    console().print("\n".join(lines))
+    print("\n".join(lines))
