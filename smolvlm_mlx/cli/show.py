@@ -2,18 +2,8 @@
 
 from collections.abc import Generator, Sequence
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -32,33 +22,33 @@ def console(stderr: bool = False) -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr)
 
 
-def bar(title: str, *columns: ProgressColumn) -> Progress:
+def bar(title: str, *columns: progress.ProgressColumn) -> progress.Progress:
     """A bar on stderr with these columns behind it, and the time that is left; none without a terminal."""
     err = Console(stderr=True)
-    all_columns = (TextColumn(title, markup=False), BarColumn(), *columns, TimeRemainingColumn())
+    shown = (progress.TextColumn(title, markup=False), progress.BarColumn(), *columns, progress.TimeRemainingColumn())
     # Steps of training and windows of captions take minutes, more than the 30 seconds that rates are of otherwise.
-    return Progress(*all_columns, console=err, disable=not err.is_terminal, speed_estimate_period=3600)
+    return progress.Progress(*shown, console=err, disable=not err.is_terminal, speed_estimate_period=3600)
 
 
-def byte_bar(title: str) -> Progress:
+def byte_bar(title: str) -> progress.Progress:
     """A bar on stderr that counts bytes, with their rate and time left."""
-    return bar(title, DownloadColumn(), TransferSpeedColumn())
+    return bar(title, progress.DownloadColumn(), progress.TransferSpeedColumn())
 
 
-def count_bar(title: str) -> Progress:
+def count_bar(title: str) -> progress.Progress:
     """A bar on stderr that counts, with rate and time left."""
-    return bar(title, MofNCompleteColumn(), _Rate())
+    return bar(title, progress.MofNCompleteColumn(), _Rate())
 
 
-class _Rate(ProgressColumn):
+class _Rate(progress.ProgressColumn):
     """Things a second since the first count, which an earlier run may have a part in."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.1f}/s" if speed else "")
 
 
-def follow(steps: Generator[Reading, None, Result], shown: Progress) -> Result:
+def follow(steps: Generator[Reading, None, Result], shown: progress.Progress) -> Result:
     """Do the work, and show on a bar how far it is; returns its result."""
     work = Work(steps)
     with shown:
