@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..generation.engine import Engine
 from ..generation.options import Options
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, attach
 from ..inputs.messages import user_message
+from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM, ints
@@ -281,13 +282,9 @@ class Captioner:
     def _answered(self, windows: Sequence[Sequence[str]]) -> Iterator[list[Line]]:
         """Lines of each window; the files of the next are read meanwhile."""
         with ThreadPoolExecutor(READERS) as pool:
-            reading: list[Future[_Read]] = []
-            for window in [*windows, []]:
-                read = [future.result() for future in reading]
-                reading = [pool.submit(self._read, path) for path in window]
-                if read:
-                    self._answer(read)
-                    yield [self._line(file) for file in read]
+            for read in prefetch((list(pool.map(self._read, window)) for window in windows), 1):
+                self._answer(read)
+                yield [self._line(file) for file in read]
 
     def _read(self, path: str) -> _Read:
         digest = ""
