@@ -14,6 +14,7 @@ import anyio
 import h11
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -61,7 +62,7 @@ class Guard:
             self._check(scope, headers, origin)
             if scope["method"] == "OPTIONS" and origin in self._cors:
                 return await JSONResponse({})(scope, receive, secured)
-            body = await self._body(headers, receive)
+            body = await self._body(scope, headers, receive)
         except HTTPException as refused:
             kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
             response = JSONResponse(error_body(refused.detail, kind), refused.status_code, refused.headers)
@@ -81,23 +82,20 @@ class Guard:
             why = "no valid token; send the header: Authorization: Bearer TOKEN"
             raise HTTPException(401, why, {"www-authenticate": "Bearer"})
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body has {length} bytes; the limit is {MAX_BODY_BYTES}")
-        parts, size = [], 0
+        body = bytearray()
         try:
             with anyio.fail_after(BODY_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise HTTPException(400, "the body was not sent to its end")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > MAX_BODY_BYTES:
+                async for part in Request(scope, receive).stream():
+                    body += part
+                    if len(body) > MAX_BODY_BYTES:
                         raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-                    if not message.get("more_body"):
-                        return b"".join(parts)
+            return bytes(body)
+        except ClientDisconnect:
+            raise HTTPException(400, "the body was not sent to its end") from None
         except TimeoutError:
             raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} s") from None
 
