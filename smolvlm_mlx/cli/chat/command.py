@@ -60,8 +60,8 @@ def chat(
     conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
-    if id is not None:
-        session.resume(id)
+    if history is not None and id is not None:
+        session.restart(history.load(id), id)
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
     screen.run(session)

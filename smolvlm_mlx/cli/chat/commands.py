@@ -158,7 +158,8 @@ def open(session: Session, rest: str) -> None:
         session.chat.open(name)
         session.restart(session.chat.messages)
     else:
-        session.resume(session.history.find(name))
+        id = session.history.find(name)
+        session.restart(session.history.load(id), id)
     session.screen.say(as_text(session.chat.messages))
 
 

@@ -96,11 +96,6 @@ class Session:
             self.screen.picture(attachment)
         self.pending += attached
 
-    def resume(self, id: str) -> None:
-        """Go on with a conversation of the history."""
-        assert self.history is not None
-        self.restart(self.history.load(id), id)
-
     def restart(self, messages: list[Message], id: str | None = None) -> None:
         """Go on from these messages, as a conversation of their own unless it has an id."""
         self.chat.stop()
