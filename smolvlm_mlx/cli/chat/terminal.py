@@ -98,10 +98,7 @@ class TerminalScreen:
         self.console.print(clean(text), style="dim")
 
     def choose(self, question: str, answers: str) -> str:
-        try:
-            typed = self._prompt.prompt(f"{question} [{'/'.join(answers)}] ").strip().lower()[:1]
-        except (EOFError, KeyboardInterrupt):
-            typed = ""
+        typed = self.line(f"{question} [{'/'.join(answers)}] ", "").lower()[:1]
         return typed if typed and typed in answers else answers[-1]
 
     def line(self, prompt: str, default: str) -> str:
