@@ -25,6 +25,7 @@ def _history() -> "History":
 
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its beginning.")]
 
 
@@ -83,9 +84,7 @@ def export(
 @app.command()
 @as_command
 def delete(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
-    ] = None,
+    ids: Ids = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
     """Forget conversations, and pictures that are in no other."""

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
     from ..checkpoint.reader import Checkpoint
 
+Model = Annotated[str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")]
+Picture = Annotated[str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")]
+
 
 def info(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
-    ] = None,
+    model: Model = None,
+    image: Picture = None,
     image_options: ImageOptions = ImageOptions(),
     loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:

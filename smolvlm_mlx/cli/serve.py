@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server, socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,8 +12,6 @@ from ..inputs.settings import ImageOptions
 from .options import DEFAULT_MODEL, Loading, Model
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from ..server.app import Service
 
 LOCAL = "127.0.0.1"
@@ -20,6 +19,7 @@ CONVERSATIONS = 16  # whose keys and values are kept
 GRACE_SECONDS = 8  # for answers under way, after SIGTERM
 
 Token = Annotated[str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")]
+AllowUrls = Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from the web that requests name.")]
 AllowHost = Annotated[list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")]
 
 
@@ -31,9 +31,7 @@ def serve(
     no_token: Annotated[bool, typer.Option("--no-token", help="Let in everyone who can reach it.")] = False,
     allow_host: AllowHost = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web origin that may ask. Repeatable.")] = None,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch pictures from the web that requests name.")
-    ] = False,
+    allow_urls: AllowUrls = False,
     no_history: Annotated[bool, typer.Option("--no-history", help="Keep no conversations.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     image_options: ImageOptions = ImageOptions(),
@@ -64,7 +62,7 @@ def load_service(
 
 def run_server(
     service: "Service",
-    listener: "socket",
+    listener: socket,
     secret: str | None,
     open_page: bool,
     hosts: Sequence[str] = (),
@@ -109,9 +107,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def listen(host: str, port: int) -> "socket":
-    from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server
-
+def listen(host: str, port: int) -> socket:
     try:
         listener = create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as error:

@@ -174,21 +174,19 @@ def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
     name, _, value = rest.partition(" ")
     chat = session.chat
-    answer = {option.name: option for option in options_of(Options) if option.name not in WITHOUT}
-    image = {option.name: option for option in options_of(ImageOptions)}
+    known = {o.name: o for kind in (Options, ImageOptions) for o in options_of(kind) if o.name not in WITHOUT}
     if not name:
-        values = {**{name: getattr(chat.options, name) for name in answer}, **vars(chat.image_options)}
-        session.screen.say("\n".join(f"{name:20} {_written(value)}" for name, value in values.items()))
-    elif name in answer:
-        parsed = _parse(answer[name], value.strip(), getattr(CHAT, name))
+        values = {**vars(chat.options), **vars(chat.image_options)}
+        session.screen.say("\n".join(f"{name:20} {_written(values[name])}" for name in known))
+        return
+    if name not in known:
+        raise GenerationError(f"no setting {quote(name)}; there are {', '.join(known)}")
+    parsed = _parse(known[name], value.strip(), vars(CHAT).get(name, known[name].default))
+    if name in vars(CHAT):
         chat.options = replace(chat.options, **{name: parsed})
-        session.screen.say(f"{name} {_written(parsed)}")
-    elif name in image:
-        parsed = _parse(image[name], value.strip(), image[name].default)
-        chat.image_options = replace(chat.image_options, **{name: parsed})
-        session.screen.say(f"{name} {_written(parsed)}")
     else:
-        raise GenerationError(f"no setting {quote(name)}; there are {', '.join([*answer, *image])}")
+        chat.image_options = replace(chat.image_options, **{name: parsed})
+    session.screen.say(f"{name} {_written(parsed)}")
 
 
 def stats(session: Session, rest: str) -> None:
