@@ -12,7 +12,6 @@ from typing import Any
 
 from convert import random_checkpoint
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.cli.document import DOCUMENT_MODEL
 from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
 from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.inputs.messages import user_message
@@ -33,6 +32,7 @@ from smolvlm_mlx.tasks.documents import (
     find_pages,
     is_prose,
 )
+from smolvlm_mlx.tasks.options import DOCUMENT_MODEL
 from tests.support.checkpoints import Loaded
 from tests.support.pdfs import pictures_as_pdf
 from tests.support.places import REAL_FILES
@@ -359,7 +359,7 @@ def test_defaults_are_the_modules() -> None:
 
     defaults = inspect.signature(document).parameters
     assert defaults["dpi"].default == DPI
-    assert DOCUMENT_MODEL == documents.CHECKPOINTS
+    assert defaults["model_path"].default == DOCUMENT_MODEL
 
 
 def test_pages_of_a_pdf_to_stdout(document: Any, script: Script, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from .options import Flags, Loading
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
 
-PICTURES = ".png"
 UNITS = {"tokens": "tok", "tiles": "tiles", "pictures": "pic"}
 SHOWN = 6  # primitives of a decode step, by name
 
@@ -94,8 +93,8 @@ def _random(name: choices.Size, dtype: str | None, bits: choices.Bits | None) ->
 
 def _check_picture(path: Path) -> None:
     """Now, and not after minutes of measuring."""
-    if path.suffix.lower() != PICTURES:
-        raise BenchError(f"--plot {path}: its name has to end in {PICTURES}")
+    if path.suffix.lower() != ".png":
+        raise BenchError(f"--plot {path}: its name has to end in .png")
     if not path.absolute().parent.is_dir():
         raise BenchError(f"--plot {path}: there is no folder {path.parent}")
     if find_spec("matplotlib") is None:  # an extra

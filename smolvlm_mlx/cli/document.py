@@ -10,13 +10,11 @@ import typer
 from ..errors import DataError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from ..tasks.options import DOCUMENTS, Output
+from ..tasks.options import DOCUMENT_MODEL, DOCUMENTS, Output
 from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model
 
 if TYPE_CHECKING:
     from ..tasks.documents import Page
-
-DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"
 
 
 def document(

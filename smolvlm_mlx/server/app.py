@@ -30,7 +30,7 @@ from ..inputs.settings import ImageOptions
 from ..tasks.chat import oldest_turn
 from ..tasks.history import History
 from ..tasks.live import Judge
-from .assets import ASSETS, asset_routes
+from .assets import ASSET_ROUTES, ASSETS
 from .openai import ChatRequest, Completion, error_body, event
 from .security import Guard
 
@@ -57,7 +57,7 @@ class Service:
 
     def routes(self) -> list[Route]:
         return [
-            *asset_routes(),
+            *ASSET_ROUTES,
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),

@@ -14,8 +14,6 @@ HEADERS = {
     "img-src data: blob:; media-src data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
-
-
 ASSETS = {  # by their paths on the server: / is index.html, the others are below /page
     "/" if file == FOLDER / "index.html" else f"/page/{file.relative_to(FOLDER).as_posix()}": file
     for file in sorted(FOLDER.rglob("*"))
@@ -28,6 +26,4 @@ async def _serve(request: Request) -> FileResponse:
     return FileResponse(file, headers=HEADERS, media_type=TYPES[file.suffix])
 
 
-def asset_routes() -> list[Route]:
-    """Return a route for each file. None has a parameter, so no request can name another file."""
-    return [Route(path, _serve) for path in ASSETS]
+ASSET_ROUTES = [Route(path, _serve) for path in ASSETS]  # none has a parameter, so no request can name another file

@@ -31,10 +31,9 @@ from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .captions import TASKS
-from .options import DOCUMENTS
+from .options import DOCUMENT_MODEL, DOCUMENTS
 
 BEGIN, END = "<doctag>", "</doctag>"
-CHECKPOINTS = "ds4sd/SmolDocling-256M-preview"
 FORMATS = ("markdown", "html", "json")
 _TAG = re.compile(r"<(/?)(\w+)>")
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
@@ -248,7 +247,7 @@ class Reader:
     ):
         if doctags and END not in processor.tokenizer.added:
             raise PromptError(
-                f"DocTags needs a document checkpoint, such as {CHECKPOINTS}: this one has no {END} token; "
+                f"DocTags needs a document checkpoint, such as {DOCUMENT_MODEL}: this one has no {END} token; "
                 "for its words as they come, use the output text"
             )
         self._model, self._processor, self._doctags = model, processor, doctags

@@ -9,6 +9,7 @@ Preset = Literal["caption", "alt", "keywords", "ocr"]  # of captions
 Output = Literal["doctags", "markdown", "html", "json", "text"]  # of documents
 Metric = Literal["auto", "vqa", "anls", "relaxed", "choice", "contains", "formula", "exact"]
 
+DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"  # which writes DocTags
 CHAT = Options(max_tokens=1024)
-DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of ds4sd/SmolDocling-256M-preview
+DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
 EVALUATION = LIVE = Options(max_tokens=64)

@@ -95,7 +95,7 @@ class TerminalScreen:
         self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
 
     def say(self, text: str) -> None:
-        self.console.print(clean(text), style="dim")
+        self.console.print(text.translate(CONTROLS), style="dim")
 
     def choose(self, question: str, answers: str) -> str:
         typed = self.line(f"{question} [{'/'.join(answers)}] ", "").lower()[:1]
@@ -135,10 +135,6 @@ def markdown(text: str) -> Markdown:
     from markdown_it import MarkdownIt
 
     shown = Markdown("", hyperlinks=False)
-    shown.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(clean(text))
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    shown.parsed = parser.parse(text.translate(CONTROLS))
     return shown
-
-
-def clean(text: str) -> str:
-    """Without characters that command a terminal."""
-    return text.translate(CONTROLS)
