@@ -63,8 +63,22 @@ def answer_with(data: bytes) -> Script:
     return lambda client, _: client.sendall(data)
 
 
+def get_url(
+    url: str,
+    limits: FetchLimits = SMALL,
+    *,
+    resolve: Callable[..., object] = socket.getaddrinfo,
+    allow_address: Callable[[str], bool] = lambda address: True,
+) -> bytes:
+    """As `fetch_url`, for addresses that are not public, and names that nobody has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", resolve)
+        patch.setattr("smolvlm_mlx.inputs.fetch.is_public", allow_address)
+        return fetch_url(url, limits)
+
+
 def get(port: int, limits: FetchLimits = SMALL, path: str = "/") -> bytes:
-    return fetch_url(f"http://localhost:{port}{path}", limits, allow_address=lambda address: True)
+    return get_url(f"http://localhost:{port}{path}", limits)
 
 
 def resolver(*answers: list[str]) -> Callable[..., list[tuple[Any, ...]]]:
@@ -99,7 +113,7 @@ def test_where_an_event_loop_runs_already() -> None:
 
 INTERRUPTED = """
 import os, signal, socket, threading
-from smolvlm_mlx.inputs.fetch import FetchLimits, fetch_url
+from smolvlm_mlx.inputs import fetch
 
 def serve():
     client, _ = listener.accept()
@@ -110,8 +124,9 @@ def serve():
 listener = socket.create_server(("127.0.0.1", 0))
 server = threading.Thread(target=serve)
 server.start()
+fetch.is_public = lambda address: True
 try:
-    fetch_url("URL:%d/" % listener.getsockname()[1], FetchLimits(timeout=1000), allow_address=lambda address: True)
+    fetch.fetch_url("URL:%d/" % listener.getsockname()[1], fetch.FetchLimits(timeout=1000))
 except KeyboardInterrupt:
     server.join()
     print("interrupted")
@@ -160,7 +175,7 @@ def test_no_proxy_cookie_or_password_of_the_environment(tmp_path: Path, monkeypa
 def test_address_that_is_not_public(address: str) -> None:
     assert not is_public(address)
     with pytest.raises(FetchError, match="not on the public internet"):
-        fetch_url("http://example.com/a.png", resolve=resolver([address]))
+        get_url("http://example.com/a.png", resolve=resolver([address]), allow_address=is_public)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
@@ -179,7 +194,7 @@ def test_loopback_in_disguise(url: str) -> None:
 
 def test_one_private_address_among_public_ones() -> None:
     with pytest.raises(FetchError, match=r"not on the public internet \(10\.0\.0\.1\)"):
-        fetch_url("https://example.com/", resolve=resolver(["8.8.8.8", "10.0.0.1"]))
+        get_url("https://example.com/", resolve=resolver(["8.8.8.8", "10.0.0.1"]), allow_address=is_public)
 
 
 def test_the_checked_address_is_dialled() -> None:
@@ -191,7 +206,7 @@ def test_the_checked_address_is_dialled() -> None:
             checked.append(address)
             return True
 
-        body = fetch_url(
+        body = get_url(
             f"http://example.com:{port}/",
             SMALL,
             resolve=resolver(["127.0.0.1"]),  # asked twice, it raises StopIteration
@@ -208,21 +223,21 @@ def test_redirect_to_this_machine(inside: str) -> None:
         server(answer(b"", f"Location: {inside}", status="301 Moved")) as port,
         pytest.raises(FetchError, match="not on the public internet"),
     ):
-        fetch_url(f"http://localhost:{port}/", SMALL, allow_address=lambda ip: next(allowed, False) or is_public(ip))
+        get_url(f"http://localhost:{port}/", allow_address=lambda ip: next(allowed, False) or is_public(ip))
 
 
 def test_the_next_address_is_tried() -> None:
     with server(answer(b"picture")) as port:  # which does not listen on ::1
         found = resolver(["::1", "127.0.0.1"])
         url = f"http://example.com:{port}/"
-        assert fetch_url(url, SMALL, resolve=found, allow_address=lambda address: True) == b"picture"
+        assert get_url(url, resolve=found) == b"picture"
 
 
 def test_redirect_to_a_private_address() -> None:
     found = resolver(["127.0.0.1"], ["169.254.169.254"])
     reply = answer(b"", "Location: http://inside.example/secret", status="302 Found")
     with server(reply) as port, pytest.raises(FetchError, match=r"not on the public internet \(169\.254\.169\.254\)"):
-        fetch_url(f"http://example.com:{port}/", SMALL, resolve=found, allow_address=lambda ip: ip == "127.0.0.1")
+        get_url(f"http://example.com:{port}/", resolve=found, allow_address=lambda ip: ip == "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +257,7 @@ def test_redirect_to_a_private_address() -> None:
 )
 def test_url_that_is_refused(url: str, message: str) -> None:
     with pytest.raises(FetchError, match=message) as caught:
-        fetch_url(url, resolve=resolver())
+        get_url(url, resolve=resolver())
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -252,7 +267,7 @@ def test_unknown_host() -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     with pytest.raises(FetchError, match=r"host 'nowhere\.example' cannot be found"):
-        fetch_url("http://nowhere.example/", resolve=unknown)
+        get_url("http://nowhere.example/", resolve=unknown)
 
 
 # --- bodies
@@ -422,9 +437,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def get_safely(name: str, port: int, *addresses: str) -> bytes:
     found = [(2, 1, 6, "", (address, port)) for address in addresses or ("127.0.0.1",)]
-    return fetch_url(
-        f"https://{name}:{port}/", SMALL, resolve=lambda *_, **__: found, allow_address=lambda address: True
-    )
+    return get_url(f"https://{name}:{port}/", resolve=lambda *_, **__: found)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -468,7 +481,7 @@ def test_drip_of_a_handshake_ends_at_the_deadline() -> None:
             time.sleep(0.05)
 
     with server(script) as port, pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
-        fetch_url(f"https://localhost:{port}/", FetchLimits(timeout=0.4), allow_address=lambda address: True)
+        get_url(f"https://localhost:{port}/", FetchLimits(timeout=0.4))
 
 
 # --- paths

@@ -15,7 +15,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,19 +49,17 @@ def is_public(address: str) -> bool:
 
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
+MAX_REDIRECTS = 3
 MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
-
-Resolver = Callable[..., Sequence[tuple[Any, ...]]]  # called and answering like socket.getaddrinfo
 
 
 @dataclass(frozen=True)
 class FetchLimits:
     """What may be fetched: at most `max_bytes`, within `timeout` seconds overall (a name lookup has the system's own
-    timeout), over `max_redirects` redirects; and whether paths and URLs are followed at all (a server says no)."""
+    timeout); and whether paths and URLs are followed at all (a server says no)."""
 
     max_bytes: int = MAX_IMAGE_BYTES
     timeout: float = 20.0
-    max_redirects: int = 3
     allow_paths: bool = True
     allow_urls: bool = True
 
@@ -156,25 +154,16 @@ def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     return data
 
 
-def fetch_url(
-    url: str,
-    limits: FetchLimits = DEFAULT_LIMITS,
-    *,
-    resolve: Resolver = socket.getaddrinfo,
-    allow_address: Callable[[str], bool] | None = None,
-) -> bytes:
-    """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises FetchError.
-
-    `resolve` and `allow_address` are for tests, which serve from the loopback address.
-    """
+def fetch_url(url: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
+    """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises FetchError."""
     if not limits.allow_urls:
         raise FetchError(f"URLs are not fetched here: {quote(url)}; send the bytes as a data: URL")
     import httpx2  # with TLS and asyncio, more than pictures from files should wait for
 
     deadline = time.monotonic() + limits.timeout
-    for _ in range(limits.max_redirects + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         parts = _check_url(url)
-        addresses = _checked_addresses(parts, resolve, allow_address or is_public)
+        addresses = _checked_addresses(parts)
         try:
             answer = _run_apart(_get(url, parts, addresses, limits, deadline))
             if isinstance(answer, bytes):
@@ -184,7 +173,7 @@ def fetch_url(
             raise FetchError(f"cannot fetch {quote(url)}: no complete answer within {limits.timeout:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             raise FetchError(f"cannot fetch {quote(url)}: {_network_reason(error)}") from error
-    raise FetchError(f"more than {limits.max_redirects} redirects, the last to {quote(url)}; give the final URL")
+    raise FetchError(f"more than {MAX_REDIRECTS} redirects, the last to {quote(url)}; give the final URL")
 
 
 def _run_apart(work: Coroutine[Any, Any, T]) -> T:
@@ -309,14 +298,16 @@ def _check_url(url: str) -> SplitResult:
     return parts._replace(netloc=netloc if port is None else f"{netloc}:{port}")
 
 
-def _checked_addresses(parts: SplitResult, resolve: Resolver, allow_address: Callable[[str], bool]) -> list[str]:
+def _checked_addresses(parts: SplitResult) -> list[str]:
     host = parts.hostname or ""
     try:
-        found = resolve(host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(
+            host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
+        )
     except (OSError, UnicodeError) as error:
         raise FetchError(f"host {quote(host)} cannot be found: {quote(error)}") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    refused = [address for address in addresses if not allow_address(address)]
+    refused = [address for address in addresses if not is_public(address)]
     if refused or not addresses:
         raise FetchError(f"host {quote(host)} is not on the public internet ({', '.join(refused[:2]) or 'no address'})")
     return addresses
