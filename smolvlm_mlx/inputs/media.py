@@ -3,17 +3,16 @@
 import io
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import TypeVar
 
 from PIL import Image
 
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import Pixels, is_decoded, load_image, read_image
+from .image import Pixels, load_image, read_image
 from .settings import ImageSettings
 from .tiles import TileLayout, digest_tiles, make_tiles
 from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
@@ -38,9 +37,8 @@ class TiledImage:
 
 
 Result = TypeVar("Result")
-Cutting = Generator[
-    tuple[TiledImage, int], None, Result
-]  # each frame as soon as it is cut, and how many there are to be
+# Each frame as soon as it is cut, and how many there are to be.
+Cutting = Generator[tuple[TiledImage, int], None, Result]
 
 
 class Attachment:
@@ -165,23 +163,12 @@ class Recent:
     """The last `most` pictures that were owned, so that one that comes again is not decoded and cut again."""
 
     def __init__(self, most: int = 16):
-        self._most, self._held, self._lock = most, dict[tuple[bytes, str | None], Attachment](), Lock()
+        self._owned = lru_cache(most)(Attachment)
 
     def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
-        if is_decoded(source):
-            return Attachment(source, limits, name)
-        data, name = read_image(source, limits), name or name_of(source)
-        assert isinstance(data, bytes)
-        key = data, name
-        with self._lock:
-            found = self._held.pop(key, None)
-        found = found or Attachment(data, limits, name)
-        with self._lock:
-            self._held[key] = found
-            while len(self._held) > self._most:
-                del self._held[next(iter(self._held))]
-        return found
+        held, name = read_image(source, limits), name or name_of(source)
+        return self._owned(held, limits, name) if isinstance(held, bytes) else Attachment(held, limits, name)
 
 
 def attach(path: str | Path) -> "Attachment | Video":
