@@ -33,9 +33,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def load_image(
-    part: Mapping[str, object] | Image.Image | Pixels | str | Path | bytes,
-    limits: FetchLimits = DEFAULT_LIMITS,
-    max_pixels: int = MAX_PIXELS,
+    part: Mapping[str, object] | Image.Image | Pixels | str | Path | bytes, limits: FetchLimits = DEFAULT_LIMITS
 ) -> Image.Image:
     """A decoded RGB picture from an image part of a message, or from what such a part may hold.
 
@@ -46,16 +44,11 @@ def load_image(
     """
     key, source = _held(part)
     if isinstance(source, Image.Image):
-        return _decode(lambda: source, _on_white, "the picture", max_pixels)
+        return _decode(lambda: source, _on_white, "the picture")
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(source)
     data, name = _read(key, source, limits), _name(key, source, limits)
-    return _decode(lambda: _open(data, name), _upright, name, max_pixels)
-
-
-def is_decoded(part: object) -> bool:
-    """Whether an image part holds pixels, a PIL picture or an array, and not bytes, or where they are."""
-    return isinstance(_held(part)[1], Image.Image | np.ndarray)
+    return _decode(lambda: _open(data, name), _upright, name)
 
 
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
@@ -91,13 +84,13 @@ def _name(key: str, source: object, limits: FetchLimits) -> str:
 
 
 def _decode(
-    open_image: Callable[[], Image.Image], to_rgb: Callable[[Image.Image], Image.Image], name: str, max_pixels: int
+    open_image: Callable[[], Image.Image], to_rgb: Callable[[Image.Image], Image.Image], name: str
 ) -> Image.Image:
     try:
         image = open_image()
-        _check_pixels(image.size, name, max_pixels)  # before anything is decoded
+        _check_pixels(image.size, name)  # before anything is decoded
         image.load()
-        _check_pixels(image.size, name, max_pixels)  # a HEIC file may have said something else in its header
+        _check_pixels(image.size, name)  # a HEIC file may have said something else in its header
         return to_rgb(image)
     except UnidentifiedImageError:  # its own text holds a memory address
         raise ImageError(f"{name} is not a readable picture; give one of {', '.join(FORMATS)} or HEIC") from None
@@ -150,10 +143,10 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / (1 if high <= 1 else 65535))).astype(np.uint8))
 
 
-def _from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ImageError(f"an image array is uint8 (H, W[, 1 | 3 | 4]); this one is {array.dtype} {array.shape}")
-    _check_pixels((array.shape[1], array.shape[0]), "the array", max_pixels)
+    _check_pixels((array.shape[1], array.shape[0]), "the array")
     if array.shape[2:] == (4,):  # the reference's formula for arrays; Pillow's alpha_composite rounds differently
         alpha = array[..., 3:] / 255
         array = np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
@@ -162,9 +155,9 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def _check_pixels(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty: {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {max_pixels}: make it smaller")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}: make it smaller")
