@@ -285,8 +285,8 @@ def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: 
     assert (inputs.tiles == bare.tiles).all()
     assert inputs.tile_digests == bare.tile_digests
     assert "data" not in vars(attachment)  # and encoded as PNG only for who asks for it
-    for name in ("load_image", "make_tiles", "digest_tiles"):
-        monkeypatch.setattr(f"smolvlm_mlx.inputs.media.{name}", None)
+    for name in ("media.load_image", "media.make_tiles", "tiles.digest_tiles"):
+        monkeypatch.setattr(f"smolvlm_mlx.inputs.{name}", None)
     again = loaded[1]([message])
     assert (again.tiles == bare.tiles).all()
     assert again.tile_digests == bare.tile_digests

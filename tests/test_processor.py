@@ -88,11 +88,11 @@ def test_tiles_are_those_of_make_tiles_and_pixels_are_normalized(processor: Proc
     noise = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
     for options in (ImageOptions(), ImageOptions(split=False), ImageOptions(max_tiles=3)):
         inputs = processor([user_message("x", [noise])], options)
-        tiles, layout = make_tiles(load_image(noise), inputs.settings)
-        np.testing.assert_array_equal(inputs.tiles, tiles)
-        assert inputs.layouts == (layout,)
+        tiled = make_tiles(load_image(noise), inputs.settings)
+        np.testing.assert_array_equal(inputs.tiles, tiled.tiles)
+        assert inputs.layouts == (tiled.layout,)
         assert inputs.pixel_values.dtype == np.float32
-        np.testing.assert_array_equal(inputs.pixel_values, normalize(tiles, inputs.settings))
+        np.testing.assert_array_equal(inputs.pixel_values, normalize(tiled.tiles, inputs.settings))
 
 
 def test_no_pictures(processor: Processor) -> None:

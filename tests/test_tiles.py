@@ -32,9 +32,9 @@ PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 )
 def test_golden(golden: dict[str, Any]) -> None:
     names = ("tile_size", "longest_edge", "split")
-    tiles, layout = make_tiles(
-        load_image(draw(golden["mode"], *golden["size"])), ImageSettings(**{name: golden[name] for name in names})
-    )
+    picture = load_image(draw(golden["mode"], *golden["size"]))
+    tiled = make_tiles(picture, ImageSettings(**{name: golden[name] for name in names}))
+    tiles, layout = tiled.tiles, tiled.layout
     assert (layout.rows, layout.cols) == (golden["rows"], golden["cols"])
     assert len(tiles) == layout.tiles
     if golden["size"][1] > golden["size"][0] and not PILLOW_13:
@@ -68,7 +68,8 @@ def test_order_of_tiles() -> None:
     """Row by row, then the whole picture: four quarters of one colour each."""
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
     picture = Image.fromarray(colours.repeat(64, axis=0).repeat(64, axis=1))
-    tiles, layout = make_tiles(picture, ImageSettings(tile_size=64, longest_edge=128))
+    tiled = make_tiles(picture, ImageSettings(tile_size=64, longest_edge=128))
+    tiles, layout = tiled.tiles, tiled.layout
     assert (layout.rows, layout.cols, layout.tiles, tiles.shape) == (2, 2, 5, (5, 64, 64, 3))
     for tile, colour in zip(tiles, colours.reshape(4, 3), strict=False):
         assert (tile == colour).all()

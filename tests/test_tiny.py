@@ -9,9 +9,10 @@ from convert.tiny.scenes import make_frames, make_scene, make_striped
 from convert.tiny.world import Scene
 from smolvlm_mlx import generate, load
 from smolvlm_mlx.checkpoint.hub import TINY
-from smolvlm_mlx.inputs.media import TiledImage, Video
+from smolvlm_mlx.inputs.media import Video
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.tiles import TiledImage
 from tests.support.places import REAL_FILES
 from tests.support.videos import encode_clip
 

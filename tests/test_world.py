@@ -150,7 +150,8 @@ def test_stripes_are_gone_in_the_global_tile() -> None:
     """So the answer is in one tile only: inside the square, the global tile is of one color."""
     for seed in range(20):
         striped = make_striped(Random(seed), (128, 128), "bottom right")
-        tiles, layout = make_tiles(draw(Scene((128, 128), (striped,), seed)), SETTINGS)
+        tiled = make_tiles(draw(Scene((128, 128), (striped,), seed)), SETTINGS)
+        tiles, layout = tiled.tiles, tiled.layout
         assert (layout.rows, layout.cols) == (2, 2)
         left, top, right, bottom = (int(edge) for edge in striped.box)
         inside = (slice(top - 64 + 2, bottom - 64 - 2), slice(left - 64 + 2, right - 64 - 2))
@@ -170,9 +171,9 @@ def test_a_crowd_is_listed_in_reading_order() -> None:
 
 
 def test_patches_are_labelled_with_what_covers_them() -> None:
-    tiles, layout = make_tiles(draw(SCENE), SETTINGS)
-    labels = label_tiles(SCENE, layout, 64)
-    assert labels.shape == (*tiles.shape[:3], 2)
+    tiled = make_tiles(draw(SCENE), SETTINGS)
+    labels = label_tiles(SCENE, tiled.layout, 64)
+    assert labels.shape == (*tiled.tiles.shape[:3], 2)
     classes = label_patches(labels[..., 0], 8).reshape(5, 8, 8)
     hues = label_patches(labels[..., 1], 8).reshape(5, 8, 8)
     assert CLASSES[classes[0, 3, 3]] == "circle"

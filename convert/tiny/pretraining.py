@@ -76,9 +76,9 @@ def make_batch(step: int, settings: ImageSettings, patch: int) -> tuple[mx.array
     tiles, labels = [], []
     scenes = [make_crowd(rng) for _ in range(CROWDS)] + [make_scene(rng, with_text=wanted) for wanted in (True, None)]
     for scene in scenes:
-        cut, layout = make_tiles(draw(scene), replace(settings, split=scene.size != FRAME))
-        tiles.append(cut)
-        labels.append(label_tiles(scene, layout, settings.tile_size))
+        picture = make_tiles(draw(scene), replace(settings, split=scene.size != FRAME))
+        tiles.append(picture.tiles)
+        labels.append(label_tiles(scene, picture.layout, settings.tile_size))
     both = np.concatenate(labels)
     classes, hues = (mx.array(label_patches(both[..., channel], patch)) for channel in (0, 1))
     return mx.array(normalize(np.concatenate(tiles), settings)), classes, hues

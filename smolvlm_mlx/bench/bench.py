@@ -22,10 +22,9 @@ from ..generation.image_cache import encode_tiles, tiles_at_once
 from ..generation.options import Options
 from ..generation.prefill import PromptReader
 from ..inputs.image import load_image
-from ..inputs.media import TiledImage
 from ..inputs.processor import Inputs
 from ..inputs.settings import ImageSettings
-from ..inputs.tiles import digest_tiles, make_tiles
+from ..inputs.tiles import TiledImage, digest_tiles, make_tiles
 from ..model import SmolVLM
 from .diagnostics import Check, machine_checks, model_checks
 from .machine import calibrate, count_kernels
@@ -148,7 +147,7 @@ class Run:
         if not self.plan.split:
             one_tile = replace(self.settings, split=False, longest_edge=self.settings.tile_size)
             found.append(make_tiles(load_image(data), one_tile))
-        return Phase("preprocess", seconds, 1, "pictures"), TiledImage(*found[-1])
+        return Phase("preprocess", seconds, 1, "pictures"), found[-1]
 
     def vision(self) -> Phase:
         """As many tiles as are encoded at once here."""

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -12,28 +11,15 @@ from PIL import Image
 
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import Pixels, load_image, read_image
+from .image import load_image, read_image
 from .settings import ImageSettings
-from .tiles import TileLayout, digest_tiles, make_tiles
+from .tiles import TiledImage, make_tiles
 from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
 from .video import LIMITS as VIDEO_LIMITS
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
 PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
 PREVIEW = 1024
-
-
-@dataclass(frozen=True)
-class TiledImage:
-    """A picture as a model sees it: N tiles (N, H, W, 3), and how they were cut."""
-
-    tiles: Pixels
-    layout: TileLayout
-
-    @cached_property
-    def digests(self) -> list[bytes]:
-        """A name for each tile."""
-        return digest_tiles(self.tiles)
 
 
 Result = TypeVar("Result")
@@ -89,7 +75,7 @@ class Attachment:
         """Its tiles; those of the last settings are kept."""
         if self._tiled is None or self._tiled[0] != settings:
             image = self._image or load_image(self._source)
-            self._tiled, self._image = (settings, TiledImage(*make_tiles(image, settings))), None
+            self._tiled, self._image = (settings, make_tiles(image, settings)), None
         return self._tiled[1]
 
 
@@ -127,9 +113,7 @@ class Video:
         """Its frames, cut. Those of the last sampling and settings are kept, and not given one by one again."""
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
-                clip = yield from decode_in_steps(
-                    self.data, sampling, lambda frame: TiledImage(*make_tiles(frame, settings))
-                )
+                clip = yield from decode_in_steps(self.data, sampling, lambda frame: make_tiles(frame, settings))
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
 

@@ -16,11 +16,11 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
 from ..files import read_json_if_there
-from .media import Cutting, TiledImage
+from .media import Cutting
 from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings
-from .tiles import TileLayout, normalize
+from .tiles import TiledImage, TileLayout, normalize
 from .tokenizer import Tokenizer, chat_template
 from .video import VideoSampling, words
 

@@ -9,7 +9,7 @@ time on conversions between Pillow, uint8 and float, which are left out here.
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 
 from smolvlm_mlx.inputs.image import Pixels
@@ -38,6 +38,19 @@ class TileLayout:
         return self.rows * self.cols + 1
 
 
+@dataclass(frozen=True)
+class TiledImage:
+    """A picture as a model sees it: N tiles (N, H, W, 3), row by row, then the global tile; and how they were cut."""
+
+    tiles: Pixels
+    layout: TileLayout
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """A name for each tile."""
+        return digest_tiles(self.tiles)
+
+
 def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
     """The layout for a picture of (width, height) pixels.
 
@@ -52,8 +65,8 @@ def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
     return _plan(size, replace(settings, split=False))
 
 
-def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, TileLayout]:
-    """Tiles of an RGB picture: (N, H, W, 3) uint8, row by row, then the global tile; and their layout.
+def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:
+    """The tiles of an RGB picture.
 
     The global tile is a resize of the grid picture, not of the original, as in the reference.
     """
@@ -63,12 +76,12 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> tuple[Pixels, Til
     with ThreadPoolExecutor(2) as pool:
         grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
         if not layout.rows:
-            return np.array(grid)[None], layout  # (1, t, t, 3)
+            return TiledImage(np.array(grid)[None], layout)  # (1, t, t, 3)
         pixels = np.asarray(grid).reshape(layout.rows, t, layout.cols, t, 3)
         tiles = np.empty((layout.tiles, t, t, 3), np.uint8)
         tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.swapaxes(1, 2)
         tiles[-1] = np.asarray(resize(grid, (t, t), pool))
-    return tiles, layout
+    return TiledImage(tiles, layout)
 
 
 def digest_tiles(tiles: Pixels) -> list[bytes]:

@@ -68,7 +68,8 @@ def assert_same(source: Any, family: str, **changes: Any) -> None:
     options = {"size": {"longest_edge": settings.longest_edge}, "do_image_splitting": settings.split}
     expected = reference([[source]], return_row_col_info=True, return_tensors="np", **options)
 
-    tiles, layout = make_tiles(load_image(source), settings)
+    tiled = make_tiles(load_image(source), settings)
+    tiles, layout = tiled.tiles, tiled.layout
     assert (layout.rows, layout.cols) == (expected["rows"][0][0], expected["cols"][0][0])
     assert len(tiles) == layout.tiles
     assert len(np.unique(normalize(np.arange(256, dtype=np.uint8), settings))) == 256, "equal values are equal tiles"
@@ -192,5 +193,5 @@ def test_normalize_with_other_means() -> None:
         [[picture]], image_mean=list(settings.mean), image_std=list(settings.std), rescale_factor=1 / 127.5,
         size={"longest_edge": 512}, return_tensors="np",
     )  # fmt: skip
-    tiles, _ = make_tiles(picture, replace(settings, longest_edge=512))
+    tiles = make_tiles(picture, replace(settings, longest_edge=512)).tiles
     np.testing.assert_array_equal(normalize(tiles, settings), expected["pixel_values"][0].transpose(0, 2, 3, 1))
