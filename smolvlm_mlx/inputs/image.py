@@ -42,34 +42,30 @@ def load_image(
     upright as its EXIF says and its alpha channel is dropped; a PIL picture or an array is not turned, and is laid on
     white where it is transparent. Of several frames the first is taken. Raises ImageError, FetchError.
     """
-    key, source = _held(part)
-    if isinstance(source, Image.Image):
-        return _decode(lambda: source, _on_white, "the picture")
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    data, name = _read(key, source, limits), _name(key, source, limits)
-    return _decode(lambda: _open(data, name), _upright, name)
+    held = read_image(part, limits)
+    if isinstance(held, Image.Image):
+        return held
+    name = _name(*_held(part), limits)
+    return _decode(lambda: _open(held, name), _upright, name)
 
 
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
     """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what `load_image` makes of it."""
     key, source = _held(part)
-    if isinstance(source, Image.Image | np.ndarray):
-        return load_image(source)
-    return _read(key, source, limits)
-
-
-def _held(part: object) -> tuple[str, object]:
-    return one_of(part, IMAGE_KEYS, "an image part", ImageError)
-
-
-def _read(key: str, source: object, limits: FetchLimits) -> bytes:
+    if isinstance(source, Image.Image):
+        return _decode(lambda: source, _on_white, "the picture")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
     data = read_source(key, source, limits)
     if data is None:
         raise ImageError(f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL picture")
     if len(data) > limits.max_bytes:
         raise ImageError(f"a picture of {len(data)} bytes; the limit is {limits.max_bytes}")
     return data
+
+
+def _held(part: object) -> tuple[str, object]:
+    return one_of(part, IMAGE_KEYS, "an image part", ImageError)
 
 
 def _name(key: str, source: object, limits: FetchLimits) -> str:
