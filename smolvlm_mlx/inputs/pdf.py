@@ -6,7 +6,7 @@ Knows nothing of models. pypdfium2 (the extra `documents`) is imported here alon
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,13 @@ def render_page(path: Path, number: int, dpi: float = DPI, max_pixels: int = MAX
     with _opened(path) as document, _named(path, f"page {number}"):
         if not 1 <= number <= len(document):
             raise ImageError(f"{quote(path, end=True)}: there is no page {number}; it has {len(document)}")
-        page = document[number - 1]
+        page = document[number - 1]  # which is closed with the document
         width, height = page.get_size()
         if not (width > 0 and height > 0):
             raise ImageError(f"{quote(path, end=True)}: page {number} is empty: {width:g} x {height:g} points")
         scale = min(dpi / POINTS, math.sqrt(max_pixels / (width * height)), MAX_SIDE / max(width, height))
-        bitmap = page.render(scale=scale)
-        image: Image.Image = bitmap.to_pil().convert("RGB")  # a copy: the bitmap's memory is given back
-        bitmap.close()
-        page.close()
+        with closing(page.render(scale=scale)) as bitmap:
+            image: Image.Image = bitmap.to_pil().convert("RGB")  # a copy: the bitmap's memory is given back
         return image
 
 
@@ -101,12 +99,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ImageError(f"{name} is a PDF; to read it, pip install 'smolvlm-mlx[documents]'") from None
     with _named(path, "it"):
         document = pypdfium2.PdfDocument(path)
-    try:
+    with closing(document):
         with _named(path, "its forms"):
             document.init_forms()  # before the first page is asked for, or forms are drawn empty
         yield document
-    finally:
-        document.close()
 
 
 @contextmanager
