@@ -60,6 +60,7 @@ class Camera:
 
     def __init__(self, source: str | bytes, name: str | None = None):
         self._source, self._file = source, name
+        self._name = "the video" if isinstance(source, bytes) else f"camera {quote(str(source), end=True)}"
         self._guard = Lock()  # of the newest frame and of what was missed
         # Released when there is something new. A Condition that Ctrl-C interrupts may be left half locked, a lock may not.
         self._news = Lock()
@@ -117,10 +118,6 @@ class Camera:
             if not self._news.acquire(timeout=max(deadline - monotonic(), 0.0)):
                 return ready()
         return True
-
-    @property
-    def _name(self) -> str:
-        return "the video" if isinstance(self._source, bytes) else f"camera {quote(str(self._source), end=True)}"
 
     # ---- in the thread
 
@@ -193,16 +190,13 @@ def _device(source: str, name: str) -> "Iterator[InputContainer]":
     try:
         with av.open(pattern.format(source) if source.isdecimal() else source, format=format, options=options) as file:
             yield file
+    except FileNotFoundError as error:
+        raise VideoError(f"{name}: there is no such camera") from error
+    except PermissionError as error:
+        raise VideoError(f"{name}: permission denied; {_allowing()}") from error
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise VideoError(f"{name}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such camera"
-    if isinstance(error, PermissionError):
-        return f"permission denied; {_allowing()}"
-    return f"{cut(reason(error))}; it has to be a camera that no other program uses; {_allowing()}"
+        why = f"{cut(reason(error))}; it has to be a camera that no other program uses"
+        raise VideoError(f"{name}: {why}; {_allowing()}") from error
 
 
 def _allowing() -> str:
