@@ -78,10 +78,9 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         return fetch_url(source, limits)
     if scheme.startswith("data:"):
         return decode_base64(source, limits)
-    if scheme.startswith("file://") or (limits.allow_paths and is_path(source)):
-        return read_path(source, limits)
     # A mistyped path of a few letters can be valid base64, which has no dots; the smallest GIF is 35 letters.
-    if len(source) < 32 or "." in source[:MAX_PATH]:
+    looks_like_path = scheme.startswith("file://") or len(source) < 32 or "." in source[:MAX_PATH]
+    if looks_like_path or (limits.allow_paths and is_path(source)):
         return read_path(source, limits)
     try:
         return decode_base64(source, limits)

@@ -43,11 +43,10 @@ class Attachment:
     def __init__(self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
         self._source, file = read_image(source, limits), name or name_of(source)
         self.name = file or "picture"
-        self._image: Image.Image | None = None if isinstance(self._source, bytes) else self._source
-        if self._image is None:
-            with named(file):
-                self._image = load_image(self._source, limits)  # until it is cut into tiles
-        self.size = self._image.size
+        with named(file):
+            image = load_image(self._source, limits) if isinstance(self._source, bytes) else self._source
+        self.size = image.size
+        self._image: Image.Image | None = image  # until it is cut into tiles
         self._tiled: tuple[ImageSettings, TiledImage] | None = None
 
     @cached_property
@@ -163,8 +162,7 @@ def attach(path: str | Path) -> "Attachment | Video":
 def name_of(source: object) -> str | None:
     """The name of a picture's or a video's file, where it has one."""
     if isinstance(source, Mapping):
-        keys = ("path", "url", "image", "video")
-        source = next((source[key] for key in keys if source.get(key) is not None), None)
+        source = next((source[key] for key in ("path", "url", "image", "video") if source.get(key) is not None), None)
     if isinstance(source, str) and not source.startswith("data:") and len(source) < 1000:
         return Path(source).name
     return source.name if isinstance(source, Path) else None
