@@ -6,6 +6,7 @@ Knows nothing of HTTP.
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -60,8 +61,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closing = False
         self.failed = False  # by a bug: no more answers come
-        self._failure: BaseException | None = None
-        self._ready = threading.Event()
+        self._loaded: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Engine:
@@ -71,10 +71,7 @@ class Scheduler:
             SmolVLMError: from `load`.
         """
         self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self._engine
+        return self._loaded.result()
 
     @property
     def occupancy(self) -> tuple[int, int]:
@@ -120,12 +117,11 @@ class Scheduler:
             self._engine = self._load()
             self._decoder = Decoder(self._engine.model)
         except BaseException as error:
-            self._failure = error
-            self._ready.set()
+            self._loaded.set_exception(error)
             if isinstance(error, SmolVLMError):
                 return  # `start` raises it
             raise
-        self._ready.set()
+        self._loaded.set_result(self._engine)
         try:
             while self._work():
                 pass
