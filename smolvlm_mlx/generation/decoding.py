@@ -148,9 +148,9 @@ class Decoder:
         return [(row, row.push(token)) for row, token in pairs]
 
     def take(self, row: Row) -> list[KVCache]:
-        """Take a row out; returns its KV cache, which holds its prompt and all tokens that were read but perhaps the last."""
-        number, alone = self._rows.index(row), len(self._rows) == 1
-        cache = [layer if alone and isinstance(layer, KVCache) else layer.extract(number) for layer in self._cache]
+        """Take a row out that was added alone; returns its KV cache: of its prompt, and all its tokens but perhaps the last."""
+        number = self._rows.index(row)
+        cache = [layer.extract(number) if isinstance(layer, BatchKVCache) else layer for layer in self._cache]
         self._keep([other for other in range(len(self._rows)) if other != number])
         return cache
 
