@@ -43,14 +43,13 @@ class ImageCache:
 
     def get(self, digests: Iterable[bytes], settings: ImageSettings) -> dict[bytes, mx.array]:
         """Those that are known."""
-        keys = {digest: _key(settings, digest) for digest in digests}
+        keys = {digest: self._key(settings, digest) for digest in digests}
         unknown = [key for key in keys.values() if key not in self._held]
         if self._file is not None and unknown:
-            names = {blake2b(self._weights + key, digest_size=16).digest(): key for key in unknown}
-            for name, data in self._file.read(names).items():
+            for key, data in self._file.read(unknown).items():
                 tokens = mx.array(np.frombuffer(data, np.uint8)).view(self._dtype)
                 mx.eval(tokens)  # here, as in encode_tiles
-                self._hold(names[name], tokens)
+                self._hold(key, tokens)
         known = {digest: self._held[key] for digest, key in keys.items() if key in self._held}
         for digest in known:
             self._held.move_to_end(keys[digest])
@@ -58,12 +57,11 @@ class ImageCache:
 
     def put(self, encoded: Mapping[bytes, mx.array], settings: ImageSettings) -> None:
         """Keep what was encoded."""
-        keys = {_key(settings, digest): tokens for digest, tokens in encoded.items()}
+        keys = {self._key(settings, digest): tokens for digest, tokens in encoded.items()}
         for key, tokens in keys.items():
             self._hold(key, tokens)
         if self._file is not None:
-            names = {blake2b(self._weights + key, digest_size=16).digest(): tokens for key, tokens in keys.items()}
-            self._file.write({name: np.array(tokens.view(mx.uint8)).tobytes() for name, tokens in names.items()})
+            self._file.write({key: np.array(tokens.view(mx.uint8)).tobytes() for key, tokens in keys.items()})
 
     def _hold(self, key: bytes, tokens: mx.array) -> None:
         if key not in self._held:
@@ -71,6 +69,11 @@ class ImageCache:
             self.nbytes += tokens.nbytes
         while self.nbytes > self._memory_bytes and len(self._held) > 1:
             self.nbytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _key(self, settings: ImageSettings, digest: bytes) -> bytes:
+        """A tile's name under these values of the preprocessing (tiles are uint8, before them), and in the file of this model."""
+        values = repr((settings.mean, settings.std, settings.rescale_factor)).encode()
+        return blake2b((self._weights if self._file else b"") + values + digest, digest_size=16).digest()
 
     @cached_property
     def _dtype(self) -> mx.Dtype:
@@ -80,20 +83,12 @@ class ImageCache:
     def _weights(self) -> bytes:
         """A name for tower and connector: their parameters' names, types and two sums of each."""
         digest = blake2b(str(self._dtype).encode(), digest_size=16)
-        weights: dict[str, mx.array] = {}
-        for part in (self.model.vision_model, self.model.connector):
-            weights |= dict(tree_flatten(part.parameters()))
-        for name, weight in weights.items():
+        parameters = [self.model.vision_model.parameters(), self.model.connector.parameters()]
+        for name, weight in dict(tree_flatten(parameters)).items():
             values = weight.astype(mx.float32)
             sums = np.array(mx.stack([values.sum(), values.square().sum()]))
             digest.update(f"{name} {weight.dtype} {weight.shape}".encode() + sums.tobytes())
         return digest.digest()
-
-
-def _key(settings: ImageSettings, digest: bytes) -> bytes:
-    """A tile's name under these values of the preprocessing; tiles are uint8, before them."""
-    values = repr((settings.mean, settings.std, settings.rescale_factor))
-    return blake2b(values.encode() + digest, digest_size=16).digest()
 
 
 class _File:
