@@ -135,9 +135,8 @@ class ModelConfig:
         vision = _section(VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems)
         config = _section(cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems)
         if not problems:
-            problems += [f"text_config: {problem}" for problem, is_one in text.problems().items() if is_one]
-            problems += [f"vision_config: {problem}" for problem, is_one in vision.problems().items() if is_one]
-            problems += [problem for problem, is_one in config.problems().items() if is_one]
+            tables = {"text_config: ": text.problems(), "vision_config: ": vision.problems(), "": config.problems()}
+            problems = [f"{part}{each}" for part, table in tables.items() for each, is_one in table.items() if is_one]
         if problems:
             raise CheckpointError(f"config.json: {'; '.join(problems)}")
         return config

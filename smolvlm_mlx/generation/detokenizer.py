@@ -27,8 +27,7 @@ class StreamingDetokenizer:
         if token in self._tokenizer.end_ids:
             self.ended = True
             return self.finalize()
-        text = self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens))
-        piece = self._stop.push(text)
+        piece = self._stop.push(self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens)))
         self.ended = self._stop.found
         return piece
 

@@ -17,7 +17,7 @@ from ..events import Event, Reading, Statistics, Work
 from ..inputs.messages import Message, RawMessage, user_message
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
-from ..model import KVCache, SmolVLM
+from ..model import SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
 from .options import Options
@@ -129,20 +129,17 @@ class Engine:
             row.begin(inputs.input_ids.tolist(), context - max(lengths))
         cache = make_cache(self.model, max(lengths) + rows[0].max_new_tokens, rows[0].options.kv_bits)
         decoder, texts = Decoder(self.model), dict.fromkeys(rows, "")
-        decoder.add(rows, cache, self._prefill(batch, cache))
+        digests = [digest for inputs in batch for digest in inputs.tile_digests]
+        tiles = np.concatenate([inputs.tiles for inputs in batch])
+        image_tokens = encode_tiles(self.model, tiles, batch[0].settings, digests=digests)
+        ids = mx.array(np.stack([inputs.input_ids for inputs in batch]))
+        decoder.add(rows, cache, prefill(self.model, ids, image_tokens, cache))
         while not all(row.over for row in rows):
             for row, piece in decoder.step():
                 if row.error is not None:
                     raise row.error
                 texts[row] += piece
         return [(texts[row], row.ended) for row in rows]
-
-    def _prefill(self, batch: Sequence[Inputs], cache: list[KVCache]) -> mx.array:
-        """Fill the cache; logits (B, V) after the last tokens."""
-        ids, tiles = np.stack([inputs.input_ids for inputs in batch]), [inputs.tiles for inputs in batch]
-        digests = [digest for inputs in batch for digest in inputs.tile_digests]
-        image_tokens = encode_tiles(self.model, np.concatenate(tiles), batch[0].settings, digests=digests)
-        return prefill(self.model, mx.array(ids), image_tokens, cache)
 
     def row(self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None) -> Row:
         """An answer that has not begun.
