@@ -56,7 +56,7 @@ class Scheduler:
     def __init__(self, load: Callable[[], Engine], most_answers: int = 8, most_waiting: int = 32):
         self._load, self._most_answers, self._most_waiting = load, most_answers, most_waiting
         self._waiting: deque[Job] = deque()
-        self._beginning: Job | None = None
+        self._beginning: list[Job] = []  # one, or none
         self._running: dict[Row, Job] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -107,8 +107,7 @@ class Scheduler:
         self._thread.join()
 
     def _jobs(self) -> list[Job]:
-        beginning = [] if self._beginning is None else [self._beginning]
-        return [*self._running.values(), *self._waiting, *beginning]
+        return [*self._running.values(), *self._waiting, *self._beginning]
 
     # ---- in the owner's thread
 
@@ -140,10 +139,10 @@ class Scheduler:
             if self._closing and not self._running:
                 return False
             room = len(self._running) < self._most_answers and not self._closing
-            self._beginning = job = self._waiting.popleft() if room and self._waiting else None
-        if job is not None:
+            self._beginning = [self._waiting.popleft()] if room and self._waiting else []
+        for job in self._beginning:
             self._begin(job)
-            self._beginning = None
+        self._beginning = []
         self._step()
         return True
 
