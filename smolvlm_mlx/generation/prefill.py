@@ -88,26 +88,21 @@ class PromptReader:
         cache, found.reused_tokens = self.prefix_cache.pop(row.keys, kv_bits)
         cache = cache or make_cache(self.model, len(row.prompt) + row.max_new_tokens, kv_bits)
         try:
-            return cache, (yield from self._read(inputs, row, cache, keep_vision))
+            started, count = time.perf_counter(), found.reused_tokens
+            image_tokens = yield from self._image_tokens_after(inputs, count)
+            if not keep_vision:
+                self.model.release_vision()
+            encoded = time.perf_counter()
+            found.vision_seconds += encoded - started
+            filling = Work(prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache))
+            for done in filling:
+                yield Reading(count + done, len(row.prompt), "tokens")
+            mx.eval(filling.result)
+            found.prefill_seconds = time.perf_counter() - encoded
+            return cache, filling.result
         except BaseException:
             self.keep(row, cache)
             raise
-
-    def _read(
-        self, inputs: Inputs, row: Row, cache: list[KVCache], keep_vision: bool
-    ) -> Generator[Reading, None, mx.array]:
-        started, count, total = time.perf_counter(), row.statistics.reused_tokens, len(row.prompt)
-        image_tokens = yield from self._image_tokens_after(inputs, count)
-        if not keep_vision:
-            self.model.release_vision()
-        encoded = time.perf_counter()
-        row.statistics.vision_seconds += encoded - started
-        filling = Work(prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache))
-        for done in filling:
-            yield Reading(count + done, total, "tokens")
-        mx.eval(filling.result)
-        row.statistics.prefill_seconds = time.perf_counter() - encoded
-        return filling.result
 
     def _image_tokens_after(self, inputs: Inputs, count: int) -> Generator[Reading, None, mx.array | None]:
         """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
