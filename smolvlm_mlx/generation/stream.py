@@ -71,10 +71,7 @@ class TextStream(Iterator[str]):
         return self.events.token_ids
 
     def __next__(self) -> str:
-        for event in self.events:
-            if isinstance(event, Text) and event.piece:
-                return event.piece
-        raise StopIteration
+        return next(event.piece for event in self.events if isinstance(event, Text) and event.piece)
 
     def close(self, wait: bool = False) -> None:
         """As `Stream.close`."""

@@ -80,7 +80,7 @@ class CPULanguageModel(LanguageModel):
     """Takes the next token of one conversation by `decode_step`."""
 
     def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
-        held = [cache for cache in caches if type(cache) is KVCache and cache.holds(mx.float32)]
+        held = [cache for cache in caches if type(cache) is KVCache and cache.offset and cache.keys.dtype == mx.float32]
         is_next = x.size == x.shape[-1] and len(held) == len(caches)
         if is_next and is_used(x) and all(_is_plain(layer) for layer in self.layers):
             return decode_step(self.layers, x, held)
