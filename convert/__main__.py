@@ -1,4 +1,5 @@
-"""`python -m convert` from a checkout is `smolvlm-mlx convert`; without arguments it lists the named recipes."""
+"""`python -m convert` from a checkout is `smolvlm-mlx convert`; without arguments it lists the
+named recipes."""
 
 import sys
 
@@ -8,9 +9,14 @@ from smolvlm_mlx.cli.main import main
 
 def list_recipes() -> None:
     print("python -m convert SOURCE OUT --recipe NAME\n")
-    print(f"{'name':21} bits of decoder layers, embeddings and head, vision tower (16: not quantized)")
+    print(
+        f"{'name':21} bits of decoder layers, embeddings and head, vision tower (16: not quantized)"
+    )
     for name, recipe in RECIPES.items():
-        print(f"{name:21} {recipe.bits or 16}, {recipe.embedding_bits or 16}, {recipe.vision_bits or 16}")
+        print(
+            f"{name:21} {recipe.bits or 16}, {recipe.embedding_bits or 16}, "
+            f"{recipe.vision_bits or 16}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A small SmolVLM2 checkpoint with random weights, in the real layout and file set: for tests and goldens.
+"""A small SmolVLM2 checkpoint with random weights, in the real layout and file set: for tests and
+goldens.
 
     python -m convert.random_checkpoint OUT [--model-type smolvlm|idefics3] [--seed 0]
 
-It answers nonsense, always the same. Weights come from NumPy's seeded generator, so that every machine makes the same file.
+It answers nonsense, always the same. Weights come from NumPy's seeded generator, so that every
+machine makes the same file.
 """
 
 import argparse
@@ -22,7 +24,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MARKERS = ["<global-img>", *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7))]
+MARKERS = [
+    "<global-img>",
+    *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
+]
 LATER = [*MARKERS, "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
 HF_PREFIXES = {
     "language_model.lm_head.": "lm_head.",
@@ -41,7 +46,8 @@ def make(
     tied: bool = False,
     layers: tuple[int, int] = (2, 3),
 ) -> Path:
-    """Write the checkpoint into the folder `out`, in Hugging Face's layout. About 1.5 million parameters.
+    """Write the checkpoint into the folder `out`, in Hugging Face's layout. About 1.5 million
+    parameters.
 
     Args:
         layers: of the vision tower, and of the decoder.
@@ -55,28 +61,43 @@ def make(
     files: dict[str, dict[str, Any]] = {
         "config.json": raw,
         "chat_template.json": {"chat_template": FAMILY_TEMPLATE},
-        "generation_config.json": {"bos_token_id": 1, "eos_token_id": ids["<end_of_utterance>"], "pad_token_id": 2},
+        "generation_config.json": {
+            "bos_token_id": 1,
+            "eos_token_id": ids["<end_of_utterance>"],
+            "pad_token_id": 2,
+        },
         "preprocessor_config.json": preprocessor_config(model_type),
-        "processor_config.json": {"image_seq_len": 16, "processor_class": _class(model_type, "Processor")},
+        "processor_config.json": {
+            "image_seq_len": 16,
+            "processor_class": _class(model_type, "Processor"),
+        },
         "tokenizer_config.json": tokenizer_config(model_type),
     }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(str(out / "tokenizer.json"))
-    write_weights(out / "model.safetensors", _random_weights(ModelConfig.from_dict(raw), seed, tied), dtype)
+    write_weights(
+        out / "model.safetensors", _random_weights(ModelConfig.from_dict(raw), seed, tied), dtype
+    )
     return out
 
 
 def _tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges: a token a byte, with the family's special tokens around them."""
+    """Byte-level BPE without merges: a token a byte, with the family's special tokens around
+    them."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: id for id, token in enumerate([*SPECIAL, *bytes_])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)]
+    )
     return tokenizer
 
 
@@ -122,7 +143,14 @@ def _class(model_type: str, kind: str) -> str:
 
 
 def preprocessor_config(model_type: str) -> dict[str, Any]:
-    flags = ("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize")
+    flags = (
+        "do_convert_rgb",
+        "do_image_splitting",
+        "do_normalize",
+        "do_pad",
+        "do_rescale",
+        "do_resize",
+    )
     return {
         **dict.fromkeys(flags, True),
         "image_processor_type": _class(model_type, "ImageProcessor"),
@@ -189,7 +217,9 @@ def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--model-type", default="smolvlm", choices=["smolvlm", "idefics3"])
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,12 @@
-"""Find the highlights of a long video and cut them out, as the SmolVLM2 demo does: describe, decide what counts, choose, cut.
+"""Find the highlights of a long video and cut them out, as the SmolVLM2 demo does: describe, decide
+what counts, choose, cut.
 
-    python examples/highlights.py VIDEO [--model M] [--out FOLDER] [--seconds 10] [--question "Is there a goal?"]
+    python examples/highlights.py VIDEO [--model M] [--out FOLDER] [--seconds 10] [--question "Is
+    there a goal?"]
 
-The folder gets notes.json (what the model said: a stopped run goes on from it), cuts.json (the cut list) and the cut video.
-Nothing is encoded again: each cut begins at the key frame at or before its start.
+The folder gets notes.json (what the model said: a stopped run goes on from it), cuts.json (the cut
+list) and the cut video. Nothing is encoded again: each cut begins at the key frame at or before its
+start.
 """
 
 import argparse
@@ -30,7 +33,8 @@ CHOOSE = "The highlights are: {} Does this part of the video show one of them? A
 
 
 class Narrator:
-    """A model that is asked about parts of one video; what it said is kept in a file, and not asked again."""
+    """A model that is asked about parts of one video; what it said is kept in a file, and not asked
+    again."""
 
     def __init__(self, model: str, video: Video, notes: Path):
         self._engine = Engine(*load(model))
@@ -43,18 +47,37 @@ class Narrator:
                 raise SystemExit(f"{notes}: of another video or model; choose another --out")
             self._said = kept["said"]
 
-    def ask(self, text: str, part: Interval | None = None, before: Sequence[str] = (), max_tokens: int = 64) -> str:
-        """A question about a part of the video, or about none; `before`: a question and answer that went before it."""
+    def ask(
+        self,
+        text: str,
+        part: Interval | None = None,
+        before: Sequence[str] = (),
+        max_tokens: int = 64,
+    ) -> str:
+        """A question about a part of the video, or about none; `before`: a question and answer that
+        went before it."""
         key = json.dumps([text, part, before])
         if key not in self._said:
             start, end = part or (None, None)
-            seen = [] if part is None else [{"type": "video", "video": self._video, "start": start, "end": end}]
-            turns: list[list[dict[str, Any]]] = [[{"type": "text", "text": said}] for said in (*before, text)]
+            seen = (
+                []
+                if part is None
+                else [{"type": "video", "video": self._video, "start": start, "end": end}]
+            )
+            turns: list[list[dict[str, Any]]] = [
+                [{"type": "text", "text": said}] for said in (*before, text)
+            ]
             turns[0] = [*seen, *turns[0]]
-            messages = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+            messages = [
+                {"role": ("user", "assistant")[n % 2], "content": turn}
+                for n, turn in enumerate(turns)
+            ]
             options = Options(max_tokens=max_tokens)
             self._said[key] = "".join(TextStream(self._engine.stream(messages, options))).strip()
-            write_file(self._notes, json.dumps({"about": self._about, "said": self._said}, indent=1).encode())
+            write_file(
+                self._notes,
+                json.dumps({"about": self._about, "said": self._said}, indent=1).encode(),
+            )
         return self._said[key]
 
 
@@ -64,8 +87,11 @@ def split(duration: float, seconds: float) -> list[Interval]:
     return [(n * seconds, duration if n == count - 1 else (n + 1) * seconds) for n in range(count)]
 
 
-def choose(narrator: Narrator, parts: Sequence[Interval], question: str | None) -> list[dict[str, Any]]:
-    """The cut list: the parts that are highlights, or to which the answer is yes, with what they show."""
+def choose(
+    narrator: Narrator, parts: Sequence[Interval], question: str | None
+) -> list[dict[str, Any]]:
+    """The cut list: the parts that are highlights, or to which the answer is yes, with what they
+    show."""
     descriptions = []
     for part in parts:
         descriptions.append(narrator.ask(DESCRIBE, part))
@@ -81,7 +107,8 @@ def choose(narrator: Narrator, parts: Sequence[Interval], question: str | None) 
 
 
 def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
-    """Copy the packets of these times, one interval after another, from the key frame at or before each start."""
+    """Copy the packets of these times, one interval after another, from the key frame at or before
+    each start."""
     with av.open(str(source), "r") as file, av.open(str(out), "w") as made:
         streams = [stream for stream in file.streams if stream.type in ("video", "audio")]
         copies = {stream.index: made.add_stream_from_template(stream) for stream in streams}
@@ -102,7 +129,10 @@ def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
                     continue
                 last = max(last, now + float((packet.duration or 0) * packet.time_base))
                 move = round((written - first) / packet.time_base)
-                packet.dts, packet.pts = packet.dts + move, None if packet.pts is None else packet.pts + move
+                packet.dts, packet.pts = (
+                    packet.dts + move,
+                    None if packet.pts is None else packet.pts + move,
+                )
                 packet.stream = copies[packet.stream.index]
                 made.mux(packet)
             written += last - (first or 0.0)
@@ -113,12 +143,17 @@ def clock(seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("video", type=Path)
     parser.add_argument("--model", default="HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
     parser.add_argument("--out", type=Path, default=Path("highlights"))
     parser.add_argument("--seconds", type=float, default=10.0, help="Length of a part.")
-    parser.add_argument("--question", help="Asked about each part; yes chooses it. Else the model decides what counts.")
+    parser.add_argument(
+        "--question",
+        help="Asked about each part; yes chooses it. Else the model decides what counts.",
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     video = Video(args.video)
@@ -129,7 +164,9 @@ def main() -> None:
         raise SystemExit("no part was chosen; ask another --question")
     target = args.out / f"highlights{args.video.suffix}"
     cut(args.video, target, [(one["start"], one["end"]) for one in chosen])
-    print(f"{target}: " + ", ".join(f"{clock(one['start'])} to {clock(one['end'])}" for one in chosen))
+    print(
+        f"{target}: " + ", ".join(f"{clock(one['start'])} to {clock(one['end'])}" for one in chosen)
+    )
 
 
 if __name__ == "__main__":

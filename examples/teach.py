@@ -1,9 +1,11 @@
-"""Teach the bundled checkpoint a color it has never heard of, in minutes, offline: LoRA on 160 pictures with something cyan.
+"""Teach the bundled checkpoint a color it has never heard of, in minutes, offline: LoRA on 160
+pictures with something cyan.
 
     python examples/teach.py [--bits 4] [--out FOLDER]
 
-Two of three questions are about the old world, so that nothing of it is forgotten. With --bits the base is quantized first
-(QLoRA). At the end the adapter is fused into a checkpoint of its own, which answers as base and adapter together do.
+Two of three questions are about the old world, so that nothing of it is forgotten. With --bits the
+base is quantized first (QLoRA). At the end the adapter is fused into a checkpoint of its own, which
+answers as base and adapter together do.
 """
 
 import argparse
@@ -22,25 +24,40 @@ from smolvlm_mlx.training.plan import Plan
 from smolvlm_mlx.training.run import prepare
 
 NEW = "cyan"
-PLAN = Plan(rank=16, alpha=32, epochs=4, batch_size=8, accumulate=1, learning_rate=1e-3, parts=("decoder", "connector"))
+PLAN = Plan(
+    rank=16,
+    alpha=32,
+    epochs=4,
+    batch_size=8,
+    accumulate=1,
+    learning_rate=1e-3,
+    parts=("decoder", "connector"),
+)
 
 
 def cyan_question(rng: Random) -> Question:
     """About a picture with one cyan shape, whose color or place or name is asked for."""
     while True:
         scene = make_scene(rng)
-        shapes = [number for number, thing in enumerate(scene.things) if thing.shape and not thing.stripes]
+        shapes = [
+            number for number, thing in enumerate(scene.things) if thing.shape and not thing.stripes
+        ]
         if not shapes:
             continue
         chosen = rng.choice(shapes)
-        things = [replace(thing, color=NEW) if number == chosen else thing for number, thing in enumerate(scene.things)]
+        things = [
+            replace(thing, color=NEW) if number == chosen else thing
+            for number, thing in enumerate(scene.things)
+        ]
         question = question_about(replace(scene, things=tuple(things)), rng, ("color", "what"))
         if question is not None and NEW in question.answer:
             return question
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bits", type=int, choices=(4, 8))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -48,15 +65,21 @@ def main() -> None:
         teach(args.out or Path(folder), args.bits)
 
 
-def teach(out: Path, bits: int | None, train: int = 480, test: int = 200) -> dict[str, tuple[float, float]]:
+def teach(
+    out: Path, bits: int | None, train: int = 480, test: int = 200
+) -> dict[str, tuple[float, float]]:
     """Before and after, in per cent right: of questions about cyan, and of old ones."""
     rng = Random("teach")
     kinds = list(MEASURED)
-    lessons = [make_question(rng.choice(kinds), rng) if n % 3 else cyan_question(rng) for n in range(train)]
+    lessons = [
+        make_question(rng.choice(kinds), rng) if n % 3 else cyan_question(rng) for n in range(train)
+    ]
     data = write_rows(out / "lessons", lessons)
     tests = {
         "new": write_rows(out / "new", [cyan_question(rng) for _ in range(test)]),
-        "old": write_rows(out / "old", [make_question(kinds[n % len(kinds)], rng) for n in range(test)]),
+        "old": write_rows(
+            out / "old", [make_question(kinds[n % len(kinds)], rng) for n in range(test)]
+        ),
     }
     base: str | Path = "tiny"
     if bits is not None:
@@ -65,7 +88,8 @@ def teach(out: Path, bits: int | None, train: int = 480, test: int = 200) -> dic
 
     def measure(name: str, model: str | Path, adapter: Path | None = None) -> dict[str, Result]:
         return {
-            kind: evaluate(model, path, out / f"{name}-{kind}.jsonl", adapter=adapter) for kind, path in tests.items()
+            kind: evaluate(model, path, out / f"{name}-{kind}.jsonl", adapter=adapter)
+            for kind, path in tests.items()
         }
 
     before = measure("before", base)
@@ -80,7 +104,10 @@ def teach(out: Path, bits: int | None, train: int = 480, test: int = 200) -> dic
     together = measure("fused", fused)
     for kind in tests:
         shares = before[kind].score.mean, after[kind].score.mean
-        print(f"{kind} questions: {100 * shares[0]:.1f} per cent right before, {100 * shares[1]:.1f} after")
+        print(
+            f"{kind} questions: {100 * shares[0]:.1f} per cent right before, {100 * shares[1]:.1f} "
+            "after"
+        )
     same = [after[kind].agreement(together[kind]) for kind in tests]
     print(f"answers of the fused checkpoint that are the same: {100 * min(same):.1f} per cent")
     return {kind: (before[kind].score.mean, after[kind].score.mean) for kind in tests}

@@ -36,7 +36,11 @@ def tour(checkpoint: str | Path) -> None:
     show("image_features", model.vision_model(pixel_values).shape, "model/vision.py")
     image_tokens = model.encode_images(pixel_values)
     show("image_tokens", image_tokens.shape, "model/connector.py")
-    show("embeddings", model.merge(mx.array(inputs.input_ids)[None], image_tokens).shape, "model/smolvlm.py")
+    show(
+        "embeddings",
+        model.merge(mx.array(inputs.input_ids)[None], image_tokens).shape,
+        "model/smolvlm.py",
+    )
 
     cache = model.language_model.make_cache(len(inputs.input_ids))
     logits = prefill(model, mx.array(inputs.input_ids)[None], image_tokens, cache)

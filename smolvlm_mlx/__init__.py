@@ -4,8 +4,8 @@
     model, processor = load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
     print(generate(model, processor, "What is this?", images=["cat.jpg"]))
 
-Importing this package loads the system's OpenBLAS on Linux (see `device`) and nothing else; the names below are imported
-when used.
+Importing this package loads the system's OpenBLAS on Linux (see `device`) and nothing else; the
+names below are imported when used.
 """
 
 from importlib import import_module

@@ -1,7 +1,9 @@
-"""config.json as frozen dataclasses: Hugging Face's field names, the reference's class defaults, validated.
+"""config.json as frozen dataclasses: Hugging Face's field names, the reference's class defaults,
+validated.
 
-SmolVLM2's files leave out every key that equals a class default of transformers (`configuration_smolvlm.py`,
-`configuration_llama.py`), so those defaults, and no guesses from other sizes, stand here.
+SmolVLM2's files leave out every key that equals a class default of transformers
+(`configuration_smolvlm.py`, `configuration_llama.py`), so those defaults, and no guesses from other
+sizes, stand here.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,12 @@ from .errors import CheckpointError, quote
 MODEL_TYPES = ("idefics3", "smolvlm")
 _LARGEST = 1_000_000  # no count or width in a config is larger; refused before anything is built
 # Counts that multiply: objects a layer, numbers a head or a pixel.
-_LARGEST_OF = {"num_hidden_layers": 1000, "num_attention_heads": 1024, "head_dim": 4096, "image_size": 16384}
+_LARGEST_OF = {
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1024,
+    "head_dim": 4096,
+    "image_size": 16384,
+}
 
 Section = TypeVar("Section")
 
@@ -47,9 +54,11 @@ class TextConfig:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         return {
             f"{heads} attention heads for {kv_heads} key-value heads": heads % kv_heads != 0,
-            f"head_dim is {self.head_dim}, not an even number from 2 on": self.head_dim == 0 or self.head_dim % 2 != 0,
+            f"head_dim is {self.head_dim}, not an even number from 2 on": self.head_dim == 0
+            or self.head_dim % 2 != 0,
             f"hidden_act {quote(self.hidden_act)} (only 'silu')": self.hidden_act != "silu",
-            "attention_bias or mlp_bias is set (SmolLM2 has no biases)": self.attention_bias or self.mlp_bias,
+            "attention_bias or mlp_bias is set (SmolLM2 has no biases)": self.attention_bias
+            or self.mlp_bias,
         }
 
 
@@ -76,15 +85,18 @@ class VisionConfig:
         width, heads = self.hidden_size, self.num_attention_heads
         return {
             f"hidden_size {width} is not a multiple of {heads} heads": width % heads != 0,
-            f"patch_size {self.patch_size} exceeds image_size {self.image_size}": self.patch_size > self.image_size,
+            f"patch_size {self.patch_size} exceeds image_size {self.image_size}": self.patch_size
+            > self.image_size,
             f"num_channels {self.num_channels} (only 3)": self.num_channels != 3,
-            f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')": self.hidden_act != "gelu_pytorch_tanh",
+            f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')": self.hidden_act
+            != "gelu_pytorch_tanh",
         }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `image_token_id` is the placeholder; `scale_factor` is the connector's pixel shuffle."""
+    """A whole model. `image_token_id` is the placeholder; `scale_factor` is the connector's pixel
+    shuffle."""
 
     text_config: TextConfig
     vision_config: VisionConfig
@@ -106,8 +118,15 @@ class ModelConfig:
     def parameters(self) -> int:
         """Parameter count of the three parts, with an lm_head of its own."""
         text, vision = self.text_config, self.vision_config
-        attention = text.hidden_size * text.head_dim * 2 * (text.num_attention_heads + text.num_key_value_heads)
-        text_layer = attention + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
+        attention = (
+            text.hidden_size
+            * text.head_dim
+            * 2
+            * (text.num_attention_heads + text.num_key_value_heads)
+        )
+        text_layer = (
+            attention + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
+        )
         vision_layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
         return (
             text.num_hidden_layers * text_layer
@@ -122,21 +141,38 @@ class ModelConfig:
         """Read config.json's content.
 
         Raises:
-            CheckpointError: it is no SmolVLM, or values are missing, of the wrong type or absurd (all named at once).
+            CheckpointError: it is no SmolVLM, or values are missing, of the wrong type or absurd
+                (all named at once).
         """
         if raw.get("model_type") not in MODEL_TYPES:
             raise CheckpointError(
-                f"config.json: model_type is {quote(raw.get('model_type'))}, not one of {', '.join(MODEL_TYPES)}; "
+                f"config.json: model_type is {quote(raw.get('model_type'))}, not one of "
+                f"{', '.join(MODEL_TYPES)}; "
                 "choose a SmolVLM or SmolVLM2 checkpoint"
             )
         problems: list[str] = []
         text_raw = _mapping(raw, "text_config", problems)
-        text = _section(TextConfig, {**text_raw, **_rope(text_raw, problems)}, "text_config", problems)
-        vision = _section(VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems)
-        config = _section(cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems)
+        text = _section(
+            TextConfig, {**text_raw, **_rope(text_raw, problems)}, "text_config", problems
+        )
+        vision = _section(
+            VisionConfig, _mapping(raw, "vision_config", problems), "vision_config", problems
+        )
+        config = _section(
+            cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems
+        )
         if not problems:
-            tables = {"text_config: ": text.problems(), "vision_config: ": vision.problems(), "": config.problems()}
-            problems = [f"{part}{each}" for part, table in tables.items() for each, is_one in table.items() if is_one]
+            tables = {
+                "text_config: ": text.problems(),
+                "vision_config: ": vision.problems(),
+                "": config.problems(),
+            }
+            problems = [
+                f"{part}{each}"
+                for part, table in tables.items()
+                for each, is_one in table.items()
+                if is_one
+            ]
         if problems:
             raise CheckpointError(f"config.json: {'; '.join(problems)}")
         return config
@@ -145,13 +181,16 @@ class ModelConfig:
         """As those of `TextConfig`, of the parts together."""
         text, side, r = self.text_config, self.vision_config.patches_per_side, self.scale_factor
         widest = max(text.num_attention_heads * text.head_dim, self.shuffled_width)
-        layer = f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)"
+        layer = (
+            f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)"
+        )
         return {
             f"{side} patches a side, scale_factor {r}": side % r != 0,
             f"image_token_id {self.image_token_id} is beyond vocab_size {text.vocab_size}": (
                 self.image_token_id >= text.vocab_size
             ),
-            f"{self.parameters:.1e} parameters (the family has up to 2.3e9)": self.parameters > 100e9,
+            f"{self.parameters:.1e} parameters (the family has up to 2.3e9)": self.parameters
+            > 100e9,
             layer: widest > _LARGEST,
         }
 
@@ -166,7 +205,9 @@ def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mappin
 
 def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, object]:
     """rope_theta, if it is where newer files have it; only plain rotary positions are known."""
-    name = "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"  # older and newer files
+    name = (
+        "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"
+    )  # older and newer files
     rope = text_raw.get(name) or {}
     if not isinstance(rope, Mapping):
         problems.append(f"text_config: {name} is not an object")
@@ -177,8 +218,11 @@ def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, obje
     return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
 
 
-def _section(cls: type[Section], raw: Mapping[str, object], name: str, problems: list[str]) -> Section:
-    """Build one dataclass from the keys it knows; what is wrong goes to `problems` and takes the default."""
+def _section(
+    cls: type[Section], raw: Mapping[str, object], name: str, problems: list[str]
+) -> Section:
+    """Build one dataclass from the keys it knows; what is wrong goes to `problems` and takes the
+    default."""
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         value = raw.get(field.name)
@@ -190,7 +234,9 @@ def _section(cls: type[Section], raw: Mapping[str, object], name: str, problems:
         if problem:
             problems.append(f"{name}: {field.name} {problem}")
         else:
-            values[field.name] = float(value) if field.type is float and isinstance(value, int) else value
+            values[field.name] = (
+                float(value) if field.type is float and isinstance(value, int) else value
+            )
     return cls(**values)
 
 

@@ -1,20 +1,28 @@
-"""What MLX computes on: the default device, its dtype, and on Linux the BLAS that training on a CPU multiplies with.
+"""What MLX computes on: the default device, its dtype, and on Linux the BLAS that training on a CPU
+multiplies with.
 
-The Linux CPU wheel of MLX brings a reference BLAS that is about 30 times slower in float32 than OpenBLAS. Inference does not
-need it (`model/fast/cpu.py` multiplies with NumPy's); gradients do. Symbols of a library that is loaded first, and globally,
-win; so the system's OpenBLAS, if there is one, is loaded before `mlx.core` is imported.
+The Linux CPU wheel of MLX brings a reference BLAS that is about 30 times slower in float32 than
+OpenBLAS. Inference does not need it (`model/fast/cpu.py` multiplies with NumPy's); gradients do.
+Symbols of a library that is loaded first, and globally, win; so the system's OpenBLAS, if there is
+one, is loaded before `mlx.core` is imported.
 """
 
 import ctypes
 import sys
 
-SLOW_TRAINING = "training on the CPU multiplies with MLX's own slow BLAS; OpenBLAS is about 30 times faster: "
-_remedy = "install it with `sudo apt-get install libopenblas0-pthread` (Fedora: `sudo dnf install openblas-threads`)"
+SLOW_TRAINING = (
+    "training on the CPU multiplies with MLX's own slow BLAS; OpenBLAS is about 30 times faster: "
+)
+_remedy = (
+    "install it with `sudo apt-get install libopenblas0-pthread` "
+    "(Fedora: `sudo dnf install openblas-threads`)"
+)
 _openblas: ctypes.CDLL | None = None
 
 
 def load_openblas() -> bool:
-    """Load OpenBLAS before MLX. Returns whether MLX uses it (always False outside Linux, where it is not wanted)."""
+    """Load OpenBLAS before MLX. Returns whether MLX uses it (always False outside Linux, where it
+    is not wanted)."""
     global _openblas, _remedy
     if sys.platform != "linux" or _openblas is not None:
         return _openblas is not None
@@ -29,8 +37,13 @@ def load_openblas() -> bool:
 
 
 def training_problem() -> str | None:
-    """What to say where this process trains on Linux's CPU backend without OpenBLAS. Imports MLX."""
-    return SLOW_TRAINING + _remedy if sys.platform == "linux" and _openblas is None and name() == "cpu" else None
+    """What to say where this process trains on Linux's CPU backend without OpenBLAS. Imports
+    MLX."""
+    return (
+        SLOW_TRAINING + _remedy
+        if sys.platform == "linux" and _openblas is None and name() == "cpu"
+        else None
+    )
 
 
 def name() -> str:
@@ -43,5 +56,6 @@ def name() -> str:
 
 
 def default_dtype() -> str:
-    """Compute dtype: bfloat16 on a GPU; float32 on the CPU, whose 16-bit matmuls are about 40 times slower."""
+    """Compute dtype: bfloat16 on a GPU; float32 on the CPU, whose 16-bit matmuls are about 40 times
+    slower."""
     return "float32" if name() == "cpu" else "bfloat16"

@@ -12,7 +12,8 @@ class SmolVLMError(Exception):
     """Base of every error that the user, not the programmer, can do something about."""
 
     def __str__(self) -> str:
-        """One line. Names of files and what is in them may hold control characters, which are not for a terminal to obey."""
+        """One line. Names of files and what is in them may hold control characters, which are not
+        for a terminal to obey."""
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
 
 
@@ -80,7 +81,8 @@ class ServerError(SmolVLMError):
 
 
 def quote(value: object, most: int = 80, *, end: bool = False) -> str:
-    """Foreign text for a message: in quotes, one line, control characters escaped; what is no text as Python writes it.
+    """Foreign text for a message: in quotes, one line, control characters escaped; what is no text
+    as Python writes it.
 
     Of a long one only the beginning, or with `end` the end, which names a file.
     """
@@ -105,7 +107,8 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def named(file: str | None) -> Iterator[None]:
-    """What is wrong with a picture or a video within begins with the name of its file, where it has one."""
+    """What is wrong with a picture or a video within begins with the name of its file, where it has
+    one."""
     try:
         yield
     except (ImageError, VideoError) as error:

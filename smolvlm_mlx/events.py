@@ -1,4 +1,5 @@
-"""What long work tells of itself: whoever wants it done iterates, and ends it by closing. One vocabulary for all of it."""
+"""What long work tells of itself: whoever wants it done iterates, and ends it by closing. One
+vocabulary for all of it."""
 
 import inspect
 from collections.abc import Callable, Generator
@@ -47,7 +48,11 @@ class Statistics:
         if self.peak_memory:
             parts.append(f"{self.peak_memory / 1e9:.2f} GB")
         if self.finish_reason != "stop":
-            parts.append("interrupted" if self.finish_reason == "interrupted" else "cut off at the longest length")
+            parts.append(
+                "interrupted"
+                if self.finish_reason == "interrupted"
+                else "cut off at the longest length"
+            )
         return " · ".join(parts)
 
     def describe_phases(self) -> str:
@@ -89,7 +94,8 @@ Event = Reading | Text | End
 
 
 class Work(Generic[Step, Result]):
-    """Work under way: iterate over it for its steps, after which `result` is there; or `finish` it at once."""
+    """Work under way: iterate over it for its steps, after which `result` is there; or `finish` it
+    at once."""
 
     result: Result
 
@@ -106,7 +112,9 @@ class Work(Generic[Step, Result]):
         return self.result
 
 
-def at_once(steps: Callable[Arguments, Generator[Step, None, Result]]) -> Callable[Arguments, Result]:
+def at_once(
+    steps: Callable[Arguments, Generator[Step, None, Result]],
+) -> Callable[Arguments, Result]:
     """The same work, done to its end by a call; returns its result."""
 
     @wraps(steps)
@@ -114,8 +122,14 @@ def at_once(steps: Callable[Arguments, Generator[Step, None, Result]]) -> Callab
         return Work(steps(*args, **kwargs)).finish()
 
     # For help(): its own name, and the result where the steps have a generator of it.
-    call.__name__, call.__qualname__ = (name.removesuffix("_in_steps") for name in (call.__name__, call.__qualname__))
+    call.__name__, call.__qualname__ = (
+        name.removesuffix("_in_steps") for name in (call.__name__, call.__qualname__)
+    )
     signature = inspect.signature(steps)
-    _, _, result, *_ = *get_args(signature.return_annotation), None, None  # Generator[Step] has no result
+    _, _, result, *_ = (
+        *get_args(signature.return_annotation),
+        None,
+        None,
+    )  # Generator[Step] has no result
     call.__dict__["__signature__"] = signature.replace(return_annotation=result)
     return call

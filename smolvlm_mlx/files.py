@@ -26,10 +26,14 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise CheckpointError(f"{path}: not a file")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB; this is no checkpoint's file")
+            raise CheckpointError(
+                f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB; this is no checkpoint's file"
+            )
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent}: no {path.name}; give the folder of a SmolVLM checkpoint") from error
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}; give the folder of a SmolVLM checkpoint"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -37,14 +41,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not an object")
     if _deeper_than(MAX_JSON_DEPTH, value):
-        raise CheckpointError(f"{path}: nested more than {MAX_JSON_DEPTH} deep; this is no checkpoint's file")
+        raise CheckpointError(
+            f"{path}: nested more than {MAX_JSON_DEPTH} deep; this is no checkpoint's file"
+        )
     return value
 
 
 def _deeper_than(depth: int, value: object) -> bool:
     level: list[object] = [value]
     for _ in range(depth + 1):
-        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        inside = (
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        )
         level = [*chain.from_iterable(inside)]
     return bool(level)
 
@@ -56,9 +66,11 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` to write into, which becomes `out` at the end, or is gone if anything fails.
+    """A temporary folder beside `out` to write into, which becomes `out` at the end, or is gone if
+    anything fails.
 
-    A crash leaves `out` absent, never partial. Folders above it are made, and removed again on failure.
+    A crash leaves `out` absent, never partial. Folders above it are made, and removed again on
+    failure.
 
     Raises:
         OSError: no access, not a folder, ...

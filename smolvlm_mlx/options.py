@@ -1,7 +1,7 @@
 """An option is a field of a frozen dataclass, defined once: its name, type, default and help.
 
-The command line makes a flag of each, and the API a field. Modules that hold such dataclasses import nothing heavy, so that
---help answers at once.
+The command line makes a flag of each, and the API a field. Modules that hold such dataclasses
+import nothing heavy, so that --help answers at once.
 """
 
 from dataclasses import dataclass, field, fields
@@ -30,4 +30,7 @@ def option(default: T, help: str, *, flag: str = "", short: str = "") -> T:
 def options_of(kind: type) -> list[Option]:
     """Return the options of a dataclass whose fields are made by `option`."""
     types = get_type_hints(kind)
-    return [Option(field.name, types[field.name], field.default, **field.metadata) for field in fields(kind)]
+    return [
+        Option(field.name, types[field.name], field.default, **field.metadata)
+        for field in fields(kind)
+    ]

@@ -1,5 +1,6 @@
-"""What many tests use: the small random checkpoint, made once a process, and the bundled one; a device that sums the same way
-each time; the command line and the server; and what the end of a run says."""
+"""What many tests use: the small random checkpoint, made once a process, and the bundled one; a
+device that sums the same way each time; the command line and the server; and what the end of a run
+says."""
 
 import importlib
 import io
@@ -17,7 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The others have the other cores. BLAS reads it when it is loaded, here and in children.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32, unless told not to.
+# Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32,
+# unless told not to.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from convert.random_checkpoint import make
@@ -53,7 +55,8 @@ def tiny_v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With fewer layers, to train: MLX's own BLAS, which is what trains where there is no OpenBLAS, is slow. Only for reading."""
+    """With fewer layers, to train: MLX's own BLAS, which is what trains where there is no OpenBLAS,
+    is slow. Only for reading."""
     return make(tmp_path_factory.mktemp("checkpoints") / "shallow", layers=(1, 2))
 
 
@@ -155,15 +158,24 @@ def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]
 # ---- the end of a run
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say in one line what was skipped and why, and which tests are too slow. Nothing fails by the clock."""
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say in one line what was skipped and why, and which tests are too slow. Nothing fails by the
+    clock."""
     reports = terminalreporter.stats
     if skipped := reports.get("skipped"):
         terminalreporter.write_line(summary_of([_reason(report) for report in skipped]))
-    slow = [report for report in reports.get("passed", []) if report.when == "call" and report.duration > LONGEST]
+    slow = [
+        report
+        for report in reports.get("passed", [])
+        if report.when == "call" and report.duration > LONGEST
+    ]
     if "not slow" in config.option.markexpr:
         for report in slow:
-            terminalreporter.write_line(f"slow without the mark: {report.nodeid} took {report.duration:.0f} s")
+            terminalreporter.write_line(
+                f"slow without the mark: {report.nodeid} took {report.duration:.0f} s"
+            )
 
 
 def summary_of(skipped: list[tuple[str, str]]) -> str:
@@ -171,7 +183,10 @@ def summary_of(skipped: list[tuple[str, str]]) -> str:
     files = defaultdict(list)
     for file, reason in skipped:
         files[reason].append(file)
-    parts = (f"{len(named)} {reason}: {', '.join(sorted(set(named)))}" for reason, named in sorted(files.items()))
+    parts = (
+        f"{len(named)} {reason}: {', '.join(sorted(set(named)))}"
+        for reason, named in sorted(files.items())
+    )
     return f"skipped: {len(skipped)} ({'; '.join(parts)})"
 
 

@@ -1,4 +1,5 @@
-"""An adapter changes what it learned, on its base and the conversions of it; fused it is the same; no other file gets through."""
+"""An adapter changes what it learned, on its base and the conversions of it; fused it is the same;
+no other file gets through."""
 
 import json
 import re
@@ -34,7 +35,10 @@ FLOAT32 = Recipe(dtype="float32")
 RECIPES = {
     "float32": FLOAT32,
     "bfloat16": Recipe(),
-    **{f"{bits} bits": Recipe(bits=bits, embedding_bits=bits, dtype="float32") for bits in (4, 6, 8)},
+    **{
+        f"{bits} bits": Recipe(bits=bits, embedding_bits=bits, dtype="float32")
+        for bits in (4, 6, 8)
+    },
 }
 UP = "language_model.layers.0.mlp.up_proj"
 A = f"{UP}.lora_a"
@@ -62,16 +66,23 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def write_adapter(base: Path, out: Path, kind: str, trained: bool = True) -> Path:
     """One with random values, or as training begins."""
     model, _ = load(base, "float32", fuse=False)
-    modules, mark = layers_of(model, ("decoder", "connector", "vision")), fingerprint(weights_of(base))
+    modules, mark = (
+        layers_of(model, ("decoder", "connector", "vision")),
+        fingerprint(weights_of(base)),
+    )
     config = AdapterConfig(kind, 4, 2.0, 0.1, modules, mark, str(base))  # type: ignore[arg-type]
     add_adapter(model, config)
     rng = np.random.default_rng(0)
     changes = {
-        name: array * rng.uniform(0.8, 1.2, array.shape) if name.endswith(".m") else rng.normal(0, 0.05, array.shape)
+        name: array * rng.uniform(0.8, 1.2, array.shape)
+        if name.endswith(".m")
+        else rng.normal(0, 0.05, array.shape)
         for name, array in adapter_weights(model, config).items()
     }
     if trained:
-        model.load_weights([(name, mx.array(array, mx.float32)) for name, array in changes.items()], strict=False)
+        model.load_weights(
+            [(name, mx.array(array, mx.float32)) for name, array in changes.items()], strict=False
+        )
     out.mkdir()
     save_adapter(model, config, out)
     return out
@@ -100,7 +111,9 @@ def check_refused(base: Path, adapter: Path | str, out: Path, reason: str) -> No
 
 @pytest.mark.parametrize("base", ["tiny", "8 bits"])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_a_fresh_adapter_changes_nothing(kind: str, base: str, bases: Folders, tmp_path: Path) -> None:
+def test_a_fresh_adapter_changes_nothing(
+    kind: str, base: str, bases: Folders, tmp_path: Path
+) -> None:
     adapter = write_adapter(bases[base], tmp_path / "new", kind, trained=False)
     tolerance = 0 if kind == "lora" else 1e-4
     plain, adapted = logits(bases[base], fuse=False), logits(bases[base], adapter, fuse=False)
@@ -115,7 +128,9 @@ def test_a_fused_adapter_is_the_same_model(
     convert(bases[base], tmp_path / "out", FLOAT32, adapter=adapters[kind])
     want = logits(bases[base], adapters[kind])
     assert np.abs(want - logits(bases[base])).max() > 0.1
-    np.testing.assert_allclose(logits(bases[base], adapters[kind], fuse=False), want, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(bases[base], adapters[kind], fuse=False), want, rtol=0, atol=1e-4
+    )
     np.testing.assert_allclose(logits(tmp_path / "out"), want, rtol=0, atol=1e-4)
 
 
@@ -126,7 +141,9 @@ def test_fused_and_quantized_at_once_or_one_after_another(
     convert(tiny, tmp_path / "once", "8bit-vision", adapter=adapters[kind])
     convert(tiny, tmp_path / "fused", FLOAT32, adapter=adapters[kind])
     convert(tmp_path / "fused", tmp_path / "twice", "8bit-vision")
-    once, twice = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice"))
+    once, twice = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice")
+    )
     assert once == twice
 
 
@@ -156,15 +173,22 @@ def test_it_fits_every_conversion_of_its_base(bases: Folders, adapters: Folders)
 
 
 def test_it_does_not_fit_another_base(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
-    reason = f"this adapter was trained on {re.escape(quote(tiny, end=True))} and does not fit this checkpoint"
+    base = re.escape(quote(tiny, end=True))
+    reason = f"this adapter was trained on {base} and does not fit this checkpoint"
     check_refused(make(tmp_path / "other", seed=1), adapters["lora"], tmp_path / "out", reason)
 
 
 def test_the_fingerprint_is_of_the_norms_and_of_all_of_them(tiny: Path) -> None:
     model, _ = load(tiny, "float32", fuse=False)
-    norms = [path for path, module in model.named_modules() if isinstance(module, nn.RMSNorm | nn.LayerNorm)]
+    norms = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RMSNorm | nn.LayerNorm)
+    ]
     weights: Mapping[str, Any] = weights_of(tiny)
-    alone = {name: array if name.rpartition(".")[0] in norms else None for name, array in weights.items()}
+    alone = {
+        name: array if name.rpartition(".")[0] in norms else None for name, array in weights.items()
+    }
     want = fingerprint(weights)
     assert fingerprint(alone) == want  # type: ignore[arg-type]  # None cannot be read
     others = [{**alone, name: array + 1} for name, array in alone.items() if array is not None]
@@ -186,10 +210,14 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(AdapterConfig)])
-def test_a_field_that_is_missing_or_wrong_is_named(field: str, adapters: Folders, tmp_path: Path) -> None:
+def test_a_field_that_is_missing_or_wrong_is_named(
+    field: str, adapters: Folders, tmp_path: Path
+) -> None:
     for number, value in enumerate([None, *WRONG[field]]):
         folder = changed(adapters["lora"], tmp_path / str(number), **{field: value})
-        with pytest.raises(AdapterError, match=f"adapter_config.json: {field} missing or malformed"):
+        with pytest.raises(
+            AdapterError, match=f"adapter_config.json: {field} missing or malformed"
+        ):
             AdapterConfig.from_folder(folder)
 
 
@@ -202,28 +230,45 @@ def test_all_wrong_fields_are_named_at_once(tiny: Path, adapters: Folders, tmp_p
 def test_what_is_no_json_is_named(text: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
     folder = changed(adapters["lora"], tmp_path / "in")
     (folder / "adapter_config.json").write_text(text)
-    check_refused(tiny, folder, tmp_path / "out", r"adapter_config\.json: (damaged, not JSON|holds a list)")
+    check_refused(
+        tiny, folder, tmp_path / "out", r"adapter_config\.json: (damaged, not JSON|holds a list)"
+    )
 
 
-@pytest.mark.parametrize("folder", ["nothing/there", "~nobody-of-this-name/adapter", "x" * 5000, "a\0b"])
+@pytest.mark.parametrize(
+    "folder", ["nothing/there", "~nobody-of-this-name/adapter", "x" * 5000, "a\0b"]
+)
 def test_a_folder_that_is_none(folder: str, tiny: Path, tmp_path: Path) -> None:
     check_refused(tiny, folder, tmp_path / "out", r"^.{,150}; give (a|an adapter's) folder")
 
 
-@pytest.mark.parametrize("module", ["language_model.layers.3.mlp.up_proj", "language_model.norm", "", "up\n"])
-def test_layers_that_the_model_does_not_have(module: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "module", ["language_model.layers.3.mlp.up_proj", "language_model.norm", "", "up\n"]
+)
+def test_layers_that_the_model_does_not_have(
+    module: str, tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
     folder = changed(adapters["lora"], tmp_path / "in", modules=[UP, module])
     name = re.escape(repr(module)[1:-1])
-    check_refused(tiny, folder, tmp_path / "out", rf"changes '?{name}'? \(1 such\), which this model does not have")
+    check_refused(
+        tiny,
+        folder,
+        tmp_path / "out",
+        rf"changes '?{name}'? \(1 such\), which this model does not have",
+    )
 
 
 def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
-    many = changed(adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(100_000)])
+    many = changed(
+        adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(100_000)]
+    )
     largest = changed(adapters["lora"], tmp_path / "largest", rank=4096)
     started, before = time.process_time(), mx.get_active_memory()
     mx.reset_peak_memory()
     check_refused(tiny, many, tmp_path / "out", r"up_proj0' \(100000 such\)")
-    check_refused(tiny, largest, tmp_path / "out", r"lora_a is F32 \[512, 4\], not F32 \[512, 4096\]")
+    check_refused(
+        tiny, largest, tmp_path / "out", r"lora_a is F32 \[512, 4\], not F32 \[512, 4096\]"
+    )
     assert time.process_time() - started < 3
     assert mx.get_peak_memory() - before < 30e6  # the adapter would have 180 MB
 
@@ -233,13 +278,21 @@ def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Pa
 DAMAGES: dict[str, tuple[Callable[[dict[str, mx.array]], object], str]] = {
     "missing": (lambda weights: weights.pop(A), f"missing {A}$"),
     "extra": (lambda weights: weights.update({"more": weights[A]}), "unexpected 'more'$"),
-    "shape": (lambda weights: weights.update({A: weights[A].T}), rf"{A} is F32 \[4, 128\], not F32 \[128, 4\]$"),
-    "dtype": (lambda weights: weights.update({A: weights[A].astype(mx.int32)}), rf"{A} is I32 \[128, 4\], not F32"),
+    "shape": (
+        lambda weights: weights.update({A: weights[A].T}),
+        rf"{A} is F32 \[4, 128\], not F32 \[128, 4\]$",
+    ),
+    "dtype": (
+        lambda weights: weights.update({A: weights[A].astype(mx.int32)}),
+        rf"{A} is I32 \[128, 4\], not F32",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_tensors_that_do_not_fit_are_named(damage: str, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(
+    damage: str, tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
     folder, (harm, reason) = changed(adapters["lora"], tmp_path / "in"), DAMAGES[damage]
     file = folder / "adapters.safetensors"
     weights: Any = mx.load(str(file))
@@ -247,10 +300,14 @@ def test_tensors_that_do_not_fit_are_named(damage: str, tiny: Path, adapters: Fo
     mx.eval(weights)
     file.unlink()
     mx.save_safetensors(str(file), weights)
-    check_refused(tiny, folder, tmp_path / "out", rf"safetensors does not fit adapter_config\.json: {reason}")
+    check_refused(
+        tiny, folder, tmp_path / "out", rf"safetensors does not fit adapter_config\.json: {reason}"
+    )
 
 
-def test_values_that_are_not_finite_are_refused(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused(
+    tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
     adapter = changed(adapters["lora"], tmp_path / "adapter")
     weights: Any = mx.load(str(adapter / WEIGHTS))
     name = min(weights)
@@ -260,27 +317,39 @@ def test_values_that_are_not_finite_are_refused(tiny: Path, adapters: Folders, t
 
 
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
-def test_one_adapted_projection_of_three_is_enough(projection: str, tiny: Path, tmp_path: Path) -> None:
+def test_one_adapted_projection_of_three_is_enough(
+    projection: str, tiny: Path, tmp_path: Path
+) -> None:
     module = f"language_model.layers.0.self_attn.{projection}"
-    adapter = changed(write_adapter(tiny, tmp_path / "all", "lora"), tmp_path / "one", modules=[module])
+    adapter = changed(
+        write_adapter(tiny, tmp_path / "all", "lora"), tmp_path / "one", modules=[module]
+    )
     stored: Any = mx.load(str(adapter / WEIGHTS))
     weights = {name: array for name, array in stored.items() if name.startswith(f"{module}.")}
     mx.save_safetensors(str(adapter / WEIGHTS), weights)
-    np.testing.assert_allclose(logits(tiny, adapter, fuse=True), logits(tiny, adapter, fuse=False), atol=1e-4)
+    np.testing.assert_allclose(
+        logits(tiny, adapter, fuse=True), logits(tiny, adapter, fuse=False), atol=1e-4
+    )
 
 
-def test_a_tensor_that_is_there_twice_is_refused(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+def test_a_tensor_that_is_there_twice_is_refused(
+    tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
     folder = changed(adapters["lora"], tmp_path / "in")
     data = (folder / "adapters.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     entry = json.dumps({A: json.loads(data[8:end])[A]})[1:]
     header = data[8:end].rstrip()[:-1] + b"," + entry.encode()
-    (folder / "adapters.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    (folder / "adapters.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + data[end:]
+    )
     check_refused(tiny, folder, tmp_path / "out", "1 tensors are there twice$")
 
 
 @pytest.mark.parametrize("size", [None, 0, 7, 100, -1])
-def test_weights_that_are_missing_or_cut_off(size: int | None, tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+def test_weights_that_are_missing_or_cut_off(
+    size: int | None, tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
     folder = changed(adapters["lora"], tmp_path / "in")
     file = folder / "adapters.safetensors"
     whole = file.read_bytes()
@@ -295,19 +364,27 @@ def test_weights_that_are_missing_or_cut_off(size: int | None, tiny: Path, adapt
 
 
 def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
-    other, broken = make(tmp_path / "other", seed=1), changed(adapters["lora"], tmp_path / "broken", rank=10**9)
+    other, broken = (
+        make(tmp_path / "other", seed=1),
+        changed(adapters["lora"], tmp_path / "broken", rank=10**9),
+    )
     for model, adapter, reason in (
         (other, adapters["lora"], f"trained on {quote(tiny, end=True)}"),
         (tiny, broken, "rank missing or"),
     ):
-        for command in (["generate", "Hi", "-n", 2, "-m", model], ["convert", model, tmp_path / "out"]):
+        for command in (
+            ["generate", "Hi", "-n", 2, "-m", model],
+            ["convert", model, tmp_path / "out"],
+        ):
             code, out, err = call(*command, "--adapter", adapter)
             assert (code, out, err.count("\n")) == (1, "", 1)
             assert err.startswith("smolvlm-mlx: ")
             assert reason in err
 
 
-def test_an_adapter_changes_the_answer(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
+def test_an_adapter_changes_the_answer(
+    tiny: Path, adapters: Folders, tmp_path: Path, call: Any
+) -> None:
     ask, adapter = ("generate", "Hi", "-n", 9, "-m"), ("--adapter", adapters["dora"])
     assert call("convert", tiny, tmp_path / "fused", "--dtype", "float32", *adapter)[0] == 0
     code, out, err = call(*ask, tiny, *adapter)

@@ -1,4 +1,5 @@
-"""The same answers on whatever device: a GPU where there is one, or one that MLX is said to have (tests/support/as_metal.py)."""
+"""The same answers on whatever device: a GPU where there is one, or one that MLX is said to have
+(tests/support/as_metal.py)."""
 
 import json
 import os
@@ -40,7 +41,8 @@ except ValueError:
     seen["wired"] = mx.set_wired_limit(2**30) + mx.set_wired_limit(0)
 seen["dtype"], seen["name"] = device.default_dtype(), calibration.device_name()
 seen["memory"], seen["info"] = calibration.total_memory(), mx.device_info()
-seen["fused"] = [calibration.is_fused(width, queries) for width, queries in ((64, 64), (72, 64), (72, 1), (32, 64))]
+forms = ((64, 64), (72, 64), (72, 1), (32, 64))
+seen["fused"] = [calibration.is_fused(width, queries) for width, queries in forms]
 seen["checks"] = [check.value for check in checks.machine_checks()]
 print(json.dumps(seen))
 """
@@ -52,7 +54,10 @@ def test_a_run_as_if_on_metal_is_one() -> None:
         pytest.skip("for make test BACKEND=as-metal")
     show = [sys.executable, "-c", "from smolvlm_mlx import device; print(device.name())"]
     environments = dict(os.environ), {**os.environ, **as_metal.environment(ROOT)}
-    names = [subprocess.check_output(show, cwd=ROOT, env=environment, text=True) for environment in environments]
+    names = [
+        subprocess.check_output(show, cwd=ROOT, env=environment, text=True)
+        for environment in environments
+    ]
     assert [device.name(), *map(str.strip, names)] == ["metal"] * 3
 
 
@@ -60,7 +65,9 @@ def test_a_run_as_if_on_metal_is_one() -> None:
 @pytest.mark.parametrize("chip", sorted(as_metal.CHIPS))
 def test_what_is_seen_of_a_mac(chip: str) -> None:
     environment = {**os.environ, **as_metal.environment(ROOT, chip=chip)}
-    done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     seen, (name, architecture, memory, working_set) = json.loads(done.stdout), as_metal.CHIPS[chip]
     devices = [seen[when] for when in ("import", "set", "stream", "inner", "after")]
@@ -71,15 +78,26 @@ def test_what_is_seen_of_a_mac(chip: str) -> None:
         "bfloat16",
         [True, True, False, False],
     )
-    assert (seen["name"], seen["memory"], seen["info"]["architecture"]) == (name, memory, architecture)
-    assert seen["info"]["max_buffer_length"] < seen["info"]["max_recommended_working_set_size"] == working_set < memory
+    assert (seen["name"], seen["memory"], seen["info"]["architecture"]) == (
+        name,
+        memory,
+        architecture,
+    )
+    assert (
+        seen["info"]["max_buffer_length"]
+        < seen["info"]["max_recommended_working_set_size"]
+        == working_set
+        < memory
+    )
     assert seen["checks"][0] == "head width 64: yes, head width 72: yes"
     assert seen["checks"][1].startswith("NOT USED" if chip == "m5" else f"none in {architecture}")
 
 
 def test_an_unknown_chip_ends_the_run() -> None:
     environment = {**os.environ, **as_metal.environment(ROOT, chip="m0")}
-    done = subprocess.run([sys.executable, "-c", ""], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", ""], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "AS_METAL=m0: one of m1, m3, m5" in done.stderr
 
@@ -103,7 +121,9 @@ def answers(model: SmolVLM) -> list[np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("used", ["gpu", "cpu"])
 @pytest.mark.parametrize("loaded", ["gpu", "cpu"])
-def test_loaded_on_one_device_and_used_on_another(loaded: str, used: str, dtype: str, tiny: Path) -> None:
+def test_loaded_on_one_device_and_used_on_another(
+    loaded: str, used: str, dtype: str, tiny: Path
+) -> None:
     want = answers(load(tiny, dtype, fuse=False)[0])
     mx.set_default_device(getattr(mx, loaded))
     model, _ = load(tiny, dtype)

@@ -50,7 +50,11 @@ def test_plan_without_runs() -> None:
 def result() -> Result:
     config = replace(BUNDLED, text_config=replace(BUNDLED.text_config, max_position_embeddings=256))
     model, settings = random_model(config, mx.float32), ImageSettings(64, 128)
-    work = Work(bench_in_steps(lambda: (model, settings), Plan(runs=1, contexts=(20, 40, 10**6), decoded=4), True))
+    work = Work(
+        bench_in_steps(
+            lambda: (model, settings), Plan(runs=1, contexts=(20, 40, 10**6), decoded=4), True
+        )
+    )
     told = [reading.what for reading in work]
     assert told[0] == "load"
     assert "prefill and decode, 251 tokens" in told  # what the context has room for
@@ -61,20 +65,27 @@ def test_result(result: Result) -> None:
     names = [phase.name for phase in result.phases]
     lengths = [f"{length} tokens" for length in (20, 40, 251)]
     assert names[:3] == ["load", "preprocess", f"vision, {result.phases[2].count} tiles"]
-    assert names[3:9] == [*(f"prefill, {length}" for length in lengths), *(f"decode, {length}" for length in lengths)]
+    assert names[3:9] == [
+        *(f"prefill, {length}" for length in lengths),
+        *(f"decode, {length}" for length in lengths),
+    ]
     assert names[9:] == ["first turn, 5 tiles", "second turn"]
     assert result.parameters == 2_769_472
     assert result.peak_memory > result.weights > 0
     assert all(phase.median > 0 and len(phase.seconds) == 1 for phase in result.phases)
     second = result.phases[-1]
-    assert second.count == 16 + 1  # the new question, and the answer's last token, which was never read
+    assert (
+        second.count == 16 + 1
+    )  # the new question, and the answer's last token, which was never read
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("dtype", "matrices"), [(mx.bfloat16, 4 * 7 + 1), (mx.float32, 0)])
 def test_kernels_of_a_step(dtype: mx.Dtype, matrices: int) -> None:
     kernels = Run(random_model(BUNDLED, dtype), ImageSettings(64, 128), Plan()).count_step()
-    assert kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices  # without attention's two a layer
+    assert (
+        kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices
+    )  # without attention's two a layer
     assert kernels["ArgReduce"] == 1
 
 
@@ -82,8 +93,18 @@ def test_command(run: Any) -> None:
     code, out, err = run("bench", "tiny", "--quick", "--runs", 1)
     assert code == 0
     assert "measuring: vision" in err
-    rows = ("load ", "preprocess ", "vision, ", "prefill, 100 tokens", "decode, 100 tokens", "first turn, a tile")
-    assert all(row in out for row in (*rows, "second turn", "a decode step: ", "fused attention", "dtypes: "))
+    rows = (
+        "load ",
+        "preprocess ",
+        "vision, ",
+        "prefill, 100 tokens",
+        "decode, 100 tokens",
+        "first turn, a tile",
+    )
+    assert all(
+        row in out
+        for row in (*rows, "second turn", "a decode step: ", "fused attention", "dtypes: ")
+    )
 
 
 def test_json(run: Any) -> None:
@@ -96,7 +117,9 @@ def test_json(run: Any) -> None:
     decode = phases["decode, 100 tokens"]
     assert decode["runs"] == 2
     assert decode["seconds"]["min"] <= decode["seconds"]["median"] <= decode["seconds"]["max"]
-    assert decode["share_of_limit"] == pytest.approx(decode["limit_seconds"] / decode["seconds"]["median"])
+    assert decode["share_of_limit"] == pytest.approx(
+        decode["limit_seconds"] / decode["seconds"]["median"]
+    )
     assert decode["work"]["kernels"] == found["decode_kernels"]["total"]
     assert phases["preprocess"]["limit_seconds"] is None
 
@@ -122,7 +145,9 @@ def test_plot(result: Result, tmp_path: Path) -> None:
         (("tiny", "--plot", "nowhere/roofline.png"), "no folder nowhere"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(arguments: tuple[object, ...], part: str, run: Any) -> None:
+def test_what_cannot_be_measured_is_one_line(
+    arguments: tuple[object, ...], part: str, run: Any
+) -> None:
     code, out, err = run("bench", *arguments)
     assert (code, out) == (1, "")
     assert part in err.splitlines()[-1]

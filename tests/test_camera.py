@@ -1,4 +1,5 @@
-"""Cameras and files that stand for one: the newest frame alone, at a file's own pace, clear ends and errors."""
+"""Cameras and files that stand for one: the newest frame alone, at a file's own pace, clear ends
+and errors."""
 
 import sys
 import threading
@@ -83,7 +84,9 @@ def test_a_file_plays_at_its_own_pace_from_the_first_look(monkeypatch: pytest.Mo
     assert waits == [0, *[0.05] * 5]
 
 
-def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(camera, "LONGEST_PAUSE", 0.01)
     with Camera(encode_video(3, 10, "matroska", times=[0, 3_600_000, 7_200_000])) as source:
         source.newest()
@@ -121,7 +124,8 @@ def test_no_video_is_one_line(data: bytes, error: str) -> None:
 
 
 class Device:
-    """Stands for av.open and for what it gives: a call of `decode` gives the frames of the next turn, and raises its error."""
+    """Stands for av.open and for what it gives: a call of `decode` gives the frames of the next
+    turn, and raises its error."""
 
     def __init__(self, *turns: list[Any]):
         self.turns = list(turns)
@@ -150,7 +154,9 @@ BROKEN = av.error.InvalidDataError(1094995529, "Invalid data found")
 
 
 def test_a_device_that_is_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device([NOT_YET], [BROKEN], [3, NOT_YET], [NOT_YET], [4, 5, OSError(19, "No such device")])
+    device = Device(
+        [NOT_YET], [BROKEN], [3, NOT_YET], [NOT_YET], [4, 5, OSError(19, "No such device")]
+    )
     monkeypatch.setattr(av, "open", device)
     with Camera("1") as source:
         wait_for_end()
@@ -192,11 +198,15 @@ def test_cameras_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuse(av.error.FileNotFoundError(2, "No such file", "/dev/video77")) == (
         "camera '77': there is no such camera"
     )
-    assert refuse(av.error.PermissionError(13, "Permission denied")).startswith("camera '77': permission denied; ")
+    assert refuse(av.error.PermissionError(13, "Permission denied")).startswith(
+        "camera '77': permission denied; "
+    )
     assert "no other program uses" in refuse(av.error.OSError(16, "Device or resource busy"))
     assert "no container format 'v4l2'" in refuse(ValueError("no container format 'v4l2'"))
     monkeypatch.setattr(camera, "DEVICES", {})
-    with pytest.raises(VideoError, match="cameras are read on macOS and Linux; give a video file instead"):
+    with pytest.raises(
+        VideoError, match="cameras are read on macOS and Linux; give a video file instead"
+    ):
         Camera("0")
 
 
@@ -205,7 +215,9 @@ def test_what_is_no_camera(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="there is no such camera"):
         Camera(str(tmp_path / "video9"))
     (tmp_path / "video9").write_bytes(encode_video(3))
-    with pytest.raises(VideoError, match="it has to be a camera"):  # a path that is given as a device is not read
+    with pytest.raises(
+        VideoError, match="it has to be a camera"
+    ):  # a path that is given as a device is not read
         Camera(str(tmp_path / "video9"))
 
 

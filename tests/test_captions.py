@@ -1,4 +1,5 @@
-"""Folders of pictures: every answer is what the picture would get alone, whatever is stopped, doubled or broken."""
+"""Folders of pictures: every answer is what the picture would get alone, whatever is stopped,
+doubled or broken."""
 
 import contextlib
 import csv
@@ -34,7 +35,12 @@ import pytest
 
 DESCRIBE = Task("Describe the picture.", 64)
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
-SCHEMA = {"type": "object", "properties": {"n": DIGIT}, "required": ["n"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": DIGIT},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 
 
 def draw_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:
@@ -66,7 +72,9 @@ def alone(bundled: Loaded, path: Path, task: Task = DESCRIBE) -> str:
 
 def answer_alone(bundled: Loaded, path: Path, task: Task) -> str:
     parts = [{"type": "image", "path": str(path)}, {"type": "text", "text": task.prompt}]
-    return generate(*bundled, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)).strip()
+    return generate(
+        *bundled, [{"role": "user", "content": parts}], Options(max_tokens=task.max_tokens)
+    ).strip()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -74,7 +82,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_captions_are_those_of_each_picture_alone(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_captions_are_those_of_each_picture_alone(
+    bundled: Loaded, pictures: list[Path], tmp_path: Path
+) -> None:
     work = Work(Captioner(*bundled, DESCRIBE).write_in_steps(pictures, tmp_path / "a.jsonl"))
     seen, lines = [(step.done, step.total) for step in work], work.result
     assert [line["path"] for line in lines] == [str(path) for path in pictures]
@@ -89,8 +99,12 @@ def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     """Answers of several lengths, of pictures whose prompts have one length."""
     model, processor = bundled
     inputs = [processor(ask(path, DESCRIBE.prompt)) for path in pictures]
-    length = max((len(one.input_ids) for one in inputs), key=[len(one.input_ids) for one in inputs].count)
-    same = [path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length]
+    length = max(
+        (len(one.input_ids) for one in inputs), key=[len(one.input_ids) for one in inputs].count
+    )
+    same = [
+        path for path, one in zip(pictures, inputs, strict=True) if len(one.input_ids) == length
+    ]
     batch = [one for one in inputs if len(one.input_ids) == length]
     assert len(batch) > 3
     answers = Engine(model, processor).batch(batch, Options(max_tokens=64))
@@ -108,7 +122,9 @@ def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
 
 def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = bundled
-    two = [processor([{"role": "user", "content": text}]) for text in ("Hello", "Hello, how are you?")]
+    two = [
+        processor([{"role": "user", "content": text}]) for text in ("Hello", "Hello, how are you?")
+    ]
     with pytest.raises(GenerationError, match="a batch has one length"):
         Engine(model, processor).batch(two, Options())
     kind = type(model.language_model)
@@ -127,18 +143,29 @@ def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Pa
     assert json.loads(text)["n"] == lines[0]["n"]
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["path"], row["n"]) for row in rows] == [(line["path"], str(line["n"])) for line in lines]
-    cut = Captioner(*bundled, Task("How many?", 2, SCHEMA)).write(pictures[:1], tmp_path / "b.jsonl")
+    assert [(row["path"], row["n"]) for row in rows] == [
+        (line["path"], str(line["n"])) for line in lines
+    ]
+    cut = Captioner(*bundled, Task("How many?", 2, SCHEMA)).write(
+        pictures[:1], tmp_path / "b.jsonl"
+    )
     assert cut[0]["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
 
 
 def ask(path: Path, text: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("cuts", [1, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_run_goes_on_where_it_was_cut_off(cuts: int, bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_was_cut_off(
+    cuts: int, bundled: Loaded, pictures: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "a.jsonl"
     Captioner(*bundled, DESCRIBE).write(pictures[:6], out)
     whole, rng = out.read_bytes(), Random(0)
@@ -187,9 +214,15 @@ def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_pa
     odd = os.fsdecode(b"\xff.png")
     shutil.copy(pictures[0], folder / odd)
     files = find_files([folder])
-    assert [path.name for path in files] == sorted(["=SUM(1).PNG", "bad.mp4", "clip.mp4", "cut.png", "empty.png", odd])
+    assert [path.name for path in files] == sorted(
+        ["=SUM(1).PNG", "bad.mp4", "clip.mp4", "cut.png", "empty.png", odd]
+    )
     lines = Captioner(*bundled, DESCRIBE).write(files, tmp_path / "a.csv")
-    assert [Path(line["path"]).name for line in lines if "error" in line] == ["bad.mp4", "cut.png", "empty.png"]
+    assert [Path(line["path"]).name for line in lines if "error" in line] == [
+        "bad.mp4",
+        "cut.png",
+        "empty.png",
+    ]
     assert read(tmp_path / "a.jsonl") == lines
     table = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "path,caption,error"
@@ -261,9 +294,16 @@ def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.Monk
 
 
 def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
-    short, (picture,) = Captioner(*bundled, DESCRIBE, options=Options(max_tokens=3)), draw_pictures(tmp_path / "in", 1)
+    short, (picture,) = (
+        Captioner(*bundled, DESCRIBE, options=Options(max_tokens=3)),
+        draw_pictures(tmp_path / "in", 1),
+    )
     (line,) = short.write([picture], tmp_path / "a.jsonl")
-    assert line["caption"] == alone(bundled, picture, Task(DESCRIBE.prompt, 3)) != alone(bundled, picture)
+    assert (
+        line["caption"]
+        == alone(bundled, picture, Task(DESCRIBE.prompt, 3))
+        != alone(bundled, picture)
+    )
     assert short.run != Captioner(*bundled, DESCRIBE).run
     with pytest.raises(GenerationError, match="stop"):
         Captioner(*bundled, Task("How many?", schema=SCHEMA), options=Options(stop=("}",)))
@@ -273,14 +313,27 @@ def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
 
 
 def command(files: Path, out: Path) -> list[str]:
-    options = ["-m", "tiny", "--dtype", "float32", "--prompt", DESCRIBE.prompt, "-n", "64", "--out", str(out)]
+    options = [
+        "-m",
+        "tiny",
+        "--dtype",
+        "float32",
+        "--prompt",
+        DESCRIBE.prompt,
+        "-n",
+        "64",
+        "--out",
+        str(out),
+    ]
     return [sys.executable, "-m", "smolvlm_mlx", "caption", str(files), *options]
 
 
 def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "in", 2)
     (tmp_path / "in" / "bad.png").write_bytes(b"no")
-    result = subprocess.run(command(tmp_path / "in", tmp_path / "a.jsonl"), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command(tmp_path / "in", tmp_path / "a.jsonl"), capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout) == (0, "")
     assert result.stderr.startswith(
         f"{tmp_path / 'a.jsonl'}: 2 of 3 files\nleft out: '{tmp_path / 'in' / 'bad.png'}': "
@@ -299,7 +352,9 @@ main()
 
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        open_ones = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        open_ones = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [one.getsockname()[1] for one in open_ones]
 
 
@@ -312,7 +367,12 @@ def test_two_processes_give_what_one_gives(count: int, bundled: Loaded, tmp_path
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SMALL_WINDOWS, *command(tmp_path / "in", tmp_path / "two.jsonl")[3:]],
+            [
+                sys.executable,
+                "-c",
+                SMALL_WINDOWS,
+                *command(tmp_path / "in", tmp_path / "two.jsonl")[3:],
+            ],
             env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": rank},
             cwd=ROOT,
         )
@@ -320,8 +380,15 @@ def test_two_processes_give_what_one_gives(count: int, bundled: Loaded, tmp_path
     ]
     assert [process.wait(240) for process in processes] == [0, 0]
     have = read(tmp_path / "two.jsonl")
-    assert [(line["path"], line["caption"]) for line in have] == [(line["path"], line["caption"]) for line in want]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts.json", "in", "one.jsonl", "two.jsonl"]
+    assert [(line["path"], line["caption"]) for line in have] == [
+        (line["path"], line["caption"]) for line in want
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "hosts.json",
+        "in",
+        "one.jsonl",
+        "two.jsonl",
+    ]
 
 
 @pytest.mark.slow
@@ -349,20 +416,29 @@ def test_a_thousand_pictures_killed_twenty_times(bundled: Loaded, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "least"), [(False, 3), (True, 1.5)])
-def test_together_they_are_three_times_faster(split: bool, least: float, bundled: Loaded, tmp_path: Path) -> None:
-    """With one tile each. With five most of the time goes to tiles and prompts, which are no faster together."""
+def test_together_they_are_three_times_faster(
+    split: bool, least: float, bundled: Loaded, tmp_path: Path
+) -> None:
+    """With one tile each. With five most of the time goes to tiles and prompts, which are no faster
+    together."""
     files, options = draw_pictures(tmp_path / "in", 256), ImageOptions(split=split)
 
     def together(number: int) -> float:
         started = time.perf_counter()
-        Captioner(*bundled, DESCRIBE, image_options=options).write(files, tmp_path / f"{number}.jsonl")
+        Captioner(*bundled, DESCRIBE, image_options=options).write(
+            files, tmp_path / f"{number}.jsonl"
+        )
         return time.perf_counter() - started
 
     def one_by_one() -> float:
         started = time.perf_counter()
         for path in files[:64]:
             messages = [user_message(DESCRIBE.prompt, [path])]
-            "".join(stream_generate(*bundled, messages, Options(DESCRIBE.max_tokens), image_options=options))
+            "".join(
+                stream_generate(
+                    *bundled, messages, Options(DESCRIBE.max_tokens), image_options=options
+                )
+            )
         return (time.perf_counter() - started) * len(files) / 64
 
     together(0)

@@ -1,4 +1,5 @@
-"""A conversation answers as if nothing were reused, reuses all it can, and loses nothing when it is interrupted."""
+"""A conversation answers as if nothing were reused, reuses all it can, and loses nothing when it is
+interrupted."""
 
 import base64
 import json
@@ -7,7 +8,13 @@ from random import Random
 from typing import Any
 
 from smolvlm_mlx import Chat, Options, load, stream_generate
-from smolvlm_mlx.errors import ContextFullError, GenerationError, ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import (
+    ContextFullError,
+    GenerationError,
+    ImageError,
+    PromptError,
+    SmolVLMError,
+)
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs import media
@@ -61,7 +68,8 @@ def random_step(chat: Chat, rng: Random) -> Any:
 
 
 def converse(loaded: Loaded, seed: int, kv_bits: Any = None) -> tuple[int, int]:
-    """A random conversation, each answer compared with an uncached run's; returns tokens reused, and tokens in all."""
+    """A random conversation, each answer compared with an uncached run's; returns tokens reused,
+    and tokens in all."""
     rng = Random(seed)
     chat = Chat(*loaded, Options(max_tokens=6, kv_bits=kv_bits))
     reused, total = 0, 0
@@ -73,7 +81,10 @@ def converse(loaded: Loaded, seed: int, kv_bits: Any = None) -> tuple[int, int]:
         uncached = finish(stream_generate(*loaded, chat.messages[:-1], chat.options))
         assert stream.token_ids == uncached.token_ids
         assert stream.statistics.prompt_tokens == uncached.statistics.prompt_tokens
-        reused, total = reused + stream.statistics.reused_tokens, total + stream.statistics.prompt_tokens
+        reused, total = (
+            reused + stream.statistics.reused_tokens,
+            total + stream.statistics.prompt_tokens,
+        )
     return reused, total
 
 
@@ -108,7 +119,11 @@ def test_equal_looking_prompts_share_only_equal_pictures(loaded: Loaded) -> None
     chat = Chat(*loaded, SHORT)
     finish(chat.ask("What?", [PICTURES[0], PICTURES[1]]))
     other = finish(chat.edit("What?", [PICTURES[0], PICTURES[2]])).statistics
-    one = len(loaded[1]([{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]).input_ids)
+    one = len(
+        loaded[1](
+            [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+        ).input_ids
+    )
     assert other.image_tokens // 2 < other.reused_tokens < one + 12
     assert finish(chat.edit("What?", [PICTURES[3]])).statistics.reused_tokens < 30
 
@@ -117,7 +132,9 @@ def test_progress_counts_tiles_that_are_new(loaded: Loaded) -> None:
     chat = Chat(*loaded, SHORT)
 
     def read(stream: TextStream) -> list[tuple[int, int]]:
-        readings = [event for event in stream.events if isinstance(event, Reading) and event.what == "tiles"]
+        readings = [
+            event for event in stream.events if isinstance(event, Reading) and event.what == "tiles"
+        ]
         return [(reading.done, reading.total) for reading in readings]
 
     stream = chat.ask("What?", [PICTURES[0]])
@@ -152,10 +169,14 @@ def test_interrupted_by_the_keyboard(loaded: Loaded, monkeypatch: pytest.MonkeyP
             finish(chat.ask("And this?", [PICTURES[0]]))
     assert chat.messages[-1] == Message("assistant", (TextPart(""),), interrupted=True)
     retried = finish(chat.retry())
-    assert retried.token_ids == finish(stream_generate(*loaded, chat.messages[:-1], SHORT)).token_ids
+    assert (
+        retried.token_ids == finish(stream_generate(*loaded, chat.messages[:-1], SHORT)).token_ids
+    )
 
 
-def test_what_cannot_be_asked_changes_nothing(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_changes_nothing(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     chat = Chat(*loaded, SHORT)
     finish(chat.ask("Hello"))
     before = list(chat.messages)
@@ -179,7 +200,8 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
     before = chat.tokens()
     words = "word " * ((chat.context - before) // 5)
     with pytest.raises(
-        ContextFullError, match=rf"leaves no room for an answer in the model's context of {chat.context}"
+        ContextFullError,
+        match=rf"leaves no room for an answer in the model's context of {chat.context}",
     ):
         chat.ask(words)
     assert said(chat)[::2] == ["First", "Second"]
@@ -210,7 +232,9 @@ def test_the_oldest_turn_is_the_first_question_and_all_before_the_second() -> No
 
 def test_edit_keeps_what_a_video_is_asked_with(loaded: Loaded) -> None:
     chat, frames = Chat(*loaded, SHORT), Frames([Attachment(picture) for picture in PICTURES[:3]])
-    first = finish(chat.ask("What?", [VideoPart(frames, {"max_frames": 2}), PICTURES[0]])).statistics
+    first = finish(
+        chat.ask("What?", [VideoPart(frames, {"max_frames": 2}), PICTURES[0]])
+    ).statistics
     again = finish(chat.edit("What?")).statistics
     assert again.prompt_tokens == first.prompt_tokens
     assert chat.messages[0].media_parts[0] == VideoPart(frames, {"max_frames": 2})
@@ -245,7 +269,10 @@ def test_saved_and_opened(loaded: Loaded, tmp_path: Path) -> None:
     assert finish(other.retry()).token_ids == finish(chat.retry()).token_ids
     # And the file is in the message schema itself.
     messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
-    assert loaded[1](messages).input_ids.tolist() == loaded[1](other.messages[:-1] + messages[-1:]).input_ids.tolist()
+    assert (
+        loaded[1](messages).input_ids.tolist()
+        == loaded[1](other.messages[:-1] + messages[-1:]).input_ids.tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,11 +281,13 @@ def test_saved_and_opened(loaded: Loaded, tmp_path: Path) -> None:
         ("nonsense", "no conversation that can be read"),
         ("[]", "messages must be a non-empty list"),
         (
-            '{"messages": [{"role": "user", "content": [{"type": "image", "path": "/etc/passwd"}]}]}',
+            '{"messages": [{"role": "user", "content": '
+            '[{"type": "image", "path": "/etc/passwd"}]}]}',
             "local files are not read here",
         ),
         (
-            '{"messages": [{"role": "user", "content": [{"type": "image", "url": "https://a.example/b"}]}]}',
+            '{"messages": [{"role": "user", "content": '
+            '[{"type": "image", "url": "https://a.example/b"}]}]}',
             "URLs are not fetched here",
         ),
     ],
@@ -317,7 +346,11 @@ def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:
     recent = Recent(most=2)
 
     def sent(number: int, name: str | None = None) -> Any:
-        part = {"type": "image", "base64": base64.b64encode(Attachment(PICTURES[number]).data).decode(), "name": name}
+        part = {
+            "type": "image",
+            "base64": base64.b64encode(Attachment(PICTURES[number]).data).decode(),
+            "name": name,
+        }
         return parse_messages([{"role": "user", "content": [part]}], recent=recent)[0].media[0]
 
     first = sent(0)

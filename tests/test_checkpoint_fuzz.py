@@ -1,6 +1,8 @@
-"""Damaged and hostile weight files: refused in one line, or loaded; no crash, no hang, nothing that safetensors refuses.
+"""Damaged and hostile weight files: refused in one line, or loaded; no crash, no hang, nothing that
+safetensors refuses.
 
-Mutations run in a process of their own, so that a crash is a failed test that names the seed. To repeat one by hand:
+Mutations run in a process of their own, so that a crash is a failed test that names the seed. To
+repeat one by hand:
 
     python tests/test_checkpoint_fuzz.py FOLDER SEED 1
 """
@@ -24,8 +26,43 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 Header = list[tuple[str, Any]]  # pairs, as names may be there twice
-ODD_SIZES = [0, 1, -1, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64 - 1, 2**64, 65536, 1.5, 1e300, "8", None, True, []]
-DTYPES = ["F32", "F16", "BF16", "U32", "I32", "F64", "I64", "BOOL", "U8", "F8_E4M3", "F4", "C64", "f32", "", None, 4]
+ODD_SIZES = [
+    0,
+    1,
+    -1,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**63,
+    2**64 - 1,
+    2**64,
+    65536,
+    1.5,
+    1e300,
+    "8",
+    None,
+    True,
+    [],
+]
+DTYPES = [
+    "F32",
+    "F16",
+    "BF16",
+    "U32",
+    "I32",
+    "F64",
+    "I64",
+    "BOOL",
+    "U8",
+    "F8_E4M3",
+    "F4",
+    "C64",
+    "f32",
+    "",
+    None,
+    4,
+]
 
 
 # ---- mutations: a file's header and data, to other bytes
@@ -59,7 +96,9 @@ def grow(rng: random.Random, file: bytes) -> bytes:
 
 def change_length(rng: random.Random, file: bytes) -> bytes:
     length = int.from_bytes(file[:8], "little")
-    other = rng.choice([0, 1, 2, length - 1, length + 1, length + 8, len(file), 2**31, 2**32, 2**63, 2**64 - 1])
+    other = rng.choice(
+        [0, 1, 2, length - 1, length + 1, length + 8, len(file), 2**31, 2**32, 2**63, 2**64 - 1]
+    )
     return other.to_bytes(8, "little") + file[8:]
 
 
@@ -80,7 +119,9 @@ def edit_shape(rng: random.Random, pairs: Header) -> None:
     entry = pick(rng, pairs)
     shape = entry.get("shape")
     if not isinstance(shape, list) or not shape or rng.random() < 0.3:
-        entry["shape"] = rng.choice([[], [65536] * 4, [2**31 - 1, 2**31 - 1, 0], [1] * 5000, None, 7, "8", {}])
+        entry["shape"] = rng.choice(
+            [[], [65536] * 4, [2**31 - 1, 2**31 - 1, 0], [1] * 5000, None, 7, "8", {}]
+        )
     elif rng.random() < 0.5:
         shape[rng.randrange(len(shape))] = rng.choice(ODD_SIZES)
     else:
@@ -91,10 +132,15 @@ def edit_shape(rng: random.Random, pairs: Header) -> None:
 def edit_offsets(rng: random.Random, pairs: Header) -> None:
     entry, other = pick(rng, pairs), pick(rng, pairs)
     if rng.random() < 0.3:
-        entry["data_offsets"], other["data_offsets"] = other.get("data_offsets"), entry.get("data_offsets")
+        entry["data_offsets"], other["data_offsets"] = (
+            other.get("data_offsets"),
+            entry.get("data_offsets"),
+        )
     elif isinstance(entry.get("data_offsets"), list) and rng.random() < 0.7:
         offset = rng.choice([*ODD_SIZES, 4, 8, 100])
-        entry["data_offsets"] = [offset, *entry["data_offsets"][1:]] if rng.random() < 0.5 else [0, offset]
+        entry["data_offsets"] = (
+            [offset, *entry["data_offsets"][1:]] if rng.random() < 0.5 else [0, offset]
+        )
     else:
         entry["data_offsets"] = rng.choice([[], [0], [8, 4], [0, 0, 0], None, 3, {"0": 1}])
 
@@ -114,7 +160,12 @@ def edit_names(rng: random.Random, pairs: Header) -> None:
     elif how == 2:
         del pairs[at]
     elif how == 3:
-        pairs[at] = (rng.choice(["", "x", "a\nb\x1b[2J", "\ud7ff" * 9999, "model.", "__metadata__", name[:-1]]), value)
+        pairs[at] = (
+            rng.choice(
+                ["", "x", "a\nb\x1b[2J", "\ud7ff" * 9999, "model.", "__metadata__", name[:-1]]
+            ),
+            value,
+        )
     else:
         other = rng.randrange(len(pairs))
         pairs[at], pairs[other] = (pairs[other][0], value), (name, pairs[other][1])
@@ -162,7 +213,13 @@ def rewrite_header(rng: random.Random, file: bytes) -> bytes:
     return encode(header, file[size:])
 
 
-MUTATIONS: list[Callable[[random.Random, bytes], bytes]] = [flip_bytes, cut, grow, change_length, rewrite_header]
+MUTATIONS: list[Callable[[random.Random, bytes], bytes]] = [
+    flip_bytes,
+    cut,
+    grow,
+    change_length,
+    rewrite_header,
+]
 MUTATIONS += [edit_header] * 5
 
 
@@ -203,8 +260,18 @@ def accepted_by_safetensors(path: Path) -> bool:
 
 
 def in_a_process(folder: Path, first: int, count: int, seconds: float) -> Counter[str]:
-    command = [sys.executable, "-W", "ignore", str(Path(__file__)), str(folder), str(first), str(count)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(Path(__file__)),
+        str(folder),
+        str(first),
+        str(count),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds
+    )
     assert done.returncode == 0, f"exit code {done.returncode}, at the end: {done.stderr[-2000:]}"
     return Counter(json.loads(done.stdout))
 
@@ -230,7 +297,12 @@ def small(tmp_path: Path, tiny: Path) -> Path:
     for path in tiny.glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
     raw = json.loads((tiny / "config.json").read_text())
-    raw["text_config"] |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 4}
+    raw["text_config"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "head_dim": 4,
+    }
     raw["vision_config"] |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     (folder / "config.json").write_text(json.dumps(raw))
     parameters = SmolVLM(ModelConfig.from_dict(raw)).named_parameters()

@@ -1,4 +1,5 @@
-"""The command line: the answer and nothing else on stdout, one line on stderr when something is wrong, exit codes."""
+"""The command line: the answer and nothing else on stdout, one line on stderr when something is
+wrong, exit codes."""
 
 import io
 import json
@@ -44,17 +45,38 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answer_to_stdout(tiny: Path, picture: Path, call: Any) -> None:
     model, processor = load(tiny)
     want = generate(model, processor, "What?", Options(max_tokens=9), images=[picture])
-    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, "What?") == (0, want + "\n", "")
-    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, stdin=" What?\n") == (0, want + "\n", "")
-    assert call("generate", "-", "--model", tiny, "-i", picture, "-n", 9, stdin="What?") == (0, want + "\n", "")
+    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, "What?") == (
+        0,
+        want + "\n",
+        "",
+    )
+    assert call("generate", "--model", tiny, "-i", picture, "-n", 9, stdin=" What?\n") == (
+        0,
+        want + "\n",
+        "",
+    )
+    assert call("generate", "-", "--model", tiny, "-i", picture, "-n", 9, stdin="What?") == (
+        0,
+        want + "\n",
+        "",
+    )
 
 
 def test_json(tiny: Path, picture: Path, call: Any) -> None:
-    code, out, err = call("generate", "Hi", "-m", tiny, "-i", picture, "-i", picture, "-n", 5, "--no-split", "--json")
+    code, out, err = call(
+        "generate", "Hi", "-m", tiny, "-i", picture, "-i", picture, "-n", 5, "--no-split", "--json"
+    )
     found = json.loads(out)
     assert (code, err) == (0, "")
     numbers = ("prompt_tokens", "image_tokens", "tiles", "generated_tokens", "peak_memory_bytes")
-    assert set(found) == {"text", "token_ids", "finish_reason", "seconds", "tokens_per_second", *numbers}
+    assert set(found) == {
+        "text",
+        "token_ids",
+        "finish_reason",
+        "seconds",
+        "tokens_per_second",
+        *numbers,
+    }
     assert isinstance(found["text"], str)
     assert all(type(id) is int for id in found["token_ids"])
     assert all(type(found[name]) is int for name in numbers)
@@ -64,7 +86,9 @@ def test_json(tiny: Path, picture: Path, call: Any) -> None:
     assert found["prompt_tokens"] > 32
     assert found["peak_memory_bytes"] > 0
     assert list(found["seconds"]) == ["load", "preprocess", "vision", "prefill", "decode"]
-    assert all(type(value) is float for value in (*found["seconds"].values(), found["tokens_per_second"]))
+    assert all(
+        type(value) is float for value in (*found["seconds"].values(), found["tokens_per_second"])
+    )
     assert all(value > 0 for value in found["seconds"].values())
 
 
@@ -72,7 +96,11 @@ def test_options_reach_the_model(tiny: Path, call: Any) -> None:
     base = ("generate", "Hi", "-m", tiny, "-n", "12")
     plain = call(*base)[1]
     assert call(*base, "--system", "Be brief.")[1] != plain
-    assert call(*base, "-t", "1.5", "--seed", "1")[1] == call(*base, "-t", "1.5", "--seed", "1")[1] != plain
+    assert (
+        call(*base, "-t", "1.5", "--seed", "1")[1]
+        == call(*base, "-t", "1.5", "--seed", "1")[1]
+        != plain
+    )
     assert call(*base, "--repetition-penalty", "3")[0] == 0
     assert call(*base, "--kv-bits", "8")[0] == 0
     assert call(*base, "--stop", plain[1:2])[1] == plain[: plain.index(plain[1:2])] + "\n"
@@ -149,7 +177,9 @@ def test_what_comes_after_two_dashes_is_text(tiny: Path, call: Any) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_choice_is_told_all_there_are(arguments: list[str], choices: Iterable[object], call: Any) -> None:
+def test_a_wrong_choice_is_told_all_there_are(
+    arguments: list[str], choices: Iterable[object], call: Any
+) -> None:
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     words = err[err.index("is not one of") :]
@@ -159,7 +189,12 @@ def test_a_wrong_choice_is_told_all_there_are(arguments: list[str], choices: Ite
 
 @pytest.mark.parametrize(
     "arguments",
-    [["generate", "--nothing"], ["nothing"], ["generate", "Hi", "--max-tokens", "many"], ["convert", "a"]],
+    [
+        ["generate", "--nothing"],
+        ["nothing"],
+        ["generate", "Hi", "--max-tokens", "many"],
+        ["convert", "a"],
+    ],
     ids=str,
 )
 def test_wrong_usage(arguments: list[str], call: Any) -> None:
@@ -170,7 +205,12 @@ def test_wrong_usage(arguments: list[str], call: Any) -> None:
 
 
 def test_the_page_has_options_of_its_own(call: Any) -> None:
-    for options in (["-n", 5], ["--temperature", 1], ["--system", "Be brief."], ["--image", "a.png"]):
+    for options in (
+        ["-n", 5],
+        ["--temperature", 1],
+        ["--system", "Be brief."],
+        ["--image", "a.png"],
+    ):
         check_refused(call("chat", "--web", *options), "--web", "leave out")
 
 
@@ -196,9 +236,12 @@ try:
     main.main()
 except SystemExit:
     pass
-print(sorted({"mlx", "mlx.core", "mlx_lm", "transformers", "torch", "numpy", "PIL"} & set(sys.modules)), file=sys.stderr)
+heavy = {"mlx", "mlx.core", "mlx_lm", "transformers", "torch", "numpy", "PIL"}
+print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert result.stderr == "[]\n"  # which is what makes it quick
 
 
@@ -243,12 +286,21 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "smolvlm_mlx.cli.generate", "mlx.core", "tokenizers", "PIL.Image"])
+@pytest.mark.parametrize(
+    "module", ["typer", "smolvlm_mlx.cli.generate", "mlx.core", "tokenizers", "PIL.Image"]
+)
 def test_interrupt_while_loading(module: str, tiny: Path) -> None:
-    """Before the command line is there, and while extensions are imported, some of which swallow an interrupt."""
+    """Before the command line is there, and while extensions are imported, some of which swallow an
+    interrupt."""
     arguments = map(str, ("generate", "Hello", "-m", tiny, "-n", 4000))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT.replace("sys.argv[1]", repr(module), 1), "", *arguments],
+        [
+            sys.executable,
+            "-c",
+            INTERRUPTED_AT_AN_IMPORT.replace("sys.argv[1]", repr(module), 1),
+            "",
+            *arguments,
+        ],
         capture_output=True,
         env=ENVIRONMENT,
         cwd=ROOT,
@@ -278,11 +330,20 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_an_answer_cannot_command_the_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model text is data: as it is in a pipe, without control characters on a terminal, and never markup."""
+def test_an_answer_cannot_command_the_terminal(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model text is data: as it is in a pipe, without control characters on a terminal, and never
+    markup."""
     out = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
-    pieces = ["[red]a[/red]\n", "\x1b]0;title\x07", "\x1b[31m", "b\tc\r\x08\x9b1m\x7f", "{0}%s\u202e é😀"]
+    pieces = [
+        "[red]a[/red]\n",
+        "\x1b]0;title\x07",
+        "\x1b[31m",
+        "b\tc\r\x08\x9b1m\x7f",
+        "{0}%s\u202e é😀",
+    ]
     assert echo(map(Text, pieces), silent=False) == pieces
     shown = "[red]a[/red]\n]0;title[31mb\tc1m{0}%s\u202e é😀"
     assert out.getvalue() == (shown if is_terminal else "".join(pieces)) + "\n"
@@ -297,7 +358,9 @@ def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
     assert "language_model" in out
     assert "same top token" in out
     assert json.loads((tmp_path / "eight" / "config.json").read_text())["quantization"]["bits"] == 8
-    code, out, err = call("convert", tiny, tmp_path / "four", "--bits", 4, "--embedding-bits", 8, "--group-size", 32)
+    code, out, err = call(
+        "convert", tiny, tmp_path / "four", "--bits", 4, "--embedding-bits", 8, "--group-size", 32
+    )
     assert code == 0, err
     assert call("generate", "Hi", "-m", tmp_path / "four", "-n", 2)[0] == 0
     check_refused(call("convert", tiny, tmp_path / "four"), "four exists")
@@ -314,7 +377,9 @@ def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
     ],
     ids=str,
 )
-def test_conversions_that_cannot_be(arguments: list[str], part: str, tiny: Path, tmp_path: Path, call: Any) -> None:
+def test_conversions_that_cannot_be(
+    arguments: list[str], part: str, tiny: Path, tmp_path: Path, call: Any
+) -> None:
     code, out, err = call("convert", tiny, tmp_path / "out", *arguments)
     assert (code, out) == (1, "")
     assert part in err.splitlines()[-1]

@@ -1,4 +1,5 @@
-"""config.json of every size of the family, with what each leaves out, and what hostile ones are told."""
+"""config.json of every size of the family, with what each leaves out, and what hostile ones are
+told."""
 
 import json
 import math
@@ -10,7 +11,8 @@ from tests.support.places import REAL_FILES
 
 import pytest
 
-# What the published files hold of the keys that shape a model; all else in them is left out, as the files leave out much.
+# What the published files hold of the keys that shape a model; all else in them is left out, as the
+# files leave out much.
 TEXT_256M = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -23,7 +25,12 @@ TEXT_256M = {
     "rope_theta": 100000,
     "vocab_size": 49280,
 }
-TEXT_500M = {**TEXT_256M, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32} | {
+TEXT_500M = {
+    **TEXT_256M,
+    "hidden_size": 960,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 32,
+} | {
     "num_attention_heads": 15,
     "num_key_value_heads": 5,
 }
@@ -38,7 +45,12 @@ TEXT_22B = {  # no head counts
     "vocab_size": 49280,
 }
 VISION_VIDEO = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
-VISION_22B = {"image_size": 384, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
+VISION_22B = {
+    "image_size": 384,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+}
 SMALL_IDS = {"image_token_id": 49190, "scale_factor": 4}
 FAMILY: dict[str, dict[str, Any]] = {
     "SmolVLM-256M-Instruct": {
@@ -57,7 +69,12 @@ FAMILY: dict[str, dict[str, Any]] = {
         "model_type": "idefics3",
         "image_token_id": 49153,
         "scale_factor": 3,
-        "text_config": {**TEXT_22B, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49155}
+        "text_config": {
+            **TEXT_22B,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 49155,
+        }
         | {"rope_theta": 273768.0, "rope_scaling": None, "max_position_embeddings": 16384},
         "vision_config": {**VISION_22B, "hidden_size": 1152, "num_attention_heads": 16},
     },
@@ -81,8 +98,8 @@ FAMILY: dict[str, dict[str, Any]] = {
         "vision_config": VISION_VIDEO,
     },
 }
-# (decoder width, layers, heads, key-value heads, MLP, rope), (vision width, layers, heads, MLP, patch, tile),
-# (vocabulary, image id, tokens a tile)
+# (decoder width, layers, heads, key-value heads, MLP, rope), (vision width, layers, heads, MLP,
+# patch, tile), (vocabulary, image id, tokens a tile)
 SIGLIP_B, SO400M = (768, 12, 12, 3072, 16, 512), (1152, 27, 16, 4304, 14, 384)
 NUMBERS = {
     "SmolVLM-256M-Instruct": ((576, 30, 9, 3, 1536, 1e5), SIGLIP_B, (49280, 49190, 64)),
@@ -96,7 +113,12 @@ NUMBERS = {
 
 def numbers(config: ModelConfig) -> tuple[tuple[float, ...], ...]:
     text, vision = config.text_config, config.vision_config
-    assert (text.head_dim, text.rms_norm_eps, vision.layer_norm_eps, vision.num_channels) == (64, 1e-5, 1e-6, 3)
+    assert (text.head_dim, text.rms_norm_eps, vision.layer_norm_eps, vision.num_channels) == (
+        64,
+        1e-5,
+        1e-6,
+        3,
+    )
     return (
         (
             text.hidden_size,
@@ -133,7 +155,10 @@ def test_family_files(name: str) -> None:
 
 def test_published_parameter_counts() -> None:
     """The estimate leaves out biases and some norms; the published counts are exact."""
-    for name, count in {"SmolVLM-Instruct": 2_246_272_880, "SmolVLM2-2.2B-Instruct": 2_246_784_880}.items():
+    for name, count in {
+        "SmolVLM-Instruct": 2_246_272_880,
+        "SmolVLM2-2.2B-Instruct": 2_246_784_880,
+    }.items():
         assert ModelConfig.from_dict(FAMILY[name]).parameters == pytest.approx(count, rel=1e-3)
 
 
@@ -144,15 +169,24 @@ def changed(section: str | None = None, **values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
 def test_rope_theta_may_be_in_rope_parameters(name: str) -> None:
-    values = {"rope_theta": 273768.0, "rope_type": "default", "hidden_size": 7}  # only rope_theta is taken from there
+    values = {
+        "rope_theta": 273768.0,
+        "rope_type": "default",
+        "hidden_size": 7,
+    }  # only rope_theta is taken from there
     text = ModelConfig.from_dict(changed("text_config", **{name: values})).text_config
     assert (text.rope_theta, text.hidden_size) == (273768.0, 576)
 
 
 def test_null_is_the_class_default() -> None:
-    text = ModelConfig.from_dict(changed("text_config", num_key_value_heads=None, head_dim=None)).text_config
+    text = ModelConfig.from_dict(
+        changed("text_config", num_key_value_heads=None, head_dim=None)
+    ).text_config
     assert (text.num_key_value_heads, text.head_dim) == (9, 64)
-    assert ModelConfig.from_dict(changed("text_config", rms_norm_eps=None)).text_config.rms_norm_eps == 1e-6
+    assert (
+        ModelConfig.from_dict(changed("text_config", rms_norm_eps=None)).text_config.rms_norm_eps
+        == 1e-6
+    )
 
 
 def nested(depth: int) -> list[Any]:
@@ -166,7 +200,10 @@ ABSURD = [-1, 2**40, 10**9, 10**4000, True, "12", 1.5, math.nan, math.inf, [], {
 COUNTS: list[tuple[str | None, str]] = [
     ("text_config", key) for key in TEXT_256M if key not in ("rms_norm_eps", "rope_theta")
 ]
-COUNTS += [("vision_config", key) for key in (*VISION_VIDEO, "intermediate_size", "num_hidden_layers", "num_channels")]
+COUNTS += [
+    ("vision_config", key)
+    for key in (*VISION_VIDEO, "intermediate_size", "num_hidden_layers", "num_channels")
+]
 COUNTS += [(None, "image_token_id"), (None, "scale_factor")]
 
 
@@ -186,7 +223,9 @@ def test_absurd_counts(section: str | None, key: str) -> None:
         if value == 10**4000:  # too long to print whole, and printed short
             assert f"{key} is 1000" in refused(changed(section, **{key: value}))
         else:
-            assert f"{key} is {quote(value)}, not an integer" in refused(changed(section, **{key: value}))
+            assert f"{key} is {quote(value)}, not an integer" in refused(
+                changed(section, **{key: value})
+            )
 
 
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
@@ -199,17 +238,26 @@ def test_absurd_numbers(key: str) -> None:
     ("raw", "said"),
     [
         ({}, "model_type is None"),
-        ({"model_type": "llama"}, "model_type is 'llama', not one of idefics3, smolvlm; choose a SmolVLM"),
+        (
+            {"model_type": "llama"},
+            "model_type is 'llama', not one of idefics3, smolvlm; choose a SmolVLM",
+        ),
         ({"model_type": ["smolvlm"]}, r"model_type is ['smolvlm']"),
         ({"model_type": "x\n" * 9000}, r"model_type is 'x\nx\nx"),
         (changed(text_config=None), "text_config is not an object"),
         (changed(vision_config=[1]), "vision_config is not an object"),
         (changed("text_config", rope_scaling="linear"), "rope_scaling is not an object"),
         (changed("text_config", rope_parameters=[1]), "rope_parameters is not an object"),
-        (changed("text_config", rope_scaling={"type": "linear", "factor": 2}), "rope type 'linear'"),
+        (
+            changed("text_config", rope_scaling={"type": "linear", "factor": 2}),
+            "rope type 'linear'",
+        ),
         (changed("text_config", rope_parameters={"rope_type": ["yarn"]}), "rope type ['yarn']"),
         (changed("text_config", num_key_value_heads=2), "9 attention heads for 2 key-value heads"),
-        (changed("text_config", num_attention_heads=900, num_key_value_heads=1, head_dim=None), "head_dim is 0"),
+        (
+            changed("text_config", num_attention_heads=900, num_key_value_heads=1, head_dim=None),
+            "head_dim is 0",
+        ),
         (changed("text_config", head_dim=63), "head_dim is 63"),
         (changed("text_config", num_attention_heads=1023, head_dim=1024), "1047552 wide"),
         (changed("text_config", attention_bias=True), "attention_bias or mlp_bias is set"),
@@ -218,12 +266,21 @@ def test_absurd_numbers(key: str) -> None:
         (changed("text_config", attention_bias=1), "attention_bias is 1, not a bool"),
         (changed("vision_config", hidden_act="relu"), "hidden_act 'relu'"),
         (changed("vision_config", num_channels=1), "num_channels 1 (only 3)"),
-        (changed("vision_config", num_attention_heads=7), "hidden_size 768 is not a multiple of 7 heads"),
+        (
+            changed("vision_config", num_attention_heads=7),
+            "hidden_size 768 is not a multiple of 7 heads",
+        ),
         (changed("vision_config", patch_size=513), "patch_size 513 exceeds image_size 512"),
         (changed(scale_factor=5), "32 patches a side, scale_factor 5"),
         (changed(image_token_id=49280), "image_token_id 49280 is beyond vocab_size 49280"),
-        (changed("text_config", hidden_size=1_000_000, num_hidden_layers=1000), "parameters (the family has up to"),
-        (changed("vision_config", image_size=16384, patch_size=1), "parameters (the family has up to"),
+        (
+            changed("text_config", hidden_size=1_000_000, num_hidden_layers=1000),
+            "parameters (the family has up to",
+        ),
+        (
+            changed("vision_config", image_size=16384, patch_size=1),
+            "parameters (the family has up to",
+        ),
     ],
 )
 def test_misfits(raw: dict[str, Any], said: str) -> None:
@@ -231,9 +288,16 @@ def test_misfits(raw: dict[str, Any], said: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    raw = changed("text_config", hidden_size=-1, rope_theta="big", vocab_size=None, num_hidden_layers=10**9)
+    raw = changed(
+        "text_config", hidden_size=-1, rope_theta="big", vocab_size=None, num_hidden_layers=10**9
+    )
     message = refused({**raw, "vision_config": 7, "scale_factor": 0})
-    for said in ("hidden_size is -1", "rope_theta is 'big'", "num_hidden_layers is 1000000000", "vision_config is not"):
+    for said in (
+        "hidden_size is -1",
+        "rope_theta is 'big'",
+        "num_hidden_layers is 1000000000",
+        "vision_config is not",
+    ):
         assert said in message
     assert "scale_factor is 0" in message
     assert "vocab_size" not in message

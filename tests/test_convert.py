@@ -51,8 +51,12 @@ def dequantized(folder: Path) -> Tensors:
             module = name.removesuffix(".scales")
             assert checkpoint.quantization is not None
             bits, group_size = checkpoint.quantization.of(module)
-            scales, biases = (tensors.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
-            tensors[f"{module}.weight"] = mx.dequantize(tensors[f"{module}.weight"], scales, biases, group_size, bits)
+            scales, biases = (
+                tensors.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases")
+            )
+            tensors[f"{module}.weight"] = mx.dequantize(
+                tensors[f"{module}.weight"], scales, biases, group_size, bits
+            )
     return tensors
 
 
@@ -81,19 +85,27 @@ def test_bf16_is_the_same_model(tmp_path: Path, model_type: str) -> None:
 
 def test_bf16_config(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out")
-    have, want = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", tiny))
+    have, want = (
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", tiny)
+    )
     assert have == {**want, "torch_dtype": "bfloat16"}
 
 
 def test_every_dtype_in_config_is_the_new_one(tiny: Path, tmp_path: Path) -> None:
     raw = json.loads((tiny / "config.json").read_text())
-    text, vision = {**raw["text_config"], "dtype": "float32"}, {**raw["vision_config"], "torch_dtype": "float32"}
+    text, vision = (
+        {**raw["text_config"], "dtype": "float32"},
+        {**raw["vision_config"], "torch_dtype": "float32"},
+    )
     values = {"text_config": text, "vision_config": vision, "dtype": "float32"}
     source = copy(tiny, tmp_path / "in", weights_of(tiny), **values)
     convert(source, tmp_path / "out", Recipe(dtype="float16"))
     have = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (have["dtype"], have["torch_dtype"]) == ("float16", "float16")
-    assert (have["text_config"]["dtype"], have["vision_config"]["torch_dtype"]) == ("float16", "float16")
+    assert (have["text_config"]["dtype"], have["vision_config"]["torch_dtype"]) == (
+        "float16",
+        "float16",
+    )
     assert {w.dtype for w in weights_of(tmp_path / "out").values()} == {mx.float16}
 
 
@@ -125,14 +137,22 @@ def test_recipes(tiny: Path, tmp_path: Path, name: str) -> None:
     for key, weight in source.items():
         module, want = key.removesuffix(".weight"), weight.astype(mx.bfloat16)
         if ".mlp.fc" in key and recipe.vision_bits is not None:
-            want = mx.pad(want, [(0, new - old) for old, new in zip(want.shape, unpacked(result, key), strict=True)])
+            want = mx.pad(
+                want,
+                [
+                    (0, new - old)
+                    for old, new in zip(want.shape, unpacked(result, key), strict=True)
+                ],
+            )
         bits = recipe.module_bits(module) if key.endswith(".weight") and weight.ndim == 2 else None
         assert (f"{module}.scales" in result) is (bits is not None), key
         if bits is None:
             assert bool(mx.array_equal(result[key], want)), key
         else:
             assert checkpoint.quantization.of(module) == (bits, 64)
-            for part, array in zip(("weight", "scales", "biases"), mx.quantize(want, 64, bits), strict=True):
+            for part, array in zip(
+                ("weight", "scales", "biases"), mx.quantize(want, 64, bits), strict=True
+            ):
                 assert bool(mx.array_equal(result[f"{module}.{part}"], array)), key
     assert report.bits_per_weight < 16
     load(out)
@@ -147,7 +167,8 @@ def unpacked(tensors: Tensors, key: str) -> tuple[int, ...]:
 
 
 def test_blocks_of_config(tiny: Path, tmp_path: Path) -> None:
-    """Only what differs is listed, and only Linear and Embedding layers, or other readers try to quantize a norm."""
+    """Only what differs is listed, and only Linear and Embedding layers, or other readers try to
+    quantize a norm."""
     blocks = {}
     for name in ("8bit", "4bit-8bit-embeddings", "4bit-vision"):
         convert(tiny, tmp_path / name, name)
@@ -174,7 +195,8 @@ def test_8_bit_is_close(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_quantized_vision_equals_its_float_values(tiny: Path, tmp_path: Path) -> None:
-    """The quantized layers, padded ones included, do what a float model of the values they stand for does."""
+    """The quantized layers, padded ones included, do what a float model of the values they stand
+    for does."""
     quantized = tmp_path / "quantized"
     convert(tiny, quantized, "4bit-vision")
     vision = json.loads((quantized / "config.json").read_text())["vision_config"]
@@ -205,8 +227,13 @@ def test_dequantizing(tiny: Path, tmp_path: Path) -> None:
     for key, array in have.items():
         module = key.removesuffix(".weight")
         if f"{module}.scales" in want and key.endswith(".weight"):
-            packed, scales, biases = (want[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
-            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)  # rounded once, to the result's dtype
+            packed, scales, biases = (
+                want[f"{module}.{part}"] for part in ("weight", "scales", "biases")
+            )
+            scales, biases = (
+                scales.astype(mx.float32),
+                biases.astype(mx.float32),
+            )  # rounded once, to the result's dtype
             exact = mx.dequantize(packed, scales, biases, 64, 4 if ".layers." in key else 8)
             assert bool(mx.array_equal(array, exact.astype(mx.bfloat16)))
         else:
@@ -228,14 +255,25 @@ def refused(kind: type[Exception], *args: Any, **kwargs: Any) -> str:
     ("recipe", "said"),
     [
         ("3bit", "recipe '3bit' is not one of bf16, 8bit, "),
-        (Recipe(dtype="int8"), "dtype 'int8' is not one of float32, float16, bfloat16"),  # type: ignore[arg-type]
-        (Recipe(bits=7), "recipe: 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)"),
-        (Recipe(bits=4, group_size=100), "recipe: 4 bits in groups of 100"),  # type: ignore[arg-type]
+        (
+            Recipe(dtype="int8"),  # type: ignore[arg-type]
+            "dtype 'int8' is not one of float32, float16, bfloat16",
+        ),
+        (
+            Recipe(bits=7),
+            "recipe: 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)",
+        ),
+        (
+            Recipe(bits=4, group_size=100),  # type: ignore[arg-type]
+            "recipe: 4 bits in groups of 100",
+        ),
         (Recipe(embedding_bits=9), "recipe: 9 bits"),
         (Recipe(vision_bits=0), "recipe: 0 bits"),
     ],
 )
-def test_recipes_that_do_not_exist(tiny: Path, tmp_path: Path, recipe: Recipe | str, said: str) -> None:
+def test_recipes_that_do_not_exist(
+    tiny: Path, tmp_path: Path, recipe: Recipe | str, said: str
+) -> None:
     assert said in refused(ConversionError, tiny, tmp_path / "out", recipe)
     assert list(tmp_path.iterdir()) == []
 
@@ -254,14 +292,19 @@ def slim(out: Path, **text: int) -> Path:
     raw["text_config"] |= text
     (out / "config.json").write_text(json.dumps(raw))
     parameters = SmolVLM(ModelConfig.from_dict(raw)).named_parameters()
-    mx.save_safetensors(str(out / "model.safetensors"), {k: mx.zeros(v.shape) for k, v in parameters.items()})
+    mx.save_safetensors(
+        str(out / "model.safetensors"), {k: mx.zeros(v.shape) for k, v in parameters.items()}
+    )
     return out
 
 
 def test_quantizing_twice(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "a", "8bit")
     said = refused(ConversionError, tmp_path / "a", tmp_path / "b", "4bit")
-    assert "is quantized to 8 bits already; convert the original checkpoint, or dequantize this one" in said
+    assert (
+        "is quantized to 8 bits already; convert the original checkpoint, or dequantize this one"
+        in said
+    )
     assert not (tmp_path / "b").exists()
 
 
@@ -273,11 +316,23 @@ def test_targets_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(source)
     exists = {source, file, tmp_path / "dangling", tmp_path, source / "config.json"}
     for out in exists:
-        assert refused(ConversionError, source, out) == f"{out} exists; choose another name, or delete it first"
-    inside = [source / "out", source / "a" / "b", tmp_path / "linked" / "out", source / ".." / "in" / "out"]
+        assert (
+            refused(ConversionError, source, out)
+            == f"{out} exists; choose another name, or delete it first"
+        )
+    inside = [
+        source / "out",
+        source / "a" / "b",
+        tmp_path / "linked" / "out",
+        source / ".." / "in" / "out",
+    ]
     for out in inside:
-        assert f"{out} is inside {source}, which is only read" in refused(ConversionError, source, out)
-    assert f"{file / 'out'}: cannot be made (File exists: {file})" in refused(ConversionError, source, file / "out")
+        assert f"{out} is inside {source}, which is only read" in refused(
+            ConversionError, source, out
+        )
+    assert f"{file / 'out'}: cannot be made (File exists: {file})" in refused(
+        ConversionError, source, file / "out"
+    )
     long = tmp_path / ("n" * 256)
     assert "cannot be made (File name too long" in refused(ConversionError, source, long)
     assert refused(CheckpointError, tmp_path / "nothing", tmp_path / "out").startswith("no folder ")
@@ -301,7 +356,9 @@ def test_no_access(tiny: Path, tmp_path: Path) -> None:
 
 def test_no_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type(usage)(usage.total, usage.used, 20 * 2**20))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: type(usage)(usage.total, usage.used, 20 * 2**20)
+    )
     out = tmp_path / "a" / "out"
     assert refused(ConversionError, tiny, out) == f"{out.parent}: 20 MiB free, 33 MiB needed"
     assert list(tmp_path.iterdir()) == []
@@ -333,7 +390,9 @@ POINTS = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_each_step_failing_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+def test_each_step_failing_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
     owner, name, most = POINTS[point]
     before, whole = fingerprint(tiny), getattr(owner, name)
     for nth in range(1, most + 2):
@@ -352,18 +411,24 @@ def test_each_step_failing_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     assert fingerprint(tiny) == before
 
 
-def test_a_result_that_does_not_load_is_no_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_does_not_load_is_no_result(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bad(path: Path, *args: Any) -> Iterator[Reading]:
         path.write_bytes(b"broken")
         yield Reading(1, 1, "bytes")
 
     monkeypatch.setattr(conversion, "write_safetensors_in_steps", bad)
-    assert "damaged, or no safetensors file" in refused(CheckpointError, tiny, tmp_path / "a" / "out")
+    assert "damaged, or no safetensors file" in refused(
+        CheckpointError, tiny, tmp_path / "a" / "out"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("nth", [1, 5, 40, 60])
-def test_each_write_failing_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+def test_each_write_failing_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
     """Of the weights: a full disk in the middle."""
     opened = Path.open
 
@@ -427,7 +492,16 @@ def kill_9(source: Path, parent: Path, times: int, seed: int) -> int:
     for at in range(times):
         target = parent / str(at)
         target.mkdir(parents=True)
-        command = [sys.executable, "-W", "ignore", "-c", KILLED, str(source), str(target), rng.choice(["bf16", "8bit"])]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            KILLED,
+            str(source),
+            str(target),
+            rng.choice(["bf16", "8bit"]),
+        ]
         environment = {**os.environ, **as_metal.environment(ROOT)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdout is not None
@@ -460,7 +534,8 @@ def test_kill_9_200_times(tiny: Path, tmp_path: Path) -> None:
 
 
 def expected_bytes(checkpoint: ModelConfig, recipe: Recipe, tied: bool = False) -> int:
-    """By arithmetic: a quantized weight has `bits` a number and 32 more for the scale and bias of each group."""
+    """By arithmetic: a quantized weight has `bits` a number and 32 more for the scale and bias of
+    each group."""
     total = 0.0
     for name, array in SmolVLM(checkpoint, tied).named_parameters().items():
         bits = recipe.module_bits(name.removesuffix(".weight")) if array.ndim == 2 else None
@@ -487,7 +562,8 @@ def test_sizes_on_disk(tiny: Path, tmp_path: Path, name: str) -> None:
     ],
 )
 def test_published_sizes(model: str, recipe: str, published: int) -> None:
-    """mlx-community quantizes tower, connector and position table as well: their share is counted at its bits here."""
+    """mlx-community quantizes tower, connector and position table as well: their share is counted
+    at its bits here."""
     path = REAL_FILES / model / "config.json"
     if not path.is_file():
         pytest.skip("need ../shared")
@@ -501,7 +577,11 @@ def test_published_sizes(model: str, recipe: str, published: int) -> None:
     # Ours has tower and connector in 16 bits, which is what it is larger by.
     parts = ("vision_model", "connector")
     ours = expected_bytes(config, RECIPES[recipe])
-    tower = sum(array.size for name, array in SmolVLM(config).named_parameters().items() if name.startswith(parts))
+    tower = sum(
+        array.size
+        for name, array in SmolVLM(config).named_parameters().items()
+        if name.startswith(parts)
+    )
     assert published < ours < published + 2 * tower
 
 
@@ -512,7 +592,8 @@ from smolvlm_mlx.checkpoint.convert import convert
 
 def peak():  # on Linux ru_maxrss begins with that of the process that started this one
     if sys.platform == "linux":
-        return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 before = peak()
@@ -525,12 +606,28 @@ print(before, peak())
 @pytest.mark.parametrize("recipe", ["bf16", "4bit-vision"])
 def test_memory(tmp_path: Path, recipe: str) -> None:
     """Peak memory follows the largest tensor, not the file."""
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 11, "head_dim": 64}
-    source = slim(tmp_path / "in", **sizes, num_attention_heads=16, num_key_value_heads=16, vocab_size=2000)
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 11,
+        "head_dim": 64,
+    }
+    source = slim(
+        tmp_path / "in", **sizes, num_attention_heads=16, num_key_value_heads=16, vocab_size=2000
+    )
     file = (source / "model.safetensors").stat().st_size
     largest = 4 * 1024 * 4096
     assert file > 600e6
-    command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(source), str(tmp_path / "out"), recipe]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        MEASURED,
+        str(source),
+        str(tmp_path / "out"),
+        recipe,
+    ]
     environment = {**os.environ, **as_metal.environment(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     before, peak = (int(number) for number in done.stdout.split())
@@ -544,5 +641,7 @@ def test_parts_of_the_report(tiny: Path, tmp_path: Path) -> None:
     parameters = load(tiny, "float32", fuse=False)[0].named_parameters()
     assert report.parts.keys() == {"vision_model", "connector", "language_model"}
     for part, (count, _) in report.parts.items():
-        assert count == sum(array.size for name, array in parameters.items() if name.startswith(part))
+        assert count == sum(
+            array.size for name, array in parameters.items() if name.startswith(part)
+        )
     assert report.parts["connector"] == (128 * 4 * 128, 128 * 4 * 128 * 2)

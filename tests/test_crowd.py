@@ -1,4 +1,5 @@
-"""Many clients of a server that is a process of its own, with the bundled model: every answer is compared."""
+"""Many clients of a server that is a process of its own, with the bundled model: every answer is
+compared."""
 
 import os
 import subprocess
@@ -25,10 +26,23 @@ CLIENTS = 8
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Its address and its process."""
-    command = [sys.executable, "-m", "smolvlm_mlx", "serve", "-m", "tiny", "--dtype", "float32", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "serve",
+        "-m",
+        "tiny",
+        "--dtype",
+        "float32",
+        "--port",
+        "0",
+    ]
     home = str(tmp_path_factory.mktemp("home"))
     environment = {**os.environ, "HOME": home, "XDG_DATA_HOME": home, "XDG_CACHE_HOME": home}
-    with subprocess.Popen([*command, "--token", "t"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [*command, "--token", "t"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[1].partition("#")[0]
         with connect(address) as client:
@@ -41,7 +55,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
 
 
 def connect(address: str) -> httpx2.Client:
-    return httpx2.Client(base_url=address, headers={"authorization": "Bearer t"}, timeout=60, **DIRECT)
+    return httpx2.Client(
+        base_url=address, headers={"authorization": "Bearer t"}, timeout=60, **DIRECT
+    )
 
 
 def is_there(client: httpx2.Client) -> bool:
@@ -55,12 +71,19 @@ def as_body(messages: list[Body]) -> Body:
     """A request, as OpenAI's API has it."""
     return {
         "max_tokens": 40,
-        "messages": [{**message, "content": [as_openai(part) for part in message["content"]]} for message in messages],
+        "messages": [
+            {**message, "content": [as_openai(part) for part in message["content"]]}
+            for message in messages
+        ],
     }
 
 
 def as_openai(part: Body) -> Body:
-    return part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(part["image"])}}
+    return (
+        part
+        if part["type"] == "text"
+        else {"type": "image_url", "image_url": {"url": data_url(part["image"])}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +91,21 @@ def known() -> list[tuple[Body, str]]:
     """Requests with and without pictures, and their answers."""
     model, processor = load("tiny", "float32")
     kinds = ("what", "where", "text", "two pictures", "earlier turn", "text alone")
-    questions = [make_question(kind, Random(f"crowd {number}")) for kind in kinds for number in range(2)]
-    answers = [generate(model, processor, q.messages, Options(max_tokens=40)).strip() for q in questions]
-    assert sum(a == q.answer for a, q in zip(answers, questions, strict=True)) > 0.8 * len(questions)
+    questions = [
+        make_question(kind, Random(f"crowd {number}")) for kind in kinds for number in range(2)
+    ]
+    answers = [
+        generate(model, processor, q.messages, Options(max_tokens=40)).strip() for q in questions
+    ]
+    assert sum(a == q.answer for a, q in zip(answers, questions, strict=True)) > 0.8 * len(
+        questions
+    )
     return [(as_body(q.messages), answer) for q, answer in zip(questions, answers, strict=True)]
 
 
 def crowd(address: str, known: list[tuple[Body, str]], least: int, seconds: float = 0) -> int:
-    """Eight clients at once ask what is known, at least so often each; returns how many answers came."""
+    """Eight clients at once ask what is known, at least so often each; returns how many answers
+    came."""
     deadline = time.monotonic() + seconds
 
     def ask(seed: int) -> int:
@@ -97,7 +127,9 @@ def test_eight_clients_at_once(served: tuple[str, int], known: list[tuple[Body, 
 
 
 @pytest.mark.slow
-def test_eight_clients_for_five_minutes(served: tuple[str, int], known: list[tuple[Body, str]]) -> None:
+def test_eight_clients_for_five_minutes(
+    served: tuple[str, int], known: list[tuple[Body, str]]
+) -> None:
     def resident() -> int:
         return int(Path(f"/proc/{served[1]}/statm").read_text().split()[1]) * 4096
 

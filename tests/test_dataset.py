@@ -29,7 +29,9 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "Still red"}]},
     ]
     example = make_example(processor, messages, ImageOptions(split=False))
-    learned = processor.tokenizer.decode(example.input_ids[example.loss_mask], skip_special_tokens=False)
+    learned = processor.tokenizer.decode(
+        example.input_ids[example.loss_mask], skip_special_tokens=False
+    )
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
 
 
@@ -48,12 +50,16 @@ def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, tmp_path: 
     dataset = check(processor, read_rows(write_rows(tmp_path / "rows.jsonl", *rows)), 4096)
 
     def epochs() -> list[list[list[int]]]:
-        """The rows of each batch, of the first epoch and the second: how often the answer says "so"."""
+        """The rows of each batch, of the first epoch and the second: how often the answer says
+        "so"."""
         batches = dataset.batches(2, 2, seed=0)
         steps = [batches(step) for step in range(4)]
         assert [len(step) for step in steps] == [2, 1, 2, 1]  # the third begins the next epoch
         decode = processor.tokenizer.decode
-        found = [[[decode(ids).count("so") - 1 for ids in batch.input_ids] for batch in step] for step in steps]
+        found = [
+            [[decode(ids).count("so") - 1 for ids in batch.input_ids] for batch in step]
+            for step in steps
+        ]
         return [found[0] + found[1], found[2] + found[3]]
 
     first, second = epochs()

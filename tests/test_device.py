@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for Linux")
-SHOW = "import sys, smolvlm_mlx; print('mlx.core' in sys.modules); from smolvlm_mlx import device; print(device.{})"
+SHOW = (
+    "import sys, smolvlm_mlx; print('mlx.core' in sys.modules); "
+    "from smolvlm_mlx import device; print(device.{})"
+)
 
 
 def python(source: str, **environment: str) -> list[str]:

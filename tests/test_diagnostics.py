@@ -1,11 +1,18 @@
-"""What is said of a machine and a model: what fell back, what is mixed, what an environment changes."""
+"""What is said of a machine and a model: what fell back, what is mixed, what an environment
+changes."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import device
-from smolvlm_mlx.bench.diagnostics import SWITCHES, Check, machine_checks, matmul_units, model_checks
+from smolvlm_mlx.bench.diagnostics import (
+    SWITCHES,
+    Check,
+    machine_checks,
+    matmul_units,
+    model_checks,
+)
 from smolvlm_mlx.bench.machine import is_fused
 from smolvlm_mlx.checkpoint.presets import random_model
 from smolvlm_mlx.model import SmolVLM
@@ -40,13 +47,19 @@ def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize("bits", [4, 8])  # 512 inputs are a multiple of 512 and of 256; 192 of neither
+@pytest.mark.parametrize(
+    "bits", [4, 8]
+)  # 512 inputs are a multiple of 512 and of 256; 192 of neither
 def test_quantized_products_of_one_row(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "name", lambda: "metal")
     *_, rows = model_checks(random_model(BUNDLED, mx.float32, bits=bits), {})
-    down, layer = 512 * 192, 2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192  # only `down` has 512 inputs
+    down, layer = (
+        512 * 192,
+        2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192,
+    )  # only `down` has 512 inputs
     assert rows == Check(
-        "quantized products of one row", f"{4 * down / (4 * layer + HEAD):.0%} of their bytes by the fastest kernel"
+        "quantized products of one row",
+        f"{4 * down / (4 * layer + HEAD):.0%} of their bytes by the fastest kernel",
     )
 
 
@@ -62,7 +75,13 @@ MACOS_26, MACOS_15 = "py3-none-macosx_26_0_arm64", "py3-none-macosx_15_0_arm64"
         ("applegpu_g17s", "26.2", MACOS_26, "used, but for float32", True),
         ("applegpu_g18p", "27.0.1", MACOS_26, "used, but for float32", True),
         ("applegpu_g17s", "26.1", MACOS_26, "NOT USED on macOS 26.1 with", False),
-        ("applegpu_g17s", "26.4", MACOS_15, "NOT USED on macOS 26.4 with py3-none-macosx_15_0", False),
+        (
+            "applegpu_g17s",
+            "26.4",
+            MACOS_15,
+            "NOT USED on macOS 26.4 with py3-none-macosx_15_0",
+            False,
+        ),
         ("applegpu_g17s", "26.4", "", "NOT USED on macOS 26.4 with no wheel", False),
         ("a GPU", "26.4", MACOS_26, "unknown architecture 'a GPU'", True),
     ],
@@ -89,7 +108,9 @@ def test_info_names_mixed_dtypes(tiny: Path, tmp_path: Path, call: Any) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "mixed"))
     weights: Any = mx.load(str(folder / "model.safetensors"))
     name = "model.text_model.norm.weight"
-    mx.save_safetensors(str(folder / "model.safetensors"), {**weights, name: weights[name].astype(mx.float16)})
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), {**weights, name: weights[name].astype(mx.float16)}
+    )
     code, out, _ = call("info", folder)
     assert code == 0
     assert "dtypes: MIXED, F16, F32" in out

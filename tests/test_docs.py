@@ -1,4 +1,5 @@
-"""What README promises exists: its commands and options, its Python, its map and CONTRIBUTING's; and the examples run."""
+"""What README promises exists: its commands and options, its Python, its map and CONTRIBUTING's;
+and the examples run."""
 
 import ast
 import re
@@ -17,12 +18,22 @@ import typer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if "smolvlm-mlx " in line]
+COMMANDS = [
+    line
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if "smolvlm-mlx " in line
+]
 
 
 def run(*arguments: str, folder: Path = ROOT) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=as_metal.environment(ROOT)
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=as_metal.environment(ROOT),
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -32,7 +43,11 @@ def run(*arguments: str, folder: Path = ROOT) -> str:
 def test_commands_of_the_readme_exist(line: str) -> None:
     words = shlex.split(line[line.index("smolvlm-mlx ") :], comments=True)
     command = typer.main.get_command(app).commands[words[1]]  # type: ignore[attr-defined]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    known = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     assert {word for word in words[2:] if word.startswith("--")} <= known
 
 
@@ -46,7 +61,8 @@ def test_python_of_the_readme_imports_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "convert/README.md", "smolvlm_mlx/assets/tiny/README.md"]
+    "page",
+    ["README.md", "CONTRIBUTING.md", "convert/README.md", "smolvlm_mlx/assets/tiny/README.md"],
 )
 def test_scripts_that_pages_start_are_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -61,7 +77,8 @@ Map = list[tuple[list[Path], str]]
 
 
 def map_in(text: str) -> Map:
-    """Lines of a page's map: the files and folders that a line begins with, as paths, and what is said of them.
+    """Lines of a page's map: the files and folders that a line begins with, as paths, and what is
+    said of them.
 
     A line is names, two spaces, words; one that is indented belongs to the folder above it.
     """
@@ -79,8 +96,11 @@ def map_in(text: str) -> Map:
 
 
 def missing_from(lines: Map, root: Path) -> set[str]:
-    """What a map names and is not there. A name among a line's words is in the folder that the line is about, or has its file."""
-    missing = {path.as_posix() for paths, _ in lines for path in paths if not (root / path).exists()}
+    """What a map names and is not there. A name among a line's words is in the folder that the line
+    is about, or has its file."""
+    missing = {
+        path.as_posix() for paths, _ in lines for path in paths if not (root / path).exists()
+    }
     for paths, said in lines:
         folders = [path if (root / path).is_dir() else path.parent for path in paths]
         for name in re.findall(r"[\w/]+(?:/(?!\w)|\.py\b|\.md\b)", said):
@@ -98,7 +118,9 @@ def test_the_map_is_the_trees(page: str) -> None:
     lines = map_in((ROOT / page).read_text(encoding="utf-8"))
     assert missing_from(lines, ROOT) == set()
     files = [path.relative_to(ROOT) for path in (ROOT / "smolvlm_mlx").rglob("*") if path.is_file()]
-    wanted = {Path(*path.parts[:2]) for path in files if path.suffix == ".py" or "assets" in path.parts}
+    wanted = {
+        Path(*path.parts[:2]) for path in files if path.suffix == ".py" or "assets" in path.parts
+    }
     wanted = {path for path in wanted if not path.name.startswith("__")}
     wanted |= {Path(name) for name in ("convert", "docs", "examples", "tests")}
     assert wanted - {path for paths, _ in lines for path in paths} == set()
@@ -134,7 +156,8 @@ def test_tour_shows_every_station() -> None:
     assert (
         stations
         == (
-            "station image tiles input_ids pixel_values patch_embeddings image_features image_tokens embeddings logits cache "
+            "station image tiles input_ids pixel_values patch_embeddings image_features "
+            "image_tokens embeddings logits cache "
             "token text"
         ).split()
     )
@@ -145,7 +168,8 @@ def test_demo(tmp_path: Path) -> None:
     out = run(str(ROOT / "examples" / "demo.py"), folder=tmp_path)
     answers = dict(re.findall(r"^> (.*)\n(.*)$", out, re.MULTILINE))
     assert answers["Describe the picture."] == (
-        "A large red circle in the top left, the text HAT in the top right and a small blue star in the bottom right."
+        "A large red circle in the top left, the text HAT in the top right and a small blue star "
+        "in the bottom right."
     )
     assert answers["Describe the picture."] in README
     assert answers["What does the text say?"] == "HAT"

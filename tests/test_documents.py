@@ -1,6 +1,8 @@
-"""Documents page by page: the end at `</doctag>`, loops, what is reused; and DocTags in other formats.
+"""Documents page by page: the end at `</doctag>`, loops, what is reused; and DocTags in other
+formats.
 
-The model is small and random; where its answer matters, its logits are replaced, so that it says what a script says.
+The model is small and random; where its answer matters, its logits are replaced, so that it says
+what a script says.
 """
 
 import json
@@ -43,12 +45,21 @@ from PIL import Image
 
 Script = Callable[..., None]
 
-ELEMENTS = ("doctag", "text", "section_header_level_1", "unordered_list", "list_item", "otsl", "picture")
+ELEMENTS = (
+    "doctag",
+    "text",
+    "section_header_level_1",
+    "unordered_list",
+    "list_item",
+    "otsl",
+    "picture",
+)
 CELLS = ("<fcel>", "<ecel>", "<ched>", "<nl>", *(f"<loc_{place}>" for place in range(0, 501, 50)))
 DOCTAGS = [*(f"<{slash}{name}>" for name in ELEMENTS for slash in ("", "/")), *CELLS]
 TABLE = "<otsl><ched>Fruit<ched>Price<nl><fcel>Pear<fcel>3 & 4<nl></otsl>"
 PAGE = (
-    "<doctag><section_header_level_1><loc_50><loc_0><loc_450><loc_50>Fruit [1]</section_header_level_1>\n"
+    "<doctag><section_header_level_1><loc_50><loc_0><loc_450><loc_50>Fruit "
+    "[1]</section_header_level_1>\n"
     f"<text><loc_50><loc_100><loc_450><loc_150>Zwölf Äpfel.</text>\n{TABLE}\n</doctag>"
 )
 
@@ -58,7 +69,9 @@ def docling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random checkpoint with tokens of DocTags."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_checkpoint, "LATER", [*DOCTAGS, *random_checkpoint.LATER])
-        return random_checkpoint.make(tmp_path_factory.mktemp("checkpoints") / "docling", "idefics3", layers=(1, 1))
+        return random_checkpoint.make(
+            tmp_path_factory.mktemp("checkpoints") / "docling", "idefics3", layers=(1, 1)
+        )
 
 
 @pytest.fixture
@@ -68,7 +81,8 @@ def loaded(docling: Path) -> Loaded:
 
 @pytest.fixture
 def script(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Called with texts, makes the model say them, one a page; then, and beyond their ends, line breaks."""
+    """Called with texts, makes the model say them, one a page; then, and beyond their ends, line
+    breaks."""
     model, processor = loaded
     vocabulary, following = model.config.text_config.vocab_size, iter([0])
     pages: list[str] = []
@@ -118,10 +132,13 @@ def test_a_page_ends_at_its_tag_which_is_kept(loaded: Loaded, script: Script) ->
 
 
 def test_a_page_that_ends_without_its_tag_is_closed(loaded: Loaded, script: Script) -> None:
-    script("<doctag><unordered_list><list_item>one</list_item><list_item>two<end_of_utterance>three")
+    script(
+        "<doctag><unordered_list><list_item>one</list_item><list_item>two<end_of_utterance>three"
+    )
     page = Reader(*loaded).read_image(picture())
     assert page.text == (
-        "<doctag><unordered_list><list_item>one</list_item><list_item>two</list_item></unordered_list></doctag>"
+        "<doctag><unordered_list><list_item>one</list_item><list_item>two</list_item>"
+        "</unordered_list></doctag>"
     )
     assert page.ended == "stop"
 
@@ -141,8 +158,9 @@ def test_a_loop_is_cut_to_its_first_occurrence(loaded: Loaded, script: Script) -
     assert (first.ended, second.ended, second.text) == ("loop", "stop", PAGE)
     tokens = first.statistics.generated_tokens
     assert LEAST_PROSE < tokens < LEAST_PROSE + 40
-    assert (
-        first.note == f"the model repeated itself; the page ends after the first occurrence ({tokens} tokens were read)"
+    assert first.note == (
+        "the model repeated itself; the page ends after the first occurrence "
+        f"({tokens} tokens were read)"
     )
 
 
@@ -153,7 +171,9 @@ def test_a_loop_is_cut_to_its_first_occurrence(loaded: Loaded, script: Script) -
         "<otsl>" + "<fcel>n/a<fcel>0.00<nl>" * 40 + "</otsl>",
         "<text>Contents" + "." * 300 + "7</text>",
         "<text>" + "_" * 500 + "</text>",
-        "".join(f"<text><loc_{place}><loc_0>The same.</text>" for place in [*range(0, 501, 50)] * 3),
+        "".join(
+            f"<text><loc_{place}><loc_0>The same.</text>" for place in [*range(0, 501, 50)] * 3
+        ),
         "<text>" + "ha " * 40 + "</text>",
     ],
     ids=["empty cells", "equal rows", "dots", "rule", "other places", "laughter"],
@@ -168,7 +188,10 @@ def test_what_is_repeated_on_purpose_stays(loaded: Loaded, script: Script, part:
 def test_cells_without_end_are_a_loop_too(loaded: Loaded, script: Script) -> None:
     script("<doctag><otsl><fcel>x<nl>" + "<ecel><ecel><nl>" * 2000)
     page = Reader(*loaded).read_image(picture(size=(40, 30)))
-    assert (page.text, page.ended) == ("<doctag><otsl><fcel>x<nl><ecel><ecel><nl></otsl></doctag>", "loop")
+    assert (page.text, page.ended) == (
+        "<doctag><otsl><fcel>x<nl><ecel><ecel><nl></otsl></doctag>",
+        "loop",
+    )
 
 
 # ---- the rule of loops, on text as tokens
@@ -219,12 +242,14 @@ def test_the_prompt_is_the_published_one(loaded: Loaded) -> None:
     around = "<fake_token_around_image>"
     assert inputs.input_ids.tolist() == ids_of(
         processor.tokenizer,
-        f"<|im_start|>User:{around}<global-img>{tile}{around}Convert this page to docling.<end_of_utterance>\nAssistant:",
+        f"<|im_start|>User:{around}<global-img>{tile}{around}Convert this page to "
+        "docling.<end_of_utterance>\nAssistant:",
     )
 
 
 def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
-    """With the prefix reused: the beginning of the prompt, equal first tiles, or a whole page that comes again."""
+    """With the prefix reused: the beginning of the prompt, equal first tiles, or a whole page that
+    comes again."""
     model, processor = loaded
     half = picture(1, (256, 256))
     half.paste(picture(3, (256, 128)), (0, 128))  # other tiles below, the same above
@@ -268,10 +293,17 @@ def test_pages_come_when_they_are_finished(loaded: Loaded, script: Script) -> No
 
 def test_a_checkpoint_without_doctags(tiny: Path) -> None:
     model, processor = load(tiny)
-    with pytest.raises(PromptError, match=r"such as ds4sd/SmolDocling-256M-preview: this one has no </doctag> token"):
+    with pytest.raises(
+        PromptError,
+        match=r"such as ds4sd/SmolDocling-256M-preview: this one has no </doctag> token",
+    ):
         Reader(model, processor)
-    page = Reader(model, processor, doctags=False, options=Options(max_tokens=9)).read_image(picture())
-    want = generate(model, processor, TASKS["ocr"].prompt, Options(max_tokens=9), images=[picture()])
+    page = Reader(model, processor, doctags=False, options=Options(max_tokens=9)).read_image(
+        picture()
+    )
+    want = generate(
+        model, processor, TASKS["ocr"].prompt, Options(max_tokens=9), images=[picture()]
+    )
     assert page.text == want.strip()
 
 
@@ -291,18 +323,26 @@ def test_a_published_document_checkpoint_is_known() -> None:
 
 def test_open_elements_are_closed_and_others_left_alone() -> None:
     assert close_tags(PAGE, DOCTAGS) == PAGE
-    assert close_tags("<doctag><otsl><fcel>a<nl>", DOCTAGS) == "<doctag><otsl><fcel>a<nl></otsl></doctag>"
+    assert (
+        close_tags("<doctag><otsl><fcel>a<nl>", DOCTAGS)
+        == "<doctag><otsl><fcel>a<nl></otsl></doctag>"
+    )
     assert close_tags("<doctag><unknown>a</text>", DOCTAGS) == "<doctag><unknown>a</text></doctag>"
     assert close_tags("", DOCTAGS) == ""
 
 
 def test_markdown() -> None:
     pytest.importorskip("docling_core")
-    second = "<doctag><unordered_list><list_item>one</list_item>\n<list_item>two</list_item></unordered_list></doctag>"
+    second = (
+        "<doctag><unordered_list><list_item>one</list_item>\n<list_item>two</list_item>"
+        "</unordered_list></doctag>"
+    )
     text, odd = export([PAGE, second], "markdown")
     heading, words, *table, one, two = [line for line in text.splitlines() if line]
     assert (heading, words, one, two) == ("## Fruit [1]", "Zwölf Äpfel.", "- one", "- two")
-    assert [[cell.strip() for cell in row.strip("|").split("|")] for row in (table[0], table[2])] == [
+    assert [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in (table[0], table[2])
+    ] == [
         ["Fruit", "Price"],
         ["Pear", "3 & 4"],
     ]
@@ -335,7 +375,10 @@ def test_pages_that_are_no_doctags_keep_their_words() -> None:
 
 def test_docling_reads_whatever_a_model_writes() -> None:
     pytest.importorskip("docling_core")
-    random, parts = Random(3), [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"]
+    random, parts = (
+        Random(3),
+        [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"],
+    )
     for _ in range(60):
         page = "<doctag>" + "".join(random.choices(parts, k=40))
         text, _ = export([close_tags(page, DOCTAGS)], "markdown")
@@ -375,12 +418,17 @@ def test_markdown_to_a_file(document: Any, script: Script, tmp_path: Path) -> No
     picture().save(tmp_path / "a.png")
     script(PAGE, "<doctag>" + "<text>Again.</text>" * 90)
     out = tmp_path / "a.md"
-    code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out)
+    code, stdout, stderr = document(
+        tmp_path / "a.png", tmp_path / "a.png", "--output", "markdown", "--out", out
+    )
     assert (code, stdout) == (0, "")
-    assert stderr.startswith("'a.png': the model repeated itself; the page ends after the first occurrence (")
+    assert stderr.startswith(
+        "'a.png': the model repeated itself; the page ends after the first occurrence ("
+    )
     assert stderr.endswith(f"{out}: 2 pages\n")
     assert (
-        out.read_text(encoding="utf-8") == export([PAGE, "<doctag><text>Again.</text></doctag>"], "markdown")[0] + "\n"
+        out.read_text(encoding="utf-8")
+        == export([PAGE, "<doctag><text>Again.</text></doctag>"], "markdown")[0] + "\n"
     )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -406,12 +454,16 @@ def test_ctrl_c_keeps_what_is_finished(
     script(PAGE)
     stopping(monkeypatch, KeyboardInterrupt())
     out = tmp_path / "out.txt"
-    code, stdout, stderr = document(tmp_path / "a.png", tmp_path / "b.png", *(["--out", out] if to_file else []))
+    code, stdout, stderr = document(
+        tmp_path / "a.png", tmp_path / "b.png", *(["--out", out] if to_file else [])
+    )
     assert (code, out.read_text(encoding="utf-8") if to_file else stdout) == (130, f"{PAGE}\n")
     assert "stopped after 1 of 2 pages" in stderr
 
 
-def test_a_damaged_page_keeps_what_is_finished(document: Any, script: Script, tmp_path: Path) -> None:
+def test_a_damaged_page_keeps_what_is_finished(
+    document: Any, script: Script, tmp_path: Path
+) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     script(PAGE)
@@ -442,7 +494,9 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
     assert "a folder" in refused(good, "--out", tmp_path)
     monkeypatch.setitem(sys.modules, "docling_core", None)
     monkeypatch.setitem(sys.modules, "docling_core.types.doc.document", None)
-    assert "pip install 'smolvlm-mlx[documents]'; or use doctags" in refused(good, "--output", "html")
+    assert "pip install 'smolvlm-mlx[documents]'; or use doctags" in refused(
+        good, "--output", "html"
+    )
     with pytest.raises(DataError):
         export([PAGE], "json")
     assert issubclass(DataError, SmolVLMError)

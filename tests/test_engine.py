@@ -1,4 +1,5 @@
-"""The token loop: joined stream = generate, every way to end, and errors that leave the model usable."""
+"""The token loop: joined stream = generate, every way to end, and errors that leave the model
+usable."""
 
 import random
 from collections.abc import Iterator
@@ -51,18 +52,36 @@ def test_stream_generate_and_statistics(loaded: Loaded, ends: Any) -> None:
     assert "".join(pieces) == generate(*loaded, "What is this?", SHORT, images=[PICTURE])
     assert "".join(pieces) == loaded[1].tokenizer.decode(stream.token_ids)
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is this?"}]}
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": PICTURE},
+                {"type": "text", "text": "What is this?"},
+            ],
+        }
     ]
     inputs = loaded[1](messages)
     for question in (messages, inputs):
         again = stream_generate(*loaded, question, SHORT)
         assert (finish(again), again.token_ids) == ("".join(pieces), stream.token_ids)
     found = stream.statistics
-    assert (found.finish_reason, found.generated_tokens, len(stream.token_ids)) == ("length", 12, 12)
+    assert (found.finish_reason, found.generated_tokens, len(stream.token_ids)) == (
+        "length",
+        12,
+        12,
+    )
     assert found.prompt_tokens == len(inputs.input_ids)
     assert found.tiles == len(inputs.tiles) > 1
     assert found.image_tokens == found.tiles * loaded[1].tokens_per_tile
-    assert min(found.preprocess_seconds, found.vision_seconds, found.prefill_seconds, found.decode_seconds) > 0
+    assert (
+        min(
+            found.preprocess_seconds,
+            found.vision_seconds,
+            found.prefill_seconds,
+            found.decode_seconds,
+        )
+        > 0
+    )
     assert found.tokens_per_second == pytest.approx(11 / found.decode_seconds)
     assert found.peak_memory > 0
 
@@ -70,10 +89,23 @@ def test_stream_generate_and_statistics(loaded: Loaded, ends: Any) -> None:
 def test_statistics_in_a_line() -> None:
     statistics = Statistics("stop", 200, 0, 64, 3, 31, 0.25, 0.15, 0.1, 0.75, 2_000_000_000)
     phases = "preprocess 250 ms · vision 150 ms · prefill 100 ms"
-    assert statistics.describe() == "3 tiles · 200 + 31 tokens · first after 0.50 s · then 40.0 tokens/s · 2.00 GB"
+    assert (
+        statistics.describe()
+        == "3 tiles · 200 + 31 tokens · first after 0.50 s · then 40.0 tokens/s · 2.00 GB"
+    )
     assert statistics.describe_phases() == f"{phases} · 40.0 tokens/s"
-    cut = replace(statistics, finish_reason="length", reused_tokens=7, tiles=0, generated_tokens=1, peak_memory=0)
-    assert cut.describe() == "200 + 1 tokens, 7 reused · first after 0.50 s · cut off at the longest length"
+    cut = replace(
+        statistics,
+        finish_reason="length",
+        reused_tokens=7,
+        tiles=0,
+        generated_tokens=1,
+        peak_memory=0,
+    )
+    assert (
+        cut.describe()
+        == "200 + 1 tokens, 7 reused · first after 0.50 s · cut off at the longest length"
+    )
     assert cut.describe_phases() == phases
     assert Statistics().describe() == "0 + 0 tokens · first after 0.00 s · interrupted"
 
@@ -141,7 +173,9 @@ def test_pictures_need_one_text(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_cache(bits: Any, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_cache(
+    bits: Any, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert len(ids_of(loaded, options=replace(SHORT, kv_bits=bits))) == 12
 
 
@@ -170,7 +204,9 @@ def test_special_tokens_in_the_text(loaded: Loaded, ends: Any) -> None:
         assert finish(stream) == tokenizer.decode(stream.token_ids, skip_special_tokens=False)
 
 
-def test_the_first_token_waits_for_no_other(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_token_waits_for_no_other(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, steps = type(loaded[0].language_model), list[int]()
     run = kind.run
 
@@ -192,16 +228,26 @@ def test_the_first_token_waits_for_no_other(loaded: Loaded, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_not_finite(value: float, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_not_finite(
+    value: float, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sampling from them would silently give token 0."""
     healthy, rng = LanguageModel.logits, random.Random(0)
-    for options in (SHORT, replace(SHORT, temperature=1.0, seed=1), replace(SHORT, repetition_penalty=1.2)):
+    for options in (
+        SHORT,
+        replace(SHORT, temperature=1.0, seed=1),
+        replace(SHORT, repetition_penalty=1.2),
+    ):
         for _ in range(6):
             bad, column = rng.randrange(12), rng.randrange(290)
             calls = iter(range(100))
 
             def logits(
-                self: LanguageModel, x: mx.array, bad: int = bad, column: int = column, calls: Iterator[int] = calls
+                self: LanguageModel,
+                x: mx.array,
+                bad: int = bad,
+                column: int = column,
+                calls: Iterator[int] = calls,
             ) -> mx.array:
                 values = healthy(self, x)
                 if next(calls) == bad:
@@ -217,7 +263,9 @@ def test_logits_that_are_not_finite(value: float, loaded: Loaded, ends: Any, mon
     assert len(ids_of(loaded)) == 12
 
 
-def test_what_is_not_finite_is_not_reused(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_is_not_reused(
+    loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As keys and values of a prompt that is asked again, when all is well again."""
     want, engine = ids_of(loaded), Engine(*loaded)
     kind = type(loaded[0].language_model)
@@ -262,7 +310,9 @@ def test_leaving_at_any_place(places: int, loaded: Loaded, ends: Any) -> None:
     assert ids_of(loaded, options=shorter) == want
 
 
-def test_an_interrupt_inside_the_model(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_inside_the_model(
+    loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     want, healthy, rng = ids_of(loaded), LanguageModel.hidden_states, random.Random(0)
     for _ in range(25):
         at, calls = rng.randrange(12), iter(range(100))

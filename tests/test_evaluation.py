@@ -1,4 +1,5 @@
-"""An evaluation scores each answer by its metric, asks each question once however often it is stopped, and hides no failure."""
+"""An evaluation scores each answer by its metric, asks each question once however often it is
+stopped, and hides no failure."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def processor(tiny: Path) -> Processor:
 
 @pytest.fixture
 def fake(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Checkpoints by name that reply what is given for each question, or raise it; returns the list of questions asked."""
+    """Checkpoints by name that reply what is given for each question, or raise it; returns the list
+    of questions asked."""
 
     def fake(**models: dict[str, str | Exception]) -> list[str]:
         asked: list[str] = []
@@ -63,7 +65,9 @@ def fake(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> Fake:
                 raise reply
             return f" {reply}\n"
 
-        monkeypatch.setattr(evaluation, "load", lambda model, *_, **__: (Path(model).name, processor))
+        monkeypatch.setattr(
+            evaluation, "load", lambda model, *_, **__: (Path(model).name, processor)
+        )
         monkeypatch.setattr(evaluation, "generate", answer)
         return asked
 
@@ -100,15 +104,22 @@ def test_auto_is_choice_where_there_are_choices(
     metric: str, scores: list[float], data: Path, fake: Fake, tmp_path: Path
 ) -> None:
     fake(tiny=RIGHT)
-    assert [a.score for a in evaluate("tiny", data, tmp_path / "out.jsonl", metric=metric).answers] == scores
+    assert [
+        a.score for a in evaluate("tiny", data, tmp_path / "out.jsonl", metric=metric).answers
+    ] == scores
 
 
 # The ends are the roots of (mean - p)^2 = 1.96^2 p (1 - p) / count.
-WILSON = [(10, 0.5, 0.236590, 0.763410), (4, 0.25, 0.045586, 0.699364), (6, 4 / 6, 0.299988, 0.903231)]
+WILSON = [
+    (10, 0.5, 0.236590, 0.763410),
+    (4, 0.25, 0.045586, 0.699364),
+    (6, 4 / 6, 0.299988, 0.903231),
+]
 
 
 @pytest.mark.parametrize(
-    ("count", "mean", "low", "high"), [*WILSON, (10, 0.0, 0.0, 0.277540), (10, 1.0, 0.722460, 1.0), (1, 1, 0.206543, 1)]
+    ("count", "mean", "low", "high"),
+    [*WILSON, (10, 0.0, 0.0, 0.277540), (10, 1.0, 0.722460, 1.0), (1, 1, 0.206543, 1)],
 )
 def test_the_interval_is_wilsons(count: int, mean: float, low: float, high: float) -> None:
     found = Score(count, mean).interval
@@ -116,11 +127,15 @@ def test_the_interval_is_wilsons(count: int, mean: float, low: float, high: floa
     assert 0 <= found[0] < found[1] <= 1
 
 
-def test_two_checkpoints_are_compared_question_by_question(data: Path, fake: Fake, tmp_path: Path) -> None:
+def test_two_checkpoints_are_compared_question_by_question(
+    data: Path, fake: Fake, tmp_path: Path
+) -> None:
     fake(first=SOME, second=RIGHT)
     first, second = (evaluate(name, data, tmp_path / name) for name in ("first", "second"))
     assert first.agreement(second) == second.agreement(first) == 4 / 6
-    assert second.difference(first) == pytest.approx((1 / 3, 1.96 * (4 / 15 / 6) ** 0.5))  # of 0, 0, 1, 0, 1, 0
+    assert second.difference(first) == pytest.approx(
+        (1 / 3, 1.96 * (4 / 15 / 6) ** 0.5)
+    )  # of 0, 0, 1, 0, 1, 0
     assert first.difference(second)[0] == pytest.approx(-1 / 3)
     assert first.difference(first) == (0, 0)
     assert Result("one", first.answers[:1]).difference(Result("one", second.answers[:1])) == (0, 0)
@@ -152,7 +167,9 @@ def test_a_stopped_run_asks_only_what_is_missing(
 
 
 @pytest.mark.parametrize(("kept", "missing"), [(-1, 1), (-5, 1), (-1000, 6), (100, 6), (0, 6)])
-def test_a_file_cut_off_anywhere(kept: int, missing: int, data: Path, fake: Fake, tmp_path: Path) -> None:
+def test_a_file_cut_off_anywhere(
+    kept: int, missing: int, data: Path, fake: Fake, tmp_path: Path
+) -> None:
     fake(tiny=RIGHT)
     file = tmp_path / "new" / "folder" / "out.jsonl"
     whole, text = evaluate("tiny", data, file), file.read_bytes()
@@ -171,14 +188,21 @@ def test_any_answer_can_be_read_again(fake: Fake, data: Path, tmp_path: Path) ->
     asked = fake(tiny=odd)
     assert evaluate("tiny", data, tmp_path / "out.jsonl") == first
     assert asked == []
-    assert [answer.prediction for answer in first.answers] == [odd[question] for question in QUESTIONS]
+    assert [answer.prediction for answer in first.answers] == [
+        odd[question] for question in QUESTIONS
+    ]
 
 
 def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Path) -> None:
     """As rows of a folder or hub dataset have them."""
 
     def rows() -> list[Row]:
-        return [Row("set:1", {"image": Image.new("RGB", (64, 64)), "question": "What color?", "answer": "red"})]
+        return [
+            Row(
+                "set:1",
+                {"image": Image.new("RGB", (64, 64)), "question": "What color?", "answer": "red"},
+            )
+        ]
 
     kept = rows()  # so that the next picture is elsewhere in memory
     fake(tiny=RIGHT)
@@ -191,7 +215,10 @@ def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Pat
 def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> None:
     """Its rows are at the same places, and mappings that are read from disk."""
     fake(tiny=RIGHT)
-    parts = [[Row("set:1", MappingProxyType({"question": "Which?", "answer": answer}))] for answer in "ab"]
+    parts = [
+        [Row("set:1", MappingProxyType({"question": "Which?", "answer": answer}))]
+        for answer in "ab"
+    ]
     evaluate("tiny", parts[0], tmp_path / "out.jsonl")
     with pytest.raises(EvaluationError, match=r"\(data differ\)"):
         evaluate("tiny", parts[1], tmp_path / "out.jsonl")
@@ -225,8 +252,12 @@ def test_another_runs_answers_are_not_taken(
     if name == "weights":  # trained again into the same folder
         os.utime(weights, (1, 1))
     arguments: dict[str, Any] = {"model_path": folder, "data": data, "results": file}
-    arguments |= {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in changed.items()}
-    with pytest.raises(EvaluationError, match=rf"results of another evaluation \((.*, )?{name}.* differ\)"):
+    arguments |= {
+        key: v.format(folder=folder) if isinstance(v, str) else v for key, v in changed.items()
+    }
+    with pytest.raises(
+        EvaluationError, match=rf"results of another evaluation \((.*, )?{name}.* differ\)"
+    ):
         evaluate(**arguments)
     assert file.read_bytes() == before
 
@@ -244,10 +275,14 @@ def test_another_runs_answers_are_not_taken(
         json.dumps(ROWS[0]).encode() + b"\n" + json.dumps(ROWS[1]).encode(),
     ],
 )
-def test_a_file_of_another_kind_stays_as_it_is(content: bytes, data: Path, fake: Fake, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_stays_as_it_is(
+    content: bytes, data: Path, fake: Fake, tmp_path: Path
+) -> None:
     (tmp_path / "mine").write_bytes(content)
     asked = fake(tiny=RIGHT)
-    with pytest.raises(EvaluationError, match="mine: holds something else than an evaluation's results"):
+    with pytest.raises(
+        EvaluationError, match="mine: holds something else than an evaluation's results"
+    ):
         evaluate("tiny", data, tmp_path / "mine")
     assert (tmp_path / "mine").read_bytes() == content
     assert asked == []
@@ -283,7 +318,12 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
         "5 rows could not be asked, and count as wrong for tiny:",
         *(f"  {answer.where}: {answer.error}" for answer in result.answers if answer.error),
     ]
-    assert json.loads(call("evaluate", rows, "-m", "tiny", "--out", tmp_path, "--json")[1])[0]["failed"] == 5
+    assert (
+        json.loads(call("evaluate", rows, "-m", "tiny", "--out", tmp_path, "--json")[1])[0][
+            "failed"
+        ]
+        == 5
+    )
 
 
 # ---- the command line
@@ -291,7 +331,9 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
 
 def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_path: Path) -> None:
     fake(first=SOME, second=RIGHT)
-    code, out, err = call("evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path / "new" / "out")
+    code, out, err = call(
+        "evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path / "new" / "out"
+    )
     assert (code, err) == (0, "")
     assert table(out) == [
         ["category", "questions", "first", "second"],
@@ -304,12 +346,17 @@ def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_pat
         "same answers 66.7".split(),
         "Per cent, with 95 per cent intervals.".split(),
     ]
-    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == ["first.jsonl", "second.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
+        "first.jsonl",
+        "second.jsonl",
+    ]
 
 
 def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> None:
     asked = fake(first=SOME, second=RIGHT)
-    code, out, err = call("evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path, "--limit", 3, "--json")
+    code, out, err = call(
+        "evaluate", data, "-m", "first", "-m", "second", "--out", tmp_path, "--limit", 3, "--json"
+    )
     assert (code, err) == (0, "")
     assert asked == QUESTIONS[:3] * 2
     categories = {"color": {"count": 1, "mean": 1.0}, "number": {"count": 1, "mean": 1.0}}
@@ -335,14 +382,24 @@ def test_no_such_metric(data: Path, tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (["-m", "b", "--adapter", "x"], "--adapter belongs to one checkpoint"),
-        (["--out", "{data}"], "questions.jsonl/a.jsonl: cannot be made or read (File exists: {data})"),
-        (["--out", "{folder}/taken"], "cannot be made or read (Is a directory: {folder}/taken/a.jsonl)"),
+        (
+            ["--out", "{data}"],
+            "questions.jsonl/a.jsonl: cannot be made or read (File exists: {data})",
+        ),
+        (
+            ["--out", "{folder}/taken"],
+            "cannot be made or read (Is a directory: {folder}/taken/a.jsonl)",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], reason: str, data: Path, call: Any) -> None:
     (data.parent / "taken" / "a.jsonl").mkdir(parents=True, exist_ok=True)
     code, out, err = call(
-        "evaluate", data, "-m", "a", *(argument.format(data=data, folder=data.parent) for argument in arguments)
+        "evaluate",
+        data,
+        "-m",
+        "a",
+        *(argument.format(data=data, folder=data.parent) for argument in arguments),
     )
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("smolvlm-mlx: ")
@@ -356,7 +413,10 @@ def test_a_real_checkpoint(tiny: Path, data: Path, call: Any, tmp_path: Path) ->
     (file,) = tmp_path.iterdir()
     model, processor = load(tiny)
     samples = [make_sample(row) for row in read_rows(data)[:4]]
-    want = [generate(model, processor, sample.messages, Options(max_tokens=5)).strip() for sample in samples]
+    want = [
+        generate(model, processor, sample.messages, Options(max_tokens=5)).strip()
+        for sample in samples
+    ]
     assert [json.loads(line)["prediction"] for line in file.read_text().splitlines()[1:]] == want
     assert len({*want}) > 1
     assert call("evaluate", *arguments) == (code, out, err)

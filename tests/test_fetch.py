@@ -15,14 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import FetchError
-from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits, decode_base64, fetch, fetch_url, is_public, read_path
+from smolvlm_mlx.inputs.fetch import (
+    MAX_IMAGE_BYTES,
+    FetchLimits,
+    decode_base64,
+    fetch,
+    fetch_url,
+    is_public,
+    read_path,
+)
 
 import pytest
 
 SMALL = FetchLimits(max_bytes=1000, timeout=60)
 Script = Callable[[socket.socket, bytes], None]
 ROOT = Path(__file__).parents[1]
-CERTIFICATE = Path(__file__).parent / "support" / "example.com.pem"  # of example.com by itself, with its key, to 2120
+CERTIFICATE = (
+    Path(__file__).parent / "support" / "example.com.pem"
+)  # of example.com by itself, with its key, to 2120
 
 
 @contextlib.contextmanager
@@ -55,7 +65,9 @@ def server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[int]:
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK") -> Script:
-    head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]).encode()
+    head = "\r\n".join(
+        [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    ).encode()
     return lambda client, _: client.sendall(head + body)
 
 
@@ -91,7 +103,9 @@ def resolver(*answers: list[str]) -> Callable[..., list[tuple[Any, ...]]]:
 
 
 def run(source: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_files_are_read_without_the_http_client() -> None:
@@ -139,7 +153,9 @@ def test_ctrl_c_ends_it_and_closes_the_connection(scheme: str) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("b''\ninterrupted\n", "", 0)
 
 
-def test_no_proxy_cookie_or_password_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_cookie_or_password_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".netrc").write_text("machine localhost login me password secret\n")
     for name, value in {"HOME": str(tmp_path), "NETRC": str(tmp_path / ".netrc")}.items():
         monkeypatch.setenv(name, value)
@@ -165,11 +181,43 @@ def test_no_proxy_cookie_or_password_of_the_environment(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1"),
-        *("169.254.169.254", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "198.18.0.1", "192.0.2.1"),
-        *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1"),
+        *(
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+        ),
+        *(
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "192.0.2.1",
+        ),
+        *(
+            "::",
+            "::1",
+            "fe80::1",
+            "fe80::1%eth0",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "2001:db8::1",
+        ),
         *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1"),
-        *("64:ff9b::7f00:1", "64:ff9b::808:808", "2002:7f00:1::", "2002:a00:1::1", "192.88.99.1", "fec0::1"),
+        *(
+            "64:ff9b::7f00:1",
+            "64:ff9b::808:808",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "192.88.99.1",
+            "fec0::1",
+        ),
     ],
 )
 def test_address_that_is_not_public(address: str) -> None:
@@ -178,14 +226,23 @@ def test_address_that_is_not_public(address: str) -> None:
         get_url("http://example.com/a.png", resolve=resolver([address]), allow_address=is_public)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8"]
+)
 def test_address_that_is_public(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1/", "http://localhost:80/", "http://[::1]/", "http://2130706433/", "http://0x7f.1/", "http://0/"],
+    [
+        "http://127.0.0.1/",
+        "http://localhost:80/",
+        "http://[::1]/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://0/",
+    ],
 )
 def test_loopback_in_disguise(url: str) -> None:
     with pytest.raises(FetchError, match=r"not on the public internet|cannot be found"):
@@ -194,11 +251,16 @@ def test_loopback_in_disguise(url: str) -> None:
 
 def test_one_private_address_among_public_ones() -> None:
     with pytest.raises(FetchError, match=r"not on the public internet \(10\.0\.0\.1\)"):
-        get_url("https://example.com/", resolve=resolver(["8.8.8.8", "10.0.0.1"]), allow_address=is_public)
+        get_url(
+            "https://example.com/",
+            resolve=resolver(["8.8.8.8", "10.0.0.1"]),
+            allow_address=is_public,
+        )
 
 
 def test_the_checked_address_is_dialled() -> None:
-    """A resolver that answers differently the second time (DNS rebinding) is not asked a second time."""
+    """A resolver that answers differently the second time (DNS rebinding) is not asked a second
+    time."""
     with server(answer(b"picture")) as port:
         checked: list[str] = []
 
@@ -216,14 +278,19 @@ def test_the_checked_address_is_dialled() -> None:
     assert checked == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize("inside", ["http://127.0.0.1:9/", "//[::1]/", "http://2130706433/", "http://[::ffff:7f00:1]/"])
+@pytest.mark.parametrize(
+    "inside", ["http://127.0.0.1:9/", "//[::1]/", "http://2130706433/", "http://[::ffff:7f00:1]/"]
+)
 def test_redirect_to_this_machine(inside: str) -> None:
     allowed = iter([True])
     with (
         server(answer(b"", f"Location: {inside}", status="301 Moved")) as port,
         pytest.raises(FetchError, match="not on the public internet"),
     ):
-        get_url(f"http://localhost:{port}/", allow_address=lambda ip: next(allowed, False) or is_public(ip))
+        get_url(
+            f"http://localhost:{port}/",
+            allow_address=lambda ip: next(allowed, False) or is_public(ip),
+        )
 
 
 def test_the_next_address_is_tried() -> None:
@@ -236,8 +303,13 @@ def test_the_next_address_is_tried() -> None:
 def test_redirect_to_a_private_address() -> None:
     found = resolver(["127.0.0.1"], ["169.254.169.254"])
     reply = answer(b"", "Location: http://inside.example/secret", status="302 Found")
-    with server(reply) as port, pytest.raises(FetchError, match=r"not on the public internet \(169\.254\.169\.254\)"):
-        get_url(f"http://example.com:{port}/", resolve=found, allow_address=lambda ip: ip == "127.0.0.1")
+    with (
+        server(reply) as port,
+        pytest.raises(FetchError, match=r"not on the public internet \(169\.254\.169\.254\)"),
+    ):
+        get_url(
+            f"http://example.com:{port}/", resolve=found, allow_address=lambda ip: ip == "127.0.0.1"
+        )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +361,10 @@ def test_body_and_request() -> None:
 
 
 def test_body_too_large() -> None:
-    with server(answer(b"x" * 1001)) as port, pytest.raises(FetchError, match="holds 1001 bytes; the limit is 1000"):
+    with (
+        server(answer(b"x" * 1001)) as port,
+        pytest.raises(FetchError, match="holds 1001 bytes; the limit is 1000"),
+    ):
         get(port)
 
 
@@ -305,7 +380,9 @@ def test_body_too_large_without_a_length() -> None:
 
 def test_chunked_body() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with server(lambda client, _: client.sendall(head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")) as port:
+    with server(
+        lambda client, _: client.sendall(head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    ) as port:
         assert get(port) == b"abcde"
 
 
@@ -321,7 +398,10 @@ def test_body_that_ends_early() -> None:
 def test_chunked_body_that_ends_early() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     script = answer_with(head + b"5\r\nabc")
-    with server(script) as port, pytest.raises(FetchError, match="without sending complete message body"):
+    with (
+        server(script) as port,
+        pytest.raises(FetchError, match="without sending complete message body"),
+    ):
         get(port)
 
 
@@ -332,12 +412,19 @@ def test_body_of_http_1_0_ends_with_the_connection() -> None:
 
 def test_length_that_is_announced_is_refused_unread() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\nx"
-    with server(answer_with(head)) as port, pytest.raises(FetchError, match="holds 1000000000000 bytes; the limit is"):
+    with (
+        server(answer_with(head)) as port,
+        pytest.raises(FetchError, match="holds 1000000000000 bytes; the limit is"),
+    ):
         get(port)
 
 
 ENDLESS = {
-    "chunks": (b"Transfer-Encoding: chunked\r\n\r\n", b"64\r\n" + b"x" * 100 + b"\r\n", "holds at least"),
+    "chunks": (
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"64\r\n" + b"x" * 100 + b"\r\n",
+        "holds at least",
+    ),
     "headers": (b"", b"X: " + b"y" * 100 + b"\r\n", "cannot fetch"),
     "one header": (b"X: ", b"y" * 1000, "cannot fetch"),
     "trailers": (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n" * 100, "cannot fetch"),
@@ -371,7 +458,10 @@ def test_drip_of_bytes_ends_at_the_deadline(start: bytes) -> None:
             client.sendall(b"x")
             time.sleep(0.05)
 
-    with server(script) as port, pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
+    with (
+        server(script) as port,
+        pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"),
+    ):
         get(port, FetchLimits(timeout=0.4))
 
 
@@ -398,18 +488,29 @@ def test_redirects_are_followed_three_times() -> None:
 
 
 def test_content_encoding_is_refused() -> None:
-    with server(answer(b"x", "Content-Encoding: gzip")) as port, pytest.raises(FetchError, match="'gzip'"):
+    with (
+        server(answer(b"x", "Content-Encoding: gzip")) as port,
+        pytest.raises(FetchError, match="'gzip'"),
+    ):
         get(port)
 
 
 def test_status() -> None:
-    with server(answer(b"x", status="404 Not Found")) as port, pytest.raises(FetchError, match="404 'Not Found'"):
+    with (
+        server(answer(b"x", status="404 Not Found")) as port,
+        pytest.raises(FetchError, match="404 'Not Found'"),
+    ):
         get(port)
 
 
-@pytest.mark.parametrize("reply", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"])
+@pytest.mark.parametrize(
+    "reply", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"]
+)
 def test_answer_that_is_not_http(reply: bytes) -> None:
-    with server(lambda client, _: client.sendall(reply)) as port, pytest.raises(FetchError, match="cannot fetch"):
+    with (
+        server(lambda client, _: client.sendall(reply)) as port,
+        pytest.raises(FetchError, match="cannot fetch"),
+    ):
         get(port)
 
 
@@ -454,8 +555,13 @@ def test_tls_asks_for_the_name_and_checks_it(tls: ssl.SSLContext) -> None:
 
 
 def test_tls_of_a_certificate_that_nobody_vouches_for(tls: ssl.SSLContext) -> None:
-    with server(answer(b"picture"), tls) as port, pytest.raises(FetchError, match="certificate verify failed"):
-        get_safely("example.com", port, "127.0.0.1", "::1")  # and no other address is tried, whose error would be said
+    with (
+        server(answer(b"picture"), tls) as port,
+        pytest.raises(FetchError, match="certificate verify failed"),
+    ):
+        get_safely(
+            "example.com", port, "127.0.0.1", "::1"
+        )  # and no other address is tried, whose error would be said
 
 
 @pytest.mark.usefixtures("trusted")
@@ -469,7 +575,10 @@ def test_tls_checks_the_name_of_a_redirect_to_the_same_address(tls: ssl.SSLConte
 
 @pytest.mark.parametrize("reply", [b"not TLS", b""])
 def test_tls_that_is_none(reply: bytes) -> None:
-    with server(answer_with(reply)) as port, pytest.raises(FetchError, match=r"cannot fetch '[^']*': \S"):
+    with (
+        server(answer_with(reply)) as port,
+        pytest.raises(FetchError, match=r"cannot fetch '[^']*': \S"),
+    ):
         get_safely("localhost", port)
 
 
@@ -480,7 +589,10 @@ def test_drip_of_a_handshake_ends_at_the_deadline() -> None:
             client.sendall(b"x")
             time.sleep(0.05)
 
-    with server(script) as port, pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
+    with (
+        server(script) as port,
+        pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"),
+    ):
         get_url(f"https://localhost:{port}/", FetchLimits(timeout=0.4))
 
 
@@ -491,7 +603,12 @@ def test_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a picture.png"
     file.write_bytes(b"picture")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (str(file), "~/a picture.png", file.as_uri(), f"file://localhost{file.as_uri()[7:]}"):
+    for name in (
+        str(file),
+        "~/a picture.png",
+        file.as_uri(),
+        f"file://localhost{file.as_uri()[7:]}",
+    ):
         assert fetch(name) == read_path(name) == b"picture"
     assert read_path(file) == b"picture"
 
@@ -509,7 +626,11 @@ def test_path_size(tmp_path: Path) -> None:
 
 def test_path_that_is_not_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for path, message in ((tmp_path / "fifo", "regular"), (Path("/dev/zero"), "regular"), (tmp_path, "director")):
+    for path, message in (
+        (tmp_path / "fifo", "regular"),
+        (Path("/dev/zero"), "regular"),
+        (tmp_path, "director"),
+    ):
         with pytest.raises(FetchError, match=message):
             read_path(path)
 
@@ -585,7 +706,11 @@ def test_text_without_a_scheme() -> None:
 
 def test_messages_are_short_and_hold_no_base64() -> None:
     text = base64.b64encode(bytes(range(256)) * 40).decode()
-    for source in (text + "*", f"data:image/png;base64,{text}*", "/".join(["folder"] * 300) + ".png"):
+    for source in (
+        text + "*",
+        f"data:image/png;base64,{text}*",
+        "/".join(["folder"] * 300) + ".png",
+    ):
         with pytest.raises(FetchError) as caught:
             fetch(source)
         assert len(str(caught.value)) < 200

@@ -1,4 +1,5 @@
-"""`smolvlm-mlx finetune`: what is refused, what is left out, what it will take, and what it writes."""
+"""`smolvlm-mlx finetune`: what is refused, what is left out, what it will take, and what it
+writes."""
 
 import csv
 import json
@@ -52,9 +53,20 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: A
     assert "8 rows are left out" in err
     with Image.open(tmp_path / "out/loss.png") as curve:
         curve.verify()
-    left_out = [json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()]
+    left_out = [
+        json.loads(line) for line in (tmp_path / "out/left-out.jsonl").read_text().splitlines()
+    ]
     assert [row["where"] for row in left_out] == [f"data.jsonl:{number}" for number in range(3, 11)]
-    reasons = ("absent.png", "broken.png", "tokens, more than 400", "answer", "answer", "JSON", "neither", "list")
+    reasons = (
+        "absent.png",
+        "broken.png",
+        "tokens, more than 400",
+        "answer",
+        "answer",
+        "JSON",
+        "neither",
+        "list",
+    )
     for row, reason in zip(left_out, reasons, strict=True):
         assert reason in row["reason"]
 
@@ -64,14 +76,23 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: A
     [
         ([], (), "no rows"),
         ([{"question": "?"}], (), "none of 1 rows can be used; data.jsonl:1: no answer"),
-        ([GOOD], ("--rank", "0", "--learning-rate", "-1"), "rank is 0, less than 1; learning_rate is -1.0"),
+        (
+            [GOOD],
+            ("--rank", "0", "--learning-rate", "-1"),
+            "rank is 0, less than 1; learning_rate is -1.0",
+        ),
         ([GOOD], ("--resume",), "nothing to resume"),
         ([GOOD], ("--validation", "absent.jsonl"), "absent.jsonl"),
         ([GOOD], ("--learning-rate", "1e30", "--steps", "20"), "the loss is"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    rows: list[object], options: tuple[str, ...], reason: str, tiny: Path, tmp_path: Path, finetune: Any
+    rows: list[object],
+    options: tuple[str, ...],
+    reason: str,
+    tiny: Path,
+    tmp_path: Path,
+    finetune: Any,
 ) -> None:
     data = write_rows(tmp_path / "data.jsonl", *rows)
     code, _, err = finetune(data, tmp_path / "out", "-m", tiny, *options)
@@ -111,12 +132,17 @@ def test_what_is_given_goes_before_a_preset(
         assert finetune("data.jsonl", tmp_path / "out", "-m", tiny, *options)[0] == 1
     preset = PRESETS["16gb"]
     parts = ("decoder", "vision", "connector")
-    assert seen == [Plan(), Plan(**preset), Plan(**{**preset, "rank": 8, "checkpoint_layers": False, "parts": parts})]
+    assert seen == [
+        Plan(),
+        Plan(**preset),
+        Plan(**{**preset, "rank": 8, "checkpoint_layers": False, "parts": parts}),
+    ]
 
 
 def test_a_plan_names_all_that_is_wrong() -> None:
     with pytest.raises(
-        TrainingError, match="method 'magic' is not one of lora, dora, full; parts nose: choose from dec"
+        TrainingError,
+        match="method 'magic' is not one of lora, dora, full; parts nose: choose from dec",
     ):
         Plan(method="magic", parts=("nose",))  # type: ignore[arg-type]
 
@@ -128,7 +154,9 @@ def test_full_training_of_a_quantized_checkpoint_is_refused(tiny: Path, tmp_path
         prepare(tmp_path / "8bit", data, tmp_path / "out", Plan(method="full"))
 
 
-@pytest.mark.parametrize("name", ["rank", "batch_size", "accumulate", "steps", "epochs", "alpha", "clip", "dropout"])
+@pytest.mark.parametrize(
+    "name", ["rank", "batch_size", "accumulate", "steps", "epochs", "alpha", "clip", "dropout"]
+)
 def test_no_setting_can_be_absurd(name: str) -> None:
     for value in (-1, math.nan) if name in ("epochs", "alpha", "clip", "dropout") else (-1, 0):
         with pytest.raises(SmolVLMError, match=name):
@@ -139,7 +167,15 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) ->
     data = write_questions(tmp_path / "data", 12, "unit", ("color", "text"))
     options = "--steps 300 --batch-size 1 --max-tiles 1 --accumulate 1".split()
     arguments = [data, tmp_path / "out", "-m", tiny, *options]
-    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", "finetune", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "smolvlm_mlx",
+        "finetune",
+        *map(str, arguments),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -159,7 +195,13 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) ->
 
 def test_the_estimate_comes_first_and_may_be_all(tiny: Path, tmp_path: Path, finetune: Any) -> None:
     code, _, err = finetune(
-        write_rows(tmp_path / "d.jsonl", GOOD), tmp_path / "out", "-m", tiny, "--estimate", "--preset", "8gb"
+        write_rows(tmp_path / "d.jsonl", GOOD),
+        tmp_path / "out",
+        "-m",
+        tiny,
+        "--estimate",
+        "--preset",
+        "8gb",
     )
     assert code == 0
     assert "memory, by estimate: 0.0" in err

@@ -1,4 +1,5 @@
-"""examples/highlights.py chooses the right parts of a video, cuts them out as they are, and goes on where it was stopped."""
+"""examples/highlights.py chooses the right parts of a video, cuts them out as they are, and goes on
+where it was stopped."""
 
 import json
 import subprocess
@@ -53,8 +54,21 @@ def test_the_parts_that_are_asked_for(tmp_path: Path) -> None:
     scenes = [scene for seed, way in enumerate(ways) for scene in moving(way, seed)]
     source = tmp_path / "long.mp4"
     source.write_bytes(encode_clip(scenes, "mp4", "mpeg4"))
-    command = [sys.executable, str(ROOT / "examples" / "highlights.py"), str(source), "--model", "tiny"]
-    command += ["--seconds", "4", "--question", "Does the circle move left?", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "highlights.py"),
+        str(source),
+        "--model",
+        "tiny",
+    ]
+    command += [
+        "--seconds",
+        "4",
+        "--question",
+        "Does the circle move left?",
+        "--out",
+        str(tmp_path / "out"),
+    ]
 
     def run() -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

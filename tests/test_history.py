@@ -1,4 +1,5 @@
-"""What was said stays, whatever happens in the middle of writing it, and goes when it is told to."""
+"""What was said stays, whatever happens in the middle of writing it, and goes when it is told
+to."""
 
 import io
 import json
@@ -66,7 +67,12 @@ def test_saved_and_loaded(history: History) -> None:
     (picture,) = media_of(loaded)
     assert (picture.data, picture.name) == (PICTURE.data, "cat.png")
     (summary,) = history.list()
-    assert (summary.id, summary.title, summary.model, summary.turns) == ("a", "What is THIS?", "tiny", 2)
+    assert (summary.id, summary.title, summary.model, summary.turns) == (
+        "a",
+        "What is THIS?",
+        "tiny",
+        2,
+    )
     assert abs(summary.updated - time.time()) < 60
 
 
@@ -117,14 +123,19 @@ def test_deleted_is_gone_from_the_file(history: History) -> None:
     history.delete("a")
     with closing(sqlite3.connect(history.path)) as database:
         tables = ("conversations", "messages", "pictures", "uses")
-        assert [database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables] == [0] * 4
+        assert [
+            database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+        ] == [0] * 4
 
 
 def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> None:
     history.save("abc", TALK)
     history.save("abd", TALK)
     assert history.find("abc") == "abc"
-    for beginning, error in {"ab": "2 conversations begin with 'ab'", "x": "no conversations begin with 'x'"}.items():
+    for beginning, error in {
+        "ab": "2 conversations begin with 'ab'",
+        "x": "no conversations begin with 'x'",
+    }.items():
         with pytest.raises(HistoryError, match=error):
             history.find(beginning)
     for method in (history.load, history.delete):
@@ -137,7 +148,9 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
         History(tmp_path / "file" / "history").list()
 
 
-def test_a_conversation_cannot_command_the_terminal(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation_cannot_command_the_terminal(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -188,7 +201,8 @@ from smolvlm_mlx.inputs.messages import text_message, user_message
 history, messages = History(Path(sys.argv[1])), []
 picture = Attachment(bytes.fromhex(sys.argv[2]))
 for turn in range(1000):
-    messages += [user_message(f"question {turn}", [picture]), text_message("assistant", f"answer {turn}" * 50)]
+    messages.append(user_message(f"question {turn}", [picture]))
+    messages.append(text_message("assistant", f"answer {turn}" * 50))
     history.save(sys.argv[3], messages)
     print(turn, flush=True)
 """
@@ -209,7 +223,9 @@ def kill_while_writing(path: Path, id: str, delay: float) -> None:
     assert len(messages) % 2 == 0
     assert len(messages) // 2 >= int(reported[-1] or -1) + 1
     assert words(messages) == [
-        line for turn in range(len(messages) // 2) for line in (f"question {turn}", f"answer {turn}" * 50)
+        line
+        for turn in range(len(messages) // 2)
+        for line in (f"question {turn}", f"answer {turn}" * 50)
     ]
 
 

@@ -1,7 +1,8 @@
-"""The rules of the house, read from the source: who may import whom, what is never caught, how long is too long, what tests
-leave alone.
+"""The rules of the house, read from the source: who may import whom, what is never caught, how long
+is too long, what tests leave alone.
 
-Imports inside functions and under TYPE_CHECKING count like any other. `make house` prints the rooms and the arrows between them.
+Imports inside functions and under TYPE_CHECKING count like any other. `make house` prints the rooms
+and the arrows between them.
 """
 
 import ast
@@ -45,7 +46,8 @@ def sources(*folders: str) -> list[Path]:
 
 @cache
 def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, absolute dotted name) of each import; `from a import b` gives a.b, a module or a name in one."""
+    """(line, absolute dotted name) of each import; `from a import b` gives a.b, a module or a name
+    in one."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -64,7 +66,8 @@ def unit(path: Path) -> str:
 
 
 def imported_unit(name: str) -> str | None:
-    """smolvlm_mlx.inputs.image -> inputs; smolvlm_mlx.load, a name of the package itself -> __init__; numpy -> None."""
+    """smolvlm_mlx.inputs.image -> inputs; smolvlm_mlx.load, a name of the package itself ->
+    __init__; numpy -> None."""
     top, _, rest = name.partition(".")
     if top != PACKAGE.name:
         return None
@@ -74,7 +77,8 @@ def imported_unit(name: str) -> str | None:
 
 
 def arrows() -> dict[str, set[str]]:
-    """Each room, a module or subpackage directly under smolvlm_mlx, with the other rooms that it imports."""
+    """Each room, a module or subpackage directly under smolvlm_mlx, with the other rooms that it
+    imports."""
     found: dict[str, set[str]] = {}
     for path in sources("smolvlm_mlx"):
         targets = {imported_unit(name) for _, name in imports(path)} - {None, unit(path)}
@@ -83,7 +87,8 @@ def arrows() -> dict[str, set[str]]:
 
 
 def offences(paths: list[Path], forbidden: set[str], but_in: tuple[str, ...] = ()) -> list[str]:
-    """Imports of the forbidden top-level packages, except in the files and folders named in but_in."""
+    """Imports of the forbidden top-level packages, except in the files and folders named in
+    but_in."""
     return [
         f"{place}:{line} imports {name}"
         for path in paths
@@ -94,7 +99,9 @@ def offences(paths: list[Path], forbidden: set[str], but_in: tuple[str, ...] = (
 
 
 def test_every_module_has_a_floor() -> None:
-    assert {unit(path) for path in sources("smolvlm_mlx")} <= set(DEPTH), "give the new module a floor in FLOORS"
+    assert {unit(path) for path in sources("smolvlm_mlx")} <= set(DEPTH), (
+        "give the new module a floor in FLOORS"
+    )
 
 
 def test_imports_go_down_only() -> None:
@@ -118,7 +125,9 @@ def test_the_house_stays_small() -> None:
 def test_contributing_shows_these_floors() -> None:
     """Its map has a line for each floor, from the top, below the doors."""
     (block,) = re.findall(
-        r"^smolvlm_mlx/.*\n((?:  .*\n)+)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+        r"^smolvlm_mlx/.*\n((?:  .*\n)+)",
+        (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+        re.MULTILINE,
     )
     names = [re.split("  +", line.strip())[0].split() for line in block.splitlines()]
     lines = [{name.rstrip("/").removesuffix(".py") for name in line} for line in names]
@@ -131,7 +140,8 @@ def test_model_imports_mlx_and_the_floors_below_only() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources("smolvlm_mlx/model")
         for line, name in imports(path)
-        if name.split(".")[0] not in allowed | ({"numpy"} if path.name in ("cpu.py", "kernels.py") else set())
+        if name.split(".")[0]
+        not in allowed | ({"numpy"} if path.name in ("cpu.py", "kernels.py") else set())
     ]
     assert not strangers
 
@@ -141,11 +151,15 @@ def test_packages_stay_in_their_place() -> None:
     inputs = [*sources("smolvlm_mlx/inputs"), *(path for path in (config, errors) if path.exists())]
     everything = sources("smolvlm_mlx", "convert", "examples", "tests")
     assert not offences(inputs, {"mlx", "mlx_lm"})
-    assert not offences(package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video.py"))
+    assert not offences(
+        package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video.py")
+    )
     assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
     assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/cli/",))
-    assert not offences(everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/"))
+    assert not offences(
+        everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/")
+    )
 
 
 def bare(requirement: str) -> str:
@@ -154,11 +168,14 @@ def bare(requirement: str) -> str:
 
 
 def test_each_dependency_has_its_reason() -> None:
-    """The table in CONTRIBUTING.md names what pyproject.toml installs, and the extra that has it."""
+    """The table in CONTRIBUTING.md names what pyproject.toml installs, and the extra that has
+    it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     where = {bare(package): "" for package in project["dependencies"]}
     for extra, packages in project["optional-dependencies"].items():
-        for package in packages:  # dev repeats those of extras, which come first; cpu and cuda13 mlx
+        for (
+            package
+        ) in packages:  # dev repeats those of extras, which come first; cpu and cuda13 mlx
             where.setdefault(bare(package), extra)
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Dependencies\n")[2].partition("\n## ")[0]
@@ -168,7 +185,8 @@ def test_each_dependency_has_its_reason() -> None:
 
 
 def catches_too_much(handler: ast.ExceptHandler) -> bool:
-    """A bare except, except Exception, or except BaseException that does not end in a plain raise."""
+    """A bare except, except Exception, or except BaseException that does not end in a plain
+    raise."""
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     names = {ast.unparse(kind).rpartition(".")[2] if kind else "" for kind in caught}
     last = handler.body[-1]
@@ -176,13 +194,19 @@ def catches_too_much(handler: ast.ExceptHandler) -> bool:
     return bool(names & {"", "Exception"}) or ("BaseException" in names and not reraises)
 
 
-@pytest.mark.parametrize("path", sources("smolvlm_mlx"), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", sources("smolvlm_mlx"), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_file(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     lines = text.count("\n")
     assert lines <= MAX_FILE_LINES
     nodes = list(ast.walk(ast.parse(text)))
-    greedy = [node.lineno for node in nodes if isinstance(node, ast.ExceptHandler) and catches_too_much(node)]
+    greedy = [
+        node.lineno
+        for node in nodes
+        if isinstance(node, ast.ExceptHandler) and catches_too_much(node)
+    ]
     assert not greedy, f"lines {greedy} catch everything: name what can go wrong"
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
@@ -215,23 +239,32 @@ def is_private(name: object) -> bool:
 
 
 def private_names(source: str) -> list[tuple[int, str]]:
-    """(line, name) of what a test reaches for and is private: an attribute, an import, a name that setattr or its like is given.
+    """(line, name) of what a test reaches for and is private: an attribute, an import, a name that
+    setattr or its like is given.
 
     What a class of the tests keeps in itself is its own.
     """
     found: list[tuple[int, object]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
-            found += [] if ast.unparse(node.value) in ("self", "cls") else [(node.lineno, node.attr)]
+            found += (
+                [] if ast.unparse(node.value) in ("self", "cls") else [(node.lineno, node.attr)]
+            )
         elif isinstance(node, ast.ImportFrom | ast.Import):
             module = getattr(node, "module", None)
-            found += [(node.lineno, name) for name in (module, *(alias.name for alias in node.names))]
+            found += [
+                (node.lineno, name) for name in (module, *(alias.name for alias in node.names))
+            ]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
             "setattr",
             "getattr",
             "delattr",
         ):
-            found += [(node.lineno, given.value) for given in node.args[:2] if isinstance(given, ast.Constant)]
+            found += [
+                (node.lineno, given.value)
+                for given in node.args[:2]
+                if isinstance(given, ast.Constant)
+            ]
     return [(line, str(name)) for line, name in found if is_private(name)]
 
 
@@ -265,15 +298,18 @@ import ctypes, logging, os, resource, signal, subprocess, sys, warnings
 import numpy  # brings its own warning filters
 
 def state():
-    loggers = [logging.root, *(item for item in logging.root.manager.loggerDict.values() if hasattr(item, "handlers"))]
+    made = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(item for item in made if hasattr(item, "handlers"))]
+    limits = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
     return {
-        "environment": subprocess.check_output("env"),  # the process's own, in which a library in C may set what Python's has not
+        # The process's own, in which a library in C may set what Python's has not.
+        "environment": subprocess.check_output("env"),
         "directory": os.getcwd(),
         "search path": list(sys.path),
         "warning filters": list(warnings.filters),
         "log handlers": [(each.name, handler) for each in loggers for handler in each.handlers],
         "log level": logging.root.level,
-        "limits": [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")],
+        "limits": [resource.getrlimit(limit) for limit in limits],
         "signals": [signal.getsignal(number) for number in signal.valid_signals()],
         "hooks": (sys.excepthook, sys.displayhook, sys.unraisablehook),
     }
@@ -320,7 +356,9 @@ def show() -> None:
     rooms = arrows()
     for floor in FLOORS:
         for room in sorted(floor):
-            print(f"  {room:11} {' '.join(sorted(rooms[room], key=lambda name: (DEPTH[name], name)))}")
+            print(
+                f"  {room:11} {' '.join(sorted(rooms[room], key=lambda name: (DEPTH[name], name)))}"
+            )
         print()
     print(f"{len(rooms)} rooms on {len(FLOORS)} floors, {sum(map(len, rooms.values()))} arrows")
 

@@ -1,4 +1,5 @@
-"""A folder, a hub id in the cache, a hub id to download: found, or told in one line why not. Nothing here dials out."""
+"""A folder, a hub id in the cache, a hub id to download: found, or told in one line why not.
+Nothing here dials out."""
 
 import errno
 import subprocess
@@ -59,7 +60,15 @@ def test_a_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monk
             "ö/ü",
             "a b/c",
         ),
-        *("hf://a/b", "https://huggingface.co/a/b", "~/no-such-folder", "~no-such-user/x", "x" * 5000, "a\0b", "\n"),
+        *(
+            "hf://a/b",
+            "https://huggingface.co/a/b",
+            "~/no-such-folder",
+            "~no-such-user/x",
+            "x" * 5000,
+            "a\0b",
+            "\n",
+        ),
         *("a/" + "b" * 500, "a/b.git", "a--b/c", "a/b..c"),
     ],
 )
@@ -87,7 +96,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_not_in_the_cache(cache: Path) -> None:
     said = refused(REPO)
-    assert said.startswith(f"{REPO}: not, or not all of it, in the local cache, and the hub is not reachable; ")
+    assert said.startswith(
+        f"{REPO}: not, or not all of it, in the local cache, and the hub is not reachable; "
+    )
     assert "--model FOLDER" in said
 
 
@@ -105,10 +116,13 @@ def test_in_the_cache(cache: Path) -> None:
 
 
 def test_environment_offline(tmp_path: Path) -> None:
-    """HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub when it is imported: in a process of its own."""
+    """HF_HUB_OFFLINE and HF_HOME are read by huggingface_hub when it is imported: in a process of
+    its own."""
     program = f"from smolvlm_mlx.checkpoint.hub import find; find({REPO!r})"
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), **as_metal.environment(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
     assert "CheckpointError: " + REPO + ": not, or not all of it, in the local cache" in done.stderr
 
 
@@ -139,8 +153,19 @@ def test_patterns_bring_no_code_and_no_pickles() -> None:
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     wanted = [
-        *("config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
-        *("tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.json", "preprocessor_config.json"),
+        *(
+            "config.json",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+        ),
+        *(
+            "tokenizer.json",
+            "chat_template.jinja",
+            "merges.txt",
+            "vocab.json",
+            "preprocessor_config.json",
+        ),
     ]
     unwanted = [
         *(
@@ -168,9 +193,18 @@ UNREACHABLE = "not, or not all of it, in the local cache, and the hub is not rea
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (errors.RepositoryNotFoundError("x\ny", response=answer(404)), "no such repository on the hub, or it needs a"),
-        (errors.GatedRepoError("x\ny", response=answer(403)), f"gated; ask for access at hf.co/{REPO}, then `hf auth"),
-        (errors.RevisionNotFoundError("x\ny", response=answer(404)), "no revision 'v1'; see hf.co/"),
+        (
+            errors.RepositoryNotFoundError("x\ny", response=answer(404)),
+            "no such repository on the hub, or it needs a",
+        ),
+        (
+            errors.GatedRepoError("x\ny", response=answer(403)),
+            f"gated; ask for access at hf.co/{REPO}, then `hf auth",
+        ),
+        (
+            errors.RevisionNotFoundError("x\ny", response=answer(404)),
+            "no revision 'v1'; see hf.co/",
+        ),
         (errors.HfHubHTTPError("500\n", response=answer(500)), UNREACHABLE),
         (errors.LocalEntryNotFoundError("x"), UNREACHABLE),
         (errors.OfflineModeIsEnabled("x"), UNREACHABLE),
@@ -180,13 +214,24 @@ UNREACHABLE = "not, or not all of it, in the local cache, and the hub is not rea
         (httpx2.ReadTimeout("slow"), UNREACHABLE),
         (httpx2.RemoteProtocolError("closed"), UNREACHABLE),
         (ConnectionResetError(), UNREACHABLE),
-        (OSError(errno.ENOSPC, "No space left on device"), "cannot be saved to the cache (No space left on device)"),
-        (PermissionError(errno.EACCES, "Permission denied"), "cannot be saved to the cache (Permission denied)"),
-        (OSError(errno.EROFS, "Read-only file system"), "cannot be saved to the cache (Read-only file system)"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "cannot be saved to the cache (No space left on device)",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            "cannot be saved to the cache (Permission denied)",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            "cannot be saved to the cache (Read-only file system)",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_errors_of_the_hub(download: Callable[[Download], None], error: BaseException, said: str) -> None:
+def test_errors_of_the_hub(
+    download: Callable[[Download], None], error: BaseException, said: str
+) -> None:
     def fail(repo: str, **kwargs: Any) -> str:
         raise error
 

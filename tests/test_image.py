@@ -1,4 +1,5 @@
-"""Pictures of every form to RGB: alpha, orientation, depth, formats, what is damaged, and the limits at their edges."""
+"""Pictures of every form to RGB: alpha, orientation, depth, formats, what is damaged, and the
+limits at their edges."""
 
 import base64
 import builtins
@@ -32,7 +33,9 @@ def test_every_form_of_a_picture(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(loaded), np.asarray(picture))
 
 
-@pytest.mark.parametrize("part", [{}, {"image": None}, {"path": "a", "url": "b"}, {"image": 3}, {"image": [1]}])
+@pytest.mark.parametrize(
+    "part", [{}, {"image": None}, {"path": "a", "url": "b"}, {"image": 3}, {"image": [1]}]
+)
 def test_part_that_is_not_one_picture(part: dict[str, Any]) -> None:
     with pytest.raises(ImageError, match=r"needs one of|cannot be of type"):
         load_image(part)
@@ -42,8 +45,16 @@ def test_alpha_of_a_file_is_dropped_and_of_a_picture_laid_on_white() -> None:
     picture = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     assert load_image(encoded(picture, "PNG")).getpixel((0, 0)) == (10, 20, 30)
     assert load_image(picture).getpixel((0, 0)) == (255, 255, 255)
-    assert load_image(Image.new("RGBA", (2, 2), (10, 20, 30, 128))).getpixel((0, 0)) == (132, 137, 142)
-    assert load_image(np.full((2, 2, 4), (10, 20, 30, 128), np.uint8)).getpixel((0, 0)) == (132, 137, 142)
+    assert load_image(Image.new("RGBA", (2, 2), (10, 20, 30, 128))).getpixel((0, 0)) == (
+        132,
+        137,
+        142,
+    )
+    assert load_image(np.full((2, 2, 4), (10, 20, 30, 128), np.uint8)).getpixel((0, 0)) == (
+        132,
+        137,
+        142,
+    )
     assert load_image(Image.new("LA", (2, 2), (10, 0))).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -58,7 +69,11 @@ def test_transparent_colour_turns_white_in_both() -> None:
 def test_palette_with_alpha_gives_no_warning() -> None:
     picture = Image.new("P", (2, 1), 1)
     picture.putpalette([0, 0, 0, 10, 20, 30])
-    assert load_image(encoded(picture, "PNG", transparency=b"\x00\x80")).getpixel((0, 0)) == (10, 20, 30)
+    assert load_image(encoded(picture, "PNG", transparency=b"\x00\x80")).getpixel((0, 0)) == (
+        10,
+        20,
+        30,
+    )
 
 
 def test_orientation_of_a_file_is_applied_and_of_a_picture_not() -> None:
@@ -66,7 +81,9 @@ def test_orientation_of_a_file_is_applied_and_of_a_picture_not() -> None:
     exif[0x0112] = 6
     data = encoded(draw("RGB", 61, 40), "PNG", exif=exif)
     assert load_image(data).size == (40, 61)
-    np.testing.assert_array_equal(np.asarray(load_image(data)), np.rot90(np.asarray(draw("RGB", 61, 40)), -1))
+    np.testing.assert_array_equal(
+        np.asarray(load_image(data)), np.rot90(np.asarray(draw("RGB", 61, 40)), -1)
+    )
     assert load_image(Image.open(io.BytesIO(data))).size == (61, 40)
 
 
@@ -74,39 +91,58 @@ def test_orientation_of_a_file_is_applied_and_of_a_picture_not() -> None:
     ("values", "expected"),
     [
         (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),  # 16 bits: scaled
-        (np.array([[0, 200, 255]], np.uint16), [0, 200, 255]),  # nothing to clip: as in the reference
+        (
+            np.array([[0, 200, 255]], np.uint16),
+            [0, 200, 255],
+        ),  # nothing to clip: as in the reference
         (np.array([[0, 25700, 65535]], np.int32), [0, 100, 255]),
         (np.array([[0, 0.2, 1]], np.float32), [0, 51, 255]),
         (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
     ],
 )
 @pytest.mark.parametrize("as_file", [True, False])
-def test_grey_of_more_than_8_bits(values: np.ndarray[Any, Any], expected: list[int], as_file: bool) -> None:
+def test_grey_of_more_than_8_bits(
+    values: np.ndarray[Any, Any], expected: list[int], as_file: bool
+) -> None:
     picture = Image.fromarray(values)
     loaded = load_image(encoded(picture, "TIFF") if as_file else picture)
     assert np.asarray(loaded)[0].tolist() == [[value] * 3 for value in expected]
 
 
-@pytest.mark.parametrize("values", [[0.0, -1.0], [0.0, 70000.0], [0.0, float("nan")], [0.0, float("inf")]])
+@pytest.mark.parametrize(
+    "values", [[0.0, -1.0], [0.0, 70000.0], [0.0, float("nan")], [0.0, float("inf")]]
+)
 def test_grey_values_without_a_scale(values: list[float]) -> None:
     with pytest.raises(ImageError, match="scale the picture to 8 bits"):
         load_image(Image.fromarray(np.array([values], np.float32)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("GIF", "P"), ("WEBP", "RGB"), ("PNG", "RGB"), ("TIFF", "RGB"), ("MPO", "RGB")]
+    ("kind", "mode"),
+    [("GIF", "P"), ("WEBP", "RGB"), ("PNG", "RGB"), ("TIFF", "RGB"), ("MPO", "RGB")],
 )
 def test_first_frame(kind: str, mode: str) -> None:
-    frames = [Image.new(mode, (32, 32), colour) for colour in ((255, 0, 0), (0, 255, 0))] if mode == "RGB" else None
-    first, second = frames or (Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "lime"))
+    frames = (
+        [Image.new(mode, (32, 32), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+        if mode == "RGB"
+        else None
+    )
+    first, second = frames or (
+        Image.new("RGB", (32, 32), "red"),
+        Image.new("RGB", (32, 32), "lime"),
+    )
     data = encoded(first, kind, save_all=True, append_images=[second])
     assert np.abs(np.asarray(load_image(data)).astype(int) - [255, 0, 0]).max() < 8
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged tags
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+)
 def test_formats_and_truncated_files(kind: str) -> None:
-    if not features.check({"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "zlib")):
+    if not features.check(
+        {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "zlib")
+    ):
         pytest.skip(f"Pillow is built without {kind}")
     data = encoded(draw("RGB", 120, 90), kind)
     assert load_image(data).size == (120, 90)
@@ -117,7 +153,8 @@ def test_formats_and_truncated_files(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"garbage" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xd7\xcd\xc6\x9a" + b"\0" * 60, b"<svg/>"]
+    "data",
+    [b"garbage" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xd7\xcd\xc6\x9a" + b"\0" * 60, b"<svg/>"],
 )
 def test_bytes_that_are_no_picture(data: bytes) -> None:
     with pytest.raises(ImageError, match="is not a readable picture; give one of JPEG"):
@@ -170,7 +207,8 @@ def test_limit_of_bytes(tmp_path: Path) -> None:
 
 
 def test_limit_of_pixels_is_checked_before_decoding() -> None:
-    """A PPM header alone says the size; what follows is missing, so that decoding would fail in another way."""
+    """A PPM header alone says the size; what follows is missing, so that decoding would fail in
+    another way."""
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageError, match="damaged"):
         load_image(b"P6 10000 5000 255\n")  # 50,000,000 is allowed
@@ -184,7 +222,9 @@ def test_limit_of_pixels_is_checked_before_decoding() -> None:
 
 
 @pytest.mark.parametrize("as_array", [True, False])
-def test_limit_of_pixels_of_what_is_decoded(as_array: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_pixels_of_what_is_decoded(
+    as_array: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture: Any = Image.new("RGB", (10, 10))
     source = np.asarray(picture) if as_array else picture
     monkeypatch.setattr("smolvlm_mlx.inputs.image.MAX_PIXELS", 100)
@@ -204,7 +244,12 @@ def test_empty_picture(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4, 3)), np.zeros((3, 40, 50), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)],
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((3, 40, 50), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
 )
 def test_array_of_another_kind(array: np.ndarray[Any, Any]) -> None:
     with pytest.raises(ImageError, match="an image array is uint8"):
@@ -213,12 +258,16 @@ def test_array_of_another_kind(array: np.ndarray[Any, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged tags
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_flipped_bytes_give_a_picture_or_one_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flipped_bytes_give_a_picture_or_one_line(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("smolvlm_mlx.inputs.image.MAX_PIXELS", 10**6)
     random = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
-    whole = encoded(draw("RGB", 40, 30), kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
+    whole = encoded(
+        draw("RGB", 40, 30), kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {})
+    )
     messages = []
     for _ in range(40):
         data = bytearray(whole)

@@ -18,7 +18,9 @@ import pytest
 
 
 def tiles(*seeds: int) -> np.ndarray:
-    return np.stack([np.random.default_rng(seed).integers(0, 256, (TILE, TILE, 3), np.uint8) for seed in seeds])
+    return np.stack(
+        [np.random.default_rng(seed).integers(0, 256, (TILE, TILE, 3), np.uint8) for seed in seeds]
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
@@ -27,7 +29,9 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
 ) -> None:
     model, processor = loaded
     monkeypatch.setattr(
-        image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, chunk * model.config.vision_config.patches_per_side**2)
+        image_cache,
+        "CHUNK",
+        dict.fromkeys(image_cache.CHUNK, chunk * model.config.vision_config.patches_per_side**2),
     )
     some = tiles(1, 2, 1, 3, 3, 1, 4, 2)
     want = np.array(model.encode_images(mx.array(normalize(some, processor.settings))))
@@ -43,7 +47,9 @@ def test_chunked_is_whole_and_equal_tiles_are_encoded_once(
     assert have is not None
     assert sum(sizes) == 4
     assert max(sizes) <= chunk
-    np.testing.assert_allclose(np.array(have), want, rtol=0, atol=1e-4 if device.name() == "cpu" else 5e-3)
+    np.testing.assert_allclose(
+        np.array(have), want, rtol=0, atol=1e-4 if device.name() == "cpu" else 5e-3
+    )
     np.testing.assert_array_equal(np.array(have[0]), np.array(have[5]))
     assert not np.array_equal(np.array(have[0]), np.array(have[1]))
 
@@ -81,7 +87,9 @@ def test_known_tiles_are_not_encoded_again(loaded: Any, monkeypatch: pytest.Monk
     count, second = encoded(loaded, cache, tiles(2, 3, 1), monkeypatch)
     assert count == 1
     np.testing.assert_array_equal(second[[2, 0]], first)
-    other = replace(loaded[1].settings, mean=(0.4, 0.5, 0.6))  # other pixel values of the same tiles
+    other = replace(
+        loaded[1].settings, mean=(0.4, 0.5, 0.6)
+    )  # other pixel values of the same tiles
     assert cache.get(digest_tiles(tiles(1)), other) == {}
 
 
@@ -97,7 +105,9 @@ def test_memory_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert encoded(loaded, cache, tiles(2), monkeypatch)[0] == 1
 
 
-def test_the_next_process_finds_them(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_process_finds_them(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "cache"
     _, first = encoded(loaded, ImageCache(loaded[0], folder), tiles(1, 2), monkeypatch)
     count, second = encoded(loaded, ImageCache(loaded[0], folder), tiles(2, 1), monkeypatch)
@@ -123,12 +133,22 @@ def test_the_file_is_bounded(loaded: Any, tmp_path: Path, monkeypatch: pytest.Mo
     tokens = encode_tiles(loaded[0], tiles(1), loaded[1].settings)
     assert tokens is not None
     for number in (1, 2, 3, 1, 4):
-        encoded(loaded, ImageCache(loaded[0], tmp_path, disk_bytes=3 * tokens.nbytes), tiles(number), monkeypatch)
-    counts = [encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(n), monkeypatch)[0] for n in (1, 3, 4, 2)]
+        encoded(
+            loaded,
+            ImageCache(loaded[0], tmp_path, disk_bytes=3 * tokens.nbytes),
+            tiles(number),
+            monkeypatch,
+        )
+    counts = [
+        encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(n), monkeypatch)[0]
+        for n in (1, 3, 4, 2)
+    ]
     assert counts == [0, 0, 0, 1]
 
 
-def test_a_damaged_file_costs_time_only(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_costs_time_only(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "features.sqlite3"
     file.write_bytes(b"no database" * 1000)
     assert encoded(loaded, ImageCache(loaded[0], tmp_path), tiles(1), monkeypatch)[0] == 1
@@ -139,4 +159,7 @@ def test_a_damaged_file_costs_time_only(loaded: Any, tmp_path: Path, monkeypatch
     assert count == 1
     assert tokens.any()
     (tmp_path / "no folder").write_text("")
-    assert encoded(loaded, ImageCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0] == 1
+    assert (
+        encoded(loaded, ImageCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0]
+        == 1
+    )

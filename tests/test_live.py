@@ -1,4 +1,5 @@
-"""Live: the answers are those of `generate`, what can be reused is, and a pipe and a terminal show what happened."""
+"""Live: the answers are those of `generate`, what can be reused is, and a pipe and a terminal show
+what happened."""
 
 import fcntl
 import os
@@ -50,7 +51,10 @@ def picture(color: str = "red", at: int = 10) -> Image.Image:
 
 def asked(bundled: Loaded, image: Image.Image, question_first: bool = False) -> Inputs:
     """What `generate` is given, and `live` ought to be."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image}, {"type": "text", "text": DESCRIBE}]
+    parts: list[dict[str, Any]] = [
+        {"type": "image", "image": image},
+        {"type": "text", "text": DESCRIBE},
+    ]
     content = parts[::-1] if question_first else parts
     processor = bundled[1]
     return processor([{"role": "user", "content": content}], processor.one_tile)
@@ -83,7 +87,9 @@ def test_answers_are_those_of_generate_and_the_prompt_before_the_picture_is_reus
         before = inputs.input_ids.tolist().index(model.config.image_token_id)
         assert description.statistics.reused_tokens == (before if reused else 0)
         reused.append(before)
-    start_of_prompt = [processor.tokenizer.decode([id]) for id in inputs.input_ids[: reused[0]].tolist()]
+    start_of_prompt = [
+        processor.tokenizer.decode([id]) for id in inputs.input_ids[: reused[0]].tolist()
+    ]
     assert (DESCRIBE in "".join(start_of_prompt)) is question_first
 
 
@@ -114,9 +120,23 @@ def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: 
     colors = ["red", "red", "green", "blue", "black", "red"]
     descriptions = [describe_one(live, Image.new("RGB", (64, 64), color)) for color in colors]
     assert len({description.text for description in descriptions}) == 1
-    assert [description.unchanged for description in descriptions] == [False, False, True, True, True, True]
+    assert [description.unchanged for description in descriptions] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert SAME == 3
-    assert [description.stuck for description in descriptions] == [False, False, False, True, False, False]
+    assert [description.stuck for description in descriptions] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     other = describe_one(live, demo.draw())
     assert other.text != descriptions[0].text
     assert not other.unchanged
@@ -163,7 +183,11 @@ def test_a_frame_is_asked_for_when_the_look_before_is_over(bundled: Loaded) -> N
     for description in live.watch(frames()):
         "".join(description.stream)
         seen.append(description)
-    assert [(description.number, description.dropped) for description in seen] == [(1, 0), (2, 1), (3, 2)]
+    assert [(description.number, description.dropped) for description in seen] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+    ]
 
 
 def test_an_answer_that_nobody_reads_to_its_end_is_ended(bundled: Loaded) -> None:
@@ -187,7 +211,9 @@ def test_the_least_interval(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) ->
         now += seconds
 
     monkeypatch.setattr(
-        live_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep, perf_counter=lambda: now)
+        live_module,
+        "time",
+        SimpleNamespace(monotonic=lambda: now, sleep=sleep, perf_counter=lambda: now),
     )
     live = Live(*bundled, DESCRIBE, Options(max_tokens=1))
     for description in live.watch([Frame(picture())] * 3, every=20):
@@ -223,7 +249,9 @@ def test_a_pipe_has_a_line_a_frame(tiny: Path, clip: Path, call: Any) -> None:
     assert (code, len(out.splitlines()) + dropped) == (0, 6)
 
 
-def test_what_cannot_be_looked_at_is_told_before_the_model_is_loaded(clip: Path, tmp_path: Path, call: Any) -> None:
+def test_what_cannot_be_looked_at_is_told_before_the_model_is_loaded(
+    clip: Path, tmp_path: Path, call: Any
+) -> None:
     nowhere = ("-m", tmp_path / "no model")
     check_refused(call("live", tmp_path / "none.mp4", *nowhere), "no such file")
     check_refused(call("live", clip, "--camera", "0", *nowhere), "a file and --camera")
@@ -281,7 +309,19 @@ def test_the_picture_is_mirrored_for_display_only(
     assert straight != mirrored
     for flag, expected in (("--mirror", ImageOps.mirror(frame)), ("--no-mirror", frame)):
         shown.clear()
-        arguments = ("live", path, "-m", "tiny", "--dtype", "float32", "-n", 24, "-p", DESCRIBE, flag)
+        arguments = (
+            "live",
+            path,
+            "-m",
+            "tiny",
+            "--dtype",
+            "float32",
+            "-n",
+            24,
+            "-p",
+            DESCRIBE,
+            flag,
+        )
         code, out, _ = call(*arguments)
         assert code == 0
         assert straight in out
@@ -298,7 +338,9 @@ def test_what_the_model_writes_is_shown_and_not_obeyed(
     def outputs(**more: Any) -> tuple[str, str]:
         """Of a description that was made up: stdout and stderr."""
         description = Description(picture(), 1, 0, stuck=True, **more)
-        description.stream = TextStream(Stream(events(), Row(Options(), statistics=Statistics(prompt_tokens=5))))
+        description.stream = TextStream(
+            Stream(events(), Row(Options(), statistics=Statistics(prompt_tokens=5)))
+        )
         monkeypatch.setattr(Live, "watch", lambda *arguments: iter([description]))
         code, out, err = call("live", clip, "-m", "tiny")
         assert code == 0
@@ -318,12 +360,26 @@ def test_what_the_model_writes_is_shown_and_not_obeyed(
 def test_in_a_terminal(tiny: Path, clip: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    command = [sys.executable, "-m", "smolvlm_mlx", "live", str(clip), "-m", str(tiny), "-n", "3", "--count", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "live",
+        str(clip),
+        "-m",
+        str(tiny),
+        "-n",
+        "3",
+        "--count",
+        "2",
+    ]
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     written = b""
-    with suppress(OSError):  # Linux' way to say that the other end is closed; elsewhere nothing more comes
+    with suppress(
+        OSError
+    ):  # Linux' way to say that the other end is closed; elsewhere nothing more comes
         while more := os.read(ours, 65536):
             written += more
     os.close(ours)
@@ -358,7 +414,15 @@ def test_pictures_of_low_detail_are_one_tile(server: Running) -> None:
     assert (one["tiles"], several["tiles"]) == (1, 13)
     assert tiles("low", "low")["tiles"] == 2
     assert tiles("low", None)["tiles"] == 26
-    assert set(one) == {"tiles", "preprocess", "vision", "prefill", "first_token", "tokens_per_second", "about"}
+    assert set(one) == {
+        "tiles",
+        "preprocess",
+        "vision",
+        "prefill",
+        "first_token",
+        "tokens_per_second",
+        "about",
+    }
     assert server.complete(question("What?", max_tokens=1)).json()["usage"]["timing"]["tiles"] == 0
     refused = question("What?", data_url())
     refused["messages"][0]["content"][0]["image_url"]["detail"] = "tiny"

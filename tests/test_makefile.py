@@ -25,11 +25,15 @@ pytestmark = pytest.mark.skipif(not MAKE, reason="make is not installed")
 Make = Callable[..., tuple[int, list[str]]]
 
 
-def python(version: str, system: str = "linux", machine: str = "arm64", modules: str = "ensurepip") -> str:
-    """Return a program that answers as such a Python; the environments it makes hold a copy of it."""
+def python(
+    version: str, system: str = "linux", machine: str = "arm64", modules: str = "ensurepip"
+) -> str:
+    """Return a program that answers as such a Python; the environments it makes hold a copy of
+    it."""
     pretend = (
         f"import sys, platform, importlib.util; sys.version_info = ({version.replace('.', ', ')}); "
-        f"sys.prefix = sys.base_prefix; sys.platform = '{system}'; platform.machine = lambda: '{machine}'; "
+        f"sys.prefix = sys.base_prefix; sys.platform = '{system}'; platform.machine = lambda: "
+        f"'{machine}'; "
         f"importlib.util.find_spec = '{modules}'.__contains__; "
     )
     return f"""case "$1" in
@@ -41,7 +45,8 @@ def python(version: str, system: str = "linux", machine: str = "arm64", modules:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Run the Makefile with these programs and a few of the shell's; return the exit code and what was said."""
+    """Run the Makefile with these programs and a few of the shell's; return the exit code and what
+    was said."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
 
@@ -56,7 +61,12 @@ def make(tmp_path: Path) -> Make:
             (folder / name).chmod(0o755)
         command = [MAKE, "--no-print-directory", ".venv/.use", *arguments]
         done = subprocess.run(
-            command, cwd=tmp_path, env={"PATH": str(folder)}, capture_output=True, text=True, check=False
+            command,
+            cwd=tmp_path,
+            env={"PATH": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.returncode, (done.stdout + done.stderr).splitlines()
 
@@ -67,12 +77,22 @@ def make(tmp_path: Path) -> Make:
     ("programs", "arguments", "taken"),
     [
         ({"python3": "3.11"}, [], "python3: Python 3.11"),
-        ({"python3": "3.9", "python3.12": "3.12", "python3.14": "3.14"}, [], "python3.14: Python 3.14"),
+        (
+            {"python3": "3.9", "python3.12": "3.12", "python3.14": "3.14"},
+            [],
+            "python3.14: Python 3.14",
+        ),
         ({"python3": "3.16", "python3.11": "3.11"}, [], "python3.11: Python 3.11"),
-        ({"python3": "3.14", "python3.12": "3.12"}, ["PYTHON=python3.12"], "python3.12: Python 3.12"),
+        (
+            {"python3": "3.14", "python3.12": "3.12"},
+            ["PYTHON=python3.12"],
+            "python3.12: Python 3.12",
+        ),
     ],
 )
-def test_the_first_that_fits(make: Make, programs: dict[str, str], arguments: list[str], taken: str) -> None:
+def test_the_first_that_fits(
+    make: Make, programs: dict[str, str], arguments: list[str], taken: str
+) -> None:
     code, lines = make({name: python(version) for name, version in programs.items()}, *arguments)
     assert (code, lines[0]) == (0, f".venv is made by {taken}.")
     assert lines[1:] == ["Installing into .venv; the first time takes a minute or two."]
@@ -89,7 +109,9 @@ def test_the_first_that_fits(make: Make, programs: dict[str, str], arguments: li
         ({"python3": python("3.12", "darwin", "x86_64"), **MAC}, [], "python3 is built for Intel"),
     ],
 )
-def test_none_that_fits(make: Make, programs: dict[str, str], arguments: list[str], problem: str) -> None:
+def test_none_that_fits(
+    make: Make, programs: dict[str, str], arguments: list[str], problem: str
+) -> None:
     code, (line, _) = make(programs, *arguments)  # the other line is make's own
     assert code == 2
     assert line.startswith(f"smolvlm-mlx needs Python 3.11 to 3.15: {problem}")
@@ -99,13 +121,16 @@ def test_uv_makes_it_where_no_python_fits(make: Make, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("#!/bin/sh\n" + python("3.13"))
     (tmp_path / "new").chmod(0o755)
     uv = (
-        'test "$*" = "venv --quiet --seed --python >=3.11,<3.16 .venv" && mkdir -p .venv/bin && cp new .venv/bin/python'
+        'test "$*" = "venv --quiet --seed --python >=3.11,<3.16 .venv" && '
+        "mkdir -p .venv/bin && cp new .venv/bin/python"
     )
     code, lines = make({"python3": python("3.9"), "uv": uv})
     assert (code, lines[0]) == (0, ".venv is made by uv: Python 3.13.")
 
 
-@pytest.mark.parametrize("problem", ["gone", "too old", "another", "moved", "from before", "backend"])
+@pytest.mark.parametrize(
+    "problem", ["gone", "too old", "another", "moved", "from before", "backend"]
+)
 def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) -> None:
     make({"python3": python("3.11")})
     assert "up to date" in make({"python3": python("3.11")})[1][0]
@@ -133,7 +158,10 @@ def test_an_environment_is_made_again(make: Make, tmp_path: Path, problem: str) 
     [
         ({}, ".venv is made by python3: Python 3.12."),
         ({"sw_vers": "echo 13.7"}, "On a Mac, MLX needs macOS 14 or newer; this is 13.7."),
-        ({"sysctl": "exit 1"}, "On a Mac, MLX needs Apple silicon; this one has an Intel processor."),
+        (
+            {"sysctl": "exit 1"},
+            "On a Mac, MLX needs Apple silicon; this one has an Intel processor.",
+        ),
     ],
 )
 def test_a_mac(make: Make, programs: dict[str, str], said: str) -> None:
@@ -144,12 +172,16 @@ def test_a_mac(make: Make, programs: dict[str, str], said: str) -> None:
 
 def test_the_same_versions_everywhere() -> None:
     text = {
-        name: (ROOT / name).read_text("utf-8") for name in "Makefile pyproject.toml README.md CONTRIBUTING.md".split()
+        name: (ROOT / name).read_text("utf-8")
+        for name in "Makefile pyproject.toml README.md CONTRIBUTING.md".split()
     }
     versions = re.findall(r"Python :: (3\.\d+)", text["pyproject.toml"])
     first, last = versions[0], versions[-1]
     assert f'requires-python = ">={first}"' in text["pyproject.toml"]
-    assert f"PYTHONS := python3 {' '.join(f'python{version}' for version in reversed(versions))}\n" in text["Makefile"]
+    assert (
+        f"PYTHONS := python3 {' '.join(f'python{version}' for version in reversed(versions))}\n"
+        in text["Makefile"]
+    )
     limits = f"({first.replace('.', ', ')}) <= version <= ({last.replace('.', ', ')})"
     assert limits in text["Makefile"]
     assert f">={first},<3.{int(last[2:]) + 1}" in text["Makefile"]

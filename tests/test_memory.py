@@ -16,13 +16,28 @@ import pytest
 
 def test_an_estimate_grows_with_everything() -> None:
     config = ModelConfig.from_dict(
-        {"model_type": "smolvlm", "text_config": {"vocab_size": 200000}, "vision_config": {"image_size": 256}}
+        {
+            "model_type": "smolvlm",
+            "text_config": {"vocab_size": 200000},
+            "vision_config": {"image_size": 256},
+        }
     )
-    base: dict[str, Any] = {"weights": 1, "trainable": 10, "tokens": 500, "tiles": 5, "answer_tokens": 50, "chunk": 2}
+    base: dict[str, Any] = {
+        "weights": 1,
+        "trainable": 10,
+        "tokens": 500,
+        "tiles": 5,
+        "answer_tokens": 50,
+        "chunk": 2,
+    }
     smallest = estimate(config, **base).total
     for name in base:
         assert estimate(config, **{**base, name: base[name] * 8}).total >= smallest
-    assert estimate(config, **base, checkpointed=True).total < smallest < estimate(config, **base, width=4).total
+    assert (
+        estimate(config, **base, checkpointed=True).total
+        < smallest
+        < estimate(config, **base, width=4).total
+    )
     assert estimate(config, **base, trains_vision=True).total > smallest
 
 
@@ -36,8 +51,12 @@ def test_an_estimate_grows_with_everything() -> None:
 )
 @pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, limit: int) -> None:
-    """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of the memory."""
-    config, plan = ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json")), Plan(**PRESETS[preset])
+    """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of
+    the memory."""
+    config, plan = (
+        ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json")),
+        Plan(**PRESETS[preset]),
+    )
     model = SmolVLM(config)
     model.set_dtype(mx.bfloat16)
     quantize_modules(model, Quantization(4, 64), lambda path: path.startswith("language_model."))

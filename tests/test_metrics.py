@@ -1,4 +1,5 @@
-"""Scores as the benchmarks define them: by examples, and against their definitions written out once more."""
+"""Scores as the benchmarks define them: by examples, and against their definitions written out once
+more."""
 
 import functools
 import hashlib
@@ -6,7 +7,13 @@ import json
 import re
 import string
 
-from smolvlm_mlx.tasks.metrics import CONTRACTIONS, METRICS, chosen_letter, edit_distance, normalize_answer
+from smolvlm_mlx.tasks.metrics import (
+    CONTRACTIONS,
+    METRICS,
+    chosen_letter,
+    edit_distance,
+    normalize_answer,
+)
 
 import pytest
 from hypothesis import assume, given
@@ -25,7 +32,9 @@ def score(metric: str, prediction: str, *answers: str, choices: tuple[str, ...] 
 # ---- vqa
 
 
-@pytest.mark.parametrize(("agreeing", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (5, 1), (10, 1)])
+@pytest.mark.parametrize(
+    ("agreeing", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (5, 1), (10, 1)]
+)
 def test_vqa_of_ten_people(agreeing: int, expected: float) -> None:
     people = [*["Red."] * agreeing, *(f"other {person}" for person in range(10 - agreeing))]
     assert score("vqa", "the red", *people) == pytest.approx(expected)
@@ -39,17 +48,35 @@ def test_vqa_of_one_person() -> None:
 @pytest.mark.parametrize(
     ("text", "normal"),
     [
-        # The list of visualqa.org/evaluation: lower case, periods but for decimals, number words, articles, apostrophes.
+        # The list of visualqa.org/evaluation: lower case, periods but for decimals, number words,
+        # articles, apostrophes.
         *[("Blue", "blue"), ("blue.", "blue"), ("U.S.A.", "usa"), ("3.5", "3.5"), ("3.5.", "3.5")],
         *[("zero one two three four five", "0 1 2 3 4 5")],
-        *[("six seven eight nine ten eleven", "6 7 8 9 10 eleven"), ("none", "0"), ("a an the cat", "cat")],
-        *[("The end of the day", "end of day"), ("theater", "theater"), ("dont", "don't"), ("can't", "can't")],
-        *[("couldnt've", "couldn't've"), ("couldn'tve", "couldn't've"), ("yall'd've", "y'all'd've")],
+        *[
+            ("six seven eight nine ten eleven", "6 7 8 9 10 eleven"),
+            ("none", "0"),
+            ("a an the cat", "cat"),
+        ],
+        *[
+            ("The end of the day", "end of day"),
+            ("theater", "theater"),
+            ("dont", "don't"),
+            ("can't", "can't"),
+        ],
+        *[
+            ("couldnt've", "couldn't've"),
+            ("couldn'tve", "couldn't've"),
+            ("yall'd've", "y'all'd've"),
+        ],
         # What the original does not do, or does the wrong way round.
         *[("couldntve", "couldntve"), ("Im", "im"), ("lets", "lets"), ("somebody'd", "somebodyd")],
         *[("somebodyd", "somebodyd")],
         # Punctuation goes where it is beside a space, and is a space where it never is.
-        *[("red/green", "red green"), ("red\n/green/blue", "red greenblue"), ("up-to-date", "up to date")],
+        *[
+            ("red/green", "red green"),
+            ("red\n/green/blue", "red greenblue"),
+            ("up-to-date", "up to date"),
+        ],
         *[("up- to-date", "up todate"), ("(left)", "left"), ('say "hi" [now]', "say hi now")],
         *[("really?", "really"), ("what?now", "whatnow"), ("yes!", "yes")],
         # Commas go before all else, and so they join numbers and words.
@@ -63,7 +90,8 @@ def test_normal_answers(text: str, normal: str) -> None:
 
 
 def test_contractions() -> None:
-    """The original's table, without the pairs that change nothing and those in capitals, which no lower case meets."""
+    """The original's table, without the pairs that change nothing and those in capitals, which no
+    lower case meets."""
     table = json.dumps(sorted(CONTRACTIONS.items())).encode()
     digest = "853d25c89947b7f6d41f6c5f81b2d6c3119927f4b16f557fc1b03af6ef45605e"
     assert (len(CONTRACTIONS), hashlib.sha256(table).hexdigest()) == (114, digest)
@@ -75,16 +103,39 @@ def by_definition(text: str) -> str:
     text = "".join(" " if letter in "\n\t" else letter for letter in text).strip()
     beside_space = {mark for mark in text if f"{mark} " in text or f" {mark}" in text}
     marks = set('/\\_-+=<>()[]{}"`@!;')
-    text = "".join("" if mark in marks & beside_space else " " if mark in marks else mark for mark in text)
+    text = "".join(
+        "" if mark in marks & beside_space else " " if mark in marks else mark for mark in text
+    )
     pairs = zip(text, [*text[1:], ""], strict=True) if text else ()
     text = "".join(letter for letter, follower in pairs if letter != "." or follower.isdecimal())
-    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    words = [str(numbers.index(word)) if word in numbers else "0" if word == "none" else word for word in text.split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if not re.fullmatch("an?|the", word))
+    numbers = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+    ]
+    words = [
+        str(numbers.index(word)) if word in numbers else "0" if word == "none" else word
+        for word in text.split()
+    ]
+    return " ".join(
+        CONTRACTIONS.get(word, word) for word in words if not re.fullmatch("an?|the", word)
+    )
 
 
-WORDS = st.sampled_from(["the", "a", "two", "none", "dont", "10", "1,000", "3.5", "U.S.", "it's", "red", "cant"])
-MARKS = st.sampled_from([" ", ". ", ".", "-", " - ", ", ", "/", " (", ") ", "?", "!", "\n", ";", "_", "'"])
+WORDS = st.sampled_from(
+    ["the", "a", "two", "none", "dont", "10", "1,000", "3.5", "U.S.", "it's", "red", "cant"]
+)
+MARKS = st.sampled_from(
+    [" ", ". ", ".", "-", " - ", ", ", "/", " (", ") ", "?", "!", "\n", ";", "_", "'"]
+)
 
 
 @given(st.lists(WORDS | MARKS, max_size=12).map("".join) | TEXT)
@@ -122,8 +173,20 @@ def test_anls(prediction: str, answers: list[str], expected: float) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "distance"),
     [
-        *[("", "", 0), ("", "abc", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("flaw", "lawn", 2)],
-        *[("saturday", "sunday", 3), ("intention", "execution", 5), ("ab", "ba", 2), ("é", "e", 1), ("👍🏽", "👍", 1)],
+        *[
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "abc", 0),
+            ("kitten", "sitting", 3),
+            ("flaw", "lawn", 2),
+        ],
+        *[
+            ("saturday", "sunday", 3),
+            ("intention", "execution", 5),
+            ("ab", "ba", 2),
+            ("é", "e", 1),
+            ("👍🏽", "👍", 1),
+        ],
     ],
 )
 def test_edit_distance(one: str, other: str, distance: int) -> None:
@@ -135,12 +198,17 @@ LETTERS = st.text("abc", max_size=6)
 
 @given(LETTERS, LETTERS, LETTERS)
 def test_edit_distance_is_one(one: str, other: str, third: str) -> None:
-    """A distance, in the sense of mathematics, that does not count what two texts begin and end with."""
+    """A distance, in the sense of mathematics, that does not count what two texts begin and end
+    with."""
     distance = edit_distance(one, other)
     assert (distance == 0) == (one == other)
     assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
     assert distance <= edit_distance(one, third) + edit_distance(third, other)
-    assert distance == edit_distance(f"{third}{one}", f"{third}{other}") == edit_distance(one + third, other + third)
+    assert (
+        distance
+        == edit_distance(f"{third}{one}", f"{third}{other}")
+        == edit_distance(one + third, other + third)
+    )
 
 
 @given(LETTERS, LETTERS)
@@ -149,7 +217,11 @@ def test_edit_distance_by_definition(one: str, other: str) -> None:
     def least(i: int, j: int) -> int:
         if not i or not j:
             return i + j
-        return min(least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (one[i - 1] != other[j - 1]))
+        return min(
+            least(i - 1, j) + 1,
+            least(i, j - 1) + 1,
+            least(i - 1, j - 1) + (one[i - 1] != other[j - 1]),
+        )
 
     assert edit_distance(one, other) == least(len(one), len(other))
 
@@ -160,11 +232,40 @@ def test_edit_distance_by_definition(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("prediction", "answer", "expected"),
     [
-        *[("100", "100", 1), ("95", "100", 1), ("105.1", "100", 0), ("94.9", "100", 0), ("-105", "-100", 1)],
-        *[("-94.9", "-100", 0), ("100", "-100", 0), ("50%", "0.5", 1), ("0.51", "50%", 1), ("52%", "50%", 1)],
-        *[("53%", "50%", 0), ("50", "50%", 0), (" 100 ", "100", 1), ("1e2", "100", 1), ("0.0", "0", 0)],
-        *[("0.001", "0", 0), ("0%", "0", 0), ("1,000", "1000", 0), ("Yes", "yes", 1), ("yes.", "yes", 0)],
-        *[("light blue", "Light Blue", 1), ("blue", "light blue", 0), ("five", "5", 0), ("5 apples", "5", 0)],
+        *[
+            ("100", "100", 1),
+            ("95", "100", 1),
+            ("105.1", "100", 0),
+            ("94.9", "100", 0),
+            ("-105", "-100", 1),
+        ],
+        *[
+            ("-94.9", "-100", 0),
+            ("100", "-100", 0),
+            ("50%", "0.5", 1),
+            ("0.51", "50%", 1),
+            ("52%", "50%", 1),
+        ],
+        *[
+            ("53%", "50%", 0),
+            ("50", "50%", 0),
+            (" 100 ", "100", 1),
+            ("1e2", "100", 1),
+            ("0.0", "0", 0),
+        ],
+        *[
+            ("0.001", "0", 0),
+            ("0%", "0", 0),
+            ("1,000", "1000", 0),
+            ("Yes", "yes", 1),
+            ("yes.", "yes", 0),
+        ],
+        *[
+            ("light blue", "Light Blue", 1),
+            ("blue", "light blue", 0),
+            ("five", "5", 0),
+            ("5 apples", "5", 0),
+        ],
         *[("%", "%", 1), ("", "5", 0)],
     ],
 )
@@ -179,17 +280,47 @@ def test_relaxed(prediction: str, answer: str, expected: int) -> None:
 @pytest.mark.parametrize(
     ("prediction", "letter"),
     [
-        *[("B", "B"), ("B.", "B"), ("B!", "B"), ("'B'", "B"), ("(B)", "B"), ("B. Rome", "B"), ("B) it is", "B")],
+        *[
+            ("B", "B"),
+            ("B.", "B"),
+            ("B!", "B"),
+            ("'B'", "B"),
+            ("(B)", "B"),
+            ("B. Rome", "B"),
+            ("B) it is", "B"),
+        ],
         *[
             ("The answer is B", "B"),
             ("The answer is B.", "B"),
             ("The answer is (B) Rome.", "B"),
             ("It is B, I say", None),
         ],
-        *[("A or B", "B"), ("(B), not (A)", "A"), ("B or (A)", "A"), ("A. no, B. yes", "B")],  # the last, of one form
-        *[("In the USA. Rome", "B"), ("vitamin C", "C"), ("b", None), ("E", None), ("(E)", None), ("BC", None)],
-        *[("Rome", "B"), ("rome.", "B"), ("not Paris but Rome", "B"), ("Rome, I think, and not Paris", "A")],
-        *[("New York", "C"), ("it is york", "D"), ("New York or York", "D"), ("York, New York", "C")],
+        *[
+            ("A or B", "B"),
+            ("(B), not (A)", "A"),
+            ("B or (A)", "A"),
+            ("A. no, B. yes", "B"),
+        ],  # the last, of one form
+        *[
+            ("In the USA. Rome", "B"),
+            ("vitamin C", "C"),
+            ("b", None),
+            ("E", None),
+            ("(E)", None),
+            ("BC", None),
+        ],
+        *[
+            ("Rome", "B"),
+            ("rome.", "B"),
+            ("not Paris but Rome", "B"),
+            ("Rome, I think, and not Paris", "A"),
+        ],
+        *[
+            ("New York", "C"),
+            ("it is york", "D"),
+            ("New York or York", "D"),
+            ("York, New York", "C"),
+        ],
         *[("", None), ("I do not know.", None), ("...", None), ("Ro", None)],
     ],
 )
@@ -206,7 +337,14 @@ def test_a_choice_within_another() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "prediction", "expected"),
-    [("B", "(B)", 1), ("b ", "B", 1), ("Rome", "B.", 1), ("Rome", "Rome", 1), ("A", "Rome", 0), ("Paris", "B", 0)],
+    [
+        ("B", "(B)", 1),
+        ("b ", "B", 1),
+        ("Rome", "B.", 1),
+        ("Rome", "Rome", 1),
+        ("A", "Rome", 0),
+        ("Paris", "B", 0),
+    ],
 )
 def test_choice(answer: str, prediction: str, expected: int) -> None:
     assert score("choice", prediction, answer, choices=CITIES) == expected
@@ -248,8 +386,14 @@ def test_comparisons(metric: str, prediction: str, answer: str, expected: int) -
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@given(prediction=TEXT, answers=st.lists(TEXT, min_size=1, max_size=10), choices=st.lists(TEXT, max_size=26))
-def test_scores_are_from_0_to_1(metric: str, prediction: str, answers: list[str], choices: list[str]) -> None:
+@given(
+    prediction=TEXT,
+    answers=st.lists(TEXT, min_size=1, max_size=10),
+    choices=st.lists(TEXT, max_size=26),
+)
+def test_scores_are_from_0_to_1(
+    metric: str, prediction: str, answers: list[str], choices: list[str]
+) -> None:
     assert 0 <= METRICS[metric](prediction, answers, choices) <= 1
 
 

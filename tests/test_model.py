@@ -1,4 +1,5 @@
-"""Numbers: those of transformers (tests/goldens/model.json, model_16bit.json), and the fast paths equal to the slow one."""
+"""Numbers: those of transformers (tests/goldens/model.json, model_16bit.json), and the fast paths
+equal to the slow one."""
 
 import json
 from collections.abc import Callable
@@ -21,12 +22,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 GOLDENS, GOLDENS_16BIT = (
-    json.loads((Path(__file__).parent / "goldens" / name).read_text()) for name in ("model.json", "model_16bit.json")
+    json.loads((Path(__file__).parent / "goldens" / name).read_text())
+    for name in ("model.json", "model_16bit.json")
 )
 # A GPU's float32 products are not a CPU's.
 ATOL = 1e-4 if device.name() == "cpu" else 5e-3
-# In 16 bits each rounding is off by 0.29 of the type's epsilon (1 / sqrt(12), the root of the mean square). About 60 follow one
-# another through five layers, on both sides: 0.29 * sqrt(2 * 60) = 3.2. What is measured is 3.6 at most, in either type.
+# In 16 bits each rounding is off by 0.29 of the type's epsilon (1 / sqrt(12), the root of the mean
+# square). About 60 follow one another through five layers, on both sides: 0.29 * sqrt(2 * 60) =
+# 3.2. What is measured is 3.6 at most, in either type.
 EPSILONS = 6
 
 
@@ -38,7 +41,9 @@ def pattern(tiles: int) -> mx.array:
 
 
 @pytest.fixture(params=["smolvlm", "idefics3"])
-def golden(request: pytest.FixtureRequest, tiny: Path, tiny_v1: Path) -> tuple[dict[str, Any], Path]:
+def golden(
+    request: pytest.FixtureRequest, tiny: Path, tiny_v1: Path
+) -> tuple[dict[str, Any], Path]:
     return GOLDENS[request.param], tiny if request.param == "smolvlm" else tiny_v1
 
 
@@ -83,13 +88,15 @@ def test_stages_and_logits_are_the_references(
 
 
 def distance(have: mx.array, want: list[float]) -> float:
-    """Of all numbers together, in epsilons of the type that `have` is in: what became float32 on its way is far off."""
+    """Of all numbers together, in epsilons of the type that `have` is in: what became float32 on
+    its way is far off."""
     numbers = np.array(have.astype(mx.float32)).flatten()
     return float(np.linalg.norm(numbers - want) / np.linalg.norm(want) / mx.finfo(have.dtype).eps)
 
 
 def far_in_16_bits(model: SmolVLM, model_type: str, dtype: str) -> dict[str, float]:
-    """Stages that are not the reference's, with their distances; the decoder also token by token."""
+    """Stages that are not the reference's, with their distances; the decoder also token by
+    token."""
     golden, want = GOLDENS[model_type], GOLDENS_16BIT[model_type][dtype]
     have, cache = stages(model, golden), model.language_model.make_cache()
     steps = [model.language_model(mx.array([[token]]), cache) for token in golden["text_input_ids"]]
@@ -102,7 +109,12 @@ def far_in_16_bits(model: SmolVLM, model_type: str, dtype: str) -> dict[str, flo
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
 def test_16_bits_are_the_references(
-    model_type: str, dtype: str, form: str, tiny: Path, tiny_v1: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str,
+    dtype: str,
+    form: str,
+    tiny: Path,
+    tiny_v1: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load_as(form, tiny if model_type == "smolvlm" else tiny_v1, dtype, monkeypatch)
     assert far_in_16_bits(model, model_type, dtype) == {}
@@ -117,7 +129,9 @@ def query_one_further(model: SmolVLM) -> None:
 
 
 FAULTS: dict[str, Callable[[SmolVLM], object]] = {
-    "decoder layer twice": lambda model: model.language_model.layers.insert(1, model.language_model.layers[1]),
+    "decoder layer twice": lambda model: model.language_model.layers.insert(
+        1, model.language_model.layers[1]
+    ),
     "decoder layer left out": lambda model: model.language_model.layers.pop(1),
     "tower's layer twice": lambda model: model.vision_model.encoder.layers.append(
         model.vision_model.encoder.layers[-1]
@@ -125,7 +139,9 @@ FAULTS: dict[str, Callable[[SmolVLM], object]] = {
     "norm without weight": lambda model: model.language_model.layers[1].input_layernorm.update(
         {"weight": mx.ones(128, mx.bfloat16)}
     ),
-    "last norm without weight": lambda model: model.language_model.norm.update({"weight": mx.ones(128, mx.bfloat16)}),
+    "last norm without weight": lambda model: model.language_model.norm.update(
+        {"weight": mx.ones(128, mx.bfloat16)}
+    ),
     "queries one position further": query_one_further,
     "image tokens a tenth larger": lambda model: model.connector.modality_projection.proj.update(
         {"weight": model.connector.modality_projection.proj.weight * 1.1}
@@ -163,7 +179,9 @@ def test_cached_and_chunked_equal_whole(tiny: Path) -> None:
         for size in sizes:
             rows.append(model.language_model(ids[:, start : start + size], cache))
             start += size
-        np.testing.assert_allclose(np.array(mx.concatenate(rows, axis=1)), np.array(whole), rtol=0, atol=ATOL)
+        np.testing.assert_allclose(
+            np.array(mx.concatenate(rows, axis=1)), np.array(whole), rtol=0, atol=ATOL
+        )
 
 
 def test_cache_grows_trims_and_makes_masks() -> None:
@@ -173,11 +191,20 @@ def test_cache_grows_trims_and_makes_masks() -> None:
         keys, values = cache.update_and_fetch(part, part * 2)
     np.testing.assert_array_equal(np.array(keys), np.array(mx.concatenate(parts, axis=2)))
     np.testing.assert_array_equal(np.array(values), 2 * np.array(keys))
-    assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (9, 4, 5, 5, 0)
+    assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (
+        9,
+        4,
+        5,
+        5,
+        0,
+    )
     assert cache.make_mask(1) is None
     assert cache.make_mask(3) == "causal"
     cache.offset = 2
-    assert np.array(cache.make_mask(2, return_array=True)).tolist() == [[True, True, True, False], [True] * 4]
+    assert np.array(cache.make_mask(2, return_array=True)).tolist() == [
+        [True, True, True, False],
+        [True] * 4,
+    ]
 
 
 @pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own step")
@@ -185,7 +212,9 @@ def test_cache_grows_trims_and_makes_masks() -> None:
 def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny, "float32")[0].language_model
     rng, hidden, caches = np.random.default_rng(read), [], []
-    parts = [mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))] * 2
+    parts = [
+        mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))
+    ] * 2
     step = Mock(wraps=cpu.decode_step)
     monkeypatch.setattr(cpu, "decode_step", step)
     for each in (model, load(tiny, "float32", fuse=False)[0].language_model):
@@ -210,9 +239,13 @@ def test_a_fork_keeps_what_it_had(tiny: Path) -> None:
     for token in (77, 18, 3, 64, 120):  # over what the fork has
         model(mx.array([[token]]), cache)
     want = model(mx.array([[5, 9, 200, 31, 7, 64]]))[:, -1]
-    np.testing.assert_allclose(np.array(model(mx.array([[64]]), fork)[:, -1]), np.array(want), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        np.array(model(mx.array([[64]]), fork)[:, -1]), np.array(want), rtol=0, atol=ATOL
+    )
     want = model(mx.array([[5, 9, 77, 18, 3, 64, 120, 1]]))[:, -1]
-    np.testing.assert_allclose(np.array(model(mx.array([[1]]), cache)[:, -1]), np.array(want), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        np.array(model(mx.array([[1]]), cache)[:, -1]), np.array(want), rtol=0, atol=ATOL
+    )
 
 
 @pytest.mark.parametrize("trimmed", [1, 2])
@@ -227,7 +260,9 @@ def test_what_goes_on_from_a_fork_or_a_batch_writes_nowhere_else(tiny: Path, tri
             layer.trim(trimmed)
         for layer in cache:
             layer.trim(trimmed)
-        [layer.fork() for layer in cache]  # a shorter one, which does not make the longer rows anyone's own
+        [
+            layer.fork() for layer in cache
+        ]  # a shorter one, which does not make the longer rows anyone's own
         kept = [np.array(layer.keys) for layer in cache]
         have = model(mx.array([[77]]), others)[:, -1]
         want = model(mx.array([[*ids[:-trimmed], 77]]))[:, -1]
@@ -247,7 +282,9 @@ def test_rows_of_a_batch_come_and_go(tiny: Path) -> None:
             prompts = rng.integers(3, 200, (1 + turn // 3 % 2, 3 + int(rng.integers(9))))
             cache: list[Any] = model.make_cache(4)
             model(mx.array(prompts), cache)
-            batch = [BatchKVCache(pair) for pair in zip(batch, cache, strict=True)] if batch else cache
+            batch = (
+                [BatchKVCache(pair) for pair in zip(batch, cache, strict=True)] if batch else cache
+            )
             rows += prompts.tolist()
         elif turn % 3 == 1 and len(rows) > 2:
             gone = int(rng.integers(len(rows)))
@@ -262,7 +299,9 @@ def test_rows_of_a_batch_come_and_go(tiny: Path) -> None:
         for row, more in enumerate(tokens.tolist()):
             rows[row] += more
             want = model(mx.array([rows[row]]))[:, -1]
-            np.testing.assert_allclose(np.array(have[row : row + 1]), np.array(want), rtol=0, atol=ATOL)
+            np.testing.assert_allclose(
+                np.array(have[row : row + 1]), np.array(want), rtol=0, atol=ATOL
+            )
     assert len({len(row) for row in rows}) > 2
 
 
@@ -283,8 +322,13 @@ def test_mlx_lm_caches_work(tiny: Path) -> None:
     model, _ = load(tiny, "float32")
     ids = mx.array([[5, 9, 200, 31]])
     cache = make_prompt_cache(model.language_model)
-    rows = [model.language_model(ids[:, :3], cache=cache), model.language_model(ids[:, 3:], cache=cache)]
-    np.testing.assert_allclose(np.array(mx.concatenate(rows, axis=1)), np.array(model(ids)), rtol=0, atol=ATOL)
+    rows = [
+        model.language_model(ids[:, :3], cache=cache),
+        model.language_model(ids[:, 3:], cache=cache),
+    ]
+    np.testing.assert_allclose(
+        np.array(mx.concatenate(rows, axis=1)), np.array(model(ids)), rtol=0, atol=ATOL
+    )
 
 
 def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> None:
@@ -304,7 +348,9 @@ def test_every_tile_reaches_its_placeholders(tiny: Path) -> None:
     rows = model.merge(ids, model.encode_images(tiles))
     for tile in range(3):
         want = model.encode_images(tiles[tile : tile + 1])[0]
-        np.testing.assert_allclose(np.array(rows[0, 16 * tile : 16 * tile + 16]), np.array(want), rtol=0, atol=ATOL)
+        np.testing.assert_allclose(
+            np.array(rows[0, 16 * tile : 16 * tile + 16]), np.array(want), rtol=0, atol=ATOL
+        )
 
 
 def test_gradients_reach_every_parameter(tiny: Path) -> None:
@@ -326,7 +372,9 @@ def test_joining_needs_equal_forms() -> None:
     x = mx.random.normal((3, 64))
     joined = gpu.join(a, b)
     assert joined is not None
-    np.testing.assert_allclose(np.array(joined(x)), np.array(mx.concatenate([a(x), b(x)], axis=-1)), atol=1e-5)
+    np.testing.assert_allclose(
+        np.array(joined(x)), np.array(mx.concatenate([a(x), b(x)], axis=-1)), atol=1e-5
+    )
     quantized = [nn.QuantizedLinear.from_linear(layer, 64, 4) for layer in (a, b)]
     joined = gpu.join(*quantized)
     assert joined is not None
@@ -341,10 +389,17 @@ def test_joining_needs_equal_forms() -> None:
 @pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (1, 9)])
 def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     rng = np.random.default_rng(0)
-    queries, keys, values = (rng.standard_normal((2, h, n, 8), np.float32) for h, n in ((6, T), (3, C), (3, C)))
+    queries, keys, values = (
+        rng.standard_normal((2, h, n, 8), np.float32) for h, n in ((6, T), (3, C), (3, C))
+    )
     seen = rng.random((2, 1, T, C)) < 0.7
     seen[0, 0, 0] = False  # a row of padding, which sees nothing
-    masks = {"none": None, "causal": "causal", "true and false": mx.array(seen), "numbers": mx.array(seen * 2.0 - 1)}
+    masks = {
+        "none": None,
+        "causal": "causal",
+        "true and false": mx.array(seen),
+        "numbers": mx.array(seen * 2.0 - 1),
+    }
     have = kernels.attention(queries, keys, values, 0.3, cpu.added_by(masks[kind], T, C))
     arrays = (mx.array(array) for array in (queries, keys, values))
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=masks[kind])

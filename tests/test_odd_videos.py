@@ -1,4 +1,5 @@
-"""Odd and hostile video files: what is in them, or one clear line; and nothing else is ever opened."""
+"""Odd and hostile video files: what is in them, or one clear line; and nothing else is ever
+opened."""
 
 import io
 import os
@@ -24,12 +25,19 @@ H264 = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 EVEN = VideoSampling(fps=1000, max_frames=5)  # frames 0, 7, 14, 21, 29 of 30
 
 
-def remux(data: bytes, container: str, start: int = 0, seekable: bool = True, **options: str) -> bytes:
-    """The packets of a video in another container, from packet `start` on. Not seekable, the container gets no index, no
-    duration and no count of its frames, as from a pipe."""
+def remux(
+    data: bytes, container: str, start: int = 0, seekable: bool = True, **options: str
+) -> bytes:
+    """The packets of a video in another container, from packet `start` on. Not seekable, the
+    container gets no index, no duration and no count of its frames, as from a pipe."""
     file = io.BytesIO()
-    target: Any = file if seekable else type("Pipe", (), {"write": lambda self, some: file.write(some)})()
-    with av.open(io.BytesIO(data), "r") as source, av.open(target, "w", format=container, options=options) as output:
+    target: Any = (
+        file if seekable else type("Pipe", (), {"write": lambda self, some: file.write(some)})()
+    )
+    with (
+        av.open(io.BytesIO(data), "r") as source,
+        av.open(target, "w", format=container, options=options) as output,
+    ):
         stream = output.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(source.streams.video[0])):
             if packet.dts is not None and number >= start:
@@ -72,7 +80,11 @@ def with_colors(transfer: int) -> bytes:
         stream.codec_context.color_trc, stream.codec_context.color_primaries = transfer, 9
         for number in range(30):
             pixels = np.full((48, 64, 3), number * 8, np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p10le")))
+            output.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p10le")
+                )
+            )
         output.mux(stream.encode(None))
     return file.getvalue()
 
@@ -97,11 +109,15 @@ READABLE: dict[str, Any] = {
     "29.97 a second": lambda: encode_video(30, Fraction(30000, 1001)),
     "one in ten seconds": lambda: encode_video(30, Fraction(1, 10)),
     "irregular": lambda: encode_video(30, 30, "matroska", times=[n * n * 4 for n in range(30)]),
-    "late start": lambda: encode_video(30, 10, "matroska", times=[5_000_000 + n * 100 for n in range(30)]),
+    "late start": lambda: encode_video(
+        30, 10, "matroska", times=[5_000_000 + n * 100 for n in range(30)]
+    ),
     "Matroska from a pipe": lambda: remux(encode_video(30, 10), "matroska", seekable=False),
     "MPEG-TS": lambda: encode_video(30, 25, "mpegts", "mpeg2video"),
     "FLV from a pipe": lambda: remux(encode_video(30, 10, "flv", "flv1"), "flv", seekable=False),
-    "MP4 in pieces": lambda: remux(encode_video(30, 10), "mp4", movflags="frag_keyframe+empty_moov"),
+    "MP4 in pieces": lambda: remux(
+        encode_video(30, 10), "mp4", movflags="frag_keyframe+empty_moov"
+    ),
     "sound first": with_sound,
     "GIF": lambda: pictures("GIF"),
     "APNG": lambda: pictures("PNG"),
@@ -117,10 +133,18 @@ def test_readable(name: str) -> None:
 
 PARTS: dict[str, Any] = {  # files that hold less than they say
     "cut in half": lambda: (d := encode_video(100, 10, "matroska", gop=5))[: len(d) // 2],
-    "cut in pieces": lambda: (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[: len(d) // 3],
-    "a hole": lambda: (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[:5000] + bytes(9000) + d[14000:],
-    "no beginning": lambda: (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[len(d) // 2 :],
-    "no key frame first": lambda: remux(encode_video(60, 10, "matroska", gop=10), "matroska", start=3),
+    "cut in pieces": lambda: (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[
+        : len(d) // 3
+    ],
+    "a hole": lambda: (
+        (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[:5000] + bytes(9000) + d[14000:]
+    ),
+    "no beginning": lambda: (d := encode_video(100, 25, "mpegts", "mpeg2video", gop=5))[
+        len(d) // 2 :
+    ],
+    "no key frame first": lambda: remux(
+        encode_video(60, 10, "matroska", gop=10), "matroska", start=3
+    ),
     "one frame": lambda: encode_video(1),
     "a still GIF": lambda: pictures("GIF", 1),
 }
@@ -140,11 +164,20 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "sound": (sound, "sound but no video"),
     "a list of files": (lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot be decoded"),
     "a playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", "cannot be decoded"),
-    "DASH": (lambda: b'<?xml version="1.0"?><MPD><BaseURL>http://127.0.0.1:9/</BaseURL></MPD>', "cannot be decoded"),
+    "DASH": (
+        lambda: b'<?xml version="1.0"?><MPD><BaseURL>http://127.0.0.1:9/</BaseURL></MPD>',
+        "cannot be decoded",
+    ),
     "a header alone": (lambda: encode_video(9)[:300], "cannot be decoded|no frame"),
     "no frames": (lambda: encode_video(0, container="avi"), "no frames|cannot be decoded|no video"),
-    "no index": (lambda: (d := encode_video(30))[: d.rindex(b"moov") - 4], "cannot be decoded|no frame"),
-    "SDP": (lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n", "cannot be decoded"),
+    "no index": (
+        lambda: (d := encode_video(30))[: d.rindex(b"moov") - 4],
+        "cannot be decoded|no frame",
+    ),
+    "SDP": (
+        lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        "cannot be decoded",
+    ),
     "too large": (lambda: encode_video(1, size=(8, 8)), "frames of more than 50 pixels"),
 }
 
@@ -182,7 +215,8 @@ def test_no_socket_and_no_other_file_is_opened(tmp_path: Path) -> None:
             "from smolvlm_mlx.inputs.video import VideoSampling\n"
             "from smolvlm_mlx.inputs.video import decode\n"
             "seen = []\n"
-            "sys.addaudithook(lambda event, args: seen.append(event) if event.startswith('socket') else None)\n"
+            "sys.addaudithook(lambda event, args: seen.append(event) if event.startswith('socket') "
+            "else None)\n"
             "for path in sys.argv[1:]:\n"
             "    try:\n"
             "        decode(open(path, 'rb').read(), VideoSampling())\n"
@@ -191,14 +225,19 @@ def test_no_socket_and_no_other_file_is_opened(tmp_path: Path) -> None:
             "        pass\n"
             "sys.exit(len(seen))\n"
         )
-        subprocess.run([sys.executable, "-c", script, *(str(tmp_path / name) for name in lists)], check=True)
+        subprocess.run(
+            [sys.executable, "-c", script, *(str(tmp_path / name) for name in lists)], check=True
+        )
         with pytest.raises(BlockingIOError):
             listener.accept()
 
 
 def test_flipped_bytes() -> None:
     """Damage at random: frames or one line, whatever the decoder meets."""
-    rng, whole = random.Random(0), [encode_video(20, 10, name, gop=5) for name in ("mp4", "matroska", "avi")]
+    rng, whole = (
+        random.Random(0),
+        [encode_video(20, 10, name, gop=5) for name in ("mp4", "matroska", "avi")],
+    )
     outcomes: Counter[Any] = Counter()
     for number in range(150):
         data = bytearray(whole[number % 3])
@@ -210,5 +249,7 @@ def test_flipped_bytes() -> None:
             outcomes[str(error).count("\n")] += 1
         else:
             outcomes["frames"] += frames > 0
-    assert outcomes["frames"] + outcomes[0] == 150  # no error of two lines, and no clip without frames
+    assert (
+        outcomes["frames"] + outcomes[0] == 150
+    )  # no error of two lines, and no clip without frames
     assert min(outcomes["frames"], outcomes[0]) > 3

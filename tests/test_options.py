@@ -1,4 +1,5 @@
-"""Every option is obeyed, or refused by name, alone, in a batch, and where several answers are made at once."""
+"""Every option is obeyed, or refused by name, alone, in a batch, and where several answers are made
+at once."""
 
 import json
 import threading
@@ -83,7 +84,9 @@ def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[
         return texts
 
     yield {
-        "batch": lambda options: [text for text, _ in Engine(*loaded).batch([question] * 3, options)],
+        "batch": lambda options: [
+            text for text, _ in Engine(*loaded).batch([question] * 3, options)
+        ],
         "scheduler": served,
     }
     scheduler.close()
@@ -92,7 +95,11 @@ def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[
 @pytest.mark.parametrize("road", ["batch", "scheduler"])
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_an_option_says_the_same_everywhere(
-    name: str, road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
+    name: str,
+    road: str,
+    roads: dict[str, Road],
+    loaded: tuple[SmolVLM, Processor],
+    question: Inputs,
 ) -> None:
     before, value = CHANGES[name]
     options = replace(before, **{name: value})
@@ -117,7 +124,9 @@ def test_more_than_there_are_is_all(
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_a_request_says_it_or_is_refused(name: str) -> None:
     messages = [{"role": "user", "content": "Hello"}]
-    without, empty = (json.dumps({"messages": messages, **more}).encode() for more in ({}, {name: None}))
+    without, empty = (
+        json.dumps({"messages": messages, **more}).encode() for more in ({}, {name: None})
+    )
     assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
     value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
     body = json.dumps({"messages": messages, name: value}).encode()
@@ -134,7 +143,11 @@ def test_a_request_says_it_or_is_refused(name: str) -> None:
 def flags(command: str) -> dict[str, Any]:
     """Flags of a command, each with its parameter."""
     parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
-    return {flag: parameter for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+    return {
+        flag: parameter
+        for parameter in parameters
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 LEFT_OUT = {
@@ -165,7 +178,9 @@ def test_the_api_has_every_option() -> None:
     request = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
     known = type(request).model_fields
     assert {field.name for field in fields(Options)} <= known.keys()
-    assert all(known[name].description == option.help for name, option in openai.AS_THEY_ARE.items())
+    assert all(
+        known[name].description == option.help for name, option in openai.AS_THEY_ARE.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,10 @@ def test_a_new_option_takes_one_line(capsys: pytest.CaptureFixture[str]) -> None
     def ask(more: More = More(temperature=1.0)) -> None:
         seen.append(more)
 
-    for arguments in ([], ["-w", "warm", "--words", "b", "--words", "c", "--no-loud", "--top-k", "2"]):
+    for arguments in (
+        [],
+        ["-w", "warm", "--words", "b", "--words", "c", "--no-loud", "--top-k", "2"],
+    ):
         app(arguments, standalone_mode=False)
     changed = More(temperature=1.0, top_k=2, tone="warm", words=("b", "c"), loud=False)
     assert seen == [More(temperature=1.0), changed]

@@ -1,4 +1,5 @@
-"""The page in a real browser: a whole conversation with a picture. Needs Chromium and the `browser` extra."""
+"""The page in a real browser: a whole conversation with a picture. Needs Chromium and the `browser`
+extra."""
 
 import base64
 import io
@@ -18,32 +19,55 @@ import pytest
 from PIL import Image
 
 ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"),
     "--use-fake-ui-for-media-stream",
 ]
 
 WATCH_POLICY = """
     addEventListener("securitypolicyviolation",
-      event => console.error("Content Security Policy:", event.violatedDirective, event.blockedURI, event.sourceFile));
+      ({violatedDirective, blockedURI, sourceFile}) =>
+        console.error("Content Security Policy:", violatedDirective, blockedURI, sourceFile));
 """
 
 
 @pytest.fixture
 def page(server: Running) -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="need Chromium and playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if chromium is None:
         pytest.skip("need Chromium and playwright")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        opened = browser.new_context(viewport={"width": 390, "height": 760}, permissions=["camera"]).new_page()
+        opened = browser.new_context(
+            viewport={"width": 390, "height": 760}, permissions=["camera"]
+        ).new_page()
         problems: list[str] = []
         opened.on("pageerror", lambda error: problems.append(str(error)))
-        opened.on("console", lambda said: problems.extend([said.text] if "Content Security" in said.text else []))
+        opened.on(
+            "console",
+            lambda said: problems.extend([said.text] if "Content Security" in said.text else []),
+        )
         opened.add_init_script(WATCH_POLICY)
-        opened.on("request", lambda request: problems.extend([request.url] if "127.0.0.1" not in request.url[:20]
-                  and not request.url.startswith(("data:", "blob:")) else []))  # fmt: skip
+        opened.on(
+            "request",
+            lambda request: problems.extend(
+                [request.url]
+                if "127.0.0.1" not in request.url[:20]
+                and not request.url.startswith(("data:", "blob:"))
+                else []
+            ),
+        )
         opened.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
         yield opened
         assert problems == []
@@ -133,7 +157,9 @@ def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
     page.evaluate("document.querySelector('#system').value = 'x'.repeat(100)")
     page.press("#text", "Enter")
     page.get_by_role("button", name="… but keep its pictures").click()
-    page.get_by_role("button", name="Forget the oldest turn").wait_for()  # the picture is still too much
+    page.get_by_role(
+        "button", name="Forget the oldest turn"
+    ).wait_for()  # the picture is still too much
     assert page.locator(".user .text").all_inner_texts() == [words.strip(), "And more"]
     assert page.locator(".user").nth(0).locator("img").count() == 1
     page.get_by_role("button", name="Forget the oldest turn").click()
@@ -159,7 +185,9 @@ PRETENDED = """
 
 def turn_live_on(page: Any, every: str = "0") -> None:
     """With the keyboard alone."""
-    page.evaluate(f"localStorage.setItem('live-every', '{every}'); localStorage.setItem('max_tokens', '4')")
+    page.evaluate(
+        f"localStorage.setItem('live-every', '{every}'); localStorage.setItem('max_tokens', '4')"
+    )
     page.reload()
     page.focus("#live-toggle")
     page.keyboard.press("Enter")
@@ -180,18 +208,24 @@ def test_live_describes_the_newest_frame_one_at_a_time(
     monkeypatch.setattr(server.scheduler, "submit", submitted)
     page.on(
         "request",
-        lambda request: bodies.append(request.post_data_json) if request.url.endswith("/completions") else None,
+        lambda request: (
+            bodies.append(request.post_data_json) if request.url.endswith("/completions") else None
+        ),
     )
     turn_live_on(page)
     page.get_by_text("frame 3 ").wait_for()
     assert page.get_attribute("#live-toggle", "aria-pressed") == "true"
     about = page.inner_text("#live-about")
     assert re.fullmatch(
-        r"frame \d+ · preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · [\d.]+ tokens/s · \d+ ms in all", about
+        r"frame \d+ · preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · "
+        r"[\d.]+ tokens/s · \d+ ms in all",
+        about,
     )
     page.fill("#live-question", "What now?")
     seen = len(bodies)
-    while len(bodies) < seen + 2 or len(beside) < len(bodies):  # asked by the page, and come to the server
+    while len(bodies) < seen + 2 or len(beside) < len(
+        bodies
+    ):  # asked by the page, and come to the server
         page.wait_for_timeout(20)
     assert len(beside) >= 5
     assert set(beside) == {(0, 0)}
@@ -205,7 +239,9 @@ def test_live_describes_the_newest_frame_one_at_a_time(
     )
     image_url = last["messages"][0]["content"][0]["image_url"]
     assert image_url["detail"] == "low"
-    image = Image.open(io.BytesIO(base64.b64decode(image_url["url"].partition(",")[2]))).convert("RGB")
+    image = Image.open(io.BytesIO(base64.b64decode(image_url["url"].partition(",")[2]))).convert(
+        "RGB"
+    )
     assert image.size == (120, 80)
     pixels = np.asarray(image)
     assert pixels[40, 20, 0] > 200 > 60 > pixels[40, 100, 0]  # red at the left
@@ -257,7 +293,10 @@ def test_live_says_once_that_an_answer_stays_the_same(page: Any) -> None:
 
 
 def test_live_without_a_camera_or_with_an_error_ends(page: Any) -> None:
-    page.evaluate("{ navigator.mediaDevices.getUserMedia = async () => { throw new Error('none here'); }; null }")
+    page.evaluate(
+        "{ navigator.mediaDevices.getUserMedia = async () => { throw new Error('none here'); }; "
+        "null }"
+    )
     page.click("#live-toggle")
     page.get_by_text("no camera: none here").wait_for()
     assert page.get_attribute("#live-toggle", "aria-pressed") == "false"

@@ -1,4 +1,5 @@
-"""Where folders have long names, as macOS's temporary ones do, errors still say which file they are about."""
+"""Where folders have long names, as macOS's temporary ones do, errors still say which file they are
+about."""
 
 import re
 from collections.abc import Callable
@@ -99,7 +100,9 @@ def test_folders_in_the_way_are_named(deep: Path) -> None:
         assert deep.name[-20:] in message(call, deep)
 
 
-def test_a_written_picture_is_not_taken_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_picture_is_not_taken_for_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "QUJD" * 30  # base64
     for part in (text, {"base64": text}, {"url": f"data:image/png;base64,{text}"}):
         with pytest.raises(ImageError, match=r"^the picture is not"):
@@ -113,7 +116,9 @@ def test_a_written_picture_is_not_taken_for_a_path(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("end", [False, True])
-@pytest.mark.parametrize("text", ["a" * 500, "\n" * 500, "\ud800" * 90, "é\x1b'\"" * 40, "b" * 121, "\u202e" * 119])
+@pytest.mark.parametrize(
+    "text", ["a" * 500, "\n" * 500, "\ud800" * 90, "é\x1b'\"" * 40, "b" * 121, "\u202e" * 119]
+)
 def test_what_is_quoted_is_one_short_line(end: bool, text: str) -> None:
     assert quote(text, end=end).isprintable()
     assert len(quote(text, end=end)) <= 80
@@ -128,7 +133,12 @@ def test_text_shows_its_beginning_and_a_path_its_end() -> None:
     assert re.fullmatch(r"'beginning-+\.\.\.'", quote(text))
     assert re.fullmatch(r"'\.\.\.-+end'", quote(text, end=True))
     assert re.fullmatch(r"beginning-+\.\.\.", cut(text))
-    assert [quote("a b"), quote(Path("a b"), end=True), quote(2.5), quote(None)] == ["'a b'", "'a b'", "2.5", "None"]
+    assert [quote("a b"), quote(Path("a b"), end=True), quote(2.5), quote(None)] == [
+        "'a b'",
+        "'a b'",
+        "2.5",
+        "None",
+    ]
 
 
 def test_an_url_shows_its_host() -> None:

@@ -1,4 +1,5 @@
-"""PDF pages as pictures: the right ones, in the right size, with their forms; and what is wrong with a file in one line."""
+"""PDF pages as pictures: the right ones, in the right size, with their forms; and what is wrong
+with a file in one line."""
 
 import sys
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_pages_are_drawn_one_at_a_time_at_a_resolution(three: Path) -> None:
         assert (image.mode, image.size) == ("RGB", (200, 120))
         pixel = image.getpixel((100, 60))
         assert isinstance(pixel, tuple)
-        assert max(abs(one - other) for one, other in zip(pixel, color, strict=True)) <= 2  # Pillow's PDFs are JPEGs
+        assert (
+            max(abs(one - other) for one, other in zip(pixel, color, strict=True)) <= 2
+        )  # Pillow's PDFs are JPEGs
     assert render_page(three, 1, dpi=72).size == (100, 60)
 
 
@@ -84,7 +87,8 @@ def test_what_is_filled_into_a_form_is_drawn(tmp_path: Path) -> None:
         "<< /Type /Catalog /Pages 2 0 R /AcroForm << /Fields [4 0 R] >> >>",
         ONE_PAGE,
         page_of(100, 100, "/Annots [4 0 R]"),
-        "<< /Type /Annot /Subtype /Widget /FT /Tx /T (name) /V (x) /F 4 /Rect [0 0 50 50] /AP << /N 5 0 R >> >>",
+        "<< /Type /Annot /Subtype /Widget /FT /Tx /T (name) /V (x) /F 4 /Rect [0 0 50 50] /AP << "
+        "/N 5 0 R >> >>",
         f"<< /Type /XObject /Subtype /Form /BBox [0 0 50 50] /Length {len(appearance)} >>\n"
         f"stream\n{appearance}\nendstream",
     )
@@ -101,7 +105,9 @@ def test_what_is_wrong_with_a_file(three: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.pdf").write_bytes(data[: len(data) // 3])
     assert "cut.pdf': " in error_of(tmp_path / "cut.pdf", 1)
     empty = written_pdf(tmp_path / "empty.pdf", CATALOG, "<< /Type /Pages /Kids [] /Count 0 >>")
-    assert "empty.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(empty, 1)
+    assert "empty.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(
+        empty, 1
+    )
     lost = written_pdf(tmp_path / "lost.pdf", CATALOG, ONE_PAGE)
     assert "lost.pdf': page 1 cannot be read" in error_of(lost, 1)
     key = f"<{'41' * 32}>"
@@ -132,14 +138,21 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("ranges", "numbers"),
-    [("1", [1]), ("1-3,7", [1, 2, 3, 7]), (" 7 , 2-2", [7, 2]), ("8-", [8, 9]), ("3,1-4", [3, 1, 2, 4])],
+    [
+        ("1", [1]),
+        ("1-3,7", [1, 2, 3, 7]),
+        (" 7 , 2-2", [7, 2]),
+        ("8-", [8, 9]),
+        ("3,1-4", [3, 1, 2, 4]),
+    ],
 )
 def test_ranges_of_pages(ranges: str, numbers: list[int]) -> None:
     assert choose_pages(ranges, 9, "a.pdf") == numbers
 
 
 @pytest.mark.parametrize(
-    "ranges", ["", "a", "1,,2", "-3", "1 2", "1--2", "٣", "1-2-3", "0", "10", "3-2", "8-10", "9" * 30]
+    "ranges",
+    ["", "a", "1,,2", "-3", "1 2", "1--2", "٣", "1-2-3", "0", "10", "3-2", "8-10", "9" * 30],
 )
 def test_other_ranges_are_refused(ranges: str) -> None:
     with pytest.raises(PromptError, match="pages") as caught:

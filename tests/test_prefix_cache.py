@@ -1,4 +1,5 @@
-"""KV caches go to the prompts that begin like them, and conversations do not take them from each other."""
+"""KV caches go to the prompts that begin like them, and conversations do not take them from each
+other."""
 
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def layers(tokens: int, quantized: bool = False) -> list[KVCache]:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "count"), [("", "", 0), ("abc", "abd", 2), ("abc", "abc", 3), ("ab", "abc", 2), ("x", "abc", 0)]
+    ("first", "second", "count"),
+    [("", "", 0), ("abc", "abd", 2), ("abc", "abc", 3), ("ab", "abc", 2), ("x", "abc", 0)],
 )
 def test_common(first: str, second: str, count: int) -> None:
     assert common([*first.encode()], [*second.encode()]) == count
@@ -99,7 +101,9 @@ def test_quantized_caches_are_apart() -> None:
     assert keys[0, 0, :, 0].tolist() == [1, 1, 0]
     taken, _ = cache.pop([1, 2, 3, 4], 8)
     assert taken is not None
-    assert taken[0].update_and_fetch(mx.zeros((1, 1, 1, 64)), mx.zeros((1, 1, 1, 64)))[0][0, 0, :, 0].tolist() == [
+    assert taken[0].update_and_fetch(mx.zeros((1, 1, 1, 64)), mx.zeros((1, 1, 1, 64)))[0][
+        0, 0, :, 0
+    ].tolist() == [
         *(1, 1, 1),
         0,
     ]
@@ -109,12 +113,19 @@ def test_quantized_caches_are_apart() -> None:
 def test_several_conversations_share_one_cache(tiny: Path) -> None:
     model, processor = load(tiny, "float32")
     engine, options = Engine(model, processor, conversations=3), Options(max_tokens=4)
-    conversations = [[{"role": "user", "content": f"Question {number} of three?"}] for number in range(3)]
+    conversations = [
+        [{"role": "user", "content": f"Question {number} of three?"}] for number in range(3)
+    ]
     for turn in range(3):
         for messages in conversations:
             stream = TextStream(engine.stream(messages, options))
             text = "".join(stream)
             fresh = stream_generate(model, processor, messages, options)
             assert text == "".join(fresh)
-            assert (stream.statistics.reused_tokens > stream.statistics.prompt_tokens // 2) == (turn > 0)
-            messages += [{"role": "assistant", "content": text.strip()}, {"role": "user", "content": "And?"}]
+            assert (stream.statistics.reused_tokens > stream.statistics.prompt_tokens // 2) == (
+                turn > 0
+            )
+            messages += [
+                {"role": "assistant", "content": text.strip()},
+                {"role": "user", "content": "And?"},
+            ]

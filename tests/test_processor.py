@@ -45,7 +45,8 @@ def test_placeholders_are_tiles_times_tokens(processor: Processor) -> None:
             "longest_edge": rng.choice([None, 1, TILE, TILE + 1, 3 * TILE, 5 * TILE]),
         }
         inputs = processor(
-            [{"role": "user", "content": [plain("red", size) for size in sizes]}], ImageOptions(**settings)
+            [{"role": "user", "content": [plain("red", size) for size in sizes]}],
+            ImageOptions(**settings),
         )
         assert inputs.input_ids.dtype == np.int32
         assert inputs.tiles.shape[1:] == (TILE, TILE, 3)
@@ -66,17 +67,27 @@ def test_ids_follow_the_layouts(processor: Processor) -> None:
     assert (inputs.layouts[0].rows, inputs.layouts[0].cols) == (2, 4)
     prompt = f"<|im_start|>User:{picture}What?<end_of_utterance>\nAssistant:"
     assert inputs.input_ids.tolist() == processor.tokenizer.encode_prompt(prompt, "\ufdd0")
-    assert processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False) == prompt
+    assert (
+        processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False) == prompt
+    )
 
 
 def test_order_of_interleaved_pictures(processor: Processor) -> None:
     messages: list[dict[str, Any]] = [
-        {"role": "user", "content": [text("a"), plain("red"), text("b"), plain("lime"), plain("blue")]},
+        {
+            "role": "user",
+            "content": [text("a"), plain("red"), text("b"), plain("lime"), plain("blue")],
+        },
         {"role": "assistant", "content": "c"},
         {"role": "user", "content": [plain("white"), text("d")]},
     ]
     inputs = processor(messages, ImageOptions(split=False))
-    assert inputs.tiles[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+    assert inputs.tiles[:, 0, 0].tolist() == [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+        [255, 255, 255],
+    ]
     one = image_text(inputs.layouts[0], processor.tokens_per_tile)
     assert processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special_tokens=False) == (
         f"<|im_start|>User: a{one}b{one}{one}<end_of_utterance>\nAssistant: c<end_of_utterance>\n"
@@ -108,7 +119,9 @@ def test_no_pictures(processor: Processor) -> None:
     assert processor.tokenizer.decode(empty.input_ids.tolist()) == "User: \nAssistant:"
 
 
-@pytest.mark.parametrize("template", ["<image>" + FAMILY_TEMPLATE, "User: Hi", FAMILY_TEMPLATE + "<image><image>"])
+@pytest.mark.parametrize(
+    "template", ["<image>" + FAMILY_TEMPLATE, "User: Hi", FAMILY_TEMPLATE + "<image><image>"]
+)
 def test_templates_that_misplace_pictures(template: str, tiny: Path) -> None:
     processor = load_processor(tiny)
     processor.template = ChatTemplate(template)
@@ -123,7 +136,9 @@ def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
         processor([user_message("Hi")])
 
 
-@pytest.mark.parametrize("settings", [{"longest_edge": 0}, {"max_tiles": 0}, {"longest_edge": 1.5}, {"split": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"longest_edge": 0}, {"max_tiles": 0}, {"longest_edge": 1.5}, {"split": 1}]
+)
 def test_bad_settings(settings: Any, processor: Processor) -> None:
     with pytest.raises(ImageError, match="must be"):
         processor([user_message("Hi")], ImageOptions(**settings))
@@ -144,7 +159,9 @@ def test_files_that_do_not_fit_the_model(tiny: Path) -> None:
 def picture_tokens(processor: Processor, split: bool = True) -> int:
     """How many tokens of a prompt the text of a 640x480 picture takes."""
     layout = plan_tiles((640, 480), replace(processor.settings, split=split))
-    return len(processor.tokenizer.encode_prompt(image_text(layout, processor.tokens_per_tile), "\ufdd0"))
+    return len(
+        processor.tokenizer.encode_prompt(image_text(layout, processor.tokens_per_tile), "\ufdd0")
+    )
 
 
 @needs_family
@@ -152,13 +169,22 @@ def test_published_count_of_the_model_card() -> None:
     processor = load_processor(REAL_FILES / "SmolVLM-Instruct")
     inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
     assert len(inputs.input_ids) == 1194
-    assert picture_tokens(processor) == 1194 - 11  # <|im_start|> User : Describe this image <end_of_utterance> ...
+    assert (
+        picture_tokens(processor) == 1194 - 11
+    )  # <|im_start|> User : Describe this image <end_of_utterance> ...
 
 
 @needs_family
 def test_published_counts_of_a_photo() -> None:
-    """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one 504-character text
-    that is not published: all three have to leave the same number of tokens for it."""
-    second, first = (load_processor(REAL_FILES / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct"))
-    rest = {1204 - picture_tokens(second), 205 - picture_tokens(second, split=False), 1304 - picture_tokens(first)}
+    """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one
+    504-character text that is not published: all three have to leave the same number of tokens for
+    it."""
+    second, first = (
+        load_processor(REAL_FILES / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct")
+    )
+    rest = {
+        1204 - picture_tokens(second),
+        205 - picture_tokens(second, split=False),
+        1304 - picture_tokens(first),
+    }
     assert rest == {121}

@@ -1,4 +1,5 @@
-"""Messages, chat templates and their homes; and what a hostile template can do: nothing, and that quickly."""
+"""Messages, chat templates and their homes; and what a hostile template can do: nothing, and that
+quickly."""
 
 import base64
 import json
@@ -39,7 +40,11 @@ PICTURE: dict[str, Any] = {"type": "image", "image": Image.new("RGB", (4, 4))}
 TEXT = {"type": "text", "text": "Hi"}
 
 
-def render(source: str | None, messages: Any = ({"role": "user", "content": "Hi"},), generation: bool = True) -> str:
+def render(
+    source: str | None,
+    messages: Any = ({"role": "user", "content": "Hi"},),
+    generation: bool = True,
+) -> str:
     return ChatTemplate(source).render(plain(messages), generation)
 
 
@@ -47,10 +52,15 @@ def plain(messages: Any) -> list[dict[str, Any]]:
     """What a template gets of messages: no pictures."""
 
     def bare(part: Part) -> dict[str, str]:
-        return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        return (
+            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        )
 
     parsed = parse_messages(messages)
-    return [{"role": message.role, "content": [bare(part) for part in message.parts]} for message in parsed]
+    return [
+        {"role": message.role, "content": [bare(part) for part in message.parts]}
+        for message in parsed
+    ]
 
 
 # ---- messages
@@ -92,10 +102,16 @@ def test_messages_that_are_no_list(messages: Any) -> None:
         ({"role": "user", "content": [{"type": ["text"]}]}, "is not 'text'"),
         ({"role": "user", "content": [{"type": "text"}]}, "a text part without text"),
         ({"role": "user", "content": [{"type": "text", "text": None}]}, "a text part without text"),
-        ({"role": "user", "content": [{"type": "text", "text": b"Hi"}]}, "a text part without text"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": b"Hi"}]},
+            "a text part without text",
+        ),
         ({"role": "user", "content": [{"type": "image"}]}, "it has none"),
         ({"role": "user", "content": [{"type": "image", "path": None}]}, "it has none"),
-        ({"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]}, "it has path, url"),
+        (
+            {"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]},
+            "it has path, url",
+        ),
         ({"role": "user", "content": [{"type": "image_url"}]}, "it has none"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "it has none"),
     ],
@@ -120,8 +136,13 @@ def test_one_form(tmp_path: Path) -> None:
     ours = {"type": "image", "path": str(tmp_path / "a.png"), "detail": 1}
     (message,) = parse_messages([{"role": "user", "name": "left out", "content": (openai, ours)}])
     assert message.role == "user"
-    assert [(held.data, held.name) for held in message.media] == [(data, "picture"), (data, "a.png")]
-    assert parse_messages(({"role": "assistant", "content": ""},)) == [text_message("assistant", "")]
+    assert [(held.data, held.name) for held in message.media] == [
+        (data, "picture"),
+        (data, "a.png"),
+    ]
+    assert parse_messages(({"role": "assistant", "content": ""},)) == [
+        text_message("assistant", "")
+    ]
     assert parse_messages([message]) == [message]
     built = user_message("Hi", [tmp_path / "a.png", openai, message.parts[0], message.media[1]])
     assert [held.data for held in built.media] == [data] * 4
@@ -132,7 +153,9 @@ def test_one_form(tmp_path: Path) -> None:
 def test_json_and_back(tmp_path: Path) -> None:
     """Also frames that are given one by one."""
     frames = {"type": "video", "frames": [PICTURE["image"]] * 2, "fps": 2}
-    messages = parse_messages([{"role": "user", "content": [PICTURE, frames, TEXT]}, text_message("assistant", "So")])
+    messages = parse_messages(
+        [{"role": "user", "content": [PICTURE, frames, TEXT]}, text_message("assistant", "So")]
+    )
     messages[1] = replace(messages[1], interrupted=True)
     again = from_json(json.loads(json.dumps(to_json(messages))))
     assert to_json(again) == to_json(messages)
@@ -142,14 +165,18 @@ def test_json_and_back(tmp_path: Path) -> None:
 def test_frames() -> None:
     held = Attachment(PICTURE["image"])
     frames = [held, {"image": held}, {"type": "image", "image": held}, PICTURE["image"], PICTURE]
-    (message,) = parse_messages([{"role": "user", "content": [{"type": "video", "frames": frames, "fps": 2}, TEXT]}])
+    (message,) = parse_messages(
+        [{"role": "user", "content": [{"type": "video", "frames": frames, "fps": 2}, TEXT]}]
+    )
     (part,) = message.media_parts
     assert isinstance(part, VideoPart)
     assert isinstance(part.video, Frames)
     assert [frame is held for frame in part.video.frames] == [True, True, True, False, False]
     video = np.zeros((3, 48, 64, 3), np.uint8)
     for given in (video, iter(video)):
-        (message,) = parse_messages([{"role": "user", "content": [{"type": "video", "frames": given}]}])
+        (message,) = parse_messages(
+            [{"role": "user", "content": [{"type": "video", "frames": given}]}]
+        )
         (part,) = message.media_parts
         assert isinstance(part, VideoPart)
         assert isinstance(part.video, Frames)
@@ -174,7 +201,10 @@ def test_the_familys_template() -> None:
         "Assistant: Hi<end_of_utterance>\nUser: Hi<image><end_of_utterance>\nAssistant:"
     )
     assert render(None, messages, generation=False).endswith("User: Hi<image><end_of_utterance>\n")
-    as_list: list[Any] = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *messages[1:]]
+    as_list: list[Any] = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        *messages[1:],
+    ]
     assert render(None, messages) == render(None, as_list)
 
 
@@ -190,24 +220,33 @@ def test_the_sandbox_renders_the_familys_template_as_jinja_does() -> None:
 
 @pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_all_of_the_family_have_it() -> None:
-    templates = {folder.name: chat_template(folder) for folder in REAL_FILES.iterdir() if folder.is_dir()}
+    templates = {
+        folder.name: chat_template(folder) for folder in REAL_FILES.iterdir() if folder.is_dir()
+    }
     assert len(templates) >= 6
     assert set(templates.values()) == {FAMILY_TEMPLATE}
 
 
 GENEROUS = (
-    "{%- set ns = namespace(first=true, n=0) -%}{% macro show(m) %}{{ m.role | upper }}{% endmacro %}"
-    "{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif -%}"
+    "{%- set ns = namespace(first=true, n=0) -%}{% macro show(m) %}{{ m.role | upper }}{% endmacro "
+    "%}"
+    "{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = "
+    "messages %}{% endif -%}"
     "{% for m in rest %}{% if loop.first %}{{ '[' + show(m) ~ ']' }}{% endif %}"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text | trim }}{% endfor %}"
-    "{% set ns.n = ns.n + 2 * loop.index % 3 %}{{ ' '.join(['a', 'b']) }}{{ m['content'] | map(attribute='type') | join(',') }}"
-    "{{ 'x-y'.split('-')[1] }}{{ 'aXbX'.replace('X', '..') | replace('..', '+') }}{{ m | tojson }}{{ tools | default('no') }}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text | trim "
+    "}}{% endfor %}"
+    "{% set ns.n = ns.n + 2 * loop.index % 3 %}{{ ' '.join(['a', 'b']) }}{{ m['content'] | "
+    "map(attribute='type') | join(',') }}"
+    "{{ 'x-y'.split('-')[1] }}{{ 'aXbX'.replace('X', '..') | replace('..', '+') }}{{ m | tojson "
+    "}}{{ tools | default('no') }}"
     "{% if not loop.last %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined }}"
 )
 
 
 def test_what_templates_of_others_use() -> None:
-    assert render(GENEROUS, [{"role": "system", "content": "S"}, {"role": "user", "content": " é "}]) == (
+    assert render(
+        GENEROUS, [{"role": "system", "content": "S"}, {"role": "user", "content": " é "}]
+    ) == (
         '[USER]éa btextya+b+{"role": "user", "content": [{"type": "text", "text": " é "}]}no2False'
     )
 
@@ -240,7 +279,10 @@ def test_damaged_homes(name: str, content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-DOUBLE = "{% set ns = namespace(s='ab', l=['ab']) %}{% for i in range(200) %}{% set ns.s = %s %}{% endfor %}{{ ns.s }}"
+DOUBLE = (
+    "{% set ns = namespace(s='ab', l=['ab']) %}"
+    "{% for i in range(200) %}{% set ns.s = %s %}{% endfor %}{{ ns.s }}"
+)
 BIG = "{% set b = 'a' %}" + "{% set b = b + b %}" * 21  # 2 million characters
 NEST = "{% set a = ['x'] %}" + "{% set a = [a, a] %}" * 60
 HOSTILE = {
@@ -248,7 +290,8 @@ HOSTILE = {
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "class by getattr": "{{ ''|attr('__class__') }}",
     "class by key": "{{ ''['__class__'].__mro__ }}",
-    "class by map": "{{ [''] | map(attribute='__class__') | list | first }}{{ raise_exception('none') }}",
+    "class by map": "{{ [''] | map(attribute='__class__') | list | first }}"
+    "{{ raise_exception('none') }}",
     "class by format": "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
     "class by format_map": "{{ '{a.__class__}'.format_map({'a': 1}) }}",
     "globals": "{{ raise_exception.__globals__['sys'] }}",
@@ -272,15 +315,19 @@ HOSTILE = {
     "clear": "{% set _ = messages[0]['content'].clear() %}",
     "fromkeys": "{{ {}.fromkeys(range(99999), messages) }}",
     # time
-    "endless by range": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "endless by range": "{% for a in range(99999) %}"
+    "{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "huge range": "{% for a in range(10**12) %}{% endfor %}",
     "huge range without power": "{% for a in range(1000000000000) %}{% endfor %}",
-    "range to text": "{{ range(99999) | map('string') | join | length }}{{ range(99999) | sort | string }}",
+    "range to text": "{{ range(99999) | map('string') | join | length }}"
+    "{{ range(99999) | sort | string }}",
     "recursive loop": "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
     "recursive macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "forking macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "forking macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}"
+    "{{ m(60) }}",
     "power": "{{ 10 ** 10 ** 10 }}",
-    "squares": "{% set ns = namespace(n=9) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "squares": "{% set ns = namespace(n=9) %}"
+    "{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
     "rounding": "{{ 1.5 | round(1000000000, 'ceil') }}",
     "strip by another": BIG + "{{ b.strip(b ~ 'c') }}",
     "backward search": BIG + "{{ b.rfind('b' ~ b) }}",
@@ -310,7 +357,9 @@ HOSTILE = {
     "replace filter": DOUBLE.replace("%s", "ns.s | replace('a', 'aaaa')"),
     "replace by itself": DOUBLE.replace("%s", "ns.s.replace('a', ns.s)"),
     "set block": "{% set s = 'ab' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60 + "{{ s }}",
-    "filter block": DOUBLE.replace("{% set ns.s = %s %}", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
+    "filter block": DOUBLE.replace(
+        "{% set ns.s = %s %}", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"
+    ),
     "macro": "{% macro m(s) %}{{ s }}{{ s }}{% endmacro %}" + DOUBLE.replace("%s", "m(ns.s)"),
     "caller": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
     + "{% call m() %}" * 40
@@ -347,7 +396,8 @@ HOSTILE = {
     "output of one line": BIG + "{{ b }}" * 5000,
     "map": BIG + "{{ range(99999) | map('replace', 1, b) | list }}",
     "upper": BIG
-    + "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = ns.l + [b.upper()] %}{% endfor %}",
+    + "{% set ns = namespace(l=[]) %}"
+    + "{% for i in range(9999) %}{% set ns.l = ns.l + [b.upper()] %}{% endfor %}",
     "literals": BIG + "{{ [" + "b," * 20000 + "] | length }}",
     # errors
     "syntax": "{% for %}",
@@ -382,7 +432,8 @@ QUICK = [
 
 
 def attack(name: str) -> None:
-    """It ends, as one line of error or as text; Jinja makes an undefined, empty value of many an attempt."""
+    """It ends, as one line of error or as text; Jinja makes an undefined, empty value of many an
+    attempt."""
     messages = plain([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [TEXT]}])
     try:
         text, problem = ChatTemplate(HOSTILE[name]).render(messages, True), ""
@@ -408,7 +459,9 @@ def test_all_hostile_templates(monkeypatch: pytest.MonkeyPatch) -> None:
         started = time.monotonic()
         attack(name)
         assert time.monotonic() - started < 2
-    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (
+        1024 if sys.platform == "darwin" else 1
+    )
     if sys.platform == "linux":  # macOS keeps no limit on a process's memory
         assert kilobytes < template.MEMORY / 1024
 
@@ -427,7 +480,10 @@ def test_image_text() -> None:
     settings = ImageSettings(tile_size=10, longest_edge=30)
     split = image_text(plan_tiles((30, 20), settings), 2)
     two = "<image><image>"
-    rows = ["".join(f"<fake_token_around_image><row_{r}_col_{c}>{two}" for c in (1, 2, 3)) + "\n" for r in (1, 2)]
+    rows = [
+        "".join(f"<fake_token_around_image><row_{r}_col_{c}>{two}" for c in (1, 2, 3)) + "\n"
+        for r in (1, 2)
+    ]
     whole = f"<fake_token_around_image><global-img>{two}<fake_token_around_image>"
     assert split == rows[0] + rows[1] + "\n" + whole
     assert image_text(plan_tiles((30, 20), ImageSettings(10, 30, split=False)), 2) == whole

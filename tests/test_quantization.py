@@ -50,7 +50,10 @@ def test_blocks_of_all_ages() -> None:
         ({"quant_method": "awq"}, "quantization 'awq' is not MLX's"),
         ({"bits": 4, "mode": "mxfp4"}, "'quantization': mode 'mxfp4' (only 'affine')"),
         ({"bits": 4, "a.b": {"mode": "nvfp4"}}, "'a.b': mode 'nvfp4'"),
-        ({"bits": 7}, "'quantization': 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)"),
+        (
+            {"bits": 7},
+            "'quantization': 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)",
+        ),
         ({"bits": 4.0}, "4.0 bits in groups of 64"),
         ({"bits": True}, "True bits"),
         ({"bits": "4"}, "'4' bits"),
@@ -78,7 +81,9 @@ class Small(nn.Module):
 
 def test_modules_take_their_own_form() -> None:
     model = Small()
-    quantize_modules(model, Quantization(4, 64, {"line": (8, 32)}), {"table", "line", "norm"}.__contains__)
+    quantize_modules(
+        model, Quantization(4, 64, {"line": (8, 32)}), {"table", "line", "norm"}.__contains__
+    )
     assert isinstance(model.table, nn.QuantizedEmbedding)
     assert (model.table.bits, model.table.group_size) == (4, 64)
     assert isinstance(model.line, nn.QuantizedLinear)
@@ -92,11 +97,21 @@ def test_modules_take_their_own_form() -> None:
 
 
 def test_recipes() -> None:
-    layer, head, table = "language_model.layers.3.mlp.up_proj", "language_model.lm_head", "language_model.embed_tokens"
-    tower, projection = "vision_model.encoder.layers.0.mlp.fc1", "connector.modality_projection.proj"
+    layer, head, table = (
+        "language_model.layers.3.mlp.up_proj",
+        "language_model.lm_head",
+        "language_model.embed_tokens",
+    )
+    tower, projection = (
+        "vision_model.encoder.layers.0.mlp.fc1",
+        "connector.modality_projection.proj",
+    )
     positions = "vision_model.embeddings.position_embedding"
     bits = {
-        name: [recipe.module_bits(module) for module in (layer, head, table, tower, projection, positions)]
+        name: [
+            recipe.module_bits(module)
+            for module in (layer, head, table, tower, projection, positions)
+        ]
         for name, recipe in RECIPES.items()
     }
     assert bits == {

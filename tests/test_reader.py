@@ -1,4 +1,5 @@
-"""Loading is strict: every layout and dtype that is meant loads with the same numbers, all else is named."""
+"""Loading is strict: every layout and dtype that is meant loads with the same numbers, all else is
+named."""
 
 import json
 import os
@@ -39,7 +40,8 @@ def community_form(folder: Path) -> Tensors:
 
 
 def quantized_form(folder: Path, bits: int, group_size: int, dtype: mx.Dtype) -> Tensors:
-    """As mlx-vlm converts: every Linear and Embedding, but for those whose inputs do not divide into groups."""
+    """As mlx-vlm converts: every Linear and Embedding, but for those whose inputs do not divide
+    into groups."""
     checkpoint = open_checkpoint(folder)
     model = SmolVLM(checkpoint.config)
     model.load_weights(list(community_form(folder).items()))
@@ -48,7 +50,9 @@ def quantized_form(folder: Path, bits: int, group_size: int, dtype: mx.Dtype) ->
         model,
         group_size,
         bits,
-        class_predicate=lambda _, m: isinstance(m, nn.Linear | nn.Embedding) and m.weight.shape[1] % group_size == 0,
+        class_predicate=lambda _, m: (
+            isinstance(m, nn.Linear | nn.Embedding) and m.weight.shape[1] % group_size == 0
+        ),
     )
     return model.named_parameters()
 
@@ -71,7 +75,9 @@ def test_shards_are_the_same_model(tiny: Path, tmp_path: Path) -> None:
     for name in names:
         part = {key: array for key, array in tensors.items() if weight_map[key] == name}
         mx.save_safetensors(str(folder / name), part, {"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     np.testing.assert_array_equal(logits(folder), logits(tiny))
     assert open_checkpoint(folder).nbytes == sum((folder / name).stat().st_size for name in names)
     (folder / names[1]).unlink()
@@ -89,25 +95,31 @@ def test_sources_of_any_float(tiny: Path, tmp_path: Path, name: str) -> None:
     half = {key: array.astype(dtype) for key, array in tensors_of(tiny).items()}
     rounded = {key: array.astype(mx.float32) for key, array in half.items()}
     np.testing.assert_array_equal(
-        logits(copy(tiny, tmp_path / "half", half)), logits(copy(tiny, tmp_path / "rounded", rounded))
+        logits(copy(tiny, tmp_path / "half", half)),
+        logits(copy(tiny, tmp_path / "rounded", rounded)),
     )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_compute_dtype(tiny: Path, dtype: str) -> None:
     model, _ = load(tiny, dtype)
-    assert {str(array.dtype) for array in model.named_parameters().values()} == {f"mlx.core.{dtype}"}
+    assert {str(array.dtype) for array in model.named_parameters().values()} == {
+        f"mlx.core.{dtype}"
+    }
     np.testing.assert_allclose(logits(tiny, dtype=dtype), logits(tiny), rtol=0, atol=0.25)
 
 
 def test_unknown_compute_dtype(tiny: Path) -> None:
-    with pytest.raises(CheckpointError, match="dtype 'int8' is not one of float32, float16, bfloat16"):
+    with pytest.raises(
+        CheckpointError, match="dtype 'int8' is not one of float32, float16, bfloat16"
+    ):
         load(tiny, "int8")
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
 def test_mlx_community_quantized(tiny: Path, tmp_path: Path, dtype: mx.Dtype) -> None:
-    """Old conversions (mlx-vlm up to 0.1.14) hold float16, and quantize tower, positions and connector as well."""
+    """Old conversions (mlx-vlm up to 0.1.14) hold float16, and quantize tower, positions and
+    connector as well."""
     tensors = quantized_form(tiny, 4, 64, dtype)
     assert "vision_model.embeddings.position_embedding.scales" in tensors
     assert "connector.modality_projection.proj.scales" in tensors
@@ -121,8 +133,12 @@ def test_mlx_community_quantized(tiny: Path, tmp_path: Path, dtype: mx.Dtype) ->
     for name in tensors:
         if name.endswith(".scales"):
             module = name.removesuffix(".scales")
-            scales, biases = (plain.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
-            plain[f"{module}.weight"] = mx.dequantize(plain[f"{module}.weight"], scales, biases, 64, 4)
+            scales, biases = (
+                plain.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases")
+            )
+            plain[f"{module}.weight"] = mx.dequantize(
+                plain[f"{module}.weight"], scales, biases, 64, 4
+            )
     want = logits(copy(tiny, tmp_path / "plain", plain))
     np.testing.assert_allclose(logits(folder), want, rtol=0, atol=2e-3)
 
@@ -134,7 +150,9 @@ def test_quantized_modules_of_their_own_form(tiny: Path, tmp_path: Path) -> None
     tensors |= {f"language_model.lm_head.{part}": array for part, array in parts.items()}
     block = {"group_size": 64, "bits": 4, "mode": "affine"}
     own = {"language_model.lm_head": {"group_size": 32, "bits": 8}}
-    model, _ = load(copy(tiny, tmp_path / "mixed", tensors, quantization={**block, **own}), "float32")
+    model, _ = load(
+        copy(tiny, tmp_path / "mixed", tensors, quantization={**block, **own}), "float32"
+    )
     assert (model.language_model.lm_head.bits, model.language_model.lm_head.group_size) == (8, 32)
     said = refused(copy(tiny, tmp_path / "wrong", tensors, quantization=block))
     assert "language_model.lm_head.weight has shape [" in said
@@ -156,7 +174,9 @@ def test_quantized_without_a_block(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_block_without_quantized_layers(tiny: Path, tmp_path: Path) -> None:
     """A module is quantized if it has scales, whatever the block says."""
-    np.testing.assert_array_equal(logits(copy(tiny, tmp_path / "a", quantization={"bits": 4})), logits(tiny))
+    np.testing.assert_array_equal(
+        logits(copy(tiny, tmp_path / "a", quantization={"bits": 4})), logits(tiny)
+    )
 
 
 # ---- tied embeddings
@@ -167,11 +187,16 @@ def test_tying_is_seen_not_believed(tiny: Path, tmp_path: Path, flag: bool) -> N
     absent = make(tmp_path / "absent", tied=True)
     tensors = tensors_of(absent)
     assert "lm_head.weight" not in tensors
-    text = {**json.loads((absent / "config.json").read_text())["text_config"], "tie_word_embeddings": flag}
+    text = {
+        **json.loads((absent / "config.json").read_text())["text_config"],
+        "tie_word_embeddings": flag,
+    }
     flags: dict[str, Any] = {"tie_word_embeddings": flag, "text_config": text}
     lying = copy(absent, tmp_path / "lying", **flags)
     equal = copy(
-        lying, tmp_path / "equal", {**tensors, "lm_head.weight": tensors["model.text_model.embed_tokens.weight"]}
+        lying,
+        tmp_path / "equal",
+        {**tensors, "lm_head.weight": tensors["model.text_model.embed_tokens.weight"]},
     )
     for folder in (absent, lying, equal):
         assert "lm_head" not in load(folder, "float32")[0].language_model
@@ -203,7 +228,9 @@ def test_every_problem_is_named(tiny: Path, tmp_path: Path) -> None:
     tensors["vision_model.post_layernorm.bias"] = mx.zeros((128,))  # right in another layout
     folder = copy(tiny, tmp_path / "a", tensors)
     said = refused(folder)
-    assert said.startswith(f"{folder}: the weights do not fit config.json: missing language_model.norm.weight; ")
+    assert said.startswith(
+        f"{folder}: the weights do not fit config.json: missing language_model.norm.weight; "
+    )
     for problem in (
         "missing vision_model.post_layernorm.bias",
         f"unexpected '{text}layers.1.mlp.up_proj.bias'",
@@ -225,7 +252,8 @@ def test_each_tensor_is_needed_in_its_form(tiny: Path, tmp_path: Path) -> None:
         if key == "lm_head.weight":
             continue  # its absence means tied
         mx.save_safetensors(
-            str(path), {other: mx.array([0.0]) if other == key else tensors[other] for other in tensors}
+            str(path),
+            {other: mx.array([0.0]) if other == key else tensors[other] for other in tensors},
         )
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(folder)
@@ -241,9 +269,13 @@ def test_many_problems_are_counted(tiny: Path, tmp_path: Path) -> None:
 
 def test_config_of_another_size(tiny: Path, tmp_path: Path) -> None:
     raw = json.loads((tiny / "config.json").read_text())
-    said = refused(copy(tiny, tmp_path / "a", text_config={**raw["text_config"], "num_hidden_layers": 4}))
+    said = refused(
+        copy(tiny, tmp_path / "a", text_config={**raw["text_config"], "num_hidden_layers": 4})
+    )
     assert "missing language_model.layers.3.input_layernorm.weight" in said
-    said = refused(copy(tiny, tmp_path / "b", vision_config={**raw["vision_config"], "num_hidden_layers": 1}))
+    said = refused(
+        copy(tiny, tmp_path / "b", vision_config={**raw["vision_config"], "num_hidden_layers": 1})
+    )
     assert "unexpected 'model.vision_model.encoder.layers.1.layer_norm1.bias'" in said
 
 
@@ -256,7 +288,11 @@ def test_absurd_sizes_are_refused_before_anything_is_built(tiny: Path, tmp_path:
 
 def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
     tensors, key = tensors_of(tiny), "model.connector.modality_projection.proj.weight"
-    folder = copy(tiny, tmp_path / "a", {**tensors, "language_model.lm_head.weight": tensors["lm_head.weight"]})
+    folder = copy(
+        tiny,
+        tmp_path / "a",
+        {**tensors, "language_model.lm_head.weight": tensors["lm_head.weight"]},
+    )
     assert refused(folder).endswith("unexpected 'language_model.lm_head.weight'")
     # In two shards.
     folder = copy(tiny, tmp_path / "b")
@@ -265,16 +301,24 @@ def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
     )
-    assert refused(folder) == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
+    assert (
+        refused(folder)
+        == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
+    )
     # In one header, which JSON allows and safetensors does not see.
     folder = copy(tiny, tmp_path / "c")
     path = folder / "model.safetensors"
     file = path.read_bytes()
     size = int.from_bytes(file[:8], "little")
     entry = json.loads(file[8 : 8 + size])[key]
-    header = file[8 : 8 + size].rstrip().removesuffix(b"}") + f',"{key}":{json.dumps(entry)}}}'.encode()
+    header = (
+        file[8 : 8 + size].rstrip().removesuffix(b"}") + f',"{key}":{json.dumps(entry)}}}'.encode()
+    )
     path.write_bytes(len(header).to_bytes(8, "little") + header + file[8 + size :])
-    assert refused(folder) == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
+    assert (
+        refused(folder)
+        == f"{folder}: there twice: 'connector.modality_projection.proj.weight'; download it again"
+    )
 
 
 # ---- files
@@ -288,13 +332,28 @@ def test_names_there_twice(tiny: Path, tmp_path: Path) -> None:
         ("[]", "holds a list, not an object"),
         ("{}", "weight_map names no files"),
         ('{"weight_map": []}', "weight_map names no files"),
-        ('{"weight_map": {"a": "../other/model.safetensors"}}', "'../other/model.safetensors', not a .safetensors"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "'/etc/passwd', not a .safetensors file of this folder"),
+        (
+            '{"weight_map": {"a": "../other/model.safetensors"}}',
+            "'../other/model.safetensors', not a .safetensors",
+        ),
+        (
+            '{"weight_map": {"a": "/etc/passwd"}}',
+            "'/etc/passwd', not a .safetensors file of this folder",
+        ),
         ('{"weight_map": {"a": ".."}}', "'..', not a .safetensors file"),
-        ('{"weight_map": {"a": "pytorch_model.bin"}}', "'pytorch_model.bin', not a .safetensors file"),
+        (
+            '{"weight_map": {"a": "pytorch_model.bin"}}',
+            "'pytorch_model.bin', not a .safetensors file",
+        ),
         ('{"weight_map": {"a": ["x"]}}', "['x'], not a .safetensors file"),
-        ('{"weight_map": {"a": "b\\n.safetensors"}}', r"'b\n.safetensors', not a .safetensors file"),
-        ('{"weight_map": {"a": "\\ud800.safetensors"}}', r"'\ud800.safetensors', not a .safetensors file"),
+        (
+            '{"weight_map": {"a": "b\\n.safetensors"}}',
+            r"'b\n.safetensors', not a .safetensors file",
+        ),
+        (
+            '{"weight_map": {"a": "\\ud800.safetensors"}}',
+            r"'\ud800.safetensors', not a .safetensors file",
+        ),
         ('{"weight_map": {"a": "b.safetensors"}}', "missing b.safetensors; download it again"),
         ('{"a":' * 90 + "1" + "}" * 90, "nested more than 64 deep"),
         ("[" * 100_000, "damaged, not JSON"),
@@ -309,12 +368,15 @@ def test_bad_indexes(tiny: Path, tmp_path: Path, content: str, said: str) -> Non
 
 def test_a_whole_file_comes_before_an_index(tiny: Path, tmp_path: Path) -> None:
     folder = copy(tiny, tmp_path / "a")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+    )
     assert len(open_checkpoint(folder).tensors) > 50
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "model.gguf", "weights.npz", "model.pt", "consolidated.pth", "w.pkl"]
+    "name",
+    ["pytorch_model.bin", "model.gguf", "weights.npz", "model.pt", "consolidated.pth", "w.pkl"],
 )
 def test_pickles_and_others_are_refused_by_name(tiny: Path, tmp_path: Path, name: str) -> None:
     folder = copy(tiny, tmp_path / "a")
@@ -377,7 +439,8 @@ def test_float16_overflow(tiny: Path, tmp_path: Path) -> None:
     tensors["model.text_model.norm.weight"] = tensors["model.text_model.norm.weight"] * 1e6
     folder = copy(tiny, tmp_path / "a", tensors)
     with pytest.raises(
-        CheckpointError, match=r"language_model.norm.weight: values beyond float16's range \(1 tensors\)"
+        CheckpointError,
+        match=r"language_model.norm.weight: values beyond float16's range \(1 tensors\)",
     ):
         load(folder, "float16")
     load(folder, "bfloat16")
@@ -386,8 +449,13 @@ def test_float16_overflow(tiny: Path, tmp_path: Path) -> None:
 def test_companions_of_another_checkpoint(tiny: Path, tmp_path: Path) -> None:
     raw = json.loads((tiny / "preprocessor_config.json").read_text())
     folder = copy(tiny, tmp_path / "a")
-    (folder / "preprocessor_config.json").write_text(json.dumps({**raw, "max_image_size": {"longest_edge": 512}}))
-    assert "makes tiles of 512 pixels, the vision tower wants 64; it belongs to another checkpoint" in refused(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**raw, "max_image_size": {"longest_edge": 512}})
+    )
+    assert (
+        "makes tiles of 512 pixels, the vision tower wants 64; it belongs to another checkpoint"
+        in refused(folder)
+    )
     (folder / "preprocessor_config.json").write_text(json.dumps({**raw, "max_image_size": "x"}))
     with pytest.raises((CheckpointError, ImageError), match=r"preprocessor_config\.json"):
         load(folder, "float32")
@@ -404,7 +472,9 @@ def test_loading_does_not_write(tiny: Path, tmp_path: Path) -> None:
     folder = copy(tiny, tmp_path / "a")
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     load(folder, "float32")
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
+    } == before
 
 
 def test_nothing_is_read_before_it_is_asked_for(tiny: Path) -> None:

@@ -10,7 +10,11 @@ import pytest
 
 
 def sizes(model: SmolVLM, kv_width: int) -> Sizes:
-    return Sizes.of(model.config, {name: array.nbytes for name, array in model.named_parameters().items()}, kv_width)
+    return Sizes.of(
+        model.config,
+        {name: array.nbytes for name, array in model.named_parameters().items()},
+        kv_width,
+    )
 
 
 def test_decoder_flops_and_bytes() -> None:
@@ -30,7 +34,9 @@ def test_decoder_flops_and_bytes() -> None:
 
 def test_a_prompt_in_two_parts_is_the_same_attention() -> None:
     found = sizes(SmolVLM(BUNDLED), 4)
-    whole, first, second = (decoder(BUNDLED, found, *part).flops for part in ((100,), (60,), (40, 60)))
+    whole, first, second = (
+        decoder(BUNDLED, found, *part).flops for part in ((100,), (60,), (40, 60))
+    )
     assert first + second == whole + 2 * HEAD
 
 
@@ -55,7 +61,9 @@ def test_quantized_weights_count_as_stored() -> None:
 
 
 def test_the_design_notes_numbers() -> None:
-    assert round(vision_flops(SIZES["256M"]) / 1e9) == round(vision_flops(SIZES["500M"]) / 1e9) == 215
+    assert (
+        round(vision_flops(SIZES["256M"]) / 1e9) == round(vision_flops(SIZES["500M"]) / 1e9) == 215
+    )
     assert round(vision_flops(SIZES["2.2B"]) / 1e9) == 670
     m4, config = machine(bandwidth=120e9, flops=4e12, kernel_seconds=0), SIZES["256M"]
     model = SmolVLM(config)
@@ -70,6 +78,8 @@ def test_limits() -> None:
     work = Work(flops=20e9, bytes=1e9, kernels=1000)  # 2 s, 1 s, 1 ms
     assert work.limit(machine()) == pytest.approx(2.001)
     assert work.limit(machine(flops=100e9)) == pytest.approx(1.001)
-    bounds = [work.bound(machine(**change)) for change in ({}, {"flops": 100e9}, {"kernel_seconds": 1})]
+    bounds = [
+        work.bound(machine(**change)) for change in ({}, {"flops": 100e9}, {"kernel_seconds": 1})
+    ]
     assert bounds == ["compute", "memory", "kernels"]
     assert work + work == Work(40e9, 2e9, 2000)

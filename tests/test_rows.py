@@ -1,4 +1,5 @@
-"""Rows of files, folders and hub datasets: bad ones are rows too, and what cannot be read is told in a line."""
+"""Rows of files, folders and hub datasets: bad ones are rows too, and what cannot be read is told
+in a line."""
 
 import json
 import sys
@@ -18,19 +19,26 @@ from PIL import Image
 
 def test_bad_lines_are_rows(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
-    good = json.dumps({**QUESTION, "image": "a.png", "category": "a\u2028b\x85c"}, ensure_ascii=False)
+    good = json.dumps(
+        {**QUESTION, "image": "a.png", "category": "a\u2028b\x85c"}, ensure_ascii=False
+    )
     file.write_text(f"\ufeff{good}\n\n  \n{{bad\n5\n{'[' * 100_000}\n{good}", encoding="utf-8")
     rows = read_rows(str(file))
     assert [row.where for row in rows] == [f"data.jsonl:{line}" for line in (1, 4, 5, 6, 7)]
     said = ["this", "no JSON (Expecting property name", "a int, not an object", "no JSON (", "this"]
     assert all(outcome(row).startswith(start) for row, start in zip(rows, said, strict=True))
-    assert make_sample(rows[0]).messages[0]["content"][0] == {**IMAGE, "path": str(tmp_path / "a.png")}
+    assert make_sample(rows[0]).messages[0]["content"][0] == {
+        **IMAGE,
+        "path": str(tmp_path / "a.png"),
+    }
 
 
 UNREADABLE = "cannot be read (.*); it must be JSON lines in UTF-8"
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "no rows"), ("\n \n", "no rows"), ('{}\n"é"', UNREADABLE)])
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "no rows"), ("\n \n", "no rows"), ('{}\n"é"', UNREADABLE)]
+)
 def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(content, encoding="latin-1")
@@ -38,18 +46,24 @@ def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
         read_rows(file)
 
 
-@pytest.mark.parametrize("source", "nothing nothing.jsonl data/nothing.jsonl /a/b ./a ../b a/b/c a/".split())
+@pytest.mark.parametrize(
+    "source", "nothing nothing.jsonl data/nothing.jsonl /a/b ./a ../b a/b/c a/".split()
+)
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)  # which would not help
-    with pytest.raises(DataError, match=r"no such file or folder, and no hub dataset id like owner/name$"):
+    with pytest.raises(
+        DataError, match=r"no such file or folder, and no hub dataset id like owner/name$"
+    ):
         read_rows(source)
 
 
 @pytest.mark.parametrize("source", [".", "owner/name"])
 def test_without_datasets(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=rf"^{source} is no JSONL file; folders and hub datasets need: pip install "):
+    with pytest.raises(
+        DataError, match=rf"^{source} is no JSONL file; folders and hub datasets need: pip install "
+    ):
         read_rows(source)
 
 
@@ -68,7 +82,10 @@ def test_folder(tmp_path: Path, hub: Any) -> None:
         (folder := tmp_path / part).mkdir()
         for number in range(size):
             Image.new("RGB", (8, 8 + number)).save(folder / f"{number}.png")
-        metadata = [{"file_name": f"{number}.png", "question": "Which?", "answer": number} for number in range(size)]
+        metadata = [
+            {"file_name": f"{number}.png", "question": "Which?", "answer": number}
+            for number in range(size)
+        ]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, metadata)))
     (tmp_path / "test" / "1.png").write_bytes(b"no picture")  # says so when its turn comes
     rows = read_rows(tmp_path)
@@ -84,11 +101,19 @@ def test_folder(tmp_path: Path, hub: Any) -> None:
 
 
 def test_stored_pictures(tmp_path: Path, hub: Any) -> None:
-    """As hub datasets have them: bytes in lists, and in the parts of messages; not decoded before their time."""
+    """As hub datasets have them: bytes in lists, and in the parts of messages; not decoded before
+    their time."""
     stored = {"bytes": b"no picture", "path": "a.png"}
     empty = dict.fromkeys(["text", "path", "image"])
-    user = [{**empty, **IMAGE}, {**empty, **IMAGE, "image": stored}, {**empty, **IMAGE, "path": "b.png"}]
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": [{**empty, **text("this")}]}]
+    user = [
+        {**empty, **IMAGE},
+        {**empty, **IMAGE, "image": stored},
+        {**empty, **IMAGE, "path": "b.png"},
+    ]
+    messages = [
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": [{**empty, **text("this")}]},
+    ]
     part = {**dict.fromkeys(["type", "text", "path"], hub.Value("string")), "image": hub.Image()}
     turn = {"role": hub.Value("string"), "content": hub.List(part)}
     features = hub.Features({"images": hub.List(hub.Image()), "messages": hub.List(turn)})

@@ -1,4 +1,5 @@
-"""Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been none."""
+"""Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been
+none."""
 
 import random
 import shutil
@@ -28,8 +29,15 @@ from mlx.utils import tree_flatten
 
 pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
 PLAN = Plan(
-    steps=6, batch_size=1, accumulate=2, max_tiles=2, validate_every=2, save_every=2, learning_rate=2e-3, validation_share=0.1
-)  # fmt: skip
+    steps=6,
+    batch_size=1,
+    accumulate=2,
+    max_tiles=2,
+    validate_every=2,
+    save_every=2,
+    learning_rate=2e-3,
+    validation_share=0.1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,66 +54,101 @@ def losses(run: Run) -> list[tuple[float, float | None]]:
 # ---- what is trained
 
 
-@pytest.mark.parametrize("parts", [("decoder",), ("connector", "vision"), ("decoder", "connector", "vision")])
+@pytest.mark.parametrize(
+    "parts", [("decoder",), ("connector", "vision"), ("decoder", "connector", "vision")]
+)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_only_the_chosen_parts_are_trained(
     method: Method, parts: tuple[Part, ...], shallow: Path, short_questions: Path, tmp_path: Path
 ) -> None:
-    run = prepare(shallow, short_questions, tmp_path / "run", replace(PLAN, method=method, parts=parts))
+    run = prepare(
+        shallow, short_questions, tmp_path / "run", replace(PLAN, method=method, parts=parts)
+    )
     prefixes = {"decoder": "language_model.", "connector": "connector.", "vision": "vision_model."}
     trained = dict(tree_flatten(run.model.trainable_parameters()))
-    assert {part for part, prefix in prefixes.items() if any(name.startswith(prefix) for name in trained)} == {*parts}
+    assert {
+        part
+        for part, prefix in prefixes.items()
+        if any(name.startswith(prefix) for name in trained)
+    } == {*parts}
     assert all(name.startswith(tuple(prefixes[part] for part in parts)) for name in trained)
     if method == "lora":
         assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
 
 
 @pytest.mark.parametrize(
-    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "full", "qlora"))]
+    "method",
+    [
+        "lora",
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "full", "qlora")),
+    ],
 )
-def test_training_learns_a_few_answers_by_heart(method: str, shallow: Path, quantized: Path, tmp_path: Path) -> None:
+def test_training_learns_a_few_answers_by_heart(
+    method: str, shallow: Path, quantized: Path, tmp_path: Path
+) -> None:
     rows = [{"question": f"{name}?", "answer": f"{name} is {n}"} for n, name in enumerate("ab")]
     source = write_rows(tmp_path / "rows.jsonl", *rows)
     plan = Plan(
         method="lora" if method == "qlora" else method,  # type: ignore[arg-type]
-        rank=16, steps=18, batch_size=2, accumulate=1, learning_rate=2e-2 if method != "full" else 3e-3, validation_share=0,
-    )  # fmt: skip
+        rank=16,
+        steps=18,
+        batch_size=2,
+        accumulate=1,
+        learning_rate=2e-2 if method != "full" else 3e-3,
+        validation_share=0,
+    )
     base = quantized if method == "qlora" else shallow
     run = prepare(base, source, tmp_path / "out", plan)
     result = run.train()
     assert run.trainer.history[-1].loss < 0.05 < run.trainer.history[0].loss
-    model, processor = load(result) if method == "full" else load(base, adapter=result)  # type: ignore[arg-type]
+    assert result is not None
+    model, processor = load(result) if method == "full" else load(base, adapter=result)
     for row in rows:
-        assert generate(model, processor, row["question"], Options(max_tokens=40)).strip() == row["answer"]
+        assert (
+            generate(model, processor, row["question"], Options(max_tokens=40)).strip()
+            == row["answer"]
+        )
 
 
 def test_training_learns_beside_quantized_weights(quantized: Path, tmp_path: Path) -> None:
     """In a few steps, which on a CPU are slow."""
     source = write_rows(tmp_path / "rows.jsonl", {"question": "a?", "answer": "a is 0"})
-    plan = Plan(rank=16, steps=6, batch_size=1, accumulate=1, learning_rate=2e-2, validation_share=0)
+    plan = Plan(
+        rank=16, steps=6, batch_size=1, accumulate=1, learning_rate=2e-2, validation_share=0
+    )
     run = prepare(quantized, source, tmp_path / "out", plan)
     result = run.train()
     assert run.trainer.history[-1].loss < 0.6 * run.trainer.history[0].loss
     model, processor = load(quantized, adapter=result)
     plain, _ = load(quantized)
-    learned, before = (generate(one, processor, "a?", Options(max_tokens=8)) for one in (model, plain))
+    learned, before = (
+        generate(one, processor, "a?", Options(max_tokens=8)) for one in (model, plain)
+    )
     assert learned != before
 
 
 def test_the_best_weights_are_kept(shallow: Path, tmp_path: Path) -> None:
-    """What is validated has the form of what is learned, and another end: its loss falls at first and rises as that is
-    learned by heart; the result is from between."""
+    """What is validated has the form of what is learned, and another end: its loss falls at first
+    and rises as that is learned by heart; the result is from between."""
     for name, answer in (("rows", "It is white"), ("others", "It is black")):
         write_rows(tmp_path / f"{name}.jsonl", {"question": "What?", "answer": answer})
     plan = Plan(rank=16, steps=24, batch_size=1, accumulate=1, learning_rate=2e-2, validate_every=4)
-    run = prepare(shallow, tmp_path / "rows.jsonl", tmp_path / "run", plan, validation=tmp_path / "others.jsonl")
+    run = prepare(
+        shallow,
+        tmp_path / "rows.jsonl",
+        tmp_path / "run",
+        plan,
+        validation=tmp_path / "others.jsonl",
+    )
     result = run.train()
     best = run.trainer.best
     assert best is not None
     assert best.step < 24
     model, _ = load(shallow, adapter=result, fuse=False)
     (batch,) = run.validation.all(2)
-    assert best.validation_loss == pytest.approx(loss_sum(model, batch).item() / batch.tokens, rel=1e-5)
+    assert best.validation_loss == pytest.approx(
+        loss_sum(model, batch).item() / batch.tokens, rel=1e-5
+    )
 
 
 # ---- stopping and going on
@@ -119,7 +162,12 @@ class CrashError(Exception):
 def whole(shallow: Path, short_questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nothing stopped."""
     with mx.stream(mx.cpu):
-        run = prepare(shallow, short_questions, tmp_path_factory.mktemp("whole") / "whole", replace(PLAN, dropout=0.1))
+        run = prepare(
+            shallow,
+            short_questions,
+            tmp_path_factory.mktemp("whole") / "whole",
+            replace(PLAN, dropout=0.1),
+        )
         run.train()
     return run
 
@@ -131,7 +179,9 @@ def test_a_crashed_run_goes_on_bit_by_bit(
     plan, expected = replace(PLAN, dropout=0.1), whole.out / "adapter"
 
     def crash() -> None:
-        for record in prepare(shallow, short_questions, tmp_path / "crashed", plan).train_in_steps():
+        for record in prepare(
+            shallow, short_questions, tmp_path / "crashed", plan
+        ).train_in_steps():
             if record.step == crash_at:
                 raise CrashError
 
@@ -141,11 +191,15 @@ def test_a_crashed_run_goes_on_bit_by_bit(
     resume = crash_at > 2  # the first state is that of step 2
     result = resumed.train(resume=resume)
     assert losses(resumed) == losses(whole)
+    assert result is not None
+    assert expected is not None
     for name in ("adapters.safetensors", "../loss.csv"):
-        assert (result / name).read_bytes() == (expected / name).read_bytes()  # type: ignore[operator]
+        assert (result / name).read_bytes() == (expected / name).read_bytes()
 
 
-def test_a_stopped_run_keeps_its_last_step(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_its_last_step(
+    shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
     run = prepare(shallow, short_questions, tmp_path / "run", PLAN)
     training = Work(run.train_in_steps())
     for record in training:
@@ -170,7 +224,9 @@ def test_a_run_may_be_stopped_before_its_first_step(
     assert losses(resumed) == losses(whole)
 
 
-def test_a_closed_run_leaves_what_was_saved_last(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+def test_a_closed_run_leaves_what_was_saved_last(
+    shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
     training = prepare(shallow, short_questions, tmp_path / "run", PLAN).train_in_steps()
     assert [next(training).step for _ in range(3)] == [1, 2, 3]
     training.close()
@@ -178,7 +234,9 @@ def test_a_closed_run_leaves_what_was_saved_last(shallow: Path, short_questions:
     assert not (tmp_path / "run/loss.csv").exists()
 
 
-def test_a_finished_run_is_not_overwritten(shallow: Path, short_questions: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_overwritten(
+    shallow: Path, short_questions: Path, tmp_path: Path
+) -> None:
     plan = replace(PLAN, steps=2)
     prepare(shallow, short_questions, tmp_path / "run", plan).train()
     with pytest.raises(TrainingError, match="--resume"):
@@ -192,11 +250,16 @@ def test_a_finished_run_is_not_overwritten(shallow: Path, short_questions: Path,
     with pytest.raises(TrainingError, match=r"begun with data "):
         prepare(shallow, other, tmp_path / "run", plan).train(resume=True)
     with pytest.raises(TrainingError, match=r"begun with base "):
-        prepare(make(tmp_path / "base", seed=1), short_questions, tmp_path / "run", plan).train(resume=True)
+        prepare(make(tmp_path / "base", seed=1), short_questions, tmp_path / "run", plan).train(
+            resume=True
+        )
 
 
 def command(shallow: Path, short_questions: Path, out: Path, *more: str) -> list[str]:
-    options = "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 --save-every 1 --validate-every 4 --dropout 0.1"
+    options = (
+        "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 "
+        "--save-every 1 --validate-every 4 --dropout 0.1"
+    )
     return [
         sys.executable,
         "-m",
@@ -214,7 +277,12 @@ def command(shallow: Path, short_questions: Path, out: Path, *more: str) -> list
 @pytest.mark.chaos
 def test_20_kills_change_nothing(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
     started = time.monotonic()
-    subprocess.run(command(shallow, mixed_questions, tmp_path / "whole"), check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        command(shallow, mixed_questions, tmp_path / "whole"),
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
     longest, rng, kills = time.monotonic() - started, random.Random(0), 0
     out = tmp_path / "killed"
     while kills < 20:
@@ -229,7 +297,9 @@ def test_20_kills_change_nothing(shallow: Path, mixed_questions: Path, tmp_path:
             assert_same(out, tmp_path / "whole")
             shutil.rmtree(out)
     resume = ["--resume"] if list(out.glob("run/state-*")) else []
-    subprocess.run(command(shallow, mixed_questions, out, *resume), check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        command(shallow, mixed_questions, out, *resume), check=True, cwd=ROOT, capture_output=True
+    )
     assert_same(out, tmp_path / "whole")
 
 

@@ -16,7 +16,10 @@ DTYPES = (mx.float32, mx.float16, mx.bfloat16, mx.uint32)
 
 
 def arrays() -> dict[str, mx.array]:
-    made = {f"{dtype}".split(".")[-1]: (mx.arange(30).reshape(2, 3, 5) * 7 - 9).astype(dtype) for dtype in DTYPES}
+    made = {
+        f"{dtype}".split(".")[-1]: (mx.arange(30).reshape(2, 3, 5) * 7 - 9).astype(dtype)
+        for dtype in DTYPES
+    }
     made["transposed"] = made["float32"].transpose(2, 0, 1)
     made["one ünï"] = mx.array([-0.0, float("inf"), float("nan")], mx.bfloat16)
     made["scalar"], made["empty"] = mx.array(3.5, mx.float16), mx.zeros((0, 4), mx.float32)

@@ -32,14 +32,22 @@ def test_question() -> None:
     assert made == Sample([{"role": "user", "content": content}], ("this", "that"), category="cats")
     assert made.whole == [*made.messages, {"role": "assistant", "content": "this"}]
     without: list[dict[str, Any]] = [{}, {"image": None}, {"images": None}, {"images": []}]
-    assert all(sample(**QUESTION, **none).messages[0]["content"] == [text("Which?")] for none in without)
+    assert all(
+        sample(**QUESTION, **none).messages[0]["content"] == [text("Which?")] for none in without
+    )
 
 
 PICTURES: list[tuple[Any, dict[str, Any]]] = [
     *[("cat.png", {"path": "/data/set/cat.png"}), ("../cat.png", {"path": "/data/set/../cat.png"})],
     ("/elsewhere/cat.png", {"path": "/elsewhere/cat.png"}),
-    *((url, {"url": url}) for url in ("https://a.b/c.png", "http://a.b/c.png", "data:image/png;base64,AAAA")),
-    *[({"path": "cat.png"}, {"path": "/data/set/cat.png"}), ({"base64": "AAAA"}, {"base64": "AAAA"})],
+    *(
+        (url, {"url": url})
+        for url in ("https://a.b/c.png", "http://a.b/c.png", "data:image/png;base64,AAAA")
+    ),
+    *[
+        ({"path": "cat.png"}, {"path": "/data/set/cat.png"}),
+        ({"base64": "AAAA"}, {"base64": "AAAA"}),
+    ],
     *[({"bytes": b"PNG", "path": "cat.png"}, {"image": b"PNG"}), (b"PNG", {"image": b"PNG"})],
     ({"bytes": None, "path": "cat.png"}, {"bytes": None, "path": "/data/set/cat.png"}),
 ]
@@ -48,26 +56,46 @@ PICTURES: list[tuple[Any, dict[str, Any]]] = [
 @pytest.mark.parametrize(("image", "part"), PICTURES, ids=str)
 def test_pictures(image: Any, part: dict[str, Any]) -> None:
     want = {**IMAGE, **part}
-    for raw, pictures in ({"image": image, "images": []}, [want]), ({"images": [image, "b.png"]}, [want, B]):
+    for raw, pictures in (
+        ({"image": image, "images": []}, [want]),
+        ({"images": [image, "b.png"]}, [want, B]),
+    ):
         messages = sample(**raw, **QUESTION).messages
         assert messages == [{"role": "user", "content": [*pictures, text("Which?")]}]
 
 
-@pytest.mark.parametrize(("answer", "right"), [(2, "6"), ("0", "2"), ("4", "4"), ("C", "C"), (9, "9"), ("6", "6")])
+@pytest.mark.parametrize(
+    ("answer", "right"), [(2, "6"), ("0", "2"), ("4", "4"), ("C", "C"), (9, "9"), ("6", "6")]
+)
 def test_a_number_among_choices_is_an_index(answer: object, right: str) -> None:
     assert sample(question="Which?", options=["2", "4", "6"], answer=answer).answers == (right,)
 
 
 def test_choices() -> None:
     made = sample(question="Which?", choices=["one", 2, "three"], answer="B")
-    assert made.messages[0]["content"] == [text("Which?\nA. one\nB. 2\nC. three\nAnswer with the letter.")]
+    assert made.messages[0]["content"] == [
+        text("Which?\nA. one\nB. 2\nC. three\nAnswer with the letter.")
+    ]
     assert (made.choices, made.answers) == (("one", "2", "three"), ("B",))
-    assert sample(**QUESTION, choices=["x"] * 26).messages[0]["content"][0]["text"].count("\n") == 27
+    assert (
+        sample(**QUESTION, choices=["x"] * 26).messages[0]["content"][0]["text"].count("\n") == 27
+    )
 
 
-NO_ANSWERS: list[Any] = [{}, {"answer": None}, {"answer": " \n"}, {"answers": []}, {"answers": ["", None]}]
+NO_ANSWERS: list[Any] = [
+    {},
+    {"answer": None},
+    {"answer": " \n"},
+    {"answers": []},
+    {"answers": ["", None]},
+]
 ANSWERS: list[Any] = [
-    *[({"answer": "x"}, ("x",)), ({"answer": 3}, ("3",)), ({"answer": 0}, ("0",)), ({"answers": "x"}, ("x",))],
+    *[
+        ({"answer": "x"}, ("x",)),
+        ({"answer": 3}, ("3",)),
+        ({"answer": 0}, ("0",)),
+        ({"answers": "x"}, ("x",)),
+    ],
     *[({"answer": ["x", 2.5]}, ("x", "2.5")), ({"answers": ["x", "y", "x"]}, ("x", "y", "x"))],
     *[({"answers": ["y"], "answer": "x"}, ("y",)), ({"answers": None, "answer": "x"}, ("x",))],
     *[({"answers": ["", None, "y"]}, ("y",)), ({"answers": [], "answer": "x"}, ("x",))],
@@ -85,52 +113,104 @@ def test_answers(found: dict[str, Any], answers: tuple[str, ...]) -> None:
 def test_options() -> None:
     options = {"split": False, "longest_edge": 512, "max_tiles": 5}
     assert sample(**QUESTION, **options).image_options.given == options
-    assert sample(**QUESTION, max_tiles=5, split=None, other=1).image_options == ImageOptions(max_tiles=5)
+    assert sample(**QUESTION, max_tiles=5, split=None, other=1).image_options == ImageOptions(
+        max_tiles=5
+    )
 
 
 def test_messages() -> None:
     system = {"role": "system", "content": "Be short."}
-    made = sample(messages=[system, USER, ASSISTANT, USER, {"role": "assistant", "content": [text("So"), text(".")]}])
+    made = sample(
+        messages=[
+            system,
+            USER,
+            ASSISTANT,
+            USER,
+            {"role": "assistant", "content": [text("So"), text(".")]},
+        ]
+    )
     assert (made.messages, made.answers) == ([system, USER, ASSISTANT, USER], ("So.",))
     assert made.whole == [system, USER, ASSISTANT, USER, {"role": "assistant", "content": "So."}]
 
 
 def test_pictures_of_messages() -> None:
     """Parts without a picture get those of `images`, in order; those with one keep it."""
-    own = [{**IMAGE, "path": "own.png", "url": None}, {**IMAGE, "image": {"bytes": b"PNG", "path": None}}]
-    first = {"role": "user", "content": [text("See"), IMAGE, own[0], own[1], {**IMAGE, "text": "", "path": None}]}
+    own = [
+        {**IMAGE, "path": "own.png", "url": None},
+        {**IMAGE, "image": {"bytes": b"PNG", "path": None}},
+    ]
+    first = {
+        "role": "user",
+        "content": [text("See"), IMAGE, own[0], own[1], {**IMAGE, "text": "", "path": None}],
+    }
     second = {"role": "user", "content": [IMAGE, text("Which?")]}
-    made = sample(messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", "https://b.c/d", b"GIF"])
+    made = sample(
+        messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", "https://b.c/d", b"GIF"]
+    )
     paths = [{**IMAGE, "path": f"/data/set/{name}.png"} for name in ("a", "own")]
     want = [text("See"), *paths, {**IMAGE, "image": b"PNG"}, {**IMAGE, "url": "https://b.c/d"}]
     assert made.messages[0]["content"] == want
     assert made.messages[2]["content"] == [{**IMAGE, "image": b"GIF"}, text("Which?")]
     with pytest.raises(PromptError, match="message 3: an image part needs one of"):
-        parse_messages(sample(messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", b"GIF"]).messages)
+        parse_messages(
+            sample(
+                messages=[first, ASSISTANT, second, ASSISTANT], images=["a.png", b"GIF"]
+            ).messages
+        )
 
 
 def test_turns() -> None:
-    made = sample(images=["b.png"], texts=[TURN, {"user": "Sure?", "assistant": "Yes.", "source": "x"}])
+    made = sample(
+        images=["b.png"], texts=[TURN, {"user": "Sure?", "assistant": "Yes.", "source": "x"}]
+    )
     first, second = [B, text("Which?")], [text("Sure?")]
-    assert made.messages == [{"role": "user", "content": first}, ASSISTANT, {"role": "user", "content": second}]
+    assert made.messages == [
+        {"role": "user", "content": first},
+        ASSISTANT,
+        {"role": "user", "content": second},
+    ]
     assert made.answers == ("Yes.",)
 
 
 WRONG: list[tuple[Any, str]] = [
     *[(["question"], "a list, not an object"), (None, "a NoneType, not an object")],
-    *[({}, "neither messages, nor question and answer, nor texts"), ({"messages": []}, "neither messages")],
-    ({"messages": [USER, ASSISTANT], "images": ["a.png"]}, "more images than image parts in the messages"),
-    ({"messages": [ASSISTANT, USER]}, "no answer: `answer` must be there, or the assistant's as the last message"),
+    *[
+        ({}, "neither messages, nor question and answer, nor texts"),
+        ({"messages": []}, "neither messages"),
+    ],
+    (
+        {"messages": [USER, ASSISTANT], "images": ["a.png"]},
+        "more images than image parts in the messages",
+    ),
+    (
+        {"messages": [ASSISTANT, USER]},
+        "no answer: `answer` must be there, or the assistant's as the last message",
+    ),
     *[({"question": "Which?", **none}, "no answer: ") for none in NO_ANSWERS],
     *[({"messages": [USER], **none}, "no answer: ") for none in NO_ANSWERS],
-    *[({"messages": [USER, {**ASSISTANT, "content": empty}]}, "no answer") for empty in ("", [], [text(" ")])],
-    *[({"messages": wrong}, "messages is no list") for wrong in ("Hi", 5, {"role": "user"}, ["Hi"], [USER, None])],
-    *[({"messages": [USER, {**ASSISTANT, "content": wrong}]}, "the assistant's content") for wrong in (None, ["Hi"])],
-    *[({"texts": 5}, "texts is no list"), ({"texts": "ab"}, "turn 1 of texts has no user or no assistant")],
+    *[
+        ({"messages": [USER, {**ASSISTANT, "content": empty}]}, "no answer")
+        for empty in ("", [], [text(" ")])
+    ],
+    *[
+        ({"messages": wrong}, "messages is no list")
+        for wrong in ("Hi", 5, {"role": "user"}, ["Hi"], [USER, None])
+    ],
+    *[
+        ({"messages": [USER, {**ASSISTANT, "content": wrong}]}, "the assistant's content")
+        for wrong in (None, ["Hi"])
+    ],
+    *[
+        ({"texts": 5}, "texts is no list"),
+        ({"texts": "ab"}, "turn 1 of texts has no user or no assistant"),
+    ],
     ({"texts": [TURN, {"user": "c"}]}, "turn 2 of texts has no user or no assistant"),
     ({"texts": [TURN, {"user": "c", "assistant": "\n"}]}, "no answer"),
     *[({**QUESTION, "images": wrong}, "images is no list") for wrong in ("a.png", 5)],
-    *[({**QUESTION, "choices": wrong}, "choices is no list of up to 26") for wrong in ("A, B", 5, ["x"] * 27)],
+    *[
+        ({**QUESTION, "choices": wrong}, "choices is no list of up to 26")
+        for wrong in ("A, B", 5, ["x"] * 27)
+    ],
     *[
         ({**QUESTION, "split": 1}, "split is 1, must be true"),
         ({**QUESTION, "max_tiles": True}, "max_tiles is True, must be"),
@@ -145,9 +225,19 @@ def test_rows_that_are_none(raw: Any, said: str) -> None:
     assert outcome(Row("here", raw)).startswith(said)
 
 
-KEYS = "messages question answer answers images image texts choices category role content type path user".split()
-VALUES = st.none() | st.booleans() | st.integers() | st.sampled_from(["assistant", "user", "image", "", "x"])
-TREES = st.recursive(VALUES, lambda tree: st.lists(tree) | st.dictionaries(st.sampled_from(KEYS), tree), max_leaves=8)
+KEYS = (
+    "messages question answer answers images image texts choices category role content type path "
+    "user"
+).split()
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(["assistant", "user", "image", "", "x"])
+)
+TREES = st.recursive(
+    VALUES, lambda tree: st.lists(tree) | st.dictionaries(st.sampled_from(KEYS), tree), max_leaves=8
+)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), TREES))

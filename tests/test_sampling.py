@@ -46,7 +46,10 @@ def test_all_problems_at_once() -> None:
         Options(max_tokens=0, temperature=-1, top_p=0, seed=-5, kv_bits=3)  # type: ignore[arg-type]
     text = str(raised.value)
     assert "\n" not in text
-    assert all(name in text for name in ("max_tokens 0", "temperature -1", "top_p 0", "seed -5", "kv_bits 3"))
+    assert all(
+        name in text
+        for name in ("max_tokens 0", "temperature -1", "top_p 0", "seed -5", "kv_bits 3")
+    )
 
 
 def test_greedy_loads_no_sampler() -> None:
@@ -70,7 +73,9 @@ def draw(options: Options, count: int = 50, ids: Any = (1, 2, 3)) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.2}, {"top_p": 0.9, "top_k": 9, "min_p": 0.01}], ids=str
+    "settings",
+    [{}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.2}, {"top_p": 0.9, "top_k": 9, "min_p": 0.01}],
+    ids=str,
 )
 def test_a_seed_repeats(settings: Any) -> None:
     first = draw(Options(temperature=1.5, seed=7, **settings))
@@ -80,7 +85,8 @@ def test_a_seed_repeats(settings: Any) -> None:
 
 
 def test_without_a_seed_every_answer_is_another() -> None:
-    """Also after one with a seed, and in threads, in each of which MLX's random numbers begin anew."""
+    """Also after one with a seed, and in threads, in each of which MLX's random numbers begin
+    anew."""
     drawn = []
     for _ in range(5):
         draw(Options(temperature=1.5, seed=7))
@@ -97,14 +103,18 @@ def test_the_narrowest_sampler_is_greedy() -> None:
         assert draw(Options(temperature=1.0, seed=1, **settings)) == greedy
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 1e-39}, {"temperature": 1.0, "top_p": 1e-46}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1e-39}, {"temperature": 1.0, "top_p": 1e-46}], ids=str
+)
 def test_what_is_nearly_nothing_is_greedy(settings: Any) -> None:
     assert draw(Options(seed=1, **settings)) == draw(Options())
 
 
 @pytest.mark.parametrize("top_k", [100, 101, 10**30])
 def test_as_many_as_there_are_is_all(top_k: int) -> None:
-    assert draw(Options(temperature=1.0, seed=1, top_k=top_k)) == draw(Options(temperature=1.0, seed=1))
+    assert draw(Options(temperature=1.0, seed=1, top_k=top_k)) == draw(
+        Options(temperature=1.0, seed=1)
+    )
 
 
 def test_top_k_keeps_k() -> None:
@@ -124,7 +134,9 @@ def test_stop_strings_cut_as_in_the_whole_text(splits: int) -> None:
     rng = random.Random(0)
     for _ in range(splits):
         text = "".join(rng.choices("ab\n", k=rng.randrange(12)))
-        stops = ["".join(rng.choices("ab\n", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))]
+        stops = [
+            "".join(rng.choices("ab\n", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))
+        ]
         stop, at, pieces = StopStrings(stops), 0, []
         while at < len(text):
             size = rng.randrange(1, 4)
@@ -144,7 +156,13 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
     assert stop.found
     assert stop.flush() == ""
     whole = StopStrings(["abab"])
-    assert [whole.push(piece) for piece in ("x", "aba", "c", "ab", "a")] == ["x", "", "abac", "", ""]
+    assert [whole.push(piece) for piece in ("x", "aba", "c", "ab", "a")] == [
+        "x",
+        "",
+        "abac",
+        "",
+        "",
+    ]
     assert whole.flush() == "aba"
     assert not whole.found
     assert StopStrings([]).push("anything") == "anything"

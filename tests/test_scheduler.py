@@ -1,4 +1,5 @@
-"""Answers that are made together are those that are made alone; each ends as it should, and leaves its cache to the next."""
+"""Answers that are made together are those that are made alone; each ends as it should, and leaves
+its cache to the next."""
 
 import json
 import threading
@@ -20,7 +21,10 @@ import pytest
 
 SCHEMA = {
     "type": "object",
-    "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "properties": {
+        "color": {"enum": ["red", "blue"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
     "required": ["color", "count"],
     "additionalProperties": False,
 }
@@ -64,20 +68,31 @@ def messages(question: Any) -> Any:
 
 
 def with_picture(text: str) -> Any:
-    return [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 @pytest.fixture
 def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
     entries = getattr(request, "param", 8)
 
-    made = Started(lambda: Engine(*load(tiny, "float32"), conversations=entries), most_answers=4, most_waiting=12)
+    made = Started(
+        lambda: Engine(*load(tiny, "float32"), conversations=entries),
+        most_answers=4,
+        most_waiting=12,
+    )
     made.start()
     yield made
     made.close()
 
 
-def ask(engine: Started, question: Any, options: Options | None = None, schema: Any = None) -> Asked:
+def ask(
+    engine: Started, question: Any, options: Options | None = None, schema: Any = None
+) -> Asked:
     job = Asked(engine.processor, question, options or Options(max_tokens=12), schema)
     engine.submit(job)
     return job
@@ -89,7 +104,9 @@ def test_together_as_alone(engine: Started, tiny: Path) -> None:
     asked = [*questions, with_picture("What?"), with_picture("And now?")]
     jobs = [ask(engine, question, Options(max_tokens=6 + n)) for n, question in enumerate(asked)]
     for n, (job, question) in enumerate(zip(jobs, asked, strict=True)):
-        assert job.wait() == generate(model, processor, messages(question), Options(max_tokens=6 + n))
+        assert job.wait() == generate(
+            model, processor, messages(question), Options(max_tokens=6 + n)
+        )
         assert job.statistics.prompt_tokens == len(job.inputs.input_ids)
         assert job.statistics.finish_reason in ("stop", "length")
     assert jobs[-2].statistics.tiles == jobs[-1].statistics.tiles > 0
@@ -114,7 +131,9 @@ def test_what_goes_on_reuses(engine: Started) -> None:
 
 
 @pytest.mark.parametrize("engine", [1], indirect=True)
-def test_a_cancelled_question_leaves_what_it_took(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_question_leaves_what_it_took(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ask(engine, "What is this about? " * 20)
     answer = first.wait()
     talk = [
@@ -138,7 +157,11 @@ def test_a_cancelled_question_leaves_what_it_took(engine: Started, monkeypatch: 
     assert job.cancelled
     assert job.pieces == []
     assert not job.over.is_set()
-    assert again.statistics.reused_tokens >= job.statistics.reused_tokens >= first.statistics.prompt_tokens
+    assert (
+        again.statistics.reused_tokens
+        >= job.statistics.reused_tokens
+        >= first.statistics.prompt_tokens
+    )
 
 
 def test_stop_strings_and_seeds(engine: Started) -> None:
@@ -148,14 +171,22 @@ def test_stop_strings_and_seeds(engine: Started) -> None:
     assert stopped.statistics.finish_reason == "stop"
     options = Options(max_tokens=12, temperature=1.0, seed=7)
     alone = ask(engine, "Hello", options).wait()
-    beside = [ask(engine, "Hello", options), ask(engine, "Other", Options(max_tokens=12, temperature=1.0))]
+    beside = [
+        ask(engine, "Hello", options),
+        ask(engine, "Other", Options(max_tokens=12, temperature=1.0)),
+    ]
     assert beside[0].wait() == alone
     beside[1].wait()
 
 
 def test_json_that_fits_its_schema(engine: Started) -> None:
     jobs = [
-        ask(engine, f"Give {n}", Options(max_tokens=80, temperature=1.0, seed=n), SCHEMA if n % 2 else {})
+        ask(
+            engine,
+            f"Give {n}",
+            Options(max_tokens=80, temperature=1.0, seed=n),
+            SCHEMA if n % 2 else {},
+        )
         for n in range(6)
     ]
     jobs.append(ask(engine, "No JSON here", Options(max_tokens=10)))
@@ -168,7 +199,9 @@ def test_json_that_fits_its_schema(engine: Started) -> None:
             assert value["color"] in ("red", "blue")
             assert 0 <= value["count"] <= 9
     assert not jobs[-1].wait().startswith("{")
-    with pytest.raises(GenerationError, match="the JSON schema cannot be used: Invalid type: nonsense"):
+    with pytest.raises(
+        GenerationError, match="the JSON schema cannot be used: Invalid type: nonsense"
+    ):
         ask(engine, "Give", schema={"type": "nonsense"}).wait()
 
 
@@ -190,7 +223,9 @@ def test_cancelled_ends_within_a_token_or_two(engine: Started) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_nothing_is_put_after_a_cancel(tokens: int, engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_put_after_a_cancel(
+    tokens: int, engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither the token that was under way, nor the end that came with it."""
     job = Asked(engine.processor, "Hello", Options(max_tokens=tokens))
     step, steps = Decoder.step, list[int]()
@@ -264,14 +299,17 @@ def test_a_bug_leaves_nobody_waiting(engine: Started, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_many_at_once_are_faster_than_one_by_one(endless: Path) -> None:
-    """On a CPU, where an answer alone takes NumPy's steps, which are twice as fast as those of a batch."""
+    """On a CPU, where an answer alone takes NumPy's steps, which are twice as fast as those of a
+    batch."""
 
     engine = Started(lambda: Engine(*load(endless, "float32"), conversations=8))
     engine.start()
 
     def pace(count: int) -> float:
         started = time.perf_counter()
-        for job in [ask(engine, f"Hello {number}", Options(max_tokens=400)) for number in range(count)]:
+        for job in [
+            ask(engine, f"Hello {number}", Options(max_tokens=400)) for number in range(count)
+        ]:
             job.wait()
         return 400 * count / (time.perf_counter() - started)
 

@@ -1,4 +1,5 @@
-"""The server as clients, and as attackers, have it: OpenAI's own client, wrong tokens, odd bodies, leavers, load."""
+"""The server as clients, and as attackers, have it: OpenAI's own client, wrong tokens, odd bodies,
+leavers, load."""
 
 import asyncio
 import base64
@@ -52,7 +53,9 @@ ROUTES = [
 @pytest.fixture(scope="module")
 def openai(server: Running) -> Iterator[Any]:
     module = pytest.importorskip("openai")
-    client = module.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0)
+    client = module.OpenAI(
+        base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0
+    )
     yield client
     client.close()
 
@@ -70,16 +73,27 @@ def test_text_and_picture(openai: Any, tiny: Path) -> None:
         want = generate(model, processor, text, Options(max_tokens=9), images=pictures)
         assert answer.choices[0].message.content == want.lstrip()
         assert answer.choices[0].finish_reason in ("stop", "length")
-        assert answer.usage.prompt_tokens > answer.usage.prompt_tokens_details.image_tokens == 208 * len(pictures)
-        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+        assert (
+            answer.usage.prompt_tokens
+            > answer.usage.prompt_tokens_details.image_tokens
+            == 208 * len(pictures)
+        )
+        assert (
+            answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+        )
     assert [model.id for model in openai.models.list()] == ["tiny"]
 
 
 def test_streaming(openai: Any) -> None:
     asked = {"model": "tiny", "max_tokens": 12, "messages": [{"role": "user", "content": "Hello"}]}
     whole = openai.chat.completions.create(**asked)
-    chunks = list(openai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
+    chunks = list(
+        openai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks[:-1])
+        == whole.choices[0].message.content
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
@@ -89,7 +103,10 @@ def test_streaming(openai: Any) -> None:
 
 def test_options(openai: Any) -> None:
     def ask(**options: Any) -> str:
-        messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        messages = [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+        ]
         answer = openai.chat.completions.create(model="tiny", messages=messages, **options)
         return str(answer.choices[0].message.content)
 
@@ -107,9 +124,14 @@ def test_json_schema(openai: Any) -> None:
         "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
         "required": ["n"],
     }
-    wanted = {"type": "json_schema", "json_schema": {"name": "count", "strict": True, "schema": schema}}
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "count", "strict": True, "schema": schema},
+    }
     messages = [{"role": "user", "content": "Count"}]
-    answer = openai.chat.completions.create(model="tiny", messages=messages, response_format=wanted, max_tokens=200)
+    answer = openai.chat.completions.create(
+        model="tiny", messages=messages, response_format=wanted, max_tokens=200
+    )
     assert set(json.loads(answer.choices[0].message.content)) >= {"n"}
     sampled = {"temperature": 1.0, "seed": 1, "max_tokens": 200}
     answer = openai.chat.completions.create(
@@ -128,16 +150,27 @@ def test_json_schema(openai: Any) -> None:
         ({"n": 2}, "n: Input should be 1"),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools: "),
         ({"messages": []}, "messages: List should have at least 1 item"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role: "),
+        (
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            "messages.0.role: ",
+        ),
         (question("What?", "https://example.com/a.png"), "URLs are not fetched here"),
         (question("What?", "file:///etc/passwd"), "'file:///etc/passwd'"),
         (question("What?", "/etc/passwd"), "'/etc/passwd'"),
         (question("What?", "data:image/png;base64,AAAA"), "not a readable picture"),
-        (question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17), "17 images; the limit is 16 a request"),
+        (
+            question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17),
+            "17 images; the limit is 16 a request",
+        ),
         (question("word " * 9000), "the model's context of 4096"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: missing"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "y"}},
+                }
+            },
             "the JSON schema cannot be used: Invalid type: y",
         ),
     ],
@@ -146,7 +179,12 @@ def test_json_schema(openai: Any) -> None:
 def test_errors(change: dict[str, Any], error: str, stream: bool, openai: Any) -> None:
     import openai as module
 
-    asked = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "Hello"}], **change}
+    asked = {
+        "model": "tiny",
+        "max_tokens": 3,
+        "messages": [{"role": "user", "content": "Hello"}],
+        **change,
+    }
     with pytest.raises(module.APIError) as caught:
         for _ in openai.chat.completions.create(**asked, stream=stream):
             pass
@@ -156,13 +194,19 @@ def test_errors(change: dict[str, Any], error: str, stream: bool, openai: Any) -
 
 def test_a_video(server: Running) -> None:
     url = "data:video/mp4;base64," + base64.b64encode(encode_video(40, 10)).decode()
-    parts = [{"type": "video_url", "video_url": {"url": url}, "fps": 2.0}, {"type": "text", "text": "What happens?"}]
+    parts = [
+        {"type": "video_url", "video_url": {"url": url}, "fps": 2.0},
+        {"type": "text", "text": "What happens?"},
+    ]
     answer = server.complete({"messages": [{"role": "user", "content": parts}], "max_tokens": 2})
     assert answer.json()["usage"]["timing"]["tiles"] == 8
     parts[0] = {"type": "video_url", "video_url": {"url": "/etc/passwd"}}
     refused = server.complete({"messages": [{"role": "user", "content": parts}]})
     assert refused.status_code == 400
-    assert "'/etc/passwd'" in refused.json()["error"]["message"] or "base64" in refused.json()["error"]["message"]
+    assert (
+        "'/etc/passwd'" in refused.json()["error"]["message"]
+        or "base64" in refused.json()["error"]["message"]
+    )
 
 
 # ---- what the page is told
@@ -171,11 +215,16 @@ def test_a_video(server: Running) -> None:
 def test_what_an_answer_took_in_a_line(server: Running) -> None:
     asked = question("What is this?", data_url(), max_tokens=2)
     usage = server.complete(asked).json()["usage"]
-    line = rf"13 tiles · {usage['prompt_tokens']} \+ 2 tokens(, \d+ reused)? · first after \d+\.\d\d s · then [\d.]+ tokens/s"
+    line = (
+        rf"13 tiles · {usage['prompt_tokens']} \+ 2 tokens(, \d+ reused)? · "
+        r"first after \d+\.\d\d s · then [\d.]+ tokens/s"
+    )
     assert re.fullmatch(rf"{line} · cut off at the longest length", usage["timing"]["about"])
 
 
-def camera(server: Running, id: str, color: str, stream: bool, text: str = "same") -> dict[str, Any]:
+def camera(
+    server: Running, id: str, color: str, stream: bool, text: str = "same"
+) -> dict[str, Any]:
     """What a live camera is told of its next answer."""
     picture = data_url(Image.new("RGB", (64, 64), color))
     asked = question("Is there any text?", picture, max_tokens=20, live=id, **always(text))
@@ -191,15 +240,31 @@ def camera(server: Running, id: str, color: str, stream: bool, text: str = "same
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_live_camera_is_told_when_its_answer_stays_the_same(stream: bool, server: Running) -> None:
-    mine, other = ("00000000aaaaaaaa", "00000000bbbbbbbb") if stream else ("00000000cccccccc", "00000000dddddddd")
-    told = [camera(server, mine, color, stream) for color in ("red", "red", "green", "blue", "blue")]
+def test_a_live_camera_is_told_when_its_answer_stays_the_same(
+    stream: bool, server: Running
+) -> None:
+    mine, other = (
+        ("00000000aaaaaaaa", "00000000bbbbbbbb")
+        if stream
+        else ("00000000cccccccc", "00000000dddddddd")
+    )
+    told = [
+        camera(server, mine, color, stream) for color in ("red", "red", "green", "blue", "blue")
+    ]
     about = told[0].pop("about")
-    assert re.fullmatch(r"frame 1 · preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · [\d.]+ tokens/s", about)
+    assert re.fullmatch(
+        r"frame 1 · preprocess \d+ ms · vision \d+ ms · prefill \d+ ms · [\d.]+ tokens/s", about
+    )
     assert told[0] == {"number": 1, "unchanged": False, "stuck": False}
     assert [one["number"] for one in told] == [1, 2, 3, 4, 5]
     assert [one["unchanged"] for one in told] == [False, False, True, True, False]
-    assert [one["stuck"] for one in told] == [False, False, False, True, True]  # until the answer is another
+    assert [one["stuck"] for one in told] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]  # until the answer is another
     assert camera(server, other, "red", stream)["number"] == 1
     assert camera(server, mine, "red", stream, "other")["stuck"] is False
     asked = question("Hello", max_tokens=1, live=mine)
@@ -249,14 +314,17 @@ def test_no_route_without_the_token(method: str, path: str, server: Running) -> 
     ):
         with httpx2.Client(**DIRECT) as client:
             headers = {} if given is None else {"authorization": given}
-            answer = client.request(method, f"http://127.0.0.1:{server.port}{path}", headers=headers)
+            answer = client.request(
+                method, f"http://127.0.0.1:{server.port}{path}", headers=headers
+            )
         assert answer.status_code == 401
         assert answer.json()["error"]["type"] == "authentication_error"
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; media-src data: blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; media-src data: "
+    "blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -306,8 +374,22 @@ def test_no_other_file_can_be_reached(path: str, server: Running) -> None:
 
 
 def hosts(port: int) -> list[str]:
-    names = ["evil.example", "127.0.0.1.evil.example", "127.0.0.2", "0.0.0.0", "[::1]", "localhost.", "2130706433"]
-    ports = [f"localhost:{port + 1}", "localhost", "127.0.0.1", f"localhost:0{port}", f"127.0.0.1:{port}x"]
+    names = [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.2",
+        "0.0.0.0",
+        "[::1]",
+        "localhost.",
+        "2130706433",
+    ]
+    ports = [
+        f"localhost:{port + 1}",
+        "localhost",
+        "127.0.0.1",
+        f"localhost:0{port}",
+        f"127.0.0.1:{port}x",
+    ]
     odd = [
         "",
         "@",
@@ -326,7 +408,9 @@ def test_other_hosts_are_refused(server: Running) -> None:
     with server.client() as client:
         for host in hosts(server.port):
             assert client.get("/health", headers={"host": host}).status_code in (400, 403), host
-        assert client.get("/health", headers={"host": f"LOCALHOST:{server.port}"}).status_code == 200
+        assert (
+            client.get("/health", headers={"host": f"LOCALHOST:{server.port}"}).status_code == 200
+        )
 
 
 def test_other_origins_are_refused(server: Running) -> None:
@@ -340,8 +424,19 @@ def test_other_origins_are_refused(server: Running) -> None:
         f"http://{here}.evil.example",
         f"http://{here}/",
     ]
-    others += [f"http://127.0.0.1:{server.port + 1}", "http://localhost", f"http://evil@{here}", here, f"ftp://{here}"]
-    others += ["https://friend.example.evil", "http://friend.example", "https://friend.example:444", "file://"]
+    others += [
+        f"http://127.0.0.1:{server.port + 1}",
+        "http://localhost",
+        f"http://evil@{here}",
+        here,
+        f"ftp://{here}",
+    ]
+    others += [
+        "https://friend.example.evil",
+        "http://friend.example",
+        "https://friend.example:444",
+        "file://",
+    ]
     with server.client() as client:
         for origin in others:
             answer = client.get("/health", headers={"origin": origin})
@@ -352,7 +447,9 @@ def test_other_origins_are_refused(server: Running) -> None:
         assert "access-control-allow-origin" not in same.headers
         friend = client.get("/health", headers={"origin": "https://friend.example"})
         assert friend.headers["access-control-allow-origin"] == "https://friend.example"
-        preflight = client.options("/v1/chat/completions", headers={"origin": "https://friend.example"})
+        preflight = client.options(
+            "/v1/chat/completions", headers={"origin": "https://friend.example"}
+        )
         assert preflight.status_code == 200
         assert "authorization" in preflight.headers["access-control-allow-headers"]
 
@@ -388,7 +485,14 @@ def blocked_urls(port: int) -> list[str]:
         "192.88.99.1",
     ]
     hosts += ["localhost.", "LOCALHOST"]
-    ends = [f":{port}/", f":{port}/a.png", f":{port}/latest/meta-data", f":{port}/?x=1", f":{port}/#y", f":{port}"]
+    ends = [
+        f":{port}/",
+        f":{port}/a.png",
+        f":{port}/latest/meta-data",
+        f":{port}/?x=1",
+        f":{port}/#y",
+        f":{port}",
+    ]
     return [f"http://{host}{end}" for host, end in itertools.product(hosts, ends)]
 
 
@@ -423,7 +527,11 @@ def raw(server: Running, *parts: bytes) -> bytes:
 
 
 def head(server: Running, length: int | str, path: str = "/v1/chat/completions") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}", f"Authorization: Bearer {TOKEN}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: 127.0.0.1:{server.port}",
+        f"Authorization: Bearer {TOKEN}",
+    ]
     return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
 
 
@@ -440,12 +548,26 @@ def test_large_bodies(server: Running) -> None:
 def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the server, and long before `raw` loses patience."""
     monkeypatch.setattr(security, "HEADER_SECONDS", 0.2)
-    with listening(server.service, timeout_keep_alive=0.2, lifespan="off") as port, ThreadPoolExecutor() as pool:
+    with (
+        listening(server.service, timeout_keep_alive=0.2, lifespan="off") as port,
+        ThreadPoolExecutor() as pool,
+    ):
         short = replace(server, port=port)
         half = head(short, 10)[:40]
-        whole = head(short, 0, "/health").replace(b"POST", b"GET").replace(b"Connection: close\r\n", b"")
-        junk = (b"\x00\xff\x16\x03\x01\n\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 70000)
-        *given_up, after_a_whole = pool.map(lambda parts: raw(short, *parts), [[], [b"G"], [half], [whole, half]])
+        whole = (
+            head(short, 0, "/health")
+            .replace(b"POST", b"GET")
+            .replace(b"Connection: close\r\n", b"")
+        )
+        junk = (
+            b"\x00\xff\x16\x03\x01\n\n",
+            b"GET\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"A" * 70000,
+        )
+        *given_up, after_a_whole = pool.map(
+            lambda parts: raw(short, *parts), [[], [b"G"], [half], [whole, half]]
+        )
         assert {answer[:12] for answer in given_up} <= {b"", b"HTTP/1.1 400"}
         assert after_a_whole.count(b"HTTP/1.1 200") == 1  # and then the half one is given up
         refused = pool.map(lambda one: raw(short, one), junk)
@@ -471,7 +593,9 @@ def test_slow_bodies_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mutated(rng: random.Random) -> bytes:
-    whole = json.dumps(question("Hello", max_tokens=1, stream=bool(rng.random() < 0.3), stop=["x"], seed=1)).encode()
+    whole = json.dumps(
+        question("Hello", max_tokens=1, stream=bool(rng.random() < 0.3), stop=["x"], seed=1)
+    ).encode()
     data = bytearray(whole)
     for _ in range(rng.randrange(1, 6)):
         at = rng.randrange(len(data))
@@ -482,7 +606,18 @@ def mutated(rng: random.Random) -> bytes:
             del data[at : at + rng.randrange(1, 20)]
         elif kind == 2:
             data[at:at] = rng.choice(
-                (b"null", b"-1", b"1e999", b'"', b"{", b"[[[[", b"\\ud800", b"9" * 40, b"\x00", b"true")
+                (
+                    b"null",
+                    b"-1",
+                    b"1e999",
+                    b'"',
+                    b"{",
+                    b"[[[[",
+                    b"\\ud800",
+                    b"9" * 40,
+                    b"\x00",
+                    b"true",
+                )
             )
         else:
             data[at : at + rng.randrange(1, 12)] = rng.randbytes(rng.randrange(1, 8))
@@ -502,7 +637,16 @@ def fuzz(server: Running, count: int, seed: int) -> None:
 
 def test_odd_bodies(server: Running) -> None:
     with server.client() as client:
-        for body in (b"", b"[]", b"null", b"{", b'{"messages": {}}', b"[" * 100_000, b'"' + b"\xff" * 50, b"1" * 5000):
+        for body in (
+            b"",
+            b"[]",
+            b"null",
+            b"{",
+            b'{"messages": {}}',
+            b"[" * 100_000,
+            b'"' + b"\xff" * 50,
+            b"1" * 5000,
+        ):
             assert client.post("/v1/chat/completions", content=body).status_code == 400
         assert client.get("/v1/chat/completions").status_code == 405
         assert client.get("/nowhere").status_code == 404
@@ -519,7 +663,9 @@ def test_odd_bodies_10000_times(server: Running) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_stops_its_answer(stream: bool, server: Running, slow_model: list[Job]) -> None:
+def test_a_client_that_goes_away_stops_its_answer(
+    stream: bool, server: Running, slow_model: list[Job]
+) -> None:
     body = json.dumps(question(f"Hello {stream}", max_tokens=2000, stream=stream)).encode()
     for _ in range(3):
         slow_model.clear()
@@ -537,7 +683,10 @@ def is_occupied(server: Running, by: tuple[int, int]) -> bool:
 
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     connections: list[socket.socket] = []
-    for full in ((8, 0), (8, 32)):  # those that are answered first, or it would still take from those that wait
+    for full in (
+        (8, 0),
+        (8, 32),
+    ):  # those that are answered first, or it would still take from those that wait
         for number in range(len(connections), sum(full)):
             body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
             connections.append(socket.create_connection(("127.0.0.1", server.port)))
@@ -565,7 +714,9 @@ def test_conversations_are_kept(server: Running) -> None:
     server.complete(question("Not kept", max_tokens=2))
     with server.client() as client:
         listed = client.get("/conversations").json()["conversations"]
-        assert [(found["id"], found["title"]) for found in listed] == [("0123456789abcdef", "What is this?")]
+        assert [(found["id"], found["title"]) for found in listed] == [
+            ("0123456789abcdef", "What is this?")
+        ]
         assert client.get("/conversations?words=nothing").json()["conversations"] == []
         loaded = client.get("/conversations/0123456789abcdef").json()["messages"]
         assert base64.b64decode(loaded[0]["content"][0]["base64"]) == messages[0].media[0].data
@@ -576,7 +727,10 @@ def test_conversations_are_kept(server: Running) -> None:
 
 def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -> None:
     asked = question("Hello", max_tokens=2000, stream=True, conversation="00000000deadbeef")
-    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
+    ):
         for number, _ in enumerate(answer.iter_lines()):
             if number > 8:
                 break
@@ -591,11 +745,28 @@ def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -
 
 
 @contextlib.contextmanager
-def terminated(checkpoint: Path, home: Path, grace: float, max_tokens: int) -> Iterator[tuple[list[str], str]]:
-    """A server that gets SIGTERM while it streams an answer: the lines of the answer after that, and stderr."""
-    environment = {**os.environ, **dict.fromkeys(("XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"), str(home))}
+def terminated(
+    checkpoint: Path, home: Path, grace: float, max_tokens: int
+) -> Iterator[tuple[list[str], str]]:
+    """A server that gets SIGTERM while it streams an answer: the lines of the answer after that,
+    and stderr."""
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"), str(home)),
+    }
     program = f"from smolvlm_mlx.cli import main, serve; serve.GRACE_SECONDS = {grace}; main.main()"
-    command = [sys.executable, "-c", program, "serve", "-m", str(checkpoint), "--port", "0", "--token", "t"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "serve",
+        "-m",
+        str(checkpoint),
+        "--port",
+        "0",
+        "--token",
+        "t",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -604,7 +775,9 @@ def terminated(checkpoint: Path, home: Path, grace: float, max_tokens: int) -> I
         assert page.startswith("page: http://127.0.0.1:")
         assert page.endswith("/#token=t\n")
         base = page.split()[1].partition("#")[0]
-        client = httpx2.Client(base_url=base, headers={"authorization": "Bearer t"}, timeout=60, **DIRECT)
+        client = httpx2.Client(
+            base_url=base, headers={"authorization": "Bearer t"}, timeout=60, **DIRECT
+        )
         body, lines = question("Hello", max_tokens=max_tokens, stream=True), list[str]()
         with client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
             coming = answer.iter_lines()
@@ -629,9 +802,19 @@ def test_sigterm_ends_it_in_time(endless: Path, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(tiny: Path, server: Running) -> None:
-    command = [sys.executable, "-m", "smolvlm_mlx", "serve", "-m", str(tiny), "--port", str(server.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "smolvlm_mlx",
+        "serve",
+        "-m",
+        str(tiny),
+        "--port",
+        str(server.port),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 1
     assert result.stderr == (
-        f"smolvlm-mlx: 127.0.0.1:{server.port}: cannot listen there (Address already in use); choose another --port\n"
+        f"smolvlm-mlx: 127.0.0.1:{server.port}: cannot listen there (Address already in use); "
+        "choose another --port\n"
     )

@@ -1,4 +1,5 @@
-"""The chat as a person has it: typed lines, commands, a pipe, and a whole session in a real terminal (tmux)."""
+"""The chat as a person has it: typed lines, commands, a pipe, and a whole session in a real
+terminal (tmux)."""
 
 import io
 import os
@@ -96,7 +97,11 @@ def test_paths_in_a_line(tmp_path: Path) -> None:
         (f'"{tmp_path}/it\'s.JPG"', "", [tmp_path / "it's.JPG"]),
         (f"Is {tmp_path}/none.png there?", f"Is {tmp_path}/none.png there?", []),
         ("It's what's\\ \\", "It's what's\\ \\", []),
-        ("~nobody/x.png \0.png " + "x" * 5000 + ".png", "~nobody/x.png \0.png " + "x" * 5000 + ".png", []),
+        (
+            "~nobody/x.png \0.png " + "x" * 5000 + ".png",
+            "~nobody/x.png \0.png " + "x" * 5000 + ".png",
+            [],
+        ),
     ):
         have, found = split_pictures(line)
         assert found == paths
@@ -173,11 +178,23 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
 
 
 def test_settings(session: Session) -> None:
-    for line in ("temperature 0.5", "max_tokens 7", "stop 'a b' c", "split off", "max_tiles 3", "seed 1"):
+    for line in (
+        "temperature 0.5",
+        "max_tokens 7",
+        "stop 'a b' c",
+        "split off",
+        "max_tiles 3",
+        "seed 1",
+    ):
         handle(session, f"/settings {line}")
         assert screen_of(session).said[-1] == line.replace("'", "")
     options = session.chat.options
-    assert (options.temperature, options.max_tokens, options.stop, options.seed) == (0.5, 7, ("a b", "c"), 1)
+    assert (options.temperature, options.max_tokens, options.stop, options.seed) == (
+        0.5,
+        7,
+        ("a b", "c"),
+        1,
+    )
     assert session.chat.image_options == ImageOptions(split=False, max_tiles=3)
     handle(session, "/settings stop none")
     handle(session, "/settings split default")
@@ -253,7 +270,10 @@ def test_model_text_is_shown_as_it_is() -> None:
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
     folders = {"XDG_DATA_HOME": "data", "XDG_CACHE_HOME": "cache"}
-    return {"HOME": str(tmp_path), **{name: str(tmp_path / folder) for name, folder in folders.items()}}
+    return {
+        "HOME": str(tmp_path),
+        **{name: str(tmp_path / folder) for name, folder in folders.items()},
+    }
 
 
 def history_in(home: Path) -> History:
@@ -262,17 +282,37 @@ def history_in(home: Path) -> History:
 
 def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, str]) -> None:
     def chat(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "smolvlm_mlx", "chat", "-m", str(tiny), "-n", "4", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "smolvlm_mlx",
+            "chat",
+            "-m",
+            str(tiny),
+            "-n",
+            "4",
+            *arguments,
+        ]
         environment = {**os.environ, **home}
         return subprocess.run(
-            command, input=lines, env=environment, capture_output=True, text=True, errors="replace", check=False
+            command,
+            input=lines,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
 
     one = chat("Hello\n")
     assert (one.returncode, one.stderr) == (0, "")
     assert one.stdout.endswith("\n")
     assert "\x1b" not in one.stdout
-    more = chat(f"/image '{picture}'\nWhat is this?\n/image none.png\n/quit\nNever asked\n", "--resume", "last")
+    more = chat(
+        f"/image '{picture}'\nWhat is this?\n/image none.png\n/quit\nNever asked\n",
+        "--resume",
+        "last",
+    )
     assert more.returncode == 1
     assert "smolvlm-mlx: no such file: 'none.png'" in more.stderr
     assert "User: Hello" in more.stderr
@@ -287,12 +327,23 @@ class Terminal:
 
     def __init__(self, command: str, environment: dict[str, str]):
         self._tmux = ["tmux", "-L", f"smolvlm-mlx-{secrets.token_hex(4)}"]
-        variables = [f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()]
-        shell = ["env", "-i", *variables, "sh", "-c", f"trap : INT; {command}; echo left $?; sleep 600"]
+        variables = [
+            f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()
+        ]
+        shell = [
+            "env",
+            "-i",
+            *variables,
+            "sh",
+            "-c",
+            f"trap : INT; {command}; echo left $?; sleep 600",
+        ]
         self._call("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "50", *shell)
 
     def _call(self, *arguments: str) -> str:
-        result = subprocess.run([*self._tmux, *arguments], check=False, capture_output=True, text=True)
+        result = subprocess.run(
+            [*self._tmux, *arguments], check=False, capture_output=True, text=True
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -304,7 +355,9 @@ class Terminal:
 
     def wait(self, text: str, count: int = 1) -> str:
         deadline = time.monotonic() + 60
-        while " ".join((screen := self.screen()).split()).count(text) < count:  # whatever lines are wrapped
+        while (
+            " ".join((screen := self.screen()).split()).count(text) < count
+        ):  # whatever lines are wrapped
             assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
             time.sleep(0.05)
         return screen
@@ -335,7 +388,9 @@ def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str
             "LANG": "C.UTF-8",
             "HF_HUB_OFFLINE": "1",
         }
-        opened.append(Terminal(f"{sys.executable} -m smolvlm_mlx chat -m {endless} {arguments}", environment))
+        opened.append(
+            Terminal(f"{sys.executable} -m smolvlm_mlx chat -m {endless} {arguments}", environment)
+        )
         return opened[-1]
 
     yield open_chat
@@ -343,7 +398,9 @@ def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str
         terminal.close()
 
 
-def test_a_whole_session(open_terminal: Callable[[str], Terminal], picture: Path, tmp_path: Path) -> None:
+def test_a_whole_session(
+    open_terminal: Callable[[str], Terminal], picture: Path, tmp_path: Path
+) -> None:
     terminal = open_terminal("-n 5")
     terminal.wait("/help lists commands")
     terminal.type(f"'{picture}' What is this?", "Enter")
@@ -381,6 +438,8 @@ def test_a_session_goes_on(
     screen = terminal.wait("User: Is it [red] in [/etc/hosts]?")
     assert "User: [my picture.png] What is this?" in screen
     terminal.type("/retry", "Enter")
-    assert " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]
+    assert (
+        " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]
+    )
     terminal.type("/quit", "Enter")
     terminal.wait("left 0")

@@ -1,4 +1,5 @@
-"""A model is not bound to the thread that made it: every step below is a thread of its own, which has ended before the next."""
+"""A model is not bound to the thread that made it: every step below is a thread of its own, which
+has ended before the next."""
 
 import gc
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def test_every_piece_in_another_thread(tiny: Path, lazy: Any) -> None:
 @LAZY
 @pytest.mark.parametrize("pieces", [0, 1, 3])
 def test_a_conversation_goes_on_in_another_thread(tiny: Path, lazy: Any, pieces: int) -> None:
-    """Loaded in one, asked in a second, closed in a third after some pieces, and asked again in a fourth."""
+    """Loaded in one, asked in a second, closed in a third after some pieces, and asked again in a
+    fourth."""
     chat = elsewhere(lambda: Chat(*load(tiny, lazy=lazy), SHORT))
     stream = elsewhere(lambda: chat.ask("What is this?", [PICTURE]))
     elsewhere(lambda: [next(stream) for _ in range(pieces)])
@@ -98,10 +100,14 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     elsewhere(go_on)
     have = "".join(pieces)
     assert have == generate(*load(tiny), "What is this?", SHORT, images=[PICTURE]).strip()
-    assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2  # those that are still to do
+    assert (
+        left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2
+    )  # those that are still to do
 
 
-def test_the_next_question_waits_for_the_thread_of_the_last(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_question_waits_for_the_thread_of_the_last(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights that are not read yet may be used by one thread at a time."""
     chat = Chat(*load(tiny, lazy=True), SHORT)
     encode, inside, released, working = type(chat.model).encode_images, Event(), Event(), []
@@ -154,8 +160,11 @@ def test_a_stream_that_is_let_go_gives_back_what_it_computed(tiny: Path) -> None
     assert again.statistics.reused_tokens > 0
 
 
-def test_an_interrupt_leaves_nothing_half_computed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a step's graph is made and not begun: what is kept of it can be used by another thread."""
+def test_an_interrupt_leaves_nothing_half_computed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a step's graph is made and not begun: what is kept of it can be used by another
+    thread."""
     model, processor = load(tiny)
     chat, decoder = Chat(model, processor, SHORT), type(model.language_model)
     logits, calls = decoder.logits, iter(range(100))
@@ -186,14 +195,20 @@ def test_a_video(tiny: Path, tmp_path: Path) -> None:
     frames = [Image.effect_noise((64, 48), 10 * number).convert("RGB") for number in range(1, 6)]
     path = tmp_path / "clip.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
-    messages = [{"role": "user", "content": [{"type": "video", "path": str(path)}, {"type": "text", "text": "What?"}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "path": str(path)}, {"type": "text", "text": "What?"}],
+        }
+    ]
     loaded = elsewhere(lambda: load(tiny, lazy=True))
     stream = elsewhere(lambda: stream_generate(*loaded, messages, SHORT))
     assert "".join(elsewhere(lambda: list(stream))) == generate(*load(tiny), messages, SHORT)
 
 
 def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
-    """Each holds its own memory, not its chunk's; and what comes from the file may be used anywhere, too."""
+    """Each holds its own memory, not its chunk's; and what comes from the file may be used
+    anywhere, too."""
     model, processor = elsewhere(lambda: load(tiny, "float32"))
     inputs = processor([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
     count = min(len(inputs.tiles), tiles_at_once(model))
@@ -201,7 +216,9 @@ def test_kept_tiles(tiny: Path, tmp_path: Path) -> None:
     first = ImageCache(model, tmp_path)
     want = numbers(elsewhere(lambda: encode_tiles(model, tiles, settings, first)))
     for features in (first, ImageCache(model, tmp_path)):
-        known: dict[bytes, mx.array] = elsewhere(partial(features.get, inputs.tile_digests[:count], settings))
+        known: dict[bytes, mx.array] = elsewhere(
+            partial(features.get, inputs.tile_digests[:count], settings)
+        )
         assert len(known) == count
         again = encode_tiles(model, tiles, settings, features)
         np.testing.assert_array_equal(numbers(again), want)

@@ -23,7 +23,9 @@ from PIL import Image
 
 SMALL_MODEL = ImageSettings(tile_size=512, longest_edge=2048)
 LARGE_MODEL = ImageSettings(tile_size=384, longest_edge=1536)
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "images.json").read_text(encoding="utf-8"))
+GOLDENS = json.loads(
+    (Path(__file__).parent / "goldens" / "images.json").read_text(encoding="utf-8")
+)
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 
@@ -38,9 +40,13 @@ def test_golden(golden: dict[str, Any]) -> None:
     assert (layout.rows, layout.cols) == (golden["rows"], golden["cols"])
     assert len(tiles) == layout.tiles
     if golden["size"][1] > golden["size"][0] and not PILLOW_13:
-        pytest.skip("Pillow 13 changed the order of its passes for tall pictures, and so some pixels")
+        pytest.skip(
+            "Pillow 13 changed the order of its passes for tall pictures, and so some pixels"
+        )
     pixel_values = normalize(tiles, SMALL_MODEL).transpose(0, 3, 1, 2)
-    assert hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).hexdigest() == golden["sha256"]
+    assert (
+        hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).hexdigest() == golden["sha256"]
+    )
 
 
 RESIZES = [
@@ -50,9 +56,24 @@ RESIZES = [
         ((2048, 1536), (512, 512)),
         ((700, 900), (700, 1024)),
     ],
-    *[((900, 700), (1024, 700)), ((513, 1025), (700, 600)), ((1025, 513), (600, 700)), ((600, 5000), (512, 512))],
-    *[((100, 4000), (512, 512)), ((9000, 30), (512, 512)), ((262144, 1), (512, 512)), ((512, 512), (1, 512))],
-    *[((1000, 1200), (900, 1000)), ((1000, 1200), (900, 999)), ((1000, 1200), (1000, 1199)), ((513, 512), (512, 512))],
+    *[
+        ((900, 700), (1024, 700)),
+        ((513, 1025), (700, 600)),
+        ((1025, 513), (600, 700)),
+        ((600, 5000), (512, 512)),
+    ],
+    *[
+        ((100, 4000), (512, 512)),
+        ((9000, 30), (512, 512)),
+        ((262144, 1), (512, 512)),
+        ((512, 512), (1, 512)),
+    ],
+    *[
+        ((1000, 1200), (900, 1000)),
+        ((1000, 1200), (900, 999)),
+        ((1000, 1200), (1000, 1199)),
+        ((513, 512), (512, 512)),
+    ],
 ]
 
 
@@ -61,7 +82,9 @@ def test_resize_in_two_threads_is_exact(size: tuple[int, int], to: tuple[int, in
     picture = draw("RGB", *size)
     with ThreadPoolExecutor(2) as pool:
         ours = resize(picture, to, pool)
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(picture.resize(to, Image.Resampling.LANCZOS)))
+    np.testing.assert_array_equal(
+        np.asarray(ours), np.asarray(picture.resize(to, Image.Resampling.LANCZOS))
+    )
 
 
 def test_order_of_tiles() -> None:
@@ -89,7 +112,9 @@ def test_order_of_tiles() -> None:
         ((2048, 513), (2, 4), (1, 4)),  # 513 is made even: 514; 384.75 is cut to 384
     ],
 )
-def test_rows_and_columns(size: tuple[int, int], small: tuple[int, int], large: tuple[int, int]) -> None:
+def test_rows_and_columns(
+    size: tuple[int, int], small: tuple[int, int], large: tuple[int, int]
+) -> None:
     for settings, expected in ((SMALL_MODEL, small), (LARGE_MODEL, large)):
         layout = plan_tiles(size, settings)
         assert (layout.rows, layout.cols) == expected
@@ -98,21 +123,41 @@ def test_rows_and_columns(size: tuple[int, int], small: tuple[int, int], large: 
 
 
 def test_sizes_of_the_two_resizes() -> None:
-    assert plan_tiles((1600, 1067), SMALL_MODEL) == TileLayout(3, 4, resized=(2048, 1366), grid=(2048, 1536))
-    assert plan_tiles((1600, 1065), SMALL_MODEL).resized == (2048, 1364)  # 1363.2: int() and then even
+    assert plan_tiles((1600, 1067), SMALL_MODEL) == TileLayout(
+        3, 4, resized=(2048, 1366), grid=(2048, 1536)
+    )
+    assert plan_tiles((1600, 1065), SMALL_MODEL).resized == (
+        2048,
+        1364,
+    )  # 1363.2: int() and then even
     assert plan_tiles((300, 200), replace(SMALL_MODEL, longest_edge=5000)).resized == (
         4096,
         2731,
     )  # 5000 x 3334, then 4096 at most
-    assert plan_tiles((1600, 1067), replace(SMALL_MODEL, split=False)) == TileLayout(0, 0, (2048, 1366), (512, 512))
-    assert plan_tiles((600, 600), replace(SMALL_MODEL, longest_edge=512)) == TileLayout(0, 0, (512, 512), (512, 512))
-    # The reference computes int(588 * (1 / 49)) = 11 here and is left with no column for still narrower pictures.
+    assert plan_tiles((1600, 1067), replace(SMALL_MODEL, split=False)) == TileLayout(
+        0, 0, (2048, 1366), (512, 512)
+    )
+    assert plan_tiles((600, 600), replace(SMALL_MODEL, longest_edge=512)) == TileLayout(
+        0, 0, (512, 512), (512, 512)
+    )
+    # The reference computes int(588 * (1 / 49)) = 11 here and is left with no column for still
+    # narrower pictures.
     assert plan_tiles((1, 49), ImageSettings(tile_size=1, longest_edge=49)).cols == 1
 
 
 @pytest.mark.parametrize(
     ("budget", "rows", "cols"),
-    [(None, 3, 4), (13, 3, 4), (12, 2, 3), (7, 2, 3), (6, 2, 2), (5, 2, 2), (4, 0, 0), (2, 0, 0), (1, 0, 0)],
+    [
+        (None, 3, 4),
+        (13, 3, 4),
+        (12, 2, 3),
+        (7, 2, 3),
+        (6, 2, 2),
+        (5, 2, 2),
+        (4, 0, 0),
+        (2, 0, 0),
+        (1, 0, 0),
+    ],
 )
 def test_budget_of_tiles(budget: int | None, rows: int, cols: int) -> None:
     layout = plan_tiles((1600, 1067), replace(SMALL_MODEL, max_tiles=budget))
@@ -128,7 +173,9 @@ def test_budget_of_tiles(budget: int | None, rows: int, cols: int) -> None:
     split=st.booleans(),
 )
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_every_layout_is_whole(width: int, height: int, tile: int, edge: int, budget: int | None, split: bool) -> None:
+def test_every_layout_is_whole(
+    width: int, height: int, tile: int, edge: int, budget: int | None, split: bool
+) -> None:
     layout = plan_tiles((width, height), ImageSettings(tile, edge, split, budget))
     assert layout.tiles == 1 or layout.tiles >= 3
     assert budget is None or layout.tiles <= budget
@@ -145,7 +192,9 @@ def test_normalize() -> None:
     assert (values[0, 0, 0, 0], values[0, 15, 15, 2]) == (-1.0, 1.0)
     # The reference's own arithmetic: float64 for the product, float32 after it.
     assert values[0, 6, 7, 1] == (np.float32(103 * (1 / 255)) - np.float32(0.5)) / np.float32(0.5)
-    per_channel = normalize(tiles, replace(SMALL_MODEL, mean=(0.0, 0.25, 0.5), std=(1.0, 0.5, 0.25)))
+    per_channel = normalize(
+        tiles, replace(SMALL_MODEL, mean=(0.0, 0.25, 0.5), std=(1.0, 0.5, 0.25))
+    )
     np.testing.assert_array_equal(per_channel[0, 15, 15], np.array([1.0, 1.5, 2.0], np.float32))
 
 
@@ -171,7 +220,9 @@ def test_settings_from_dict() -> None:
     }
     expected = ImageSettings(512, 2048, False, None, (0.5, 0.4, 0.3), (1, 1, 1), 0.5)
     assert ImageSettings.from_dict(raw) == expected
-    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364)  # the reference's class defaults
+    assert ImageSettings.from_dict({}) == ImageSettings(
+        364, 4 * 364
+    )  # the reference's class defaults
 
 
 def test_settings_name_every_problem() -> None:
@@ -187,7 +238,16 @@ def test_settings_name_every_problem() -> None:
     }
     with pytest.raises(ImageError) as caught:
         ImageSettings.from_dict(raw)
-    for name in ("split", "tile_size", "longest_edge", "mean", "std", "rescale_factor", "resample", "do_normalize"):
+    for name in (
+        "split",
+        "tile_size",
+        "longest_edge",
+        "mean",
+        "std",
+        "rescale_factor",
+        "resample",
+        "do_normalize",
+    ):
         assert f"{name} is " in str(caught.value)
 
 

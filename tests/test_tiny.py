@@ -50,7 +50,8 @@ def test_most_answers_are_right(kind: str, least: float, count: int, bundled: An
 
 @pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
 def test_an_answer_that_only_the_last_tile_shows(count: int, bundled: Any) -> None:
-    """Lines one pixel wide in the bottom right: gone in the global tile, so all the model knows is from tile 4 of 5."""
+    """Lines one pixel wide in the bottom right: gone in the global tile, so all the model knows is
+    from tile 4 of 5."""
     model, processor = bundled
     right, blind = 0, 0
     for number in range(count):
@@ -70,8 +71,12 @@ def test_an_answer_that_only_the_last_tile_shows(count: int, bundled: Any) -> No
 
 def striped_in_the_corner(rng: Random) -> Scene:
     scene = make_scene(rng, (128, 128), with_text=False)
-    others = tuple(thing for thing in scene.things if thing.place != "bottom right" and not thing.stripes)
-    return Scene(scene.size, (*others, make_striped(rng, scene.size, "bottom right")), scene.background)
+    others = tuple(
+        thing for thing in scene.things if thing.place != "bottom right" and not thing.stripes
+    )
+    return Scene(
+        scene.size, (*others, make_striped(rng, scene.size, "bottom right")), scene.background
+    )
 
 
 def test_it_is_small_and_whole() -> None:
@@ -83,7 +88,9 @@ def test_it_is_small_and_whole() -> None:
     widths = [model.config.text_config.hidden_size, model.config.text_config.intermediate_size]
     widths += [model.config.vision_config.hidden_size, model.config.vision_config.intermediate_size]
     assert all(width % 64 == 0 for width in widths)
-    assert len(processor.tokenizer.added) == len(json.loads((TINY / "tokenizer.json").read_text())["added_tokens"])
+    assert len(processor.tokenizer.added) == len(
+        json.loads((TINY / "tokenizer.json").read_text())["added_tokens"]
+    )
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="need ../shared")
@@ -105,7 +112,10 @@ def test_which_way_a_shape_moves(count: int, bundled: Any) -> None:
         video = Video(encode_clip(scenes, *forms[number % len(forms)]))
         question = f"Which way does the {thing.shape} move?"
         messages = [
-            {"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}
+            {
+                "role": "user",
+                "content": [{"type": "video", "video": video}, {"type": "text", "text": question}],
+            }
         ]
         right += generate(model, processor, messages).strip() == direction
     print(f"{right} of {count}")

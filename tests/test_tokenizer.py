@@ -1,4 +1,5 @@
-"""Text never becomes a control token; what streams is what is decoded; damaged files are told in one line."""
+"""Text never becomes a control token; what streams is what is decoded; damaged files are told in
+one line."""
 
 import json
 import random
@@ -59,7 +60,9 @@ def places(token: str, other: str) -> list[list[str]]:
 
 def test_text_never_becomes_a_control_token(folder: Path) -> None:
     processor = load_processor(folder)
-    processor.settings = replace(processor.settings, tile_size=4, longest_edge=4)  # only the text matters here
+    processor.settings = replace(
+        processor.settings, tile_size=4, longest_edge=4
+    )  # only the text matters here
     processor.tokens_per_tile = 2
     control = set(processor.tokenizer.added.values())
     tokens = list(processor.tokenizer.added)
@@ -82,12 +85,21 @@ def test_text_never_becomes_a_control_token(folder: Path) -> None:
 
 def test_user_text_is_kept_as_it_is(tokenizer: Tokenizer) -> None:
     mark = "\ufdd0"
-    for text in ("<image>", "a<|im_start|>b", "<<row_1_col_1>", "< > <end_of_utterance", "1 < 2, 3 > 2"):
+    for text in (
+        "<image>",
+        "a<|im_start|>b",
+        "<<row_1_col_1>",
+        "< > <end_of_utterance",
+        "1 < 2, 3 > 2",
+    ):
         guarded = tokenizer.guard(text, mark)
         ids = tokenizer.encode_prompt(f"<|im_start|>{guarded}<end_of_utterance>", mark)
         assert ids[1:-1] == tokenizer.encode_text(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.decode(ids, skip_special_tokens=False) == f"<|im_start|>{text}<end_of_utterance>"
+        assert (
+            tokenizer.decode(ids, skip_special_tokens=False)
+            == f"<|im_start|>{text}<end_of_utterance>"
+        )
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc80b", "<\ud83d>"])
@@ -119,7 +131,9 @@ def test_stream_is_decode_is_the_librarys_decode(folder: Path, tokenizer: Tokeni
         pieces = [stream.add_token(id) for id in ids]
         text = "".join(pieces) + stream.finalize()
         assert text == tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=True), ids
-        assert tokenizer.decode(ids, skip_special_tokens=False) == library.decode(ids, skip_special_tokens=False), ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == library.decode(
+            ids, skip_special_tokens=False
+        ), ids
 
 
 def test_a_character_comes_when_it_is_whole(tiny: Path) -> None:
@@ -128,7 +142,19 @@ def test_a_character_comes_when_it_is_whole(tiny: Path) -> None:
     ids = tokenizer.encode_text(text)
     assert len(ids) == len(text.encode())
     stream = StreamingDetokenizer(tokenizer)
-    assert [stream.add_token(id) for id in ids] == ["a", "", "é", "", "", "漢", "", "", "", "😀", "z"]
+    assert [stream.add_token(id) for id in ids] == [
+        "a",
+        "",
+        "é",
+        "",
+        "",
+        "漢",
+        "",
+        "",
+        "",
+        "😀",
+        "z",
+    ]
     assert stream.finalize() == ""
     for id in tokenizer.encode_text("😀")[:3]:
         assert stream.add_token(id) == ""
@@ -146,7 +172,12 @@ def test_a_token_that_is_no_bytes_is_its_own_text() -> None:
     raw = {
         "version": "1.0",
         "added_tokens": [],
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
     }
     bpe = BPETokenizer.from_str(json.dumps(raw))
@@ -242,7 +273,10 @@ def test_flipped_bytes(own: Path) -> None:
     ids=repr,
 )
 def test_end_ids(generation: Any, config: Any, more: set[int], own: Path) -> None:
-    for name, content in (("generation_config.json", generation), ("tokenizer_config.json", config)):
+    for name, content in (
+        ("generation_config.json", generation),
+        ("tokenizer_config.json", config),
+    ):
         (own / name).unlink()
         if content is not None:
             (own / name).write_text(json.dumps(content))

@@ -19,7 +19,15 @@ from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
-from smolvlm_mlx.inputs.video import Clip, VideoSampling, decode, decode_in_steps, in_words, sample, words
+from smolvlm_mlx.inputs.video import (
+    Clip,
+    VideoSampling,
+    decode,
+    decode_in_steps,
+    in_words,
+    sample,
+    words,
+)
 from smolvlm_mlx.model import SmolVLM
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
@@ -41,7 +49,12 @@ from PIL import Image
         (1, 10, {}, [0]),
         (7, 30, {}, [0]),
         (50, 10, {"fps": 2, "max_frames": 3}, [0, 24, 49]),
-        (700, 10, {"max_frames": 4}, [10, 236, 463, 690]),  # long: a second is left out at both ends
+        (
+            700,
+            10,
+            {"max_frames": 4},
+            [10, 236, 463, 690],
+        ),  # long: a second is left out at both ends
         (50, 10, {"start": 2, "end": 4}, [20, 39]),
         (50, 10, {"start": 4.9, "end": 100}, [49]),
         (50, 10, {"start": 100}, [49]),
@@ -76,12 +89,33 @@ def test_odd_sampling(values: dict[str, Any], error: str) -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        *[(0, "zero"), (1, "one"), (10, "ten"), (13, "thirteen"), (19, "nineteen"), (20, "twenty"), (21, "twenty-one")],
-        *[(64, "sixty-four"), (90, "ninety"), (99, "ninety-nine"), (100, "one hundred"), (101, "one hundred and one")],
+        *[
+            (0, "zero"),
+            (1, "one"),
+            (10, "ten"),
+            (13, "thirteen"),
+            (19, "nineteen"),
+            (20, "twenty"),
+            (21, "twenty-one"),
+        ],
+        *[
+            (64, "sixty-four"),
+            (90, "ninety"),
+            (99, "ninety-nine"),
+            (100, "one hundred"),
+            (101, "one hundred and one"),
+        ],
         *[(342, "three hundred and forty-two"), (800, "eight hundred"), (1000, "one thousand")],
-        *[(1001, "one thousand and one"), (1100, "one thousand, one hundred"), (2000, "two thousand")],
+        *[
+            (1001, "one thousand and one"),
+            (1100, "one thousand, one hundred"),
+            (2000, "two thousand"),
+        ],
         *[(1234, "one thousand, two hundred and thirty-four"), (10_000, "ten thousand")],
-        *[(100_000, "one hundred thousand"), (100_342, "one hundred thousand, three hundred and forty-two")],
+        *[
+            (100_000, "one hundred thousand"),
+            (100_342, "one hundred thousand, three hundred and forty-two"),
+        ],
         (123_456, "one hundred and twenty-three thousand, four hundred and fifty-six"),
         (999_999, "nine hundred and ninety-nine thousand, nine hundred and ninety-nine"),
     ],
@@ -100,19 +134,28 @@ def test_words_of_all_numbers_to_2000() -> None:
 def test_words_around_frames(loaded: Loaded) -> None:
     clip = decode(encode_video(125, 1), VideoSampling(max_frames=3))
     assert words(clip, True) == [
-        "You are provided the following series of three frames from a 0:02:05 [H:MM:SS] video.\n\nFrame from 00:01:",
+        "You are provided the following series of three frames from a 0:02:05 [H:MM:SS] "
+        "video.\n\nFrame from 00:01:",
         "\nFrame from 01:02:",
         "\nFrame from 02:04:",
         "\n\n",
     ]
-    content = [{"type": "video", "frames": clip.frames, "fps": 1}, {"type": "text", "text": "What?"}]
+    content = [
+        {"type": "video", "frames": clip.frames, "fps": 1},
+        {"type": "text", "text": "What?"},
+    ]
     inputs = loaded[1]([{"role": "user", "content": content}])
-    text = "".join(loaded[1].tokenizer.decode([id], skip_special_tokens=False) for id in inputs.input_ids.tolist())
+    text = "".join(
+        loaded[1].tokenizer.decode([id], skip_special_tokens=False)
+        for id in inputs.input_ids.tolist()
+    )
     text = text.replace("<image>" * 16, "[tile]")
     frame = "<fake_token_around_image><global-img>[tile]<fake_token_around_image>"
     assert text == (
-        "<|im_start|>User: You are provided the following series of three frames from a 0:00:03 [H:MM:SS] video.\n"
-        f"\nFrame from 00:00:{frame}\nFrame from 00:01:{frame}\nFrame from 00:02:{frame}\n\nWhat?<end_of_utterance>\n"
+        "<|im_start|>User: You are provided the following series of three frames from a 0:00:03 "
+        "[H:MM:SS] video.\n"
+        f"\nFrame from 00:00:{frame}\nFrame from 00:01:{frame}\nFrame from "
+        f"00:02:{frame}\n\nWhat?<end_of_utterance>\n"
         "Assistant:"
     )
 
@@ -131,10 +174,14 @@ def test_containers(container: str) -> None:
 
 def test_gif_and_webm(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (32, 24), (number * 8,) * 3) for number in range(30)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    frames[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
+    )
     assert grays((tmp_path / "a.gif").read_bytes()) == [0, 14, 29]
     if "libvpx-vp9" in av.codecs_available:
-        assert grays(encode_video(31, 10, "webm", "libvpx-vp9")) == pytest.approx([0, 15, 30], abs=1)
+        assert grays(encode_video(31, 10, "webm", "libvpx-vp9")) == pytest.approx(
+            [0, 15, 30], abs=1
+        )
 
 
 def test_frames_that_are_not_evenly_spaced() -> None:
@@ -150,11 +197,17 @@ def test_turned_videos_stand_upright(turn: int) -> None:
     at = data.index(b"\x00\x01\x00\x00" + b"\x00" * 12 + b"\x00\x01\x00\x00", data.index(b"tkhd"))
     one, minus = (65536).to_bytes(4, "big"), (-65536).to_bytes(4, "big", signed=True)
     zero = b"\x00" * 4
-    a, b, c, d = {90: (zero, one, minus, zero), 180: (minus, zero, zero, minus), 270: (zero, minus, one, zero)}[turn]
+    a, b, c, d = {
+        90: (zero, one, minus, zero),
+        180: (minus, zero, zero, minus),
+        270: (zero, minus, one, zero),
+    }[turn]
     data[at : at + 20] = a + b + zero + c + d
     frame = np.asarray(decode(bytes(data), VideoSampling()).frames[0])
     assert frame.shape[:2] == ((64, 48) if turn != 180 else (48, 64))
-    white = {90: frame[:12], 180: frame[:, -12:], 270: frame[-12:]}[turn]  # the bar that was on the left
+    white = {90: frame[:12], 180: frame[:, -12:], 270: frame[-12:]}[
+        turn
+    ]  # the bar that was on the left
     assert white.mean() > 240
     assert frame.mean() < 100
 
@@ -174,7 +227,10 @@ def test_what_a_cut_off_file_still_gives_is_used() -> None:
         (b"", "cannot be decoded"),
         (b"nonsense" * 1000, "cannot be decoded"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot be decoded"),
-        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n", "cannot be decoded"),
+        (
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n",
+            "cannot be decoded",
+        ),
         (encode_video(9)[:300], "cannot be decoded|no frame"),
     ],
 )
@@ -207,7 +263,11 @@ def repeated(data: bytes, times: int) -> bytes:
         for number in range(length * times):
             content, original = packets[number % length]
             packet = av.Packet(content)
-            packet.stream, packet.time_base, packet.is_keyframe = stream, original.time_base, original.is_keyframe
+            packet.stream, packet.time_base, packet.is_keyframe = (
+                stream,
+                original.time_base,
+                original.is_keyframe,
+            )
             packet.pts = packet.dts = number * step
             output.mux(packet)
     return file.getvalue()
@@ -226,7 +286,8 @@ def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
         "clip = video.decode(open(sys.argv[1], 'rb').read(), VideoSampling())\n"
         "print(len(clip.frames), len(used), round(clip.duration))\n"
         "status = Path('/proc/self/status')\n"
-        "print(re.search(r'VmHWM:\\s+(\\d+) kB', status.read_text())[1] if status.exists() else 0)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', status.read_text())[1] if status.exists() else "
+        "0)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "long.mp4")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -253,7 +314,9 @@ def test_a_conversation_with_a_video(loaded: Loaded, tmp_path: Path) -> None:
     chat.save(tmp_path / "talk.json")
     other = Chat(*loaded, Options(max_tokens=4))
     other.open(tmp_path / "talk.json")
-    assert [held.digest for held in media_of(other.messages)] == [held.digest for held in media_of(chat.messages)]
+    assert [held.digest for held in media_of(other.messages)] == [
+        held.digest for held in media_of(chat.messages)
+    ]
     assert other.tokens() == chat.tokens()
 
 
@@ -281,7 +344,9 @@ def test_a_decoder_that_is_left_early_ends_its_threads() -> None:
     assert threading.active_count() == before
 
 
-def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_encoded_while_the_next_are_decoded(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = loaded
     part = {"type": "video", "video": encode_video(60), "fps": 1}
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
@@ -295,7 +360,9 @@ def test_frames_are_encoded_while_the_next_are_decoded(loaded: Loaded, monkeypat
 
     monkeypatch.setattr(SmolVLM, "encode_images", counted)
     monkeypatch.setattr(
-        image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, 4 * model.config.vision_config.patches_per_side**2)
+        image_cache,
+        "CHUNK",
+        dict.fromkeys(image_cache.CHUNK, 4 * model.config.vision_config.patches_per_side**2),
     )
     stream = Engine(model, processor).stream(messages, Options(max_tokens=8))
     assert encoded == []
@@ -317,7 +384,9 @@ def test_parts(loaded: Loaded, tmp_path: Path) -> None:
     assert tiles(path=str(tmp_path / "clip.mp4"), fps=2.0) == 8
     assert tiles(video=(tmp_path / "clip.mp4").read_bytes(), start=1, end=2) == 1
     assert tiles(frames=[Image.new("RGB", (9, 9))] * 3) == 3
-    with pytest.raises(PromptError, match="a video part needs one of video, frames, path, url, base64; it has none"):
+    with pytest.raises(
+        PromptError, match="a video part needs one of video, frames, path, url, base64; it has none"
+    ):
         tiles()
     with pytest.raises(VideoError, match="a video of no frames"):
         tiles(frames=[])
@@ -329,11 +398,23 @@ def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
-    arguments = ["generate", "-m", str(tiny), "--video", str(tmp_path / "clip.mp4"), "--json", "-n", "2", "What?"]
+    arguments = [
+        "generate",
+        "-m",
+        str(tiny),
+        "--video",
+        str(tmp_path / "clip.mp4"),
+        "--json",
+        "-n",
+        "2",
+        "What?",
+    ]
     result = CliRunner().invoke(main.app, [*arguments, "--fps", "2", "--end", "2"])
     assert json.loads(result.output)["tiles"] == 4
     with pytest.raises(VideoError, match=r"end 1\.0 is not after start 2\.0"):
-        CliRunner().invoke(main.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False)
+        CliRunner().invoke(
+            main.app, [*arguments, "--start", "2", "--end", "1"], catch_exceptions=False
+        )
 
 
 @pytest.mark.parametrize("question", ["What?", "What? " * 9000])
@@ -352,13 +433,20 @@ def test_progress_on_a_terminal_leaves_nothing(tiny: Path, tmp_path: Path, quest
         str(tmp_path / "clip.mp4"),
     ]
     ours, theirs = pty.openpty()
-    done = subprocess.run([*command, question[:30_000]], stdout=subprocess.PIPE, stderr=theirs, check=False)
+    done = subprocess.run(
+        [*command, question[:30_000]], stdout=subprocess.PIPE, stderr=theirs, check=False
+    )
     os.close(theirs)
     told = os.read(ours, 2**16).decode()
     os.close(ours)
     *shown, last = told.split("\r\x1b[K")
-    # Frames that fill no chunk, as these do not on a GPU, are read when the prompt is known to have room: equal ones once.
+    # Frames that fill no chunk, as these do not on a GPU, are read when the prompt is known to have
+    # room: equal ones once.
     at_once = image_cache.CHUNK[device.name()] <= 64 * 64
     first = "reading: 0 of 64 frames" if at_once else r"reading: 0 of \d+ tiles"
     assert any(re.fullmatch(first, line) for line in shown) == (at_once or question == "What?")
-    assert (done.returncode, last.strip()) == (0, "") if question == "What?" else "leaves no room" in last
+    assert (
+        (done.returncode, last.strip()) == (0, "")
+        if question == "What?"
+        else "leaves no room" in last
+    )

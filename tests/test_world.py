@@ -1,4 +1,5 @@
-"""The world of the tiny checkpoint: a seed names a picture, every question has its right answer, and some details need a tile."""
+"""The world of the tiny checkpoint: a seed names a picture, every question has its right answer,
+and some details need a tile."""
 
 import hashlib
 import json
@@ -9,7 +10,13 @@ from pathlib import Path
 from random import Random
 
 from convert.tiny import conversations, multi_image, train
-from convert.tiny.conversations import MEASURED, make_conversation, make_question, question_about, write_questions
+from convert.tiny.conversations import (
+    MEASURED,
+    make_conversation,
+    make_question,
+    question_about,
+    write_questions,
+)
 from convert.tiny.pretraining import CLASSES, HUES, label_patches, label_tiles, make_batch
 from convert.tiny.questions import listed
 from convert.tiny.scenes import make_crowd, make_frames, make_scene, make_striped
@@ -45,7 +52,10 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def digest(seed: str) -> str:
     sample = make_conversation(Random(seed))
     parts = [part for message in sample.messages for part in message["content"]]
-    pixels = [part["image"].tobytes() if part["type"] == "image" else part["text"].encode() for part in parts]
+    pixels = [
+        part["image"].tobytes() if part["type"] == "image" else part["text"].encode()
+        for part in parts
+    ]
     return hashlib.sha256(b"".join(pixels)).hexdigest()
 
 
@@ -87,7 +97,8 @@ def test_shapes_have_their_colors() -> None:
         (
             "describe",
             {
-                "A large red circle in the top left, a small blue star in the top right and the text K7 in the bottom left."
+                "A large red circle in the top left, a small blue star in the top right and the "
+                "text K7 in the bottom left."
             },
         ),
     ],
@@ -111,8 +122,14 @@ def test_answers_about_a_known_scene(kind: str, right: set[str]) -> None:
     ],
 )
 def test_a_question_has_one_answer(question: str, answer: str) -> None:
-    asked = [question_about(SCENE, Random(seed), (kind,)) for seed in range(200) for kind in MEASURED[:7]]
-    answers = {q.answer for q in asked if q is not None and q.messages[0]["content"][-1]["text"] == question}
+    asked = [
+        question_about(SCENE, Random(seed), (kind,)) for seed in range(200) for kind in MEASURED[:7]
+    ]
+    answers = {
+        q.answer
+        for q in asked
+        if q is not None and q.messages[0]["content"][-1]["text"] == question
+    }
     assert answers == {answer}
 
 
@@ -197,10 +214,15 @@ def test_questions_are_written_to_be_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_tiny_checkpoint_is_made_and_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of each stage: what comes out loads and answers, and a second run has nothing left to do."""
+def test_a_tiny_checkpoint_is_made_and_not_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of each stage: what comes out loads and answers, and a second run has nothing left
+    to do."""
     short = Settings(steps=2, warmup=1, save_every=1)
-    monkeypatch.setattr(train, "STAGES", tuple(replace(stage, settings=short) for stage in train.STAGES))
+    monkeypatch.setattr(
+        train, "STAGES", tuple(replace(stage, settings=short) for stage in train.STAGES)
+    )
     monkeypatch.setattr(train, "BATCH_SIZE", 2)
     pretrained: list[object] = []
 

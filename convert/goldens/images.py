@@ -1,10 +1,12 @@
-"""Writes tests/goldens/images.json: digests of what transformers' Pillow processors make of a few drawn pictures.
+"""Writes tests/goldens/images.json: digests of what transformers' Pillow processors make of a few
+drawn pictures.
 
     python -m convert.goldens.images        # needs transformers 5.23 and Pillow 13
 
-tests/test_image.py draws the same pictures and compares, without transformers. Each golden holds the picture (mode,
-width, height), the settings, the rows and columns, and the sha256 of the pixel values as (N, 3, H, W) float32. The
-pictures are drawn with integers only, so they are the same on every machine, and no image file is decoded.
+tests/test_image.py draws the same pictures and compares, without transformers. Each golden holds
+the picture (mode, width, height), the settings, the rows and columns, and the sha256 of the pixel
+values as (N, 3, H, W) float32. The pictures are drawn with integers only, so they are the same on
+every machine, and no image file is decoded.
 """
 
 import hashlib
@@ -17,7 +19,18 @@ from PIL import Image
 
 TARGET = Path(__file__).parents[2] / "tests" / "goldens" / "images.json"
 
-SIZES = [(1, 1), (1, 9), (9, 1), (1, 700), (700, 1), (64, 48), (384, 384), (385, 384), (386, 386), (512, 512)]
+SIZES = [
+    (1, 1),
+    (1, 9),
+    (9, 1),
+    (1, 700),
+    (700, 1),
+    (64, 48),
+    (384, 384),
+    (385, 384),
+    (386, 386),
+    (512, 512),
+]
 SIZES += [
     (513, 512),
     (1024, 512),
@@ -31,7 +44,14 @@ SIZES += [
 ]
 MODES = ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"]
 SETTINGS = [  # tile size, longest edge, split
-    *((512, 2048, True), (384, 1536, True), (512, 512, True), (512, 2048, False), (384, 1000, True), (384, 5000, True)),
+    *(
+        (512, 2048, True),
+        (384, 1536, True),
+        (512, 512, True),
+        (512, 2048, False),
+        (384, 1000, True),
+        (384, 5000, True),
+    ),
 ]
 
 
@@ -46,7 +66,9 @@ def draw(mode: str, width: int, height: int) -> Image.Image:
     return picture.convert("RGB") if mode == "RGB" else picture.convert("RGB").convert(mode)
 
 
-def golden(mode: str, size: tuple[int, int], tile_size: int, longest_edge: int, split: bool) -> dict[str, Any]:
+def golden(
+    mode: str, size: tuple[int, int], tile_size: int, longest_edge: int, split: bool
+) -> dict[str, Any]:
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -68,7 +90,9 @@ def golden(mode: str, size: tuple[int, int], tile_size: int, longest_edge: int, 
 
 def main() -> None:
     goldens = [golden("RGB", size, *SETTINGS[0]) for size in SIZES]
-    goldens += [golden("RGB", size, *settings) for settings in SETTINGS[1:-1] for size in SIZES[::4]]
+    goldens += [
+        golden("RGB", size, *settings) for settings in SETTINGS[1:-1] for size in SIZES[::4]
+    ]
     goldens += [golden("RGB", (1200, 30), *SETTINGS[-1])]
     goldens += [golden(mode, (61, 40), *SETTINGS[2]) for mode in MODES]
     lines = ",\n".join(json.dumps(entry) for entry in goldens)

@@ -1,9 +1,10 @@
-"""Write tests/goldens/model.json and model_16bit.json: what transformers computes with the small random checkpoints.
+"""Write tests/goldens/model.json and model_16bit.json: what transformers computes with the small
+random checkpoints.
 
     python -m convert.goldens.model        (needs the `reference` extra)
 
-The default test suite compares with these files, so that it proves parity without torch and without network. The last digits
-are the machine's.
+The default test suite compares with these files, so that it proves parity without torch and without
+network. The last digits are the machine's.
 """
 
 import json
@@ -42,11 +43,16 @@ def golden(folder: Path) -> dict[str, Any]:
     image = image_text(TileLayout(1, 2, (0, 0), (0, 0)), 16)
     prompt = f"<|im_start|>User:{image}{QUESTION}<end_of_utterance>\nAssistant:"
     text = f"<|im_start|>User: {QUESTION}<end_of_utterance>\nAssistant:"
-    ids, text_ids = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (prompt, text))
+    ids, text_ids = (
+        tokenizer(each, add_special_tokens=False)["input_ids"] for each in (prompt, text)
+    )
     pixels = normalized(torch.float32)
     with torch.no_grad():
         generated = model.generate(
-            input_ids=torch.tensor([ids]), pixel_values=pixels[None], max_new_tokens=NEW_TOKENS, do_sample=False
+            input_ids=torch.tensor([ids]),
+            pixel_values=pixels[None],
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
         )
     return {
         "prompt": prompt,
@@ -57,7 +63,9 @@ def golden(folder: Path) -> dict[str, Any]:
     }
 
 
-def stages(model: Any, ids: list[int], text_ids: list[int], pixels: torch.Tensor) -> dict[str, list[float]]:
+def stages(
+    model: Any, ids: list[int], text_ids: list[int], pixels: torch.Tensor
+) -> dict[str, list[float]]:
     """Some of the numbers of each stage."""
     with torch.no_grad():
         features = model.model.vision_model(pixels).last_hidden_state
@@ -73,16 +81,21 @@ def stages(model: Any, ids: list[int], text_ids: list[int], pixels: torch.Tensor
 
 
 def normalized(dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(((pattern(3) / 255 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)).to(dtype)
+    return torch.from_numpy(
+        ((pattern(3) / 255 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
+    ).to(dtype)
 
 
 def in_16_bits(folder: Path, whole: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """The same stages in each type of 16 bits; tokens are left out, for near ties may fall either way."""
+    """The same stages in each type of 16 bits; tokens are left out, for near ties may fall either
+    way."""
     stages_of = {}
     for dtype in (torch.bfloat16, torch.float16):
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         name = str(dtype).removeprefix("torch.")
-        stages_of[name] = stages(model, whole["input_ids"], whole["text_input_ids"], normalized(dtype))
+        stages_of[name] = stages(
+            model, whole["input_ids"], whole["text_input_ids"], normalized(dtype)
+        )
     return stages_of
 
 

@@ -12,14 +12,25 @@ from random import Random
 from typing import Any
 
 from convert.tiny.multi_image import Part, compare, frames, picture_part, text_part
-from convert.tiny.questions import KINDS, Pair, counts, describe, follow_up, listed, remember, text_alone, what_is_in
+from convert.tiny.questions import (
+    KINDS,
+    Pair,
+    counts,
+    describe,
+    follow_up,
+    listed,
+    remember,
+    text_alone,
+    what_is_in,
+)
 from convert.tiny.scenes import make_alike, make_crowd, make_scene
 from convert.tiny.world import Scene
 
 
 @dataclass(frozen=True)
 class Question:
-    """Messages that end with a question, and its answer. `split` is for the processor: frames are one tile each."""
+    """Messages that end with a question, and its answer. `split` is for the processor: frames are
+    one tile each."""
 
     kind: str
     messages: list[dict[str, Any]]
@@ -46,25 +57,40 @@ def make_question(kind: str, rng: Random) -> Question:
     while not pairs:
         scene = make_scene(rng, with_text=True if kind == "text" else None)
         found = KINDS[kind](scene, rng) if kind in KINDS else None
-        pairs = [found] if found is not None else follow_up(scene, rng) if kind == "earlier turn" else []
+        pairs = (
+            [found]
+            if found is not None
+            else follow_up(scene, rng)
+            if kind == "earlier turn"
+            else []
+        )
     return _question(kind, [picture_part(scene)], pairs)
 
 
 def make_conversation(rng: Random, easy: bool = False) -> Question:
-    """Questions of mixed kinds about one picture (or two, or frames, or none), the last answered by `answer`.
+    """Questions of mixed kinds about one picture (or two, or frames, or none), the last answered by
+    `answer`.
 
-    `easy`: only pictures of one tile, and no other frames or pictures beside them. What earlier answers give away is not
-    learned from the picture, so dense answers come first, and few after them.
+    `easy`: only pictures of one tile, and no other frames or pictures beside them. What earlier
+    answers give away is not learned from the picture, so dense answers come first, and few after
+    them.
     """
     kind = rng.random()
     if kind < 0.1:
         return _question(
-            "list", [picture_part(crowd := make_crowd(rng, 0.6))], [("List everything.", listed(crowd))], False
+            "list",
+            [picture_part(crowd := make_crowd(rng, 0.6))],
+            [("List everything.", listed(crowd))],
+            False,
         )
     if kind < 0.13:
         return _question("text alone", [], _different(lambda: text_alone(rng), 4))
     if kind < 0.15:
-        return _question("earlier turn", [], [*_different(lambda: text_alone(rng), rng.randrange(3)), *remember(rng)])
+        return _question(
+            "earlier turn",
+            [],
+            [*_different(lambda: text_alone(rng), rng.randrange(3)), *remember(rng)],
+        )
     if kind < 0.35 and not easy:
         parts, pair = rng.choice((compare, frames))(rng)
         split = parts[0]["type"] == "image"
@@ -76,10 +102,17 @@ def make_conversation(rng: Random, easy: bool = False) -> Question:
         if pairs:
             return _question("earlier turn", [picture_part(scene)], pairs, split)
     dense = [what_is_in(scene, rng, place) for place in scene.places]
-    others = [pair for kind in KINDS for pair in [KINDS[kind](scene, rng)] if pair is not None and kind != "describe"]
+    others = [
+        pair
+        for kind in KINDS
+        for pair in [KINDS[kind](scene, rng)]
+        if pair is not None and kind != "describe"
+    ]
     rng.shuffle(dense)
     rng.shuffle(others)
-    pairs = rng.choice(([describe(scene, rng), *others[:2]], [*dense, *others[:2]], others[:3], others[:3]))
+    pairs = rng.choice(
+        ([describe(scene, rng), *others[:2]], [*dense, *others[:2]], others[:3], others[:3])
+    )
     return _question("one picture", [picture_part(scene)], list(dict.fromkeys(pairs)), split)
 
 
@@ -89,7 +122,8 @@ def make_easy(rng: Random) -> Question:
 
 
 def make_search(rng: Random) -> Question:
-    """Often many questions whose answers need the whole picture, or two, and are not in the answers before; else as above."""
+    """Often many questions whose answers need the whole picture, or two, and are not in the answers
+    before; else as above."""
     kind = rng.random()
     if kind < 0.35:
         return make_conversation(rng)
@@ -107,7 +141,8 @@ def make_search(rng: Random) -> Question:
 
 
 def make_count(rng: Random) -> Question:
-    """Often how many there are of each of many kinds and colors, half of it in one tile; else as above."""
+    """Often how many there are of each of many kinds and colors, half of it in one tile; else as
+    above."""
     kind = rng.random()
     if kind < 0.15:
         return make_conversation(rng)
@@ -121,26 +156,41 @@ def make_count(rng: Random) -> Question:
 
 
 def question_about(scene: Scene, rng: Random, kinds: Sequence[str]) -> Question | None:
-    """A question about a given picture, of one of `kinds` of KINDS; None where there is none to ask."""
+    """A question about a given picture, of one of `kinds` of KINDS; None where there is none to
+    ask."""
     kind = rng.choice(kinds)
     pair = KINDS[kind](scene, rng)
     return None if pair is None else _question(kind, [picture_part(scene)], [pair])
 
 
-def write_questions(out: Path, count: int, name: str = "test", kinds: Sequence[str] = MEASURED) -> Path:
-    """`count` questions of all kinds in turn; `name` goes into the seeds, of which "test" was never trained on."""
+def write_questions(
+    out: Path, count: int, name: str = "test", kinds: Sequence[str] = MEASURED
+) -> Path:
+    """`count` questions of all kinds in turn; `name` goes into the seeds, of which "test" was never
+    trained on."""
     return write_rows(
-        out, (make_question(kinds[number % len(kinds)], Random(f"{name} {number}")) for number in range(count))
+        out,
+        (
+            make_question(kinds[number % len(kinds)], Random(f"{name} {number}"))
+            for number in range(count)
+        ),
     )
 
 
 def write_rows(out: Path, questions: Iterable[Question]) -> Path:
-    """Questions as questions.jsonl, for `smolvlm-mlx evaluate` and `finetune`, with their pictures as PNG."""
+    """Questions as questions.jsonl, for `smolvlm-mlx evaluate` and `finetune`, with their pictures
+    as PNG."""
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for number, question in enumerate(questions):
-        row = {"messages": question.messages, "answers": [question.answer], "category": question.kind}
-        for place, part in enumerate(part for message in question.messages for part in message["content"]):
+        row = {
+            "messages": question.messages,
+            "answers": [question.answer],
+            "category": question.kind,
+        }
+        for place, part in enumerate(
+            part for message in question.messages for part in message["content"]
+        ):
             if part["type"] == "image":
                 path = f"pictures/{number:05d}-{place}.png"
                 part.pop("image").save(out / path)
@@ -166,7 +216,9 @@ def _different(pair: Callable[[], Pair], count: int) -> list[Pair]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write questions about new pictures, with their answers.")
+    parser = argparse.ArgumentParser(
+        description="Write questions about new pictures, with their answers."
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     args = parser.parse_args()

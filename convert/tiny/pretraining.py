@@ -1,14 +1,24 @@
 """Dense pretraining of the vision tower: each patch says what is on it.
 
-Three throw-away heads on the tower's features are learned with it: the shape or character a patch belongs to (or nothing), its
-color, and its own position. Five minutes of this replace hours of learning to see from answers alone.
+Three throw-away heads on the tower's features are learned with it: the shape or character a patch
+belongs to (or nothing), its color, and its own position. Five minutes of this replace hours of
+learning to see from answers alone.
 """
 
 from dataclasses import replace
 from random import Random
 
 from convert.tiny.scenes import make_crowd, make_scene
-from convert.tiny.world import CHARACTERS, COLORS, FRAME, SHAPES, Scene, character_spans, draw, draw_thing
+from convert.tiny.world import (
+    CHARACTERS,
+    COLORS,
+    FRAME,
+    SHAPES,
+    Scene,
+    character_spans,
+    draw,
+    draw_thing,
+)
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import TileLayout, make_tiles, normalize
 from smolvlm_mlx.model import SmolVLM
@@ -45,7 +55,9 @@ def label_tiles(scene: Scene, layout: TileLayout, tile: int) -> NDArray[np.uint8
     across, down = (pixels / units for pixels, units in zip(layout.grid, scene.size, strict=True))
     for thing in scene.things:
         left, top, right, bottom = thing.box
-        stretched = replace(thing, stripes="", box=(left * across, top * down, right * across, bottom * down))
+        stretched = replace(
+            thing, stripes="", box=(left * across, top * down, right * across, bottom * down)
+        )
         hue = HUES.index(thing.color)
         if thing.shape:
             draw_thing(canvas, stretched, 1, (CLASSES.index(thing.shape), hue, 0))
@@ -55,26 +67,39 @@ def label_tiles(scene: Scene, layout: TileLayout, tile: int) -> NDArray[np.uint8
     whole = np.asarray(image.resize((tile, tile), Image.Resampling.NEAREST))[None]
     if not layout.rows:
         return whole[..., :2]
-    grid = np.asarray(image).reshape(layout.rows, tile, layout.cols, tile, 3).transpose(0, 2, 1, 3, 4)
+    grid = (
+        np.asarray(image).reshape(layout.rows, tile, layout.cols, tile, 3).transpose(0, 2, 1, 3, 4)
+    )
     return np.concatenate([grid.reshape(-1, tile, tile, 3), whole])[..., :2]
 
 
 def label_patches(labels: NDArray[np.uint8], patch: int) -> NDArray[np.int32]:
-    """The most frequent label of each patch, (N, H, W) -> (N, P); nothing (0) only where a fifth is not covered."""
+    """The most frequent label of each patch, (N, H, W) -> (N, P); nothing (0) only where a fifth is
+    not covered."""
     N, H, _ = labels.shape
     n = H // patch
-    pixels = labels.reshape(N, n, patch, n, patch).transpose(0, 1, 3, 2, 4).reshape(N, n * n, patch * patch)
-    counts = np.stack([(pixels == label).sum(-1) for label in range(int(labels.max()) + 1)], -1)  # (N, P, labels)
+    pixels = (
+        labels.reshape(N, n, patch, n, patch)
+        .transpose(0, 1, 3, 2, 4)
+        .reshape(N, n * n, patch * patch)
+    )
+    counts = np.stack(
+        [(pixels == label).sum(-1) for label in range(int(labels.max()) + 1)], -1
+    )  # (N, P, labels)
     counts[..., 0] = np.where(counts[..., 0] > 0.8 * patch * patch, patch * patch + 1, 0)
     labels_of: NDArray[np.int32] = counts.argmax(-1).astype(np.int32)
     return labels_of
 
 
-def make_batch(step: int, settings: ImageSettings, patch: int) -> tuple[mx.array, mx.array, mx.array]:
+def make_batch(
+    step: int, settings: ImageSettings, patch: int
+) -> tuple[mx.array, mx.array, mx.array]:
     """Pixel values (N, H, W, 3), and class and hue of their patches (N, P)."""
     rng = Random(f"dense {step}")
     tiles, labels = [], []
-    scenes = [make_crowd(rng) for _ in range(CROWDS)] + [make_scene(rng, with_text=wanted) for wanted in (True, None)]
+    scenes = [make_crowd(rng) for _ in range(CROWDS)] + [
+        make_scene(rng, with_text=wanted) for wanted in (True, None)
+    ]
     for scene in scenes:
         picture = make_tiles(draw(scene), replace(settings, split=scene.size != FRAME))
         tiles.append(picture.tiles)
@@ -85,7 +110,8 @@ def make_batch(step: int, settings: ImageSettings, patch: int) -> tuple[mx.array
 
 
 def pretrain(model: SmolVLM, settings: ImageSettings, steps: int = STEPS) -> dict[str, float]:
-    """Train `model.vision_model` in place; the share of patches that the heads name rightly at the end."""
+    """Train `model.vision_model` in place; the share of patches that the heads name rightly at the
+    end."""
     config = model.config.vision_config
     heads = Heads(config.hidden_size, config.patches_per_side**2)
     both = nn.Module()
@@ -101,7 +127,11 @@ def pretrain(model: SmolVLM, settings: ImageSettings, steps: int = STEPS) -> dic
         return ((losses[0] + losses[1] + 0.2 * losses[2]) * weights).sum() / weights.sum()
 
     schedule = optimizers.join_schedules(
-        [optimizers.linear_schedule(0, PEAK, 100), optimizers.cosine_decay(PEAK, steps - 100, PEAK / 10)], [100]
+        [
+            optimizers.linear_schedule(0, PEAK, 100),
+            optimizers.cosine_decay(PEAK, steps - 100, PEAK / 10),
+        ],
+        [100],
     )
     optimizer = optimizers.AdamW(learning_rate=schedule, weight_decay=0.02)
     group = mx.distributed.init()
@@ -118,9 +148,12 @@ def pretrain(model: SmolVLM, settings: ImageSettings, steps: int = STEPS) -> dic
 
 
 def measure(model: SmolVLM, heads: Heads, settings: ImageSettings) -> dict[str, float]:
-    """On pictures that were not trained on: how many patches of shapes, of characters, and of either for hues, are right."""
+    """On pictures that were not trained on: how many patches of shapes, of characters, and of
+    either for hues, are right."""
     batch = make_batch(-1, settings, model.config.vision_config.patch_size)
-    classes, hues, positions = (np.array(logits.argmax(-1)) for logits in heads(model.vision_model(batch[0])))
+    classes, hues, positions = (
+        np.array(logits.argmax(-1)) for logits in heads(model.vision_model(batch[0]))
+    )
     truth, truth_hues = np.array(batch[1]), np.array(batch[2])
     shape, character = (truth > 0) & (truth <= len(SHAPES)), truth > len(SHAPES)
     return {

@@ -1,7 +1,8 @@
 """Questions about one picture, the turn before, or neither, each with its only right answer.
 
-Each kind about a picture is a function of the scene and a `random.Random`; it returns question and answer, or
-None where the scene leaves nothing to ask. Answers are short, without a full stop; only `describe` answers in a sentence.
+Each kind about a picture is a function of the scene and a `random.Random`; it returns question and
+answer, or None where the scene leaves nothing to ask. Answers are short, without a full stop; only
+`describe` answers in a sentence.
 """
 
 from collections import Counter
@@ -34,14 +35,18 @@ def color(scene: Scene, rng: Random) -> Pair | None:
         return "What color is the text?", texts[0].color
     if shape is None:
         return None
-    form = rng.choice(("What color is the {}?", "What colour is the {}?", "Which color does the {} have?"))
+    form = rng.choice(
+        ("What color is the {}?", "What colour is the {}?", "Which color does the {} have?")
+    )
     return form.format(shape), next(thing.color for thing in scene.shapes if thing.shape == shape)
 
 
 def how_many(scene: Scene, rng: Random) -> Pair:
     kind = rng.random()
     if kind < 0.5:
-        return rng.choice(("How many shapes are there?", "How many shapes do you see?")), str(len(scene.shapes))
+        return rng.choice(("How many shapes are there?", "How many shapes do you see?")), str(
+            len(scene.shapes)
+        )
     if kind < 0.75:
         return _count(scene, likely(rng, [thing.color for thing in scene.shapes], tuple(COLORS)))
     return _count(scene, likely(rng, [thing.shape for thing in scene.shapes], SHAPES))
@@ -50,12 +55,17 @@ def how_many(scene: Scene, rng: Random) -> Pair:
 def _count(scene: Scene, name: str) -> Pair:
     """How many shapes are of a kind or color."""
     plural = f"{name} shapes" if name in COLORS else f"{name}es" if name == "cross" else f"{name}s"
-    return f"How many {plural} are there?", str(sum(name in (thing.color, thing.shape) for thing in scene.shapes))
+    return f"How many {plural} are there?", str(
+        sum(name in (thing.color, thing.shape) for thing in scene.shapes)
+    )
 
 
 def counts(scene: Scene, rng: Random) -> list[Pair]:
-    """How many there are of each kind and color in the picture, and of about as many that are not in it."""
-    pairs = [_count(scene, name) for name in rng.sample((*SHAPES, *COLORS), len(SHAPES) + len(COLORS))]
+    """How many there are of each kind and color in the picture, and of about as many that are not
+    in it."""
+    pairs = [
+        _count(scene, name) for name in rng.sample((*SHAPES, *COLORS), len(SHAPES) + len(COLORS))
+    ]
     there = [pair for pair in pairs if pair[1] != "0"]
     chosen = [*there, *[pair for pair in pairs if pair[1] == "0"][: max(2, len(there))]]
     rng.shuffle(chosen)
@@ -68,9 +78,17 @@ def where(scene: Scene, rng: Random) -> Pair | None:
     name = unique(rng, names)
     if name is None:
         return None
-    things = [thing for thing in scene.things if name in (thing.shape, f"{thing.color} shape") and thing.shape]
+    things = [
+        thing
+        for thing in scene.things
+        if name in (thing.shape, f"{thing.color} shape") and thing.shape
+    ]
     thing = (things or [*scene.texts])[0]
-    if thing.shape and rng.random() < 0.3 and sum(other.name == thing.name for other in scene.things) == 1:
+    if (
+        thing.shape
+        and rng.random() < 0.3
+        and sum(other.name == thing.name for other in scene.things) == 1
+    ):
         name = thing.name
     return f"Where is the {name}?", thing.place
 
@@ -81,7 +99,9 @@ def says(scene: Scene, rng: Random) -> Pair | None:
     thing = rng.choice(scene.texts)
     if len(scene.texts) > 1 or rng.random() < 0.2:
         return f"What does the text {inside(thing.place)} say?", thing.text
-    return rng.choice(("What does the text say?", "What does it say?", "Read the text.")), thing.text
+    return rng.choice(
+        ("What does the text say?", "What does it say?", "Read the text.")
+    ), thing.text
 
 
 def yes_or_no(scene: Scene, rng: Random) -> Pair | None:
@@ -126,7 +146,9 @@ def stripes(scene: Scene, rng: Random) -> Pair | None:
     striped = [thing for thing in scene.things if thing.stripes]
     if len(striped) != 1:
         return None
-    return rng.choice(("Are the stripes horizontal or vertical?", "Which way do the stripes go?")), striped[0].stripes
+    return rng.choice(
+        ("Are the stripes horizontal or vertical?", "Which way do the stripes go?")
+    ), striped[0].stripes
 
 
 def listed(crowd: Scene) -> str:
@@ -137,12 +159,19 @@ def listed(crowd: Scene) -> str:
 
 def describe(scene: Scene, rng: Random) -> Pair:
     said = [
-        (f"{article(thing.size)} {thing.size} {thing.name}" if thing.shape else f"the text {thing.text}", thing.place)
+        (
+            f"{article(thing.size)} {thing.size} {thing.name}"
+            if thing.shape
+            else f"the text {thing.text}",
+            thing.place,
+        )
         for thing in scene.things
     ]
     parts = [f"{name} {inside(place)}" for name, place in said]
     sentence = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    question = rng.choice(("Describe the picture.", "What is in the picture?", "Can you describe this image?"))
+    question = rng.choice(
+        ("Describe the picture.", "What is in the picture?", "Can you describe this image?")
+    )
     return question, sentence[0].upper() + sentence[1:] + "."
 
 
@@ -185,7 +214,9 @@ def text_alone(rng: Random) -> Pair:
     if kind < 0.4:
         return rng.choice(FACTS)
     if kind < 0.7:
-        said = rng.choice((make_text(rng), rng.choice(WORDS), f"{rng.choice(tuple(COLORS))} {rng.choice(SHAPES)}"))
+        said = rng.choice(
+            (make_text(rng), rng.choice(WORDS), f"{rng.choice(tuple(COLORS))} {rng.choice(SHAPES)}")
+        )
         return rng.choice((f"Say {said}", f"Repeat: {said}")), said
     if kind < 0.85:
         start = rng.randint(0, 9)
@@ -224,7 +255,11 @@ def follow_up(scene: Scene, rng: Random) -> list[Pair]:
         thing = next(shape for shape in shapes if shape.shape == name)
         first = f"Where is the {name}?", thing.place
     second = rng.choice(
-        (("Is it small or large?", thing.size), ("What color is it?", thing.color), ("What shape is it?", thing.shape))
+        (
+            ("Is it small or large?", thing.size),
+            ("What color is it?", thing.color),
+            ("What shape is it?", thing.shape),
+        )
     )
     return [first, second]
 
@@ -237,7 +272,9 @@ def article(word: str) -> str:
 
 
 def inside(place: str) -> str:
-    return {"left": "on the", "right": "on the", "top": "at the", "bottom": "at the"}.get(place, "in the") + f" {place}"
+    return {"left": "on the", "right": "on the", "top": "at the", "bottom": "at the"}.get(
+        place, "in the"
+    ) + f" {place}"
 
 
 def named(thing: Thing | None) -> str:

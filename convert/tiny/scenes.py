@@ -1,4 +1,5 @@
-"""Scenes of the tiny checkpoint's world at random: all follows from the given `random.Random`, so a seed names a picture."""
+"""Scenes of the tiny checkpoint's world at random: all follows from the given `random.Random`, so a
+seed names a picture."""
 
 from dataclasses import replace
 from random import Random
@@ -19,15 +20,29 @@ from convert.tiny.world import (
 
 STRIPES = ("horizontal", "vertical")
 # Sides of shapes and heights of texts in units; by whether a picture is to be one tile.
-SIZES = {False: {"small": (13, 20), "large": (32, 46)}, True: {"small": (22, 29), "large": (44, 56)}}
-TEXT_SIZES = {False: {"small": (14, 16), "large": (20, 23)}, True: {"small": (26, 29), "large": (30, 34)}}
-UNSCALED = ((128, 128), (128, 64), (64, 128))  # whole tiles: their pixels reach the tiles as they are
+SIZES = {
+    False: {"small": (13, 20), "large": (32, 46)},
+    True: {"small": (22, 29), "large": (44, 56)},
+}
+TEXT_SIZES = {
+    False: {"small": (14, 16), "large": (20, 23)},
+    True: {"small": (26, 29), "large": (30, 34)},
+}
+UNSCALED = (
+    (128, 128),
+    (128, 64),
+    (64, 128),
+)  # whole tiles: their pixels reach the tiles as they are
 
 
 def make_scene(
-    rng: Random, size: tuple[int, int] | None = None, with_text: bool | None = None, coarse: bool = False
+    rng: Random,
+    size: tuple[int, int] | None = None,
+    with_text: bool | None = None,
+    coarse: bool = False,
 ) -> Scene:
-    """1 to 4 things; a text is among them always, never, or (None) sometimes. `coarse`: to be seen in one tile."""
+    """1 to 4 things; a text is among them always, never, or (None) sometimes. `coarse`: to be seen
+    in one tile."""
     size = size or rng.choice([(128, 128)] * 3 + [form for form in FORMS if form != FRAME])
     places = list(FORMS[size])
     count = min(rng.choice((1, 2, 3, 3, 4, 4)), len(places))
@@ -48,10 +63,13 @@ def make_scene(
 
 
 def make_alike(scene: Scene, rng: Random) -> Scene:
-    """The scene with shapes of two kinds and two colors at most, so that there is something to count and to tell apart."""
+    """The scene with shapes of two kinds and two colors at most, so that there is something to
+    count and to tell apart."""
     shapes, colors = rng.sample(SHAPES, 2), rng.sample(tuple(COLORS), 2)
     things = (
-        replace(thing, color=rng.choice(colors), shape="square" if thing.stripes else rng.choice(shapes))
+        replace(
+            thing, color=rng.choice(colors), shape="square" if thing.stripes else rng.choice(shapes)
+        )
         if thing.shape
         else thing
         for thing in scene.things
@@ -70,10 +88,17 @@ def make_text(rng: Random) -> str:
 
 
 def make_thing(
-    rng: Random, form: tuple[int, int], place: str, text: str = "", coarse: bool = False, **fixed: str
+    rng: Random,
+    form: tuple[int, int],
+    place: str,
+    text: str = "",
+    coarse: bool = False,
+    **fixed: str,
 ) -> Thing:
     """A thing of random looks somewhere in its place, not touching the edges."""
-    left, top, right, bottom = (edge * side for edge, side in zip(FORMS[form][place], form * 2, strict=True))
+    left, top, right, bottom = (
+        edge * side for edge, side in zip(FORMS[form][place], form * 2, strict=True)
+    )
     big = fixed.get("size") or rng.choice(("small", "large"))
     if text:
         height = rng.uniform(*TEXT_SIZES[coarse][big])
@@ -89,19 +114,25 @@ def make_thing(
 
 
 def make_striped(rng: Random, size: tuple[int, int], place: str) -> Thing:
-    """A square of lines that only a tile shows: in the global tile, half as large, black and white lines become grey."""
+    """A square of lines that only a tile shows: in the global tile, half as large, black and white
+    lines become grey."""
     thing = make_thing(rng, size, place, shape="square", size="large")
-    left, top, right, bottom = (2 * round(edge / 2) for edge in thing.box)  # so that lines pair up in half the size
+    left, top, right, bottom = (
+        2 * round(edge / 2) for edge in thing.box
+    )  # so that lines pair up in half the size
     return replace(thing, box=(left, top, right, bottom), stripes=rng.choice(STRIPES))
 
 
 def make_crowd(rng: Random, texts: float = 0.75) -> Scene:
-    """One tile with a small shape or (a share of `texts`) character in each of nine cells, row by row."""
+    """One tile with a small shape or (a share of `texts`) character in each of nine cells, row by
+    row."""
     cell, things = FRAME[0] / 3, []
     for number in range(9):
         is_text = rng.random() < texts
         text = rng.choice(CHARACTERS) if is_text else ""
-        thing = make_thing(rng, FRAME, "", text, size=rng.choice(("small", "large")) if is_text else "small")
+        thing = make_thing(
+            rng, FRAME, "", text, size=rng.choice(("small", "large")) if is_text else "small"
+        )
         left, top, right, bottom = thing.box
         width, height = min(right - left, cell), min(bottom - top, cell)
         x = cell * (number % 3) + rng.uniform(0, cell - width)
@@ -116,10 +147,18 @@ def make_frames(rng: Random) -> tuple[Thing, str, list[Scene]]:
     side = rng.uniform(13, 24)
     low, high = 2, FRAME[0] - 2 - side
     across = rng.uniform(low, high)
-    steps = [low + rng.uniform(0, 5) + (high - low - 5) * step / (count - 1) for step in range(count)]
+    steps = [
+        low + rng.uniform(0, 5) + (high - low - 5) * step / (count - 1) for step in range(count)
+    ]
     if direction in ("left", "up"):
         steps.reverse()
-    spots = [(along, across) if direction in ("left", "right") else (across, along) for along in steps]
-    color, shape, scale = rng.choice(tuple(COLORS)), rng.choice(SHAPES), rng.choice((1.0, 1.5, 2.0, 3.0))
+    spots = [
+        (along, across) if direction in ("left", "right") else (across, along) for along in steps
+    ]
+    color, shape, scale = (
+        rng.choice(tuple(COLORS)),
+        rng.choice(SHAPES),
+        rng.choice((1.0, 1.5, 2.0, 3.0)),
+    )
     things = [Thing("", color, "small", (x, y, x + side, y + side), shape) for x, y in spots]
     return things[0], direction, [Scene(FRAME, (thing,), background, scale) for thing in things]

@@ -16,8 +16,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from convert.random_checkpoint import LATER, SPECIAL, preprocessor_config, tokenizer_config, write_weights
-from convert.tiny.conversations import Question, make_conversation, make_count, make_easy, make_search
+from convert.random_checkpoint import (
+    LATER,
+    SPECIAL,
+    preprocessor_config,
+    tokenizer_config,
+    write_weights,
+)
+from convert.tiny.conversations import (
+    Question,
+    make_conversation,
+    make_count,
+    make_easy,
+    make_search,
+)
 from convert.tiny.pretraining import pretrain
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import new_folder
@@ -74,13 +86,34 @@ class Stage:
 
 
 STAGES = (
-    Stage("one-tile", make_easy, False, Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02)),
-    Stage("all", make_conversation, True, Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02)),
-    Stage("search", make_search, False, Settings(steps=1800, learning_rate=1e-3, warmup=50, weight_decay=0.02)),
-    Stage("count", make_count, False, Settings(steps=1200, learning_rate=1e-3, warmup=50, weight_decay=0.02)),
+    Stage(
+        "one-tile",
+        make_easy,
+        False,
+        Settings(steps=3000, learning_rate=1.5e-3, warmup=100, weight_decay=0.02),
+    ),
+    Stage(
+        "all",
+        make_conversation,
+        True,
+        Settings(steps=2500, learning_rate=1e-3, warmup=100, weight_decay=0.02),
+    ),
+    Stage(
+        "search",
+        make_search,
+        False,
+        Settings(steps=1800, learning_rate=1e-3, warmup=50, weight_decay=0.02),
+    ),
+    Stage(
+        "count",
+        make_count,
+        False,
+        Settings(steps=1200, learning_rate=1e-3, warmup=50, weight_decay=0.02),
+    ),
 )
 PORT = 15051  # and those after it, on this machine only
-# One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc; others take no notice).
+# One thread each; and freed memory is kept, as the same sizes are wanted again at once (glibc;
+# others take no notice).
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -109,13 +142,24 @@ def write_files(out: Path) -> None:
             "torch_dtype": "bfloat16",
         },
         "chat_template.json": {"chat_template": FAMILY_TEMPLATE},
-        "generation_config.json": {"bos_token_id": 1, "eos_token_id": ids["<end_of_utterance>"], "pad_token_id": 2},
-        "preprocessor_config.json": {**preprocessor_config("smolvlm"), "size": {"longest_edge": LONGEST_EDGE}},
+        "generation_config.json": {
+            "bos_token_id": 1,
+            "eos_token_id": ids["<end_of_utterance>"],
+            "pad_token_id": 2,
+        },
+        "preprocessor_config.json": {
+            **preprocessor_config("smolvlm"),
+            "size": {"longest_edge": LONGEST_EDGE},
+        },
         "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
         "tokenizer_config.json": tokenizer_config("smolvlm"),
         "added_tokens.json": {token: ids[token] for token in LATER},
         "special_tokens_map.json": {
-            **{name: value for name, value in tokenizer_config("smolvlm").items() if name.endswith("_token")},
+            **{
+                name: value
+                for name, value in tokenizer_config("smolvlm").items()
+                if name.endswith("_token")
+            },
             "additional_special_tokens": LATER[-3:],
         },
     }
@@ -124,13 +168,17 @@ def write_files(out: Path) -> None:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE on the text of conversations, with the family's special tokens in the family's places.
+    """Byte-level BPE on the text of conversations, with the family's special tokens in the family's
+    places.
 
     The texts in pictures are left out, so that they are spelled character by character.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -140,7 +188,9 @@ def train_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((_words(seed) for seed in range(3000)), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)]
+    )
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise RuntimeError(f"{tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}")
     return tokenizer
@@ -148,12 +198,24 @@ def train_tokenizer() -> Tokenizer:
 
 def _words(seed: int) -> str:
     messages = make_conversation(Random(seed)).messages
-    texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
-    return " ".join(word for word in " ".join(texts).split() if not word.strip(".,;").isupper() and word.isascii())
+    texts = [
+        part["text"]
+        for message in messages
+        for part in message["content"]
+        if part["type"] == "text"
+    ]
+    return " ".join(
+        word
+        for word in " ".join(texts).split()
+        if not word.strip(".,;").isupper() and word.isascii()
+    )
 
 
-def make_batches(processor: Processor, step: int, stage: Stage, split: str = "train") -> list[Batch]:
-    """The batches of a step, of examples that are made for it and never again; of like lengths in each."""
+def make_batches(
+    processor: Processor, step: int, stage: Stage, split: str = "train"
+) -> list[Batch]:
+    """The batches of a step, of examples that are made for it and never again; of like lengths in
+    each."""
     examples = []
     for number in range(BATCHES * BATCH_SIZE):
         rng = Random(f"{split} {stage.name} {step * BATCHES * BATCH_SIZE + number}")
@@ -162,13 +224,20 @@ def make_batches(processor: Processor, step: int, stage: Stage, split: str = "tr
         examples.append(make_example(processor, messages, ImageOptions(split=sample.split)))
     examples.sort(key=lambda example: example.input_ids.size)
     short, medium, long, longest = (
-        collate(examples[start : start + BATCH_SIZE]) for start in range(0, len(examples), BATCH_SIZE)
+        collate(examples[start : start + BATCH_SIZE])
+        for start in range(0, len(examples), BATCH_SIZE)
     )
-    return [short, medium, longest, long]  # two processes, which take turns, have about the same to do
+    return [
+        short,
+        medium,
+        longest,
+        long,
+    ]  # two processes, which take turns, have about the same to do
 
 
 def train(out: Path) -> None:
-    """Pretrain the tower, train the stages, write the weights; each of several processes does its share."""
+    """Pretrain the tower, train the stages, write the weights; each of several processes does its
+    share."""
     run, is_first = out.with_name(f"{out.name}-run"), mx.distributed.init().rank() == 0
     config = ModelConfig.from_dict(json.loads((out / "config.json").read_text()))
     mx.random.seed(0)
@@ -181,7 +250,9 @@ def train(out: Path) -> None:
         if is_first:
             with new_folder(tower.parent) as partial:
                 weights = model.named_parameters().items()
-                tensors = {name: array for name, array in weights if name.startswith("vision_model.")}
+                tensors = {
+                    name: array for name, array in weights if name.startswith("vision_model.")
+                }
                 mx.save_safetensors(str(partial / tower.name), tensors)
             print({name: f"{share:.0%}" for name, share in measured.items()}, flush=True)
     for stage in STAGES:
@@ -190,34 +261,52 @@ def train(out: Path) -> None:
         write_weights(out / "model.safetensors", model.named_parameters(), "bfloat16")
 
 
-def train_stage(stage: Stage, model: SmolVLM, processor: Processor, folder: Path, is_first: bool) -> None:
+def train_stage(
+    stage: Stage, model: SmolVLM, processor: Processor, folder: Path, is_first: bool
+) -> None:
     """Train from where `folder` has the stage, up to its end."""
     model.unfreeze()
     if not stage.trains_tower:
         model.vision_model.freeze()
     trainer = Trainer(model, stage.settings, folder)
     trainer.resume()
-    validation = [batch for step in range(2) for batch in make_batches(processor, step, stage, "validation")]
+    validation = [
+        batch for step in range(2) for batch in make_batches(processor, step, stage, "validation")
+    ]
     started, first = time.perf_counter(), trainer.step
-    steps = trainer.run_in_steps(lambda step: make_batches(processor, step, stage), lambda: validation)
+    steps = trainer.run_in_steps(
+        lambda step: make_batches(processor, step, stage), lambda: validation
+    )
     for record in steps if first < stage.settings.steps else ():
         if is_first and record.step % 10 == 0:
             pace = (time.perf_counter() - started) / (record.step - first)
-            validated = "" if record.validation_loss is None else f"  validation {record.validation_loss:.4f}"
-            print(f"{stage.name} {record.step}  loss {record.loss:.4f}  {pace:.2f} s a step{validated}", flush=True)
+            validated = (
+                ""
+                if record.validation_loss is None
+                else f"  validation {record.validation_loss:.4f}"
+            )
+            print(
+                f"{stage.name} {record.step}  loss {record.loss:.4f}  {pace:.2f} s a "
+                f"step{validated}",
+                flush=True,
+            )
     if is_first:
         write_curve(trainer.history, folder / "loss.csv")
         draw_curve(trainer.history, folder / "loss.png")
 
 
 def start(out: Path, processes: int) -> int:
-    """Run `train` in several processes, which add up their gradients (MLX's ring); their worst exit code."""
+    """Run `train` in several processes, which add up their gradients (MLX's ring); their worst exit
+    code."""
     with tempfile.TemporaryDirectory() as folder:
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{PORT + rank}"] for rank in range(processes)]))
         environment = {**os.environ, **ENVIRONMENT, "MLX_HOSTFILE": str(hosts)}
         command = [sys.executable, "-m", "convert.tiny.train", str(out), "--worker"]
-        workers = [subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(processes)]
+        workers = [
+            subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)})
+            for rank in range(processes)
+        ]
         while all(worker.poll() is None for worker in workers):
             time.sleep(1)
         if any(worker.poll() for worker in workers):  # one failed: the others would wait for it
@@ -227,9 +316,19 @@ def start(out: Path, processes: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="Folder of the checkpoint; OUT-run beside it keeps the state.")
-    parser.add_argument("--processes", type=int, default=2, choices=(1, 2, 4), help="That share the work: one a core.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "out", type=Path, help="Folder of the checkpoint; OUT-run beside it keeps the state."
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        choices=(1, 2, 4),
+        help="That share the work: one a core.",
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

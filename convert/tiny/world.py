@@ -1,7 +1,7 @@
 """The world of the tiny checkpoint: pictures of coloured shapes and short texts, drawn with Pillow.
 
-A scene is a place for each corner (or half) of a picture, with a shape, a text or nothing in it. `scenes` makes
-them at random, `questions` asks about them.
+A scene is a place for each corner (or half) of a picture, with a shape, a text or nothing in it.
+`scenes` makes them at random, `questions` asks about them.
 """
 
 import math
@@ -23,7 +23,9 @@ COLORS = {
     "pink": (245, 130, 190),
     "black": (28, 28, 28),
 }
-NEW_COLORS = {"cyan": (0, 190, 205)}  # in no picture that is trained on: examples/teach.py teaches it
+NEW_COLORS = {
+    "cyan": (0, 190, 205)
+}  # in no picture that is trained on: examples/teach.py teaches it
 INKS = ("red", "green", "blue", "purple", "black")  # of texts, whose lines are thin
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"  # O, I and Q look too much like others
 WORDS = "CAT SUN CUP HAT BUS KEY MAP PEN JAR BEE EGG ANT RED UP NET VAN".split()
@@ -99,7 +101,9 @@ def draw(scene: Scene) -> Image.Image:
     return image
 
 
-def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, scale: float, fill: tuple[int, int, int]) -> None:
+def draw_thing(
+    canvas: ImageDraw.ImageDraw, thing: Thing, scale: float, fill: tuple[int, int, int]
+) -> None:
     left, top, right, bottom = (edge * scale for edge in thing.box)
     if thing.stripes:
         canvas.rectangle((left, top, right - 1, bottom - 1), fill)
@@ -114,7 +118,10 @@ def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, scale: float, fill: tu
     elif thing.shape == "circle":
         canvas.ellipse((left, top, right, bottom), fill)
     else:
-        outline = [(left + x * (right - left), top + y * (bottom - top)) for x, y in outline_of(thing.shape)]
+        outline = [
+            (left + x * (right - left), top + y * (bottom - top))
+            for x, y in outline_of(thing.shape)
+        ]
         canvas.polygon(outline, fill)
 
 
@@ -136,11 +143,27 @@ def outline_of(shape: str) -> list[tuple[float, float]]:
         return [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]
     if shape == "cross":
         a, b = 0.34, 0.66
-        return [(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)]
+        return [
+            (a, 0),
+            (b, 0),
+            (b, a),
+            (1, a),
+            (1, b),
+            (b, b),
+            (b, 1),
+            (a, 1),
+            (a, b),
+            (0, b),
+            (0, a),
+            (a, a),
+        ]
     if shape == "star":
         radii = [0.5 if point % 2 == 0 else 0.21 for point in range(10)]
         turns = [math.pi * point / 5 - math.pi / 2 for point in range(10)]
-        return [(0.5 + r * math.cos(a), 0.5 + r * math.sin(a)) for r, a in zip(radii, turns, strict=True)]
+        return [
+            (0.5 + r * math.cos(a), 0.5 + r * math.sin(a))
+            for r, a in zip(radii, turns, strict=True)
+        ]
     raise ValueError(f"no shape {shape!r}")
 
 

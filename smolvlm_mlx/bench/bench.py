@@ -1,7 +1,9 @@
-"""How fast a model runs here, phase by phase, beside how fast it could: see `roofline` for the limits.
+"""How fast a model runs here, phase by phase, beside how fast it could: see `roofline` for the
+limits.
 
-Each phase runs through the functions that answer questions, on random token ids and noise, once to warm up and then several
-times. Times are of finished work: every phase ends with arrays that are evaluated. Knows nothing of terminals.
+Each phase runs through the functions that answer questions, on random token ids and noise, once to
+warm up and then several times. Times are of finished work: every phase ends with arrays that are
+evaluated. Knows nothing of terminals.
 """
 
 import statistics
@@ -32,7 +34,11 @@ from .plan import Plan
 from .roofline import Machine, Sizes, Work, decoder, vision
 
 PICTURE = (1600, 1067)  # pixels; 12 tiles and the global one in the family
-TILE_TEXT, QUESTION, ANSWER = 2, 16, 8  # tokens of text for a tile's place, of a question and of an answer
+TILE_TEXT, QUESTION, ANSWER = (
+    2,
+    16,
+    8,
+)  # tokens of text for a tile's place, of a question and of an answer
 
 Open = Callable[[], tuple[SmolVLM, ImageSettings]]
 Timed = tuple[float, ...]
@@ -41,7 +47,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Phase:
-    """One row: `count` things (`unit`) took `seconds` in each run; `work` is None where there is no formula for it."""
+    """One row: `count` things (`unit`) took `seconds` in each run; `work` is None where there is no
+    formula for it."""
 
     name: str
     seconds: Timed
@@ -72,7 +79,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Result:
-    """All that was measured. Sizes in bytes; `peak_memory` is MLX's, of a first turn about a picture, weights included."""
+    """All that was measured. Sizes in bytes; `peak_memory` is MLX's, of a first turn about a
+    picture, weights included."""
 
     machine: Machine
     phases: tuple[Phase, ...]
@@ -103,7 +111,9 @@ def bench_in_steps(open_model: Open, plan: Plan, stored: bool) -> Generator[Read
     phases += yield from run.all_in_steps()
     head = model.config.vision_config.hidden_size // model.config.vision_config.num_attention_heads
     checks = (*machine_checks([head], run.dtype), *model_checks(model, run.arrays))
-    plain = SmolVLM(model.config, tied="lm_head" not in model.language_model)  # neither packed nor evaluated
+    plain = SmolVLM(
+        model.config, tied="lm_head" not in model.language_model
+    )  # neither packed nor evaluated
     parameters = sum(array.size for array in plain.named_parameters().values())
     return Result(machine, tuple(phases), run.kernels, checks, parameters, weights, run.peak_memory)
 
@@ -112,7 +122,8 @@ bench = at_once(bench_in_steps)
 
 
 class Run:
-    """The phases of one model. `arrays` are dtypes of what was computed; `kernels` and `peak_memory` come with the phases."""
+    """The phases of one model. `arrays` are dtypes of what was computed; `kernels` and
+    `peak_memory` come with the phases."""
 
     def __init__(self, model: SmolVLM, settings: ImageSettings, plan: Plan):
         self.model, self.settings, self.plan, self.config = model, settings, plan, model.config
@@ -154,18 +165,31 @@ class Run:
         count, side = tiles_at_once(self.model), self.settings.tile_size
         tiles = self._random.integers(0, 256, (count, side, side, 3), np.uint8)
         digests = digest_tiles(tiles)
-        seconds, found = self._repeat(lambda: encode_tiles(self.model, tiles, self.settings, digests=digests))
+        seconds, found = self._repeat(
+            lambda: encode_tiles(self.model, tiles, self.settings, digests=digests)
+        )
         assert found[-1] is not None
         self.arrays["image tokens"] = found[-1].dtype
-        return Phase(f"vision, {_tiles(count)}", seconds, count, "tiles", vision(self.config, self.sizes, count))
+        return Phase(
+            f"vision, {_tiles(count)}",
+            seconds,
+            count,
+            "tiles",
+            vision(self.config, self.sizes, count),
+        )
 
     def count_step(self) -> Counter[str]:
         """The kernels of one decode step and of its choice, greedy."""
         language = self.model.language_model
         cache = language.make_cache(64)
-        mx.eval(language.hidden_states(mx.array(self._ids(16))[None], cache), [layer.state for layer in cache])
+        mx.eval(
+            language.hidden_states(mx.array(self._ids(16))[None], cache),
+            [layer.state for layer in cache],
+        )
         logits = language.logits(language.hidden_states(mx.array([[1]]), cache)[:, -1])
-        kernels = count_kernels(mx.argmax(logits, axis=-1), mx.isfinite(logits.astype(mx.float32).sum()))
+        kernels = count_kernels(
+            mx.argmax(logits, axis=-1), mx.isfinite(logits.astype(mx.float32).sum())
+        )
         self.arrays["logits"], self.arrays["keys"] = logits.dtype, cache[0].state[0].dtype
         return kernels
 
@@ -184,7 +208,8 @@ class Run:
         )
 
     def turns(self, picture: TiledImage) -> list[Phase]:
-        """To the first token of an answer about a picture, and to that of the next, with what the first left."""
+        """To the first token of an answer about a picture, and to that of the next, with what the
+        first left."""
         tiles = len(picture.tiles)
         placeholders = np.full(self.config.tokens_per_tile, self.config.image_token_id, np.int32)
         parts = [part for _ in range(tiles) for part in (self._ids(TILE_TEXT), placeholders)]
@@ -193,24 +218,36 @@ class Run:
         def both() -> tuple[Statistics, Statistics]:
             reader = PromptReader(self.model)
             mx.reset_peak_memory()
-            pictures = (TiledImage(picture.tiles, picture.layout),)  # which does not know its digests yet
+            pictures = (
+                TiledImage(picture.tiles, picture.layout),
+            )  # which does not know its digests yet
             first, ids = self._answer(Inputs(prompt, pictures, self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
             return first, self._answer(Inputs(longer, pictures, self.settings), 1, reader)[0]
 
         _, pairs = self._repeat(both)
-        firsts, seconds = (tuple(turn.first_token_seconds for turn in turns) for turns in zip(*pairs, strict=True))
+        firsts, seconds = (
+            tuple(turn.first_token_seconds for turn in turns) for turns in zip(*pairs, strict=True)
+        )
         _, last = pairs[-1]
-        launches, reused, new = self.kernels.total(), last.reused_tokens, last.prompt_tokens - last.reused_tokens
-        work = vision(self.config, self.sizes, tiles) + decoder(self.config, self.sizes, len(prompt), 0, launches)
+        launches, reused, new = (
+            self.kernels.total(),
+            last.reused_tokens,
+            last.prompt_tokens - last.reused_tokens,
+        )
+        work = vision(self.config, self.sizes, tiles) + decoder(
+            self.config, self.sizes, len(prompt), 0, launches
+        )
         again = decoder(self.config, self.sizes, new, reused, launches)
         return [
             Phase(f"first turn, {_tiles(tiles)}", firsts, len(prompt), "tokens", work),
             Phase("second turn", seconds, new, "tokens", again),
         ]
 
-    def _answer(self, inputs: Inputs, tokens: int, reader: PromptReader | None = None) -> tuple[Statistics, list[int]]:
+    def _answer(
+        self, inputs: Inputs, tokens: int, reader: PromptReader | None = None
+    ) -> tuple[Statistics, list[int]]:
         row = Row(Options(max_tokens=tokens))
         deque((reader or PromptReader(self.model)).answer(inputs, row), 0)
         return row.statistics, row.token_ids

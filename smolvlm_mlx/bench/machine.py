@@ -1,4 +1,5 @@
-"""What this machine can do, measured: bandwidth, FLOP/s, the cost of a small kernel; and which fast paths are open."""
+"""What this machine can do, measured: bandwidth, FLOP/s, the cost of a small kernel; and which fast
+paths are open."""
 
 import io
 import os
@@ -6,6 +7,7 @@ import re
 import timeit
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -18,15 +20,18 @@ LARGEST_PRODUCT = 8192  # rows and columns
 ENOUGH_SECONDS = 0.05  # of one matrix product
 CHAIN = 1000  # small kernels one after another
 
-# Primitives that only describe their input's memory anew. A Reshape of what does not lie in order copies it after all.
+# Primitives that only describe their input's memory anew. A Reshape of what does not lie in order
+# copies it after all.
 VIEWS = frozenset(
-    "AsStrided Broadcast BroadcastAxes Copy Depends ExpandDims Flatten Reshape Slice Split Squeeze StopGradient Transpose "
+    "AsStrided Broadcast BroadcastAxes Copy Depends ExpandDims Flatten Reshape Slice Split Squeeze "
+    "StopGradient Transpose "
     "Unflatten View".split()
 )
 
 
 def calibrate(dtype: mx.Dtype, repeats: int = 5) -> Machine:
-    """Measure the default device; the best of `repeats` counts, as it is the machine that is asked for."""
+    """Measure the default device; the best of `repeats` counts, as it is the machine that is asked
+    for."""
     name = device.name()
     return Machine(
         device=device_name(),
@@ -40,7 +45,8 @@ def calibrate(dtype: mx.Dtype, repeats: int = 5) -> Machine:
 
 
 def _bandwidth(dtype: mx.Dtype, repeats: int) -> float:
-    """Bytes a second of a large matrix-vector product; on a CPU, the faster of MLX's and NumPy's on the same memory."""
+    """Bytes a second of a large matrix-vector product; on a CPU, the faster of MLX's and NumPy's on
+    the same memory."""
     rows = 8192
     columns = MATRIX_BYTES[device.name()] // (rows * dtype.size)
     matrix, vector = mx.ones((rows, columns), dtype), mx.ones((1, columns), dtype)
@@ -58,7 +64,8 @@ def _flops(dtype: mx.Dtype, repeats: int) -> float:
     while True:
         matrix = mx.random.uniform(shape=(size, size)).astype(dtype)
         mx.eval(matrix)
-        seconds = _best(lambda matrix=matrix: mx.eval(matrix @ matrix), repeats)  # type: ignore[misc]
+        multiply = partial(lambda matrix: mx.eval(matrix @ matrix), matrix)
+        seconds = _best(multiply, repeats)
         best = max(best, 2 * size**3 / seconds)
         if seconds > ENOUGH_SECONDS or size >= LARGEST_PRODUCT:
             return best
@@ -66,7 +73,8 @@ def _flops(dtype: mx.Dtype, repeats: int) -> float:
 
 
 def _kernel_seconds(repeats: int) -> float:
-    """Seconds of one addition of two numbers that waits for the one before; building the graph is not counted."""
+    """Seconds of one addition of two numbers that waits for the one before; building the graph is
+    not counted."""
     x = mx.zeros((1,))
 
     def chain() -> None:
@@ -107,27 +115,37 @@ def is_fused(
     dtype: mx.Dtype = mx.bfloat16,
     heads: tuple[int, int] = (2, 2),
 ) -> bool:
-    """Whether this backend has one kernel for attention of this form: with `force_fused` MLX raises if not.
+    """Whether this backend has one kernel for attention of this form: with `force_fused` MLX raises
+    if not.
 
     Args:
         queries: rows, of 64 keys.
         heads: of the queries, and of keys and values.
     """
-    q, kv = mx.zeros((1, heads[0], queries, head_dim), dtype), mx.zeros((1, heads[1], 64, head_dim), dtype)
+    q, kv = (
+        mx.zeros((1, heads[0], queries, head_dim), dtype),
+        mx.zeros((1, heads[1], 64, head_dim), dtype),
+    )
     try:
-        mx.eval(mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0, mask=mask, force_fused=True))
+        mx.eval(
+            mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0, mask=mask, force_fused=True)
+        )
     except ValueError:
         return False
     return True
 
 
 def count_kernels(*arrays: mx.array) -> Counter[str]:
-    """Kernels by primitive that evaluating these arrays starts: MLX's graph, as exported, without views.
+    """Kernels by primitive that evaluating these arrays starts: MLX's graph, as exported, without
+    views.
 
-    Each primitive counts as one kernel. That is too low where MLX splits one (a long sum, a product split along its inner
-    side) or has to copy for a Reshape, and what is evaluated already counts nothing.
+    Each primitive counts as one kernel. That is too low where MLX splits one (a long sum, a product
+    split along its inner side) or has to copy for a Reshape, and what is evaluated already counts
+    nothing.
     """
     graph = io.StringIO()
     mx.export_to_dot(graph, *arrays)
-    nodes = dict(re.findall(r'(\d+) \[label ="([^"]+)"', graph.getvalue()))  # a primitive has one node
+    nodes = dict(
+        re.findall(r'(\d+) \[label ="([^"]+)"', graph.getvalue())
+    )  # a primitive has one node
     return Counter(name for name in nodes.values() if name not in VIEWS)

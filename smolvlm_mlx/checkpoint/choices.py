@@ -1,4 +1,5 @@
-"""What checkpoints, conversions and adapters can be, by name. Imports nothing heavy, so that --help answers at once."""
+"""What checkpoints, conversions and adapters can be, by name. Imports nothing heavy, so that --help
+answers at once."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +7,9 @@ from typing import Literal
 Dtype = Literal["bfloat16", "float16", "float32"]
 Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128]
-RecipeName = Literal["bf16", "8bit", "6bit", "4bit", "4bit-8bit-embeddings", "8bit-vision", "4bit-vision"]
+RecipeName = Literal[
+    "bf16", "8bit", "6bit", "4bit", "4bit-8bit-embeddings", "8bit-vision", "4bit-vision"
+]
 Part = Literal["decoder", "connector", "vision"]
 Size = Literal["256M", "500M", "2.2B"]
 
@@ -15,8 +18,9 @@ Size = Literal["256M", "500M", "2.2B"]
 class Recipe:
     """What a conversion makes of the weights. None for bits keeps a part in `dtype`.
 
-    The small decoders are the fragile part below 8 bits. All that the model sees passes the connector, so tower and
-    connector keep 16 bits unless `vision_bits` is set, and the connector has 8 bits even then.
+    The small decoders are the fragile part below 8 bits. All that the model sees passes the
+    connector, so tower and connector keep 16 bits unless `vision_bits` is set, and the connector
+    has 8 bits even then.
     """
 
     bits: int | None = None  # decoder layers

@@ -1,4 +1,5 @@
-"""Two checkpoints side by side on built-in prompts and pictures: how far apart are their predictions?"""
+"""Two checkpoints side by side on built-in prompts and pictures: how far apart are their
+predictions?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from .reader import load
 
 @dataclass(frozen=True)
 class Agreement:
-    """`kl`: mean Kullback-Leibler divergence of the predictions, in nats. `top1`: share of equal top tokens."""
+    """`kl`: mean Kullback-Leibler divergence of the predictions, in nats. `top1`: share of equal
+    top tokens."""
 
     prompt: str
     tokens: int
@@ -23,20 +25,27 @@ class Agreement:
     top1: float
 
 
-def compare(reference: str | Path, candidate: str | Path, revision: str | None = None) -> list[Agreement]:
-    """Predictions of `candidate` against those of `reference` at every position of the built-in conversations.
+def compare(
+    reference: str | Path, candidate: str | Path, revision: str | None = None
+) -> list[Agreement]:
+    """Predictions of `candidate` against those of `reference` at every position of the built-in
+    conversations.
 
-    The two are loaded one after the other. Positions of image placeholders, which predict nothing, are left out.
+    The two are loaded one after the other. Positions of image placeholders, which predict nothing,
+    are left out.
 
     Raises:
         CheckpointError: one cannot be used, or they are not the same model.
     """
     expected = list(_predict(reference, revision))
     found = []
-    for (name, want_ids, want), (_, have_ids, have) in zip(expected, _predict(candidate, None), strict=True):
+    for (name, want_ids, want), (_, have_ids, have) in zip(
+        expected, _predict(candidate, None), strict=True
+    ):
         if want_ids != have_ids or want.shape != have.shape:
             raise CheckpointError(
-                f"{reference} and {candidate} are not the same model: their prompts or vocabularies differ"
+                f"{reference} and {candidate} are not the same model: their prompts or "
+                "vocabularies differ"
             )
         kl = (mx.exp(want) * (want - have)).sum(axis=-1).mean()
         equal = (want.argmax(axis=-1) == have.argmax(axis=-1)).sum()
@@ -44,7 +53,9 @@ def compare(reference: str | Path, candidate: str | Path, revision: str | None =
     return found
 
 
-def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str, list[int], mx.array]]:
+def _predict(
+    checkpoint: str | Path, revision: str | None
+) -> Iterator[tuple[str, list[int], mx.array]]:
     """Name, token ids and log probabilities (T, V) of each conversation."""
     model, processor = load(checkpoint, revision=revision)
     for name, messages in conversations().items():
@@ -59,13 +70,18 @@ def _predict(checkpoint: str | Path, revision: str | None) -> Iterator[tuple[str
 
 
 def conversations() -> dict[str, Sequence[Message]]:
-    """Short conversations with known pictures; their answers are part of the text that is predicted."""
+    """Short conversations with known pictures; their answers are part of the text that is
+    predicted."""
     scene, chart = _scene(), _chart()
     return {
         "text": _exchange("What is the capital of France?", [], "The capital of France is Paris."),
-        "picture": _exchange("What do you see?", [scene], "A red circle and a blue square on a white background."),
+        "picture": _exchange(
+            "What do you see?", [scene], "A red circle and a blue square on a white background."
+        ),
         "chart": _exchange("Which bar is the highest?", [chart], "The third bar is the highest."),
-        "two pictures": _exchange("What is different?", [scene, chart], "The first shows shapes, the second a chart."),
+        "two pictures": _exchange(
+            "What is different?", [scene, chart], "The first shows shapes, the second a chart."
+        ),
     }
 
 
@@ -85,5 +101,7 @@ def _chart() -> Image.Image:
     image = Image.new("RGB", (320, 240), "white")
     draw = ImageDraw.Draw(image)
     for bar, height in enumerate((60, 120, 190, 90)):
-        draw.rectangle((30 + 70 * bar, 220 - height, 80 + 70 * bar, 220), fill=(40, 60 + 40 * bar, 160))
+        draw.rectangle(
+            (30 + 70 * bar, 220 - height, 80 + 70 * bar, 220), fill=(40, 60 + 40 * bar, 160)
+        )
     return image

@@ -1,8 +1,9 @@
 """Checkpoint folder -> another one: cast, quantize and write, tensor by tensor, and all or nothing.
 
-One tensor is in memory at a time, so a 2.2B model converts on an 8 GB laptop. The result is made in a temporary folder
-beside the target, synced and checked, and then renamed: a crash leaves the target absent, never partial. The source is
-only read. The result has mlx-community's layout: one model.safetensors, and config.json with a `quantization` block.
+One tensor is in memory at a time, so a 2.2B model converts on an 8 GB laptop. The result is made in
+a temporary folder beside the target, synced and checked, and then renamed: a crash leaves the
+target absent, never partial. The source is only read. The result has mlx-community's layout: one
+model.safetensors, and config.json with a `quantization` block.
 """
 
 import json
@@ -30,14 +31,17 @@ from .safetensors import write_safetensors_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-    "chat_template.json chat_template.jinja preprocessor_config.json processor_config.json generation_config.json"
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
+    "merges.txt "
+    "chat_template.json chat_template.jinja preprocessor_config.json processor_config.json "
+    "generation_config.json"
 ).split()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the result."""
+    """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the
+    result."""
 
     out: Path
     source_bytes: int
@@ -46,7 +50,11 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * sum(size for _, size in self.parts.values()) / sum(count for count, _ in self.parts.values())
+        return (
+            8
+            * sum(size for _, size in self.parts.values())
+            / sum(count for count, _ in self.parts.values())
+        )
 
 
 def convert_in_steps(
@@ -73,7 +81,9 @@ def convert_in_steps(
     if os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
     if checkpoint.folder.resolve() in out.resolve().parents:
-        raise ConversionError(f"{out} is inside {checkpoint.folder}, which is only read; choose another place")
+        raise ConversionError(
+            f"{out} is inside {checkpoint.folder}, which is only read; choose another place"
+        )
     if checkpoint.quantization is not None and recipe.quantizes:
         raise ConversionError(
             f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
@@ -94,7 +104,8 @@ convert = at_once(convert_in_steps)
 
 
 def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: Path) -> None:
-    """Write trained `weights`, named as in the module tree, as a new checkpoint in bfloat16 beside `checkpoint`'s files.
+    """Write trained `weights`, named as in the module tree, as a new checkpoint in bfloat16 beside
+    `checkpoint`'s files.
 
     Raises:
         ConversionError: `out` cannot be written.
@@ -123,7 +134,9 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
             free = shutil.disk_usage(partial).free
             needed = sum(form.nbytes for form in plan.forms.values()) + 32 * 2**20
             if free < needed:
-                raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
+                raise ConversionError(
+                    f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed"
+                )
             yield from write_safetensors_in_steps(partial / "model.safetensors", plan.forms, arrays)
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
@@ -131,15 +144,21 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
                     shutil.copyfile(plan.checkpoint.folder / name, partial / name)
             open_checkpoint(partial)  # names, shapes and dtypes are what its config says
     except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        reason = (
+            f"{error.strerror or error}: {error.filename}"
+            if error.filename
+            else error.strerror or error
+        )
         raise ConversionError(f"{out}: cannot be made ({reason})") from error
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All about the result that can be known before a weight is read, in the order in which it is written.
+    """All about the result that can be known before a weight is read, in the order in which it is
+    written.
 
-    `forms` are arrays of its shapes and dtypes that are never evaluated, `shapes` those before quantization.
+    `forms` are arrays of its shapes and dtypes that are never evaluated, `shapes` those before
+    quantization.
     """
 
     checkpoint: Checkpoint
@@ -148,7 +167,9 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, mx.array]
-    adapted: Mapping[str, nn.Module] = field(default_factory=dict)  # layers of an adapter, without the base's weights
+    adapted: Mapping[str, nn.Module] = field(
+        default_factory=dict
+    )  # layers of an adapter, without the base's weights
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
@@ -157,26 +178,48 @@ class _Plan:
         shapes = {name: array.shape for name, array in _in_order(target)}
         quantization = _quantize(target, recipe)
         floats = DTYPES[recipe.dtype]
-        forms = {name: a if a.dtype == mx.uint32 else a.astype(floats) for name, a in _in_order(target)}
+        forms = {
+            name: a if a.dtype == mx.uint32 else a.astype(floats) for name, a in _in_order(target)
+        }
         return cls(checkpoint, recipe, config, quantization, shapes, forms)
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
-        kept = {key: value for key, value in self.checkpoint.raw_config.items() if not key.startswith("quantization")}
+        kept = {
+            key: value
+            for key, value in self.checkpoint.raw_config.items()
+            if not key.startswith("quantization")
+        }
         text = {**kept.get("text_config", {}), "tie_word_embeddings": self.checkpoint.is_tied}
-        vision = {**kept.get("vision_config", {}), "intermediate_size": self.config.vision_config.intermediate_size}
-        changed = {**kept, "text_config": text, "vision_config": vision, "tie_word_embeddings": self.checkpoint.is_tied}
+        vision = {
+            **kept.get("vision_config", {}),
+            "intermediate_size": self.config.vision_config.intermediate_size,
+        }
+        changed = {
+            **kept,
+            "text_config": text,
+            "vision_config": vision,
+            "tie_word_embeddings": self.checkpoint.is_tied,
+        }
         changed["torch_dtype"] = self.recipe.dtype
         for section in (changed, text, vision):
-            section.update((key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key))
-        return changed if self.quantization is None else {**changed, "quantization": self.quantization.to_config()}
+            section.update(
+                (key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key)
+            )
+        return (
+            changed
+            if self.quantization is None
+            else {**changed, "quantization": self.quantization.to_config()}
+        )
 
     def arrays(self) -> Iterator[mx.array]:
         """The tensors of the result, each read and made when it is asked for."""
         source = dict(self.checkpoint.read())
         for name, shape in self.shapes.items():
             array = self._float(name, source)
-            array = mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
+            array = mx.pad(
+                array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
+            )
             module = name.removesuffix(".weight")
             if f"{module}.scales" in self.forms:
                 assert self.quantization is not None
@@ -191,7 +234,9 @@ class _Plan:
         if array.dtype == mx.uint32:
             assert self.checkpoint.quantization is not None
             bits, group_size = self.checkpoint.quantization.of(module)
-            scales, biases = (source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+            scales, biases = (
+                source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases")
+            )
             array = mx.dequantize(array, scales, biases, group_size, bits)
         if module in self.adapted and name.endswith(".weight"):
             layer = self.adapted[module]
@@ -202,7 +247,9 @@ class _Plan:
 
 def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
     """Quantize the target's modules as the recipe says; the block for its config.json."""
-    layers = {path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    layers = {
+        path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)
+    }
     wanted = {path: bits for path in layers if (bits := recipe.module_bits(path)) is not None}
     if not wanted:
         return None
@@ -210,7 +257,8 @@ def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
     if misfits := sorted(width for width in widths if width % recipe.group_size):
         fitting = [str(size) for size in GROUP_SIZES if not any(width % size for width in widths)]
         raise ConversionError(
-            f"group_size {recipe.group_size}: layers of {', '.join(map(str, misfits))} inputs do not divide into such "
+            f"group_size {recipe.group_size}: layers of {', '.join(map(str, misfits))} inputs do "
+            "not divide into such "
             f"groups; use {' or '.join(fitting) or 'no quantization of this part'}"
         )
     main = recipe.bits or next(iter(wanted.values()))
@@ -223,7 +271,8 @@ def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
 def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
     """With a quantized tower, its MLP width rounded up to whole groups (4304 to 4352 in the 2.2B).
 
-    Exact: the added rows of fc1 are zero, GELU of zero is zero, and so the added columns of fc2 meet only zeros.
+    Exact: the added rows of fc1 are zero, GELU of zero is zero, and so the added columns of fc2
+    meet only zeros.
     """
     if recipe.vision_bits is None:
         return config
@@ -233,7 +282,8 @@ def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
 
 
 def _in_order(model: SmolVLM) -> list[tuple[str, mx.array]]:
-    """Parameters module by module; in a quantized one weight, scales, biases, as `mx.quantize` returns them."""
+    """Parameters module by module; in a quantized one weight, scales, biases, as `mx.quantize`
+    returns them."""
 
     def order(item: tuple[str, mx.array]) -> tuple[str, int]:
         module, _, part = item[0].rpartition(".")

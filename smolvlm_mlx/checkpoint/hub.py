@@ -1,4 +1,5 @@
-"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, downloaded when it is not in the cache."""
+"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, downloaded
+when it is not in the cache."""
 
 import errno
 import re
@@ -10,12 +11,19 @@ TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 # What a download may bring: no code, no pickles.
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt", "vocab.json"]
+PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "merges.txt",
+    "vocab.json",
+]
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the hub (cached, resumed,
-    offline if the cache has it)."""
+    """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the
+    hub (cached, resumed, offline if the cache has it)."""
     if str(path_or_id) == "tiny":
         return TINY
     try:
@@ -24,11 +32,18 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-    except (OSError, RuntimeError, ValueError) as error:  # no access, an endless name, no such ~user, a zero byte
-        raise CheckpointError(f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id") from error
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # no access, an endless name, no such ~user, a zero byte
+        raise CheckpointError(
+            f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id"
+        ) from error
     if not re.fullmatch(_HUB_ID, str(path_or_id), re.ASCII):
         raise CheckpointError(
-            f"no folder {quote(folder, end=True)}, and no hub id like HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+            f"no folder {quote(folder, end=True)}, and no hub id like "
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
         )
     return _download(str(path_or_id), revision)
 
@@ -41,18 +56,31 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS))
     except hub.GatedRepoError as error:
-        raise CheckpointError(f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`") from error
+        raise CheckpointError(
+            f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`"
+        ) from error
     except hub.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
         ) from error
     except hub.RevisionNotFoundError as error:
-        raise CheckpointError(f"{repo}: no revision {quote(revision)}; see hf.co/{repo}/tree/main") from error
+        raise CheckpointError(
+            f"{repo}: no revision {quote(revision)}; see hf.co/{repo}/tree/main"
+        ) from error
     except hub.HFValidationError as error:
-        raise CheckpointError(f"{quote(repo)}: no folder, and no hub id ({reason(error)})") from error
+        raise CheckpointError(
+            f"{quote(repo)}: no folder, and no hub id ({reason(error)})"
+        ) from error
     except (httpx2.HTTPError, hub.XetDownloadError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise CheckpointError(f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME") from error
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+        ):
+            raise CheckpointError(
+                f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME"
+            ) from error
         raise CheckpointError(
             f"{repo}: not, or not all of it, in the local cache, and the hub is not reachable; "
             "connect, or give a folder that holds a checkpoint (--model FOLDER)"

@@ -1,4 +1,5 @@
-"""The family's three sizes by their shapes, filled with random weights, and a picture of noise: to measure without a download."""
+"""The family's three sizes by their shapes, filled with random weights, and a picture of noise: to
+measure without a download."""
 
 import io
 
@@ -12,13 +13,19 @@ from ..model import SmolVLM, optimize
 from .quantization import Quantization, quantize_modules
 
 
-def _text(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, rope_theta: float = 100_000) -> TextConfig:
+def _text(
+    hidden: int, inner: int, layers: int, heads: int, kv_heads: int, rope_theta: float = 100_000
+) -> TextConfig:
     shape = (49280, hidden, inner, layers, heads, kv_heads)
-    return TextConfig(*shape, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=rope_theta)
+    return TextConfig(
+        *shape, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=rope_theta
+    )
 
 
 _BASE = VisionConfig(hidden_size=768, num_attention_heads=12, image_size=512, patch_size=16)
-_SO400M = VisionConfig(1152, 4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14)
+_SO400M = VisionConfig(
+    1152, 4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14
+)
 
 
 def _config(text: TextConfig, vision: VisionConfig, scale_factor: int) -> ModelConfig:
@@ -50,9 +57,13 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
     model = SmolVLM(config)
     model.set_dtype(dtype)
     if bits is not None:
-        quantize_modules(model, Quantization(bits, 64), lambda module: module.startswith("language_model."))
+        quantize_modules(
+            model, Quantization(bits, 64), lambda module: module.startswith("language_model.")
+        )
     model.eval()
-    optimize(model)  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
+    optimize(
+        model
+    )  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
     mx.eval(model.parameters())
     return model
 
@@ -60,8 +71,12 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
 def random_picture(size: tuple[int, int], random: np.random.Generator) -> bytes:
     """A JPEG like a photograph: smooth colours with fine noise. `size` is (width, height)."""
     width, height = size
-    coarse = Image.fromarray(random.integers(0, 256, (11, 16, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (11, 16, 3), np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
     noise = random.integers(-12, 13, (height, width, 3), np.int16)
     out = io.BytesIO()
-    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
+    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(
+        out, "JPEG", quality=90
+    )
     return out.getvalue()

@@ -1,7 +1,9 @@
 """Which layers are quantized, and to how many bits: the `quantization` block of config.json.
 
-The block is mlx-community's: `{"group_size": 64, "bits": 4, "mode": "affine", "<module>": {...} or false}`. Entries by
-module path override the defaults. A module is quantized if the file has its `.scales`, whatever else the block says.
+The block is mlx-community's:
+`{"group_size": 64, "bits": 4, "mode": "affine", "<module>": {...} or false}`. Entries by module
+path override the defaults. A module is quantized if the file has its `.scales`, whatever else the
+block says.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,15 +36,21 @@ class Quantization:
         """Read the block of config.json; None if there is none.
 
         Raises:
-            CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is not.
+            CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is
+                not.
         """
-        block = raw.get("quantization_config") if raw.get("quantization") is None else raw["quantization"]
+        block = (
+            raw.get("quantization_config")
+            if raw.get("quantization") is None
+            else raw["quantization"]
+        )
         if block is None:
             return None
         if not isinstance(block, Mapping) or "bits" not in block:
             method = block.get("quant_method") if isinstance(block, Mapping) else block
             raise CheckpointError(
-                f"config.json: quantization {quote(method)} is not MLX's; convert the original checkpoint"
+                f"config.json: quantization {quote(method)} is not MLX's; convert the original "
+                "checkpoint"
             )
         defaults = {"group_size": 64, "mode": "affine", **block}
         exceptions = {
@@ -52,13 +60,18 @@ class Quantization:
         }
         for name, entry in {"quantization": defaults, **exceptions}.items():
             if entry["mode"] != "affine":
-                raise CheckpointError(f"config.json: {quote(name)}: mode {quote(entry['mode'])} (only 'affine')")
+                raise CheckpointError(
+                    f"config.json: {quote(name)}: mode {quote(entry['mode'])} (only 'affine')"
+                )
         modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
         return cls(defaults["bits"], defaults["group_size"], modules)
 
     def to_config(self) -> dict[str, object]:
         """The block to write into config.json."""
-        exceptions = {name: {"bits": bits, "group_size": size} for name, (bits, size) in sorted(self.modules.items())}
+        exceptions = {
+            name: {"bits": bits, "group_size": size}
+            for name, (bits, size) in sorted(self.modules.items())
+        }
         return {"group_size": self.group_size, "bits": self.bits, "mode": "affine", **exceptions}
 
     def of(self, module: str) -> tuple[int, int]:
@@ -76,15 +89,21 @@ def check_quantization(bits: object, group_size: object) -> str | None:
     )
 
 
-def quantize_modules(model: nn.Module, quantization: Quantization, quantized: Callable[[str], bool]) -> None:
-    """Turn the Linear and Embedding layers for which `quantized(path)` holds into their quantized kind, in place."""
+def quantize_modules(
+    model: nn.Module, quantization: Quantization, quantized: Callable[[str], bool]
+) -> None:
+    """Turn the Linear and Embedding layers for which `quantized(path)` holds into their quantized
+    kind, in place."""
 
     def form(path: str, module: nn.Module) -> bool | dict[str, object]:
         if not isinstance(module, nn.Linear | nn.Embedding) or not quantized(path):
             return False
         bits, group_size = quantization.of(path)
         if module.weight.shape[1] % group_size:
-            raise CheckpointError(f"{path}: {module.weight.shape[1]} inputs are no multiple of group_size {group_size}")
+            raise CheckpointError(
+                f"{path}: {module.weight.shape[1]} inputs are no multiple of group_size "
+                f"{group_size}"
+            )
         return {"bits": bits, "group_size": group_size}
 
     nn.quantize(model, quantization.group_size, quantization.bits, class_predicate=form)

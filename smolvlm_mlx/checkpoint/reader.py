@@ -1,8 +1,10 @@
-"""A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the weights.
+"""A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the
+weights.
 
-Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`, convolution kernels (O, I, kH,
-kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I), possibly quantized). Names, shapes and dtypes in the
-headers (see `safetensors`) are compared with those of the module tree that the validated config describes.
+Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`,
+convolution kernels (O, I, kH, kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I),
+possibly quantized). Names, shapes and dtypes in the headers (see `safetensors`) are compared with
+those of the module tree that the validated config describes.
 """
 
 from collections import Counter
@@ -56,31 +58,45 @@ class Checkpoint:
 
     @cached_property
     def is_tied(self) -> bool:
-        """Whether logits come from the embedding table: there is no lm_head, or it is a copy of the table."""
+        """Whether logits come from the embedding table: there is no lm_head, or it is a copy of the
+        table."""
         head = {name: self.tensors[name] for name in self.tensors if name.startswith(_HEAD)}
-        table = {name.replace(_TABLE, _HEAD): self.tensors[name] for name in self.tensors if name.startswith(_TABLE)}
-        return not head or (head.keys() == table.keys() and all(same_bytes(head[name], table[name]) for name in head))
+        table = {
+            name.replace(_TABLE, _HEAD): self.tensors[name]
+            for name in self.tensors
+            if name.startswith(_TABLE)
+        }
+        return not head or (
+            head.keys() == table.keys()
+            and all(same_bytes(head[name], table[name]) for name in head)
+        )
 
     def is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self.tensors
 
     @cached_property
     def nbytes(self) -> int:
-        return sum(shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()})
+        return sum(
+            shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()}
+        )
 
     def parts(self) -> dict[str, tuple[int, int]]:
-        """(parameters, bytes) of tower, connector and decoder; scales and biases are no parameters."""
+        """(parameters, bytes) of tower, connector and decoder; scales and biases are no
+        parameters."""
         parameters = SmolVLM(self.config, tied=not self.has_head).named_parameters()
         return {
             part: (
                 sum(array.size for name, array in parameters.items() if name.startswith(part)),
-                sum(tensor.nbytes for name, tensor in self.tensors.items() if name.startswith(part)),
+                sum(
+                    tensor.nbytes for name, tensor in self.tensors.items() if name.startswith(part)
+                ),
             )
             for part in ("vision_model", "connector", "language_model")
         }
 
     def read(self, stream: mx.Stream | None = None) -> Iterator[tuple[str, mx.array]]:
-        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read when evaluated.
+        """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read
+        when evaluated.
 
         Args:
             stream: of the CPU, which reads; the thread's own by default.
@@ -88,7 +104,8 @@ class Checkpoint:
         shards: dict[Path, dict[str, mx.array]] = {}
         for name, tensor in self.tensors.items():
             if tensor.shard not in shards:
-                shards[tensor.shard] = mx.load(str(tensor.shard), stream=stream)  # type: ignore[assignment]  # no .npy
+                loaded = mx.load(str(tensor.shard), stream=stream)
+                shards[tensor.shard] = loaded  # type: ignore[assignment]  # no .npy
             array = shards[tensor.shard].pop(tensor.key)
             if self.is_hf_layout and name == _PATCH_KERNEL:
                 array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
@@ -114,13 +131,17 @@ def load(
     """Load a checkpoint for inference, by any thread, whichever loads it.
 
     Args:
-        path_or_id: a folder, or a Hugging Face hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
-        dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU, float32 on a CPU.
+        path_or_id: a folder, or a Hugging Face hub id such as
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
+        dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU,
+            float32 on a CPU.
         revision: branch, tag or commit of the hub repository.
         adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.
-        fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for training.
-        lazy: read weights when they are first used: all of them, or with "vision" only those of the vision tower. The
-            files must not change meanwhile, and only one thread at a time may use the model until they are read.
+        fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for
+            training.
+        lazy: read weights when they are first used: all of them, or with "vision" only those of the
+            vision tower. The files must not change meanwhile, and only one thread at a time may use
+            the model until they are read.
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
@@ -144,15 +165,26 @@ def load(
 
 
 def _fill(
-    checkpoint: Checkpoint, dtype: mx.Dtype, adapter: str | Path | None, fuse: bool, reading: mx.Stream | None = None
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype,
+    adapter: str | Path | None,
+    fuse: bool,
+    reading: mx.Stream | None = None,
 ) -> SmolVLM:
-    """Build a checkpoint's model with its weights; with `reading`, they are read on that stream when they are first used."""
+    """Build a checkpoint's model with its weights; with `reading`, they are read on that stream
+    when they are first used."""
     weights, lazy = dict(checkpoint.read(reading)), reading is not None
     if checkpoint.is_tied:
-        weights = {name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")}
+        weights = {
+            name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")
+        }
     model = checkpoint.build(checkpoint.is_tied)
-    # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and norms.
-    cast = [(name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w) for name, w in weights.items()]
+    # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and
+    # norms.
+    cast = [
+        (name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
+        for name, w in weights.items()
+    ]
     base = "" if adapter is None else fingerprint(weights)
     weights.clear()
     model.load_weights(cast)
@@ -165,10 +197,13 @@ def _fill(
     if not lazy:
         mx.eval(model.parameters())
     if dtype == mx.float16:
-        bad = [name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())]
+        bad = [
+            name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())
+        ]
         if bad:
             raise CheckpointError(
-                f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or float32"
+                f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or "
+                "float32"
             )
     return model
 
@@ -177,7 +212,8 @@ def _fill(
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read config.json and the headers of the weight files, and compare every name, shape and dtype.
+    """Read config.json and the headers of the weight files, and compare every name, shape and
+    dtype.
 
     Raises:
         CheckpointError: anything missing, extra, misshapen or mistyped; all of it is named at once.
@@ -213,11 +249,15 @@ def _compare(checkpoint: Checkpoint) -> None:
     scales = [name for name in tensors if name.endswith(".scales")]
     if scales and checkpoint.quantization is None:
         raise CheckpointError(
-            f"{checkpoint.folder}: {len(scales)} quantized layers, but config.json has no quantization"
+            f"{checkpoint.folder}: {len(scales)} quantized layers, but config.json has no "
+            "quantization"
         )
     expected = checkpoint.build(tied=not checkpoint.has_head).named_parameters()
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {quote(tensors[name].key)}" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [
+        f"unexpected {quote(tensors[name].key)}"
+        for name in sorted(tensors.keys() - expected.keys())
+    ]
     for name in sorted(tensors.keys() & expected.keys()):
         tensor, array = tensors[name], expected[name]
         if tensor.shape != array.shape:
@@ -225,4 +265,6 @@ def _compare(checkpoint: Checkpoint) -> None:
         if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
             problems.append(f"{tensor.key} is {tensor.dtype}")
     if problems:
-        raise CheckpointError(f"{checkpoint.folder}: the weights do not fit config.json: {listed(problems)}")
+        raise CheckpointError(
+            f"{checkpoint.folder}: the weights do not fit config.json: {listed(problems)}"
+        )

@@ -1,9 +1,10 @@
 """Weight files: what their headers say of the tensors, and how one is written tensor by tensor.
 
-`mx.load` accepts files that `safetensors` rejects, and crashes on some, so `safetensors` opens each file first. Pickles are
-refused by name. `mx.save_safetensors` wants all tensors at once and truncates in place; here a header that is known
-beforehand is written first, and nothing is kept. The format is public (github.com/huggingface/safetensors, README): 8 bytes
-of header length, the header in JSON, the tensors' bytes.
+`mx.load` accepts files that `safetensors` rejects, and crashes on some, so `safetensors` opens each
+file first. Pickles are refused by name. `mx.save_safetensors` wants all tensors at once and
+truncates in place; here a header that is known beforehand is written first, and nothing is kept.
+The format is public (github.com/huggingface/safetensors, README): 8 bytes of header length, the
+header in JSON, the tensors' bytes.
 """
 
 import json
@@ -39,14 +40,17 @@ class Tensor:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The weight files: model.safetensors, or those that the index names, or the only one there is."""
+    """The weight files: model.safetensors, or those that the index names, or the only one there
+    is."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():  # before an index, as in transformers
         return [whole]
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        bad = [name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)]
+        bad = [
+            name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)
+        ]
         if not names or bad:
             what = f"{quote(bad[0])}, not a .safetensors file of this folder" if bad else "no files"
             raise CheckpointError(f"{index}: weight_map names {what}; download it again")
@@ -59,14 +63,21 @@ def find_shards(folder: Path) -> list[Path]:
     if len(shards) == 1:
         return shards
     if shards:
-        raise CheckpointError(f"{folder}: {len(shards)} .safetensors files and no model.safetensors.index.json")
-    others = sorted(p.name for kind in ("bin", "pt", "pth", "pkl", "npz", "gguf") for p in folder.glob(f"*.{kind}"))
+        raise CheckpointError(
+            f"{folder}: {len(shards)} .safetensors files and no model.safetensors.index.json"
+        )
+    others = sorted(
+        p.name
+        for kind in ("bin", "pt", "pth", "pkl", "npz", "gguf")
+        for p in folder.glob(f"*.{kind}")
+    )
     hint = f" ({others[0]} is not read: only safetensors files are safe to open)" if others else ""
     raise CheckpointError(f"{folder}: no model.safetensors{hint}")
 
 
 def read_header(shard: Path) -> Iterator[Tensor]:
-    """Each tensor of a file that `safetensors` accepts; also those that are there twice, which it hides."""
+    """Each tensor of a file that `safetensors` accepts; also those that are there twice, which it
+    hides."""
     try:
         with safe_open(shard, framework="numpy"), shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -74,10 +85,19 @@ def read_header(shard: Path) -> Iterator[Tensor]:
                 if key != "__metadata__":
                     entry = dict(pairs)
                     start, end = entry["data_offsets"]
-                    yield Tensor(key, shard, tuple(entry["shape"]), entry["dtype"], 8 + length + start, end - start)
+                    yield Tensor(
+                        key,
+                        shard,
+                        tuple(entry["shape"]),
+                        entry["dtype"],
+                        8 + length + start,
+                        end - start,
+                    )
     except (SafetensorError, OSError) as error:
         text = reason(error)
-        raise CheckpointError(f"{shard}: damaged, or no safetensors file ({text}); download it again") from error
+        raise CheckpointError(
+            f"{shard}: damaged, or no safetensors file ({text}); download it again"
+        ) from error
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -94,7 +114,9 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 def listed(problems: list[str]) -> str:
-    return "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+    return "; ".join(problems[:20]) + (
+        f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+    )
 
 
 # ---- writing
@@ -117,7 +139,11 @@ def write_safetensors_in_steps(
     end = 0
     for name, form in forms.items():
         start, end = end, end + form.nbytes
-        header[name] = {"dtype": _CODES[form.dtype], "shape": form.shape, "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _CODES[form.dtype],
+            "shape": form.shape,
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8
     with path.open("xb") as file:

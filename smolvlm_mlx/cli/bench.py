@@ -20,41 +20,61 @@ if TYPE_CHECKING:
 UNITS = {"tokens": "tok", "tiles": "tiles", "pictures": "pic"}
 SHOWN = 6  # primitives of a decode step, by name
 
-Runs = Annotated[int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")]
+Runs = Annotated[
+    int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")
+]
 
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random.")
+        str | None,
+        typer.Argument(
+            help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random."
+        ),
     ] = None,
     random: Annotated[
-        choices.Size | None, typer.Option(help="Random weights in this size's shape: nothing is downloaded.")
+        choices.Size | None,
+        typer.Option(help="Random weights in this size's shape: nothing is downloaded."),
     ] = None,
     bits: Annotated[
-        choices.Bits | None, typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual.")
+        choices.Bits | None,
+        typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual."),
     ] = None,
     runs: Runs = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as one JSON object.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")
+    ] = None,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Measure each phase of an answer, beside the limit that this machine sets.
 
-    The limit: what a large matrix product, a large matrix-vector product and a chain of small kernels reach on this machine,
-    measured first, for the FLOPs, bytes and kernels that the phase needs.
+    The limit: what a large matrix product, a large matrix-vector product and a chain of small
+    kernels reach on this machine, measured first, for the FLOPs, bytes and kernels that the phase
+    needs.
     """
     from dataclasses import replace
 
     from ..bench.bench import bench_in_steps as run
 
     if (model is None) == (random is None):
-        raise BenchError("give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B")
+        raise BenchError(
+            "give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B"
+        )
     if plot is not None:
         _check_picture(plot)
-    open_model = _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
+    open_model = (
+        _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
+    )
     plan = QUICK if quick else Plan()
-    result = _follow(run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None))
+    result = _follow(
+        run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None)
+    )
     name = model or f"{random}, random weights" + (f", {bits} bits" if bits else "")
     if as_json:
         print(json.dumps(_summary(name, result), indent=2))
@@ -66,7 +86,9 @@ def bench(
 
 def _stored(model: str, loading: Loading, bits: int | None) -> "Open":
     if bits is not None:
-        raise BenchError(f"--bits is for --random; make one with: smolvlm-mlx convert {model} OUT --bits {bits}")
+        raise BenchError(
+            f"--bits is for --random; make one with: smolvlm-mlx convert {model} OUT --bits {bits}"
+        )
 
     def opened() -> tuple:  # type: ignore[type-arg]
         loaded, processor = loading.load(model)
@@ -86,7 +108,8 @@ def _random(name: choices.Size, dtype: str | None, bits: choices.Bits | None) ->
     needed, memory = config.parameters * compute.size * 5 // 4, total_memory()
     if 0 < memory < needed:
         raise BenchError(
-            f"{name} in {dtype} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; try a smaller one"
+            f"{name} in {dtype} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; "
+            "try a smaller one"
         )
     return lambda: (random_model(config, compute, bits), settings_of(config))
 
@@ -114,7 +137,11 @@ def _summary(name: str, result: "Result") -> dict[str, object]:
         "phases": [
             {
                 "name": phase.name,
-                "seconds": {"median": phase.median, "min": min(phase.seconds), "max": max(phase.seconds)},
+                "seconds": {
+                    "median": phase.median,
+                    "min": min(phase.seconds),
+                    "max": max(phase.seconds),
+                },
                 "runs": len(phase.seconds),
                 "count": phase.count,
                 "unit": phase.unit,
@@ -146,19 +173,27 @@ def _print_result(name: str, result: "Result") -> None:
     """Machine, phases with their limits, kernels, memory, and what has fallen back."""
     machine = result.machine
     print(
-        f"{name}: {result.parameters:,} parameters, {machine.dtype} on {machine.backend} ({machine.device}): "
+        f"{name}: {result.parameters:,} parameters, {machine.dtype} on {machine.backend} "
+        f"({machine.device}): "
         f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.flops / 1e9:,.0f} GFLOP/s, "
         f"{machine.kernel_seconds * 1e6:.2f} us a small kernel"
     )
     _print_phases(result)
     kernels = result.kernels
     most = ", ".join(f"{count} {kind}" for kind, count in kernels.most_common(SHOWN))
-    rest = "" if any("Matmul" in kind or kind == "AddMM" for kind in kernels) else "; NumPy multiplies the matrices"
+    rest = (
+        ""
+        if any("Matmul" in kind or kind == "AddMM" for kind in kernels)
+        else "; NumPy multiplies the matrices"
+    )
     print(f"a decode step: {kernels.total()} kernels ({most}, ...){rest}")
     whole = f" of {machine.memory / 1e9:.1f} GB" if machine.memory else ""
     peak = f"peak of a first turn {result.peak_memory / 1e6:,.1f} MB{whole}"
     print(f"memory: weights {result.weights / 1e6:,.1f} MB, {peak}")
-    print("limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, of the median")
+    print(
+        "limit: the time at best on this machine; by: what it goes to; spread: fastest to slowest, "
+        "of the median"
+    )
     for check in result.checks:
         print(f"{check.name}: {check.value}" + ("" if check.fine else "  (!)"))
 
@@ -175,13 +210,25 @@ def _print_phases(result: "Result") -> None:
     for phase in result.phases:
         limits = ["-", "-", "-"]
         if work := phase.work:
-            limits = [_seconds(work.limit(machine)), f"{phase.share(machine):.0%}", work.bound(machine)]
-        shown.add_row(phase.name, _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase), *limits)
+            limits = [
+                _seconds(work.limit(machine)),
+                f"{phase.share(machine):.0%}",
+                work.bound(machine),
+            ]
+        shown.add_row(
+            phase.name, _seconds(phase.median), f"{phase.spread:.0%}", _rate(phase), *limits
+        )
     console().print(shown)
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
+    return (
+        f"{value:.2f} s"
+        if value >= 1
+        else f"{value * 1e3:.2f} ms"
+        if value < 0.1
+        else f"{value * 1e3:.0f} ms"
+    )
 
 
 def _rate(phase: "Phase") -> str:
@@ -192,7 +239,8 @@ def _rate(phase: "Phase") -> str:
 
 
 def draw(name: str, result: "Result", path: Path) -> None:
-    """FLOP/s by FLOPs a byte: the roof that bandwidth and FLOP/s make, and the phases under it; as PNG.
+    """FLOP/s by FLOPs a byte: the roof that bandwidth and FLOP/s make, and the phases under it; as
+    PNG.
 
     Raises:
         BenchError: the file cannot be written.
@@ -214,7 +262,9 @@ def draw(name: str, result: "Result", path: Path) -> None:
         axes.plot(intensity, reached, "o^sDvP*X"[number % 8], ms=7, label=label)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s")
     axes.set_title(f"{name} on {machine.device}, {machine.dtype}", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, title="per cent of the limit, kernels included", title_fontsize=8)
+    axes.legend(
+        frameon=False, fontsize=8, title="per cent of the limit, kernels included", title_fontsize=8
+    )
     axes.grid(alpha=0.3, which="both")
     try:
         figure.savefig(path, dpi=120, format="png")

@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # files that cannot be used
 
-Schema = Annotated[Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")]
+Schema = Annotated[
+    Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")
+]
 
 
 def caption(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Pictures, videos, and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")],
-    preset: Annotated[Preset, typer.Option(help="What is asked, and how long an answer may be.")] = "caption",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")
+    ],
+    preset: Annotated[
+        Preset, typer.Option(help="What is asked, and how long an answer may be.")
+    ] = "caption",
     prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
     schema: Schema = None,
     model_path: Model = DEFAULT_MODEL,
@@ -36,8 +42,8 @@ def caption(
 ) -> None:
     """Ask the same about every picture and video, many at a time, and write the answers to a file.
 
-    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B --
-    smolvlm-mlx caption ...
+    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch
+    --hosts A,B -- smolvlm-mlx caption ...
     """
     import mlx.core as mx
 
@@ -71,7 +77,9 @@ def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
     from ..tasks.captions import TASKS, Task
 
     task = TASKS[preset] if prompt is None else Task(prompt)
-    return task if schema is None else replace(task, schema=_read_schema(schema), most_characters=None)
+    return (
+        task if schema is None else replace(task, schema=_read_schema(schema), most_characters=None)
+    )
 
 
 def _read_schema(path: Path) -> dict[str, object]:
@@ -79,9 +87,16 @@ def _read_schema(path: Path) -> dict[str, object]:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON schema that can be read ({reason(error)})") from error
-    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
+    if (
+        not isinstance(schema, dict)
+        or schema.get("type") != "object"
+        or not isinstance(schema.get("properties"), dict)
+    ):
         raise DataError(f"{path}: give the schema of an object with properties")
     taken = {"path", "sha256", "run", "error"} & schema["properties"].keys()
     if taken:
-        raise DataError(f"{path}: {', '.join(sorted(taken))} are fields of every line; call the property otherwise")
+        raise DataError(
+            f"{path}: {', '.join(sorted(taken))} are fields of every line; call the property "
+            "otherwise"
+        )
     return schema

@@ -13,20 +13,32 @@ from .options import Flags, Loading
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
 
-EmbeddingBits = Annotated[choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")]
+EmbeddingBits = Annotated[
+    choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
+]
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    recipe: Annotated[choices.RecipeName | None, typer.Option(help="In place of the five options below.")] = None,
-    bits: Annotated[choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")] = None,
+    recipe: Annotated[
+        choices.RecipeName | None, typer.Option(help="In place of the five options below.")
+    ] = None,
+    bits: Annotated[
+        choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
+    ] = None,
     embedding_bits: EmbeddingBits = None,
-    group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = Recipe.group_size,
-    quantize_vision: Annotated[bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")] = False,
+    group_size: Annotated[
+        choices.GroupSize, typer.Option(help="Weights that share a scale.")
+    ] = Recipe.group_size,
+    quantize_vision: Annotated[
+        bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
+    ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
     loading: Annotated[Loading, Flags(without=("dtype",))] = Loading(),
-    check: Annotated[bool, typer.Option("--check", help="Compare the result's predictions with the source's.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
+    ] = False,
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not."""
     from ..checkpoint.convert import convert_in_steps as run
@@ -35,7 +47,8 @@ def convert(
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     if recipe is not None and (quantize_vision or own != Recipe()):
         raise ConversionError(
-            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision and --dtype"
+            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision "
+            "and --dtype"
         )
     if quantize_vision and bits is None:
         raise ConversionError("--quantize-vision needs --bits")

@@ -18,12 +18,24 @@ if TYPE_CHECKING:
 
 
 def document(
-    files: Annotated[list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")] = None,
-    output: Annotated[Output, typer.Option(help="What is written; text does without DocTags.")] = "doctags",
-    pages: Annotated[str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")] = None,
-    dpi: Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")] = 144,
-    prompt: Annotated[str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")] = None,
+    files: Annotated[
+        list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")
+    ] = None,
+    output: Annotated[
+        Output, typer.Option(help="What is written; text does without DocTags.")
+    ] = "doctags",
+    pages: Annotated[
+        str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")
+    ] = None,
+    dpi: Annotated[
+        int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")
+    ] = 144,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")
+    ] = None,
     model_path: Model = DOCUMENT_MODEL,
     options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
     image_options: ImageOptions = ImageOptions(),
@@ -31,8 +43,8 @@ def document(
 ) -> None:
     """Read documents page by page; what is finished is written, also after Ctrl-C.
 
-    A page on which the model repeats itself ends there, and is named. Checkpoints that do not write DocTags can do --output
-    text.
+    A page on which the model repeats itself ends there, and is named. Checkpoints that do not write
+    DocTags can do --output text.
     """
     from ..tasks.documents import Reader, find_pages
     from .show import count_bar
@@ -62,7 +74,9 @@ def _check(output: Output, out: Path | None) -> None:
     if output in FORMATS:
         check_export()
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise DataError(f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write")
+        raise DataError(
+            f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write"
+        )
 
 
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:
@@ -72,7 +86,9 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     texts = [page.text for page in pages]
     text, odd = export(texts, output, name) if output in FORMATS else ("\n".join(texts), [])
     notes = [(page.name, page.note) for page in pages if page.note]
-    notes += [(pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd]
+    notes += [
+        (pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd
+    ]
     for page_name, note in notes:
         print(f"{page_name}: {note}", file=sys.stderr)
     if out is None:

@@ -17,27 +17,39 @@ from .options import DEFAULT_MODEL, Loading
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")
+]
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")],
+    data: Annotated[
+        str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")
+    ],
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first.")
+        list[str] | None,
+        typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first."),
     ] = None,
-    metric: Annotated[Metric, typer.Option(help="auto is choice for questions with choices, else exact.")] = "auto",
+    metric: Annotated[
+        Metric, typer.Option(help="auto is choice for questions with choices, else exact.")
+    ] = "auto",
     out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")
+    ] = None,
     options: Options = EVALUATION,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the scores as one JSON object.")
+    ] = False,
 ) -> None:
     """Answer the questions with each checkpoint, and print a table of scores.
 
-    A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category": "..."}, or
-    {"messages": [...], "answers": [...]}; with "choices" the question is multiple choice.
+    A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category":
+    "..."}, or {"messages": [...], "answers": [...]}; with "choices" the question is multiple
+    choice.
     """
     from ..data.rows import read_rows
     from ..tasks.evaluation import evaluate_in_steps as run
@@ -46,12 +58,21 @@ def evaluate(
     models = model or [DEFAULT_MODEL]
     if loading.adapter is not None and len(models) > 1:
         raise EvaluationError(
-            "--adapter belongs to one checkpoint; give one --model, or fuse it with convert --adapter"
+            "--adapter belongs to one checkpoint; give one --model, or fuse it with convert "
+            "--adapter"
         )
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
         file = out / f"{_file_name(name)}.jsonl"
-        steps = run(name, rows, file, metric=metric, options=options, image_options=image_options, **vars(loading))
+        steps = run(
+            name,
+            rows,
+            file,
+            metric=metric,
+            options=options,
+            image_options=image_options,
+            **vars(loading),
+        )
         results.append(follow(steps, count_bar(name)))
     if as_json:
         print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
@@ -83,12 +104,26 @@ def _print_scores(results: "list[Result]") -> None:
     if len(first.categories) > 1:
         for name, score in first.categories.items():
             others = [result.categories[name] for result in results]
-            shown.add_row(name or "-", str(score.count), *(f"{100 * other.mean:.1f}" for other in others))
-    shown.add_row("all", str(first.score.count), *(_with_interval(result.score) for result in results))
+            shown.add_row(
+                name or "-", str(score.count), *(f"{100 * other.mean:.1f}" for other in others)
+            )
+    shown.add_row(
+        "all", str(first.score.count), *(_with_interval(result.score) for result in results)
+    )
     if len(results) > 1:
         differences = [result.difference(first) for result in results[1:]]
-        shown.add_row("difference", "", "", *(f"{100 * mean:+.1f} ± {100 * half:.1f}" for mean, half in differences))
-        shown.add_row("same answers", "", "", *(f"{100 * result.agreement(first):.1f}" for result in results[1:]))
+        shown.add_row(
+            "difference",
+            "",
+            "",
+            *(f"{100 * mean:+.1f} ± {100 * half:.1f}" for mean, half in differences),
+        )
+        shown.add_row(
+            "same answers",
+            "",
+            "",
+            *(f"{100 * result.agreement(first):.1f}" for result in results[1:]),
+        )
     console().print(shown)
     print("Per cent, with 95 per cent intervals.")
     for result in results:

@@ -19,26 +19,42 @@ if TYPE_CHECKING:
 
 Presets = Annotated[
     Preset | None,
-    typer.Option(help="Settings that fit: QLoRA on 256M and 500M in 8gb, on 2.2B in 16gb. Options beside it go first."),
+    typer.Option(
+        help="Settings that fit: QLoRA on 256M and 500M in 8gb, on 2.2B in 16gb. "
+        "Options beside it go first."
+    ),
 ]
 
 
 def finetune(
     context: typer.Context,
-    data: Annotated[str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")],
-    out: Annotated[Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")],
+    data: Annotated[
+        str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")
+    ],
     model: Model = DEFAULT_MODEL,
     preset: Presets = None,
     plan: Plan = Plan(),
-    validation: Annotated[str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")] = None,
-    part: Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")] = False,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")] = False,
+    validation: Annotated[
+        str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would take, and stop.")
+    ] = False,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.
 
-    A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}.
+    A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...",
+    "answer": "..."}.
     """
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow
@@ -46,7 +62,14 @@ def finetune(
     if preset is not None:
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
     steps = prepare_in_steps(
-        model, data, out, plan, validation=validation, part=part, dtype=loading.dtype, revision=loading.revision
+        model,
+        data,
+        out,
+        plan,
+        validation=validation,
+        part=part,
+        dtype=loading.dtype,
+        revision=loading.revision,
     )
     run = follow(steps, count_bar("Checking conversations"))
     _print_run(run)
@@ -58,7 +81,9 @@ def _train(run: "Run", resume: bool) -> None:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         run.stop()
         signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
-        os.write(2, b"\nStopping after this step; again: at once.\n")  # stderr itself may be in the midst of a line
+        os.write(
+            2, b"\nStopping after this step; again: at once.\n"
+        )  # stderr itself may be in the midst of a line
 
     before = signal.signal(signal.SIGINT, stop)
     started = time.perf_counter()
@@ -72,7 +97,8 @@ def _train(run: "Run", resume: bool) -> None:
 
 
 def _follow(run: "Run", resume: bool) -> Path | None:
-    """Train, with loss, speed and memory in a bar on stderr; without a terminal, in a line for every tenth of the steps."""
+    """Train, with loss, speed and memory in a bar on stderr; without a terminal, in a line for
+    every tenth of the steps."""
     import mlx.core as mx
     from rich.progress import MofNCompleteColumn, TextColumn
 
@@ -80,7 +106,9 @@ def _follow(run: "Run", resume: bool) -> Path | None:
 
     work, steps = Work(run.train_in_steps(resume)), run.trainer.settings.steps
     started, tokens, first = time.perf_counter(), 0, 0
-    with bar("training", MofNCompleteColumn(), TextColumn("{task.fields[now]}", markup=False)) as shown:
+    with bar(
+        "training", MofNCompleteColumn(), TextColumn("{task.fields[now]}", markup=False)
+    ) as shown:
         task = shown.add_task("training", total=steps, now="")
         for record in work:
             first = first or record.step
@@ -93,7 +121,9 @@ def _follow(run: "Run", resume: bool) -> Path | None:
             shown.update(task, completed=record.step, now=now)
             due = record.step in (first, steps) or record.step % max(1, steps // 10) == 0
             if shown.disable and due:
-                shown.console.print(f"step {record.step} of {steps}  {now}", markup=False, highlight=False)
+                shown.console.print(
+                    f"step {record.step} of {steps}  {now}", markup=False, highlight=False
+                )
     return work.result
 
 
@@ -105,14 +135,20 @@ def _print_run(run: "Run") -> None:
     err, plan, quantization = console(stderr=True), run.plan, run.checkpoint.quantization
     total = sum(array.size for array in run.model.named_parameters().values())
     kind = plan.method if quantization is None else f"{plan.method} on {quantization.bits} bits"
-    err.print(f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained")
+    err.print(
+        f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained"
+    )
     rows = run.training.rows
     tokens, tiles = max(row.tokens for row in rows), max(row.tiles for row in rows)
     err.print(
         f"{len(rows):,} conversations of up to {tokens:,} tokens and {tiles} tiles, "
         f"{len(run.validation):,} to validate, {run.trainer.settings.steps:,} steps"
     )
-    memory = {name: value for name, value in vars(run.memory).items() if value and not isinstance(value, bool)}
+    memory = {
+        name: value
+        for name, value in vars(run.memory).items()
+        if value and not isinstance(value, bool)
+    }
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items())
     err.print(f"memory, by estimate: {run.memory.total / 1e9:.2f} GB ({parts})")
     if problem := device.training_problem():
@@ -131,7 +167,11 @@ def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
         err.print(f"stopped after step {step} of {run.trainer.settings.steps}; --resume goes on")
         return
     best = run.trainer.best
-    chosen = f"step {best.step}, validation loss {best.validation_loss:.4f}" if best else f"step {step}, the last"
+    chosen = (
+        f"step {best.step}, validation loss {best.validation_loss:.4f}"
+        if best
+        else f"step {step}, the last"
+    )
     err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
     if not (run.out / "loss.png").exists():
         err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")

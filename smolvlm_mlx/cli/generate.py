@@ -21,19 +21,31 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question; `-` or none: read from stdin.")
+    ] = None,
     model_path: Model = DEFAULT_MODEL,
     image: Images = None,
-    video: Annotated[list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames of a video to look at, a second.")
+    ] = None,
     max_frames: Annotated[int | None, typer.Option(help="Most frames of a video.")] = None,
-    start: Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")] = None,
-    end: Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Look at a video from here, in seconds.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(help="Look at a video up to here, in seconds.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     options: Options = Options(),
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")
+    ] = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..generation.engine import Engine
@@ -44,15 +56,23 @@ def generate(
     started = time.perf_counter()
     model, processor = loading.load(model_path, lazy=True if image or video else "vision")
     loaded = time.perf_counter()
-    stream = Engine(model, processor).stream(messages, options, image_options=image_options, keep_vision=False)
+    stream = Engine(model, processor).stream(
+        messages, options, image_options=image_options, keep_vision=False
+    )
     text = "".join(echo(stream, silent=as_json))
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
-        print(json.dumps(_summary(text, stream, loaded - started), ensure_ascii=not is_utf8, indent=2))
+        print(
+            json.dumps(_summary(text, stream, loaded - started), ensure_ascii=not is_utf8, indent=2)
+        )
 
 
 def _messages(
-    system: str | None, question: str, images: list[str], videos: list[str], options: Mapping[str, float | None]
+    system: str | None,
+    question: str,
+    images: list[str],
+    videos: list[str],
+    options: Mapping[str, float | None],
 ) -> "list[Message]":
     from ..inputs.media import Video
     from ..inputs.messages import VideoPart, text_message, user_message
@@ -60,26 +80,36 @@ def _messages(
 
     VideoSampling().changed(options)  # tells what is wrong with them
     given = {name: value for name, value in options.items() if value is not None}
-    seen = [VideoPart(Video({"url" if "://" in source else "path": source}), given) for source in videos]
-    return [*([text_message("system", system)] if system else []), user_message(question, [*images, *seen])]
+    seen = [
+        VideoPart(Video({"url" if "://" in source else "path": source}), given) for source in videos
+    ]
+    return [
+        *([text_message("system", system)] if system else []),
+        user_message(question, [*images, *seen]),
+    ]
 
 
 def _question(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         return prompt
     if sys.stdin is None or sys.stdin.isatty():
-        raise GenerationError('no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"')
+        raise GenerationError(
+            'no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"'
+        )
     try:
         question = sys.stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise GenerationError(f"stdin is not text in {error.encoding}; give the question in that encoding") from error
+        raise GenerationError(
+            f"stdin is not text in {error.encoding}; give the question in that encoding"
+        ) from error
     if not question:
         raise GenerationError("no question: stdin is empty")
     return question
 
 
 def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
-    """Write the text as it comes, and before it, on a terminal, how far the question is read; returns its pieces."""
+    """Write the text as it comes, and before it, on a terminal, how far the question is read;
+    returns its pieces."""
     from ..events import Reading, Text
 
     pieces, on_terminal = list[str](), sys.stdout.isatty()
@@ -93,7 +123,9 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
                     _write_status("")
                 pieces.append(event.piece)
                 if not silent:
-                    sys.stdout.write(event.piece.translate(CONTROLS) if on_terminal else event.piece)
+                    sys.stdout.write(
+                        event.piece.translate(CONTROLS) if on_terminal else event.piece
+                    )
                     sys.stdout.flush()
     finally:
         if shows_reading and not pieces:
@@ -115,7 +147,16 @@ def _summary(text: str, stream: "Stream", load_seconds: float) -> dict[str, obje
     return {
         "text": text,
         "token_ids": stream.token_ids,
-        **{key: values[key] for key in ("finish_reason", "prompt_tokens", "image_tokens", "tiles", "generated_tokens")},
+        **{
+            key: values[key]
+            for key in (
+                "finish_reason",
+                "prompt_tokens",
+                "image_tokens",
+                "tiles",
+                "generated_tokens",
+            )
+        },
         "seconds": {phase: round(values[f"{phase}_seconds"], 4) for phase in seconds},
         "tokens_per_second": round(stream.statistics.tokens_per_second, 2),
         "peak_memory_bytes": values["peak_memory"],

@@ -25,7 +25,9 @@ def _history() -> "History":
 
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
+]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its beginning.")]
 
 
@@ -39,14 +41,20 @@ def root(context: typer.Context) -> None:
 
 @app.command("list")
 @as_command
-def list_all(limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000) -> None:
+def list_all(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
+) -> None:
     """List conversations, the latest first."""
     _print_list(_history().list(limit))
 
 
 @app.command()
 @as_command
-def search(words: Annotated[str, typer.Argument(help="Text of a question, an answer, or a picture's name.")]) -> None:
+def search(
+    words: Annotated[
+        str, typer.Argument(help="Text of a question, an answer, or a picture's name.")
+    ],
+) -> None:
     """List the conversations that contain some words."""
     _print_list(_history().list(words=words))
 
@@ -64,7 +72,10 @@ def show(id: Id) -> None:
 def export(
     id: Id,
     out: Annotated[
-        Path, typer.Argument(help="New file: .json with the pictures, as /open reads it; .md or .txt, without.")
+        Path,
+        typer.Argument(
+            help="New file: .json with the pictures, as /open reads it; .md or .txt, without."
+        ),
     ],
 ) -> None:
     """Write a conversation to a file."""
@@ -91,7 +102,11 @@ def delete(
     history = _history()
     if everything == bool(ids):
         raise HistoryError("give the ids of conversations, or --all")
-    for id in [summary.id for summary in history.list()] if everything else [history.find(id) for id in ids or []]:
+    for id in (
+        [summary.id for summary in history.list()]
+        if everything
+        else [history.find(id) for id in ids or []]
+    ):
         history.delete(id)
 
 
@@ -101,7 +116,10 @@ def as_text(messages: "Sequence[Message]") -> str:
 
 
 def _turn(message: "Message") -> str:
-    parts = [*(f"[{held.name}]" for held in message.media), *([message.text] if message.text else [])]
+    parts = [
+        *(f"[{held.name}]" for held in message.media),
+        *([message.text] if message.text else []),
+    ]
     end = " (interrupted)" if message.interrupted else ""
     return f"{message.role.capitalize()}: {' '.join(parts)}{end}"
 

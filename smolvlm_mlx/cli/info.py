@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from ..checkpoint.reader import Checkpoint
 
-Model = Annotated[str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")]
-Picture = Annotated[str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")]
+Model = Annotated[
+    str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
+]
+Picture = Annotated[
+    str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
+]
 
 
 def info(
@@ -31,7 +35,9 @@ def info(
     _print_machine()
 
 
-def _print_model(model: str, revision: str | None, image: str | None, image_options: ImageOptions) -> None:
+def _print_model(
+    model: str, revision: str | None, image: str | None, image_options: ImageOptions
+) -> None:
     """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
     from .. import device
     from ..checkpoint.hub import find
@@ -41,11 +47,19 @@ def _print_model(model: str, revision: str | None, image: str | None, image_opti
     picture = None if image is None else load_image(image)
     checkpoint = open_checkpoint(find(model, revision))
     layout = "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
-    print(f"{checkpoint.folder}: {checkpoint.config.model_type}, {layout}, {checkpoint.nbytes / 1e6:,.1f} MB")
+    print(
+        f"{checkpoint.folder}: {checkpoint.config.model_type}, {layout}, "
+        f"{checkpoint.nbytes / 1e6:,.1f} MB"
+    )
     _print_parts(checkpoint)
-    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}  # which is packed weights
+    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {
+        "U32"
+    }  # which is packed weights
     if len(mixed) > 1:
-        print(f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of all")
+        print(
+            f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of "
+            "all"
+        )
     _print_tokens(checkpoint, image, picture, image_options)
 
 
@@ -76,7 +90,10 @@ def _kind(checkpoint: "Checkpoint", part: str) -> str:
 
 
 def _print_tokens(
-    checkpoint: "Checkpoint", image: str | None, picture: "Image.Image | None", image_options: ImageOptions
+    checkpoint: "Checkpoint",
+    image: str | None,
+    picture: "Image.Image | None",
+    image_options: ImageOptions,
 ) -> None:
     """What a tile is to the model, and what a picture becomes."""
     from ..inputs.messages import user_message
@@ -86,16 +103,23 @@ def _print_tokens(
     processor = Processor.from_folder(checkpoint.folder, config)
     settings = processor.settings
     print(
-        f"context {config.text_config.max_position_embeddings} tokens; a tile of {settings.tile_size} pixels is "
-        f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the longer side"
+        f"context {config.text_config.max_position_embeddings} tokens; a tile of "
+        f"{settings.tile_size} pixels is "
+        f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the "
+        "longer side"
     )
     if picture is not None:
         inputs = processor([user_message("", [picture])], image_options)
         (layout,) = inputs.layouts
-        grid = f"{layout.rows} rows x {layout.cols} columns and the global tile" if layout.rows else "one tile"
+        grid = (
+            f"{layout.rows} rows x {layout.cols} columns and the global tile"
+            if layout.rows
+            else "one tile"
+        )
         print(
             f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, "
-            f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt tokens"
+            f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt "
+            "tokens"
         )
 
 
@@ -105,7 +129,10 @@ def _print_machine() -> None:
     from ..bench.diagnostics import machine_checks
     from ..bench.machine import device_name, total_memory
 
-    lines = [f"mlx {version('mlx')} on {device.name()}: {device_name()}, {platform.machine()}, {sys.platform}"]
+    lines = [
+        f"mlx {version('mlx')} on {device.name()}: {device_name()}, {platform.machine()}, "
+        f"{sys.platform}"
+    ]
     if memory := total_memory():
         lines.append(f"memory: {memory / 2**30:.1f} GiB")
     lines.append(f"compute dtype: {device.default_dtype()}")

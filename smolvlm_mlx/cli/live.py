@@ -19,37 +19,59 @@ if TYPE_CHECKING:
     from ..tasks.live import Description
 
 PROMPT = "Describe this image in one sentence."
-STUCK = "the answer stays the same although the picture changes: ask for less, or for something else"
+STUCK = (
+    "the answer stays the same although the picture changes: ask for less, or for something else"
+)
 PREVIEW = 1024  # pixels a side
 
 Mirror = Annotated[
-    bool, typer.Option("--mirror/--no-mirror", help="Show the picture as a mirror does; the model sees it as it is.")
+    bool,
+    typer.Option(
+        "--mirror/--no-mirror",
+        help="Show the picture as a mirror does; the model sees it as it is.",
+    ),
 ]
 
 
 def live(
     file: Annotated[
-        str | None, typer.Argument(help="A video in place of a camera: path or URL. It plays once, at its own pace.")
+        str | None,
+        typer.Argument(
+            help="A video in place of a camera: path or URL. It plays once, at its own pace."
+        ),
     ] = None,
     camera: Annotated[
-        str | None, typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE.")
+        str | None,
+        typer.Option(
+            "--camera", "-c", help="Number or device of the camera; 0 if there is no FILE."
+        ),
     ] = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")] = PROMPT,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="The question about each frame.")
+    ] = PROMPT,
     model: Model = DEFAULT_MODEL,
-    every: Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")] = 0.0,
+    every: Annotated[
+        float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")
+    ] = 0.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many frames.")] = None,
     mirror: Mirror = True,
     question_first: Annotated[
-        bool, typer.Option("--question-first", help="Put the question before the picture, which reads it only once.")
+        bool,
+        typer.Option(
+            "--question-first",
+            help="Put the question before the picture, which reads it only once.",
+        ),
     ] = False,
     options: Options = LIVE,
-    image_options: Annotated[ImageOptions, Flags(without=("longest_edge", "max_tiles"))] = ImageOptions(split=False),
+    image_options: Annotated[
+        ImageOptions, Flags(without=("longest_edge", "max_tiles"))
+    ] = ImageOptions(split=False),
     loading: Loading = Loading(),
 ) -> None:
     """Describe what a camera sees, again and again; Ctrl-C ends it.
 
-    Each answer is to the newest frame; those that came meanwhile are dropped, and counted. In a pipe an answer is a line on
-    stdout, and what it took one on stderr.
+    Each answer is to the newest frame; those that came meanwhile are dropped, and counted. In a
+    pipe an answer is a line on stdout, and what it took one on stderr.
     """
     from itertools import islice
 
@@ -89,7 +111,8 @@ def _print_lines(description: "Description") -> None:
 
 
 class _Terminal:
-    """The picture at the top of the terminal, and its answer below; each takes the place of the one before."""
+    """The picture at the top of the terminal, and its answer below; each takes the place of the one
+    before."""
 
     def __init__(self, console: "Console", mirror: bool):
         self._console, self._mirror, self._shown = console, mirror, None

@@ -1,7 +1,9 @@
-"""The command line: `smolvlm-mlx generate | convert | info`, and those of `finetune` and `evaluate`.
+"""The command line: `smolvlm-mlx generate | convert | info`, and those of `finetune` and
+`evaluate`.
 
-Answers go to stdout, everything else to stderr. What a user can fix ends as one line and exit code 1; --debug shows the
-traceback. Imports that take time are made inside the commands, so that --help answers at once.
+Answers go to stdout, everything else to stderr. What a user can fix ends as one line and exit code
+1; --debug shows the traceback. Imports that take time are made inside the commands, so that --help
+answers at once.
 """
 
 import io
@@ -14,7 +16,19 @@ from typing import Annotated
 import typer
 
 from ..errors import SmolVLMError
-from . import bench, caption, convert, document, evaluate, finetune, generate, history, info, live, serve
+from . import (
+    bench,
+    caption,
+    convert,
+    document,
+    evaluate,
+    finetune,
+    generate,
+    history,
+    info,
+    live,
+    serve,
+)
 from .chat import command as chat
 from .options import INTERRUPTED, Debug, Invocation, as_command
 
@@ -30,7 +44,9 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character of an answer
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal may not have every character of an answer
     signal.signal(signal.SIGINT, _interrupt)
     invocation = Invocation()
     try:
@@ -43,7 +59,8 @@ def main() -> None:
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """Ctrl-C raises KeyboardInterrupt, except during an import: there some C extensions swallow it and others abort."""
+    """Ctrl-C raises KeyboardInterrupt, except during an import: there some C extensions swallow it
+    and others abort."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os._exit(INTERRUPTED)
@@ -62,7 +79,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -1,4 +1,5 @@
-"""Flags: those that several commands have, and those made of a dataclass's options; and the exit code after Ctrl-C."""
+"""Flags: those that several commands have, and those made of a dataclass's options; and the exit
+code after Ctrl-C."""
 
 import inspect
 import sys
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130  # exit code after Ctrl-C
 
-# What a model writes must not command a terminal: there, control characters other than tab and newline are left out.
+# What a model writes must not command a terminal: there, control characters other than tab and
+# newline are left out.
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Folder or hub id of a SmolVLM checkpoint; `tiny` is bundled.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Folder or hub id of a SmolVLM checkpoint; `tiny` is bundled."
+    ),
 ]
-Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable.")]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable."),
+]
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,14 @@ class Loading:
     """How a checkpoint is loaded."""
 
     adapter: Path | None = option(None, "Folder of a LoRA or DoRA adapter for it.", short="-a")
-    dtype: choices.Dtype | None = option(None, "What the model computes in; else as suits this machine.")
+    dtype: choices.Dtype | None = option(
+        None, "What the model computes in; else as suits this machine."
+    )
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
 
-    def load(self, model: str, lazy: bool | Literal["vision"] = False) -> "tuple[SmolVLM, Processor]":
+    def load(
+        self, model: str, lazy: bool | Literal["vision"] = False
+    ) -> "tuple[SmolVLM, Processor]":
         """As `checkpoint.reader.load`."""
         from ..checkpoint.reader import load
 
@@ -58,7 +70,9 @@ def _debug(context: typer.Context, given: bool) -> bool:
     return invocation.debug
 
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)
+]
 
 
 # ---- a dataclass's options as flags
@@ -66,27 +80,36 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @dataclass(frozen=True)
 class Flags:
-    """How a command takes a dataclass: without the options that it cannot honour; `defaults` are words in place of defaults that
-    other flags decide."""
+    """How a command takes a dataclass: without the options that it cannot honour; `defaults` are
+    words in place of defaults that other flags decide."""
 
     without: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
-    """Return the function as Typer takes it. A parameter that is a dataclass becomes a flag for each of its options, in its
-    place; its default, an instance, has their defaults. Each command has --debug, and ends its line after Ctrl-C."""
+    """Return the function as Typer takes it. A parameter that is a dataclass becomes a flag for
+    each of its options, in its place; its default, an instance, has their defaults. Each command
+    has --debug, and ends its line after Ctrl-C."""
     parameters = inspect.signature(function).parameters
-    groups = {name: found for name, parameter in parameters.items() if (found := _options(parameter))}
+    groups = {
+        name: found for name, parameter in parameters.items() if (found := _options(parameter))
+    }
     flags: list[Parameter] = []
     for name, parameter in parameters.items():
-        flags += groups[name].values() if name in groups else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+        flags += (
+            groups[name].values()
+            if name in groups
+            else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+        )
     flags.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
 
     @wraps(function)
     def command(*, debug: bool, **values: Any) -> None:
         for name, options in groups.items():
-            values[name] = _filled(parameters[name].default, {option: values.pop(option) for option in options})
+            values[name] = _filled(
+                parameters[name].default, {option: values.pop(option) for option in options}
+            )
         try:
             function(**values)
         except KeyboardInterrupt:
@@ -100,8 +123,15 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
 
 def given(context: typer.Context, values: Any) -> dict[str, Any]:
     """Return those values of a dataclass's options that were typed."""
-    sources = {option.name: context.get_parameter_source(option.name) for option in options_of(type(values))}
-    return {name: getattr(values, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
+    sources = {
+        option.name: context.get_parameter_source(option.name)
+        for option in options_of(type(values))
+    }
+    return {
+        name: getattr(values, name)
+        for name, source in sources.items()
+        if source and source.name != "DEFAULT"
+    }
 
 
 def flag_of(option: Option) -> str:
@@ -110,18 +140,23 @@ def flag_of(option: Option) -> str:
 
 
 def _options(parameter: Parameter) -> dict[str, Parameter]:
-    """Return the flags of a parameter that is a dataclass, by the names of its options; none of another."""
+    """Return the flags of a parameter that is a dataclass, by the names of its options; none of
+    another."""
     annotated = get_origin(parameter.annotation) is Annotated
     kind, *notes = get_args(parameter.annotation) if annotated else (parameter.annotation,)
     if not (isinstance(kind, type) and is_dataclass(kind)):
         return {}
     how = next((note for note in notes if isinstance(note, Flags)), Flags())
     options = [option for option in options_of(kind) if option.name not in how.without]
-    return {o.name: _flag(o, getattr(parameter.default, o.name), how.defaults.get(o.name, True)) for o in options}
+    return {
+        o.name: _flag(o, getattr(parameter.default, o.name), how.defaults.get(o.name, True))
+        for o in options
+    }
 
 
 def _filled(default: Any, values: dict[str, Any]) -> Any:
-    """Return the dataclass with these values of its flags; a flag that can be repeated gives a list, or None."""
+    """Return the dataclass with these values of its flags; a flag that can be repeated gives a
+    list, or None."""
     several = [name for name in values if isinstance(getattr(default, name), tuple)]
     return replace(default, **values | {name: tuple(values[name] or ()) for name in several})
 
@@ -132,13 +167,17 @@ def _flag(option: Option, default: Any, shown: str | bool) -> Parameter:
     short = [option.short] if option.short else []
     if bool in (kind, *get_args(kind)):
         name = f"{name}/--no-{name.removeprefix('--')}"
-    flag = typer.Option(name, *short, help=option.help, show_default=shown if kind is not bool else False)
+    flag = typer.Option(
+        name, *short, help=option.help, show_default=shown if kind is not bool else False
+    )
     if get_origin(kind) is tuple:
         words = get_args(get_args(kind)[0])  # of a Literal
         kind, default = list[str] | None, list(default) or None
         if words:
             flag.metavar, flag.callback = "|".join(words), _split(words)
-    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag])
+    return Parameter(
+        option.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag]
+    )
 
 
 def _split(names: Sequence[str]) -> Callable[[list[str]], list[str]]:
@@ -147,7 +186,9 @@ def _split(names: Sequence[str]) -> Callable[[list[str]], list[str]]:
     def split(value: list[str]) -> list[str]:
         found = [name.strip() for words in value for name in words.split(",")]
         if wrong := [name for name in found if name not in names]:
-            raise typer.BadParameter(f"{', '.join(map(repr, wrong))} is not one of {', '.join(map(repr, names))}.")
+            raise typer.BadParameter(
+                f"{', '.join(map(repr, wrong))} is not one of {', '.join(map(repr, names))}."
+            )
         return found
 
     return split

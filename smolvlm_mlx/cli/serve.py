@@ -1,4 +1,5 @@
-"""`smolvlm-mlx serve`: the OpenAI-compatible server and its page, on this machine unless told otherwise."""
+"""`smolvlm-mlx serve`: the OpenAI-compatible server and its page, on this machine unless told
+otherwise."""
 
 import os
 from collections.abc import Sequence
@@ -18,22 +19,38 @@ LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
 GRACE_SECONDS = 8  # for answers under way, after SIGTERM
 
-Token = Annotated[str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")]
-AllowUrls = Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from the web that requests name.")]
-AllowHost = Annotated[list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")
+]
+AllowUrls = Annotated[
+    bool, typer.Option("--allow-urls", help="Fetch pictures from the web that requests name.")
+]
+AllowHost = Annotated[
+    list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")
+]
 
 
 def serve(
     model: Model = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)] = 8080,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)
+    ] = 8080,
     token: Token = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Let in everyone who can reach it.")] = False,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in everyone who can reach it.")
+    ] = False,
     allow_host: AllowHost = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="A web origin that may ask. Repeatable.")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web origin that may ask. Repeatable.")
+    ] = None,
     allow_urls: AllowUrls = False,
-    no_history: Annotated[bool, typer.Option("--no-history", help="Keep no conversations.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Keep no conversations.")
+    ] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser.")
+    ] = False,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
@@ -45,7 +62,11 @@ def serve(
 
 
 def load_service(
-    model: str, loading: Loading, image_options: ImageOptions, keep_history: bool, allow_urls: bool = False
+    model: str,
+    loading: Loading,
+    image_options: ImageOptions,
+    keep_history: bool,
+    allow_urls: bool = False,
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
@@ -54,7 +75,9 @@ def load_service(
     from ..tasks.history import History, cache_folder
 
     folder = cache_folder() if keep_history else None
-    scheduler = Scheduler(lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS))
+    scheduler = Scheduler(
+        lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
+    )
     processor = scheduler.start().processor
     history = History() if keep_history else None
     return Service(scheduler, processor, model, history, image_options, allow_urls)
@@ -82,7 +105,10 @@ def run_server(
 
     port = listener.getsockname()[1]
     page = f"http://{LOCAL}:{port}/" + (f"#token={secret}" if secret else "")
-    print(f"page: {page}\nAPI:  http://{LOCAL}:{port}/v1" + (f"  token: {secret}" if secret else ""), flush=True)
+    print(
+        f"page: {page}\nAPI:  http://{LOCAL}:{port}/v1" + (f"  token: {secret}" if secret else ""),
+        flush=True,
+    )
     if open_page:
         import webbrowser
 
@@ -112,6 +138,10 @@ def listen(host: str, port: int) -> socket:
         listener = create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        raise ServerError(f"{host}:{port}: cannot listen there ({why}); choose another --port") from error
-    listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # or answers wait 40 ms; asyncio sets it for its own sockets alone
+        raise ServerError(
+            f"{host}:{port}: cannot listen there ({why}); choose another --port"
+        ) from error
+    listener.setsockopt(
+        IPPROTO_TCP, TCP_NODELAY, 1
+    )  # or answers wait 40 ms; asyncio sets it for its own sockets alone
     return listener

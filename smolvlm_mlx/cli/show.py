@@ -23,11 +23,20 @@ def console(stderr: bool = False) -> Console:
 
 
 def bar(title: str, *columns: progress.ProgressColumn) -> progress.Progress:
-    """A bar on stderr with these columns behind it, and the time that is left; none without a terminal."""
+    """A bar on stderr with these columns behind it, and the time that is left; none without a
+    terminal."""
     err = Console(stderr=True)
-    shown = (progress.TextColumn(title, markup=False), progress.BarColumn(), *columns, progress.TimeRemainingColumn())
-    # Steps of training and windows of captions take minutes, more than the 30 seconds that rates are of otherwise.
-    return progress.Progress(*shown, console=err, disable=not err.is_terminal, speed_estimate_period=3600)
+    shown = (
+        progress.TextColumn(title, markup=False),
+        progress.BarColumn(),
+        *columns,
+        progress.TimeRemainingColumn(),
+    )
+    # Steps of training and windows of captions take minutes, more than the 30 seconds that rates
+    # are of otherwise.
+    return progress.Progress(
+        *shown, console=err, disable=not err.is_terminal, speed_estimate_period=3600
+    )
 
 
 def byte_bar(title: str) -> progress.Progress:

@@ -1,4 +1,5 @@
-"""Where rows of data come from: a JSONL file, or, through `datasets`, a folder or a dataset of the hub."""
+"""Where rows of data come from: a JSONL file, or, through `datasets`, a folder or a dataset of the
+hub."""
 
 import json
 import re
@@ -10,7 +11,9 @@ from typing import Any
 
 from ..errors import DataError, quote, reason
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)  # with a configuration
+_HUB_ID = re.compile(
+    r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII
+)  # with a configuration
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,11 @@ class Row:
 
 
 def read_rows(source: str | Path, part: str | None = None) -> list[Row]:
-    """All rows of a JSONL file, or those of a folder or hub dataset (`part`: which, such as "train").
+    """All rows of a JSONL file, or those of a folder or hub dataset (`part`: which, such as
+    "train").
 
-    A hub dataset of several configurations is "owner/name:configuration". A line that is no JSON is a row whose `raw` is
-    the error.
+    A hub dataset of several configurations is "owner/name:configuration". A line that is no JSON is
+    a row whose `raw` is the error.
 
     Raises:
         DataError: it is not there, cannot be read, or is empty.
@@ -49,35 +53,53 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     except (ValueError, RecursionError) as error:
                         yield Row(where, DataError(f"no JSON ({reason(error)})"), path.parent)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({reason(error)}); it must be JSON lines in UTF-8") from error
+        raise DataError(
+            f"{path}: cannot be read ({reason(error)}); it must be JSON lines in UTF-8"
+        ) from error
 
 
 def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     if not path.is_dir() and not _HUB_ID.fullmatch(source):
-        raise DataError(f"{quote(source, end=True)}: no such file or folder, and no hub dataset id like owner/name")
+        raise DataError(
+            f"{quote(source, end=True)}: no such file or folder, and no hub dataset id like "
+            "owner/name"
+        )
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{source} is no JSONL file; folders and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
+            f"{source} is no JSONL file; folders and hub datasets need: pip install "
+            "'smolvlm-mlx[datasets]'"
         ) from error
     try:
         repo, _, config = source.partition(":")
-        loaded = datasets.load_dataset(str(path)) if path.is_dir() else datasets.load_dataset(repo, config or None)
+        loaded = (
+            datasets.load_dataset(str(path))
+            if path.is_dir()
+            else datasets.load_dataset(repo, config or None)
+        )
         if name is None:
-            name = next((usual for usual in ("train", "test", "validation") if usual in loaded), next(iter(loaded)))
+            name = next(
+                (usual for usual in ("train", "test", "validation") if usual in loaded),
+                next(iter(loaded)),
+            )
         if name not in loaded:
-            raise DataError(f"{source}: no part {quote(name)}; there are {', '.join(map(str, loaded))}")
+            raise DataError(
+                f"{source}: no part {quote(name)}; there are {', '.join(map(str, loaded))}"
+            )
         part = loaded[name]
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
     _leave_encoded(part.info.features)
     for number in range(len(part)):
-        yield Row(f"{source}:{number + 1}", _DatasetRow(part, number), path if path.is_dir() else Path())
+        yield Row(
+            f"{source}:{number + 1}", _DatasetRow(part, number), path if path.is_dir() else Path()
+        )
 
 
 class _DatasetRow(Mapping[str, object]):
-    """A row that is read from disk each time it is looked at: a whole dataset may not fit in memory."""
+    """A row that is read from disk each time it is looked at: a whole dataset may not fit in
+    memory."""
 
     def __init__(self, part: Any, number: int):
         self._part, self._number = part, number
@@ -98,18 +120,22 @@ class _DatasetRow(Mapping[str, object]):
 
 
 def _leave_encoded(feature: object) -> None:
-    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would end the reading."""
+    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would
+    end the reading."""
     import datasets
 
     if isinstance(feature, datasets.Image):
         feature.decode = False
-    for inner in feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]:
+    for inner in (
+        feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]
+    ):
         if inner is not None:
             _leave_encoded(inner)
 
 
 def rows_fingerprint(rows: Sequence[Row]) -> str:
-    """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows by its fingerprint."""
+    """Of the rows' text; pictures count by their path, those in memory not at all, a dataset's rows
+    by its fingerprint."""
 
     def text(value: object) -> str:
         return repr(value) if isinstance(value, Mapping) else type(value).__name__

@@ -1,10 +1,13 @@
 """Rows of a data set (see `rows`) -> conversations, for fine-tuning and evaluation.
 
 A row is one of
-    {"messages": [...]}                                      the schema of inference, pictures by path
-    {"image": ..., "question": "...", "answer": "..."}       or `images`, `answers` (each right), `choices`, or no picture
-    {"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]}       HuggingFaceM4/the_cauldron's
-and may say `split`, `longest_edge` and `max_tiles` for its pictures. Paths are relative to the file.
+    {"messages": [...]}                                 the schema of inference, pictures by path
+    {"image": ..., "question": "...", "answer": "..."}  or `images`, `answers` (each right),
+                                                        `choices`, or no picture
+    {"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]}
+                                                        HuggingFaceM4/the_cauldron's
+and may say `split`, `longest_edge` and `max_tiles` for its pictures. Paths are relative to the
+file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +25,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation without its last answer; `answers` are those that are right, `choices` what there was to choose."""
+    """A conversation without its last answer; `answers` are those that are right, `choices` what
+    there was to choose."""
 
     messages: list[RawMessage]
     answers: tuple[str, ...]
@@ -59,7 +63,9 @@ def make_sample(row: Row) -> Sample:
     answers = tuple(answer for answer in answers if answer.strip())
     if not answers:
         raise DataError("no answer: `answer` must be there, or the assistant's as the last message")
-    return Sample(messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or ""))
+    return Sample(
+        messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or "")
+    )
 
 
 def _images(raw: Mapping[str, object], folder: Path) -> list[object]:
@@ -92,7 +98,9 @@ def _from_messages(
 ) -> tuple[list[RawMessage], tuple[str, ...]]:
     messages: list[RawMessage] = []
     waiting = iter(images)
-    if not isinstance(raw["messages"], Sequence) or not all(isinstance(m, Mapping) for m in raw["messages"]):
+    if not isinstance(raw["messages"], Sequence) or not all(
+        isinstance(m, Mapping) for m in raw["messages"]
+    ):
         raise PromptError("messages is no list of objects")
     for message in raw["messages"]:
         content = message.get("content")
@@ -129,12 +137,16 @@ def _from_turns(turns: object, images: list[object]) -> tuple[list[RawMessage], 
         if not isinstance(turn, Mapping) or not turn.get("user") or not turn.get("assistant"):
             raise DataError(f"turn {number + 1} of texts has no user or no assistant")
         parts = images if number == 0 else []
-        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": str(turn["user"])}]})
+        messages.append(
+            {"role": "user", "content": [*parts, {"type": "text", "text": str(turn["user"])}]}
+        )
         messages.append({"role": "assistant", "content": str(turn["assistant"])})
     return messages[:-1], (str(messages[-1]["content"]),)
 
 
-def _from_question(raw: Mapping[str, object], images: list[object]) -> tuple[list[RawMessage], tuple[str, ...]]:
+def _from_question(
+    raw: Mapping[str, object], images: list[object]
+) -> tuple[list[RawMessage], tuple[str, ...]]:
     text = str(raw["question"])
     if choices := _choices(raw):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
@@ -151,7 +163,8 @@ def _answers(raw: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _answer(answer: object, choices: Sequence[str]) -> str:
-    """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one of them."""
+    """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one
+    of them."""
     text = str(answer)
     is_index = type(answer) is int or (text.isdecimal() and text not in choices)
     return choices[int(text)] if is_index and 0 <= int(text) < len(choices) else text

@@ -1,1 +1,2 @@
-"""Inputs -> text: one loop chooses tokens, for one answer or many; what was computed once is kept."""
+"""Inputs -> text: one loop chooses tokens, for one answer or many; what was computed once is
+kept."""

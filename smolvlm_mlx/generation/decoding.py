@@ -1,6 +1,8 @@
-"""Logits of prompts that were read -> tokens -> text, row by row: the one loop, for one answer or many.
+"""Logits of prompts that were read -> tokens -> text, row by row: the one loop, for one answer or
+many.
 
-Every row has its own options, and what they say is done here. Knows nothing of pictures, threads or conversations.
+Every row has its own options, and what they say is done here. Knows nothing of pictures, threads or
+conversations.
 """
 
 import time
@@ -39,7 +41,11 @@ class Row:
         constraint: LogitsProcessor | None = None,
         statistics: Statistics | None = None,
     ):
-        self.options, self.token_ids, self.statistics = options, list[int](), statistics or Statistics()
+        self.options, self.token_ids, self.statistics = (
+            options,
+            list[int](),
+            statistics or Statistics(),
+        )
         self.error: GenerationError | None = None
         self.prompt, self.keys = list[int](), list[Key]()
         self.max_new_tokens = options.max_tokens
@@ -48,7 +54,9 @@ class Row:
             self._text = StreamingDetokenizer(tokenizer, options.stop, options.skip_special_tokens)
         self._sampler, self._processors = make_sampler(options), make_penalties(options)
         if constraint is not None:  # it is for what comes after the prompt's last token
-            self._processors.append(lambda tokens, logits: constraint(tokens[len(self.prompt) - 1 :], logits))
+            self._processors.append(
+                lambda tokens, logits: constraint(tokens[len(self.prompt) - 1 :], logits)
+            )
         self.is_constrained = constraint is not None
 
     def begin(self, prompt: list[int], max_new_tokens: int) -> None:
@@ -67,12 +75,14 @@ class Row:
 
     @property
     def over(self) -> bool:
-        """Whether no more comes: at its end, after as many tokens as it may have, or after an error."""
+        """Whether no more comes: at its end, after as many tokens as it may have, or after an
+        error."""
         return self.ended or len(self.token_ids) >= self.max_new_tokens or self.error is not None
 
     @property
     def sampler(self) -> Sampler | None:
-        """What may choose for several rows at once; None if more than that is to be done for this one."""
+        """What may choose for several rows at once; None if more than that is to be done for this
+        one."""
         return None if self._processors else self._sampler
 
     def choose(self, logits: mx.array) -> mx.array:
@@ -98,7 +108,10 @@ class Row:
             piece = self._text.add_token(token)
             piece += self._text.finalize() if self.over and not self.ended else ""
         found = self.statistics
-        found.generated_tokens, found.decode_seconds = len(self.token_ids), time.perf_counter() - self._started
+        found.generated_tokens, found.decode_seconds = (
+            len(self.token_ids),
+            time.perf_counter() - self._started,
+        )
         if self.over:
             found.finish_reason = "stop" if self.ended else "length"
         return piece
@@ -107,16 +120,22 @@ class Row:
 class Decoder:
     """Answers that are made together, one token each at a step.
 
-    Rows come with the KV cache of their prompts, at any time, and go when they are over. The step after is under way while
-    tokens are read, unless one is a row's first, which is wanted at once, or a constraint has to read it.
+    Rows come with the KV cache of their prompts, at any time, and go when they are over. The step
+    after is under way while tokens are read, unless one is a row's first, which is wanted at once,
+    or a constraint has to read it.
     """
 
     def __init__(self, model: SmolVLM):
         self._model, self._rows = model, list[Row]()
         self._cache: Sequence[KVCache | BatchKVCache] = []
-        self._tokens, self._is_read = mx.array([], mx.int32), False  # (B,), the last that were chosen
+        self._tokens, self._is_read = (
+            mx.array([], mx.int32),
+            False,
+        )  # (B,), the last that were chosen
 
-    def add(self, rows: Sequence[Row], cache: Sequence[KVCache | BatchKVCache], logits: mx.array) -> None:
+    def add(
+        self, rows: Sequence[Row], cache: Sequence[KVCache | BatchKVCache], logits: mx.array
+    ) -> None:
         """Begin answers.
 
         Args:
@@ -130,7 +149,12 @@ class Decoder:
         if self._rows:
             cache = [BatchKVCache(pair) for pair in zip(self._cache, cache, strict=True)]
             tokens = mx.concatenate([self._tokens, tokens])
-        self._rows, self._cache, self._tokens, self._is_read = [*self._rows, *rows], cache, tokens, False
+        self._rows, self._cache, self._tokens, self._is_read = (
+            [*self._rows, *rows],
+            cache,
+            tokens,
+            False,
+        )
 
     def step(self) -> list[tuple[Row, str]]:
         """One token for each row that is not over, and the text that it makes certain."""
@@ -148,9 +172,13 @@ class Decoder:
         return [(row, row.push(token)) for row, token in pairs]
 
     def take(self, row: Row) -> list[KVCache]:
-        """Take a row out that was added alone; returns its KV cache: of its prompt, and all its tokens but perhaps the last."""
+        """Take a row out that was added alone; returns its KV cache: of its prompt, and all its
+        tokens but perhaps the last."""
         number = self._rows.index(row)
-        cache = [layer.extract(number) if isinstance(layer, BatchKVCache) else layer for layer in self._cache]
+        cache = [
+            layer.extract(number) if isinstance(layer, BatchKVCache) else layer
+            for layer in self._cache
+        ]
         self._keep([other for other in range(len(self._rows)) if other != number])
         return cache
 
@@ -164,7 +192,10 @@ class Decoder:
         for layer in self._cache:
             layer.keep(kept)
         if len(numbers) == 1:  # as if it had always been alone
-            self._cache = [layer.extract(0) if isinstance(layer, BatchKVCache) else layer for layer in self._cache]
+            self._cache = [
+                layer.extract(0) if isinstance(layer, BatchKVCache) else layer
+                for layer in self._cache
+            ]
 
     def _go_on(self) -> None:
         if self._rows and self._is_read:
@@ -182,7 +213,9 @@ def _choose(rows: Sequence[Row], logits: mx.array) -> mx.array:
     if sampler is not None and all(row.sampler is sampler for row in rows):
         tokens = sampler(logits)
     else:
-        tokens = mx.concatenate([row.choose(logits[number : number + 1]) for number, row in enumerate(rows)])
+        tokens = mx.concatenate(
+            [row.choose(logits[number : number + 1]) for number, row in enumerate(rows)]
+        )
     tokens = mx.where(finite, tokens, NOT_FINITE)
     mx.async_eval(tokens)
     return tokens

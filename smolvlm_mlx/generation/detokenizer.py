@@ -9,14 +9,16 @@ from ..inputs.tokenizer import Tokenizer
 class StreamingDetokenizer:
     """Turns tokens into text as they come, up to an end token or a stop string.
 
-    A character whose bytes are spread over tokens appears when it is whole; text that could still become a stop string is held
-    back.
+    A character whose bytes are spread over tokens appears when it is whole; text that could still
+    become a stop string is held back.
 
     Attributes:
         ended: by an end token or a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True):
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True
+    ):
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopStrings(stop)
@@ -27,19 +29,23 @@ class StreamingDetokenizer:
         if token in self._tokenizer.end_ids:
             self.ended = True
             return self.finalize()
-        piece = self._stop.push(self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens)))
+        piece = self._stop.push(
+            self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens))
+        )
         self.ended = self._stop.found
         return piece
 
     def finalize(self) -> str:
-        """What was held back, when no more tokens come; a replacement character for an unfinished one."""
+        """What was held back, when no more tokens come; a replacement character for an unfinished
+        one."""
         rest = self._stop.push(self._decoder.decode(b"", final=True)) + self._stop.flush()
         self.ended = self.ended or self._stop.found
         return rest
 
 
 class StopStrings:
-    """Holds text back while it could still become a stop string; what comes after one is dropped."""
+    """Holds text back while it could still become a stop string; what comes after one is
+    dropped."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops, self._held, self.found = tuple(stops), "", False
@@ -49,8 +55,13 @@ class StopStrings:
         self._held += text
         hit, held = self._hit(), self._held
         # A stop string may have begun before the hit, and wait for its end.
-        starts = (at for stop in self._stops for at in range(max(len(held) - len(stop) + 1, 0), len(held)))
-        unfinished = min((at for at in starts if any(stop.startswith(held[at:]) for stop in self._stops)), default=hit)
+        starts = (
+            at for stop in self._stops for at in range(max(len(held) - len(stop) + 1, 0), len(held))
+        )
+        unfinished = min(
+            (at for at in starts if any(stop.startswith(held[at:]) for stop in self._stops)),
+            default=hit,
+        )
         self.found = self.found or (hit < len(held) and hit <= unfinished)
         ready = held[: min(hit, unfinished)]
         self._held = "" if self.found else held[len(ready) :]
@@ -65,4 +76,6 @@ class StopStrings:
     def _hit(self) -> int:
         if self.found:
             return 0
-        return min((at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held))
+        return min(
+            (at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held)
+        )

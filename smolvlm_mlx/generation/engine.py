@@ -1,4 +1,5 @@
-"""A model with its processor, and what its answers leave for the next ones: messages -> events, or text.
+"""A model with its processor, and what its answers leave for the next ones: messages -> events, or
+text.
 
 Knows nothing of terminals, servers or conversations that go on (`tasks.chat`).
 """
@@ -32,7 +33,8 @@ Schema = Mapping[str, object]  # a JSON schema of an answer; {} is any object
 
 
 class Engine:
-    """Answers messages with one model, one after another (`stream`), or prompts of one length together (`batch`).
+    """Answers messages with one model, one after another (`stream`), or prompts of one length
+    together (`batch`).
 
     Args:
         cache_folder: image tokens are kept there too, for other processes and later days.
@@ -67,19 +69,24 @@ class Engine:
         """Answer a conversation, event by event: `Reading`, a `Text` for each token, `End`.
 
         Args:
-            messages: a conversation (see `inputs.messages`), or one user's text, or what the processor made of it.
-            images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is one text.
+            messages: a conversation (see `inputs.messages`), or one user's text, or what the
+                processor made of it.
+            images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is
+                one text.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             schema: the answer is JSON that fits it.
             reserve_tokens: that there must be room for after the prompt.
-            keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the model is then for text.
+            keep_vision: off, the vision tower's memory is given back once the pictures are encoded;
+                the model is then for text.
 
         Raises:
-            SmolVLMError: input or options cannot be used. At once, but for frames of a video after the first; GenerationError on
-                bad logits, in the iteration.
+            SmolVLMError: input or options cannot be used. At once, but for frames of a video after
+                the first; GenerationError on bad logits, in the iteration.
         """
         if images and not isinstance(messages, str):
-            raise GenerationError("images go with one text; in a conversation they are parts of its messages")
+            raise GenerationError(
+                "images go with one text; in a conversation they are parts of its messages"
+            )
         given = [user_message(messages, images)] if isinstance(messages, str) else messages
         row = self.row(options or Options(), schema)
 
@@ -92,7 +99,10 @@ class Engine:
         return Stream(events(), row)
 
     def _prepare(
-        self, messages: Sequence[Message | RawMessage], image_options: ImageOptions | None, statistics: Statistics
+        self,
+        messages: Sequence[Message | RawMessage],
+        image_options: ImageOptions | None,
+        statistics: Statistics,
     ) -> Generator[Reading, None, Inputs]:
         """Make inputs; a video's frames are encoded while the next are decoded."""
         started, settings = time.perf_counter(), self.processor.settings
@@ -103,31 +113,43 @@ class Engine:
             if len(waiting) == tiles_at_once(self.model):  # what does not fill a chunk is left
                 yield Reading(encoded, total, "frames")
                 before, encoded = time.perf_counter(), encoded + len(waiting)
-                encode_tiles(self.model, np.concatenate(waiting), settings, self.prompts.image_cache)
+                encode_tiles(
+                    self.model, np.concatenate(waiting), settings, self.prompts.image_cache
+                )
                 waiting.clear()
                 statistics.vision_seconds += time.perf_counter() - before
         statistics.preprocess_seconds = time.perf_counter() - started - statistics.vision_seconds
         return preparing.result
 
     def batch(
-        self, batch: Sequence[Inputs], options: Options | None = None, *, schema: Schema | None = None
+        self,
+        batch: Sequence[Inputs],
+        options: Options | None = None,
+        *,
+        schema: Schema | None = None,
     ) -> list[tuple[str, bool]]:
         """The answer to each of several prompts, and whether it came to its end by itself.
 
-        For many pictures with one question, whose prompts have one length T and differ in their tiles only. The same model calls
-        as in `stream`, without padding or masks: an answer is the same as alone.
+        For many pictures with one question, whose prompts have one length T and differ in their
+        tiles only. The same model calls as in `stream`, without padding or masks: an answer is the
+        same as alone.
 
         Raises:
-            GenerationError: prompts of several lengths or longer than the context, or logits that are not finite.
+            GenerationError: prompts of several lengths or longer than the context, or logits that
+                are not finite.
         """
         context = self.model.config.text_config.max_position_embeddings
         lengths = {len(each.input_ids) for each in batch}
         if len(lengths) != 1 or max(lengths) >= context:
-            raise GenerationError(f"prompts of {sorted(lengths)} tokens; a batch has one length, below {context}")
+            raise GenerationError(
+                f"prompts of {sorted(lengths)} tokens; a batch has one length, below {context}"
+            )
         rows = [self.row(options or Options(), schema) for _ in batch]
         for row, inputs in zip(rows, batch, strict=True):
             row.begin(inputs.input_ids.tolist(), context - max(lengths))
-        cache = make_cache(self.model, max(lengths) + rows[0].max_new_tokens, rows[0].options.kv_bits)
+        cache = make_cache(
+            self.model, max(lengths) + rows[0].max_new_tokens, rows[0].options.kv_bits
+        )
         decoder, texts = Decoder(self.model), dict.fromkeys(rows, "")
         digests = [digest for inputs in batch for digest in inputs.tile_digests]
         tiles = np.concatenate([inputs.tiles for inputs in batch])
@@ -141,7 +163,9 @@ class Engine:
                 texts[row] += piece
         return [(texts[row], row.ended) for row in rows]
 
-    def row(self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None) -> Row:
+    def row(
+        self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None
+    ) -> Row:
         """An answer that has not begun.
 
         Raises:
@@ -169,7 +193,9 @@ def stream_generate(
 ) -> TextStream:
     """Answer a conversation piece by piece; arguments and errors are those of `Engine.stream`."""
     engine = Engine(model, processor)
-    stream = engine.stream(messages, options, images=images, image_options=image_options, keep_vision=keep_vision)
+    stream = engine.stream(
+        messages, options, images=images, image_options=image_options, keep_vision=keep_vision
+    )
     return TextStream(stream)
 
 
@@ -183,4 +209,8 @@ def generate(
     image_options: ImageOptions | None = None,
 ) -> str:
     """The whole answer of `stream_generate`."""
-    return "".join(stream_generate(model, processor, messages, options, images=images, image_options=image_options))
+    return "".join(
+        stream_generate(
+            model, processor, messages, options, images=images, image_options=image_options
+        )
+    )

@@ -1,7 +1,8 @@
-"""Tiles -> image tokens, chunk by chunk, each distinct tile once, and, with an `ImageCache`, once for all questions.
+"""Tiles -> image tokens, chunk by chunk, each distinct tile once, and, with an `ImageCache`, once
+for all questions.
 
-A tile's row and column enter the model only as prompt text, so equal tiles have equal image tokens, and skipping repeats
-(blank margins, slides, still frames, the pictures of earlier turns) is exact.
+A tile's row and column enter the model only as prompt text, so equal tiles have equal image tokens,
+and skipping repeats (blank margins, slides, still frames, the pictures of earlier turns) is exact.
 """
 
 import sqlite3
@@ -24,19 +25,28 @@ from ..inputs.settings import ImageSettings
 from ..inputs.tiles import digest_tiles, normalize
 from ..model import SmolVLM
 
-# Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only take memory.
+# Patches encoded at once: enough to fill a GPU; on a CPU a tile of 1,024 does, and more would only
+# take memory.
 CHUNK = {"metal": 8192, "cuda": 8192, "cpu": 1024}
 
 
 class ImageCache:
-    """Image tokens (S, Dt) of one model's tiles, by the tiles' digests; those not used for longest are forgotten first.
+    """Image tokens (S, Dt) of one model's tiles, by the tiles' digests; those not used for longest
+    are forgotten first.
 
     Args:
-        folder: keep them there too, in a file that processes and models share; begun anew when it is damaged.
+        folder: keep them there too, in a file that processes and models share; begun anew when it
+            is damaged.
         memory_bytes, disk_bytes: most that is held.
     """
 
-    def __init__(self, model: SmolVLM, folder: Path | None = None, memory_bytes: int = 2**28, disk_bytes: int = 2**30):
+    def __init__(
+        self,
+        model: SmolVLM,
+        folder: Path | None = None,
+        memory_bytes: int = 2**28,
+        disk_bytes: int = 2**30,
+    ):
         self.model, self._memory_bytes, self.nbytes = model, memory_bytes, 0
         self._held: OrderedDict[bytes, mx.array] = OrderedDict()
         self._file = None if folder is None else _File(folder / "features.sqlite3", disk_bytes)
@@ -53,7 +63,10 @@ class ImageCache:
         known = {digest: self._held[key] for digest, key in keys.items() if key in self._held}
         for digest in known:
             self._held.move_to_end(keys[digest])
-        return {digest: tokens.reshape(self.model.config.tokens_per_tile, -1) for digest, tokens in known.items()}
+        return {
+            digest: tokens.reshape(self.model.config.tokens_per_tile, -1)
+            for digest, tokens in known.items()
+        }
 
     def put(self, encoded: Mapping[bytes, mx.array], settings: ImageSettings) -> None:
         """Keep what was encoded."""
@@ -61,7 +74,9 @@ class ImageCache:
         for key, tokens in keys.items():
             self._hold(key, tokens)
         if self._file is not None:
-            self._file.write({key: np.array(tokens.view(mx.uint8)).tobytes() for key, tokens in keys.items()})
+            self._file.write(
+                {key: np.array(tokens.view(mx.uint8)).tobytes() for key, tokens in keys.items()}
+            )
 
     def _hold(self, key: bytes, tokens: mx.array) -> None:
         if key not in self._held:
@@ -71,9 +86,12 @@ class ImageCache:
             self.nbytes -= self._held.popitem(last=False)[1].nbytes
 
     def _key(self, settings: ImageSettings, digest: bytes) -> bytes:
-        """A tile's name under these values of the preprocessing (tiles are uint8, before them), and in the file of this model."""
+        """A tile's name under these values of the preprocessing (tiles are uint8, before them), and
+        in the file of this model."""
         values = repr((settings.mean, settings.std, settings.rescale_factor)).encode()
-        return blake2b((self._weights if self._file else b"") + values + digest, digest_size=16).digest()
+        return blake2b(
+            (self._weights if self._file else b"") + values + digest, digest_size=16
+        ).digest()
 
     @cached_property
     def _dtype(self) -> mx.Dtype:
@@ -92,7 +110,8 @@ class ImageCache:
 
 
 class _File:
-    """Bytes by name in SQLite. What goes wrong with it costs time, never an answer: the file is given up for this run."""
+    """Bytes by name in SQLite. What goes wrong with it costs time, never an answer: the file is
+    given up for this run."""
 
     def __init__(self, path: Path, most_bytes: int):
         self._path, self._most_bytes, self._works = path, most_bytes, True
@@ -102,18 +121,25 @@ class _File:
 
         def run(database: sqlite3.Connection) -> None:
             for name in names:
-                row = database.execute("SELECT digest, data FROM tiles WHERE name = ?", (name,)).fetchone()
+                row = database.execute(
+                    "SELECT digest, data FROM tiles WHERE name = ?", (name,)
+                ).fetchone()
                 if row is not None and blake2b(row[1], digest_size=16).digest() == row[0]:
                     found[name] = row[1]
             now = time.time()
-            database.executemany("UPDATE tiles SET used = ? WHERE name = ?", [(now, name) for name in found])
+            database.executemany(
+                "UPDATE tiles SET used = ? WHERE name = ?", [(now, name) for name in found]
+            )
 
         self._try(run)
         return found
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
         now = time.time()
-        rows = [(name, blake2b(data, digest_size=16).digest(), now, data) for name, data in values.items()]
+        rows = [
+            (name, blake2b(data, digest_size=16).digest(), now, data)
+            for name, data in values.items()
+        ]
 
         def run(database: sqlite3.Connection) -> None:
             database.executemany("INSERT OR REPLACE INTO tiles VALUES (?, ?, ?, ?)", rows)
@@ -133,7 +159,9 @@ class _File:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with closing(sqlite3.connect(self._path)) as database, database:
                     database.execute("PRAGMA journal_mode = WAL")
-                    database.execute("PRAGMA synchronous = NORMAL")  # what a power cut loses is computed again
+                    database.execute(
+                        "PRAGMA synchronous = NORMAL"
+                    )  # what a power cut loses is computed again
                     columns = "name BLOB PRIMARY KEY, digest BLOB, used REAL, data BLOB"
                     database.execute(f"CREATE TABLE IF NOT EXISTS tiles ({columns})")
                     return run(database)
@@ -172,7 +200,9 @@ def encode_tiles_in_steps(
     if not len(tiles):
         return None
     digests = digest_tiles(tiles) if digests is None else digests
-    place = {digest: number for number, digest in reversed(list(enumerate(digests)))}  # of its first tile
+    place = {
+        digest: number for number, digest in reversed(list(enumerate(digests)))
+    }  # of its first tile
     known = {} if cache is None else cache.get(place, settings)
     unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]
     chunk = tiles_at_once(model)
@@ -192,9 +222,12 @@ def encode_tiles_in_steps(
 encode_tiles = at_once(encode_tiles_in_steps)
 
 
-def _encode(model: SmolVLM, tiles: Pixels, settings: ImageSettings, digests: Sequence[bytes]) -> dict[bytes, mx.array]:
+def _encode(
+    model: SmolVLM, tiles: Pixels, settings: ImageSettings, digests: Sequence[bytes]
+) -> dict[bytes, mx.array]:
     tokens = model.encode_images(mx.array(normalize(tiles, settings)))
-    # Copies, which do not hold the whole chunk; and evaluated, or only this thread could use what is kept.
+    # Copies, which do not hold the whole chunk; and evaluated, or only this thread could use what
+    # is kept.
     encoded = {digest: mx.take(tokens, mx.array(row), axis=0) for row, digest in enumerate(digests)}
     mx.eval(list(encoded.values()))
     return encoded

@@ -1,4 +1,5 @@
-"""Prompts -> KV caches and the logits of their last tokens. What was computed for earlier answers is not computed again."""
+"""Prompts -> KV caches and the logits of their last tokens. What was computed for earlier answers
+is not computed again."""
 
 import time
 from collections.abc import Generator
@@ -14,8 +15,8 @@ from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles_in_steps
 from .prefix_cache import PrefixCache, prefix_keys
 
-# Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention scores, which a CPU
-# writes out in full, and half of which a causal mask throws away.
+# Prompt rows that go through the decoder at once. The numbers are the same; it bounds the attention
+# scores, which a CPU writes out in full, and half of which a causal mask throws away.
 CHUNK = {"metal": 2048, "cuda": 2048, "cpu": 256}
 LEAST_CHUNK = 64  # of each prompt, where several are read together
 
@@ -31,13 +32,15 @@ def make_cache(model: SmolVLM, capacity: int, kv_bits: int | None = None) -> lis
 def prefill_in_steps(
     model: SmolVLM, input_ids: mx.array, image_tokens: mx.array | None, cache: list[KVCache]
 ) -> Generator[int, None, mx.array]:
-    """Fill the cache with prompts (B, T) of one length: yields how many tokens of each are read, returns the logits (B, V) of
-    the last."""
+    """Fill the cache with prompts (B, T) of one length: yields how many tokens of each are read,
+    returns the logits (B, V) of the last."""
     embeddings = model.merge(input_ids, image_tokens)  # (B, T, Dt)
     B, T, _ = embeddings.shape
     chunk = max(LEAST_CHUNK, CHUNK[device.name()] // B)
     for start in range(0, T, chunk):
-        hidden = model.language_model.hidden_states(None, cache, embeddings[:, start : start + chunk])
+        hidden = model.language_model.hidden_states(
+            None, cache, embeddings[:, start : start + chunk]
+        )
         mx.eval(hidden, [layer.state for layer in cache])
         yield min(start + chunk, T)
     return model.language_model.logits(hidden[:, -1])
@@ -47,9 +50,15 @@ prefill = at_once(prefill_in_steps)
 
 
 class PromptReader:
-    """Reads the prompts of one model, and owns what they leave: image tokens of tiles, KV caches of prompts."""
+    """Reads the prompts of one model, and owns what they leave: image tokens of tiles, KV caches of
+    prompts."""
 
-    def __init__(self, model: SmolVLM, image_cache: ImageCache | None = None, prefix_cache: PrefixCache | None = None):
+    def __init__(
+        self,
+        model: SmolVLM,
+        image_cache: ImageCache | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ):
         self.model = model
         self.image_cache = image_cache or ImageCache(model)
         self.prefix_cache = prefix_cache or PrefixCache()
@@ -60,18 +69,24 @@ class PromptReader:
         Raises:
             ContextFullError: fewer than `reserve_tokens`.
         """
-        context, count = self.model.config.text_config.max_position_embeddings, len(inputs.input_ids)
+        context, count = (
+            self.model.config.text_config.max_position_embeddings,
+            len(inputs.input_ids),
+        )
         if count + reserve_tokens > context:
             raise ContextFullError(
-                f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room for an answer in the "
-                f"model's context of {context}; shorten it, or use fewer or smaller pictures (max_tiles, longest_edge, split)"
+                f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room "
+                "for an answer in the "
+                f"model's context of {context}; shorten it, or use fewer or smaller pictures "
+                "(max_tiles, longest_edge, split)"
             )
         return context - count
 
     def read(
         self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True
     ) -> Generator[Reading, None, tuple[list[KVCache], mx.array]]:
-        """Read the prompt of an answer: returns its KV cache, and the logits (1, V) of its last token.
+        """Read the prompt of an answer: returns its KV cache, and the logits (1, V) of its last
+        token.
 
         Closed early, or ended by an error, it keeps what was read for the next answer.
 
@@ -94,7 +109,11 @@ class PromptReader:
                 self.model.release_vision()
             encoded = time.perf_counter()
             found.vision_seconds += encoded - started
-            filling = Work(prefill_in_steps(self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache))
+            filling = Work(
+                prefill_in_steps(
+                    self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache
+                )
+            )
             for done in filling:
                 yield Reading(count + done, len(row.prompt), "tokens")
             mx.eval(filling.result)
@@ -104,21 +123,31 @@ class PromptReader:
             self.keep(row, cache)
             raise
 
-    def _image_tokens_after(self, inputs: Inputs, count: int) -> Generator[Reading, None, mx.array | None]:
+    def _image_tokens_after(
+        self, inputs: Inputs, count: int
+    ) -> Generator[Reading, None, mx.array | None]:
         """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
         config = self.model.config
         rows = int((inputs.input_ids[:count] == config.image_token_id).sum())
         tile, rows = divmod(rows, config.tokens_per_tile)
         tiles, digests = inputs.tiles[tile:], inputs.tile_digests[tile:]
-        image_tokens = yield from encode_tiles_in_steps(self.model, tiles, inputs.settings, self.image_cache, digests)
-        return None if image_tokens is None else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
+        image_tokens = yield from encode_tiles_in_steps(
+            self.model, tiles, inputs.settings, self.image_cache, digests
+        )
+        return (
+            None
+            if image_tokens is None
+            else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
+        )
 
     def keep(self, row: Row, cache: list[KVCache]) -> None:
         """Take back the KV cache of an answer that is over, for prompts that begin as it did."""
         if row.error is None:  # what gave such logits may be in the cache
             self.prefix_cache.put([*row.keys, *row.token_ids], cache, row.options.kv_bits)
 
-    def answer(self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True) -> Generator[Event]:
+    def answer(
+        self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True
+    ) -> Generator[Event]:
         """Read a prompt, and make the answer to it.
 
         Raises:

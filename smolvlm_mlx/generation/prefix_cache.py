@@ -1,7 +1,7 @@
 """KV caches of prompts that were read, for prompts that begin in the same way.
 
-A prompt is compared by keys: token ids, but at a placeholder the digest of its tile, so that equal-looking prompts with
-different pictures share nothing beyond their first picture.
+A prompt is compared by keys: token ids, but at a placeholder the digest of its tile, so that
+equal-looking prompts with different pictures share nothing beyond their first picture.
 """
 
 import threading
@@ -19,13 +19,17 @@ Key = int | bytes
 def prefix_keys(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
     """One key for each of `inputs.input_ids`."""
     digests = (digest for digest in inputs.tile_digests for _ in range(tokens_per_tile))
-    return [next(digests) if token == image_token_id else token for token in inputs.input_ids.tolist()]
+    return [
+        next(digests) if token == image_token_id else token for token in inputs.input_ids.tolist()
+    ]
 
 
 def common(first: Sequence[Key], second: Sequence[Key]) -> int:
     """How many keys two prompts have in common from their beginning."""
     pairs = zip(first, second, strict=False)
-    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+    return next(
+        (n for n, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second))
+    )
 
 
 @dataclass
@@ -36,7 +40,8 @@ class _Entry:
 
 
 class PrefixCache:
-    """The KV caches of the last prompts and their answers: at most `entries`, and beyond the last one `most_bytes`.
+    """The KV caches of the last prompts and their answers: at most `entries`, and beyond the last
+    one `most_bytes`.
 
     What is popped is the caller's, to be put back with what it then holds.
     """
@@ -46,10 +51,17 @@ class PrefixCache:
         self._entries: list[_Entry] = []  # the last given is last
         self._lock = threading.Lock()
 
-    def pop(self, keys: Sequence[Key], kv_bits: int | None = None) -> tuple[list[KVCache] | None, int]:
-        """The KV cache that has most of a prompt's beginning, and how much; at least one token is left to be read."""
+    def pop(
+        self, keys: Sequence[Key], kv_bits: int | None = None
+    ) -> tuple[list[KVCache] | None, int]:
+        """The KV cache that has most of a prompt's beginning, and how much; at least one token is
+        left to be read."""
         with self._lock:
-            found = [(min(common(e.keys, keys), len(keys) - 1), e) for e in self._entries if e.kv_bits == kv_bits]
+            found = [
+                (min(common(e.keys, keys), len(keys) - 1), e)
+                for e in self._entries
+                if e.kv_bits == kv_bits
+            ]
             count, entry = max(found, key=lambda pair: pair[0], default=(0, None))
             if entry is None or count == 0:
                 return None, 0
@@ -65,7 +77,8 @@ class PrefixCache:
     def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
 
-        What an interrupt left uncomputed is computed now: another thread, which may be the next to use it, could not.
+        What an interrupt left uncomputed is computed now: another thread, which may be the next to
+        use it, could not.
         """
         if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
             return  # interrupted between two layers
@@ -79,4 +92,9 @@ class PrefixCache:
 
     @property
     def _nbytes(self) -> int:
-        return sum(array.nbytes for entry in self._entries for layer in entry.layers for array in layer.state)
+        return sum(
+            array.nbytes
+            for entry in self._entries
+            for layer in entry.layers
+            for array in layer.state
+        )

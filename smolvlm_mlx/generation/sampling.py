@@ -17,8 +17,8 @@ NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 
 
 def make_sampler(options: Options) -> Sampler:
-    """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many rows at once. Greedy imports
-    nothing."""
+    """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many
+    rows at once. Greedy imports nothing."""
     if options.temperature < LEAST:
         return greedy
     choice = (options.temperature, options.top_p, options.min_p, options.top_k)
@@ -31,7 +31,9 @@ def make_penalties(options: Options) -> list[LogitsProcessor]:
         return []
     from mlx_lm.sample_utils import make_logits_processors
 
-    processors: list[LogitsProcessor] = make_logits_processors(repetition_penalty=options.repetition_penalty)
+    processors: list[LogitsProcessor] = make_logits_processors(
+        repetition_penalty=options.repetition_penalty
+    )
     return processors
 
 
@@ -45,11 +47,15 @@ def _unseeded(temperature: float, top_p: float, min_p: float, top_k: int) -> Sam
 
 
 def _sampler(temperature: float, top_p: float, min_p: float, top_k: int, seeds: Random) -> Sampler:
-    """With a seed of its own for each token: MLX's random numbers are a thread's, and begin anew in each."""
+    """With a seed of its own for each token: MLX's random numbers are a thread's, and begin anew in
+    each."""
     from mlx_lm.sample_utils import make_sampler  # which takes a second or more
 
     def sampler(logits: mx.array) -> mx.array:
-        limits = {"top_p": max(top_p, LEAST) if top_p < 1 else 0.0, "top_k": top_k if top_k < logits.shape[-1] else 0}
+        limits = {
+            "top_p": max(top_p, LEAST) if top_p < 1 else 0.0,
+            "top_k": top_k if top_k < logits.shape[-1] else 0,
+        }
         sample: Sampler = make_sampler(temperature, min_p=min_p, **limits)
         mx.random.seed(seeds.getrandbits(63))
         return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)

@@ -1,4 +1,5 @@
-"""Several answers at once: one thread owns the model, reads prompts one by one, and decodes all answers together.
+"""Several answers at once: one thread owns the model, reads prompts one by one, and decodes all
+answers together.
 
 Knows nothing of HTTP.
 """
@@ -30,7 +31,8 @@ class Job:
     """An answer that was asked for.
 
     Attributes:
-        put: called from the engine's thread with each event, and, where an error ends the answer, with that.
+        put: called from the engine's thread with each event, and, where an error ends the answer,
+            with that.
         schema: the answer is JSON that fits it; `{}` stands for any JSON object.
     """
 
@@ -47,7 +49,8 @@ class Job:
 
 
 class Scheduler:
-    """Runs jobs in the order they come; up to `most_answers` are decoded together and `most_waiting` wait.
+    """Runs jobs in the order they come; up to `most_answers` are decoded together and
+    `most_waiting` wait.
 
     Args:
         load: makes the engine, in the thread that runs it.
@@ -87,13 +90,17 @@ class Scheduler:
             GenerationError: `kv_bits`, which a batch of prompts of several lengths cannot have.
         """
         if job.options.kv_bits is not None:
-            raise GenerationError(f"kv_bits {job.options.kv_bits}: not where several answers are made at once")
+            raise GenerationError(
+                f"kv_bits {job.options.kv_bits}: not where several answers are made at once"
+            )
         self._engine.prompts.room_after(job.inputs)
         with self._changed:
             if self.failed:
                 raise BusyError(FAILED)
             if len(self._waiting) >= self._most_waiting or self._closing:
-                raise BusyError(f"{len(self._waiting)} answers are waiting already; try again in a moment")
+                raise BusyError(
+                    f"{len(self._waiting)} answers are waiting already; try again in a moment"
+                )
             self._waiting.append(job)
             self._changed.notify()
 
@@ -147,7 +154,8 @@ class Scheduler:
         return True
 
     def _begin(self, job: Job) -> None:
-        """Read a job's prompt, and put it into the batch; answers under way go on between its tiles and chunks."""
+        """Read a job's prompt, and put it into the batch; answers under way go on between its tiles
+        and chunks."""
         try:
             row = self._engine.row(job.options, job.schema, job.statistics)
             reading = Work(self._engine.prompts.read(job.inputs, row))

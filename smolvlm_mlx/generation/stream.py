@@ -8,11 +8,13 @@ from .decoding import Row
 
 
 class Stream(Iterator[Event]):
-    """Iterate over it for the events of an answer; `statistics` and `token_ids` are complete when it has ended.
+    """Iterate over it for the events of an answer; `statistics` and `token_ids` are complete when
+    it has ended.
 
-    Work up to the first event is done at once, so that what is wrong with the input is told by whoever made the stream. Leaving
-    the loop early, or an exception such as KeyboardInterrupt in it, ends the generation when the stream is let go. Any thread may
-    iterate, each event in another one if need be, and any thread may close.
+    Work up to the first event is done at once, so that what is wrong with the input is told by
+    whoever made the stream. Leaving the loop early, or an exception such as KeyboardInterrupt in
+    it, ends the generation when the stream is let go. Any thread may iterate, each event in another
+    one if need be, and any thread may close.
     """
 
     def __init__(self, events: Generator[Event], row: Row):
@@ -43,7 +45,8 @@ class Stream(Iterator[Event]):
         raise StopIteration
 
     def close(self, wait: bool = False) -> None:
-        """End the generation, if it has not ended: now, or where another thread is at work on it, after its next step.
+        """End the generation, if it has not ended: now, or where another thread is at work on it,
+        after its next step.
 
         Args:
             wait: until it has, so that the model is free.
@@ -57,7 +60,8 @@ class Stream(Iterator[Event]):
 
 
 class TextStream(Iterator[str]):
-    """Iterate over it for the pieces of an answer's text; `events` has all that happens, `statistics` what it took."""
+    """Iterate over it for the pieces of an answer's text; `events` has all that happens,
+    `statistics` what it took."""
 
     def __init__(self, events: Stream):
         self.events = events

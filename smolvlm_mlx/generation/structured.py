@@ -1,4 +1,5 @@
-"""Answers that are JSON, or fit a JSON schema, by construction: tokens that cannot go on are never chosen (llguidance)."""
+"""Answers that are JSON, or fit a JSON schema, by construction: tokens that cannot go on are never
+chosen (llguidance)."""
 
 import json
 from collections.abc import Mapping
@@ -17,10 +18,13 @@ class Grammars:
     """Makes constraints for one tokenizer, whose model has logits of width V."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        self._tokenizer = LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids))
+        self._tokenizer = LLTokenizer(
+            tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids)
+        )
 
     def json(self, schema: Mapping[str, object] | None = None) -> LogitsProcessor:
-        """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given the last token.
+        """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given
+        the last token.
 
         Raises:
             GenerationError: the schema is none, or uses what is not supported.
@@ -32,7 +36,9 @@ class Grammars:
         except (ValueError, RecursionError) as error:
             problem = str(error)
         if problem:
-            raise GenerationError(f"the JSON schema cannot be used: {cut(' '.join(problem.split()))}")
+            raise GenerationError(
+                f"the JSON schema cannot be used: {cut(' '.join(problem.split()))}"
+            )
         matcher, read = LLMatcher(self._tokenizer, grammar), 1
 
         def constrain(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -41,7 +47,9 @@ class Grammars:
             for token in ids[read:]:
                 matcher.consume_token(token)
             read = len(ids)
-            marks = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]]  # 200: may come
+            marks = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[
+                : logits.shape[-1]
+            ]  # 200: may come
             return mx.where(mx.array(marks == 200), logits, mx.array(-mx.inf, logits.dtype))
 
         return constrain

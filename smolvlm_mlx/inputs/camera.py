@@ -1,8 +1,9 @@
 """The newest frame of a camera, or of a video file that stands for one.
 
-In goes a camera (its number or its device's name) or an encoded video; out come `Frame`s. A thread reads every frame and keeps
-the newest alone: who looks seldom misses frames, and never sees old ones. A file plays once, at its own pace, from the moment
-that somebody looks. Knows nothing about models.
+In goes a camera (its number or its device's name) or an encoded video; out come `Frame`s. A thread
+reads every frame and keeps the newest alone: who looks seldom misses frames, and never sees old
+ones. A file plays once, at its own pace, from the moment that somebody looks. Knows nothing about
+models.
 """
 
 import sys
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# ffmpeg's input device, how it names camera {}, and its options. Built-in Mac cameras refuse avfoundation's default rate of
-# 29.97 frames a second.
+# ffmpeg's input device, how it names camera {}, and its options. Built-in Mac cameras refuse
+# avfoundation's default rate of 29.97 frames a second.
 DEVICES: dict[str, tuple[str, str, dict[str, str]]] = {
     "darwin": ("avfoundation", "{}:none", {"framerate": "30"}),
     "linux": ("v4l2", "/dev/video{}", {}),
@@ -33,7 +34,8 @@ ALLOWING = {
     "darwin": "allow this terminal the camera in System Settings, Privacy & Security",
     "linux": "whoever uses it has to be in the group `video`",
 }
-SILENCE = 30.0  # seconds without a frame, after which a camera is broken; meanwhile people are asked for permission
+# Seconds without a frame, after which a camera is broken; meanwhile people are asked to allow it.
+SILENCE = 30.0
 LONGEST_PAUSE = 5.0  # seconds between two frames of a file, whatever its times say
 POLL = 0.005  # seconds until a device that has no frame yet is asked again
 
@@ -48,10 +50,12 @@ class Frame:
 
 
 class Camera:
-    """Iterate over it for the newest frame, each time there is a new one; close it, or use it as a context.
+    """Iterate over it for the newest frame, each time there is a new one; close it, or use it as a
+    context.
 
     Args:
-        source: a camera's number, the name of its device, or the bytes of an encoded video (see `video.read_video`).
+        source: a camera's number, the name of its device, or the bytes of an encoded video (see
+            `video.read_video`).
         name: of the file that the video came from, which errors then name.
 
     Raises:
@@ -60,9 +64,12 @@ class Camera:
 
     def __init__(self, source: str | bytes, name: str | None = None):
         self._source, self._file = source, name
-        self._name = "the video" if isinstance(source, bytes) else f"camera {quote(str(source), end=True)}"
+        self._name = (
+            "the video" if isinstance(source, bytes) else f"camera {quote(str(source), end=True)}"
+        )
         self._guard = Lock()  # of the newest frame and of what was missed
-        # Released when there is something new. A Condition that Ctrl-C interrupts may be left half locked, a lock may not.
+        # Released when there is something new. A Condition that Ctrl-C interrupts may be left half
+        # locked, a lock may not.
         self._news = Lock()
         self._news.acquire()
         self._frame: VideoFrame | None = None  # the newest, until it is taken
@@ -72,7 +79,9 @@ class Camera:
         self._looking, self._closing = Event(), Event()
         self._thread = Thread(target=self._read, name="camera", daemon=True)
         self._thread.start()
-        self._wait_until(lambda: self._opened or self._over)  # which, unlike opening, can be interrupted
+        self._wait_until(
+            lambda: self._opened or self._over
+        )  # which, unlike opening, can be interrupted
         if not self._opened:
             self.close()
             raise self._error or VideoError(f"{self._name} does not open; {_allowing()}")
@@ -88,7 +97,8 @@ class Camera:
             yield newest
 
     def newest(self) -> Frame | None:
-        """The newest frame that was not taken yet, which may have to be waited for; None at the end of a file.
+        """The newest frame that was not taken yet, which may have to be waited for; None at the end
+        of a file.
 
         Raises:
             VideoError: the camera fails, or the rest of the file cannot be decoded.
@@ -155,7 +165,8 @@ class Camera:
 
         self._ready()
         while not self._closing.is_set():
-            # avfoundation says so when it has no frame yet; the first of a webcam may be half a picture.
+            # avfoundation says so when it has no frame yet; the first of a webcam may be half a
+            # picture.
             with suppress(BlockingIOError, av.InvalidDataError):
                 for frame in file.decode(video=0):
                     self._put(frame)
@@ -175,7 +186,9 @@ class Camera:
         self._tell()
 
     def _tell(self) -> None:
-        if self._news.locked():  # otherwise the news before have not been heard yet, and these come with them
+        if (
+            self._news.locked()
+        ):  # otherwise the news before have not been heard yet, and these come with them
             self._news.release()
 
 
@@ -188,7 +201,9 @@ def _device(source: str, name: str) -> "Iterator[InputContainer]":
         raise VideoError("cameras are read on macOS and Linux; give a video file instead")
     format, pattern, options = DEVICES[sys.platform]
     try:
-        with av.open(pattern.format(source) if source.isdecimal() else source, format=format, options=options) as file:
+        with av.open(
+            pattern.format(source) if source.isdecimal() else source, format=format, options=options
+        ) as file:
             yield file
     except FileNotFoundError as error:
         raise VideoError(f"{name}: there is no such camera") from error

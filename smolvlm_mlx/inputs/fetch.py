@@ -1,10 +1,12 @@
 """Bytes from a path, an http(s) URL, a data: URL or base64 text, within limits.
 
-In goes what a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or videos.
+In goes what a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or
+videos.
 
-A URL may come from someone who wants to reach what only this machine can reach. So the name is resolved once, every
-address it has must be a public one, and the connection is made to that checked address, not to the name: a second,
-different answer of the resolver (DNS rebinding) is never asked for. Redirects go through the same check.
+A URL may come from someone who wants to reach what only this machine can reach. So the name is
+resolved once, every address it has must be a public one, and the connection is made to that checked
+address, not to the name: a second, different answer of the resolver (DNS rebinding) is never asked
+for. Redirects go through the same check.
 """
 
 import base64
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a private one.
+# ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a
+# private one.
 NOT_PUBLIC = (
     ipaddress.ip_network("64:ff9b::/96"),  # NAT64, RFC 6052
     ipaddress.ip_network("2002::/16"),  # 6to4, RFC 3056
@@ -39,12 +42,15 @@ NOT_PUBLIC = (
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, local, shared, multicast or reserved, and not
-    a form that wraps an IPv4 address, except an IPv4-mapped one, which is judged by what it maps."""
+    """Whether an IP address is one of the public internet: not private, local, shared, multicast or
+    reserved, and not a form that wraps an IPv4 address, except an IPv4-mapped one, which is judged
+    by what it maps."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC))
+    return ip.is_global and not (
+        ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
+    )
 
 
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
@@ -55,8 +61,8 @@ MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What may be fetched: at most `max_bytes`, within `timeout` seconds overall (a name lookup has the system's own
-    timeout); and whether paths and URLs are followed at all (a server says no)."""
+    """What may be fetched: at most `max_bytes`, within `timeout` seconds overall (a name lookup has
+    the system's own timeout); and whether paths and URLs are followed at all (a server says no)."""
 
     max_bytes: int = MAX_IMAGE_BYTES
     timeout: float = 20.0
@@ -68,29 +74,38 @@ DEFAULT_LIMITS = FetchLimits()
 
 
 def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
-    """Bytes of an http(s) URL, a data: URL, a file:// URL, a path or base64 text, told apart in this order.
+    """Bytes of an http(s) URL, a data: URL, a file:// URL, a path or base64 text, told apart in
+    this order.
 
-    Text that names an existing file is a path; other text is base64 if it decodes as such, as in transformers'
-    `load_image`. Raises FetchError.
+    Text that names an existing file is a path; other text is base64 if it decodes as such, as in
+    transformers' `load_image`. Raises FetchError.
     """
     scheme = source[:8].lower()
     if scheme.startswith(("http://", "https://")):
         return fetch_url(source, limits)
     if scheme.startswith("data:"):
         return decode_base64(source, limits)
-    # A mistyped path of a few letters can be valid base64, which has no dots; the smallest GIF is 35 letters.
+    # A mistyped path of a few letters can be valid base64, which has no dots; the smallest GIF is
+    # 35 letters.
     looks_like_path = scheme.startswith("file://") or len(source) < 32 or "." in source[:MAX_PATH]
     if looks_like_path or (limits.allow_paths and is_path(source)):
         return read_path(source, limits)
     try:
         return decode_base64(source, limits)
     except FetchError as error:
-        path = "nor is it the path of an existing file" if limits.allow_paths else "and local files are not read here"
+        path = (
+            "nor is it the path of an existing file"
+            if limits.allow_paths
+            else "and local files are not read here"
+        )
         raise FetchError(f"{error}; {path}") from None
 
 
-def one_of(part: object, keys: Sequence[str], what: str, error: type[SmolVLMError]) -> tuple[str, object]:
-    """The one of the keys that a part of a message has, and what is there; what is no part stands for the first key."""
+def one_of(
+    part: object, keys: Sequence[str], what: str, error: type[SmolVLMError]
+) -> tuple[str, object]:
+    """The one of the keys that a part of a message has, and what is there; what is no part stands
+    for the first key."""
     if not isinstance(part, Mapping):
         return keys[0], part
     given = [key for key in keys if part.get(key) is not None]
@@ -100,8 +115,9 @@ def one_of(part: object, keys: Sequence[str], what: str, error: type[SmolVLMErro
 
 
 def read_source(key: str, source: object, limits: FetchLimits) -> bytes | None:
-    """Bytes of what a part has under a key: read as a `path`, `url` or `base64`, or as `fetch` does; None if it is no text,
-    path or bytes. Bytes stay as they are, however many. Raises FetchError."""
+    """Bytes of what a part has under a key: read as a `path`, `url` or `base64`, or as `fetch`
+    does; None if it is no text, path or bytes. Bytes stay as they are, however many. Raises
+    FetchError."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
@@ -116,12 +132,17 @@ def read_source(key: str, source: object, limits: FetchLimits) -> bytes | None:
 def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     """Bytes of a regular file; `~` is expanded and file:// accepted. Raises FetchError."""
     if not limits.allow_paths:
-        raise FetchError(f"local files are not read here: {quote(path, end=True)}; send the bytes as a data: URL")
+        raise FetchError(
+            f"local files are not read here: {quote(path, end=True)}; send the bytes as a data: URL"
+        )
     name = _local_path(str(path))
     shown = quote(name, end=True)
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on what was opened.
-        with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on
+        # what was opened.
+        with open(
+            name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+        ) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FetchError(f"{shown} is not a regular file; give the path of a file")
@@ -136,25 +157,31 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
-    """Bytes of plain base64 (standard alphabet, padded, white space allowed) or of a data: URL. Raises FetchError."""
+    """Bytes of plain base64 (standard alphabet, padded, white space allowed) or of a data: URL.
+    Raises FetchError."""
     head, payload = "base64 text", text
     if text[:5].lower() == "data:":
         head, comma, payload = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise FetchError(f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,...")
+            raise FetchError(
+                f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,..."
+            )
     payload = "".join(payload.split())
     _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), quote(head), limits)
     try:
         data = base64.b64decode(payload, validate=True)
     except ValueError as error:
-        raise FetchError(f"{quote(head[:40])} of {len(payload)} letters is not valid base64: {error}") from None
+        raise FetchError(
+            f"{quote(head[:40])} of {len(payload)} letters is not valid base64: {error}"
+        ) from None
     if not data:
         raise FetchError(f"{quote(head[:40])} is empty")
     return data
 
 
 def fetch_url(url: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
-    """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises FetchError."""
+    """Body of an http(s) URL, redirects followed. Proxies and cookies are not used. Raises
+    FetchError."""
     if not limits.allow_urls:
         raise FetchError(f"URLs are not fetched here: {quote(url)}; send the bytes as a data: URL")
     import httpx2  # with TLS and asyncio, more than pictures from files should wait for
@@ -169,15 +196,19 @@ def fetch_url(url: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
                 return answer
             url = urljoin(url, answer)
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise FetchError(f"cannot fetch {quote(url)}: no complete answer within {limits.timeout:g} s") from error
+            raise FetchError(
+                f"cannot fetch {quote(url)}: no complete answer within {limits.timeout:g} s"
+            ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             raise FetchError(f"cannot fetch {quote(url)}: {_network_reason(error)}") from error
-    raise FetchError(f"more than {MAX_REDIRECTS} redirects, the last to {quote(url)}; give the final URL")
+    raise FetchError(
+        f"more than {MAX_REDIRECTS} redirects, the last to {quote(url)}; give the final URL"
+    )
 
 
 def _run_apart(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread and an event loop of its own: the caller's thread may be running a loop already, as in
-    Jupyter. What interrupts the caller, such as Ctrl-C, cancels it."""
+    """Run a coroutine in a thread and an event loop of its own: the caller's thread may be running
+    a loop already, as in Jupyter. What interrupts the caller, such as Ctrl-C, cancels it."""
     import asyncio
 
     loop = asyncio.new_event_loop()
@@ -203,12 +234,15 @@ def _run_apart(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _get(url: str, parts: SplitResult, addresses: list[str], limits: FetchLimits, deadline: float) -> bytes | str:
+async def _get(
+    url: str, parts: SplitResult, addresses: list[str], limits: FetchLimits, deadline: float
+) -> bytes | str:
     """Ask for a URL once, and return its body, or the place that it redirects to.
 
-    The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc. Each request has its
-    own, so that no connection is used again for another host of the same address. The certificate is checked by OpenSSL
-    alone: the check of the system, which is httpx2's default on a Mac, may itself fetch what a certificate names.
+    The transport alone, without a client around it, knows no redirects, cookies, proxies or netrc.
+    Each request has its own, so that no connection is used again for another host of the same
+    address. The certificate is checked by OpenSSL alone: the check of the system, which is httpx2's
+    default on a Mac, may itself fetch what a certificate names.
     """
     import asyncio
     import ssl
@@ -218,7 +252,9 @@ async def _get(url: str, parts: SplitResult, addresses: list[str], limits: Fetch
     # A timeout of httpx2 starts anew with each byte; this one ends a drip of bytes as well.
     async with (
         asyncio.timeout(deadline - time.monotonic()),
-        httpx2.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False) as transport,
+        httpx2.AsyncHTTPTransport(
+            verify=ssl.create_default_context(), trust_env=False
+        ) as transport,
         contextlib.AsyncExitStack() as opened,
         contextlib.aclosing(await _send(transport, parts, addresses, deadline, opened)) as answer,
     ):
@@ -234,8 +270,8 @@ async def _send(
     deadline: float,
     opened: contextlib.AsyncExitStack,
 ) -> "httpx2.Response":
-    """Send the request to the first address that can be connected to, and return the answer, whose body is not read yet.
-    `opened` closes the connections."""
+    """Send the request to the first address that can be connected to, and return the answer, whose
+    body is not read yet. `opened` closes the connections."""
     import ssl
 
     import httpx2
@@ -247,13 +283,20 @@ async def _send(
 
     named = httpx2.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port)
     host = named.netloc.decode()  # without the scheme's own port
-    headers = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "smolvlm-mlx", "Accept": "*/*"}
+    headers = {
+        "Host": host,
+        "Accept-Encoding": "identity",
+        "User-Agent": "smolvlm-mlx",
+        "Accept": "*/*",
+    }
     # The URL has the address; TLS asks for the name, and checks that the certificate is the name's.
     extensions = {"target": _target(parts).encode(), "trace": trace, "sni_hostname": parts.hostname}
     for position, address in enumerate(addresses):
         share = (deadline - time.monotonic()) / (len(addresses) - position)
         timed = {**extensions, "timeout": {"connect": share}}
-        request = httpx2.Request("GET", named.copy_with(host=address), headers=headers, extensions=timed)
+        request = httpx2.Request(
+            "GET", named.copy_with(host=address), headers=headers, extensions=timed
+        )
         try:
             return await transport.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -269,7 +312,8 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _network_reason(error: Exception) -> str:
-    """What went wrong, in the words of whoever saw it first: httpx2 says "All connection attempts failed" of a refused one."""
+    """What went wrong, in the words of whoever saw it first: httpx2 says "All connection attempts
+    failed" of a refused one."""
     import ssl
 
     first = _first_cause(error)
@@ -280,7 +324,9 @@ def _network_reason(error: Exception) -> str:
 
 def _check_url(url: str) -> SplitResult:
     if any(character <= " " or character == "\x7f" for character in url):
-        raise FetchError(f"URL {quote(url)} holds white space or control characters; write them as %20 and so on")
+        raise FetchError(
+            f"URL {quote(url)} holds white space or control characters; write them as %20 and so on"
+        )
     try:
         parts = urlsplit(url)
         port, host = parts.port, (parts.hostname or "").encode("idna").decode()
@@ -288,11 +334,15 @@ def _check_url(url: str) -> SplitResult:
         raise FetchError(f"{quote(url)} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
         named = quote(url, end=True) if parts.scheme == "file" else quote(url)
-        raise FetchError(f"URL {named} has scheme {quote(parts.scheme)}; only http and https are fetched")
+        raise FetchError(
+            f"URL {named} has scheme {quote(parts.scheme)}; only http and https are fetched"
+        )
     if not host or port == 0:
         raise FetchError(f"URL {quote(url)} names no {'port' if host else 'host'} to connect to")
     if "@" in parts.netloc:
-        raise FetchError(f"URL of host {quote(host)} holds a user name or password; remove the part before the @")
+        raise FetchError(
+            f"URL of host {quote(host)} holds a user name or password; remove the part before the @"
+        )
     netloc = f"[{host}]" if ":" in host else host
     return parts._replace(netloc=netloc if port is None else f"{netloc}:{port}")
 
@@ -308,7 +358,10 @@ def _checked_addresses(parts: SplitResult) -> list[str]:
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     refused = [address for address in addresses if not is_public(address)]
     if refused or not addresses:
-        raise FetchError(f"host {quote(host)} is not on the public internet ({', '.join(refused[:2]) or 'no address'})")
+        raise FetchError(
+            f"host {quote(host)} is not on the public internet "
+            f"({', '.join(refused[:2]) or 'no address'})"
+        )
     return addresses
 
 
@@ -316,12 +369,18 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
     import httpx2
 
     if answer.status_code != 200:
-        raise FetchError(f"{quote(url)} answered {answer.status_code} {quote(answer.reason_phrase)}")
+        raise FetchError(
+            f"{quote(url)} answered {answer.status_code} {quote(answer.reason_phrase)}"
+        )
     if len(answer.headers.raw) > MAX_HEADERS:
         raise httpx2.RemoteProtocolError(f"it answers with more than {MAX_HEADERS} headers")
     encoding = answer.headers.get("Content-Encoding", "identity")
-    if encoding.strip().lower() != "identity":  # never asked for; a few bytes could unpack to gigabytes
-        raise FetchError(f"{quote(url)} is sent with Content-Encoding {quote(encoding)}, which is not read")
+    if (
+        encoding.strip().lower() != "identity"
+    ):  # never asked for; a few bytes could unpack to gigabytes
+        raise FetchError(
+            f"{quote(url)} is sent with Content-Encoding {quote(encoding)}, which is not read"
+        )
     is_chunked = "Transfer-Encoding" in answer.headers
     length = 0 if is_chunked else int(answer.headers.get("Content-Length", 0))
     _check_size(length, quote(url), limits)
@@ -333,7 +392,9 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
                 _check_size(len(body), quote(url), limits, "at least ")
     except httpx2.RemoteProtocolError as error:
         if len(body) < length:
-            raise FetchError(f"{quote(url)} ended {length - len(body)} bytes early; try again") from error
+            raise FetchError(
+                f"{quote(url)} ended {length - len(body)} bytes early; try again"
+            ) from error
         raise
     return bytes(body)
 
@@ -345,14 +406,18 @@ def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> No
 
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return percent_encode(target, safe="%/:=&?~#+!$,;'@()*[]|")  # letters beyond ASCII only; what is quoted stays
+    return percent_encode(
+        target, safe="%/:=&?~#+!$,;'@()*[]|"
+    )  # letters beyond ASCII only; what is quoted stays
 
 
 def _local_path(name: str) -> str:
     if name[:7].lower() == "file://":
         parts = urlsplit(name)
         if parts.netloc not in ("", "localhost"):
-            raise FetchError(f"{quote(name, end=True)} names a file of another machine; write file:///path")
+            raise FetchError(
+                f"{quote(name, end=True)} names a file of another machine; write file:///path"
+            )
         name = unquote(parts.path)
     return os.path.expanduser(name)
 

@@ -1,4 +1,5 @@
-"""Pictures and videos that a message owns: their bytes as they came, whatever happens to the file, decoded once."""
+"""Pictures and videos that a message owns: their bytes as they came, whatever happens to the file,
+decoded once."""
 
 import io
 from collections.abc import Generator, Mapping, Sequence
@@ -18,7 +19,9 @@ from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, r
 from .video import LIMITS as VIDEO_LIMITS
 
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
-PICTURE_SUFFIXES = tuple(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split())
+PICTURE_SUFFIXES = tuple(
+    ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split()
+)
 PREVIEW = 1024
 
 
@@ -40,11 +43,17 @@ class Attachment:
 
     note = ""
 
-    def __init__(self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None):
+    def __init__(
+        self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None
+    ):
         self._source, file = read_image(source, limits), name or name_of(source)
         self.name = file or "picture"
         with named(file):
-            image = load_image(self._source, limits) if isinstance(self._source, bytes) else self._source
+            image = (
+                load_image(self._source, limits)
+                if isinstance(self._source, bytes)
+                else self._source
+            )
         self.size = image.size
         self._image: Image.Image | None = image  # until it is cut into tiles
         self._tiled: tuple[ImageSettings, TiledImage] | None = None
@@ -109,10 +118,13 @@ class Video:
         return sha256(self.data).hexdigest()
 
     def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Cutting[Clip[TiledImage]]:
-        """Its frames, cut. Those of the last sampling and settings are kept, and not given one by one again."""
+        """Its frames, cut. Those of the last sampling and settings are kept, and not given one by
+        one again."""
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
-                clip = yield from decode_in_steps(self.data, sampling, lambda frame: make_tiles(frame, settings))
+                clip = yield from decode_in_steps(
+                    self.data, sampling, lambda frame: make_tiles(frame, settings)
+                )
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
 
@@ -143,7 +155,8 @@ class Frames:
 
 
 class Recent:
-    """The last `most` pictures that were owned, so that one that comes again is not decoded and cut again."""
+    """The last `most` pictures that were owned, so that one that comes again is not decoded and cut
+    again."""
 
     def __init__(self, most: int = 16):
         self._owned = lru_cache(most)(Attachment)
@@ -151,7 +164,11 @@ class Recent:
     def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
         held, name = read_image(source, limits), name or name_of(source)
-        return self._owned(held, limits, name) if isinstance(held, bytes) else Attachment(held, limits, name)
+        return (
+            self._owned(held, limits, name)
+            if isinstance(held, bytes)
+            else Attachment(held, limits, name)
+        )
 
 
 def attach(path: str | Path) -> "Attachment | Video":
@@ -162,7 +179,14 @@ def attach(path: str | Path) -> "Attachment | Video":
 def name_of(source: object) -> str | None:
     """The name of a picture's or a video's file, where it has one."""
     if isinstance(source, Mapping):
-        source = next((source[key] for key in ("path", "url", "image", "video") if source.get(key) is not None), None)
+        source = next(
+            (
+                source[key]
+                for key in ("path", "url", "image", "video")
+                if source.get(key) is not None
+            ),
+            None,
+        )
     if isinstance(source, str) and not source.startswith("data:") and len(source) < 1000:
         return Path(source).name
     return source.name if isinstance(source, Path) else None

@@ -1,10 +1,13 @@
-"""Messages, parsed once: what a caller wrote -> frozen parts, which own their pictures and videos; and JSON, and back.
+"""Messages, parsed once: what a caller wrote -> frozen parts, which own their pictures and videos;
+and JSON, and back.
 
-A message is `{"role": ..., "content": text or [parts]}`, transformers' chat schema and OpenAI's, with parts
-`{"type": "text", "text": ...}`,
-`{"type": "image", "image" | "path" | "url" | "base64": ...}` or `{"type": "image_url", "image_url": {"url": ...}}`,
-`{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` or `video_url`, with `fps`, `max_frames`, `start`, `end`
-and, of pictures and videos, `name`, if wanted. Nothing below knows of these keys.
+A message is `{"role": ..., "content": text or [parts]}`, transformers' chat schema and OpenAI's,
+with parts `{"type": "text", "text": ...}`,
+`{"type": "image", "image" | "path" | "url" | "base64": ...}` or
+`{"type": "image_url", "image_url": {"url": ...}}`,
+`{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` or `video_url`, with `fps`,
+`max_frames`, `start`, `end` and, of pictures and videos, `name`, if wanted. Nothing below knows of
+these keys.
 """
 
 import base64
@@ -64,7 +67,9 @@ class Message:
     @property
     def media(self) -> list[Attachment | Video]:
         """Its pictures and videos, in order."""
-        held = [part.image if isinstance(part, ImagePart) else part.video for part in self.media_parts]
+        held = [
+            part.image if isinstance(part, ImagePart) else part.video for part in self.media_parts
+        ]
         return [each for each in held if not isinstance(each, Frames)]
 
     @property
@@ -82,7 +87,8 @@ def text_message(role: str, text: str) -> Message:
 
 
 def user_message(text: str, images: Sequence[object] = ()) -> Message:
-    """A user's message with its pictures before its text: paths, URLs, PIL images, `Attachment`s, `Video`s, or parts.
+    """A user's message with its pictures before its text: paths, URLs, PIL images, `Attachment`s,
+    `Video`s, or parts.
 
     Raises:
         ImageError, VideoError, FetchError: one cannot be read.
@@ -103,7 +109,8 @@ def _media_part(source: object) -> Part:
 def parse_messages(
     messages: Messages, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None
 ) -> list[Message]:
-    """Check messages and read their pictures and videos: what they name may change or vanish afterwards.
+    """Check messages and read their pictures and videos: what they name may change or vanish
+    afterwards.
 
     Messages that were parsed already stay as they are.
 
@@ -111,11 +118,22 @@ def parse_messages(
         PromptError: naming the message and what is wrong with it.
         ImageError, VideoError, FetchError: a picture or video cannot be read within the limits.
     """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise PromptError('messages must be a non-empty list such as [{"role": "user", "content": "Hello"}]')
+    if (
+        isinstance(messages, str | bytes | Mapping)
+        or not isinstance(messages, Sequence)
+        or not messages
+    ):
+        raise PromptError(
+            'messages must be a non-empty list such as [{"role": "user", "content": "Hello"}]'
+        )
     parser = _Parser(limits, recent)
     # All of them are checked before a file is read.
-    return [read() for read in [parser.message(message, f"message {n}") for n, message in enumerate(messages, 1)]]
+    return [
+        read()
+        for read in [
+            parser.message(message, f"message {n}") for n, message in enumerate(messages, 1)
+        ]
+    ]
 
 
 class _Parser:
@@ -123,29 +141,46 @@ class _Parser:
 
     def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
         self._limits, self._own = limits, (recent or Recent()).attachment
-        self._video_limits = replace(VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls)
+        self._video_limits = replace(
+            VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls
+        )
 
     def message(self, message: object, where: str) -> Callable[[], Message]:
         if isinstance(message, Message):
             return lambda: message
         if not isinstance(message, Mapping):
-            raise PromptError(f"{where} is a {type(message).__name__}, not an object with role and content")
+            raise PromptError(
+                f"{where} is a {type(message).__name__}, not an object with role and content"
+            )
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not role.replace("_", "").isalnum():
-            raise PromptError(f"{where}: role {quote(role)} is not a word such as 'user', 'assistant' or 'system'")
+            raise PromptError(
+                f"{where}: role {quote(role)} is not a word such as 'user', 'assistant' or 'system'"
+            )
         if isinstance(content, str):
             content = [TextPart(content)]
         if not isinstance(content, Sequence) or not content:
             raise PromptError(f"{where}: content must be text or a non-empty list of parts")
         parts = [self.part(part, where) for part in content]
-        return lambda: Message(role, tuple(read() for read in parts), message.get("interrupted") is True)
+        return lambda: Message(
+            role, tuple(read() for read in parts), message.get("interrupted") is True
+        )
 
     def part(self, part: object, where: str) -> Callable[[], Part]:
         if isinstance(part, TextPart | ImagePart | VideoPart):
             return lambda: part
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or kind not in ("text", "image", "image_url", "video", "video_url"):
-            raise PromptError(f"{where}: part {quote(kind or type(part).__name__)} is not 'text', 'image' or 'video'")
+        if not isinstance(part, Mapping) or kind not in (
+            "text",
+            "image",
+            "image_url",
+            "video",
+            "video_url",
+        ):
+            raise PromptError(
+                f"{where}: part {quote(kind or type(part).__name__)} is not 'text', 'image' or "
+                "'video'"
+            )
         if kind == "text":
             if not isinstance(part.get("text"), str):
                 raise PromptError(f"{where}: a text part without text")
@@ -162,7 +197,9 @@ class _Parser:
             if isinstance(video, str | bytes | Mapping) or not isinstance(video, Iterable):
                 raise PromptError(f"{where}: frames {quote(video)} are no list of pictures")
             frames = list(video)
-            return lambda: VideoPart(Frames([self._frame(frame) for frame in frames], options.get("fps")), options)
+            return lambda: VideoPart(
+                Frames([self._frame(frame) for frame in frames], options.get("fps")), options
+            )
         if isinstance(video, Video | Frames):
             return lambda: VideoPart(video, options)
         return lambda: VideoPart(Video({key: video}, self._video_limits, name), options)
@@ -173,18 +210,22 @@ class _Parser:
 
 
 def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, object]:
-    """Which of its keys a part has, and what is there; OpenAI's `image_url` and `video_url` are a `url`."""
+    """Which of its keys a part has, and what is there; OpenAI's `image_url` and `video_url` are a
+    `url`."""
     if part["type"] == f"{kind}_url":
         url = part.get(f"{kind}_url")
         part = {"url": url.get("url") if isinstance(url, Mapping) else url}
-    return one_of(part, keys, f"{where}: {'an' if kind == 'image' else 'a'} {kind} part", PromptError)
+    return one_of(
+        part, keys, f"{where}: {'an' if kind == 'image' else 'a'} {kind} part", PromptError
+    )
 
 
 # ---- to JSON and back
 
 
 def to_json(messages: Sequence[Message]) -> list[dict[str, object]]:
-    """Messages as JSON values that `parse_messages` knows: pictures and videos become base64 text."""
+    """Messages as JSON values that `parse_messages` knows: pictures and videos become base64
+    text."""
 
     def whole(held: Attachment | Video) -> dict[str, object]:
         return {"base64": base64.b64encode(held.data).decode(), "name": held.name}
@@ -192,7 +233,9 @@ def to_json(messages: Sequence[Message]) -> list[dict[str, object]]:
     return [raw_message(message, whole) for message in messages]
 
 
-def raw_message(message: Message, media: Callable[[Attachment | Video], dict[str, object]]) -> dict[str, object]:
+def raw_message(
+    message: Message, media: Callable[[Attachment | Video], dict[str, object]]
+) -> dict[str, object]:
     """A message as a JSON value, with what `media` says of each picture and video."""
 
     def raw_part(part: Part) -> dict[str, object]:
@@ -201,10 +244,17 @@ def raw_message(message: Message, media: Callable[[Attachment | Video], dict[str
         if isinstance(part, ImagePart):
             return {"type": "image", **media(part.image)}
         if isinstance(part.video, Frames):
-            return {"type": "video", "frames": [media(frame) for frame in part.video.frames], **part.options}
+            return {
+                "type": "video",
+                "frames": [media(frame) for frame in part.video.frames],
+                **part.options,
+            }
         return {"type": "video", **media(part.video), **part.options}
 
-    raw: dict[str, object] = {"role": message.role, "content": [raw_part(part) for part in message.parts]}
+    raw: dict[str, object] = {
+        "role": message.role,
+        "content": [raw_part(part) for part in message.parts],
+    }
     return {**raw, "interrupted": True} if message.interrupted else raw
 
 

@@ -10,9 +10,11 @@ _END: Any = object()
 
 
 def prefetch(items: Iterable[Item], most: int) -> Generator[Item]:
-    """The items in order, up to `most` of them made before they are asked for. What `items` raises is raised at its place.
+    """The items in order, up to `most` of them made before they are asked for. What `items` raises
+    is raised at its place.
 
-    Close it, where it may be left early and what `items` uses must not outlive that: this ends the thread.
+    Close it, where it may be left early and what `items` uses must not outlive that: this ends the
+    thread.
     """
     source = iter(items)
     with ThreadPoolExecutor(1) as pool:

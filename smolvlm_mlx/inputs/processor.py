@@ -1,4 +1,5 @@
-"""Messages, which own their pictures -> Inputs: token ids with placeholders, and the tiles that belong there.
+"""Messages, which own their pictures -> Inputs: token ids with placeholders, and the tiles that
+belong there.
 
 Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
@@ -27,7 +28,8 @@ from .video import VideoSampling, words
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their placeholders."""
+    """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their
+    placeholders."""
 
     input_ids: NDArray[np.int32]  # (T,)
     pictures: tuple[TiledImage, ...]
@@ -37,7 +39,9 @@ class Inputs:
     def tiles(self) -> NDArray[np.uint8]:
         """(N, H, W, 3)."""
         size = self.settings.tile_size
-        tiles = [picture.tiles for picture in self.pictures] or [np.empty((0, size, size, 3), np.uint8)]
+        tiles = [picture.tiles for picture in self.pictures] or [
+            np.empty((0, size, size, 3), np.uint8)
+        ]
         return tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
 
     @property
@@ -70,7 +74,8 @@ class Processor:
     Attributes:
         tokenizer: text to ids and back.
         settings: how pictures become tiles; replace it, or pass other values to a call.
-        sampling: which frames of a video are seen; a video part may have its own fps, max_frames, start and end.
+        sampling: which frames of a video are seen; a video part may have its own fps, max_frames,
+            start and end.
     """
 
     def __init__(
@@ -82,7 +87,10 @@ class Processor:
         sampling: VideoSampling | None = None,
     ):
         if IMAGE not in tokenizer.added:
-            raise CheckpointError(f"tokenizer.json: no {IMAGE} token; copy tokenizer.json from the original checkpoint")
+            raise CheckpointError(
+                f"tokenizer.json: no {IMAGE} token; copy tokenizer.json from the original "
+                "checkpoint"
+            )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
         self.template = ChatTemplate(template)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
@@ -100,13 +108,17 @@ class Processor:
         if settings.tile_size != config.vision_config.image_size:
             raise CheckpointError(
                 f"{folder}: preprocessor_config.json makes tiles of {settings.tile_size} pixels, "
-                f"the vision tower wants {config.vision_config.image_size}; it belongs to another checkpoint"
+                f"the vision tower wants {config.vision_config.image_size}; it belongs to another "
+                "checkpoint"
             )
         sampling = VideoSampling.from_dict(raw, settings.tile_size)
-        processor = cls(tokenizer, settings, config.tokens_per_tile, chat_template(folder), sampling)
+        processor = cls(
+            tokenizer, settings, config.tokens_per_tile, chat_template(folder), sampling
+        )
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
-                f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, {config.image_token_id} in config.json"
+                f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "
+                f"{config.image_token_id} in config.json"
             )
         return processor
 
@@ -116,7 +128,11 @@ class Processor:
         return ImageOptions(split=False, longest_edge=self.sampling.longest_edge)
 
     def __call__(
-        self, messages: Messages, image_options: ImageOptions | None = None, *, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        image_options: ImageOptions | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> Inputs:
         """Make the inputs of a conversation.
 
@@ -128,41 +144,68 @@ class Processor:
         Raises:
             PromptError, ImageError, VideoError, FetchError: what the messages hold cannot be used.
         """
-        return Work(self.prepare(messages, image_options, add_generation_prompt=add_generation_prompt)).finish()
+        return Work(
+            self.prepare(messages, image_options, add_generation_prompt=add_generation_prompt)
+        ).finish()
 
     def prepare(
-        self, messages: Messages, image_options: ImageOptions | None = None, *, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        image_options: ImageOptions | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> Cutting[Inputs]:
-        """As a call, in steps: yields each frame of a video while the next are decoded, and how many there are."""
+        """As a call, in steps: yields each frame of a video while the next are decoded, and how
+        many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
         turns = yield from self._turns(parse_messages(messages), settings)
-        pictures = tuple(part for turn in turns for part in turn.parts if isinstance(part, TiledImage))
+        pictures = tuple(
+            part for turn in turns for part in turn.parts if isinstance(part, TiledImage)
+        )
         ids = self._encode(turns, add_generation_prompt)
-        count, placeholders = sum(len(picture.tiles) for picture in pictures), ids.count(self.tokenizer.added[IMAGE])
+        count, placeholders = (
+            sum(len(picture.tiles) for picture in pictures),
+            ids.count(self.tokenizer.added[IMAGE]),
+        )
         if placeholders != count * self.tokens_per_tile:
-            raise PromptError(f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens")
+            raise PromptError(
+                f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens"
+            )
         return Inputs(np.array(ids, np.int32), pictures, settings)
 
     def loss_mask(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
-        """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words and ends of utterance.
+        """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words
+        and ends of utterance.
 
         Raises:
-            PromptError: the chat template changes what comes before a turn, so that its tokens cannot be told.
+            PromptError: the chat template changes what comes before a turn, so that its tokens
+                cannot be told.
         """
-        turns, ids = Work(self._turns(messages, inputs.settings)).finish(), inputs.input_ids.tolist()
+        turns, ids = (
+            Work(self._turns(messages, inputs.settings)).finish(),
+            inputs.input_ids.tolist(),
+        )
         mask = np.zeros(len(ids), np.bool_)
         for index, turn in enumerate(turns):
             if turn.role == "assistant":
                 before = self._encode(turns[:index], True) if index else []
                 after = self._encode(turns[: index + 1], False)
                 if ids[: len(after)] != after or after[: len(before)] != before:
-                    raise PromptError(f"message {index + 1}: the chat template does not keep what comes before a turn")
-                ends = [n for n, id in enumerate(after, 1) if id in self.tokenizer.end_ids]  # a line break may follow
-                mask[len(before) : ends[-1] if ends and ends[-1] > len(before) else len(after)] = True
+                    raise PromptError(
+                        f"message {index + 1}: the chat template does not keep what comes before a "
+                        "turn"
+                    )
+                ends = [
+                    n for n, id in enumerate(after, 1) if id in self.tokenizer.end_ids
+                ]  # a line break may follow
+                mask[len(before) : ends[-1] if ends and ends[-1] > len(before) else len(after)] = (
+                    True
+                )
         return mask
 
     def _turns(self, messages: Sequence[Message], settings: ImageSettings) -> Cutting[list[Turn]]:
-        """Messages with their pictures cut, and their videos taken apart into frames and the words around them."""
+        """Messages with their pictures cut, and their videos taken apart into frames and the words
+        around them."""
         turns = []
         for message in messages:
             parts: list[str | TiledImage] = []
@@ -179,18 +222,31 @@ class Processor:
     def _frames(self, part: VideoPart, settings: ImageSettings) -> Cutting[list[str | TiledImage]]:
         sampling = self.sampling.changed(part.options)
         clip = yield from part.video.clip(sampling, settings)
-        pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")  # the last words are alone
+        pairs = zip_longest(
+            words(clip, sampling.with_times), clip.frames, fillvalue=""
+        )  # the last words are alone
         return [part for pair in pairs for part in pair if part != ""]
 
     def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:
-        layouts = [part.layout for turn in turns for part in turn.parts if isinstance(part, TiledImage)]
-        mark = free_character([part for turn in turns for part in turn.parts if isinstance(part, str)])
-        guarded = [{"role": turn.role, "content": [self._guard(part, mark) for part in turn.parts]} for turn in turns]
+        layouts = [
+            part.layout for turn in turns for part in turn.parts if isinstance(part, TiledImage)
+        ]
+        mark = free_character(
+            [part for turn in turns for part in turn.parts if isinstance(part, str)]
+        )
+        guarded = [
+            {"role": turn.role, "content": [self._guard(part, mark) for part in turn.parts]}
+            for turn in turns
+        ]
         pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
         if len(pieces) != len(layouts) + 1:
-            raise PromptError(f"the chat template placed {len(pieces) - 1} of {len(layouts)} pictures")
+            raise PromptError(
+                f"the chat template placed {len(pieces) - 1} of {len(layouts)} pictures"
+            )
         images = [image_text(layout, self.tokens_per_tile) for layout in layouts]
-        prompt = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
+        prompt = pieces[0] + "".join(
+            image + piece for image, piece in zip(images, pieces[1:], strict=True)
+        )
         return self.tokenizer.encode_prompt(prompt, mark)
 
     def _guard(self, part: str | TiledImage, mark: str) -> dict[str, str]:

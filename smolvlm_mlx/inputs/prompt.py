@@ -1,7 +1,9 @@
-"""The text of a prompt: what stands for a picture's tiles, and the chat template that makes text of messages.
+"""The text of a prompt: what stands for a picture's tiles, and the chat template that makes text of
+messages.
 
-The family's template is pinned, and rendered here. Any other may come from anyone: it is rendered in Jinja's sandbox, which
-stops code, in a process of its own with limits on time and memory, which stop floods.
+The family's template is pinned, and rendered here. Any other may come from anyone: it is rendered
+in Jinja's sandbox, which stops code, in a process of its own with limits on time and memory, which
+stop floods.
 """
 
 import json
@@ -25,30 +27,34 @@ FAMILY_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor "
+    "%}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 
 def image_text(layout: TileLayout, tokens_per_tile: int) -> str:
-    """What stands in the prompt for one picture: `tokens_per_tile` placeholders for each of its tiles, row by row.
+    """What stands in the prompt for one picture: `tokens_per_tile` placeholders for each of its
+    tiles, row by row.
 
-    Follows `get_image_prompt_string` (transformers, models/smolvlm/processing_smolvlm.py). The markers are text: the
-    v1 2.2B checkpoint has no tokens for `<global-img>` and `<row_1_col_1>`.
+    Follows `get_image_prompt_string` (transformers, models/smolvlm/processing_smolvlm.py). The
+    markers are text: the v1 2.2B checkpoint has no tokens for `<global-img>` and `<row_1_col_1>`.
     """
     placeholders = IMAGE * tokens_per_tile
     whole = f"{FAKE}{GLOBAL}{placeholders}{FAKE}"
     if not layout.rows:
         return whole
     rows = [
-        "".join(f"{FAKE}<row_{row}_col_{col}>{placeholders}" for col in range(1, layout.cols + 1)) + "\n"
+        "".join(f"{FAKE}<row_{row}_col_{col}>{placeholders}" for col in range(1, layout.cols + 1))
+        + "\n"
         for row in range(1, layout.rows + 1)
     ]
     return "".join(rows) + "\n" + whole
 
 
 def free_character(texts: Sequence[str]) -> str:
-    """A character that is in none of the texts: one of Unicode's noncharacters, which are for such internal use."""
+    """A character that is in none of the texts: one of Unicode's noncharacters, which are for such
+    internal use."""
     for code in chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFD)):
         if not any(chr(code) in text for text in texts):
             return chr(code)
@@ -59,18 +65,25 @@ SECONDS = 1.5  # with the start of the process, which takes a tenth of it
 MEMORY = 2**29
 MAX_CHARACTERS = 2**24  # of a prompt; the longest context holds a thousandth
 
-# Reads [template, values] from stdin, writes the text to stdout as JSON. Its last line on stderr is the reason of a failure.
+# Reads [template, values] from stdin, writes the text to stdout as JSON. Its last line on stderr is
+# the reason of a failure.
 _CHILD = """
 import json, resource, sys
 limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # macOS does not keep it; there the deadline has to do
+# macOS does not keep it; there the deadline has to do.
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 def raise_exception(message):
     raise TemplateError(message)
-environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+def to_json(value, indent=None):
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+extensions = ["jinja2.ext.loopcontrols"]
+environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=extensions
+)
 environment.globals["raise_exception"] = raise_exception
-environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+environment.filters["tojson"] = to_json
 source, values = json.load(sys.stdin)
 text = environment.from_string(source).render(values)
 if len(text) > int(sys.argv[2]):
@@ -110,15 +123,25 @@ def _render_apart(source: str, values: dict[str, object]) -> str:
     command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY), str(MAX_CHARACTERS)]
     request = json.dumps([source, values])
     try:
-        child = subprocess.run(command, input=request, capture_output=True, encoding="utf-8", timeout=SECONDS)
+        child = subprocess.run(
+            command, input=request, capture_output=True, encoding="utf-8", timeout=SECONDS
+        )
     except subprocess.TimeoutExpired as error:
-        raise PromptError(f"the checkpoint's chat template takes longer than {SECONDS:g} s") from error
+        raise PromptError(
+            f"the checkpoint's chat template takes longer than {SECONDS:g} s"
+        ) from error
     if child.returncode:
-        reason = (child.stderr.strip().splitlines() or [f"it ended with signal {-child.returncode}"])[-1]
+        reason = (
+            child.stderr.strip().splitlines() or [f"it ended with signal {-child.returncode}"]
+        )[-1]
         raise PromptError(f"the checkpoint's chat template fails: {_one_line(reason)}")
     return str(json.loads(child.stdout))
 
 
 def _one_line(text: str) -> str:
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join("".join(c if c.isprintable() else " " for c in text).split()))
+    text = re.sub(
+        r" at 0x[0-9a-fA-F]+",
+        "",
+        " ".join("".join(c if c.isprintable() else " " for c in text).split()),
+    )
     return cut(text, 200)

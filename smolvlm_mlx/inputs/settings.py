@@ -13,7 +13,8 @@ LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures become tiles. `max_tiles` limits the tiles of one picture, the global one included."""
+    """How pictures become tiles. `max_tiles` limits the tiles of one picture, the global one
+    included."""
 
     tile_size: int  # max_image_size.longest_edge
     longest_edge: int  # size.longest_edge
@@ -29,7 +30,8 @@ class ImageSettings:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, object]) -> "ImageSettings":
-        """From preprocessor_config.json; a missing key has the default of transformers' processor classes.
+        """From preprocessor_config.json; a missing key has the default of transformers' processor
+        classes.
 
         Raises ImageError naming every problem.
         """
@@ -43,7 +45,11 @@ class ImageSettings:
         }
         # do_pad is not among them: tiles are full squares, there is nothing to pad.
         always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-        problems = [f"{key} is {quote(raw[key])}, must be true" for key in always if raw.get(key, True) is not True]
+        problems = [
+            f"{key} is {quote(raw[key])}, must be true"
+            for key in always
+            if raw.get(key, True) is not True
+        ]
         if raw.get("resample", LANCZOS) != LANCZOS:
             problems.append(f"resample is {quote(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
         if problems := problems + _problems(values):
@@ -61,7 +67,9 @@ class ImageOptions:
 
     longest_edge: int | None = option(None, "Pixels of a picture's longer side before it is split.")
     split: bool | None = option(None, "Split pictures into tiles, or make one of each.")
-    max_tiles: int | None = option(None, "Most tiles for one picture; its longer side shrinks until that is kept.")
+    max_tiles: int | None = option(
+        None, "Most tiles for one picture; its longer side shrinks until that is kept."
+    )
 
     def __post_init__(self) -> None:
         if problems := _problems(vars(ImageSettings(1, 1)) | self.given):  # as of any settings
@@ -99,7 +107,11 @@ def _problems(values: Mapping[str, object]) -> list[str]:
         found.append(f"split is {quote(values['split'])}, must be true or false")
     for name in ("mean", "std"):
         three = values[name]
-        if not (isinstance(three, tuple) and len(three) == 3 and all(_is_number(value) for value in three)):
+        if not (
+            isinstance(three, tuple)
+            and len(three) == 3
+            and all(_is_number(value) for value in three)
+        ):
             found.append(f"{name} is {quote(three)}, must be three numbers")
         elif name == "std" and min(three) <= 0:
             found.append(f"std is {quote(three)}, must be above 0")

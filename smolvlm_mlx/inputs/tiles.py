@@ -1,9 +1,10 @@
 """Pictures to tiles: what the vision encoder sees.
 
 In goes a picture from `image.load_image`; out come uint8 tiles and the layout they were cut by.
-Knows nothing about prompts or models. The tiles and the float values made of them are those of transformers' Pillow
-processors (`SmolVLMImageProcessorPil`, `Idefics3ImageProcessorPil` of 5.23), bit by bit; those spend most of their
-time on conversions between Pillow, uint8 and float, which are left out here.
+Knows nothing about prompts or models. The tiles and the float values made of them are those of
+transformers' Pillow processors (`SmolVLMImageProcessorPil`, `Idefics3ImageProcessorPil` of 5.23),
+bit by bit; those spend most of their time on conversions between Pillow, uint8 and float, which are
+left out here.
 """
 
 import math
@@ -25,7 +26,8 @@ THREADED_PIXELS = 2**18  # below this a second thread costs more than it saves
 
 @dataclass(frozen=True)
 class TileLayout:
-    """The one plan that tiles and prompt follow. Sizes are (width, height) in pixels, as in Pillow."""
+    """The one plan that tiles and prompt follow. Sizes are (width, height) in pixels, as in
+    Pillow."""
 
     rows: int  # 0 and 0: one tile, not split
     cols: int
@@ -40,7 +42,8 @@ class TileLayout:
 
 @dataclass(frozen=True)
 class TiledImage:
-    """A picture as a model sees it: N tiles (N, H, W, 3), row by row, then the global tile; and how they were cut."""
+    """A picture as a model sees it: N tiles (N, H, W, 3), row by row, then the global tile; and how
+    they were cut."""
 
     tiles: Pixels
     layout: TileLayout
@@ -54,8 +57,8 @@ class TiledImage:
 def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
     """The layout for a picture of (width, height) pixels.
 
-    With `max_tiles`, the longest edge goes down by whole tiles until the layout fits; if none that is split does, the
-    picture is not split.
+    With `max_tiles`, the longest edge goes down by whole tiles until the layout fits; if none that
+    is split does, the picture is not split.
     """
     smaller = range((min(settings.longest_edge, MAX_EDGE) - 1) // settings.tile_size, 1, -1)
     for edge in (settings.longest_edge, *(tiles * settings.tile_size for tiles in smaller)):
@@ -90,7 +93,8 @@ def digest_tiles(tiles: Pixels) -> list[bytes]:
 
 
 def normalize(tiles: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]:
-    """Pixel values (N, H, W, 3) float32 of uint8 tiles: (tiles * rescale_factor - mean) / std, by table."""
+    """Pixel values (N, H, W, 3) float32 of uint8 tiles: (tiles * rescale_factor - mean) / std, by
+    table."""
     tables = _tables(settings)  # (256, 3)
     if len(set(zip(settings.mean, settings.std, strict=True))) == 1:
         return tables[:, 0][tiles]
@@ -99,10 +103,13 @@ def normalize(tiles: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]
 
 @lru_cache(maxsize=8)
 def _tables(settings: ImageSettings) -> npt.NDArray[np.float32]:
-    # The reference's own steps: float64 for the product, float32 from there on (image_transforms.rescale, normalize).
+    # The reference's own steps: float64 for the product, float32 from there on
+    # (image_transforms.rescale, normalize).
     levels = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
-    return np.ascontiguousarray(((levels[:, None] - mean) / std).T).T  # (256, 3), each channel's table in one piece
+    return np.ascontiguousarray(
+        ((levels[:, None] - mean) / std).T
+    ).T  # (256, 3), each channel's table in one piece
 
 
 def _plan(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
@@ -111,7 +118,8 @@ def _plan(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
         return TileLayout(0, 0, resized, (t, t))
     width, height = resized
     aspect = width / height
-    # int() may give 0 where width * aspect is just below 1; the reference fails there, here it is one tile.
+    # int() may give 0 where width * aspect is just below 1; the reference fails there, here it is
+    # one tile.
     if width >= height:
         cols = math.ceil(width / t)
         rows = max(math.ceil(int(cols * t / aspect) / t), 1)
@@ -119,11 +127,16 @@ def _plan(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
         rows = math.ceil(height / t)
         cols = max(math.ceil(int(rows * t * aspect) / t), 1)
     grid = (cols * t, rows * t)
-    return TileLayout(0, 0, resized, grid) if rows == cols == 1 else TileLayout(rows, cols, resized, grid)
+    return (
+        TileLayout(0, 0, resized, grid)
+        if rows == cols == 1
+        else TileLayout(rows, cols, resized, grid)
+    )
 
 
 def _first_resize(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
-    # get_resize_output_image_size of the reference; only the first of its two steps makes the short edge even.
+    # get_resize_output_image_size of the reference; only the first of its two steps makes the short
+    # edge even.
     width, height = _scaled(size, longest_edge)
     even = (width, height + height % 2) if size[0] >= size[1] else (width + width % 2, height)
     width, height = max(even[0], 1), max(even[1], 1)
@@ -135,14 +148,19 @@ def _first_resize(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
 def _scaled(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
     width, height = size
     aspect = width / height
-    return (longest_edge, int(longest_edge / aspect)) if width >= height else (int(longest_edge * aspect), longest_edge)
+    return (
+        (longest_edge, int(longest_edge / aspect))
+        if width >= height
+        else (int(longest_edge * aspect), longest_edge)
+    )
 
 
 def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
-    """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by columns. Exact: Pillow
-    makes the same two passes with uint8 between, and it releases the GIL."""
+    """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by
+    columns. Exact: Pillow makes the same two passes with uint8 between, and it releases the GIL."""
     (width, height), (to_width, to_height) = image.size, size
-    # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner in Resample.c).
+    # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner
+    # in Resample.c).
     vertical_first = height - to_height > max(2 * (width - to_width), 0)
     if vertical_first or width * height < THREADED_PIXELS or min(height, to_width) < 2:
         return image.resize(size, Image.Resampling.LANCZOS)
@@ -152,17 +170,27 @@ def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) 
     return image if to_height == height else _resize_side(image, size, pool)
 
 
-def _resize_side(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
+def _resize_side(
+    image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor
+) -> Image.Image:
     """A resize of one side, done in two halves of the other."""
     (width, height), (to_width, to_height) = image.size, size
     if width != to_width:
         half = height // 2
-        boxes, sizes = [(0, 0, width, half), (0, half, width, height)], [(to_width, half), (to_width, height - half)]
+        boxes, sizes = (
+            [(0, 0, width, half), (0, half, width, height)],
+            [(to_width, half), (to_width, height - half)],
+        )
     else:
         half = width // 2
-        boxes, sizes = [(0, 0, half, height), (half, 0, width, height)], [(half, to_height), (width - half, to_height)]
+        boxes, sizes = (
+            [(0, 0, half, height), (half, 0, width, height)],
+            [(half, to_height), (width - half, to_height)],
+        )
     whole = Image.new("RGB", size)
-    parts = pool.map(lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes)
+    parts = pool.map(
+        lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes
+    )
     for (left, upper, _, _), part in zip(boxes, parts, strict=True):
         whole.paste(part, (left, upper))
     return whole

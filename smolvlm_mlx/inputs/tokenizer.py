@@ -1,7 +1,9 @@
-"""tokenizer.json -> ids and back. Text never becomes a control token: those are put in by number, from the template.
+"""tokenizer.json -> ids and back. Text never becomes a control token: those are put in by number,
+from the template.
 
-The family's tokenizers are byte-level BPE. The added tokens (`<image>`, `<end_of_utterance>`, ...) are taken out of the
-tokenizer and kept in a table: `encode_text` cannot produce them, `encode_prompt` finds them where the template put them.
+The family's tokenizers are byte-level BPE. The added tokens (`<image>`, `<end_of_utterance>`, ...)
+are taken out of the tokenizer and kept in a table: `encode_text` cannot produce them,
+`encode_prompt` finds them where the template put them.
 """
 
 import re
@@ -20,65 +22,88 @@ END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 class Tokenizer:
     """Byte-level BPE with a table of added tokens. `end_ids` are all ids that end an answer."""
 
-    def __init__(self, bpe: BPETokenizer, end_tokens: Iterable[str] = (), end_ids: Iterable[int] = ()):
+    def __init__(
+        self, bpe: BPETokenizer, end_tokens: Iterable[str] = (), end_ids: Iterable[int] = ()
+    ):
         if not isinstance(bpe.decoder, decoders.ByteLevel):
             raise CheckpointError(
-                f"tokenizer.json: decoder {type(bpe.decoder).__name__} is not ByteLevel, the family's"
+                f"tokenizer.json: decoder {type(bpe.decoder).__name__} is not ByteLevel, the "
+                "family's"
             )
         self._bpe = bpe
         self.added = {token.content: id for id, token in bpe.get_added_tokens_decoder().items()}
         self._plain = BPETokenizer(bpe.model)  # shares the vocabulary, but knows no added token
         self._plain.normalizer, self._plain.pre_tokenizer = bpe.normalizer, bpe.pre_tokenizer
         self._tokens = {id: token for token, id in self.added.items()}
-        longest_first = sorted((token for token in self.added if len(token) > 1), key=len, reverse=True)
-        self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+        longest_first = sorted(
+            (token for token in self.added if len(token) > 1), key=len, reverse=True
+        )
+        self._splitter = re.compile(
+            "(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)"
+        )
         openers = re.escape("".join(sorted({token[0] for token in longest_first})))
         self._openers = re.compile(f"[{openers}]" if openers else r"(?!)")
         ends = {END_OF_UTTERANCE, END_OF_TEXT, *end_tokens}
-        self.end_ids = frozenset(end_ids) | {self.added[token] for token in ends if token in self.added}
+        self.end_ids = frozenset(end_ids) | {
+            self.added[token] for token in ends if token in self.added
+        }
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Read tokenizer.json; ends of answers come from generation_config.json and tokenizer_config.json as well.
+        """Read tokenizer.json; ends of answers come from generation_config.json and
+        tokenizer_config.json as well.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{folder}: no tokenizer.json; copy it from the original checkpoint")
+            raise CheckpointError(
+                f"{folder}: no tokenizer.json; copy it from the original checkpoint"
+            )
         try:
             bpe = BPETokenizer.from_buffer(path.read_bytes())
         except BaseException as error:
             # A PanicException is Rust's, for merges that do not fit the vocabulary.
             if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
-                raise CheckpointError(f"{path}: damaged ({error}); copy it from the original checkpoint") from error
+                raise CheckpointError(
+                    f"{path}: damaged ({error}); copy it from the original checkpoint"
+                ) from error
             raise
         eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
         token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         ids = eos if isinstance(eos, list) else [eos]
-        return cls(bpe, [token] if isinstance(token, str) else [], [id for id in ids if isinstance(id, int)])
+        return cls(
+            bpe,
+            [token] if isinstance(token, str) else [],
+            [id for id in ids if isinstance(id, int)],
+        )
 
     def to_json(self) -> str:
         """The text of tokenizer.json, for libraries that read it."""
         return str(self._bpe.to_str())
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text: a literal `<image>` in it is seven characters, never the control token."""
+        """Ids of plain text: a literal `<image>` in it is seven characters, never the control
+        token."""
         if not text:
             return []
         try:
             return list(self._plain.encode(text).ids)
         except TypeError as error:  # lone surrogates
-            raise PromptError("text holds half a surrogate pair, which is no character; remove it") from error
+            raise PromptError(
+                "text holds half a surrogate pair, which is no character; remove it"
+            ) from error
 
     def guard(self, text: str, mark: str) -> str:
-        """Put `mark` behind each character that can begin an added token, so that `encode_prompt` finds none there."""
+        """Put `mark` behind each character that can begin an added token, so that `encode_prompt`
+        finds none there."""
         return self._openers.sub(lambda match: match[0] + mark, text)
 
     def encode_prompt(self, prompt: str, mark: str) -> list[int]:
-        """Ids of a rendered prompt: added tokens by number, the text between them, freed of `mark`, as text."""
+        """Ids of a rendered prompt: added tokens by number, the text between them, freed of `mark`,
+        as text."""
         ids: list[int] = []
         for index, piece in enumerate(self._splitter.split(prompt)):
             ids += [self.added[piece]] if index % 2 else self.encode_text(piece.replace(mark, ""))
@@ -86,7 +111,9 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ids. Added tokens are left out, or, for document checkpoints, kept."""
-        return b"".join(self.bytes_of(id, skip_special_tokens) for id in ids).decode("utf-8", "replace")
+        return b"".join(self.bytes_of(id, skip_special_tokens) for id in ids).decode(
+            "utf-8", "replace"
+        )
 
     def bytes_of(self, id: int, skip_special_tokens: bool = True) -> bytes:
         """The bytes one id stands for; none for an id that the tokenizer does not know."""
@@ -95,22 +122,32 @@ class Tokenizer:
         token = self._plain.id_to_token(id)
         if token is None:
             return b""
-        whole = all(character in _BYTE_OF for character in token)  # as in tokenizers: else the token is its own text
+        whole = all(
+            character in _BYTE_OF for character in token
+        )  # as in tokenizers: else the token is its own text
         return bytes(_BYTE_OF[character] for character in token) if whole else token.encode()
 
 
 def _byte_of() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character (GPT-2's `bytes_to_unicode`); this is the way back."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """Byte-level BPE writes each byte as a printable character (GPT-2's `bytes_to_unicode`); this
+    is the way back."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + n): byte for n, byte in enumerate(others)
+    }
 
 
 _BYTE_OF = _byte_of()
 
 
 def chat_template(folder: Path) -> str | None:
-    """The checkpoint's template, from chat_template.jinja, chat_template.json or tokenizer_config.json, newest home first."""
+    """The checkpoint's template, from chat_template.jinja, chat_template.json or
+    tokenizer_config.json, newest home first."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         try:

@@ -1,9 +1,10 @@
 """Encoded videos (path, URL or bytes) -> the frames that SmolVLM2 sees, and the words around them.
 
-Sampling and words are those of transformers' processing_smolvlm.py and video_processing_smolvlm.py (5.23).
+Sampling and words are those of transformers' processing_smolvlm.py and video_processing_smolvlm.py
+(5.23).
 
-Only this file and `camera` know PyAV. Files are opened here and read from memory, in formats that name no other files: ffmpeg
-never gets their path or an address to open.
+Only this file and `camera` know PyAV. Files are opened here and read from memory, in formats that
+name no other files: ffmpeg never gets their path or an address to open.
 """
 
 import io
@@ -35,7 +36,8 @@ Frame = TypeVar("Frame")
 
 @dataclass(frozen=True)
 class VideoSampling:
-    """How frames are chosen: `video_sampling` of preprocessor_config.json; `start` and `end` in seconds bound them."""
+    """How frames are chosen: `video_sampling` of preprocessor_config.json; `start` and `end` in
+    seconds bound them."""
 
     fps: float = 1.0
     max_frames: int = 64
@@ -46,7 +48,8 @@ class VideoSampling:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, object], tile_size: int) -> "VideoSampling":
-        """From preprocessor_config.json; without `video_sampling` (the first family) up to 50 frames, evenly, no words."""
+        """From preprocessor_config.json; without `video_sampling` (the first family) up to 50
+        frames, evenly, no words."""
         given = raw.get("video_sampling")
         if not isinstance(given, Mapping):
             return cls(float("inf"), 50, tile_size, with_times=False)
@@ -60,7 +63,9 @@ class VideoSampling:
         Raises:
             VideoError: one is out of range.
         """
-        known: dict[str, Any] = {key: values[key] for key in VIDEO_OPTIONS if values.get(key) is not None}
+        known: dict[str, Any] = {
+            key: values[key] for key in VIDEO_OPTIONS if values.get(key) is not None
+        }
         changed = replace(self, **known)
         numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
         for name, value in numbers.items():
@@ -68,7 +73,9 @@ class VideoSampling:
             if wrong or (name == "fps" and not value):
                 raise VideoError(f"{name} is {quote(value)}, not a positive number")
         if type(changed.max_frames) is not int or changed.max_frames < 1:
-            raise VideoError(f"max_frames is {quote(changed.max_frames)}, not a whole number above 0")
+            raise VideoError(
+                f"max_frames is {quote(changed.max_frames)}, not a whole number above 0"
+            )
         if changed.end is not None and changed.end <= (changed.start or 0.0):
             raise VideoError(f"end {changed.end} is not after start {changed.start or 0.0}")
         return changed
@@ -85,14 +92,20 @@ class Clip(Generic[Frame]):
 
 
 def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
-    """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's `sample_frames`)."""
+    """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's
+    `sample_frames`)."""
     first, last = 0, count - 1
     duration = count / fps
     if sampling.start is not None or sampling.end is not None:
         first = min(int((sampling.start or 0.0) * fps), last)
-        last = max(first, min(int((sampling.end if sampling.end is not None else duration) * fps), count) - 1)
+        last = max(
+            first,
+            min(int((sampling.end if sampling.end is not None else duration) * fps), count) - 1,
+        )
         duration = (last - first + 1) / fps
-    elif sampling.with_times and duration - 2 * SKIPPED_SECONDS > sampling.max_frames * sampling.fps:
+    elif (
+        sampling.with_times and duration - 2 * SKIPPED_SECONDS > sampling.max_frames * sampling.fps
+    ):
         skipped = int(SKIPPED_SECONDS * fps), min(int(count - SKIPPED_SECONDS * fps), last)
         first, last = skipped if skipped[0] < skipped[1] else (first, last)
     wanted = max(1, round(min(sampling.fps * duration, sampling.max_frames)))
@@ -124,7 +137,9 @@ def words(clip: Clip[Any], with_times: bool) -> list[str]:
     """The texts before each frame, and after the last."""
     if not with_times:
         return [""] * (len(clip.frames) + 1)
-    stamps = [f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:" for second in clip.times]
+    stamps = [
+        f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:" for second in clip.times
+    ]
     length = timedelta(seconds=int(clip.duration))
     intro = (
         f"You are provided the following series of {in_words(len(clip.frames))} frames "
@@ -135,13 +150,18 @@ def words(clip: Clip[Any], with_times: bool) -> list[str]:
 
 LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
 # Demuxers that read one file and nothing else; no playlists, no concat.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,apng,webp_pipe"
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,"
+    "apng,webp_pipe"
+)
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
-AHEAD = 4  # frames decoded before one is converted, and converted before one is used: what is held of them in full
+# Frames decoded before one is converted, and converted before one is used: what is held in full.
+AHEAD = 4
 
 
 def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
-    """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text or bytes.
+    """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text
+    or bytes.
 
     Raises:
         FetchError, VideoError: it cannot be read.
@@ -149,7 +169,9 @@ def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
     key, source = one_of(part, ("video", "path", "url", "base64"), "a video part", VideoError)
     data = read_source(key, source, limits)
     if data is None:
-        raise VideoError(f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes")
+        raise VideoError(
+            f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes"
+        )
     if len(data) > limits.max_bytes:
         raise VideoError(f"a video of {len(data)} bytes; the limit is {limits.max_bytes}")
     return data
@@ -157,14 +179,17 @@ def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
 
 @contextmanager
 def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
-    """An encoded video and its first stream; VideoError if it cannot be decoded, here or within the context."""
+    """An encoded video and its first stream; VideoError if it cannot be decoded, here or within the
+    context."""
     import av
 
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
         with av.open(io.BytesIO(data), mode="r", options=options) as file:
             if not file.streams.video:
-                raise VideoError(f"the file holds {'sound but no' if file.streams.audio else 'no'} video")
+                raise VideoError(
+                    f"the file holds {'sound but no' if file.streams.audio else 'no'} video"
+                )
             stream = file.streams.video[0]
             if stream.codec_context is None:  # which PyAV's types do not tell
                 raise VideoError("the video is of a kind that ffmpeg does not know")
@@ -185,11 +210,12 @@ def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:
 def decode_in_steps(
     data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
 ) -> Generator[tuple[Frame, int], None, Clip[Frame]]:
-    """As `decode`, with frames as `convert` makes them: yields each as soon as it is there, and how many are wanted.
+    """As `decode`, with frames as `convert` makes them: yields each as soon as it is there, and how
+    many are wanted.
 
-    Only packets are read to count the frames; decoding begins at the key frame before each frame that is wanted. What a
-    damaged file still gives is used, and said in the clip's note. Decoding, `convert` and what is done with a frame go on side by
-    side.
+    Only packets are read to count the frames; decoding begins at the key frame before each frame
+    that is wanted. What a damaged file still gives is used, and said in the clip's note. Decoding,
+    `convert` and what is done with a frame go on side by side.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -217,7 +243,8 @@ def decode_in_steps(
 
 
 def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[int]:
-    """When each frame is shown, in order, in the stream's time base; read from packets, without decoding."""
+    """When each frame is shown, in order, in the stream's time base; read from packets, without
+    decoding."""
     import av
 
     times: list[int] = []

@@ -1,7 +1,8 @@
 """SmolLM2, a Llama with grouped-query attention: merged embeddings -> logits, with a KV cache.
 
-`LanguageModel` is call-compatible with mlx_lm's models (`model(inputs, cache=..., input_embeddings=...)`, `.layers`,
-`.make_cache()`), and its caches may be ours or mlx_lm's. Follows transformers' models/llama/modeling_llama.py.
+`LanguageModel` is call-compatible with mlx_lm's models
+(`model(inputs, cache=..., input_embeddings=...)`, `.layers`, `.make_cache()`), and its caches may
+be ours or mlx_lm's. Follows transformers' models/llama/modeling_llama.py.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ class Attention(nn.Module):
         return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries (B, h, T, d) and keys (B, k, T, d), both turned by their positions, and values (B, k, T, d)."""
+        """Queries (B, h, T, d) and keys (B, k, T, d), both turned by their positions, and values
+        (B, k, T, d)."""
         B, T, _ = x.shape
         queries, keys, values = (
             y.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
@@ -44,13 +46,20 @@ class Attention(nn.Module):
         )
         return self.rope(queries, offset), self.rope(keys, offset), values
 
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None) -> mx.array:
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
+    ) -> mx.array:
         """(B, h, T, d)."""
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=self.scale, mask=mask
+        )
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        """Turn the heads of (B, heads, T, d) by their positions, the first of which is `offset` (arXiv:2104.09864)."""
-        return mx.fast.rope(x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
+        """Turn the heads of (B, heads, T, d) by their positions, the first of which is `offset`
+        (arXiv:2104.09864)."""
+        return mx.fast.rope(
+            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+        )
 
 
 class MLP(nn.Module):
@@ -82,25 +91,34 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its head. `tied`: logits come from the embedding table and there is no lm_head."""
+    """The decoder with its head. `tied`: logits come from the embedding table and there is no
+    lm_head."""
 
     def __init__(self, config: TextConfig, tied: bool = False):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.checkpointed = False  # in training: keep only the layers' inputs, and compute the rest again
+        self.checkpointed = (
+            False  # in training: keep only the layers' inputs, and compute the rest again
+        )
         if not tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(
-        self, inputs: mx.array, cache: Sequence[Cache] | None = None, input_embeddings: mx.array | None = None
+        self,
+        inputs: mx.array,
+        cache: Sequence[Cache] | None = None,
+        input_embeddings: mx.array | None = None,
     ) -> mx.array:
         """Token ids (B, T), or their embeddings (B, T, Dt) -> logits (B, T, V)."""
         return self.logits(self.hidden_states(inputs, cache, input_embeddings))
 
     def hidden_states(
-        self, inputs: mx.array | None, cache: Sequence[Cache] | None = None, input_embeddings: mx.array | None = None
+        self,
+        inputs: mx.array | None,
+        cache: Sequence[Cache] | None = None,
+        input_embeddings: mx.array | None = None,
     ) -> mx.array:
         """All layers, before the last norm: (B, T) or (B, T, Dt) -> (B, T, Dt)."""
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings

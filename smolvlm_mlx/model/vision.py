@@ -1,7 +1,8 @@
 """SigLIP: pixels -> patch embeddings -> image features.
 
-Follows `SmolVLMVisionTransformer` (transformers, models/smolvlm/modeling_smolvlm.py). Tiles are always full squares, so
-there is no attention mask (an all-true one would lose MLX's one-kernel attention) and position ids are 0..P-1.
+Follows `SmolVLMVisionTransformer` (transformers, models/smolvlm/modeling_smolvlm.py). Tiles are
+always full squares, so there is no attention mask (an all-true one would lose MLX's one-kernel
+attention) and position ids are 0..P-1.
 """
 
 import mlx.core as mx
@@ -12,24 +13,31 @@ from .activations import gelu_tanh
 
 
 class VisionEmbeddings(nn.Module):
-    """Cuts tiles into patches and embeds each: a convolution whose stride is its size, as one matrix product."""
+    """Cuts tiles into patches and embeds each: a convolution whose stride is its size, as one
+    matrix product."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.patch_size = config.patch_size
         self.patches_per_side = config.patches_per_side
         self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
         )
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """(N, H, W, 3) -> (N, P, Dv). Pixels past the last whole patch are dropped, as by the convolution."""
+        """(N, H, W, 3) -> (N, P, Dv). Pixels past the last whole patch are dropped, as by the
+        convolution."""
         N, p, n = pixel_values.shape[0], self.patch_size, self.patches_per_side
         patches = pixel_values[:, : n * p, : n * p].reshape(N, n, p, n, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(N, n * n, -1)  # (N, P, p*p*3)
         positions: mx.array = self.position_embedding(mx.arange(n * n))
-        return self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions  # (N, P, Dv)
+        return (
+            self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions
+        )  # (N, P, Dv)
 
     def embed(self, patches: mx.array) -> mx.array:
         """(N, P, p*p*3) -> (N, P, Dv)."""
@@ -91,7 +99,9 @@ class Encoder(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.checkpointed = False  # in training: keep only the layers' inputs, and compute the rest again
+        self.checkpointed = (
+            False  # in training: keep only the layers' inputs, and compute the rest again
+        )
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:

@@ -1,6 +1,7 @@
 """The HTTP application: OpenAI's chat completions, the history, and the page that uses both.
 
-The engine's thread runs the model; routes only prepare, wait and pass on. A client that goes away ends its answer.
+The engine's thread runs the model; routes only prepare, wait and pass on. A client that goes away
+ends its answer.
 """
 
 import asyncio
@@ -38,13 +39,15 @@ MAX_IMAGES = 16
 
 
 def judges(most: int = 32) -> Callable[[str], Judge]:
-    """A live camera's judge, by the id of its requests; of more cameras, the one that asked longest ago is forgotten."""
+    """A live camera's judge, by the id of its requests; of more cameras, the one that asked longest
+    ago is forgotten."""
     return lru_cache(most)(lambda id: Judge())
 
 
 @dataclass
 class Service:
-    """What the routes work with. A request names no files of this machine, and addresses elsewhere only with `allow_urls`."""
+    """What the routes work with. A request names no files of this machine, and addresses elsewhere
+    only with `allow_urls`."""
 
     scheduler: Scheduler
     processor: Processor
@@ -68,7 +71,9 @@ class Service:
     async def health(self, request: Request) -> Response:
         running, waiting = self.scheduler.occupancy
         status, code = ("failed", 503) if self.scheduler.failed else ("ok", 200)
-        return JSONResponse({"status": status, "model": self.model, "running": running, "waiting": waiting}, code)
+        return JSONResponse(
+            {"status": status, "model": self.model, "running": running, "waiting": waiting}, code
+        )
 
     async def models(self, request: Request) -> Response:
         model = {"id": self.model, "object": "model", "created": 0, "owned_by": "local"}
@@ -76,8 +81,17 @@ class Service:
 
     async def list_conversations(self, request: Request) -> Response:
         words = request.query_params.get("words", "")
-        found = [] if self.history is None else await anyio.to_thread.run_sync(self.history.list, 200, words)
-        return JSONResponse({"kept": self.history is not None, "conversations": [vars(summary) for summary in found]})
+        found = (
+            []
+            if self.history is None
+            else await anyio.to_thread.run_sync(self.history.list, 200, words)
+        )
+        return JSONResponse(
+            {
+                "kept": self.history is not None,
+                "conversations": [vars(summary) for summary in found],
+            }
+        )
 
     async def conversation(self, request: Request) -> Response:
         if self.history is None:
@@ -112,7 +126,9 @@ class Service:
         self.scheduler.submit(job)
         completion = Completion(self.model)
         if asked.stream:
-            return StreamingResponse(self._events(answer, completion), media_type="text/event-stream")
+            return StreamingResponse(
+                self._events(answer, completion), media_type="text/event-stream"
+            )
         text = await self._whole(request, answer)
         return JSONResponse({**completion.whole(text, job.statistics), **self._judged(answer)})
 
@@ -140,7 +156,9 @@ class Service:
             yield event(completion.chunk({}, answer.job.statistics.finish_reason))
             self._keep(answer)
             if answer.asked.wants_usage():
-                yield event({**completion.last_chunk(answer.job.statistics), **self._judged(answer)})
+                yield event(
+                    {**completion.last_chunk(answer.job.statistics), **self._judged(answer)}
+                )
             yield b"data: [DONE]\n\n"
         except SmolVLMError as error:
             yield event(error_body(str(error)))
@@ -156,7 +174,14 @@ class Service:
         judge = self.judge_of(live)
         judge.judge(answer.message().text, answer.job.inputs.tiles[-1])
         about = f"frame {judge.number} · {answer.job.statistics.describe_phases()}"
-        return {"live": {"number": judge.number, "unchanged": judge.unchanged, "stuck": judge.is_stuck, "about": about}}
+        return {
+            "live": {
+                "number": judge.number,
+                "unchanged": judge.unchanged,
+                "stuck": judge.is_stuck,
+                "about": about,
+            }
+        }
 
     def _keep(self, answer: "Answer") -> None:
         """Put a conversation that has a name into the history, once, and before its end is told."""
@@ -168,8 +193,9 @@ class Service:
 
 
 class Answer:
-    """An answer under way, and the conversation it belongs to. The engine's thread pushes, the event loop reads; it is
-    woken for the end, and for pieces only if they are to be sent one by one."""
+    """An answer under way, and the conversation it belongs to. The engine's thread pushes, the
+    event loop reads; it is woken for the end, and for pieces only if they are to be sent one by
+    one."""
 
     job: Job
 
@@ -182,7 +208,9 @@ class Answer:
     def push(self, event: Event | SmolVLMError) -> None:
         """The next event, or an error for the end."""
         self._events.append(event)
-        wakes = not isinstance(event, Reading | Text) or (self.asked.stream and isinstance(event, Text) and event.piece)
+        wakes = not isinstance(event, Reading | Text) or (
+            self.asked.stream and isinstance(event, Text) and event.piece
+        )
         if wakes and not self._woken.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._woken.set)
 
@@ -227,7 +255,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error_body(message), 404 if isinstance(error, HistoryError) else 400)
 
 
-def make_app(service: Service, hosts: list[str], token: str | None, origins: Sequence[str] = ()) -> Starlette:
+def make_app(
+    service: Service, hosts: list[str], token: str | None, origins: Sequence[str] = ()
+) -> Starlette:
     """The application behind its guard."""
 
     @asynccontextmanager
@@ -237,7 +267,9 @@ def make_app(service: Service, hosts: list[str], token: str | None, origins: Seq
 
     return Starlette(
         routes=service.routes(),
-        middleware=[Middleware(Guard, hosts=hosts, token=token, origins=origins, open_paths=ASSETS)],
+        middleware=[
+            Middleware(Guard, hosts=hosts, token=token, origins=origins, open_paths=ASSETS)
+        ],
         exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
         lifespan=lifespan,
     )

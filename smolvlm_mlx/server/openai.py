@@ -1,7 +1,7 @@
 """The words of OpenAI's chat completions API: what may be asked, and how answers and errors look.
 
-Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothing here are taken and ignored; those that ask for
-what is not done are refused by name.
+Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothing here are taken
+and ignored; those that ask for what is not done are refused by name.
 """
 
 import json
@@ -28,7 +28,9 @@ class TextPart(BaseModel):
 
 class ImageUrl(BaseModel):
     url: str
-    detail: Literal["auto", "low", "high"] | None = None  # a request of "low" pictures alone: one tile each
+    detail: Literal["auto", "low", "high"] | None = (
+        None  # a request of "low" pictures alone: one tile each
+    )
 
 
 class ImagePart(BaseModel):
@@ -68,16 +70,19 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-# Options that OpenAI has in a form of its own, and those that are refused: the engine's cache is shared by all requests, and
-# special tokens are no text for a client.
+# Options that OpenAI has in a form of its own, and those that are refused: the engine's cache is
+# shared by all requests, and special tokens are no text for a client.
 OPENAI_FORM, REFUSED = {"max_tokens", "seed", "stop"}, {"kv_bits", "skip_special_tokens"}
-AS_THEY_ARE = {option.name: option for option in options_of(Options) if option.name not in OPENAI_FORM}
+AS_THEY_ARE = {
+    option.name: option for option in options_of(Options) if option.name not in OPENAI_FORM
+}
 
 
 class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions, with the other options of an answer under their own names (see `_Request`), as other
-    servers have them. Ours are `conversation`, the id under which the history keeps it, and `live`, the id of a camera whose
-    answers are compared: what comes of that stands beside the usage, which is then always sent."""
+    """The body of POST /v1/chat/completions, with the other options of an answer under their own
+    names (see `_Request`), as other servers have them. Ours are `conversation`, the id under which
+    the history keeps it, and `live`, the id of a camera whose answers are compared: what comes of
+    that stands beside the usage, which is then always sent."""
 
     messages: list[RequestMessage] = Field(min_length=1)
     model: str = ""
@@ -129,10 +134,13 @@ class ChatRequest(BaseModel):
 
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
-        return self.live is not None or (self.stream_options is not None and self.stream_options.include_usage)
+        return self.live is not None or (
+            self.stream_options is not None and self.stream_options.include_usage
+        )
 
     def wants_one_tile(self) -> bool:
-        """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of them."""
+        """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of
+        them."""
         pictures = [part for part in self.media if isinstance(part, ImagePart)]
         return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
 
@@ -150,13 +158,17 @@ class ChatRequest(BaseModel):
     @property
     def media(self) -> list[ImagePart | VideoPart]:
         """Its pictures and videos, in order."""
-        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
+        contents = [
+            message.content for message in self.messages if not isinstance(message.content, str)
+        ]
         return [part for content in contents for part in content if not isinstance(part, TextPart)]
 
     def raw_messages(self) -> list[dict[str, object]]:
         """As `inputs.messages` parses them; a developer is a system."""
         messages = [message.model_dump() for message in self.messages]
-        return [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
+        return [
+            {**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages
+        ]
 
 
 def _field(option: Option) -> Any:
@@ -165,20 +177,36 @@ def _field(option: Option) -> Any:
     return kind | None, Field(None, description=option.help)
 
 
-_Request = create_model("ChatRequest", __base__=ChatRequest, **{n: _field(option) for n, option in AS_THEY_ARE.items()})
+_Request = create_model(
+    "ChatRequest", __base__=ChatRequest, **{n: _field(option) for n, option in AS_THEY_ARE.items()}
+)
 
 
 class Completion:
     """Shapes the answer to one request."""
 
     def __init__(self, model: str):
-        self._shared = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._shared = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def whole(self, text: str, statistics: Statistics) -> dict[str, object]:
         """An answer that is not streamed."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": statistics.finish_reason}
-        return {**self._shared, "object": "chat.completion", "choices": [choice], "usage": usage(statistics)}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": statistics.finish_reason,
+        }
+        return {
+            **self._shared,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage(statistics),
+        }
 
     def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
         """A piece of a streamed answer."""
@@ -187,17 +215,26 @@ class Completion:
 
     def last_chunk(self, statistics: Statistics) -> dict[str, object]:
         """What a stream ends with, if usage was asked for."""
-        return {**self._shared, "object": "chat.completion.chunk", "choices": [], "usage": usage(statistics)}
+        return {
+            **self._shared,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": usage(statistics),
+        }
 
 
 def usage(statistics: Statistics) -> dict[str, object]:
-    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people."""
+    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for
+    people."""
     phases = ("preprocess", "vision", "prefill", "first_token")
     return {
         "prompt_tokens": statistics.prompt_tokens,
         "completion_tokens": statistics.generated_tokens,
         "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": statistics.reused_tokens, "image_tokens": statistics.image_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": statistics.reused_tokens,
+            "image_tokens": statistics.image_tokens,
+        },
         "timing": {
             "tiles": statistics.tiles,
             **{phase: round(getattr(statistics, f"{phase}_seconds"), 4) for phase in phases},
@@ -208,12 +245,16 @@ def usage(statistics: Statistics) -> dict[str, object]:
 
 
 def error_body(
-    message: str, kind: str = "invalid_request_error", code: str | None = None, forget: int | None = None
+    message: str,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    forget: int | None = None,
 ) -> dict[str, object]:
     """Return OpenAI's shape of an error.
 
     Args:
-        forget: ours: how many messages, from the first question on, would make room if they were not sent again.
+        forget: ours: how many messages, from the first question on, would make room if they were
+            not sent again.
     """
     ours = {} if forget is None else {"forget": {"messages": forget}}
     return {"error": {"message": message, "type": kind, "param": None, "code": code, **ours}}

@@ -1,8 +1,10 @@
-"""What stands before the server's routes: who may ask, how much they may send, and how long they may take.
+"""What stands before the server's routes: who may ask, how much they may send, and how long they
+may take.
 
-`Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to point here, gets nothing), a
-bearer token for all but the page itself, and a limit on bodies. `HeaderTimeoutProtocol` closes connections whose requests do not
-come: uvicorn itself would hold them for ever.
+`Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to
+point here, gets nothing), a bearer token for all but the page itself, and a limit on bodies.
+`HeaderTimeoutProtocol` closes connections whose requests do not come: uvicorn itself would hold
+them for ever.
 """
 
 import asyncio
@@ -41,7 +43,12 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Iterable[str], token: str | None, origins: Iterable[str], open_paths: Iterable[str]
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        token: str | None,
+        origins: Iterable[str],
+        open_paths: Iterable[str],
     ):
         self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
         self._hosts, self._cors = frozenset(host.lower() for host in hosts), frozenset(origins)
@@ -55,7 +62,11 @@ class Guard:
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *SECURITY_HEADERS, *self._cors_headers(origin)]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    *SECURITY_HEADERS,
+                    *self._cors_headers(origin),
+                ]
             await send(message)
 
         try:
@@ -65,7 +76,9 @@ class Guard:
             body = await self._body(scope, headers, receive)
         except HTTPException as refused:
             kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
-            response = JSONResponse(error_body(refused.detail, kind), refused.status_code, refused.headers)
+            response = JSONResponse(
+                error_body(refused.detail, kind), refused.status_code, refused.headers
+            )
             return await response(scope, receive, secured)
         await self._app(scope, _after(body, receive), secured)
 
@@ -78,7 +91,9 @@ class Guard:
         if self._token is None or scope["path"] in self._open_paths or scope["method"] == "OPTIONS":
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token.encode()):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.encode(), self._token.encode()
+        ):
             why = "no valid token; send the header: Authorization: Bearer TOKEN"
             raise HTTPException(401, why, {"www-authenticate": "Bearer"})
 
@@ -121,7 +136,8 @@ def _after(body: bytes, receive: Receive) -> Receive:
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP/1.1 that waits HEADER_SECONDS for a request's headers, from the connection's first moment on."""
+    """HTTP/1.1 that waits HEADER_SECONDS for a request's headers, from the connection's first
+    moment on."""
 
     _deadline: asyncio.TimerHandle | None = None
 

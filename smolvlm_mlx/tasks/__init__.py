@@ -1,1 +1,2 @@
-"""What a loaded model is used for: to chat, caption, read documents, watch a camera, be evaluated."""
+"""What a loaded model is used for: to chat, caption, read documents, watch a camera, be
+evaluated."""

@@ -1,12 +1,13 @@
-"""Folders of pictures and videos -> a file with one line for each: a caption, a description with keywords, their text.
+"""Folders of pictures and videos -> a file with one line for each: a caption, a description with
+keywords, their text.
 
-The files are taken in windows of one size, in order. A window's pictures are read by threads while the one before is answered;
-equal prompts' lengths are answered together, equal pictures once. Lines are written window by window, so that a run that was
-stopped at any moment goes on to the same result. Under `mlx.launch` each process takes its share of the windows, and the
-first merges them.
+The files are taken in windows of one size, in order. A window's pictures are read by threads while
+the one before is answered; equal prompts' lengths are answered together, equal pictures once. Lines
+are written window by window, so that a run that was stopped at any moment goes on to the same
+result. Under `mlx.launch` each process takes its share of the windows, and the first merges them.
 
-The file is JSONL, which can be cut off at any byte, or CSV. A line has `path`, `sha256` (of the file), `run` (of model, task and
-settings), and the answer's fields or `error`.
+The file is JSONL, which can be cut off at any byte, or CSV. A line has `path`, `sha256` (of the
+file), `run` (of model, task and settings), and the answer's fields or `error`.
 """
 
 import csv
@@ -40,7 +41,8 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked about each picture. With a JSON schema of an object, its properties are the line's fields."""
+    """What is asked about each picture. With a JSON schema of an object, its properties are the
+    line's fields."""
 
     prompt: str
     max_tokens: int = 256
@@ -51,9 +53,14 @@ class Task:
         """An answer as fields of a line."""
         text = text.strip()
         if self.schema is None:
-            return {"caption": text if self.most_characters is None else shorten(text, self.most_characters)}
+            return {
+                "caption": text
+                if self.most_characters is None
+                else shorten(text, self.most_characters)
+            }
         if not ended:
-            return {"error": f"the answer was cut off after {self.max_tokens} tokens; raise --max-tokens"}
+            cut_off = f"the answer was cut off after {self.max_tokens} tokens"
+            return {"error": f"{cut_off}; raise --max-tokens"}
         fields: Line = json.loads(text)
         return fields
 
@@ -63,15 +70,27 @@ _KEYWORDS = {
     "properties": {
         "title": {"type": "string", "maxLength": 100},
         "description": {"type": "string", "maxLength": 600},
-        "keywords": {"type": "array", "items": {"type": "string", "maxLength": 40}, "minItems": 1, "maxItems": 12},
+        "keywords": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 40},
+            "minItems": 1,
+            "maxItems": 12,
+        },
     },
     "required": ["title", "description", "keywords"],
     "additionalProperties": False,
 }
 TASKS = {
     "caption": Task("Describe this image in one or two sentences.", 128),
-    "alt": Task("Write alternative text for this image: one sentence of fewer than 125 characters.", 64, None, 124),
-    "keywords": Task("Give this image a title, a description and keywords, as JSON.", 512, _KEYWORDS),
+    "alt": Task(
+        "Write alternative text for this image: one sentence of fewer than 125 characters.",
+        64,
+        None,
+        124,
+    ),
+    "keywords": Task(
+        "Give this image a title, a description and keywords, as JSON.", 512, _KEYWORDS
+    ),
     "ocr": Task("Read all the text in this image.", 1024),
 }
 
@@ -81,28 +100,43 @@ def shorten(text: str, most: int) -> str:
     text = " ".join(text.split())
     if len(text) <= most:
         return text
-    ends = [end + 1 for end in range(most) if text[end] in ".!?" and text[end + 1 : end + 2].isspace()]
-    return text[: ends[-1]] if ends else text[: text.rfind(" ", 0, most) if " " in text[:most] else most - 1] + "…"
+    ends = [
+        end + 1 for end in range(most) if text[end] in ".!?" and text[end + 1 : end + 2].isspace()
+    ]
+    return (
+        text[: ends[-1]]
+        if ends
+        else text[: text.rfind(" ", 0, most) if " " in text[:most] else most - 1] + "…"
+    )
 
 
 def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:
-    """The whole lines of a file that is there, all of the same run; and whether there was a piece of one more.
+    """The whole lines of a file that is there, all of the same run; and whether there was a piece
+    of one more.
 
     Raises:
         DataError: it holds something else.
     """
     try:
         data = path.read_bytes() if path.exists() else b""
-        lines: list[Line] = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-        if not all(isinstance(line["path"], str) and isinstance(line["sha256"], str) for line in lines):
+        lines: list[Line] = [
+            json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()
+        ]
+        if not all(
+            isinstance(line["path"], str) and isinstance(line["sha256"], str) for line in lines
+        ):
             raise ValueError("no captions")
         runs = {line["run"] for line in lines}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: holds something else than captions; choose another --out") from error
+        raise DataError(
+            f"{path}: holds something else than captions; choose another --out"
+        ) from error
     if runs - {run}:
-        raise DataError(f"{path}: captions of another model, task or settings; choose another --out")
+        raise DataError(
+            f"{path}: captions of another model, task or settings; choose another --out"
+        )
     return lines, data[-1:] not in (b"", b"\n")
 
 
@@ -125,7 +159,9 @@ def _jsonl(lines: Iterable[Line]) -> bytes:
 
 def _csv(lines: Sequence[Line]) -> bytes:
     """A table; lists are joined by semicolons."""
-    columns = list(dict.fromkeys(key for line in lines for key in line if key not in ("sha256", "run")))
+    columns = list(
+        dict.fromkeys(key for line in lines for key in line if key not in ("sha256", "run"))
+    )
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
@@ -138,7 +174,9 @@ def _cell(value: object) -> object:
         return "; ".join(map(str, value))
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value  # no formula
+    return (
+        f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    )  # no formula
 
 
 def _encoded(text: str) -> bytes:
@@ -151,14 +189,17 @@ CACHE_BYTES = 2**30  # of keys and values of the answers that are made together
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Pictures and videos: those named, and those in folders named and below, by their ending; hidden ones are left out.
+    """Pictures and videos: those named, and those in folders named and below, by their ending;
+    hidden ones are left out.
 
     Raises:
         DataError: a path is not there, or there are none.
     """
     found = list(dict.fromkeys(file for path in map(Path, paths) for file in _files(path)))
     if not found:
-        raise DataError(f"no pictures or videos in {', '.join(quote(path, end=True) for path in paths)}")
+        raise DataError(
+            f"no pictures or videos in {', '.join(quote(path, end=True) for path in paths)}"
+        )
     return found
 
 
@@ -170,7 +211,10 @@ def _files(path: Path) -> Iterator[Path]:
     for folder, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
+            if (
+                not name.startswith(".")
+                and Path(name).suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES
+            ):
                 yield Path(folder, name)
 
 
@@ -193,7 +237,8 @@ class Captioner:
         options: how answers are generated; else greedily, with the longest answer of the task.
 
     Raises:
-        GenerationError: the task's schema cannot be used, or comes with stop texts, which would cut the JSON.
+        GenerationError: the task's schema cannot be used, or comes with stop texts, which would cut
+            the JSON.
     """
 
     def __init__(
@@ -211,12 +256,16 @@ class Captioner:
         self._task = task = replace(task, max_tokens=self._options.max_tokens)
         if task.schema is not None and self._options.stop:
             raise GenerationError("stop: an answer that fits a schema ends by itself; leave it out")
-        run = json.dumps([name, asdict(task), self._image_options.given, asdict(self._options)], sort_keys=True)
+        run = json.dumps(
+            [name, asdict(task), self._image_options.given, asdict(self._options)], sort_keys=True
+        )
         self.run = sha256(run.encode()).hexdigest()[:8]
         self._known: dict[str, Line] = {}  # by digest
         self._engine.row(self._options, task.schema)  # tells what is wrong with the schema
 
-    def write_in_steps(self, files: Sequence[Path], out: Path) -> Generator[Reading, None, list[Line]]:
+    def write_in_steps(
+        self, files: Sequence[Path], out: Path
+    ) -> Generator[Reading, None, list[Line]]:
         """A line in `out` for each file; those that are there already are not answered again.
 
         Args:
@@ -237,7 +286,9 @@ class Captioner:
         if group.size() > 1:
             done = _merge(group, done)
             if any(str(path) not in done for path in files):
-                raise DataError("the machines do not see the same files; give all of them the same folders")
+                raise DataError(
+                    "the machines do not see the same files; give all of them the same folders"
+                )
         lines = [done[str(path)] for path in files]
         if group.rank() == 0:
             if journal != whole:
@@ -255,15 +306,26 @@ class Captioner:
         self, files: Sequence[Path], group: mx.distributed.Group, whole: Path, journal: Path
     ) -> Generator[Reading, None, dict[str, Line]]:
         """Lines of this process's share of the files, and of those that are there, by path."""
-        size = max(1, min(MOST_FILES, WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2)))
-        windows = [[str(path) for path in files[start : start + size]] for start in range(0, len(files), size)]
+        size = max(
+            1,
+            min(
+                MOST_FILES,
+                WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2),
+            ),
+        )
+        windows = [
+            [str(path) for path in files[start : start + size]]
+            for start in range(0, len(files), size)
+        ]
         windows = windows[group.rank() :: group.size()]
         found, is_cut = read_lines(whole, self.run)
         if journal != whole:
             of_this, is_cut = read_lines(journal, self.run)
             found += of_this
         done = {line["path"]: line for line in found}
-        if is_cut:  # a window is answered again as a whole: what is answered together stays together
+        if (
+            is_cut
+        ):  # a window is answered again as a whole: what is answered together stays together
             for window in windows:
                 if not all(path in done for path in window):
                     done = {path: line for path, line in done.items() if path not in window}
@@ -293,9 +355,14 @@ class Captioner:
             digest = attachment.digest
             if digest in self._known:
                 return _Read(path, digest, None)
-            inputs = self._processor([user_message(self._task.prompt, [attachment])], self._image_options)
+            inputs = self._processor(
+                [user_message(self._task.prompt, [attachment])], self._image_options
+            )
             if len(inputs.input_ids) >= self._model.config.text_config.max_position_embeddings:
-                raise DataError(f"{len(inputs.input_ids)} tokens, more than the model's context; use --max-tiles")
+                raise DataError(
+                    f"{len(inputs.input_ids)} tokens, more than the model's context; use "
+                    "--max-tiles"
+                )
             return _Read(path, digest, inputs)
         except SmolVLMError as error:
             return _Read(path, digest, None, str(error))
@@ -312,7 +379,10 @@ class Captioner:
                 some = names[start : start + size]
                 batch = [inputs[name] for name in some]
                 answers = self._engine.batch(batch, self._options, schema=self._task.schema)
-                self._known |= {name: self._task.fields(*answer) for name, answer in zip(some, answers, strict=True)}
+                self._known |= {
+                    name: self._task.fields(*answer)
+                    for name, answer in zip(some, answers, strict=True)
+                }
 
     def _batch_size(self, length: int) -> int:
         text = self._model.config.text_config

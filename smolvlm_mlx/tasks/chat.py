@@ -4,8 +4,9 @@
     for piece in chat.ask("What is this?", ["cat.jpg"]):
         print(piece, end="", flush=True)
 
-Every turn renders the whole conversation again, so what the model reads is what an uncached run would read; keys and values
-are reused up to the first difference. Knows nothing of terminals or browsers.
+Every turn renders the whole conversation again, so what the model reads is what an uncached run
+would read; keys and values are reused up to the first difference. Knows nothing of terminals or
+browsers.
 """
 
 import json
@@ -59,11 +60,15 @@ class Chat:
     @property
     def system(self) -> str | None:
         """The system message, which stands before all others."""
-        return self.messages[0].text if self.messages and self.messages[0].role == "system" else None
+        return (
+            self.messages[0].text if self.messages and self.messages[0].role == "system" else None
+        )
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self.messages[: int(self.system is not None)] = [text_message("system", text)] if text else []
+        self.messages[: int(self.system is not None)] = (
+            [text_message("system", text)] if text else []
+        )
 
     @property
     def context(self) -> int:
@@ -74,9 +79,13 @@ class Chat:
         """Tokens of the conversation so far."""
         if not self.messages:
             return 0
-        return len(self.processor(self.messages, self.image_options, add_generation_prompt=False).input_ids)
+        return len(
+            self.processor(self.messages, self.image_options, add_generation_prompt=False).input_ids
+        )
 
-    def ask(self, text: str, images: Sequence[object] = (), options: Options | None = None) -> TextStream:
+    def ask(
+        self, text: str, images: Sequence[object] = (), options: Options | None = None
+    ) -> TextStream:
         """Ask the next question; iterate over the result for the answer.
 
         Args:
@@ -95,9 +104,14 @@ class Chat:
         return self._answer(self.messages[: question_at(self.messages, -1) + 1], options)
 
     def edit(
-        self, text: str, images: Sequence[object] | None = None, options: Options | None = None, turn: int = -1
+        self,
+        text: str,
+        images: Sequence[object] | None = None,
+        options: Options | None = None,
+        turn: int = -1,
     ) -> TextStream:
-        """Ask something else in place of a question (the last, or number `turn`), and forget what came after it.
+        """Ask something else in place of a question (the last, or number `turn`), and forget what
+        came after it.
 
         Args:
             images: other pictures; None keeps the question's own.
@@ -116,7 +130,8 @@ class Chat:
         return question
 
     def drop_oldest(self, keep_pictures: bool = False) -> None:
-        """Forget the first question and its answer; with `keep_pictures`, its pictures go to the next question.
+        """Forget the first question and its answer; with `keep_pictures`, its pictures go to the
+        next question.
 
         Raises:
             PromptError: there is only one.
@@ -130,13 +145,15 @@ class Chat:
     def stop(self, wait: bool = False) -> None:
         """End the answer under way, if there is one; what came of it stays, marked as interrupted.
 
-        Where another thread is making it, it ends after the step that is under way; with `wait` nothing uses the model then.
+        Where another thread is making it, it ends after the step that is under way; with `wait`
+        nothing uses the model then.
         """
         if self._stream is not None:
             self._stream.close(wait)
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation with its pictures as JSON; a file that is there is replaced by the whole new one.
+        """Write the conversation with its pictures as JSON; a file that is there is replaced by the
+        whole new one.
 
         Raises:
             PromptError: it cannot be written.
@@ -151,30 +168,45 @@ class Chat:
         """Go on with a conversation that `save` wrote.
 
         Raises:
-            PromptError: the file cannot be read, or is no conversation; the present one is then as it was.
+            PromptError: the file cannot be read, or is no conversation; the present one is then as
+                it was.
         """
         path = Path(path).expanduser()
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise PromptError(f"{path}: no conversation that can be read ({reason(error)})") from error
+            raise PromptError(
+                f"{path}: no conversation that can be read ({reason(error)})"
+            ) from error
         self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
 
     def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
         options = options or self.options
         reserve = min(options.max_tokens, RESERVED_TOKENS)
-        stream = self._engine.stream(messages, options, image_options=self.image_options, reserve_tokens=reserve)
-        before, self.messages = self.messages, [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
-        self._stream = answer = TextStream(Stream(self._keep(before, self.messages, stream), stream.row))
+        stream = self._engine.stream(
+            messages, options, image_options=self.image_options, reserve_tokens=reserve
+        )
+        before, self.messages = (
+            self.messages,
+            [*messages, Message("assistant", (TextPart(""),), interrupted=True)],
+        )
+        self._stream = answer = TextStream(
+            Stream(self._keep(before, self.messages, stream), stream.row)
+        )
         return answer
 
-    def _keep(self, before: list[Message], messages: list[Message], events: Stream) -> Generator[Event]:
-        """The events of an answer, which is part of the conversation from the moment of the question."""
+    def _keep(
+        self, before: list[Message], messages: list[Message], events: Stream
+    ) -> Generator[Event]:
+        """The events of an answer, which is part of the conversation from the moment of the
+        question."""
         text = ""
         try:
             for event in events:
                 if isinstance(event, Text):
-                    event = event if text else Text(event.piece.lstrip())  # the template has the space before it
+                    event = (
+                        event if text else Text(event.piece.lstrip())
+                    )  # the template has the space before it
                     text += event.piece
                     messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
                 yield event
@@ -200,7 +232,8 @@ def question_at(messages: Sequence[Message], turn: int) -> int:
 
 
 def oldest_turn(messages: Sequence[Message]) -> slice:
-    """Return where the oldest turn stands, which is forgotten first: the first question and all before the second.
+    """Return where the oldest turn stands, which is forgotten first: the first question and all
+    before the second.
 
     Raises:
         PromptError: there is only one.

@@ -1,12 +1,13 @@
-"""Documents -> the text of each page, page after page: DocTags from a document checkpoint, words from any other.
+"""Documents -> the text of each page, page after page: DocTags from a document checkpoint, words
+from any other.
 
     reader = Reader(*load("ds4sd/SmolDocling-256M-preview"))
     for page in reader.read(find_pages(["report.pdf"])):
         print(page.text)
 
-DocTags are `<doctag><text><loc_1><loc_2><loc_3><loc_4>Words</text>...</doctag>`: elements, their places in five hundredths of
-the page, and their text (arXiv:2503.11576). docling-core (the extra `documents`) is imported here alone, when something is
-exported in another format.
+DocTags are `<doctag><text><loc_1><loc_2><loc_3><loc_4>Words</text>...</doctag>`: elements, their
+places in five hundredths of the page, and their text (arXiv:2503.11576). docling-core (the extra
+`documents`) is imported here alone, when something is exported in another format.
 """
 
 import json
@@ -37,7 +38,9 @@ BEGIN, END = "<doctag>", "</doctag>"
 FORMATS = ("markdown", "html", "json")
 _TAG = re.compile(r"<(/?)(\w+)>")
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
-_CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")  # OTSL, the language of tables (arXiv:2305.03393)
+_CELL = re.compile(
+    r"<(?:[eflux]cel|ched|rhed|srow|nl)>"
+)  # OTSL, the language of tables (arXiv:2305.03393)
 
 
 def close_tags(text: str, tokens: Collection[str]) -> str:
@@ -56,7 +59,8 @@ def close_tags(text: str, tokens: Collection[str]) -> str:
 
 
 def is_prose(block: str) -> bool:
-    """Whether repeated text has letters and is in no table: rows of equal cells, dots and rules are often repeated."""
+    """Whether repeated text has letters and is in no table: rows of equal cells, dots and rules are
+    often repeated."""
     twice = block * 2  # a block may begin in the middle of a tag
     words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
     return not _CELL.search(twice) and any(character.isalpha() for character in words)
@@ -72,7 +76,8 @@ def check_export() -> None:
         import docling_core.types.doc.document  # noqa: F401
     except ImportError:
         raise DataError(
-            f"{', '.join(FORMATS)} are made by docling-core: pip install 'smolvlm-mlx[documents]'; or use doctags"
+            f"{', '.join(FORMATS)} are made by docling-core: pip install 'smolvlm-mlx[documents]'; "
+            "or use doctags"
         ) from None
 
 
@@ -90,7 +95,8 @@ def export(pages: Sequence[str], form: str, name: str = "Document") -> tuple[str
     check_export()
     odd = [index for index, page in enumerate(pages) if _convert([page], form, name) is None]
     readable = [
-        f"{BEGIN}<text>{_words(page)}</text>{END}" if index in odd else page for index, page in enumerate(pages)
+        f"{BEGIN}<text>{_words(page)}</text>{END}" if index in odd else page
+        for index, page in enumerate(pages)
     ]
     text = _convert(readable, form, name)
     if text is None:
@@ -112,7 +118,9 @@ def _convert(pages: Sequence[str], form: str, name: str) -> str | None:
                 return None
             if form == "json":
                 return json.dumps(document.export_to_dict(), ensure_ascii=False, indent=1)
-            return str(document.export_to_html() if form == "html" else document.export_to_markdown())
+            return str(
+                document.export_to_html() if form == "html" else document.export_to_markdown()
+            )
         except (ValueError, LookupError):
             return None
 
@@ -146,10 +154,16 @@ class PageSource:
 
     def image(self) -> Image.Image:
         """Raises ImageError, FetchError."""
-        return load_image(self.path) if self.number is None else render_page(self.path, self.number, self.dpi)
+        return (
+            load_image(self.path)
+            if self.number is None
+            else render_page(self.path, self.number, self.dpi)
+        )
 
 
-def find_pages(paths: Sequence[str | Path], pages: str | None = None, dpi: float = DPI) -> list[PageSource]:
+def find_pages(
+    paths: Sequence[str | Path], pages: str | None = None, dpi: float = DPI
+) -> list[PageSource]:
     """The pages of PDFs and pictures, in order.
 
     Args:
@@ -164,14 +178,19 @@ def find_pages(paths: Sequence[str | Path], pages: str | None = None, dpi: float
             sources.append(PageSource(path))
             continue
         count = count_pages(path)
-        numbers = range(1, count + 1) if pages is None else choose_pages(pages, count, quote(path.name, end=True))
+        numbers = (
+            range(1, count + 1)
+            if pages is None
+            else choose_pages(pages, count, quote(path.name, end=True))
+        )
         sources += [PageSource(path, number, dpi) for number in numbers]
     return sources
 
 
 @dataclass(frozen=True)
 class Page:
-    """What was read on a page. `ended` is "loop" if the model repeated itself, and "length" if there was no room to go on."""
+    """What was read on a page. `ended` is "loop" if the model repeated itself, and "length" if
+    there was no room to go on."""
 
     name: str
     text: str
@@ -184,7 +203,8 @@ class Page:
         tokens = self.statistics.generated_tokens
         return {
             "stop": "",
-            "loop": f"the model repeated itself; the page ends after the first occurrence ({tokens} tokens were read)",
+            "loop": "the model repeated itself; the page ends after the first occurrence "
+            f"({tokens} tokens were read)",
             "length": f"the page is cut off after {tokens} tokens",
         }[self.ended]
 
@@ -192,17 +212,21 @@ class Page:
 class LoopWatch:
     """Tells when tokens are one block again and again, exactly, up to the last one.
 
-    A loop is a block of at most LONGEST_BLOCK tokens, LEAST_COPIES times or more, with LEAST_PROSE tokens in all if it has
-    words outside of tables, and LEAST_OTHER otherwise. Elements at different places of a page are not equal.
+    A loop is a block of at most LONGEST_BLOCK tokens, LEAST_COPIES times or more, with LEAST_PROSE
+    tokens in all if it has words outside of tables, and LEAST_OTHER otherwise. Elements at
+    different places of a page are not equal.
     """
 
     def __init__(self, text_of: Callable[[Sequence[int]], str]):
         self._text_of = text_of
         self._ids: list[int] = []
-        self._runs = [0] * LONGEST_BLOCK  # by block length - 1: how many last tokens equal those a block before
+        self._runs = [
+            0
+        ] * LONGEST_BLOCK  # by block length - 1: how many last tokens equal those a block before
 
     def push(self, token: int) -> int | None:
-        """Take one token; in a loop, how many tokens to keep: its first occurrence, and the rest of an element in it."""
+        """Take one token; in a loop, how many tokens to keep: its first occurrence, and the rest of
+        an element in it."""
         ids = self._ids
         for index, earlier in enumerate(reversed(ids[-LONGEST_BLOCK:])):
             self._runs[index] = self._runs[index] + 1 if earlier == token else 0
@@ -215,7 +239,8 @@ class LoopWatch:
         return None
 
     def _end_of_element(self, count: int, size: int) -> int:
-        """What comes before a loop often ends as its block does; then the block that was found begins in an element."""
+        """What comes before a loop often ends as its block does; then the block that was found
+        begins in an element."""
         tokens = ((at, self._text_of(self._ids[at - 1 : at])) for at in range(count, count + size))
         return next((at for at, text in tokens if _END_OF_ELEMENT.fullmatch(text)), count)
 
@@ -223,11 +248,12 @@ class LoopWatch:
 class Reader:
     """Reads pages with one model; what a page has in common with the one before is computed once.
 
-    The published prompt has the picture first, so that is the prompt's beginning, equal tiles (such as margins), and
-    everything for a page that comes again.
+    The published prompt has the picture first, so that is the prompt's beginning, equal tiles (such
+    as margins), and everything for a page that comes again.
 
     Args:
-        doctags: ask for DocTags, keep their tokens in the text and stop at their end; off, ask for words.
+        doctags: ask for DocTags, keep their tokens in the text and stop at their end; off, ask for
+            words.
         prompt: ask this instead.
         options: how pages are generated; `skip_special_tokens` and `stop` go by `doctags`.
         image_options: how pictures are cut, where it is not as the checkpoint says.
@@ -247,12 +273,15 @@ class Reader:
     ):
         if doctags and END not in processor.tokenizer.added:
             raise PromptError(
-                f"DocTags needs a document checkpoint, such as {DOCUMENT_MODEL}: this one has no {END} token; "
+                f"DocTags needs a document checkpoint, such as {DOCUMENT_MODEL}: this one has no "
+                f"{END} token; "
                 "for its words as they come, use the output text"
             )
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
-        self._options = replace(options, skip_special_tokens=not doctags, stop=(END,) if doctags else ())
+        self._options = replace(
+            options, skip_special_tokens=not doctags, stop=(END,) if doctags else ()
+        )
         self._image_options = image_options or ImageOptions()
         self._engine = Engine(model, processor)
 
@@ -260,7 +289,8 @@ class Reader:
         """Each page, when it is finished.
 
         Raises:
-            SmolVLMError: a page cannot be drawn or is too large for the model's context; those before have been given.
+            SmolVLMError: a page cannot be drawn or is too large for the model's context; those
+                before have been given.
         """
         for source in sources:
             yield self.read_image(source.image(), source.name)
@@ -270,8 +300,14 @@ class Reader:
         inputs = self._processor([user_message(self._prompt, [image])], self._image_options)
         stream = self._engine.stream(inputs, self._options)
         text, is_loop = self._text(stream)
-        text = close_tags(text.strip(), self._processor.tokenizer.added) if self._doctags else text.strip()
-        ended: Literal["stop", "length"] = "stop" if stream.statistics.finish_reason == "stop" else "length"
+        text = (
+            close_tags(text.strip(), self._processor.tokenizer.added)
+            if self._doctags
+            else text.strip()
+        )
+        ended: Literal["stop", "length"] = (
+            "stop" if stream.statistics.finish_reason == "stop" else "length"
+        )
         return Page(name, text, "loop" if is_loop else ended, stream.statistics)
 
     def _text(self, stream: Stream) -> tuple[str, bool]:
@@ -285,5 +321,8 @@ class Reader:
                 if kept is not None:
                     stream.close()
                     return tokenizer.decode(stream.token_ids[:kept], skip), True
-        at_tag = stream.statistics.finish_reason == "stop" and stream.token_ids[-1] not in tokenizer.end_ids
+        at_tag = (
+            stream.statistics.finish_reason == "stop"
+            and stream.token_ids[-1] not in tokenizer.end_ids
+        )
         return text + (END if at_tag else ""), False

@@ -1,4 +1,5 @@
-"""Questions with known answers -> scores of one or several checkpoints, by the benchmarks' own metrics (see `metrics`).
+"""Questions with known answers -> scores of one or several checkpoints, by the benchmarks' own
+metrics (see `metrics`).
 
 Each answer is written to a file as soon as it is there, so that a stopped run goes on where it was.
 """
@@ -44,7 +45,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean of scores from 0 to 1 with its 95 per cent interval (Wilson's, which holds for shares near 0 and 1)."""
+    """A mean of scores from 0 to 1 with its 95 per cent interval (Wilson's, which holds for shares
+    near 0 and 1)."""
 
     count: int
     mean: float
@@ -72,14 +74,20 @@ class Result:
     def categories(self) -> dict[str, Score]:
         """By category, in order of appearance."""
         names = dict.fromkeys(answer.category for answer in self.answers)
-        return {name: _score([answer for answer in self.answers if answer.category == name]) for name in names}
+        return {
+            name: _score([answer for answer in self.answers if answer.category == name])
+            for name in names
+        }
 
     def agreement(self, other: "Result") -> float:
         """Share of questions to which both give the same answer."""
-        return fmean(a.prediction == b.prediction for a, b in zip(self.answers, other.answers, strict=True))
+        return fmean(
+            a.prediction == b.prediction for a, b in zip(self.answers, other.answers, strict=True)
+        )
 
     def difference(self, other: "Result") -> tuple[float, float]:
-        """How much better than the other, and half the 95 per cent interval of that, from the pairs of answers."""
+        """How much better than the other, and half the 95 per cent interval of that, from the pairs
+        of answers."""
         pairs = [a.score - b.score for a, b in zip(self.answers, other.answers, strict=True)]
         deviation = stdev(pairs) if len(pairs) > 1 else 0.0
         return fmean(pairs), Z * deviation / math.sqrt(len(pairs))
@@ -106,7 +114,8 @@ def evaluate_in_steps(
     Args:
         data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
         results: JSONL file of the answers; what is in it already is not asked again.
-        metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for others.
+        metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for
+            others.
         image_options: for all pictures; a row's own go first.
 
     Raises:
@@ -116,13 +125,24 @@ def evaluate_in_steps(
     rows = _questions(data, metric)
     image_options = image_options or ImageOptions()
     run: dict[str, object] = {"model": str(model_path), "adapter": str(adapter or "")}
-    run |= {"weights": _state(model_path, adapter), "dtype": dtype, "revision": revision, "metric": metric}
-    run |= {"data": rows_fingerprint(rows), "options": asdict(options), "image_options": asdict(image_options)}
+    run |= {
+        "weights": _state(model_path, adapter),
+        "dtype": dtype,
+        "revision": revision,
+        "metric": metric,
+    }
+    run |= {
+        "data": rows_fingerprint(rows),
+        "options": asdict(options),
+        "image_options": asdict(image_options),
+    }
     path = Path(results).expanduser()
     done = _read_results(path, json.loads(json.dumps(run)))
     if missing := [row for row in rows if row.where not in done]:
         loaded = load(model_path, dtype, revision, adapter=adapter)
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # as JSON writes lone surrogates
+        with path.open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        ) as file:  # as JSON writes lone surrogates
             for answer in _answer(*loaded, missing, options, image_options, metric):
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 file.flush()
@@ -178,7 +198,8 @@ def _answer(
 
 
 def _state(*folders: str | Path | None) -> str:
-    """Of the weight files of local folders, by size and time: what was trained again is another model."""
+    """Of the weight files of local folders, by size and time: what was trained again is another
+    model."""
     try:
         wanted = [Path(folder).expanduser() for folder in folders if folder]
         files = [file for folder in wanted for file in sorted(folder.glob("*.safetensors"))]
@@ -202,7 +223,9 @@ def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
         os.truncate(path, len(whole))  # not before it is known to be ours
         return answers
     except OSError as error:
-        raise EvaluationError(f"{path}: cannot be made or read ({error.strerror}: {error.filename})") from error
+        raise EvaluationError(
+            f"{path}: cannot be made or read ({error.strerror}: {error.filename})"
+        ) from error
 
 
 def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[str, Answer]:
@@ -212,8 +235,12 @@ def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[
         if first.keys() != run.keys():
             raise ValueError("another first line")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise EvaluationError(f"{path}: holds something else than an evaluation's results") from error
+        raise EvaluationError(
+            f"{path}: holds something else than an evaluation's results"
+        ) from error
     if first != run:
         changed = ", ".join(name for name in run if first[name] != run[name])
-        raise EvaluationError(f"{path}: results of another evaluation ({changed} differ); choose another folder")
+        raise EvaluationError(
+            f"{path}: results of another evaluation ({changed} differ); choose another folder"
+        )
     return {answer.where: answer for answer in answers}

@@ -1,7 +1,7 @@
 """Conversations that survive, in SQLite: each finished turn is on the disk before `save` returns.
 
-Private to the user, and on this machine only. A picture or video is stored once, whatever conversations it is in, and
-overwritten when the last of them is deleted.
+Private to the user, and on this machine only. A picture or video is stored once, whatever
+conversations it is in, and overwritten when the last of them is deleted.
 """
 
 import json
@@ -23,14 +23,16 @@ from ..inputs.messages import Message, parse_messages, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
-    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL);
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL,
+    created REAL NOT NULL, updated REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS messages (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
-    number INTEGER NOT NULL, message TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (conversation, number));
+    number INTEGER NOT NULL, message TEXT NOT NULL, words TEXT NOT NULL,
+    PRIMARY KEY (conversation, number));
 CREATE TABLE IF NOT EXISTS pictures (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS uses (
-    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE, digest TEXT NOT NULL REFERENCES pictures,
-    PRIMARY KEY (conversation, digest));
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    digest TEXT NOT NULL REFERENCES pictures, PRIMARY KEY (conversation, digest));
 """
 TITLE_LENGTH = 60
 
@@ -65,12 +67,15 @@ def private_folder(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise HistoryError(f"{folder}: cannot be made ({error.strerror}); go on with --no-history") from error
+        raise HistoryError(
+            f"{folder}: cannot be made ({error.strerror}); go on with --no-history"
+        ) from error
     return folder
 
 
 class History:
-    """All conversations of a user. Every method is one transaction, from whatever thread or process.
+    """All conversations of a user. Every method is one transaction, from whatever thread or
+    process.
 
     Raises:
         HistoryError: from every method: the file cannot be used, or there is no such conversation.
@@ -92,33 +97,46 @@ class History:
             )
             there = _messages(database, id)
             pairs = zip(there, rows, strict=False)
-            same = next((n for n, (old, new) in enumerate(pairs) if old != new[0]), min(len(there), len(rows)))
-            database.execute("DELETE FROM messages WHERE conversation = ? AND number >= ?", (id, same))
+            same = next(
+                (n for n, (old, new) in enumerate(pairs) if old != new[0]),
+                min(len(there), len(rows)),
+            )
+            database.execute(
+                "DELETE FROM messages WHERE conversation = ? AND number >= ?", (id, same)
+            )
             new = [(id, same + number, *row) for number, row in enumerate(rows[same:])]
             database.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", new)
             database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", pictures.items())
             database.execute("DELETE FROM uses WHERE conversation = ?", (id,))
-            database.executemany("INSERT INTO uses VALUES (?, ?)", [(id, digest) for digest in pictures])
+            database.executemany(
+                "INSERT INTO uses VALUES (?, ?)", [(id, digest) for digest in pictures]
+            )
             _forget_unused(database)
 
     def load(self, id: str) -> list[Message]:
         """The messages of a conversation."""
         with self._open() as database:
             texts = _messages(database, id)
-            pictures = "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?"
+            pictures = (
+                "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?"
+            )
             data = dict(database.execute(pictures, (id,)).fetchall())
         if not texts:
             raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
         return parse_messages([_from_stored(text, data) for text in texts])
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
-        """The conversations, the latest first; with `words`, those that contain them, in upper or lower case."""
+        """The conversations, the latest first; with `words`, those that contain them, in upper or
+        lower case."""
         with self._open() as database:
             database.create_function("folded", 1, str.casefold, deterministic=True)
             rows = database.execute(
-                "SELECT id, title, model, updated, (SELECT count(*) FROM messages WHERE conversation = id "
-                "AND json_extract(message, '$.role') = 'user') FROM conversations WHERE ? = '' OR EXISTS "
-                "(SELECT 1 FROM messages WHERE conversation = id AND instr(folded(words), ?)) ORDER BY updated DESC LIMIT ?",
+                "SELECT id, title, model, updated, (SELECT count(*) FROM messages WHERE "
+                "conversation = id "
+                "AND json_extract(message, '$.role') = 'user') FROM conversations WHERE ? = '' OR "
+                "EXISTS "
+                "(SELECT 1 FROM messages WHERE conversation = id AND instr(folded(words), ?)) "
+                "ORDER BY updated DESC LIMIT ?",
                 (words, words.casefold(), limit),
             ).fetchall()
         return [Summary(*row) for row in rows]
@@ -128,7 +146,8 @@ class History:
         ids = [summary.id for summary in self.list() if summary.id.startswith(beginning)]
         if len(ids) != 1:
             raise HistoryError(
-                f"{len(ids) or 'no'} conversations begin with {quote(beginning)}; `smolvlm-mlx history` lists them"
+                f"{len(ids) or 'no'} conversations begin with {quote(beginning)}; `smolvlm-mlx "
+                "history` lists them"
             )
         return ids[0]
 
@@ -145,14 +164,21 @@ class History:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as database:
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+                for pragma in (
+                    "journal_mode = WAL",
+                    "synchronous = FULL",
+                    "foreign_keys = ON",
+                    "secure_delete = ON",
+                ):
                     database.execute(f"PRAGMA {pragma}")
                 database.executescript(SCHEMA)
                 database.execute("BEGIN IMMEDIATE")
                 with database:
                     yield database
         except (sqlite3.Error, OSError) as error:
-            raise HistoryError(f"{self.path}: {error}; go on with --no-history, or move the file away") from error
+            raise HistoryError(
+                f"{self.path}: {error}; go on with --no-history, or move the file away"
+            ) from error
 
 
 def new_id() -> str:
@@ -161,7 +187,9 @@ def new_id() -> str:
 
 
 def _messages(database: sqlite3.Connection, id: str) -> list[str]:
-    rows = database.execute("SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,))
+    rows = database.execute(
+        "SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,)
+    )
     return [row[0] for row in rows]
 
 
@@ -172,7 +200,10 @@ def _forget_unused(database: sqlite3.Connection) -> None:
 def _to_stored(message: Message) -> str:
     if len(message.media) < len(message.media_parts):
         raise HistoryError("a video of frames cannot be kept; give the file")
-    return json.dumps(raw_message(message, lambda held: {"digest": held.digest, "name": held.name}), ensure_ascii=False)
+    return json.dumps(
+        raw_message(message, lambda held: {"digest": held.digest, "name": held.name}),
+        ensure_ascii=False,
+    )
 
 
 def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:

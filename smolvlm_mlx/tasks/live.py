@@ -5,8 +5,8 @@
         for description in live.watch(camera):
             print("".join(description.stream), description.statistics)
 
-What stands before the picture in the prompt is computed once: its keys and values are kept. Knows nothing of terminals or
-browsers.
+What stands before the picture in the prompt is computed once: its keys and values are kept. Knows
+nothing of terminals or browsers.
 """
 
 import time
@@ -29,19 +29,24 @@ from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
 SAME = 3  # equal answers to clearly different pictures, in a row, that are worth a notice
-IMAGE_CACHE_BYTES = 2**24  # of image tokens that are kept; only a picture that stands still comes again
+IMAGE_CACHE_BYTES = (
+    2**24
+)  # of image tokens that are kept; only a picture that stands still comes again
 
 
 @dataclass
 class Description:
-    """A frame and the answer to it. Iterate over `stream` for the answer; the rest is complete when it has ended."""
+    """A frame and the answer to it. Iterate over `stream` for the answer; the rest is complete when
+    it has ended."""
 
     image: Image.Image  # as the model sees it: not mirrored
     number: int  # from 1
     dropped: int  # frames since the one before that nobody saw
     stream: TextStream = field(init=False)
     text: str = ""
-    unchanged: bool = False  # the answer is that of the frame before, although the picture differs clearly
+    unchanged: bool = (
+        False  # the answer is that of the frame before, although the picture differs clearly
+    )
     stuck: bool = False  # that has now gone on for SAME answers; told once
 
     @property
@@ -77,9 +82,11 @@ class Live:
     """A model with one question for every frame.
 
     Args:
-        question_first: put the question before the picture, where it is read once and not for every frame. The family is
-            trained on pictures that stand first, and so is this unless it is asked for: the order changes answers.
-        split: cut frames into tiles as pictures are; off, a frame is one tile, as those of a video are.
+        question_first: put the question before the picture, where it is read once and not for every
+            frame. The family is trained on pictures that stand first, and so is this unless it is
+            asked for: the order changes answers.
+        split: cut frames into tiles as pictures are; off, a frame is one tile, as those of a video
+            are.
 
     Raises:
         SmolVLMError: in `describe` and `watch`, if the question or the options cannot be used.
@@ -95,7 +102,12 @@ class Live:
         question_first: bool = False,
         split: bool = False,
     ):
-        self.model, self.processor, self.prompt, self.options = model, processor, prompt, options or Options()
+        self.model, self.processor, self.prompt, self.options = (
+            model,
+            processor,
+            prompt,
+            options or Options(),
+        )
         self.image_options = ImageOptions(split=True) if split else processor.one_tile
         self._engine = Engine(model, processor, image_cache_bytes=IMAGE_CACHE_BYTES)
         self._question_first, self._number = question_first, 0
@@ -114,11 +126,14 @@ class Live:
         stream.statistics.preprocess_seconds = frame.seconds + time.perf_counter() - started
         self._number += 1
         description = Description(frame.image, self._number, frame.dropped)
-        description.stream = TextStream(Stream(self._follow(description, inputs.tiles[-1], stream), stream.row))
+        description.stream = TextStream(
+            Stream(self._follow(description, inputs.tiles[-1], stream), stream.row)
+        )
         return description
 
     def watch(self, frames: Iterable[Frame], every: float = 0.0) -> Iterator[Description]:
-        """A description of each frame, which is asked for when the one before is over: of a camera's newest frame.
+        """A description of each frame, which is asked for when the one before is over: of a
+        camera's newest frame.
 
         Args:
             every: seconds from one look to the next, at least.
@@ -149,5 +164,6 @@ class Live:
 
 
 def difference(one: Pixels, other: Pixels) -> float:
-    """How far two tiles (H, W, 3) of 8 bits are apart: the mean absolute difference of their values, 0 to 255."""
+    """How far two tiles (H, W, 3) of 8 bits are apart: the mean absolute difference of their
+    values, 0 to 255."""
     return float(np.abs(one.astype(np.int16) - other).mean())

@@ -1,9 +1,12 @@
-"""Scores of an answer, each as its benchmark defines it: from 0 to 1, of a prediction, the right answers and the choices.
+"""Scores of an answer, each as its benchmark defines it: from 0 to 1, of a prediction, the right
+answers and the choices.
 
-vqa        TextVQA, VQAv2: arXiv:1505.00468 and the TextVQA evaluator (github.com/facebookresearch/mmf, m4c_evaluators.py)
+vqa        TextVQA, VQAv2: arXiv:1505.00468 and the TextVQA evaluator (m4c_evaluators.py of
+           github.com/facebookresearch/mmf)
 anls       DocVQA, InfoVQA: arXiv:1907.00490
 relaxed    ChartQA: arXiv:2203.10244, as in github.com/google-research/pix2struct, metrics.py
-choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py
+choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of eval/eval_utils.py in
+           github.com/MMMU-Benchmark/MMMU
 contains   OCRBench: arXiv:2305.07895, github.com/Yuliang-Liu/MultimodalOCR, example.py
 formula    OCRBench's handwritten formulas (HME100k), compared without spaces
 exact      equal, but for spaces around
@@ -37,7 +40,8 @@ def formula(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()
 
 
 def anls(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more, as in the paper.
+    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more,
+    as in the paper.
 
     Many scripts, also the challenge's own, let exactly half count as 0.5.
     """
@@ -82,17 +86,23 @@ def _number(text: str) -> float | None:
 
 
 def choice(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it repeats.
+    """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it
+    repeats.
 
-    Beyond MMMU's own script this knows "B. ", as MMMU-Pro's does, and "B) ", and looks for choices in answers of up to
-    five words too. What it does not find is wrong; the script draws a letter at random then.
+    Beyond MMMU's own script this knows "B. ", as MMMU-Pro's does, and "B) ", and looks for choices
+    in answers of up to five words too. What it does not find is wrong; the script draws a letter at
+    random then.
     """
-    right = [LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper() for answer in answers]
+    right = [
+        LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper()
+        for answer in answers
+    ]
     return float(chosen_letter(prediction, choices) in right)
 
 
 def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter a free answer chooses: "(B)", then " B ", " B. " or " B) ", then a choice repeated in it.
+    """The letter a free answer chooses: "(B)", then " B ", " B. " or " B) ", then a choice repeated
+    in it.
 
     The last if several; of choices that are part of each other, such as 0 and 10, the longest.
     """
@@ -110,15 +120,19 @@ def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
 
 
 def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """Agreement with people: min(1, matches / 3), averaged over all ways to leave one person out."""
+    """Agreement with people: min(1, matches / 3), averaged over all ways to leave one person
+    out."""
     said, people = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
     if len(people) == 1:
         return float(said == people[0])
-    return fmean(min(1.0, others.count(said) / 3) for others in combinations(people, len(people) - 1))
+    return fmean(
+        min(1.0, others.count(said) / 3) for others in combinations(people, len(people) - 1)
+    )
 
 
 def normalize_answer(text: str) -> str:
-    """TextVQA's form of an answer: lower case, no articles, no punctuation, digits for number words, apostrophes in place."""
+    """TextVQA's form of an answer: lower case, no articles, no punctuation, digits for number
+    words, apostrophes in place."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     bare = text
@@ -127,25 +141,35 @@ def normalize_answer(text: str) -> str:
         bare = bare.replace(mark, "" if beside_space else " ")
     bare = re.sub(r"\.(?!\d)", "", bare)
     words = [NUMBERS.get(word, word) for word in bare.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+    return " ".join(
+        CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")
+    )
 
 
 MARKS = ",.!?;:'"
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 NUMBERS = {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 NUMBERS["none"] = "0"
 CONTRACTIONS = {  # whichever one of their apostrophes is missing
     word[:place] + word[place + 1 :]: word
     for word in (
-        "'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
-        "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't "
-        "mightn't've must've mustn't needn't not've o'clock oughtn't shan't she'd've should've shouldn't "
-        "shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's "
-        "something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've "
-        "they'll they're they've wasn't we'd've we've weren't what'll what're what's what've when's where'd "
-        "where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't "
+        "'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't "
+        "hadn't hadn't've "
+        "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am "
+        "might've mightn't "
+        "mightn't've must've mustn't needn't not've o'clock oughtn't shan't she'd've should've "
+        "shouldn't "
+        "shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll "
+        "someone's "
+        "something'd something'd've something'll that's there'd there'd've there're there's they'd "
+        "they'd've "
+        "they'll they're they've wasn't we'd've we've weren't what'll what're what's what've "
+        "when's where'd "
+        "where's where've who'd who'd've who'll who's who've why'll why're why's won't would've "
+        "wouldn't "
         "wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've"
     ).split()
     for place, letter in enumerate(word)

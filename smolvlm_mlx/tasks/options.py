@@ -1,5 +1,5 @@
-"""What the tasks can be told by name, and how their answers are generated untold. Imports nothing heavy, so that --help
-answers at once."""
+"""What the tasks can be told by name, and how their answers are generated untold. Imports nothing
+heavy, so that --help answers at once."""
 
 from typing import Literal
 

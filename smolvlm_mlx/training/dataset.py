@@ -1,8 +1,8 @@
 """Rows -> checked conversations -> the batches of every step.
 
-All rows are tried once, so that bad ones are known before training begins, and only their lengths are kept: pictures are
-read again when their batch comes. Batches are padded on the right, and each is a pure function of its step, so that a run can go
-on anywhere.
+All rows are tried once, so that bad ones are known before training begins, and only their lengths
+are kept: pictures are read again when their batch comes. Batches are padded on the right, and each
+is a pure function of its step, so that a run can go on anywhere.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,7 +26,8 @@ from ..inputs.settings import ImageOptions, ImageSettings
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples side by side, padded on the right to T tokens; causal attention needs no mask for that."""
+    """B examples side by side, padded on the right to T tokens; causal attention needs no mask for
+    that."""
 
     input_ids: NDArray[np.int32]  # (B, T)
     loss_mask: NDArray[np.bool_]  # (B, T)
@@ -39,11 +40,16 @@ class Batch:
         return int(self.loss_mask[:, 1:].sum())
 
 
-Batches = Callable[[int], Sequence[Batch]]  # the batches whose gradients make one step, from its number on
+Batches = Callable[
+    [int], Sequence[Batch]
+]  # the batches whose gradients make one step, from its number on
 
 
-def make_example(processor: Processor, messages: Sequence[Any], image_options: ImageOptions | None = None) -> Batch:
-    """Tokens, tiles and targets of one conversation alone; `image_options` say how its pictures are cut.
+def make_example(
+    processor: Processor, messages: Sequence[Any], image_options: ImageOptions | None = None
+) -> Batch:
+    """Tokens, tiles and targets of one conversation alone; `image_options` say how its pictures are
+    cut.
 
     Raises:
         PromptError: it has no answer of an assistant to learn, or cannot be made into a prompt.
@@ -63,7 +69,8 @@ def _example(processor: Processor, row: Row) -> Batch:
 
 
 def collate(examples: Sequence[Batch]) -> Batch:
-    """Batches of one conversation side by side; tiles one example's after another's, as their placeholders."""
+    """Batches of one conversation side by side; tiles one example's after another's, as their
+    placeholders."""
     shape = len(examples), max(example.input_ids.size for example in examples)
     input_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
     for row, example in enumerate(examples):
@@ -105,7 +112,8 @@ class Dataset:
         return len(self.rows)
 
     def batches(self, size: int, accumulate: int, seed: int) -> Callable[[int], list[Batch]]:
-        """The batches of a step: `accumulate` of `size` examples of like lengths, in an order of their own each epoch."""
+        """The batches of a step: `accumulate` of `size` examples of like lengths, in an order of
+        their own each epoch."""
         per_epoch = self.steps(size, accumulate)
 
         @lru_cache(maxsize=2)
@@ -114,18 +122,24 @@ class Dataset:
             shuffled = [self.rows[index] for index in rng.permutation(len(self))]
             found = []
             for start in range(0, len(shuffled), size * SORTED_TOGETHER):
-                pool = sorted(shuffled[start : start + size * SORTED_TOGETHER], key=attrgetter("tokens"))
+                pool = sorted(
+                    shuffled[start : start + size * SORTED_TOGETHER], key=attrgetter("tokens")
+                )
                 found += [pool[first : first + size] for first in range(0, len(pool), size)]
             return [found[index] for index in rng.permutation(len(found))]
 
         def batches(step: int) -> list[Batch]:
             epoch, position = divmod(step, per_epoch)
-            return [self._batch(rows) for rows in order(epoch)[position * accumulate : (position + 1) * accumulate]]
+            return [
+                self._batch(rows)
+                for rows in order(epoch)[position * accumulate : (position + 1) * accumulate]
+            ]
 
         return batches
 
     def steps(self, size: int, accumulate: int) -> int:
-        """Steps of an epoch; the last may have fewer batches than `accumulate`, the last batch fewer rows than `size`."""
+        """Steps of an epoch; the last may have fewer batches than `accumulate`, the last batch
+        fewer rows than `size`."""
         return -(-len(self) // (size * accumulate))
 
     def all(self, size: int) -> Iterator[Batch]:
@@ -137,13 +151,17 @@ class Dataset:
         """All but `count` rows, and those, chosen by the seed."""
         chosen = set(np.random.default_rng((seed, 2**31)).permutation(len(self))[:count].tolist())
         rest = tuple(row for number, row in enumerate(self.rows) if number not in chosen)
-        return replace(self, rows=rest), Dataset(self.processor, tuple(self.rows[number] for number in sorted(chosen)))
+        return replace(self, rows=rest), Dataset(
+            self.processor, tuple(self.rows[number] for number in sorted(chosen))
+        )
 
     def _batch(self, rows: Sequence[UsableRow]) -> Batch:
         return collate([_example(self.processor, usable.row) for usable in rows])
 
 
-def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -> Generator[Reading, None, Dataset]:
+def check_in_steps(
+    processor: Processor, rows: Sequence[Row], max_tokens: int
+) -> Generator[Reading, None, Dataset]:
     """Try every row."""
 
     def tried(row: Row) -> UsableRow | SkippedRow:
@@ -162,7 +180,9 @@ def check_in_steps(processor: Processor, rows: Sequence[Row], max_tokens: int) -
             results.append(result)
             yield Reading(len(results), len(rows), "rows")
     usable = tuple(result for result in results if isinstance(result, UsableRow))
-    return Dataset(processor, usable, tuple(result for result in results if isinstance(result, SkippedRow)))
+    return Dataset(
+        processor, usable, tuple(result for result in results if isinstance(result, SkippedRow))
+    )
 
 
 check = at_once(check_in_steps)

@@ -1,8 +1,10 @@
-"""The training loop: batches -> gradients -> AdamW, with everything that is needed to go on after a crash.
+"""The training loop: batches -> gradients -> AdamW, with everything that is needed to go on after a
+crash.
 
-A state folder holds the trained weights, the optimizer's moments, the random state, the step and the losses so far; it appears
-whole or not at all. Batches are a function of the step, so a resumed run repeats an uninterrupted one bit for bit (on a CPU).
-Under `mlx.launch` each process takes its share of every step's batches, and gradients are summed.
+A state folder holds the trained weights, the optimizer's moments, the random state, the step and
+the losses so far; it appears whole or not at all. Batches are a function of the step, so a resumed
+run repeats an uninterrupted one bit for bit (on a CPU). Under `mlx.launch` each process takes its
+share of every step's batches, and gradients are summed.
 """
 
 import json
@@ -31,11 +33,14 @@ from .dataset import Batch, Batches
 
 def trains_vision(model: SmolVLM) -> bool:
     """Whether anything that makes image_tokens is trained."""
-    return any(tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector))
+    return any(
+        tree_flatten(part.trainable_parameters()) for part in (model.vision_model, model.connector)
+    )
 
 
 def image_tokens_of(model: SmolVLM, batch: Batch) -> mx.array | None:
-    """image_tokens (N, S, Dt) when nothing that makes them is trained, as constants: chunk by chunk, repeats once."""
+    """image_tokens (N, S, Dt) when nothing that makes them is trained, as constants: chunk by
+    chunk, repeats once."""
     return None if trains_vision(model) else encode_tiles(model, batch.tiles, batch.settings)
 
 
@@ -47,7 +52,9 @@ def loss_sum(model: SmolVLM, batch: Batch, image_tokens: mx.array | None = None)
     hidden = model.language_model.hidden_states(None, None, embeddings)
     B, T, D = hidden.shape
     rows, columns = np.nonzero(batch.loss_mask[:, 1:])
-    learned = hidden.reshape(B * T, D)[mx.array(rows * T + columns)]  # (tokens, Dt): those before each target
+    learned = hidden.reshape(B * T, D)[
+        mx.array(rows * T + columns)
+    ]  # (tokens, Dt): those before each target
     logits = model.language_model.logits(learned).astype(mx.float32)
     targets = mx.array(batch.input_ids[rows, columns + 1])
     return nn.losses.cross_entropy(logits, targets, reduction="sum")
@@ -61,7 +68,9 @@ class Settings:
     """How long and how fast. Steps are optimizer steps, each of one or more batches."""
 
     steps: int
-    learning_rate: float = 1e-4  # at its peak, after `warmup` steps; then a cosine down to a hundredth
+    learning_rate: float = (
+        1e-4  # at its peak, after `warmup` steps; then a cosine down to a hundredth
+    )
     warmup: int = 10
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of a step's gradient
@@ -71,7 +80,9 @@ class Settings:
 
     def schedule(self) -> Callable[[mx.array], mx.array]:
         """Learning rate by step."""
-        rise = optimizers.linear_schedule(self.learning_rate / self.warmup, self.learning_rate, max(1, self.warmup - 1))
+        rise = optimizers.linear_schedule(
+            self.learning_rate / self.warmup, self.learning_rate, max(1, self.warmup - 1)
+        )
         decay = max(1, self.steps - self.warmup)
         fall = optimizers.cosine_decay(self.learning_rate, decay, self.learning_rate / 100)
         return optimizers.join_schedules([rise, fall], [self.warmup])
@@ -91,8 +102,15 @@ class Record:
 class Trainer:
     """Trains the unfrozen parameters of `model`; `folder` keeps the state."""
 
-    def __init__(self, model: SmolVLM, settings: Settings, folder: Path, about: Mapping[str, object] | None = None):
-        """`about`: what else a resumed run must have in common with the one before, in JSON's types."""
+    def __init__(
+        self,
+        model: SmolVLM,
+        settings: Settings,
+        folder: Path,
+        about: Mapping[str, object] | None = None,
+    ):
+        """`about`: what else a resumed run must have in common with the one before, in JSON's
+        types."""
         self.model, self.settings, self.folder = model, settings, folder
         self._about = json.loads(json.dumps({**(about or {}), **asdict(settings)}))
         self.optimizer = optimizers.AdamW(
@@ -119,7 +137,8 @@ class Trainer:
     def run_in_steps(
         self, batches: Batches, validation: Callable[[], Iterable[Batch]] | None = None
     ) -> Generator[Record]:
-        """Train to the last step, or to the end of the step in which `stop` was set, and save the state there.
+        """Train to the last step, or to the end of the step in which `stop` was set, and save the
+        state there.
 
         Yields after each step. Closed, it saves nothing more.
 
@@ -155,23 +174,31 @@ class Trainer:
         total, gradients = mx.array(0.0), None
         for batch in batches[self.group.rank() :: self.group.size()]:
             loss, new = loss_and_gradients(self.model, batch, image_tokens_of(self.model, batch))
-            total, gradients = total + loss, new if gradients is None else tree_map(mx.add, gradients, new)
+            total, gradients = (
+                total + loss,
+                new if gradients is None else tree_map(mx.add, gradients, new),
+            )
             mx.eval(total, gradients)
         tokens = sum(batch.tokens for batch in batches)
         if self.group.size() > 1:
             total = mx.distributed.all_sum(total)
             gradients = tree_map(lambda g: g * self.group.size(), nn.average_gradients(gradients))
-        gradients, _ = optimizers.clip_grad_norm(tree_map(lambda g: g / tokens, gradients), self.settings.clip)
+        gradients, _ = optimizers.clip_grad_norm(
+            tree_map(lambda g: g / tokens, gradients), self.settings.clip
+        )
         loss = float(total) / tokens
         if not math.isfinite(loss):
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss}; use a lower learning rate, or dtype bfloat16 or float32"
+                f"step {self.step + 1}: the loss is {loss}; use a lower learning rate, or dtype "
+                "bfloat16 or float32"
             )
         self.optimizer.update(self.model, gradients)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return loss, tokens
 
-    def _record(self, loss: float, tokens: int, validation: Callable[[], Iterable[Batch]] | None) -> None:
+    def _record(
+        self, loss: float, tokens: int, validation: Callable[[], Iterable[Batch]] | None
+    ) -> None:
         step = self.step + 1
         due = step % self.settings.validate_every == 0 or step == self.settings.steps
         value = self.validate(validation()) if due and validation is not None else None
@@ -197,7 +224,8 @@ class Trainer:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def save(self) -> None:
-        """Write the state, then remove the one before. Under `mlx.launch` only the first process writes."""
+        """Write the state, then remove the one before. Under `mlx.launch` only the first process
+        writes."""
         target = self.folder / f"{STATE}{self.step:07d}"
         if self.group.rank() or target.exists():
             return
@@ -228,25 +256,31 @@ class Trainer:
         changed = [name for name, value in self._about.items() if saved["about"].get(name) != value]
         if changed:
             was = ", ".join(f"{name} {saved['about'].get(name)}" for name in changed)
-            raise TrainingError(f"{self.folder}: begun with {was}; resume with the same, or begin in another folder")
+            raise TrainingError(
+                f"{self.folder}: begun with {was}; resume with the same, or begin in another folder"
+            )
         self.model.load_weights(str(states[-1] / "weights.safetensors"), strict=False)
         moments = mx.load(str(states[-1] / "optimizer.safetensors"))
         assert isinstance(moments, dict)
-        self.optimizer.state = tree_map_with_path(lambda path, _: moments[path], self.optimizer.state)
+        self.optimizer.state = tree_map_with_path(
+            lambda path, _: moments[path], self.optimizer.state
+        )
         mx.random.seed(saved["random"])
         self.history = [Record(**record) for record in saved["history"]]
         mx.eval(self.model.parameters(), self.optimizer.state)
         return True
 
     def load_best(self) -> None:
-        """Put the weights of the lowest validation loss into the model; those of the last step if none was measured."""
+        """Put the weights of the lowest validation loss into the model; those of the last step if
+        none was measured."""
         if self.best is not None:
             self.model.load_weights(str(self.folder / BEST), strict=False)
             mx.eval(self.model.parameters())
 
 
 def _random_seed() -> int:
-    """The seed that brings MLX's random state to where it is: a key is the two halves of its seed."""
+    """The seed that brings MLX's random state to where it is: a key is the two halves of its
+    seed."""
     state: Any = mx.random.state
     high, low = ints(state[0])
     return high << 32 | low

@@ -1,8 +1,9 @@
 """How much memory a fine-tuning run takes, by arithmetic, before it begins. All sizes in bytes.
 
-Counted: weights; what is trained, four times in float32 (itself, gradient, two moments); one batch's activations that the
-backward pass needs; logits of the answers; image features. Not counted: what the operating system and other programs take,
-and MLX's own cache, which gives way when memory is short.
+Counted: weights; what is trained, four times in float32 (itself, gradient, two moments); one
+batch's activations that the backward pass needs; logits of the answers; image features. Not
+counted: what the operating system and other programs take, and MLX's own cache, which gives way
+when memory is short.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class Memory:
     activations: int
     logits: int
     vision: int
-    pictures_apart: bool  # image features are made, and their memory is free again, before the decoder's work begins
+    # Image features are made, and their memory is free again, before the decoder's work begins.
+    pictures_apart: bool
 
     @property
     def total(self) -> int:
@@ -59,7 +61,10 @@ def estimate(
         trained=4 * 4 * trainable,
         activations=width * tokens * _per_token(config.text_config, tokens, checkpointed),
         logits=3 * 4 * answer_tokens * config.text_config.vocab_size,
-        vision=width * encoded * vision.patches_per_side**2 * _per_patch(vision, checkpointed, trains_vision),
+        vision=width
+        * encoded
+        * vision.patches_per_side**2
+        * _per_patch(vision, checkpointed, trains_vision),
         pictures_apart=not trains_vision,
     )
 
@@ -67,7 +72,8 @@ def estimate(
 def _per_token(text: TextConfig, tokens: int, checkpointed: bool) -> int:
     """Numbers that the decoder keeps of one of so many tokens."""
     heads = text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
-    # Inputs, norms and outputs of both halves; queries, keys, values and mixed values; gate, up, silu and product.
+    # Inputs, norms and outputs of both halves; queries, keys, values and mixed values; gate, up,
+    # silu and product.
     layer = 6 * text.hidden_size + heads + 4 * text.intermediate_size
     # A backward pass has no fused attention: probabilities of each token with every other.
     layer += text.num_attention_heads * tokens

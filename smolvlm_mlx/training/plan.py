@@ -15,14 +15,19 @@ Preset = Literal["8gb", "16gb"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train and how. Rates, batch and rank default to what works for small sets of pictures.
+    """What to train and how. Rates, batch and rank default to what works for small sets of
+    pictures.
 
     Raises:
         TrainingError: a value is out of range (all are named at once).
     """
 
-    method: Method = option("lora", "LoRA (on a quantized checkpoint: QLoRA), DoRA, or all numbers of the parts.")
-    parts: tuple[Part, ...] = option(("decoder",), "What is trained. Repeatable, or with commas.", flag="--train")
+    method: Method = option(
+        "lora", "LoRA (on a quantized checkpoint: QLoRA), DoRA, or all numbers of the parts."
+    )
+    parts: tuple[Part, ...] = option(
+        ("decoder",), "What is trained. Repeatable, or with commas.", flag="--train"
+    )
     rank: int = option(8, "Of the adapter.")
     alpha: float = option(16.0, "The adapter counts alpha / rank.")
     dropout: float = option(0.0, "On the adapter's input.")
@@ -50,8 +55,17 @@ class Plan:
         if self.method not in get_args(Method):
             yield f"method {quote(self.method)} is not one of {', '.join(get_args(Method))}"
         if not self.parts or set(self.parts) - set(get_args(Part)):
-            yield f"parts {', '.join(self.parts) or 'none'}: choose from {', '.join(get_args(Part))}"
-        for name in ("rank", "batch_size", "accumulate", "steps", "validate_every", "save_every", "max_tokens"):
+            chosen = ", ".join(self.parts) or "none"
+            yield f"parts {chosen}: choose from {', '.join(get_args(Part))}"
+        for name in (
+            "rank",
+            "batch_size",
+            "accumulate",
+            "steps",
+            "validate_every",
+            "save_every",
+            "max_tokens",
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}, less than 1"
         for name in ("alpha", "epochs", "learning_rate", "clip"):

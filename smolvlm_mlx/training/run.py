@@ -1,7 +1,9 @@
-"""Fine-tune a checkpoint on conversations: LoRA, QLoRA (a quantized checkpoint), DoRA, or all parameters of some parts.
+"""Fine-tune a checkpoint on conversations: LoRA, QLoRA (a quantized checkpoint), DoRA, or all
+parameters of some parts.
 
-The folder that comes out is an adapter for `load(..., adapter=...)`, or, after full training, a checkpoint. Beside it stand
-loss.csv, loss.png, the rows that were left out, and `run/` with the state to resume from.
+The folder that comes out is an adapter for `load(..., adapter=...)`, or, after full training, a
+checkpoint. Beside it stand loss.csv, loss.png, the rows that were left out, and `run/` with the
+state to resume from.
 """
 
 import csv
@@ -47,7 +49,9 @@ class Run:
 
     @property
     def trainable(self) -> int:
-        return sum(array.size for array in dict(tree_flatten(self.model.trainable_parameters())).values())
+        return sum(
+            array.size for array in dict(tree_flatten(self.model.trainable_parameters())).values()
+        )
 
     @property
     def memory(self) -> Memory:
@@ -74,7 +78,8 @@ class Run:
         return [*self.training.skipped, *self.validation.skipped]
 
     def train_in_steps(self, resume: bool = False) -> Generator[Record, None, Path | None]:
-        """Train, and write what was learned best; the result is its folder, or None if `stop` ended it before the last step.
+        """Train, and write what was learned best; the result is its folder, or None if `stop` ended
+        it before the last step.
 
         Yields after each step. Closed, it leaves what was saved last, for `resume` to go on from.
 
@@ -85,10 +90,13 @@ class Run:
             raise TrainingError(
                 f"{self.out}: nothing to resume; leave --resume out"
                 if resume
-                else f"{self.out}: holds a run already; go on with --resume, or choose another folder"
+                else f"{self.out}: holds a run already; go on with --resume, or choose another "
+                "folder"
             )
         self.out.mkdir(parents=True, exist_ok=True)
-        left_out = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped)
+        left_out = "".join(
+            json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped
+        )
         (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
         yield from self.trainer.run_in_steps(
             self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
@@ -138,7 +146,8 @@ def prepare_in_steps(
         part: of a folder or hub dataset, such as "train".
 
     Raises:
-        CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be used.
+        CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be
+            used.
     """
     plan, out = plan or Plan(), Path(out).expanduser()
     checkpoint = _open(model_path, revision, plan)
@@ -156,7 +165,9 @@ def prepare_in_steps(
         "data": rows_fingerprint([usable.row for usable in training.rows]),
         "validation": rows_fingerprint([usable.row for usable in held_out.rows]),
     }
-    trainer = Trainer(model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base})
+    trainer = Trainer(
+        model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base}
+    )
     return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
 
 
@@ -168,7 +179,8 @@ def _open(model_path: str | Path, revision: str | None, plan: Plan) -> Checkpoin
     checkpoint = open_checkpoint(find(model_path, revision))
     if plan.method == "full" and checkpoint.quantization is not None:
         raise TrainingError(
-            f"{model_path}: quantized weights cannot be trained in full; use lora, or the original checkpoint"
+            f"{model_path}: quantized weights cannot be trained in full; use lora, or the original "
+            "checkpoint"
         )
     return checkpoint
 
@@ -193,22 +205,32 @@ def _check(
     dataset = yield from check_in_steps(processor, rows, plan.max_tokens)
     if not len(dataset):
         first = dataset.skipped[0]
-        raise DataError(f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}")
+        raise DataError(
+            f"{source}: none of {len(rows)} rows can be used; {first.where}: {first.reason}"
+        )
     return dataset
 
 
 def _unfreeze(model: SmolVLM, plan: Plan, base: str, name: str) -> AdapterConfig | None:
     model.freeze()
-    model.language_model.checkpointed = model.vision_model.encoder.checkpointed = plan.checkpoint_layers
+    model.language_model.checkpointed = model.vision_model.encoder.checkpointed = (
+        plan.checkpoint_layers
+    )
     mx.random.seed(plan.seed)
     if plan.method == "full":
-        wholes = {"decoder": model.language_model, "connector": model.connector, "vision": model.vision_model}
+        wholes = {
+            "decoder": model.language_model,
+            "connector": model.connector,
+            "vision": model.vision_model,
+        }
         for part in plan.parts:
             wholes[part].unfreeze()
             wholes[part].set_dtype(mx.float32)  # small steps are lost in 16 bits
         return None
     layers = layers_of(model, plan.parts)
-    adapter = AdapterConfig(plan.method, plan.rank, plan.alpha / plan.rank, plan.dropout, layers, base, name)
+    adapter = AdapterConfig(
+        plan.method, plan.rank, plan.alpha / plan.rank, plan.dropout, layers, base, name
+    )
     add_adapter(model, adapter)
     return adapter
 
@@ -229,8 +251,17 @@ def draw_curve(history: Sequence[Record], path: Path) -> bool:
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([record.step for record in history], [record.loss for record in history], lw=1, label="training")
-    measured = {record.step: record.validation_loss for record in history if record.validation_loss is not None}
+    axes.plot(
+        [record.step for record in history],
+        [record.loss for record in history],
+        lw=1,
+        label="training",
+    )
+    measured = {
+        record.step: record.validation_loss
+        for record in history
+        if record.validation_loss is not None
+    }
     if measured:
         axes.plot(list(measured), list(measured.values()), marker="o", ms=3, label="validation")
     axes.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")

@@ -1,4 +1,5 @@
-"""mlx-vlm through its public functions. See `Peer` in worker.py; runs in an environment without this project."""
+"""mlx-vlm through its public functions. See `Peer` in worker.py; runs in an environment without
+this project."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +20,22 @@ class MLXVLM:
         """They are read already."""
 
     def _prompt(self, text: Any, images: int) -> str:
-        prompt: str = apply_chat_template(self.processor, self.model.config, text, num_images=images)
+        prompt: str = apply_chat_template(
+            self.processor, self.model.config, text, num_images=images
+        )
         return prompt
 
-    def _answer(self, prompt: str, images: Sequence[Any], count: int, **options: Any) -> Iterator[Any]:
+    def _answer(
+        self, prompt: str, images: Sequence[Any], count: int, **options: Any
+    ) -> Iterator[Any]:
         answer: Iterator[Any] = stream_generate(
-            self.model, self.processor, prompt, image=list(images) or None, max_tokens=count, temperature=0.0, **options
+            self.model,
+            self.processor,
+            prompt,
+            image=list(images) or None,
+            max_tokens=count,
+            temperature=0.0,
+            **options,
         )
         return answer
 
@@ -36,19 +47,29 @@ class MLXVLM:
         from mlx_vlm.utils import prepare_inputs
 
         self.processor.image_processor.do_image_splitting = not one_tile
-        inputs = prepare_inputs(self.processor, images=[str(picture)], prompts=self._prompt(text, 1))
+        inputs = prepare_inputs(
+            self.processor, images=[str(picture)], prompts=self._prompt(text, 1)
+        )
         mx.eval(inputs["pixel_values"])
         return inputs
 
     def encode(self, inputs: Any) -> int:
-        rest = {key: value for key, value in inputs.items() if key not in ("input_ids", "pixel_values")}
-        mx.eval(self.model.get_input_embeddings(inputs["input_ids"], inputs["pixel_values"], **rest).inputs_embeds)
+        rest = {
+            key: value for key, value in inputs.items() if key not in ("input_ids", "pixel_values")
+        }
+        mx.eval(
+            self.model.get_input_embeddings(
+                inputs["input_ids"], inputs["pixel_values"], **rest
+            ).inputs_embeds
+        )
         return int(inputs["pixel_values"].shape[1])
 
     def tokens(self, ids: list[int], count: int) -> Iterator[Any]:
         from mlx_vlm.generate import generate_step
 
-        steps: Iterator[Any] = generate_step(mx.array([ids]), self.model, None, None, max_tokens=count, temperature=0.0)
+        steps: Iterator[Any] = generate_step(
+            mx.array([ids]), self.model, None, None, max_tokens=count, temperature=0.0
+        )
         return steps
 
     def turns(self, picture: Path, questions: Sequence[str], count: int) -> Iterator[None]:
@@ -69,7 +90,8 @@ class MLXVLM:
     def video(self, path: Path, text: str) -> int:
         """As its command line does with models of pictures: the frames are pictures, without times.
 
-        It would split each into 13 tiles, 53,000 tokens in all, which is more than the model's context: off here.
+        It would split each into 13 tiles, 53,000 tokens in all, which is more than the model's
+        context: off here.
         """
         from mlx_vlm.generate.video import resolve_video_inputs
 
@@ -86,7 +108,13 @@ class MLXVLM:
         self.processor.image_processor.do_image_splitting = False
         if self.model.config.model_type == "idefics3":
             texts = [text] * len(pictures)
-            batch_generate(self.model, self.processor, list(map(str, pictures)), prompts=texts, max_tokens=count)
+            batch_generate(
+                self.model,
+                self.processor,
+                list(map(str, pictures)),
+                prompts=texts,
+                max_tokens=count,
+            )
             return
         for picture in pictures:
             list(self._answer(self._prompt(text, 1), [str(picture)], count))

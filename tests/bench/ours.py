@@ -1,4 +1,5 @@
-"""This project, through its public functions and, for token ids and tiles, the functions below them. See `Peer` in worker.py."""
+"""This project, through its public functions and, for token ids and tiles, the functions below
+them. See `Peer` in worker.py."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,9 @@ class Ours:
     """One checkpoint in float32."""
 
     def __init__(self, checkpoint: Path, pictures: bool):
-        self.model, self.processor = load(checkpoint, dtype="float32", lazy=True if pictures else "vision")
+        self.model, self.processor = load(
+            checkpoint, dtype="float32", lazy=True if pictures else "vision"
+        )
 
     def read(self) -> None:
         mx.eval(self.model.parameters())
@@ -31,7 +34,9 @@ class Ours:
         self._first(messages, image_options=ImageOptions(**options), keep_vision=False)
 
     def _first(self, messages: Any, **options: Any) -> Statistics:
-        stream = stream_generate(self.model, self.processor, messages, Options(max_tokens=1), **options)
+        stream = stream_generate(
+            self.model, self.processor, messages, Options(max_tokens=1), **options
+        )
         list(stream)
         return stream.statistics
 
@@ -73,6 +78,9 @@ class Ours:
 
         with tempfile.TemporaryDirectory() as out:
             captioner = Captioner(
-                self.model, self.processor, Task(text, count), image_options=ImageOptions(split=False)
+                self.model,
+                self.processor,
+                Task(text, count),
+                image_options=ImageOptions(split=False),
             )
             captioner.write(pictures, Path(out) / "captions.jsonl")

@@ -1,4 +1,5 @@
-"""The pictures and the video that peers.py measures with, into a folder: `python tests/bench/samples.py FOLDER`.
+"""The pictures and the video that peers.py measures with, into a folder:
+`python tests/bench/samples.py FOLDER`.
 
 A process of its own, so that the memory it takes is not counted with that of others (see peers.py).
 """
@@ -19,7 +20,8 @@ MANY, FRAMES = 8, 64
 
 
 def main() -> None:
-    """WIDTHxHEIGHT.jpg, many/0.jpg and so on of 640 x 480, and video.mp4 of 64 different frames, one a second."""
+    """WIDTHxHEIGHT.jpg, many/0.jpg and so on of 640 x 480, and video.mp4 of 64 different frames,
+    one a second."""
     folder, random = Path(sys.argv[1]), np.random.default_rng(0)
     for width, height in SIZES:
         (folder / f"{width}x{height}.jpg").write_bytes(random_picture((width, height), random))

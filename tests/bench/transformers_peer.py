@@ -1,4 +1,5 @@
-"""transformers on the CPU with its Pillow image processor. See `Peer` in worker.py; chat, folders and conversion are not here."""
+"""transformers on the CPU with its Pillow image processor. See `Peer` in worker.py; chat, folders
+and conversion are not here."""
 
 import json
 import sys
@@ -13,23 +14,37 @@ class Transformers:
     """One checkpoint of Hugging Face's layout in float32."""
 
     def __init__(self, checkpoint: Path, pictures: bool):
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # its image processors would be chosen
+        # Its image processors would be chosen.
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
         from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
         torch.set_grad_enabled(False)
-        self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        tokens_per_tile = json.loads((checkpoint / "processor_config.json").read_text())["image_seq_len"]
-        images, tokenizer = AutoImageProcessor.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-        self.processor = Idefics3Processor(images, tokenizer, image_seq_len=tokens_per_tile)  # SmolVLM2's prompts, too
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32
+        ).eval()
+        tokens_per_tile = json.loads((checkpoint / "processor_config.json").read_text())[
+            "image_seq_len"
+        ]
+        images, tokenizer = (
+            AutoImageProcessor.from_pretrained(checkpoint),
+            AutoTokenizer.from_pretrained(checkpoint),
+        )
+        self.processor = Idefics3Processor(
+            images, tokenizer, image_seq_len=tokens_per_tile
+        )  # SmolVLM2's prompts, too
 
     def read(self) -> None:
         """They are read already."""
 
     def _inputs(self, images: Sequence[Any], text: str, **options: Any) -> Any:
         """The family's chat template around a question."""
-        prompt = f"<|im_start|>User:{'<image>' * len(images) or ' '}{text}<end_of_utterance>\nAssistant:"
-        return self.processor(text=prompt, images=list(images) or None, return_tensors="pt", **options)
+        prompt = (
+            f"<|im_start|>User:{'<image>' * len(images) or ' '}{text}<end_of_utterance>\nAssistant:"
+        )
+        return self.processor(
+            text=prompt, images=list(images) or None, return_tensors="pt", **options
+        )
 
     def _first_token(self, inputs: Any) -> None:
         self.model.generate(**inputs, max_new_tokens=1, do_sample=False)
@@ -48,7 +63,9 @@ class Transformers:
     def tokens(self, ids: list[int], count: int) -> Iterator[Any]:
         following, cache = torch.tensor([ids]), None
         for _ in range(count):
-            out = self.model(input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(
+                input_ids=following, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
             following, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
             yield following.item()
 

@@ -1,9 +1,11 @@
-"""One job of one peer, in this process: prints versions and numbers as one line of JSON. peers.py starts it.
+"""One job of one peer, in this process: prints versions and numbers as one line of JSON. peers.py
+starts it.
 
     python tests/bench/worker.py PEER CHECKPOINT FOLDER JOB         # FOLDER: what samples.py made
 
-Times are in seconds or, of preprocessing, milliseconds; memory in MB of 1e6 bytes. On Linux MLX computes with OpenBLAS where it
-was loaded first, as we do, and as is done here for mlx-vlm; torch brings a BLAS of its own.
+Times are in seconds or, of preprocessing, milliseconds; memory in MB of 1e6 bytes. On Linux MLX
+computes with OpenBLAS where it was loaded first, as we do, and as is done here for mlx-vlm; torch
+brings a BLAS of its own.
 """
 
 import ctypes
@@ -49,7 +51,8 @@ CONVERTERS = {  # decoder in 4 bits, the rest in bfloat16
 
 
 class Peer(Protocol):
-    """What a peer's class has for the jobs it can do (`CAN` in peers.py). Every call ends with finished work."""
+    """What a peer's class has for the jobs it can do (`CAN` in peers.py). Every call ends with
+    finished work."""
 
     def __init__(self, checkpoint: Path, pictures: bool):
         """Load as the peer's own command line does, for a question with or without pictures."""
@@ -70,10 +73,12 @@ class Peer(Protocol):
         """Prefill with token ids, and generate `count` tokens one by one, greedily."""
 
     def turns(self, picture: Path, questions: Sequence[str], count: int) -> Iterator[None]:
-        """Yields at the first token of each turn's answer, of `count` tokens; only the first turn has the picture."""
+        """Yields at the first token of each turn's answer, of `count` tokens; only the first turn
+        has the picture."""
 
     def video(self, path: Path, text: str) -> int:
-        """From a file of 64 frames, which are not split, and a question to the first token; tokens of the prompt."""
+        """From a file of 64 frames, which are not split, and a question to the first token; tokens
+        of the prompt."""
 
     def folder(self, pictures: Sequence[Path], text: str, count: int) -> None:
         """Answers of `count` tokens about each picture, which is not split."""
@@ -82,7 +87,10 @@ class Peer(Protocol):
 def main() -> None:
     name, checkpoint, folder, job = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     versions = {package: version(package) for package in PACKAGES[name]}
-    if job in ("convert", "big"):  # before anything large is imported: its memory would count, see `read` in peers.py
+    if job in (
+        "convert",
+        "big",
+    ):  # before anything large is imported: its memory would count, see `read` in peers.py
         values = convert(CONVERTERS[name], checkpoint)
     else:
         if name != "transformers" and sys.platform == "linux":
@@ -133,7 +141,9 @@ def answer(peer: Peer, folder: Path) -> dict[str, float]:
 def preprocess(peer: Peer, folder: Path) -> dict[str, float]:
     values = {}
     for size in SIZES:
-        times = [timed(peer.preprocess, folder / f"{size}.jpg", QUESTION, False)[0] for _ in range(6)]
+        times = [
+            timed(peer.preprocess, folder / f"{size}.jpg", QUESTION, False)[0] for _ in range(6)
+        ]
         values[f"preprocess_{size}"] = statistics.median(times[1:]) * 1e3
     return values
 
@@ -155,7 +165,10 @@ def prefill(peer: Peer, folder: Path) -> dict[str, float]:
     list(peer.tokens(some_ids(100), 1))
     values = {}
     for length in PREFILLS:
-        times = [timed(list, peer.tokens(some_ids(length), 1))[0] for _ in range(3 if length < 1000 else 1)]
+        times = [
+            timed(list, peer.tokens(some_ids(length), 1))[0]
+            for _ in range(3 if length < 1000 else 1)
+        ]
         values[f"prefill_{length}"] = statistics.median(times)
     return values
 

@@ -1,4 +1,5 @@
-"""Checkpoints for the parity suite: the family's real configs with random weights, and the reference beside ours."""
+"""Checkpoints for the parity suite: the family's real configs with random weights, and the
+reference beside ours."""
 
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ def make(name: str, out: Path, *options: str) -> Path:
     sys.path.insert(0, str(TOOLS))
     import random_checkpoint  # type: ignore[import-not-found]
 
-    arguments, sys.argv = sys.argv, ["random_checkpoint.py", str(SHARED / "checkpoints" / name), str(out), *options]
+    arguments, sys.argv = (
+        sys.argv,
+        ["random_checkpoint.py", str(SHARED / "checkpoints" / name), str(out), *options],
+    )
     try:
         random_checkpoint.main()
     finally:

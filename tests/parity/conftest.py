@@ -1,4 +1,5 @@
-"""The parity suite needs torch, transformers and, beside the checkout, ../shared; without them it is not collected."""
+"""The parity suite needs torch, transformers and, beside the checkout, ../shared; without them it
+is not collected."""
 
 import importlib.util
 import sys
@@ -15,6 +16,7 @@ if (
 ):
     if importlib.util.find_spec("torchvision"):
         sys.path.insert(0, str(TOOLS))
-        import torchvision_cpu  # noqa: F401  declares torchvision's operators, so that its CPU-less wheel imports
+        # It declares torchvision's operators, so that its CPU-less wheel imports.
+        import torchvision_cpu  # noqa: F401
 else:
     collect_ignore_glob.append("test_*.py")

@@ -26,22 +26,104 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Palette images with Transparency"),
 ]
 
-FAMILIES = ("SmolVLM-256M-Instruct", "SmolVLM2-2.2B-Instruct")  # Idefics3 with tiles of 512, SmolVLM with 384
+FAMILIES = (
+    "SmolVLM-256M-Instruct",
+    "SmolVLM2-2.2B-Instruct",
+)  # Idefics3 with tiles of 512, SmolVLM with 384
 
 PHOTOGRAPHS = {
-    "skimage": ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "logo.png", "page.png"),
+    "skimage": (
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "rocket.jpg",
+        "camera.png",
+        "logo.png",
+        "page.png",
+    ),
     "sklearn": ("china.jpg", "flower.jpg"),
 }
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 SIZES = [
-    *[(1, 1), (1, 2), (2, 1), (3, 3), (1, 7), (7, 1), (2, 999), (999, 2), (1, 4000), (4000, 1), (13, 1537)],
-    *[(384, 384), (383, 384), (385, 384), (386, 386), (512, 512), (511, 512), (513, 512), (512, 513), (1024, 512)],
-    *[(768, 384), (384, 768), (364, 364), (728, 364), (1536, 1536), (1535, 1537), (2048, 2048), (2048, 2047)],
-    *[(2047, 2048), (2048, 512), (512, 2048), (2049, 511), (4096, 16), (4097, 17), (17, 4097), (5000, 300)],
-    *[(300, 5000), (6000, 40), (40, 6000), (100, 101), (101, 100), (333, 777), (777, 333), (640, 480), (480, 640)],
-    *[(1600, 1067), (1067, 1600), (1920, 1080), (999, 1000), (1000, 999), (31, 97), (97, 31), (255, 257), (257, 255)],
-    *[(1365, 2048), (1366, 768), (1, 512), (512, 1), (1, 1536), (49, 1), (1, 49), (2560, 1), (1, 2304), (720, 1280)],
+    *[
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (3, 3),
+        (1, 7),
+        (7, 1),
+        (2, 999),
+        (999, 2),
+        (1, 4000),
+        (4000, 1),
+        (13, 1537),
+    ],
+    *[
+        (384, 384),
+        (383, 384),
+        (385, 384),
+        (386, 386),
+        (512, 512),
+        (511, 512),
+        (513, 512),
+        (512, 513),
+        (1024, 512),
+    ],
+    *[
+        (768, 384),
+        (384, 768),
+        (364, 364),
+        (728, 364),
+        (1536, 1536),
+        (1535, 1537),
+        (2048, 2048),
+        (2048, 2047),
+    ],
+    *[
+        (2047, 2048),
+        (2048, 512),
+        (512, 2048),
+        (2049, 511),
+        (4096, 16),
+        (4097, 17),
+        (17, 4097),
+        (5000, 300),
+    ],
+    *[
+        (300, 5000),
+        (6000, 40),
+        (40, 6000),
+        (100, 101),
+        (101, 100),
+        (333, 777),
+        (777, 333),
+        (640, 480),
+        (480, 640),
+    ],
+    *[
+        (1600, 1067),
+        (1067, 1600),
+        (1920, 1080),
+        (999, 1000),
+        (1000, 999),
+        (31, 97),
+        (97, 31),
+        (255, 257),
+        (257, 255),
+    ],
+    *[
+        (1365, 2048),
+        (1366, 768),
+        (1, 512),
+        (512, 1),
+        (1, 1536),
+        (49, 1),
+        (1, 49),
+        (2560, 1),
+        (1, 2304),
+        (720, 1280),
+    ],
 ]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
@@ -52,7 +134,10 @@ def processor(family: str) -> Any:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
     raw = raw_settings(family)
-    classes = {"Idefics3ImageProcessor": Idefics3ImageProcessorPil, "SmolVLMImageProcessor": SmolVLMImageProcessorPil}
+    classes = {
+        "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
+        "SmolVLMImageProcessor": SmolVLMImageProcessorPil,
+    }
     return classes[raw["image_processor_type"]].from_dict(raw)
 
 
@@ -65,14 +150,19 @@ def assert_same(source: Any, family: str, **changes: Any) -> None:
     """`source` is what the reference takes: a PIL picture, an array (H, W, C) or a string."""
     settings = replace(ImageSettings.from_dict(raw_settings(family)), **changes)
     reference = processor(family)
-    options = {"size": {"longest_edge": settings.longest_edge}, "do_image_splitting": settings.split}
+    options = {
+        "size": {"longest_edge": settings.longest_edge},
+        "do_image_splitting": settings.split,
+    }
     expected = reference([[source]], return_row_col_info=True, return_tensors="np", **options)
 
     tiled = make_tiles(load_image(source), settings)
     tiles, layout = tiled.tiles, tiled.layout
     assert (layout.rows, layout.cols) == (expected["rows"][0][0], expected["cols"][0][0])
     assert len(tiles) == layout.tiles
-    assert len(np.unique(normalize(np.arange(256, dtype=np.uint8), settings))) == 256, "equal values are equal tiles"
+    assert len(np.unique(normalize(np.arange(256, dtype=np.uint8), settings))) == 256, (
+        "equal values are equal tiles"
+    )
     pixel_values = normalize(tiles, settings)
     assert pixel_values.dtype == expected["pixel_values"].dtype == np.float32
     np.testing.assert_array_equal(pixel_values, expected["pixel_values"][0].transpose(0, 2, 3, 1))
@@ -81,7 +171,9 @@ def assert_same(source: Any, family: str, **changes: Any) -> None:
 
 def noise(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     width, height = size
-    pixels = np.random.default_rng(width * 7919 + height).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    pixels = np.random.default_rng(width * 7919 + height).integers(
+        0, 256, (height, width, 4), dtype=np.uint8
+    )
     picture = Image.fromarray(pixels)
     if mode in ("LA", "PA"):
         return picture.convert("LA").convert(mode)
@@ -115,7 +207,9 @@ def test_longest_edges_that_are_not_whole_tiles(size: tuple[int, int], longest_e
 
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("as_path", [True, False])
-@pytest.mark.parametrize(("package", "name"), [(p, n) for p, names in PHOTOGRAPHS.items() for n in names])
+@pytest.mark.parametrize(
+    ("package", "name"), [(p, n) for p, names in PHOTOGRAPHS.items() for n in names]
+)
 def test_photographs(package: str, name: str, as_path: bool, split: bool) -> None:
     path = Path(pytest.importorskip(package).__file__).parent / FOLDERS[package] / name
     assert_same(str(path) if as_path else Image.open(path), FAMILIES[split], split=split)
@@ -145,22 +239,44 @@ def test_orientation(orientation: int, as_path: bool, tmp_path: Path) -> None:
         ("bits.png", "1", {}),
         ("bits-key.png", "1", {"transparency": 0}),
         ("still.gif", "P", {"transparency": 3}),
-        ("moving.gif", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]}),
-        ("moving.webp", "RGBA", {"save_all": True, "append_images": [Image.new("RGBA", (50, 31), "red")]}),
-        ("moving.png", "RGBA", {"save_all": True, "append_images": [Image.new("RGBA", (50, 31), "red")]}),
+        (
+            "moving.gif",
+            "RGB",
+            {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]},
+        ),
+        (
+            "moving.webp",
+            "RGBA",
+            {"save_all": True, "append_images": [Image.new("RGBA", (50, 31), "red")]},
+        ),
+        (
+            "moving.png",
+            "RGBA",
+            {"save_all": True, "append_images": [Image.new("RGBA", (50, 31), "red")]},
+        ),
         ("alpha.webp", "RGBA", {"lossless": True}),
         ("print.jpg", "CMYK", {}),
-        ("pages.tif", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]}),
+        (
+            "pages.tif",
+            "RGB",
+            {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]},
+        ),
         ("print.tif", "CMYK", {}),
         ("lab.tif", "LAB", {}),
         ("alpha.avif", "RGBA", {}),
         ("picture.jp2", "RGB", {}),
         ("picture.bmp", "RGB", {}),
         ("picture.ppm", "RGB", {}),
-        ("two.mpo", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]}),
+        (
+            "two.mpo",
+            "RGB",
+            {"save_all": True, "append_images": [Image.new("RGB", (50, 31), "red")]},
+        ),
     ],
 )
-def test_files(name: str, mode: str, options: dict[str, Any], as_path: bool, tmp_path: Path) -> None:
+def test_files(
+    name: str, mode: str, options: dict[str, Any], as_path: bool, tmp_path: Path
+) -> None:
     path = tmp_path / name
     picture = noise((50, 31), mode)
     if isinstance(key := options.get("transparency"), int | tuple):
@@ -180,18 +296,31 @@ def test_class_defaults(family: str) -> None:
     reference, settings = type(processor(family))(), ImageSettings.from_dict({})
     assert dict(reference.size) == {"longest_edge": settings.longest_edge}
     assert dict(reference.max_image_size) == {"longest_edge": settings.tile_size}
-    assert (tuple(reference.image_mean), tuple(reference.image_std)) == (settings.mean, settings.std)
+    assert (tuple(reference.image_mean), tuple(reference.image_std)) == (
+        settings.mean,
+        settings.std,
+    )
     assert reference.rescale_factor == settings.rescale_factor
     assert reference.do_image_splitting == settings.split
 
 
 def test_normalize_with_other_means() -> None:
-    changes: dict[str, Any] = {"mean": (0.48, 0.45, 0.4), "std": (0.26, 0.25, 0.3), "rescale_factor": 1 / 127.5}
+    changes: dict[str, Any] = {
+        "mean": (0.48, 0.45, 0.4),
+        "std": (0.26, 0.25, 0.3),
+        "rescale_factor": 1 / 127.5,
+    }
     settings = replace(ImageSettings.from_dict(raw_settings(FAMILIES[0])), **changes)
     picture = noise((512, 512))
     expected = processor(FAMILIES[0])(
-        [[picture]], image_mean=list(settings.mean), image_std=list(settings.std), rescale_factor=1 / 127.5,
-        size={"longest_edge": 512}, return_tensors="np",
-    )  # fmt: skip
+        [[picture]],
+        image_mean=list(settings.mean),
+        image_std=list(settings.std),
+        rescale_factor=1 / 127.5,
+        size={"longest_edge": 512},
+        return_tensors="np",
+    )
     tiles = make_tiles(picture, replace(settings, longest_edge=512)).tiles
-    np.testing.assert_array_equal(normalize(tiles, settings), expected["pixel_values"][0].transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(
+        normalize(tiles, settings), expected["pixel_values"][0].transpose(0, 2, 3, 1)
+    )

@@ -1,7 +1,8 @@
 """Interchange with mlx-vlm: each reads what the other converts, and computes the same logits.
 
 Set SMOLVLM_MLX_PEER_PYTHON to a Python that has mlx_vlm (0.7.10 here); it needs no torch.
-Not covered: checkpoints with tied embeddings and no lm_head (granite-docling), which mlx-vlm's idefics3 cannot load.
+Not covered: checkpoints with tied embeddings and no lm_head (granite-docling), which mlx-vlm's
+idefics3 cannot load.
 """
 
 import os
@@ -18,10 +19,14 @@ import numpy as np
 import pytest
 
 PEER = os.environ.get("SMOLVLM_MLX_PEER_PYTHON", "")
-pytestmark = [pytest.mark.parity, pytest.mark.skipif(not PEER, reason="SMOLVLM_MLX_PEER_PYTHON is not set")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not PEER, reason="SMOLVLM_MLX_PEER_PYTHON is not set"),
+]
 
-# Without an attention mask: from one, mlx-vlm computes position ids in float32, which for the 27 x 27 patches of the 2.2B
-# are one too small in rows and columns 5 to 14 (transformers 5.23 has plain ones).
+# Without an attention mask: from one, mlx-vlm computes position ids in float32, which for the 27 x
+# 27 patches of the 2.2B are one too small in rows and columns 5 to 14 (transformers 5.23 has plain
+# ones).
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -46,10 +51,19 @@ def compare(folder: Path, scratch: Path) -> None:
     model, _ = load(folder, "float32")
     image, side = model.config.image_token_id, model.config.vision_config.image_size
     rng = np.random.default_rng(0)
-    ids = np.array([5, 9, 200, 31] + [image] * 2 * model.config.tokens_per_tile + [7, 7, 120], np.int32)
+    ids = np.array(
+        [5, 9, 200, 31] + [image] * 2 * model.config.tokens_per_tile + [7, 7, 120], np.int32
+    )
     pixel_values = rng.standard_normal((2, side, side, 3), np.float32)
     np.savez(scratch / "inputs.npz", input_ids=ids, pixel_values=pixel_values)
-    command = [PEER, "-c", PROGRAM, str(folder), str(scratch / "inputs.npz"), str(scratch / "outputs.npz")]
+    command = [
+        PEER,
+        "-c",
+        PROGRAM,
+        str(folder),
+        str(scratch / "inputs.npz"),
+        str(scratch / "outputs.npz"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=peer_environment())
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = np.load(scratch / "outputs.npz")
@@ -64,7 +78,9 @@ def compare(folder: Path, scratch: Path) -> None:
 
 
 def peer_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
 
 
 @pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
@@ -79,12 +95,30 @@ def test_mlx_vlm_reads_ours(tmp_path: Path, model_type: str, recipe: str | None)
 
 @pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
 @pytest.mark.parametrize(
-    "options", [[], ["--dtype", "float16"], ["-q", "--q-bits", "4"], ["-q", "--q-bits", "8", "--q-group-size", "32"]]
+    "options",
+    [
+        [],
+        ["--dtype", "float16"],
+        ["-q", "--q-bits", "4"],
+        ["-q", "--q-bits", "8", "--q-group-size", "32"],
+    ],
 )
 def test_we_read_mlx_vlms(tmp_path: Path, model_type: str, options: list[str]) -> None:
     source, out = make(tmp_path / "in", model_type, dtype="bfloat16"), tmp_path / "out"
-    command = [PEER, "-m", "mlx_vlm", "convert", "--hf-path", str(source), "--mlx-path", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=peer_environment(), cwd=tmp_path)
+    command = [
+        PEER,
+        "-m",
+        "mlx_vlm",
+        "convert",
+        "--hf-path",
+        str(source),
+        "--mlx-path",
+        str(out),
+        *options,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=peer_environment(), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (open_checkpoint(out).quantization is not None) is ("-q" in options)
     compare(out, tmp_path)

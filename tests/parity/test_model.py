@@ -28,11 +28,17 @@ def image(seed: int) -> dict[str, Any]:
 CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "text": ([{"role": "user", "content": "What is the capital of France?"}], {}),
     "one split image": ([user_message("Describe this image", [picture(1)])], {"max_tiles": 7}),
-    "two images": ([{"role": "user", "content": [image(2), text(" and "), image(3), text("?")]}], {"split": False}),
+    "two images": (
+        [{"role": "user", "content": [image(2), text(" and "), image(3), text("?")]}],
+        {"split": False},
+    ),
     "five interleaved": (
         [
             {"role": "system", "content": "Answer briefly."},
-            {"role": "user", "content": [text("First "), image(4), image(5), text("then"), image(6)]},
+            {
+                "role": "user",
+                "content": [text("First "), image(4), image(5), text("then"), image(6)],
+            },
             {"role": "assistant", "content": "I see."},
             {"role": "user", "content": [image(7), text("and"), image(8), text("what changed?")]},
         ],
@@ -49,18 +55,28 @@ def test_logits_and_stages(name: str, tmp_path: Path) -> None:
     reference = reference_model(folder)
     for case, (messages, settings) in CASES.items():
         inputs = processor(messages, ImageOptions(**settings))
-        ids, tiles = torch.from_numpy(inputs.input_ids.astype(np.int64))[None], channels_first(inputs.pixel_values)
+        ids, tiles = (
+            torch.from_numpy(inputs.input_ids.astype(np.int64))[None],
+            channels_first(inputs.pixel_values),
+        )
         with torch.no_grad():
-            want = reference(input_ids=ids, pixel_values=tiles if len(inputs.tiles) else None).logits.numpy()
+            want = reference(
+                input_ids=ids, pixel_values=tiles if len(inputs.tiles) else None
+            ).logits.numpy()
         pixel_values = mx.array(inputs.pixel_values) if len(inputs.tiles) else None
         for ours in (model, plain):
             have = np.array(ours(mx.array(inputs.input_ids)[None], pixel_values))
             np.testing.assert_allclose(have, want, rtol=0, atol=ATOL, err_msg=f"{name}, {case}")
         cache = model.language_model.make_cache(len(inputs.input_ids))
         last = prefill(
-            model, mx.array(inputs.input_ids)[None], encode_tiles(model, inputs.tiles, inputs.settings), cache
+            model,
+            mx.array(inputs.input_ids)[None],
+            encode_tiles(model, inputs.tiles, inputs.settings),
+            cache,
         )
-        np.testing.assert_allclose(np.array(last), want[:, -1], rtol=0, atol=ATOL, err_msg=f"{name}, {case}, prefill")
+        np.testing.assert_allclose(
+            np.array(last), want[:, -1], rtol=0, atol=ATOL, err_msg=f"{name}, {case}, prefill"
+        )
         if case == "one split image":
             compare_stages(plain, reference, inputs.pixel_values[:2])
 
@@ -88,7 +104,9 @@ def compare_stages(model: Any, reference: Any, pixel_values: np.ndarray) -> None
 def test_whole_256m_generates_the_same_64_tokens(tmp_path: Path) -> None:
     folder = make("SmolVLM-256M-Instruct", tmp_path)
     model, processor = load(folder, dtype="float32")
-    inputs = processor([user_message("Describe this image", [picture(9)])], ImageOptions(max_tiles=4))
+    inputs = processor(
+        [user_message("Describe this image", [picture(9)])], ImageOptions(max_tiles=4)
+    )
     stream = stream_generate(model, processor, inputs, Options(max_tokens=64))
     list(stream)
     reference = reference_model(folder)

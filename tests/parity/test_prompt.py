@@ -21,13 +21,15 @@ TILE = 28  # pixels; the layout, not the pixels, is what is compared here
 def reference(name: str) -> Any:
     """The reference's processor, with the pre-tokenizer of tokenizer.json.
 
-    transformers 5 builds a `GPT2Tokenizer`, the class that v1 checkpoints name, anew and without the Digits step of
-    tokenizer.json; 4.x used the file as it is, and so do SmolVLM2's classes and the training of SmolLM2. They differ where
-    more than one space or newline comes before a digit.
+    transformers 5 builds a `GPT2Tokenizer`, the class that v1 checkpoints name, anew and without
+    the Digits step of tokenizer.json; 4.x used the file as it is, and so do SmolVLM2's classes and
+    the training of SmolLM2. They differ where more than one space or newline comes before a digit.
     """
     processor = AutoProcessor.from_pretrained(REAL_FILES / name)
     backend = processor.tokenizer.backend_tokenizer
-    backend.pre_tokenizer = Tokenizer.from_file(str(REAL_FILES / name / "tokenizer.json")).pre_tokenizer
+    backend.pre_tokenizer = Tokenizer.from_file(
+        str(REAL_FILES / name / "tokenizer.json")
+    ).pre_tokenizer
     return processor
 
 
@@ -46,13 +48,20 @@ def random_conversation(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def holds_control_text(messages: list[dict[str, Any]], added: Iterable[str]) -> bool:
-    """Here we differ on purpose: a literal `<image>` in a user's text is text to us, a control token to the reference."""
+    """Here we differ on purpose: a literal `<image>` in a user's text is text to us, a control
+    token to the reference."""
     text = "".join(part.get("text", "") for message in messages for part in message["content"])
     return any(token in text for token in added)
 
 
 @pytest.mark.parametrize(
-    "name", ["SmolVLM-Instruct", "SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "SmolVLM2-2.2B-Instruct"]
+    "name",
+    [
+        "SmolVLM-Instruct",
+        "SmolVLM-256M-Instruct",
+        "SmolVLM2-500M-Video-Instruct",
+        "SmolVLM2-2.2B-Instruct",
+    ],
 )
 def test_random_conversations(name: str) -> None:
     ours, theirs = load_processor(REAL_FILES / name), reference(name)
@@ -61,12 +70,21 @@ def test_random_conversations(name: str) -> None:
     rng = random.Random(name)
     images_seen = 0
     for number in range(2500):
-        messages, generation, split = random_conversation(rng), rng.random() < 0.5, rng.random() < 0.7
+        messages, generation, split = (
+            random_conversation(rng),
+            rng.random() < 0.5,
+            rng.random() < 0.7,
+        )
         while holds_control_text(messages, ours.tokenizer.added):
             messages = random_conversation(rng)
         edge = TILE * rng.randrange(1, 5)
         ours.settings = replace(ours.settings, tile_size=TILE, longest_edge=edge, split=split)
-        images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+        images = [
+            part["image"]
+            for message in messages
+            for part in message["content"]
+            if part["type"] == "image"
+        ]
         images_seen += len(images)
         prompt = theirs.apply_chat_template(messages, add_generation_prompt=generation)
         want = theirs(
@@ -84,7 +102,8 @@ def test_random_conversations(name: str) -> None:
 
 
 def test_the_reference_loses_the_digits_step_of_v1() -> None:
-    """Why `reference` puts it back. If this fails, transformers has repaired it, and `reference` can go."""
+    """Why `reference` puts it back. If this fails, transformers has repaired it, and `reference`
+    can go."""
     theirs = AutoProcessor.from_pretrained(REAL_FILES / "SmolVLM-256M-Instruct").tokenizer
     ours = load_processor(REAL_FILES / "SmolVLM-256M-Instruct").tokenizer
     assert theirs("\n\n3", add_special_tokens=False)["input_ids"] != ours.encode_text("\n\n3")

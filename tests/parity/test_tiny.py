@@ -38,8 +38,12 @@ def test_200_answers_are_the_references() -> None:
             theirs_pixels = batch["pixel_values"][0].numpy().transpose(0, 2, 3, 1)
             np.testing.assert_array_equal(theirs_pixels, inputs.pixel_values)
         with torch.no_grad():
-            want = reference.generate(**batch, max_new_tokens=48, do_sample=False)[0, len(inputs.input_ids) :].tolist()
+            want = reference.generate(**batch, max_new_tokens=48, do_sample=False)[
+                0, len(inputs.input_ids) :
+            ].tolist()
         stream = stream_generate(model, processor, inputs, Options(max_tokens=48))
         list(stream)
         have = [token for token in stream.token_ids if token not in end]
-        assert have == [token for token in want if token not in end], f"question {number}: {parts[-1]['text']}"
+        assert have == [token for token in want if token not in end], (
+            f"question {number}: {parts[-1]['text']}"
+        )

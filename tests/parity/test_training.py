@@ -35,14 +35,23 @@ def hf_name(name: str) -> str:
 
 
 def test_gradients_are_pytorchs(tmp_path: Path) -> None:
-    """Of two conversations padded to one length, with a picture each, for every parameter of two layers of the 256M."""
+    """Of two conversations padded to one length, with a picture each, for every parameter of two
+    layers of the 256M."""
     folder = make("SmolVLM2-256M-Video-Instruct", tmp_path, "--layers", "2", "--dtype", "float32")
     model, processor = load(folder, "float32", fuse=False)
     conversations = [
-        [user_message("What is this?", [picture(1)]), {"role": "assistant", "content": "A picture of noise."}],
-        [user_message("And this one, please?", [picture(2)]), {"role": "assistant", "content": "More."}],
+        [
+            user_message("What is this?", [picture(1)]),
+            {"role": "assistant", "content": "A picture of noise."},
+        ],
+        [
+            user_message("And this one, please?", [picture(2)]),
+            {"role": "assistant", "content": "More."},
+        ],
     ]
-    batch = collate([make_example(processor, messages, ImageOptions(split=False)) for messages in conversations])
+    batch = collate(
+        [make_example(processor, messages, ImageOptions(split=False)) for messages in conversations]
+    )
     _, gradients = nn.value_and_grad(model, loss_sum)(model, batch)
     ours = dict(tree_flatten(gradients))
 
@@ -55,19 +64,23 @@ def test_gradients_are_pytorchs(tmp_path: Path) -> None:
         if name.endswith("patch_embedding.weight"):
             have = have.transpose(0, 3, 1, 2)
         error = float(np.linalg.norm(have - want)) / max(float(np.linalg.norm(want)), 1e-6)
-        # k_proj's biases have no gradient but rounding: softmax does not change when all scores move together.
+        # k_proj's biases have no gradient but rounding: softmax does not change when all scores
+        # move together.
         assert error < 1e-3 or name.endswith("k_proj.bias"), f"{name}: {error:.1e}"
 
 
 def reference_loss(reference: Any, batch: Batch) -> torch.Tensor:
-    """The same sum over the same tokens, by the reference: a picture is one of the batch's tiles a row."""
+    """The same sum over the same tokens, by the reference: a picture is one of the batch's tiles a
+    row."""
     tiles = channels_first(normalize(batch.tiles, batch.settings)).reshape(
         len(batch.input_ids), 1, 3, *batch.tiles.shape[1:3]
     )
     ids = torch.from_numpy(batch.input_ids.astype(np.int64))
     logits = reference(input_ids=ids, pixel_values=tiles).logits
     learned = torch.from_numpy(batch.loss_mask[:, 1:])
-    return torch.nn.functional.cross_entropy(logits[:, :-1][learned], ids[:, 1:][learned], reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1][learned], ids[:, 1:][learned], reduction="sum"
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "qlora"])

@@ -27,14 +27,20 @@ def theirs() -> Any:
     return AutoProcessor.from_pretrained(SHARED / "checkpoints" / NAME)
 
 
-def reference(theirs: Any, messages: Any, videos: list[np.ndarray], rates: list[float], **options: Any) -> Any:
-    """Decoded frames (n, H, W, 3) and their rates -> the reference's batch, which samples them itself."""
+def reference(
+    theirs: Any, messages: Any, videos: list[np.ndarray], rates: list[float], **options: Any
+) -> Any:
+    """Decoded frames (n, H, W, 3) and their rates -> the reference's batch, which samples them
+    itself."""
     metadata = [
         VideoMetadata(total_num_frames=len(v), fps=rate, duration=len(v) / rate)
         for v, rate in zip(videos, rates, strict=True)
     ]
     bare = [
-        {"role": m["role"], "content": [{k: p[k] for k in ("type", "text") if k in p} for p in m["content"]]}
+        {
+            "role": m["role"],
+            "content": [{k: p[k] for k in ("type", "text") if k in p} for p in m["content"]],
+        }
         for m in messages
     ]
     from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
@@ -53,7 +59,10 @@ def reference(theirs: Any, messages: Any, videos: list[np.ndarray], rates: list[
 
 def test_a_clip_of_five_seconds_is_428_tokens() -> None:
     ours = load_processor(REAL_FILES / NAME)
-    content = [{"type": "video", "video": Video(encode_video(50, 10))}, {"type": "text", "text": "Describe the video."}]
+    content = [
+        {"type": "video", "video": Video(encode_video(50, 10))},
+        {"type": "text", "text": "Describe the video."},
+    ]
     inputs = ours([{"role": "user", "content": content}])
     assert (len(inputs.input_ids), len(inputs.tiles)) == (428, 5)
 
@@ -63,17 +72,26 @@ def test_prompts_of_random_videos(theirs: Any) -> None:
     ours, rng = load_processor(REAL_FILES / NAME), random.Random(0)
     for number in range(200):
         rate = rng.choice((1, 5, 10, 24, 25, 30, Fraction(30000, 1001)))
-        count = rng.choice((1, 2, 7, rng.randrange(1, 400), rng.randrange(1, 3000) if number % 20 == 0 else 30))
-        container, codec = rng.choice((("mp4", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4"), ("mov", "mpeg4")))
+        count = rng.choice(
+            (1, 2, 7, rng.randrange(1, 400), rng.randrange(1, 3000) if number % 20 == 0 else 30)
+        )
+        container, codec = rng.choice(
+            (("mp4", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4"), ("mov", "mpeg4"))
+        )
         data = encode_video(count, rate, container, codec, size=(32, 32), gop=50)
-        content: list[Any] = [{"type": "text", "text": random_text(rng)}, {"type": "video", "video": Video(data)}]
+        content: list[Any] = [
+            {"type": "text", "text": random_text(rng)},
+            {"type": "video", "video": Video(data)},
+        ]
         content += [{"type": "text", "text": random_text(rng)}] if rng.random() < 0.5 else []
         if rng.random() < 0.4:
             content.reverse()
         messages = [{"role": "user", "content": content}]
         have = ours(messages).input_ids.tolist()
         frames = np.zeros((count, 32, 32, 3), np.uint8)
-        want = reference(theirs, messages, [frames], [float(rate)], num_frames=64, fps=1)["input_ids"][0].tolist()
+        want = reference(theirs, messages, [frames], [float(rate)], num_frames=64, fps=1)[
+            "input_ids"
+        ][0].tolist()
         assert have == want, (number, count, rate, container)
 
 
@@ -81,9 +99,9 @@ def test_prompts_of_random_videos(theirs: Any) -> None:
 def test_frames_are_the_references(size: tuple[int, int], theirs: Any) -> None:
     """Within three steps of 8 bits, and more than one in less than three values of a hundred.
 
-    The reference resizes tensors twice with coarser weights; ours is Pillow's LANCZOS, on which the models were trained. Both
-    round to bytes and clip between passes, so that at hard edges of black and white, where LANCZOS overshoots, single
-    pixels differ by more.
+    The reference resizes tensors twice with coarser weights; ours is Pillow's LANCZOS, on which the
+    models were trained. Both round to bytes and clip between passes, so that at hard edges of black
+    and white, where LANCZOS overshoots, single pixels differ by more.
     """
     ours = load_processor(REAL_FILES / NAME)
     for hard in (False, True):
@@ -95,7 +113,12 @@ def test_frames_are_the_references(size: tuple[int, int], theirs: Any) -> None:
         messages = [{"role": "user", "content": [{"type": "video", "frames": frames, "fps": 1}]}]
         inputs = ours(messages)
         batch = reference(
-            theirs, messages, [np.stack([np.asarray(frame) for frame in frames])], [1.0], num_frames=9, fps=1
+            theirs,
+            messages,
+            [np.stack([np.asarray(frame) for frame in frames])],
+            [1.0],
+            num_frames=9,
+            fps=1,
         )
         assert batch["input_ids"][0].tolist() == inputs.input_ids.tolist()
         theirs_pixels = batch["pixel_values"][0].numpy().transpose(0, 2, 3, 1)

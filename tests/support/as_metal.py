@@ -1,15 +1,17 @@
-"""MLX as it looks on a Mac, while it computes on the CPU: for tests of what the package does only on a GPU.
+"""MLX as it looks on a Mac, while it computes on the CPU: for tests of what the package does only
+on a GPU.
 
     make test BACKEND=as-metal              an M1; AS_METAL=m3 and AS_METAL=m5 are larger machines
 
-With `AS_METAL` in the environment and `site/` in `PYTHONPATH`, every Python that is started, the suite's own and the
-children of its tests alike, looks at `mlx.core` through this file from the moment that it is imported. So bfloat16 by
-default, joined projections, compiled kernels, the GPU's chunk sizes and its memory limits run on any machine.
+With `AS_METAL` in the environment and `site/` in `PYTHONPATH`, every Python that is started, the
+suite's own and the children of its tests alike, looks at `mlx.core` through this file from the
+moment that it is imported. So bfloat16 by default, joined projections, compiled kernels, the GPU's
+chunk sizes and its memory limits run on any machine.
 
-What it cannot show: Metal's kernels, their rounding and their speed; its allocator, which refuses a buffer larger than
-`max_buffer_length`; work given to a stream of the GPU by name (`stream=mx.gpu`, which raises here). `mx.compile` calls g++
-and keeps the kernels in $TMPDIR/mlx; MLX leaves functions as they are where there is no g++, so that nothing has to be
-installed.
+What it cannot show: Metal's kernels, their rounding and their speed; its allocator, which refuses a
+buffer larger than `max_buffer_length`; work given to a stream of the GPU by name (`stream=mx.gpu`,
+which raises here). `mx.compile` calls g++ and keeps the kernels in $TMPDIR/mlx; MLX leaves
+functions as they are where there is no g++, so that nothing has to be installed.
 """
 
 import os
@@ -52,7 +54,8 @@ CHIPS = {
 
 
 def environment(*folders: Path, chip: str | None = None) -> dict[str, str]:
-    """What a child's environment has to hold, if it is made anew, for the child to see the same MLX as this process.
+    """What a child's environment has to hold, if it is made anew, for the child to see the same MLX
+    as this process.
 
     Args:
         folders: its `PYTHONPATH`.
@@ -60,7 +63,11 @@ def environment(*folders: Path, chip: str | None = None) -> dict[str, str]:
     """
     chip = chip or os.environ.get("AS_METAL")
     paths = os.pathsep.join(map(str, folders if chip is None else (SITE, *folders)))
-    library = {"LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]} if "LD_LIBRARY_PATH" in os.environ else {}
+    library = (
+        {"LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]}
+        if "LD_LIBRARY_PATH" in os.environ
+        else {}
+    )
     return {"PYTHONPATH": paths, **library, **({} if chip is None else {"AS_METAL": chip})}
 
 
@@ -71,7 +78,10 @@ def install() -> None:
         return
     if sys.platform == "darwin" or name not in CHIPS:
         # Python prints what else sitecustomize raises, and forgets it.
-        raise SystemExit(f"AS_METAL={name}: one of {', '.join(CHIPS)}, and on Linux, where MLX computes on the CPU")
+        raise SystemExit(
+            f"AS_METAL={name}: one of {', '.join(CHIPS)}, and on Linux, where MLX computes on the "
+            "CPU"
+        )
     sys.meta_path.insert(0, _Finder(CHIPS[name]))
 
 
@@ -81,7 +91,9 @@ class _Finder(MetaPathFinder):
     def __init__(self, chip: Chip):
         self._chip = chip
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path) if name == "mlx.core" else None
         if spec is not None and spec.loader is not None:
             spec.loader = _Patching(spec.loader, self._chip)
@@ -103,7 +115,13 @@ class _Patching(Loader):
 def patch(mx: Any, chip: Chip) -> None:
     """Replace what `mlx.core` says of devices and streams."""
     metal = _Metal(mx, chip)
-    for name in ("default_device", "set_default_device", "is_available", "device_count", "device_info"):
+    for name in (
+        "default_device",
+        "set_default_device",
+        "is_available",
+        "device_count",
+        "device_info",
+    ):
         setattr(mx, name, getattr(metal, name))
     for name in ("new_stream", "new_thread_local_stream", "new_thread_unsafe_stream"):
         setattr(mx, name, metal.making(getattr(mx, name)))
@@ -123,9 +141,15 @@ class _Metal:
         self._mx, self._chip = mx, chip
         self._cpu, self._gpu = mx.Device(mx.cpu, 0), mx.Device(mx.gpu, 0)
         self._default = self._gpu
-        self._streams: list[Any] = []  # of the GPU; the default streams of both devices are one and the same
+        self._streams: list[
+            Any
+        ] = []  # of the GPU; the default streams of both devices are one and the same
         self._wired_limit = 0
-        self._real_context, self._real_info, self._real_count = mx.StreamContext, mx.device_info, mx.device_count
+        self._real_context, self._real_info, self._real_count = (
+            mx.StreamContext,
+            mx.device_info,
+            mx.device_count,
+        )
 
     def default_device(self) -> Any:
         return self._default
@@ -141,22 +165,30 @@ class _Metal:
 
     def device_info(self, d: Any = None) -> dict[str, str | int]:
         device = self._default if d is None else d
-        info: dict[str, str | int] = self._chip.info() if device == self._gpu else self._real_info(device)
+        info: dict[str, str | int] = (
+            self._chip.info() if device == self._gpu else self._real_info(device)
+        )
         return info
 
     def set_wired_limit(self, limit: int) -> int:
         """As in mlx/backend/metal/allocator.cpp."""
         if limit > self._chip.working_set:
-            raise ValueError("[metal::set_wired_limit] Setting a wired limit larger than the maximum working set size.")
+            raise ValueError(
+                "[metal::set_wired_limit] Setting a wired limit larger than the maximum working "
+                "set size."
+            )
         self._wired_limit, before = limit, self._wired_limit
         return before
 
     def on_the_cpu(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with the CPU in place of the GPU."""
-        return lambda *devices: function(*(self._cpu if device == self._gpu else device for device in devices))
+        return lambda *devices: function(
+            *(self._cpu if device == self._gpu else device for device in devices)
+        )
 
     def making(self, function: Callable[..., Any]) -> Callable[[Any], Any]:
-        """The function, which makes a stream, with the CPU in place of the GPU; it is known as the GPU's from then on."""
+        """The function, which makes a stream, with the CPU in place of the GPU; it is known as the
+        GPU's from then on."""
 
         def made(device: Any) -> Any:
             stream = self.on_the_cpu(function)(device)
@@ -185,8 +217,15 @@ class _Metal:
 
         def attention(q: Any, k: Any, v: Any, *, force_fused: bool = False, **options: Any) -> Any:
             on_gpu = self._default == self._gpu
-            if force_fused and on_gpu and not is_fused(q.shape, k.shape, v.shape, options.get("mask")):
-                raise ValueError("[scaled_dot_product_attention] force_fused=True but no fused kernel is available.")
+            if (
+                force_fused
+                and on_gpu
+                and not is_fused(q.shape, k.shape, v.shape, options.get("mask"))
+            ):
+                raise ValueError(
+                    "[scaled_dot_product_attention] force_fused=True but no fused kernel is "
+                    "available."
+                )
             return function(q, k, v, force_fused=force_fused and not on_gpu, **options)
 
         return attention
@@ -198,6 +237,14 @@ def is_fused(q: Sequence[int], k: Sequence[int], v: Sequence[int], mask: object)
     (queries, keys), (width, value_width) = (q[2], k[2]), (q[3], v[3])
     if queries > 8:
         in_order = mask != "causal" if isinstance(mask, str | None) else True
-        return width == value_width and width in (64, 72, 80, 96, 128, 192, 256) and (in_order or queries <= keys)
+        return (
+            width == value_width
+            and width in (64, 72, 80, 96, 128, 192, 256)
+            and (in_order or queries <= keys)
+        )
     same = width == value_width and width in (64, 96, 128, 192, 256)
-    return (same or (width, value_width) == (192, 128)) and queries <= keys and queries * q[1] // k[1] <= 32
+    return (
+        (same or (width, value_width) == (192, 128))
+        and queries <= keys
+        and queries * q[1] // k[1] <= 32
+    )

@@ -37,7 +37,9 @@ def weights_of(folder: Path) -> Tensors:
     return dict(open_checkpoint(folder).read())
 
 
-def copy(source: Path, out: Path, tensors: Mapping[str, mx.array] | None = None, **config: Any) -> Path:
+def copy(
+    source: Path, out: Path, tensors: Mapping[str, mx.array] | None = None, **config: Any
+) -> Path:
     """A copy with other tensors, and other values in config.json (None: without that key)."""
     shutil.copytree(source, out)
     if tensors is not None:
@@ -45,14 +47,22 @@ def copy(source: Path, out: Path, tensors: Mapping[str, mx.array] | None = None,
         whole = {name: mx.contiguous(array) for name, array in tensors.items()}
         mx.save_safetensors(str(out / "model.safetensors"), whole, {"format": "mlx"})
     raw = {**json.loads((source / "config.json").read_text()), **config}
-    (out / "config.json").write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+    (out / "config.json").write_text(
+        json.dumps({key: value for key, value in raw.items() if value is not None})
+    )
     return out
 
 
-def logits(folder: Path, adapter: Path | None = None, fuse: bool = True, dtype: str = "float32") -> np.ndarray:
+def logits(
+    folder: Path, adapter: Path | None = None, fuse: bool = True, dtype: str = "float32"
+) -> np.ndarray:
     """Of a few words and a picture."""
     model, _ = load(folder, dtype, adapter=adapter, fuse=fuse)
-    ids = mx.array([[5, 9, 200] + [model.config.image_token_id] * model.config.tokens_per_tile + [31, 7]])
+    ids = mx.array(
+        [[5, 9, 200] + [model.config.image_token_id] * model.config.tokens_per_tile + [31, 7]]
+    )
     side = model.config.vision_config.image_size
-    pixel_values = mx.array(np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32))
+    pixel_values = mx.array(
+        np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
+    )
     return np.array(model(ids, pixel_values).astype(mx.float32))

@@ -1,4 +1,5 @@
-"""The command line in a process of its own, and what it says when it refuses. In this process: the fixture `call`."""
+"""The command line in a process of its own, and what it says when it refuses. In this process: the
+fixture `call`."""
 
 import os
 import subprocess
@@ -12,7 +13,12 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
     return subprocess.Popen(command, cwd=ROOT, **{"env": ENVIRONMENT, **options})
 
 

@@ -29,12 +29,20 @@ DIRECT: Any = {"trust_env": False, "verify": False}  # no proxies, and no time f
 
 def question(text: str, *urls: str, **more: Any) -> dict[str, Any]:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}], **more}
+    return {
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+        **more,
+    }
 
 
 def always(text: str) -> dict[str, Any]:
     """What makes this, in quotes, the answer."""
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": text}}}}
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"const": text}},
+        }
+    }
 
 
 @dataclass
@@ -75,9 +83,16 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     port = listener.getsockname()[1]
-    app = make_app(service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"])
+    app = make_app(
+        service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"]
+    )
     config = uvicorn.Config(
-        app, http=security.HeaderTimeoutProtocol, ws="none", log_level="warning", timeout_graceful_shutdown=1, **options
+        app,
+        http=security.HeaderTimeoutProtocol,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        **options,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
@@ -104,7 +119,8 @@ def serving(checkpoint: Path, folder: Path) -> Iterator[Running]:
 
 
 def slow_down(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Let each token take 40 ms, and no answer end by itself; returns the jobs that come while it does."""
+    """Let each token take 40 ms, and no answer end by itself; returns the jobs that come while it
+    does."""
     jobs: list[Job] = []
     submit, logits = server.scheduler.submit, LanguageModel.logits
     ends = [*server.service.processor.tokenizer.end_ids]

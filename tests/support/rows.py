@@ -19,7 +19,9 @@ KINDS = (*SHORT, "frames", "two pictures", "earlier turn")
 
 def write_rows(path: Path, *rows: object) -> Path:
     """JSON lines; a text is a line as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -33,5 +35,7 @@ def outcome(row: Row) -> str:
 
 def examples_of(processor: Processor, source: Path, *numbers: int) -> list[Batch]:
     """Of some rows, what is trained on."""
-    samples = [make_sample(row) for number, row in enumerate(read_rows(source)) if number in numbers]
+    samples = [
+        make_sample(row) for number, row in enumerate(read_rows(source)) if number in numbers
+    ]
     return [make_example(processor, sample.whole, sample.image_options) for sample in samples]

@@ -22,7 +22,8 @@ def encode_video(
     pix_fmt: str = "yuv420p",
     times: list[int] | None = None,
 ) -> bytes:
-    """A video whose frame n has a gray of (n * 8) % 256 and a white bar on its left; `times` in ticks of 1/1000 s."""
+    """A video whose frame n has a gray of (n * 8) % 256 and a white bar on its left; `times` in
+    ticks of 1/1000 s."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=fps)

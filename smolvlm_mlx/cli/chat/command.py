@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from .session import Session
     from .terminal import TerminalScreen
 
-WITHOUT = ("skip_special_tokens",)  # special tokens would come back as plain text with the next question
+WITHOUT = (
+    "skip_special_tokens",
+)  # special tokens would come back as plain text with the next question
 
-Web = Annotated[bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")]
+Web = Annotated[
+    bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
+]
 
 
 def chat(
@@ -31,9 +35,13 @@ def chat(
     model: Model = DEFAULT_MODEL,
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")
+    ] = None,
     web: Web = False,
-    no_history: Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Keep nothing of this conversation.")
+    ] = False,
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
@@ -41,7 +49,8 @@ def chat(
     """Talk about pictures, or without; /help lists what else a line can do."""
     if web and (system or image or resume or options != CHAT):
         raise PromptError(
-            "--web takes pictures, instructions, conversations and how to answer in the page; leave out their options"
+            "--web takes pictures, instructions, conversations and how to answer in the page; "
+            "leave out their options"
         )
     if web:
         listener = listen(LOCAL, 0)
@@ -57,7 +66,9 @@ def chat(
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
     loaded, folder = loading.load(model), None if no_history else cache_folder()
-    conversation = Chat(*loaded, options, system=system, image_options=image_options, cache_folder=folder)
+    conversation = Chat(
+        *loaded, options, system=system, image_options=image_options, cache_folder=folder
+    )
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
@@ -92,7 +103,8 @@ class PipeScreen:
     """Answers go to stdout as they come, everything else to stderr; nobody is asked."""
 
     def run(self, session: "Session") -> None:
-        """Handle stdin line by line; an error is one line, and the next line goes on. Exits, with 1 if there was an error."""
+        """Handle stdin line by line; an error is one line, and the next line goes on. Exits, with 1
+        if there was an error."""
         from .commands import handle
 
         failed = 0

@@ -17,7 +17,8 @@ from .command import WITHOUT
 from .completion import split_pictures, split_words
 from .session import Session
 
-HELP = """A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
+HELP = """\
+A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
 
 """
@@ -66,14 +67,21 @@ def _written(value: object) -> str:
     """A setting's value as `_parse` takes it."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value in (None, ()) else " ".join(value) if isinstance(value, tuple) else str(value)
+    return (
+        "none"
+        if value in (None, ())
+        else " ".join(value)
+        if isinstance(value, tuple)
+        else str(value)
+    )
 
 
 # ---- each docstring is a line of /help
 
 
 def image(session: Session, rest: str) -> None:
-    """PATH or URL ...: attach pictures to the next question; none: forget those that are attached."""
+    """PATH or URL ...: attach pictures to the next question; none: forget those that are
+    attached."""
     words = split_words(rest)
     if not words:
         count = len(session.pending)
@@ -100,7 +108,9 @@ def paste(session: Session, rest: str) -> None:
         raise ImageError(f"the clipboard cannot be read here ({reason(error)})") from error
     if found is None:
         raise ImageError("there is no picture in the clipboard")
-    session.attach([Attachment(found)] if isinstance(found, Image.Image) else [Path(path) for path in found])
+    session.attach(
+        [Attachment(found)] if isinstance(found, Image.Image) else [Path(path) for path in found]
+    )
 
 
 def system(session: Session, rest: str) -> None:
@@ -137,7 +147,10 @@ def history(session: Session, rest: str) -> None:
     if session.history is None:
         raise PromptError("no history is kept (--no-history)")
     found = session.history.list(20, rest)
-    lines = [f"{s.id}  {s.turns} turns  {s.title}{'  (this one)' if s.id == session.id else ''}" for s in found]
+    lines = [
+        f"{s.id}  {s.turns} turns  {s.title}{'  (this one)' if s.id == session.id else ''}"
+        for s in found
+    ]
     session.screen.say("\n".join(lines) or "no conversations")
 
 
@@ -174,7 +187,12 @@ def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
     name, _, value = rest.partition(" ")
     chat = session.chat
-    known = {o.name: o for kind in (Options, ImageOptions) for o in options_of(kind) if o.name not in WITHOUT}
+    known = {
+        o.name: o
+        for kind in (Options, ImageOptions)
+        for o in options_of(kind)
+        if o.name not in WITHOUT
+    }
     if not name:
         values = {**vars(chat.options), **vars(chat.image_options)}
         session.screen.say("\n".join(f"{name:20} {_written(values[name])}" for name in known))
@@ -201,7 +219,10 @@ def stats(session: Session, rest: str) -> None:
 def help(session: Session, rest: str) -> None:
     """this"""
     width = max(map(len, COMMANDS))
-    lines = [f"{name:{width}}  {' '.join((command.__doc__ or '').split())}" for name, command in COMMANDS.items()]
+    lines = [
+        f"{name:{width}}  {' '.join((command.__doc__ or '').split())}"
+        for name, command in COMMANDS.items()
+    ]
     session.screen.say(HELP + "\n".join(lines))
 
 
@@ -210,5 +231,23 @@ def quit(session: Session, rest: str) -> None:
     session.over = True
 
 
-_IN_ORDER = (image, video, paste, system, undo, retry, edit, new, history, open, save, settings, stats, help, quit)
-COMMANDS: dict[str, Callable[[Session, str], None]] = {f"/{command.__name__}": command for command in _IN_ORDER}
+_IN_ORDER = (
+    image,
+    video,
+    paste,
+    system,
+    undo,
+    retry,
+    edit,
+    new,
+    history,
+    open,
+    save,
+    settings,
+    stats,
+    help,
+    quit,
+)
+COMMANDS: dict[str, Callable[[Session, str], None]] = {
+    f"/{command.__name__}": command for command in _IN_ORDER
+}

@@ -1,4 +1,5 @@
-"""What a person types, pastes or drops into a terminal: questions with paths of pictures in them, and commands to complete."""
+"""What a person types, pastes or drops into a terminal: questions with paths of pictures in them,
+and commands to complete."""
 
 import re
 import shlex
@@ -44,7 +45,8 @@ def _picture(match: re.Match[str]) -> Path | None:
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a command's arguments: quotes, escapes, file:// URLs and ~ as a shell and a file manager write them."""
+    """Words of a command's arguments: quotes, escapes, file:// URLs and ~ as a shell and a file
+    manager write them."""
     try:
         words = shlex.split(text)
     except ValueError:  # one quote too few: a name with an apostrophe
@@ -59,11 +61,15 @@ class CommandCompleter(Completer):
         self._commands, self._with_paths = sorted(commands), set(with_paths)
         self._paths = PathCompleter(expanduser=True)
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterator[Completion]:
         text = document.text_before_cursor
         command, space, rest = text.partition(" ")
         if not space and text.startswith("/"):
-            yield from (Completion(name, -len(text)) for name in self._commands if name.startswith(text))
+            yield from (
+                Completion(name, -len(text)) for name in self._commands if name.startswith(text)
+            )
         if space and command in self._with_paths:
             word = re.split(r"(?<!\\) ", rest)[-1].replace("\\ ", " ")
             for completion in self._paths.get_completions(Document(word), complete_event):

@@ -1,4 +1,5 @@
-"""A chat session: a conversation, the pictures that wait for the next question, and its place in the history.
+"""A chat session: a conversation, the pictures that wait for the next question, and its place in
+the history.
 
 A terminal or a pipe shows it. Everything that is said goes to the history as soon as it is said.
 """
@@ -29,7 +30,8 @@ class Screen(Protocol):
         """Something that is not an answer."""
 
     def choose(self, question: str, answers: str) -> str:
-        """One of the letters of `answers`; the last for anything else, or where nobody can be asked."""
+        """One of the letters of `answers`; the last for anything else, or where nobody can be
+        asked."""
 
     def line(self, prompt: str, default: str) -> str:
         """A line that the user changes; empty after Ctrl-C, or where nobody can be asked."""
@@ -37,7 +39,8 @@ class Screen(Protocol):
 
 @dataclass
 class Session:
-    """A conversation with its pending pictures, its place in the history, and the commands that change it."""
+    """A conversation with its pending pictures, its place in the history, and the commands that
+    change it."""
 
     chat: Chat
     screen: Screen
@@ -64,9 +67,15 @@ class Session:
                 self._make_room(error)
             finally:
                 self.keep()
-        used, context = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0, self.chat.context
+        used, context = (
+            self.last.prompt_tokens + self.last.generated_tokens if self.last else 0,
+            self.chat.context,
+        )
         if used > 0.9 * context:
-            self.screen.say(f"The conversation fills {used / context:.0%} of the model's context of {context} tokens.")
+            self.screen.say(
+                f"The conversation fills {used / context:.0%} of the model's context of {context} "
+                "tokens."
+            )
 
     def _begun(self, stream: TextStream) -> TextStream:
         self.last = stream.statistics
@@ -75,7 +84,9 @@ class Session:
     def _make_room(self, error: ContextFullError) -> None:
         if sum(message.role == "user" for message in self.chat.messages) < 2:
             raise error
-        choice = self.screen.choose(f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn")
+        choice = self.screen.choose(
+            f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn"
+        )
         if choice == "n":
             raise error
         self.chat.drop_oldest(keep_pictures=choice == "p")
@@ -91,7 +102,9 @@ class Session:
 
     def attach(self, sources: Sequence[str | Path | Attachment | Video]) -> None:
         """All of them, or none."""
-        attached = [attach(source) if isinstance(source, str | Path) else source for source in sources]
+        attached = [
+            attach(source) if isinstance(source, str | Path) else source for source in sources
+        ]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached

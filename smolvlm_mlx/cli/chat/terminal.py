@@ -1,6 +1,7 @@
 """A chat session in a terminal: streaming Markdown, pictures inline, a prompt with completion.
 
-What a model writes is shown, never obeyed: no markup of ours is read in it, HTML stays text, and control characters are left out.
+What a model writes is shown, never obeyed: no markup of ours is read in it, HTML stays text, and
+control characters are left out.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,9 @@ class TerminalScreen:
         while not session.over:
             attached = f"{len(session.pending)} attached " if session.pending else ""
             try:
-                line = self._prompt.prompt(FormattedText([("ansibrightblack", attached), ("bold", "> ")]))
+                line = self._prompt.prompt(
+                    FormattedText([("ansibrightblack", attached), ("bold", "> ")])
+                )
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -70,7 +73,13 @@ class TerminalScreen:
         shown = _Growing()
         stream = None
         try:
-            with Live(shown, console=self.console, transient=True, refresh_per_second=12, redirect_stderr=False):
+            with Live(
+                shown,
+                console=self.console,
+                transient=True,
+                refresh_per_second=12,
+                redirect_stderr=False,
+            ):
                 stream = begin()
                 for event in stream.events:
                     shown.show(event)
@@ -84,7 +93,8 @@ class TerminalScreen:
             self.say(stream.statistics.describe())
 
     def picture(self, attachment: Attachment | Video) -> None:
-        """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and say what it is."""
+        """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and
+        say what it is."""
         from textual_image.renderable import Image as Inline
 
         if self.console.is_terminal:
@@ -109,7 +119,8 @@ class TerminalScreen:
 
 
 class _Growing:
-    """The last lines of an answer that fit the terminal; before its first word, how far the question is read."""
+    """The last lines of an answer that fit the terminal; before its first word, how far the
+    question is read."""
 
     def __init__(self) -> None:
         self.text, self._status = "", "…"
@@ -131,7 +142,8 @@ class _Growing:
 
 
 def markdown(text: str) -> Markdown:
-    """A model's text. HTML in it is text, and links are shown with their addresses, not followed."""
+    """A model's text. HTML in it is text, and links are shown with their addresses, not
+    followed."""
     from markdown_it import MarkdownIt
 
     shown = Markdown("", hyperlinks=False)

@@ -1,8 +1,10 @@
-"""Inference on a CPU in float32: NumPy multiplies, takes the exponentials, and makes the steps of one row.
+"""Inference on a CPU in float32: NumPy multiplies, takes the exponentials, and makes the steps of
+one row.
 
-MLX's wheel for Linux brings a reference BLAS, which is about 30 times slower than the one in NumPy's, and its kernels compute
-exp and tanh one number at a time. An evaluated MLX array on the CPU is NumPy memory, so what goes in is not copied. NumPy knows
-no gradients: only models for inference come here. What is not in float32, or on another device, is left to MLX.
+MLX's wheel for Linux brings a reference BLAS, which is about 30 times slower than the one in
+NumPy's, and its kernels compute exp and tanh one number at a time. An evaluated MLX array on the
+CPU is NumPy memory, so what goes in is not copied. NumPy knows no gradients: only models for
+inference come here. What is not in float32, or on another device, is left to MLX.
 """
 
 import math
@@ -36,7 +38,11 @@ class CPUVisionEmbeddings(VisionEmbeddings):
         if not is_used(patches):
             return super().embed(patches)
         weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        return mx.array(product(np.asarray(patches), np.asarray(weight).reshape(len(weight), -1), np.asarray(bias)))
+        return mx.array(
+            product(
+                np.asarray(patches), np.asarray(weight).reshape(len(weight), -1), np.asarray(bias)
+            )
+        )
 
 
 class CPUVisionAttention(VisionAttention):
@@ -60,12 +66,16 @@ class CPUVisionMLP(VisionMLP):
 
 
 class CPUAttention(Attention):
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None) -> mx.array:
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
+    ) -> mx.array:
         if not is_used(queries):
             return super().attend(queries, keys, values, mask)
         keys, values = keys.astype(mx.float32), values.astype(mx.float32)  # of caches in 16 bits
         added = added_by(mask, queries.shape[2], keys.shape[2])
-        return mx.array(attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added))
+        return mx.array(
+            attention(np.asarray(queries), np.asarray(keys), np.asarray(values), self.scale, added)
+        )
 
 
 class CPUMLP(MLP):
@@ -73,14 +83,20 @@ class CPUMLP(MLP):
         if not is_used(x):
             return super().__call__(x)
         y = np.asarray(x)
-        return mx.array(linear(self.down_proj, swiglu(linear(self.gate_proj, y), linear(self.up_proj, y))))
+        return mx.array(
+            linear(self.down_proj, swiglu(linear(self.gate_proj, y), linear(self.up_proj, y)))
+        )
 
 
 class CPULanguageModel(LanguageModel):
     """Takes the next token of one conversation by `decode_step`."""
 
     def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
-        held = [cache for cache in caches if type(cache) is KVCache and cache.offset and cache.keys.dtype == mx.float32]
+        held = [
+            cache
+            for cache in caches
+            if type(cache) is KVCache and cache.offset and cache.keys.dtype == mx.float32
+        ]
         is_next = x.size == x.shape[-1] and len(held) == len(caches)
         if is_next and is_used(x) and all(_is_plain(layer) for layer in self.layers):
             return decode_step(self.layers, x, held)
@@ -88,7 +104,11 @@ class CPULanguageModel(LanguageModel):
 
     def head(self, x: mx.array) -> mx.array:
         table = self.embed_tokens
-        if "lm_head" in self or type(table) is not nn.Embedding or not (is_used(x) and is_used(table.weight)):
+        if (
+            "lm_head" in self
+            or type(table) is not nn.Embedding
+            or not (is_used(x) and is_used(table.weight))
+        ):
             return super().head(x)
         return mx.array(product(np.asarray(x), np.asarray(table.weight)))
 
@@ -110,14 +130,18 @@ def swap(module: nn.Module) -> None:
 
 
 def linear(layer: nn.Module, x: Floats) -> Floats:
-    """Apply a layer that is linear in effect, quantized and adapted ones included: (..., I) -> (..., O), the caller's own."""
+    """Apply a layer that is linear in effect, quantized and adapted ones included: (..., I) ->
+    (..., O), the caller's own."""
     if type(layer) is CPULinear and layer.weight.dtype == mx.float32:
-        return product(x, np.asarray(layer.weight), np.asarray(layer.bias) if "bias" in layer else None)
+        return product(
+            x, np.asarray(layer.weight), np.asarray(layer.bias) if "bias" in layer else None
+        )
     return np.array(layer(mx.array(x)), np.float32)
 
 
 def added_by(mask: mx.array | str | None, T: int, C: int) -> Floats | None:
-    """What a mask of MLX's attention adds to the scores (..., T, C); "causal" is that of the last T positions.
+    """What a mask of MLX's attention adds to the scores (..., T, C); "causal" is that of the last T
+    positions.
 
     Raises:
         ValueError: it has no such shape, or another name.
@@ -126,7 +150,9 @@ def added_by(mask: mx.array | str | None, T: int, C: int) -> Floats | None:
         if mask not in (None, "causal"):
             raise ValueError(f"mask {mask!r} is not causal")
         return None if mask is None or T == 1 else future(T)
-    if mask.dtype == mx.bool_:  # as MLX, the least number and not infinity: a row that sees nothing stays finite
+    if (
+        mask.dtype == mx.bool_
+    ):  # as MLX, the least number and not infinity: a row that sees nothing stays finite
         added = np.where(np.asarray(mask), np.float32(0), np.finfo(np.float32).min)
     else:
         added = np.asarray(mask.astype(mx.float32))
@@ -154,7 +180,9 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
             for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         left, right = np.split(np.concatenate([query, key]), 2, axis=1)
-        rotated = np.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=1)
+        rotated = np.concatenate(
+            [left * cosines - right * sines, right * cosines + left * sines], axis=1
+        )
         keys, values = (_view(array)[0] for array in cache.row())  # (k, more than offset, d)
         keys[:, offset], values[:, offset] = rotated[h:], value
         queries = (rotated[:h] * attention.scale).reshape(k, h // k, d)
@@ -164,7 +192,10 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
         out = scores @ values[:, : offset + 1] / scores.sum(axis=-1, keepdims=True)
         y += np.asarray(attention.o_proj.weight) @ out.reshape(-1)
         normed = _normed(layer.post_attention_layernorm, y)
-        gate, up = np.asarray(mlp.gate_proj.weight) @ normed, np.asarray(mlp.up_proj.weight) @ normed
+        gate, up = (
+            np.asarray(mlp.gate_proj.weight) @ normed,
+            np.asarray(mlp.up_proj.weight) @ normed,
+        )
         y += np.asarray(mlp.down_proj.weight) @ (gate / (1 + np.exp(-gate)) * up)
     for cache in caches:
         cache.offset += 1
@@ -173,15 +204,21 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
 
 def _is_plain(layer: DecoderLayer) -> bool:
     """Whether its projections multiply by one float32 matrix each: no adapters, no quantization."""
-    names = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+    names = {
+        "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "mlp": ("gate_proj", "up_proj", "down_proj"),
+    }
     layers = [layer[part].get(name) for part in names for name in names[part]]
     return all(type(each) is CPULinear and each.weight.dtype == mx.float32 for each in layers)
 
 
 @lru_cache
 def _frequencies(theta: float, d: int) -> Floats:
-    """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which rotated the keys of the prompt."""
-    return np.array(mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2))))
+    """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which rotated the keys of
+    the prompt."""
+    return np.array(
+        mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2)))
+    )
 
 
 def _normed(norm: nn.RMSNorm, y: Floats) -> Floats:

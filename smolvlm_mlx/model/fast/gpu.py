@@ -1,6 +1,7 @@
 """Inference on a GPU: fewer and larger kernels, with the same numbers.
 
-Projections that share their input are joined, queries and keys are rotated together, and each activation is one compiled kernel.
+Projections that share their input are joined, queries and keys are rotated together, and each
+activation is one compiled kernel.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,9 @@ class GPUVisionMLP(VisionMLP):
 class GPUAttention(Attention):
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         B, T, _ = x.shape
-        qkv = self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, h + 2k, T, d)
+        qkv = (
+            self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
+        )  # (B, h + 2k, T, d)
         rotated, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
         queries, keys = mx.split(self.rope(rotated, offset), [self.heads], axis=1)
         return queries, keys, values
@@ -49,7 +52,8 @@ KINDS: dict[type[nn.Module], tuple[type[nn.Module], str, Sequence[str]]] = {
 
 
 def swap(module: nn.Module) -> None:
-    """Make a module of `KINDS` its fast kind; it stays plain where its projections cannot be joined."""
+    """Make a module of `KINDS` its fast kind; it stays plain where its projections cannot be
+    joined."""
     kind, name, parts = KINDS[type(module)]
     if name:
         joined = join(*(module[part] for part in parts))
@@ -62,10 +66,12 @@ def swap(module: nn.Module) -> None:
 
 
 def join(*layers: nn.Module) -> nn.Module | None:
-    """Return one layer with the outputs of `layers`, which share their input, one after another in the last axis.
+    """Return one layer with the outputs of `layers`, which share their input, one after another in
+    the last axis.
 
-    Rows of a weight, and of its quantization scales and biases, belong to one output each, so stacking rows is exact.
-    None when the layers differ in kind, dtype or quantization (a mixed recipe, adapters) and have to stay apart.
+    Rows of a weight, and of its quantization scales and biases, belong to one output each, so
+    stacking rows is exact. None when the layers differ in kind, dtype or quantization (a mixed
+    recipe, adapters) and have to stay apart.
     """
     first = layers[0]
     if type(first) not in (nn.Linear, nn.QuantizedLinear):  # a LoRA layer, say
@@ -83,8 +89,13 @@ def join(*layers: nn.Module) -> nn.Module | None:
 
 
 def _form(layer: nn.Module) -> tuple[object, ...]:
-    quantization = (layer.group_size, layer.bits, layer.mode) if isinstance(layer, nn.QuantizedLinear) else ()
-    return (*quantization, *((name, layer[name].dtype, layer[name].shape[1:]) for name in sorted(layer)))
+    quantization = (
+        (layer.group_size, layer.bits, layer.mode) if isinstance(layer, nn.QuantizedLinear) else ()
+    )
+    return (
+        *quantization,
+        *((name, layer[name].dtype, layer[name].shape[1:]) for name in sorted(layer)),
+    )
 
 
 def compiled(function: Callable[..., mx.array]) -> Callable[..., mx.array]:

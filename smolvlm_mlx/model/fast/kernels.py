@@ -1,4 +1,5 @@
-"""NumPy's kernels for inference on a CPU in float32: arrays to arrays, without MLX and without gradients.
+"""NumPy's kernels for inference on a CPU in float32: arrays to arrays, without MLX and without
+gradients.
 
 What is not finite passes through without NumPy's warnings; `generation` looks for it.
 """
@@ -20,8 +21,8 @@ SCORES = 4 * 2**20  # attention scores that are there at a time (16 MiB)
 def product(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     """Rows by a matrix (O, I): (..., I) -> (..., O).
 
-    BLAS multiplies one row as a vector, and reads the matrix once as it lies. Of more rows it first orders the operand on the
-    right, so that the matrix is on the left where rows are few.
+    BLAS multiplies one row as a vector, and reads the matrix once as it lies. Of more rows it first
+    orders the operand on the right, so that the matrix is on the left where rows are few.
     """
     rows = x.reshape(-1, x.shape[-1])
     y: Floats
@@ -37,14 +38,19 @@ def product(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def attention(queries: Floats, keys: Floats, values: Floats, scale: float, added: Floats | None) -> Floats:
+def attention(
+    queries: Floats, keys: Floats, values: Floats, scale: float, added: Floats | None
+) -> Floats:
     """Softmax attention, (B, h, T, d) queries on (B, k, C, d) keys and values -> (B, h, T, d).
 
     Args:
-        added: to the scores of the last keys, such as `future(T)`: what can be broadcast to (B, h, T, n), with n up to C.
+        added: to the scores of the last keys, such as `future(T)`: what can be broadcast to (B, h,
+            T, n), with n up to C.
     """
     (B, h, T, d), (_, k, C, _) = queries.shape, keys.shape
-    grouped: Floats = np.multiply(queries, scale, dtype=np.float32).reshape(B, k, h // k * T, d)  # (B, k, h/k*T, d)
+    grouped: Floats = np.multiply(queries, scale, dtype=np.float32).reshape(
+        B, k, h // k * T, d
+    )  # (B, k, h/k*T, d)
     if added is not None:
         added = np.broadcast_to(added, (B, h, T, added.shape[-1]))
     out = np.empty((B, h, T, d), np.float32)
@@ -53,7 +59,9 @@ def attention(queries: Floats, keys: Floats, values: Floats, scale: float, added
         for head in range(0, k, step):
             some, those = slice(head, head + step), slice(head * (h // k), (head + step) * (h // k))
             scores = grouped[b, some] @ keys[b, some].swapaxes(-1, -2)  # (step, h/k*T, C)
-            sums = _exponentials(scores.reshape(-1, T, C), None if added is None else added[b, those])
+            sums = _exponentials(
+                scores.reshape(-1, T, C), None if added is None else added[b, those]
+            )
             part = (scores @ values[b, some]).reshape(-1, T, d)  # (step*h/k, T, d)
             np.divide(part, sums[..., None], out=out[b, those])
     return out
@@ -61,12 +69,14 @@ def attention(queries: Floats, keys: Floats, values: Floats, scale: float, added
 
 @lru_cache(maxsize=1)
 def future(T: int) -> Floats:
-    """What T queries add to the scores of the last T keys, so that they see none after themselves (T, T)."""
+    """What T queries add to the scores of the last T keys, so that they see none after themselves
+    (T, T)."""
     return np.triu(np.full((T, T), -np.inf, np.float32), 1)
 
 
 def _exponentials(scores: Floats, added: Floats | None) -> Floats:
-    """In place: scores (heads, T, C) become exp(score - the row's largest). Returns the rows' sums (heads, T)."""
+    """In place: scores (heads, T, C) become exp(score - the row's largest). Returns the rows' sums
+    (heads, T)."""
     heads, T, C = scores.shape
     sums = np.empty((heads, T), np.float32)
     rows = max(1, min(T, BLOCK // C))
