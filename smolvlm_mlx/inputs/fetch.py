@@ -2,18 +2,11 @@
 
 In goes what a user wrote; out come bytes, or one FetchError line. Knows nothing about pictures or
 videos.
-
-A URL may come from someone who wants to reach what only this machine can reach. So the name is
-resolved once, every address it has must be a public one, and the connection is made to that checked
-address, not to the name: a second, different answer of the resolver (DNS rebinding) is never asked
-for. Redirects go through the same check.
 """
 
 import base64
 import contextlib
-import ipaddress
 import os
-import socket
 import stat
 import threading
 import time
@@ -25,33 +18,12 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.parse import quote as percent_encode
 
 from smolvlm_mlx.errors import FetchError, SmolVLMError, cut, quote, reason
+from smolvlm_mlx.inputs.addresses import check_url, public_addresses
 
 if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
-
-# ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a
-# private one.
-NOT_PUBLIC = (
-    ipaddress.ip_network("64:ff9b::/96"),  # NAT64, RFC 6052
-    ipaddress.ip_network("2002::/16"),  # 6to4, RFC 3056
-    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays, RFC 7526
-    ipaddress.ip_network("fec0::/10"),  # site-local, RFC 3879
-)
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, local, shared, multicast or
-    reserved, and not a form that wraps an IPv4 address, except an IPv4-mapped one, which is judged
-    by what it maps."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_global and not (
-        ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
-    )
-
 
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20
@@ -188,8 +160,8 @@ def fetch_url(url: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
 
     deadline = time.monotonic() + limits.timeout
     for _ in range(MAX_REDIRECTS + 1):
-        parts = _check_url(url)
-        addresses = _checked_addresses(parts)
+        parts = check_url(url)
+        addresses = public_addresses(parts)
         try:
             answer = _run_apart(_get(url, parts, addresses, limits, deadline))
             if isinstance(answer, bytes):
@@ -320,49 +292,6 @@ def _network_reason(error: Exception) -> str:
     if isinstance(first, OSError) and first.errno and not isinstance(first, ssl.SSLError):
         return os.strerror(first.errno)
     return cut(str(first) or str(error) or "the connection was closed")
-
-
-def _check_url(url: str) -> SplitResult:
-    if any(character <= " " or character == "\x7f" for character in url):
-        raise FetchError(
-            f"URL {quote(url)} holds white space or control characters; write them as %20 and so on"
-        )
-    try:
-        parts = urlsplit(url)
-        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
-    except ValueError as error:
-        raise FetchError(f"{quote(url)} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https"):
-        named = quote(url, end=True) if parts.scheme == "file" else quote(url)
-        raise FetchError(
-            f"URL {named} has scheme {quote(parts.scheme)}; only http and https are fetched"
-        )
-    if not host or port == 0:
-        raise FetchError(f"URL {quote(url)} names no {'port' if host else 'host'} to connect to")
-    if "@" in parts.netloc:
-        raise FetchError(
-            f"URL of host {quote(host)} holds a user name or password; remove the part before the @"
-        )
-    netloc = f"[{host}]" if ":" in host else host
-    return parts._replace(netloc=netloc if port is None else f"{netloc}:{port}")
-
-
-def _checked_addresses(parts: SplitResult) -> list[str]:
-    host = parts.hostname or ""
-    try:
-        found = socket.getaddrinfo(
-            host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
-        )
-    except (OSError, UnicodeError) as error:
-        raise FetchError(f"host {quote(host)} cannot be found: {quote(error)}") from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    refused = [address for address in addresses if not is_public(address)]
-    if refused or not addresses:
-        raise FetchError(
-            f"host {quote(host)} is not on the public internet "
-            f"({', '.join(refused[:2]) or 'no address'})"
-        )
-    return addresses
 
 
 async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -> bytes:
