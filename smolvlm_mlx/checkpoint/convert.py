@@ -78,17 +78,7 @@ def convert_in_steps(
     """
     recipe, out = _recipe(recipe), Path(out).expanduser()
     checkpoint = open_checkpoint(find(source, revision))
-    if os.path.lexists(out):
-        raise ConversionError(f"{out} exists; choose another name, or delete it first")
-    if checkpoint.folder.resolve() in out.resolve().parents:
-        raise ConversionError(
-            f"{out} is inside {checkpoint.folder}, which is only read; choose another place"
-        )
-    if checkpoint.quantization is not None and recipe.quantizes:
-        raise ConversionError(
-            f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
-            "convert the original checkpoint, or dequantize this one with recipe bf16"
-        )
+    _check(checkpoint, recipe, out)
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
         unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
@@ -101,6 +91,20 @@ def convert_in_steps(
 
 
 convert = at_once(convert_in_steps)
+
+
+def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
+    if os.path.lexists(out):
+        raise ConversionError(f"{out} exists; choose another name, or delete it first")
+    if checkpoint.folder.resolve() in out.resolve().parents:
+        raise ConversionError(
+            f"{out} is inside {checkpoint.folder}, which is only read; choose another place"
+        )
+    if checkpoint.quantization is not None and recipe.quantizes:
+        raise ConversionError(
+            f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
+            "convert the original checkpoint, or dequantize this one with recipe bf16"
+        )
 
 
 def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: Path) -> None:

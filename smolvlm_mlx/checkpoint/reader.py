@@ -131,14 +131,11 @@ def load(
     """Load a checkpoint for inference, by any thread, whichever loads it.
 
     Args:
-        path_or_id: a folder, or a Hugging Face hub id such as
-            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
-        dtype: compute dtype, "bfloat16", "float16" or "float32"; by default bfloat16 on a GPU,
-            float32 on a CPU.
+        path_or_id: a folder, or a hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
+        dtype: to compute in, "bfloat16" (default on a GPU), "float16", "float32" (on a CPU).
         revision: branch, tag or commit of the hub repository.
         adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.
-        fuse: join QKV and gate/up projections. Off, parameters keep the checkpoint's own names, for
-            training.
+        fuse: join QKV and gate/up projections; off, parameters keep their names, for training.
         lazy: read weights when they are first used: all of them, or with "vision" only those of the
             vision tower. The files must not change meanwhile, and only one thread at a time may use
             the model until they are read.
@@ -175,9 +172,8 @@ def _fill(
     when they are first used."""
     weights, lazy = dict(checkpoint.read(reading)), reading is not None
     if checkpoint.is_tied:
-        weights = {
-            name: array for name, array in weights.items() if not name.startswith(f"{_HEAD}.")
-        }
+        for name in [name for name in weights if name.startswith(f"{_HEAD}.")]:
+            del weights[name]
     model = checkpoint.build(checkpoint.is_tied)
     # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and
     # norms.
@@ -197,10 +193,8 @@ def _fill(
     if not lazy:
         mx.eval(model.parameters())
     if dtype == mx.float16:
-        bad = [
-            name for name, w in model.named_parameters().items() if not bool(mx.isfinite(w).all())
-        ]
-        if bad:
+        parameters = model.named_parameters().items()
+        if bad := [name for name, w in parameters if not bool(mx.isfinite(w).all())]:
             raise CheckpointError(
                 f"{bad[0]}: values beyond float16's range ({len(bad)} tensors); use bfloat16 or "
                 "float32"

@@ -69,10 +69,8 @@ class Engine:
         """Answer a conversation, event by event: `Reading`, a `Text` for each token, `End`.
 
         Args:
-            messages: a conversation (see `inputs.messages`), or one user's text, or what the
-                processor made of it.
-            images: pictures (paths, URLs or PIL images) that go before the text, when `messages` is
-                one text.
+            messages: a conversation (see `inputs.messages`), one user's text, or prepared inputs.
+            images: pictures (paths, URLs or PIL images) that go before that one text.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             schema: the answer is JSON that fits it.
             reserve_tokens: that there must be room for after the prompt.
@@ -147,9 +145,8 @@ class Engine:
         rows = [self.row(options or Options(), schema) for _ in batch]
         for row, inputs in zip(rows, batch, strict=True):
             row.begin(inputs.input_ids.tolist(), context - max(lengths))
-        cache = make_cache(
-            self.model, max(lengths) + rows[0].max_new_tokens, rows[0].options.kv_bits
-        )
+        capacity = max(lengths) + rows[0].max_new_tokens
+        cache = make_cache(self.model, capacity, rows[0].options.kv_bits)
         decoder, texts = Decoder(self.model), dict.fromkeys(rows, "")
         digests = [digest for inputs in batch for digest in inputs.tile_digests]
         tiles = np.concatenate([inputs.tiles for inputs in batch])

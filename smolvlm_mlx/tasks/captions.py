@@ -53,11 +53,8 @@ class Task:
         """An answer as fields of a line."""
         text = text.strip()
         if self.schema is None:
-            return {
-                "caption": text
-                if self.most_characters is None
-                else shorten(text, self.most_characters)
-            }
+            most = self.most_characters
+            return {"caption": text if most is None else shorten(text, most)}
         if not ended:
             cut_off = f"the answer was cut off after {self.max_tokens} tokens"
             return {"error": f"{cut_off}; raise --max-tokens"}
@@ -84,9 +81,8 @@ TASKS = {
     "caption": Task("Describe this image in one or two sentences.", 128),
     "alt": Task(
         "Write alternative text for this image: one sentence of fewer than 125 characters.",
-        64,
-        None,
-        124,
+        max_tokens=64,
+        most_characters=124,
     ),
     "keywords": Task(
         "Give this image a title, a description and keywords, as JSON.", 512, _KEYWORDS
@@ -103,11 +99,10 @@ def shorten(text: str, most: int) -> str:
     ends = [
         end + 1 for end in range(most) if text[end] in ".!?" and text[end + 1 : end + 2].isspace()
     ]
-    return (
-        text[: ends[-1]]
-        if ends
-        else text[: text.rfind(" ", 0, most) if " " in text[:most] else most - 1] + "…"
-    )
+    if ends:
+        return text[: ends[-1]]
+    space = text.rfind(" ", 0, most)
+    return text[: most - 1 if space < 0 else space] + "…"
 
 
 def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:
@@ -159,9 +154,8 @@ def _jsonl(lines: Iterable[Line]) -> bytes:
 
 def _csv(lines: Sequence[Line]) -> bytes:
     """A table; lists are joined by semicolons."""
-    columns = list(
-        dict.fromkeys(key for line in lines for key in line if key not in ("sha256", "run"))
-    )
+    keys = dict.fromkeys(key for line in lines for key in line)
+    columns = [key for key in keys if key not in ("sha256", "run")]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
@@ -174,9 +168,9 @@ def _cell(value: object) -> object:
         return "; ".join(map(str, value))
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    return (
-        f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-    )  # no formula
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
+        return f"'{value}"  # no formula
+    return value
 
 
 def _encoded(text: str) -> bytes:
@@ -211,11 +205,9 @@ def _files(path: Path) -> Iterator[Path]:
     for folder, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
-            if (
-                not name.startswith(".")
-                and Path(name).suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES
-            ):
-                yield Path(folder, name)
+            file = Path(folder, name)
+            if name[0] != "." and file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
+                yield file
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,7 @@ def evaluate_in_steps(
     Args:
         data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
         results: JSONL file of the answers; what is in it already is not asked again.
-        metric: one of `metrics.METRICS`, or "auto": choice for questions with choices, exact for
-            others.
+        metric: one of `metrics.METRICS`, or "auto": choice where there are choices, else exact.
         image_options: for all pictures; a row's own go first.
 
     Raises:
@@ -124,28 +123,17 @@ def evaluate_in_steps(
     """
     rows = _questions(data, metric)
     image_options = image_options or ImageOptions()
-    run: dict[str, object] = {"model": str(model_path), "adapter": str(adapter or "")}
-    run |= {
-        "weights": _state(model_path, adapter),
-        "dtype": dtype,
-        "revision": revision,
-        "metric": metric,
-    }
-    run |= {
-        "data": rows_fingerprint(rows),
-        "options": asdict(options),
-        "image_options": asdict(image_options),
-    }
+    what = {"model": str(model_path), "adapter": str(adapter or "")}
+    what["weights"] = _state(model_path, adapter)
+    how = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
+    cut = {"options": asdict(options), "image_options": asdict(image_options)}
     path = Path(results).expanduser()
-    done = _read_results(path, json.loads(json.dumps(run)))
+    done = _read_results(path, json.loads(json.dumps({**what, **how, **cut})))
     if missing := [row for row in rows if row.where not in done]:
         loaded = load(model_path, dtype, revision, adapter=adapter)
-        with path.open(
-            "a", encoding="utf-8", errors="backslashreplace"
-        ) as file:  # as JSON writes lone surrogates
+        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # surrogates as in JSON
             for answer in _answer(*loaded, missing, options, image_options, metric):
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-                file.flush()
                 done[answer.where] = answer
                 yield Reading(len(done), len(rows), "questions")
     return Result(str(model_path), tuple(done[row.where] for row in rows))

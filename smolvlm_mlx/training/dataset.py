@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.rows import Row
+from ..data.rows import Row, rows_fingerprint
 from ..data.samples import make_sample
 from ..errors import PromptError, SmolVLMError
 from ..events import Reading, at_once
@@ -107,6 +107,11 @@ class Dataset:
     processor: Processor
     rows: tuple[UsableRow, ...]
     skipped: tuple[SkippedRow, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for what the rows say."""
+        return rows_fingerprint([usable.row for usable in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,7 +21,7 @@ from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layer
 from ..checkpoint.convert import write_trained
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
-from ..data.rows import Row, read_rows, rows_fingerprint
+from ..data.rows import Row, read_rows
 from ..errors import DataError, TrainingError
 from ..events import Reading, at_once
 from ..files import new_folder
@@ -161,13 +161,8 @@ def prepare_in_steps(
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
     base = fingerprint(dict(checkpoint.read()))
     adapter = _unfreeze(model, plan, base, str(model_path))
-    data_read = {
-        "data": rows_fingerprint([usable.row for usable in training.rows]),
-        "validation": rows_fingerprint([usable.row for usable in held_out.rows]),
-    }
-    trainer = Trainer(
-        model, _settings(plan, training), out / "run", {**asdict(plan), **data_read, "base": base}
-    )
+    read = {"data": training.fingerprint, "validation": held_out.fingerprint, "base": base}
+    trainer = Trainer(model, _settings(plan, training), out / "run", asdict(plan) | read)
     return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
 
 
