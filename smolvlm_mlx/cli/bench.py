@@ -20,36 +20,38 @@ if TYPE_CHECKING:
 UNITS = {"tokens": "tok", "tiles": "tiles", "pictures": "pic"}
 SHOWN = 6  # primitives of a decode step, by name
 
+StoredModel = Annotated[
+    str | None,
+    typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random."),
+]
+RandomModel = Annotated[
+    choices.Size | None,
+    typer.Option(help="Random weights in this size's shape: nothing is downloaded."),
+]
+RandomBits = Annotated[
+    choices.Bits | None,
+    typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual."),
+]
 Runs = Annotated[
     int | None, typer.Option(help=f"Of each phase; else {Plan.runs}, with --quick {QUICK.runs}.")
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")
 ]
 
 
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random."
-        ),
-    ] = None,
-    random: Annotated[
-        choices.Size | None,
-        typer.Option(help="Random weights in this size's shape: nothing is downloaded."),
-    ] = None,
-    bits: Annotated[
-        choices.Bits | None,
-        typer.Option(help="Quantize random weights of the decoder; 8, 6 and 4 are usual."),
-    ] = None,
+    model: StoredModel = None,
+    random: RandomModel = None,
+    bits: RandomBits = None,
     runs: Runs = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few runs, one short prompt, a picture of one tile.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as one JSON object.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="PNG file for a picture of the roofline with the phases.")
-    ] = None,
+    quick: Quick = False,
+    as_json: AsJson = False,
+    plot: Plot = None,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Measure each phase of an answer, beside the limit that this machine sets.
@@ -72,9 +74,9 @@ def bench(
         _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
     )
     plan = QUICK if quick else Plan()
-    result = _follow(
-        run(open_model, plan if runs is None else replace(plan, runs=runs), model is not None)
-    )
+    if runs is not None:
+        plan = replace(plan, runs=runs)
+    result = _follow(run(open_model, plan, model is not None))
     name = model or f"{random}, random weights" + (f", {bits} bits" if bits else "")
     if as_json:
         print(json.dumps(_summary(name, result), indent=2))

@@ -16,26 +16,27 @@ from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model
 if TYPE_CHECKING:
     from ..tasks.documents import Page
 
+Files = Annotated[
+    list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")
+]
+Format = Annotated[Output, typer.Option(help="What is written; text does without DocTags.")]
+Pages = Annotated[str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")]
+Dpi = Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")
+]
+
 
 def document(
-    files: Annotated[
-        list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write to this file; else to stdout.")
-    ] = None,
-    output: Annotated[
-        Output, typer.Option(help="What is written; text does without DocTags.")
-    ] = "doctags",
-    pages: Annotated[
-        str | None, typer.Option(help="Of each PDF, such as 1-3,7 or 5-; else all.")
-    ] = None,
-    dpi: Annotated[
-        int, typer.Option(min=18, max=1200, help="Pixels an inch of a PDF's page.")
-    ] = 144,
-    prompt: Annotated[
-        str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")
-    ] = None,
+    files: Files,
+    out: Out = None,
+    output: Format = "doctags",
+    pages: Pages = None,
+    dpi: Dpi = 144,
+    prompt: Prompt = None,
     model_path: Model = DOCUMENT_MODEL,
     options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
     image_options: ImageOptions = ImageOptions(),

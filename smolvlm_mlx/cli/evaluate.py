@@ -17,33 +17,36 @@ from .options import DEFAULT_MODEL, Loading
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
 
+Questions = Annotated[
+    str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first."),
+]
+ScoredBy = Annotated[
+    Metric, typer.Option(help="auto is choice for questions with choices, else exact.")
+]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")
 ]
+Part = Annotated[
+    str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")]
 
 
 def evaluate(
-    data: Annotated[
-        str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")
-    ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first."),
-    ] = None,
-    metric: Annotated[
-        Metric, typer.Option(help="auto is choice for questions with choices, else exact.")
-    ] = "auto",
+    data: Questions,
+    model: Models = None,
+    metric: ScoredBy = "auto",
     out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    part: Annotated[
-        str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")
-    ] = None,
+    part: Part = None,
     options: Options = EVALUATION,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the scores as one JSON object.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer the questions with each checkpoint, and print a table of scores.
 
@@ -56,18 +59,13 @@ def evaluate(
     from .show import count_bar, follow
 
     models = model or [DEFAULT_MODEL]
-    if loading.adapter is not None and len(models) > 1:
-        raise EvaluationError(
-            "--adapter belongs to one checkpoint; give one --model, or fuse it with convert "
-            "--adapter"
-        )
+    _check_adapter(loading.adapter, models)
     rows, results = read_rows(data, part)[:limit], []
     for name in models:
-        file = out / f"{_file_name(name)}.jsonl"
         steps = run(
             name,
             rows,
-            file,
+            out / _file_name(name),
             metric=metric,
             options=options,
             image_options=image_options,
@@ -80,8 +78,16 @@ def evaluate(
         _print_scores(results)
 
 
+def _check_adapter(adapter: Path | None, models: list[str]) -> None:
+    if adapter is not None and len(models) > 1:
+        raise EvaluationError(
+            "--adapter belongs to one checkpoint; give one --model, or fuse it with convert "
+            "--adapter"
+        )
+
+
 def _file_name(model: str) -> str:
-    return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:]
+    return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:] + ".jsonl"
 
 
 def _summary(result: "Result", first: "Result") -> dict[str, object]:

@@ -17,6 +17,12 @@ from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 if TYPE_CHECKING:
     from ..training.run import Run
 
+Conversations = Annotated[
+    str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")
+]
+Out = Annotated[
+    Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")
+]
 Presets = Annotated[
     Preset | None,
     typer.Option(
@@ -24,31 +30,27 @@ Presets = Annotated[
         "Options beside it go first."
     ),
 ]
+Validation = Annotated[
+    str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")
+]
+Part = Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")
+]
+Estimate = Annotated[bool, typer.Option("--estimate", help="Say what it would take, and stop.")]
 
 
 def finetune(
     context: typer.Context,
-    data: Annotated[
-        str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")
-    ],
-    out: Annotated[
-        Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")
-    ],
+    data: Conversations,
+    out: Out,
     model: Model = DEFAULT_MODEL,
     preset: Presets = None,
     plan: Plan = Plan(),
-    validation: Annotated[
-        str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")
-    ] = False,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would take, and stop.")
-    ] = False,
+    validation: Validation = None,
+    part: Part = None,
+    resume: Resume = False,
+    estimate: Estimate = False,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
     """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.

@@ -19,33 +19,32 @@ if TYPE_CHECKING:
     from ..generation.stream import Stream
     from ..inputs.messages import Message
 
+Question = Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")]
+Videos = Annotated[
+    list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
+]
+Fps = Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")]
+Start = Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")]
+End = Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")
+]
+
 
 def generate(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The question; `-` or none: read from stdin.")
-    ] = None,
+    prompt: Question = None,
     model_path: Model = DEFAULT_MODEL,
     image: Images = None,
-    video: Annotated[
-        list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames of a video to look at, a second.")
-    ] = None,
+    video: Videos = None,
+    fps: Fps = None,
     max_frames: Annotated[int | None, typer.Option(help="Most frames of a video.")] = None,
-    start: Annotated[
-        float | None, typer.Option(help="Look at a video from here, in seconds.")
-    ] = None,
-    end: Annotated[
-        float | None, typer.Option(help="Look at a video up to here, in seconds.")
-    ] = None,
+    start: Start = None,
+    end: End = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     options: Options = Options(),
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..generation.engine import Engine

@@ -24,6 +24,18 @@ STUCK = (
 )
 PREVIEW = 1024  # pixels a side
 
+VideoFile = Annotated[
+    str | None,
+    typer.Argument(
+        help="A video in place of a camera: path or URL. It plays once, at its own pace."
+    ),
+]
+CameraName = Annotated[
+    str | None,
+    typer.Option("--camera", "-c", help="Number or device of the camera; 0 if there is no FILE."),
+]
+Question = Annotated[str, typer.Option("--prompt", "-p", help="The question about each frame.")]
+Every = Annotated[float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")]
 Mirror = Annotated[
     bool,
     typer.Option(
@@ -31,41 +43,27 @@ Mirror = Annotated[
         help="Show the picture as a mirror does; the model sees it as it is.",
     ),
 ]
+QuestionFirst = Annotated[
+    bool,
+    typer.Option(
+        "--question-first",
+        help="Put the question before the picture, which reads it only once.",
+    ),
+]
+FrameOptions = Annotated[ImageOptions, Flags(without=("longest_edge", "max_tiles"))]
 
 
 def live(
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            help="A video in place of a camera: path or URL. It plays once, at its own pace."
-        ),
-    ] = None,
-    camera: Annotated[
-        str | None,
-        typer.Option(
-            "--camera", "-c", help="Number or device of the camera; 0 if there is no FILE."
-        ),
-    ] = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="The question about each frame.")
-    ] = PROMPT,
+    file: VideoFile = None,
+    camera: CameraName = None,
+    prompt: Question = PROMPT,
     model: Model = DEFAULT_MODEL,
-    every: Annotated[
-        float, typer.Option(min=0.0, help="Least seconds from one frame to the next.")
-    ] = 0.0,
+    every: Every = 0.0,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many frames.")] = None,
     mirror: Mirror = True,
-    question_first: Annotated[
-        bool,
-        typer.Option(
-            "--question-first",
-            help="Put the question before the picture, which reads it only once.",
-        ),
-    ] = False,
+    question_first: QuestionFirst = False,
     options: Options = LIVE,
-    image_options: Annotated[
-        ImageOptions, Flags(without=("longest_edge", "max_tiles"))
-    ] = ImageOptions(split=False),
+    image_options: FrameOptions = ImageOptions(split=False),
     loading: Loading = Loading(),
 ) -> None:
     """Describe what a camera sees, again and again; Ctrl-C ends it.

@@ -104,15 +104,7 @@ def run_server(
     from ..server.security import HeaderTimeoutProtocol
 
     port = listener.getsockname()[1]
-    page = f"http://{LOCAL}:{port}/" + (f"#token={secret}" if secret else "")
-    print(
-        f"page: {page}\nAPI:  http://{LOCAL}:{port}/v1" + (f"  token: {secret}" if secret else ""),
-        flush=True,
-    )
-    if open_page:
-        import webbrowser
-
-        webbrowser.open(page)
+    _show_page(port, secret, open_page)
     names = [f"{name}:{port}" for name in (LOCAL, "localhost", "[::1]")]
     config = uvicorn.Config(
         make_app(service, [*names, *hosts], secret, list(origins)),
@@ -125,6 +117,19 @@ def run_server(
         h11_max_incomplete_event_size=32 * 1024,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _show_page(port: int, secret: str | None, open_page: bool) -> None:
+    """Say where the page and the API are, and open the page if wanted."""
+    page = f"http://{LOCAL}:{port}/" + (f"#token={secret}" if secret else "")
+    print(
+        f"page: {page}\nAPI:  http://{LOCAL}:{port}/v1" + (f"  token: {secret}" if secret else ""),
+        flush=True,
+    )
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(page)
 
 
 def new_token() -> str:

@@ -25,9 +25,13 @@ WITHOUT = (
     "skip_special_tokens",
 )  # special tokens would come back as plain text with the next question
 
+Resume = Annotated[
+    str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")
+]
 Web = Annotated[
     bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
 ]
+NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")]
 
 
 def chat(
@@ -35,13 +39,9 @@ def chat(
     model: Model = DEFAULT_MODEL,
     image: Images = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    resume: Annotated[
-        str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")
-    ] = None,
+    resume: Resume = None,
     web: Web = False,
-    no_history: Annotated[
-        bool, typer.Option("--no-history", help="Keep nothing of this conversation.")
-    ] = False,
+    no_history: NoHistory = False,
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
@@ -53,9 +53,7 @@ def chat(
             "leave out their options"
         )
     if web:
-        listener = listen(LOCAL, 0)
-        service = load_service(model, loading, image_options, not no_history)
-        run_server(service, listener, new_token(), open_page=True)
+        _run_page(model, loading, image_options, not no_history)
         return
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
@@ -76,6 +74,15 @@ def chat(
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
     screen.run(session)
+
+
+def _run_page(
+    model: str, loading: Loading, image_options: ImageOptions, keep_history: bool
+) -> None:
+    """The conversation in the browser, until Ctrl-C."""
+    listener = listen(LOCAL, 0)
+    service = load_service(model, loading, image_options, keep_history)
+    run_server(service, listener, new_token(), open_page=True)
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
