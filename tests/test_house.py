@@ -37,6 +37,7 @@ DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
 MAX_ROOMS, MAX_ARROWS = 18, 80
 MAX_FILE_LINES = 400
+MAX_COLUMNS = 100
 MAX_FUNCTION_LINES = 40
 
 
@@ -201,6 +202,7 @@ def test_file(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     lines = text.count("\n")
     assert lines <= MAX_FILE_LINES
+    assert max(map(len, text.splitlines())) <= MAX_COLUMNS
     nodes = list(ast.walk(ast.parse(text)))
     greedy = [
         node.lineno
