@@ -129,10 +129,8 @@ def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
                     continue
                 last = max(last, now + float((packet.duration or 0) * packet.time_base))
                 move = round((written - first) / packet.time_base)
-                packet.dts, packet.pts = (
-                    packet.dts + move,
-                    None if packet.pts is None else packet.pts + move,
-                )
+                packet.dts = packet.dts + move
+                packet.pts = None if packet.pts is None else packet.pts + move
                 packet.stream = copies[packet.stream.index]
                 made.mux(packet)
             written += last - (first or 0.0)

@@ -147,8 +147,7 @@ class ModelConfig:
         if raw.get("model_type") not in MODEL_TYPES:
             raise CheckpointError(
                 f"config.json: model_type is {quote(raw.get('model_type'))}, not one of "
-                f"{', '.join(MODEL_TYPES)}; "
-                "choose a SmolVLM or SmolVLM2 checkpoint"
+                f"{', '.join(MODEL_TYPES)}; choose a SmolVLM or SmolVLM2 checkpoint"
             )
         problems: list[str] = []
         text_raw = _mapping(raw, "text_config", problems)
@@ -205,9 +204,8 @@ def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mappin
 
 def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, object]:
     """rope_theta, if it is where newer files have it; only plain rotary positions are known."""
-    name = (
-        "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"
-    )  # older and newer files
+    # In older files, and in newer ones.
+    name = "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"
     rope = text_raw.get(name) or {}
     if not isinstance(rope, Mapping):
         problems.append(f"text_config: {name} is not an object")

@@ -126,10 +126,7 @@ def at_once(
         name.removesuffix("_in_steps") for name in (call.__name__, call.__qualname__)
     )
     signature = inspect.signature(steps)
-    _, _, result, *_ = (
-        *get_args(signature.return_annotation),
-        None,
-        None,
-    )  # Generator[Step] has no result
+    # Generator[Step] has no result.
+    _, _, result, *_ = (*get_args(signature.return_annotation), None, None)
     call.__dict__["__signature__"] = signature.replace(return_annotation=result)
     return call

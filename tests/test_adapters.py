@@ -66,10 +66,8 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def write_adapter(base: Path, out: Path, kind: str, trained: bool = True) -> Path:
     """One with random values, or as training begins."""
     model, _ = load(base, "float32", fuse=False)
-    modules, mark = (
-        layers_of(model, ("decoder", "connector", "vision")),
-        fingerprint(weights_of(base)),
-    )
+    modules = layers_of(model, ("decoder", "connector", "vision"))
+    mark = fingerprint(weights_of(base))
     config = AdapterConfig(kind, 4, 2.0, 0.1, modules, mark, str(base))  # type: ignore[arg-type]
     add_adapter(model, config)
     rng = np.random.default_rng(0)
@@ -364,10 +362,8 @@ def test_weights_that_are_missing_or_cut_off(
 
 
 def test_errors_are_one_line(tiny: Path, adapters: Folders, tmp_path: Path, call: Any) -> None:
-    other, broken = (
-        make(tmp_path / "other", seed=1),
-        changed(adapters["lora"], tmp_path / "broken", rank=10**9),
-    )
+    other = make(tmp_path / "other", seed=1)
+    broken = changed(adapters["lora"], tmp_path / "broken", rank=10**9)
     for model, adapter, reason in (
         (other, adapters["lora"], f"trained on {quote(tiny, end=True)}"),
         (tiny, broken, "rank missing or"),

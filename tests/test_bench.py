@@ -74,18 +74,16 @@ def test_result(result: Result) -> None:
     assert result.peak_memory > result.weights > 0
     assert all(phase.median > 0 and len(phase.seconds) == 1 for phase in result.phases)
     second = result.phases[-1]
-    assert (
-        second.count == 16 + 1
-    )  # the new question, and the answer's last token, which was never read
+    # The new question, and the answer's last token, which was never read.
+    assert second.count == 16 + 1
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("dtype", "matrices"), [(mx.bfloat16, 4 * 7 + 1), (mx.float32, 0)])
 def test_kernels_of_a_step(dtype: mx.Dtype, matrices: int) -> None:
     kernels = Run(random_model(BUNDLED, dtype), ImageSettings(64, 128), Plan()).count_step()
-    assert (
-        kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices
-    )  # without attention's two a layer
+    # Without attention's two a layer.
+    assert kernels["Matmul"] + kernels["AddMM"] - 4 * 2 * bool(matrices) == matrices
     assert kernels["ArgReduce"] == 1
 
 

@@ -215,9 +215,8 @@ def test_what_is_no_camera(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="there is no such camera"):
         Camera(str(tmp_path / "video9"))
     (tmp_path / "video9").write_bytes(encode_video(3))
-    with pytest.raises(
-        VideoError, match="it has to be a camera"
-    ):  # a path that is given as a device is not read
+    # A path that is given as a device is not read.
+    with pytest.raises(VideoError, match="it has to be a camera"):
         Camera(str(tmp_path / "video9"))
 
 

@@ -81,10 +81,8 @@ def converse(loaded: Loaded, seed: int, kv_bits: Any = None) -> tuple[int, int]:
         uncached = finish(stream_generate(*loaded, chat.messages[:-1], chat.options))
         assert stream.token_ids == uncached.token_ids
         assert stream.statistics.prompt_tokens == uncached.statistics.prompt_tokens
-        reused, total = (
-            reused + stream.statistics.reused_tokens,
-            total + stream.statistics.prompt_tokens,
-        )
+        reused = reused + stream.statistics.reused_tokens
+        total = total + stream.statistics.prompt_tokens
     return reused, total
 
 

@@ -35,9 +35,8 @@ def test_different_models_are_not_compared(tiny: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other")
     raw = json.loads((other / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps({**raw, "image_mean": [0, 0, 0]}))
-    assert compare(tiny, other)[0].kl == pytest.approx(
-        0, abs=1e-6
-    )  # the same words: still comparable
+    # The same words: still comparable.
+    assert compare(tiny, other)[0].kl == pytest.approx(0, abs=1e-6)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["added_tokens"] = [
         token for token in tokenizer["added_tokens"] if token["content"] != "<end_of_utterance>"

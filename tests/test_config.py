@@ -169,11 +169,8 @@ def changed(section: str | None = None, **values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
 def test_rope_theta_may_be_in_rope_parameters(name: str) -> None:
-    values = {
-        "rope_theta": 273768.0,
-        "rope_type": "default",
-        "hidden_size": 7,
-    }  # only rope_theta is taken from there
+    # Only rope_theta is taken from there.
+    values = {"rope_theta": 273768.0, "rope_type": "default", "hidden_size": 7}
     text = ModelConfig.from_dict(changed("text_config", **{name: values})).text_config
     assert (text.rope_theta, text.hidden_size) == (273768.0, 576)
 

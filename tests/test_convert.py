@@ -93,10 +93,8 @@ def test_bf16_config(tiny: Path, tmp_path: Path) -> None:
 
 def test_every_dtype_in_config_is_the_new_one(tiny: Path, tmp_path: Path) -> None:
     raw = json.loads((tiny / "config.json").read_text())
-    text, vision = (
-        {**raw["text_config"], "dtype": "float32"},
-        {**raw["vision_config"], "torch_dtype": "float32"},
-    )
+    text = {**raw["text_config"], "dtype": "float32"}
+    vision = {**raw["vision_config"], "torch_dtype": "float32"}
     values = {"text_config": text, "vision_config": vision, "dtype": "float32"}
     source = copy(tiny, tmp_path / "in", weights_of(tiny), **values)
     convert(source, tmp_path / "out", Recipe(dtype="float16"))
@@ -230,10 +228,8 @@ def test_dequantizing(tiny: Path, tmp_path: Path) -> None:
             packed, scales, biases = (
                 want[f"{module}.{part}"] for part in ("weight", "scales", "biases")
             )
-            scales, biases = (
-                scales.astype(mx.float32),
-                biases.astype(mx.float32),
-            )  # rounded once, to the result's dtype
+            # Rounded once, to the result's dtype.
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
             exact = mx.dequantize(packed, scales, biases, 64, 4 if ".layers." in key else 8)
             assert bool(mx.array_equal(array, exact.astype(mx.bfloat16)))
         else:

@@ -47,16 +47,13 @@ def test_checks_see_what_fell_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize(
-    "bits", [4, 8]
-)  # 512 inputs are a multiple of 512 and of 256; 192 of neither
+# 512 inputs are a multiple of 512 and of 256; 192 of neither.
+@pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_products_of_one_row(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "name", lambda: "metal")
     *_, rows = model_checks(random_model(BUNDLED, mx.float32, bits=bits), {})
-    down, layer = (
-        512 * 192,
-        2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192,
-    )  # only `down` has 512 inputs
+    # Only `down` has 512 inputs.
+    down, layer = 512 * 192, 2 * 192 * 192 + 2 * 192 * 96 + 3 * 512 * 192
     assert rows == Check(
         "quantized products of one row",
         f"{4 * down / (4 * layer + HEAD):.0%} of their bytes by the fastest kernel",

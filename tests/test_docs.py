@@ -157,8 +157,7 @@ def test_tour_shows_every_station() -> None:
         stations
         == (
             "station image tiles input_ids pixel_values patch_embeddings image_features "
-            "image_tokens embeddings logits cache "
-            "token text"
+            "image_tokens embeddings logits cache token text"
         ).split()
     )
 

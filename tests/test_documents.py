@@ -375,10 +375,8 @@ def test_pages_that_are_no_doctags_keep_their_words() -> None:
 
 def test_docling_reads_whatever_a_model_writes() -> None:
     pytest.importorskip("docling_core")
-    random, parts = (
-        Random(3),
-        [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"],
-    )
+    random = Random(3)
+    parts = [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"]
     for _ in range(60):
         page = "<doctag>" + "".join(random.choices(parts, k=40))
         text, _ = export([close_tags(page, DOCTAGS)], "markdown")

@@ -217,11 +217,8 @@ def test_the_first_token_waits_for_no_other(
     monkeypatch.setattr(kind, "run", counted)
     inputs = loaded[1]([{"role": "user", "content": "Hello"}])
     events = PromptReader(loaded[0]).answer(inputs, Row(SHORT))
-    assert [len(steps) for event in events if isinstance(event, Text)] == [
-        1,
-        *range(3, 13),
-        12,
-    ]  # then the next is under way while one is read
+    # Then the next is under way while one is read.
+    assert [len(steps) for event in events if isinstance(event, Text)] == [1, *range(3, 13), 12]
 
 
 # ---- what goes wrong

@@ -133,9 +133,8 @@ def test_two_checkpoints_are_compared_question_by_question(
     fake(first=SOME, second=RIGHT)
     first, second = (evaluate(name, data, tmp_path / name) for name in ("first", "second"))
     assert first.agreement(second) == second.agreement(first) == 4 / 6
-    assert second.difference(first) == pytest.approx(
-        (1 / 3, 1.96 * (4 / 15 / 6) ** 0.5)
-    )  # of 0, 0, 1, 0, 1, 0
+    # Of 0, 0, 1, 0, 1, 0.
+    assert second.difference(first) == pytest.approx((1 / 3, 1.96 * (4 / 15 / 6) ** 0.5))
     assert first.difference(second)[0] == pytest.approx(-1 / 3)
     assert first.difference(first) == (0, 0)
     assert Result("one", first.answers[:1]).difference(Result("one", second.answers[:1])) == (0, 0)

@@ -481,9 +481,8 @@ def test_tls_of_a_certificate_that_nobody_vouches_for(tls: ssl.SSLContext) -> No
         server(answer(b"picture"), tls) as port,
         pytest.raises(FetchError, match="certificate verify failed"),
     ):
-        get_safely(
-            "example.com", port, "127.0.0.1", "::1"
-        )  # and no other address is tried, whose error would be said
+        # No other address is tried, whose error would be said.
+        get_safely("example.com", port, "127.0.0.1", "::1")
 
 
 @pytest.mark.usefixtures("trusted")

@@ -174,9 +174,8 @@ def test_each_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     where = {bare(package): "" for package in project["dependencies"]}
     for extra, packages in project["optional-dependencies"].items():
-        for (
-            package
-        ) in packages:  # dev repeats those of extras, which come first; cpu and cuda13 mlx
+        # dev repeats those of extras, which come first; cpu and cuda13 mlx.
+        for package in packages:
             where.setdefault(bare(package), extra)
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Dependencies\n")[2].partition("\n## ")[0]

@@ -91,10 +91,8 @@ def test_orientation_of_a_file_is_applied_and_of_a_picture_not() -> None:
     ("values", "expected"),
     [
         (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),  # 16 bits: scaled
-        (
-            np.array([[0, 200, 255]], np.uint16),
-            [0, 200, 255],
-        ),  # nothing to clip: as in the reference
+        # Nothing to clip: as in the reference.
+        (np.array([[0, 200, 255]], np.uint16), [0, 200, 255]),
         (np.array([[0, 25700, 65535]], np.int32), [0, 100, 255]),
         (np.array([[0, 0.2, 1]], np.float32), [0, 51, 255]),
         (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),

@@ -87,9 +87,8 @@ def test_known_tiles_are_not_encoded_again(loaded: Any, monkeypatch: pytest.Monk
     count, second = encoded(loaded, cache, tiles(2, 3, 1), monkeypatch)
     assert count == 1
     np.testing.assert_array_equal(second[[2, 0]], first)
-    other = replace(
-        loaded[1].settings, mean=(0.4, 0.5, 0.6)
-    )  # other pixel values of the same tiles
+    # Other pixel values of the same tiles.
+    other = replace(loaded[1].settings, mean=(0.4, 0.5, 0.6))
     assert cache.get(digest_tiles(tiles(1)), other) == {}
 
 

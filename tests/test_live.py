@@ -377,9 +377,8 @@ def test_in_a_terminal(tiny: Path, clip: Path) -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     written = b""
-    with suppress(
-        OSError
-    ):  # Linux' way to say that the other end is closed; elsewhere nothing more comes
+    # Linux' way to say that the other end is closed; elsewhere nothing more comes.
+    with suppress(OSError):
         while more := os.read(ours, 65536):
             written += more
     os.close(ours)

@@ -33,8 +33,7 @@ def python(
     pretend = (
         f"import sys, platform, importlib.util; sys.version_info = ({version.replace('.', ', ')}); "
         f"sys.prefix = sys.base_prefix; sys.platform = '{system}'; platform.machine = lambda: "
-        f"'{machine}'; "
-        f"importlib.util.find_spec = '{modules}'.__contains__; "
+        f"'{machine}'; importlib.util.find_spec = '{modules}'.__contains__; "
     )
     return f"""case "$1" in
     -c) exec {sys.executable} -c "{pretend} ${{2#import pip; }}";;

@@ -53,10 +53,8 @@ def test_an_estimate_grows_with_everything() -> None:
 def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, limit: int) -> None:
     """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of
     the memory."""
-    config, plan = (
-        ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json")),
-        Plan(**PRESETS[preset]),
-    )
+    config = ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json"))
+    plan = Plan(**PRESETS[preset])
     model = SmolVLM(config)
     model.set_dtype(mx.bfloat16)
     quantize_modules(model, Quantization(4, 64), lambda path: path.startswith("language_model."))

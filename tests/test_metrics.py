@@ -295,12 +295,8 @@ def test_relaxed(prediction: str, answer: str, expected: int) -> None:
             ("The answer is (B) Rome.", "B"),
             ("It is B, I say", None),
         ],
-        *[
-            ("A or B", "B"),
-            ("(B), not (A)", "A"),
-            ("B or (A)", "A"),
-            ("A. no, B. yes", "B"),
-        ],  # the last, of one form
+        # The last, of one form.
+        *[("A or B", "B"), ("(B), not (A)", "A"), ("B or (A)", "A"), ("A. no, B. yes", "B")],
         *[
             ("In the USA. Rome", "B"),
             ("vitamin C", "C"),
@@ -400,9 +396,8 @@ def test_scores_are_from_0_to_1(
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "choice"])
 @given(answer=TEXT, others=st.lists(TEXT, max_size=9))
 def test_the_answer_itself_is_right(metric: str, answer: str, others: list[str]) -> None:
-    assume(
-        answer.strip().lower().strip("+-%") not in ("nan", "inf", "infinity")
-    )  # numbers to pix2struct, equal to none
+    # Numbers to pix2struct, equal to none.
+    assume(answer.strip().lower().strip("+-%") not in ("nan", "inf", "infinity"))
     people = [answer] * 10 if metric == "vqa" else [*others, answer]
     assert METRICS[metric](answer, people, ()) == pytest.approx(1)
 

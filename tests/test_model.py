@@ -260,9 +260,8 @@ def test_what_goes_on_from_a_fork_or_a_batch_writes_nowhere_else(tiny: Path, tri
             layer.trim(trimmed)
         for layer in cache:
             layer.trim(trimmed)
-        [
-            layer.fork() for layer in cache
-        ]  # a shorter one, which does not make the longer rows anyone's own
+        # A shorter one, which does not make the longer rows anyone's own.
+        [layer.fork() for layer in cache]
         kept = [np.array(layer.keys) for layer in cache]
         have = model(mx.array([[77]]), others)[:, -1]
         want = model(mx.array([[*ids[:-trimmed], 77]]))[:, -1]

@@ -234,10 +234,8 @@ def test_no_socket_and_no_other_file_is_opened(tmp_path: Path) -> None:
 
 def test_flipped_bytes() -> None:
     """Damage at random: frames or one line, whatever the decoder meets."""
-    rng, whole = (
-        random.Random(0),
-        [encode_video(20, 10, name, gop=5) for name in ("mp4", "matroska", "avi")],
-    )
+    rng = random.Random(0)
+    whole = [encode_video(20, 10, name, gop=5) for name in ("mp4", "matroska", "avi")]
     outcomes: Counter[Any] = Counter()
     for number in range(150):
         data = bytearray(whole[number % 3])
@@ -249,7 +247,6 @@ def test_flipped_bytes() -> None:
             outcomes[str(error).count("\n")] += 1
         else:
             outcomes["frames"] += frames > 0
-    assert (
-        outcomes["frames"] + outcomes[0] == 150
-    )  # no error of two lines, and no clip without frames
+    # No error of two lines, and no clip without frames.
+    assert outcomes["frames"] + outcomes[0] == 150
     assert min(outcomes["frames"], outcomes[0]) > 3

@@ -157,9 +157,8 @@ def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
     page.evaluate("document.querySelector('#system').value = 'x'.repeat(100)")
     page.press("#text", "Enter")
     page.get_by_role("button", name="… but keep its pictures").click()
-    page.get_by_role(
-        "button", name="Forget the oldest turn"
-    ).wait_for()  # the picture is still too much
+    # The picture is still too much.
+    page.get_by_role("button", name="Forget the oldest turn").wait_for()
     assert page.locator(".user .text").all_inner_texts() == [words.strip(), "And more"]
     assert page.locator(".user").nth(0).locator("img").count() == 1
     page.get_by_role("button", name="Forget the oldest turn").click()
@@ -223,9 +222,8 @@ def test_live_describes_the_newest_frame_one_at_a_time(
     )
     page.fill("#live-question", "What now?")
     seen = len(bodies)
-    while len(bodies) < seen + 2 or len(beside) < len(
-        bodies
-    ):  # asked by the page, and come to the server
+    # Until what the page asked has come to the server.
+    while len(bodies) < seen + 2 or len(beside) < len(bodies):
         page.wait_for_timeout(20)
     assert len(beside) >= 5
     assert set(beside) == {(0, 0)}

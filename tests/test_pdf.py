@@ -55,9 +55,8 @@ def test_pages_are_drawn_one_at_a_time_at_a_resolution(three: Path) -> None:
         assert (image.mode, image.size) == ("RGB", (200, 120))
         pixel = image.getpixel((100, 60))
         assert isinstance(pixel, tuple)
-        assert (
-            max(abs(one - other) for one, other in zip(pixel, color, strict=True)) <= 2
-        )  # Pillow's PDFs are JPEGs
+        # Pillow's PDFs are JPEGs.
+        assert max(abs(one - other) for one, other in zip(pixel, color, strict=True)) <= 2
     assert render_page(three, 1, dpi=72).size == (100, 60)
 
 

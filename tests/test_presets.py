@@ -13,11 +13,8 @@ from tests.support.places import REAL_FILES
 import mlx.core as mx
 import pytest
 
-PARAMETERS = {
-    "256M": 256_484_928,
-    "500M": 507_482_304,
-    "2.2B": 2_246_784_880,
-}  # of the SmolVLM2 checkpoints
+# Of the SmolVLM2 checkpoints.
+PARAMETERS = {"256M": 256_484_928, "500M": 507_482_304, "2.2B": 2_246_784_880}
 FOLDERS = {
     "256M": "SmolVLM2-256M-Video-Instruct",
     "500M": "SmolVLM2-500M-Video-Instruct",
@@ -28,9 +25,8 @@ FOLDERS = {
 @pytest.mark.parametrize("size", SIZES)
 def test_random_models_have_the_real_shapes(size: str) -> None:
     config = SIZES[size]
-    assert (
-        sum(array.size for array in SmolVLM(config).named_parameters().values()) == PARAMETERS[size]
-    )  # not evaluated
+    arrays = SmolVLM(config).named_parameters().values()  # not evaluated
+    assert sum(array.size for array in arrays) == PARAMETERS[size]
     assert settings_of(config).tile_size == config.vision_config.image_size
     folder = REAL_FILES / FOLDERS[size]
     if folder.is_dir():

@@ -169,9 +169,8 @@ def test_published_count_of_the_model_card() -> None:
     processor = load_processor(REAL_FILES / "SmolVLM-Instruct")
     inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
     assert len(inputs.input_ids) == 1194
-    assert (
-        picture_tokens(processor) == 1194 - 11
-    )  # <|im_start|> User : Describe this image <end_of_utterance> ...
+    # <|im_start|> User : Describe this image <end_of_utterance> ...
+    assert picture_tokens(processor) == 1194 - 11
 
 
 @needs_family

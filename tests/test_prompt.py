@@ -229,17 +229,13 @@ def test_all_of_the_family_have_it() -> None:
 
 GENEROUS = (
     "{%- set ns = namespace(first=true, n=0) -%}{% macro show(m) %}{{ m.role | upper }}{% endmacro "
-    "%}"
-    "{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = "
-    "messages %}{% endif -%}"
-    "{% for m in rest %}{% if loop.first %}{{ '[' + show(m) ~ ']' }}{% endif %}"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text | trim "
-    "}}{% endfor %}"
-    "{% set ns.n = ns.n + 2 * loop.index % 3 %}{{ ' '.join(['a', 'b']) }}{{ m['content'] | "
-    "map(attribute='type') | join(',') }}"
-    "{{ 'x-y'.split('-')[1] }}{{ 'aXbX'.replace('X', '..') | replace('..', '+') }}{{ m | tojson "
-    "}}{{ tools | default('no') }}"
-    "{% if not loop.last %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined }}"
+    "%}{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest "
+    "= messages %}{% endif -%}{% for m in rest %}{% if loop.first %}{{ '[' + show(m) ~ ']' }}{% "
+    "endif %}{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text | "
+    "trim }}{% endfor %}{% set ns.n = ns.n + 2 * loop.index % 3 %}{{ ' '.join(['a', 'b']) }}{{ "
+    "m['content'] | map(attribute='type') | join(',') }}{{ 'x-y'.split('-')[1] }}{{ "
+    "'aXbX'.replace('X', '..') | replace('..', '+') }}{{ m | tojson }}{{ tools | default('no') "
+    "}}{% if not loop.last %}{% continue %}{% endif %}{% endfor %}{{ ns.n }}{{ tools is defined }}"
 )
 
 

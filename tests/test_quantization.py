@@ -97,15 +97,11 @@ def test_modules_take_their_own_form() -> None:
 
 
 def test_recipes() -> None:
-    layer, head, table = (
-        "language_model.layers.3.mlp.up_proj",
-        "language_model.lm_head",
-        "language_model.embed_tokens",
-    )
-    tower, projection = (
-        "vision_model.encoder.layers.0.mlp.fc1",
-        "connector.modality_projection.proj",
-    )
+    layer = "language_model.layers.3.mlp.up_proj"
+    head = "language_model.lm_head"
+    table = "language_model.embed_tokens"
+    tower = "vision_model.encoder.layers.0.mlp.fc1"
+    projection = "connector.modality_projection.proj"
     positions = "vision_model.embeddings.position_embedding"
     bits = {
         name: [

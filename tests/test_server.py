@@ -258,13 +258,8 @@ def test_a_live_camera_is_told_when_its_answer_stays_the_same(
     assert told[0] == {"number": 1, "unchanged": False, "stuck": False}
     assert [one["number"] for one in told] == [1, 2, 3, 4, 5]
     assert [one["unchanged"] for one in told] == [False, False, True, True, False]
-    assert [one["stuck"] for one in told] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-    ]  # until the answer is another
+    # Until the answer is another.
+    assert [one["stuck"] for one in told] == [False, False, False, True, True]
     assert camera(server, other, "red", stream)["number"] == 1
     assert camera(server, mine, "red", stream, "other")["stuck"] is False
     asked = question("Hello", max_tokens=1, live=mine)
@@ -324,8 +319,7 @@ def test_no_route_without_the_token(method: str, path: str, server: Running) -> 
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; media-src data: "
-    "blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -683,10 +677,8 @@ def is_occupied(server: Running, by: tuple[int, int]) -> bool:
 
 def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     connections: list[socket.socket] = []
-    for full in (
-        (8, 0),
-        (8, 32),
-    ):  # those that are answered first, or it would still take from those that wait
+    # Those that are answered first, or it would still take from those that wait.
+    for full in ((8, 0), (8, 32)):
         for number in range(len(connections), sum(full)):
             body = json.dumps(question(f"Hello {number}", max_tokens=2000, stream=True)).encode()
             connections.append(socket.create_connection(("127.0.0.1", server.port)))

@@ -355,9 +355,8 @@ class Terminal:
 
     def wait(self, text: str, count: int = 1) -> str:
         deadline = time.monotonic() + 60
-        while (
-            " ".join((screen := self.screen()).split()).count(text) < count
-        ):  # whatever lines are wrapped
+        # Whatever lines are wrapped.
+        while " ".join((screen := self.screen()).split()).count(text) < count:
             assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
             time.sleep(0.05)
         return screen

@@ -100,9 +100,8 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     elsewhere(go_on)
     have = "".join(pieces)
     assert have == generate(*load(tiny), "What is this?", SHORT, images=[PICTURE]).strip()
-    assert (
-        left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2
-    )  # those that are still to do
+    # Those that are still to do.
+    assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2
 
 
 def test_the_next_question_waits_for_the_thread_of_the_last(

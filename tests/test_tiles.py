@@ -126,14 +126,10 @@ def test_sizes_of_the_two_resizes() -> None:
     assert plan_tiles((1600, 1067), SMALL_MODEL) == TileLayout(
         3, 4, resized=(2048, 1366), grid=(2048, 1536)
     )
-    assert plan_tiles((1600, 1065), SMALL_MODEL).resized == (
-        2048,
-        1364,
-    )  # 1363.2: int() and then even
-    assert plan_tiles((300, 200), replace(SMALL_MODEL, longest_edge=5000)).resized == (
-        4096,
-        2731,
-    )  # 5000 x 3334, then 4096 at most
+    # 1363.2: int() and then even.
+    assert plan_tiles((1600, 1065), SMALL_MODEL).resized == (2048, 1364)
+    # 5000 x 3334, then 4096 at most.
+    assert plan_tiles((300, 200), replace(SMALL_MODEL, longest_edge=5000)).resized == (4096, 2731)
     assert plan_tiles((1600, 1067), replace(SMALL_MODEL, split=False)) == TileLayout(
         0, 0, (2048, 1366), (512, 512)
     )
@@ -220,9 +216,8 @@ def test_settings_from_dict() -> None:
     }
     expected = ImageSettings(512, 2048, False, None, (0.5, 0.4, 0.3), (1, 1, 1), 0.5)
     assert ImageSettings.from_dict(raw) == expected
-    assert ImageSettings.from_dict({}) == ImageSettings(
-        364, 4 * 364
-    )  # the reference's class defaults
+    # The reference's class defaults.
+    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364)
 
 
 def test_settings_name_every_problem() -> None:

@@ -60,9 +60,8 @@ def places(token: str, other: str) -> list[list[str]]:
 
 def test_text_never_becomes_a_control_token(folder: Path) -> None:
     processor = load_processor(folder)
-    processor.settings = replace(
-        processor.settings, tile_size=4, longest_edge=4
-    )  # only the text matters here
+    # Only the text matters here.
+    processor.settings = replace(processor.settings, tile_size=4, longest_edge=4)
     processor.tokens_per_tile = 2
     control = set(processor.tokenizer.added.values())
     tokens = list(processor.tokenizer.added)

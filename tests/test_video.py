@@ -49,12 +49,8 @@ from PIL import Image
         (1, 10, {}, [0]),
         (7, 30, {}, [0]),
         (50, 10, {"fps": 2, "max_frames": 3}, [0, 24, 49]),
-        (
-            700,
-            10,
-            {"max_frames": 4},
-            [10, 236, 463, 690],
-        ),  # long: a second is left out at both ends
+        # Long: a second is left out at both ends.
+        (700, 10, {"max_frames": 4}, [10, 236, 463, 690]),
         (50, 10, {"start": 2, "end": 4}, [20, 39]),
         (50, 10, {"start": 4.9, "end": 100}, [49]),
         (50, 10, {"start": 100}, [49]),
@@ -205,9 +201,8 @@ def test_turned_videos_stand_upright(turn: int) -> None:
     data[at : at + 20] = a + b + zero + c + d
     frame = np.asarray(decode(bytes(data), VideoSampling()).frames[0])
     assert frame.shape[:2] == ((64, 48) if turn != 180 else (48, 64))
-    white = {90: frame[:12], 180: frame[:, -12:], 270: frame[-12:]}[
-        turn
-    ]  # the bar that was on the left
+    # The bar that was on the left.
+    white = {90: frame[:12], 180: frame[:, -12:], 270: frame[-12:]}[turn]
     assert white.mean() > 240
     assert frame.mean() < 100
 
@@ -263,11 +258,9 @@ def repeated(data: bytes, times: int) -> bytes:
         for number in range(length * times):
             content, original = packets[number % length]
             packet = av.Packet(content)
-            packet.stream, packet.time_base, packet.is_keyframe = (
-                stream,
-                original.time_base,
-                original.is_keyframe,
-            )
+            packet.stream = stream
+            packet.time_base = original.time_base
+            packet.is_keyframe = original.is_keyframe
             packet.pts = packet.dts = number * step
             output.mux(packet)
     return file.getvalue()

@@ -83,9 +83,8 @@ def label_patches(labels: NDArray[np.uint8], patch: int) -> NDArray[np.int32]:
         .transpose(0, 1, 3, 2, 4)
         .reshape(N, n * n, patch * patch)
     )
-    counts = np.stack(
-        [(pixels == label).sum(-1) for label in range(int(labels.max()) + 1)], -1
-    )  # (N, P, labels)
+    # (N, P, labels)
+    counts = np.stack([(pixels == label).sum(-1) for label in range(int(labels.max()) + 1)], -1)
     counts[..., 0] = np.where(counts[..., 0] > 0.8 * patch * patch, patch * patch + 1, 0)
     labels_of: NDArray[np.int32] = counts.argmax(-1).astype(np.int32)
     return labels_of

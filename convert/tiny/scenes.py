@@ -28,11 +28,8 @@ TEXT_SIZES = {
     False: {"small": (14, 16), "large": (20, 23)},
     True: {"small": (26, 29), "large": (30, 34)},
 }
-UNSCALED = (
-    (128, 128),
-    (128, 64),
-    (64, 128),
-)  # whole tiles: their pixels reach the tiles as they are
+# Whole tiles: their pixels reach the tiles as they are.
+UNSCALED = (128, 128), (128, 64), (64, 128)
 
 
 def make_scene(
@@ -117,9 +114,8 @@ def make_striped(rng: Random, size: tuple[int, int], place: str) -> Thing:
     """A square of lines that only a tile shows: in the global tile, half as large, black and white
     lines become grey."""
     thing = make_thing(rng, size, place, shape="square", size="large")
-    left, top, right, bottom = (
-        2 * round(edge / 2) for edge in thing.box
-    )  # so that lines pair up in half the size
+    # Even, so that lines pair up in half the size.
+    left, top, right, bottom = (2 * round(edge / 2) for edge in thing.box)
     return replace(thing, box=(left, top, right, bottom), stripes=rng.choice(STRIPES))
 
 
@@ -155,10 +151,8 @@ def make_frames(rng: Random) -> tuple[Thing, str, list[Scene]]:
     spots = [
         (along, across) if direction in ("left", "right") else (across, along) for along in steps
     ]
-    color, shape, scale = (
-        rng.choice(tuple(COLORS)),
-        rng.choice(SHAPES),
-        rng.choice((1.0, 1.5, 2.0, 3.0)),
-    )
+    color = rng.choice(tuple(COLORS))
+    shape = rng.choice(SHAPES)
+    scale = rng.choice((1.0, 1.5, 2.0, 3.0))
     things = [Thing("", color, "small", (x, y, x + side, y + side), shape) for x, y in spots]
     return things[0], direction, [Scene(FRAME, (thing,), background, scale) for thing in things]

@@ -227,12 +227,8 @@ def make_batches(
         collate(examples[start : start + BATCH_SIZE])
         for start in range(0, len(examples), BATCH_SIZE)
     )
-    return [
-        short,
-        medium,
-        longest,
-        long,
-    ]  # two processes, which take turns, have about the same to do
+    # Two processes, which take turns, have about the same to do.
+    return [short, medium, longest, long]
 
 
 def train(out: Path) -> None:

@@ -23,9 +23,8 @@ COLORS = {
     "pink": (245, 130, 190),
     "black": (28, 28, 28),
 }
-NEW_COLORS = {
-    "cyan": (0, 190, 205)
-}  # in no picture that is trained on: examples/teach.py teaches it
+# In no picture that is trained on: examples/teach.py teaches it.
+NEW_COLORS = {"cyan": (0, 190, 205)}
 INKS = ("red", "green", "blue", "purple", "black")  # of texts, whose lines are thin
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"  # O, I and Q look too much like others
 WORDS = "CAT SUN CUP HAT BUS KEY MAP PEN JAR BEE EGG ANT RED UP NET VAN".split()

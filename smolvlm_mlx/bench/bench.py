@@ -34,11 +34,8 @@ from .plan import Plan
 from .roofline import Machine, Sizes, Work, decoder, vision
 
 PICTURE = (1600, 1067)  # pixels; 12 tiles and the global one in the family
-TILE_TEXT, QUESTION, ANSWER = (
-    2,
-    16,
-    8,
-)  # tokens of text for a tile's place, of a question and of an answer
+# Tokens of text for a tile's place, of a question and of an answer.
+TILE_TEXT, QUESTION, ANSWER = 2, 16, 8
 
 Open = Callable[[], tuple[SmolVLM, ImageSettings]]
 Timed = tuple[float, ...]
@@ -111,9 +108,8 @@ def bench_in_steps(open_model: Open, plan: Plan, stored: bool) -> Generator[Read
     phases += yield from run.all_in_steps()
     head = model.config.vision_config.hidden_size // model.config.vision_config.num_attention_heads
     checks = (*machine_checks([head], run.dtype), *model_checks(model, run.arrays))
-    plain = SmolVLM(
-        model.config, tied="lm_head" not in model.language_model
-    )  # neither packed nor evaluated
+    # Neither packed nor evaluated.
+    plain = SmolVLM(model.config, tied="lm_head" not in model.language_model)
     parameters = sum(array.size for array in plain.named_parameters().values())
     return Result(machine, tuple(phases), run.kernels, checks, parameters, weights, run.peak_memory)
 
@@ -218,9 +214,8 @@ class Run:
         def both() -> tuple[Statistics, Statistics]:
             reader = PromptReader(self.model)
             mx.reset_peak_memory()
-            pictures = (
-                TiledImage(picture.tiles, picture.layout),
-            )  # which does not know its digests yet
+            # One that does not know its digests yet.
+            pictures = (TiledImage(picture.tiles, picture.layout),)
             first, ids = self._answer(Inputs(prompt, pictures, self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
@@ -231,11 +226,9 @@ class Run:
             tuple(turn.first_token_seconds for turn in turns) for turns in zip(*pairs, strict=True)
         )
         _, last = pairs[-1]
-        launches, reused, new = (
-            self.kernels.total(),
-            last.reused_tokens,
-            last.prompt_tokens - last.reused_tokens,
-        )
+        launches = self.kernels.total()
+        reused = last.reused_tokens
+        new = last.prompt_tokens - last.reused_tokens
         work = vision(self.config, self.sizes, tiles) + decoder(
             self.config, self.sizes, len(prompt), 0, launches
         )

@@ -135,9 +135,8 @@ def _fused(name: str, forms: Mapping[str, bool]) -> Check:
 
 
 def _one_dtype(model: SmolVLM, arrays: Mapping[str, mx.Dtype], dtype: mx.Dtype) -> Check:
-    stored = {array.dtype for array in model.named_parameters().values()} - {
-        mx.uint32
-    }  # which is packed weights
+    # uint32 is packed weights.
+    stored = {array.dtype for array in model.named_parameters().values()} - {mx.uint32}
     values = {"weights": stored, **{name: {kind} for name, kind in arrays.items()}}
     other = {name: kinds for name, kinds in values.items() if kinds != {dtype}}
     mixed = "; ".join(

@@ -122,10 +122,8 @@ def is_fused(
         queries: rows, of 64 keys.
         heads: of the queries, and of keys and values.
     """
-    q, kv = (
-        mx.zeros((1, heads[0], queries, head_dim), dtype),
-        mx.zeros((1, heads[1], 64, head_dim), dtype),
-    )
+    q = mx.zeros((1, heads[0], queries, head_dim), dtype)
+    kv = mx.zeros((1, heads[1], 64, head_dim), dtype)
     try:
         mx.eval(
             mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0, mask=mask, force_fused=True)
@@ -145,7 +143,6 @@ def count_kernels(*arrays: mx.array) -> Counter[str]:
     """
     graph = io.StringIO()
     mx.export_to_dot(graph, *arrays)
-    nodes = dict(
-        re.findall(r'(\d+) \[label ="([^"]+)"', graph.getvalue())
-    )  # a primitive has one node
+    # A primitive has one node.
+    nodes = dict(re.findall(r'(\d+) \[label ="([^"]+)"', graph.getvalue()))
     return Counter(name for name in nodes.values() if name not in VIEWS)

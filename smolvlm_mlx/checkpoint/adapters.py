@@ -60,11 +60,8 @@ class AdapterConfig:
         try:
             folder = Path(folder).expanduser()
             is_there = (folder / CONFIG).is_file()
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # no access, an endless name, no such ~user
+        except (OSError, RuntimeError, ValueError) as error:
+            # No access, an endless name, no such ~user.
             raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
         if not is_there:
             raise AdapterError(
@@ -178,8 +175,7 @@ def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig
     if config.base != base:
         raise AdapterError(
             f"{folder}: this adapter was trained on {quote(config.base_name, end=True)} and does "
-            "not fit this checkpoint; "
-            "use that one, or a conversion of it"
+            "not fit this checkpoint; use that one, or a conversion of it"
         )
     add_adapter(model, config)
     weights = _read(model, config, Path(folder).expanduser())

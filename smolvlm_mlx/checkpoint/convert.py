@@ -32,9 +32,8 @@ from .safetensors import write_safetensors_in_steps
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-    "merges.txt "
-    "chat_template.json chat_template.jinja preprocessor_config.json processor_config.json "
-    "generation_config.json"
+    "merges.txt chat_template.json chat_template.jinja preprocessor_config.json "
+    "processor_config.json generation_config.json"
 ).split()
 
 
@@ -171,9 +170,8 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, mx.array]
-    adapted: Mapping[str, nn.Module] = field(
-        default_factory=dict
-    )  # layers of an adapter, without the base's weights
+    # Layers of an adapter, without the base's weights.
+    adapted: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":

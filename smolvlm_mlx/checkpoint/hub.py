@@ -32,11 +32,8 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # no access, an endless name, no such ~user, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:
+        # No access, an endless name, no such ~user, a zero byte.
         raise CheckpointError(
             f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id"
         ) from error

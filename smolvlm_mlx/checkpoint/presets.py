@@ -61,9 +61,8 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
             model, Quantization(bits, 64), lambda module: module.startswith("language_model.")
         )
     model.eval()
-    optimize(
-        model
-    )  # evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast
+    # Evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast.
+    optimize(model)
     mx.eval(model.parameters())
     return model
 

@@ -176,9 +176,8 @@ def _print_result(name: str, result: "Result") -> None:
     machine = result.machine
     print(
         f"{name}: {result.parameters:,} parameters, {machine.dtype} on {machine.backend} "
-        f"({machine.device}): "
-        f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.flops / 1e9:,.0f} GFLOP/s, "
-        f"{machine.kernel_seconds * 1e6:.2f} us a small kernel"
+        f"({machine.device}): {machine.bandwidth / 1e9:.1f} GB/s, {machine.flops / 1e9:,.0f} "
+        f"GFLOP/s, {machine.kernel_seconds * 1e6:.2f} us a small kernel"
     )
     _print_phases(result)
     kernels = result.kernels

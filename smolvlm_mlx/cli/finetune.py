@@ -83,9 +83,8 @@ def _train(run: "Run", resume: bool) -> None:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         run.stop()
         signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
-        os.write(
-            2, b"\nStopping after this step; again: at once.\n"
-        )  # stderr itself may be in the midst of a line
+        # stderr itself may be in the midst of a line.
+        os.write(2, b"\nStopping after this step; again: at once.\n")
 
     before = signal.signal(signal.SIGINT, stop)
     started = time.perf_counter()

@@ -52,9 +52,8 @@ def _print_model(
         f"{checkpoint.nbytes / 1e6:,.1f} MB"
     )
     _print_parts(checkpoint)
-    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {
-        "U32"
-    }  # which is packed weights
+    # uint32 is packed weights.
+    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}
     if len(mixed) > 1:
         print(
             f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of "
@@ -104,9 +103,8 @@ def _print_tokens(
     settings = processor.settings
     print(
         f"context {config.text_config.max_position_embeddings} tokens; a tile of "
-        f"{settings.tile_size} pixels is "
-        f"{config.tokens_per_tile} tokens; pictures up to {settings.longest_edge} pixels on the "
-        "longer side"
+        f"{settings.tile_size} pixels is {config.tokens_per_tile} tokens; pictures up to "
+        f"{settings.longest_edge} pixels on the longer side"
     )
     if picture is not None:
         inputs = processor([user_message("", [picture])], image_options)

@@ -44,9 +44,8 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal may not have every character of an answer
+        # A terminal may not have every character of an answer.
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, _interrupt)
     invocation = Invocation()
     try:

@@ -146,7 +146,6 @@ def listen(host: str, port: int) -> socket:
         raise ServerError(
             f"{host}:{port}: cannot listen there ({why}); choose another --port"
         ) from error
-    listener.setsockopt(
-        IPPROTO_TCP, TCP_NODELAY, 1
-    )  # or answers wait 40 ms; asyncio sets it for its own sockets alone
+    # Without it answers wait 40 ms; asyncio sets it for its own sockets alone.
+    listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return listener

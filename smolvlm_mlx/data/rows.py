@@ -11,9 +11,8 @@ from typing import Any
 
 from ..errors import DataError, quote, reason
 
-_HUB_ID = re.compile(
-    r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII
-)  # with a configuration
+# owner/name, or owner/name:configuration.
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,9 @@ class Row:
         constraint: LogitsProcessor | None = None,
         statistics: Statistics | None = None,
     ):
-        self.options, self.token_ids, self.statistics = (
-            options,
-            list[int](),
-            statistics or Statistics(),
-        )
+        self.options = options
+        self.token_ids = list[int]()
+        self.statistics = statistics or Statistics()
         self.error: GenerationError | None = None
         self.prompt, self.keys = list[int](), list[Key]()
         self.max_new_tokens = options.max_tokens
@@ -108,10 +106,8 @@ class Row:
             piece = self._text.add_token(token)
             piece += self._text.finalize() if self.over and not self.ended else ""
         found = self.statistics
-        found.generated_tokens, found.decode_seconds = (
-            len(self.token_ids),
-            time.perf_counter() - self._started,
-        )
+        found.generated_tokens = len(self.token_ids)
+        found.decode_seconds = time.perf_counter() - self._started
         if self.over:
             found.finish_reason = "stop" if self.ended else "length"
         return piece
@@ -128,10 +124,8 @@ class Decoder:
     def __init__(self, model: SmolVLM):
         self._model, self._rows = model, list[Row]()
         self._cache: Sequence[KVCache | BatchKVCache] = []
-        self._tokens, self._is_read = (
-            mx.array([], mx.int32),
-            False,
-        )  # (B,), the last that were chosen
+        # (B,), the last that were chosen
+        self._tokens, self._is_read = mx.array([], mx.int32), False
 
     def add(
         self, rows: Sequence[Row], cache: Sequence[KVCache | BatchKVCache], logits: mx.array
@@ -149,12 +143,10 @@ class Decoder:
         if self._rows:
             cache = [BatchKVCache(pair) for pair in zip(self._cache, cache, strict=True)]
             tokens = mx.concatenate([self._tokens, tokens])
-        self._rows, self._cache, self._tokens, self._is_read = (
-            [*self._rows, *rows],
-            cache,
-            tokens,
-            False,
-        )
+        self._rows = [*self._rows, *rows]
+        self._cache = cache
+        self._tokens = tokens
+        self._is_read = False
 
     def step(self) -> list[tuple[Row, str]]:
         """One token for each row that is not over, and the text that it makes certain."""

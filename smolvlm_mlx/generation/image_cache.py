@@ -159,9 +159,8 @@ class _File:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with closing(sqlite3.connect(self._path)) as database, database:
                     database.execute("PRAGMA journal_mode = WAL")
-                    database.execute(
-                        "PRAGMA synchronous = NORMAL"
-                    )  # what a power cut loses is computed again
+                    # What a power cut loses is computed again.
+                    database.execute("PRAGMA synchronous = NORMAL")
                     columns = "name BLOB PRIMARY KEY, digest BLOB, used REAL, data BLOB"
                     database.execute(f"CREATE TABLE IF NOT EXISTS tiles ({columns})")
                     return run(database)
@@ -200,9 +199,8 @@ def encode_tiles_in_steps(
     if not len(tiles):
         return None
     digests = digest_tiles(tiles) if digests is None else digests
-    place = {
-        digest: number for number, digest in reversed(list(enumerate(digests)))
-    }  # of its first tile
+    # The place of each digest's first tile.
+    place = {digest: number for number, digest in reversed(list(enumerate(digests)))}
     known = {} if cache is None else cache.get(place, settings)
     unknown = [digest for digest in dict.fromkeys(digests) if digest not in known]
     chunk = tiles_at_once(model)

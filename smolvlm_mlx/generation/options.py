@@ -31,15 +31,14 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        penalty = self.repetition_penalty
         checks = {
             f"max_tokens {self.max_tokens} is less than 1": self.max_tokens >= 1,
             f"temperature {self.temperature} is not in 0..10": 0 <= self.temperature <= 10,
             f"top_p {self.top_p} is not above 0 and up to 1": 0 < self.top_p <= 1,
             f"top_k {self.top_k} is negative": self.top_k >= 0,
             f"min_p {self.min_p} is not in 0..1": 0 <= self.min_p <= 1,
-            f"repetition_penalty {self.repetition_penalty} is not in 0.1..10": 0.1
-            <= self.repetition_penalty
-            <= 10,
+            f"repetition_penalty {penalty} is not in 0.1..10": 0.1 <= penalty <= 10,
             f"seed {self.seed} is not in 0..2^64-1": self.seed is None or 0 <= self.seed < 2**64,
             "stop holds an empty text": all(self.stop),
             f"kv_bits {self.kv_bits} is neither 4 nor 8": self.kv_bits in (None, 4, 8),

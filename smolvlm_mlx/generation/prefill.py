@@ -69,16 +69,13 @@ class PromptReader:
         Raises:
             ContextFullError: fewer than `reserve_tokens`.
         """
-        context, count = (
-            self.model.config.text_config.max_position_embeddings,
-            len(inputs.input_ids),
-        )
+        context = self.model.config.text_config.max_position_embeddings
+        count = len(inputs.input_ids)
         if count + reserve_tokens > context:
             raise ContextFullError(
                 f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room "
-                "for an answer in the "
-                f"model's context of {context}; shorten it, or use fewer or smaller pictures "
-                "(max_tiles, longest_edge, split)"
+                f"for an answer in the model's context of {context}; shorten it, or use fewer or "
+                "smaller pictures (max_tiles, longest_edge, split)"
             )
         return context - count
 
@@ -109,11 +106,8 @@ class PromptReader:
                 self.model.release_vision()
             encoded = time.perf_counter()
             found.vision_seconds += encoded - started
-            filling = Work(
-                prefill_in_steps(
-                    self.model, mx.array(inputs.input_ids[count:])[None], image_tokens, cache
-                )
-            )
+            ids = mx.array(inputs.input_ids[count:])[None]
+            filling = Work(prefill_in_steps(self.model, ids, image_tokens, cache))
             for done in filling:
                 yield Reading(count + done, len(row.prompt), "tokens")
             mx.eval(filling.result)
@@ -134,11 +128,9 @@ class PromptReader:
         image_tokens = yield from encode_tiles_in_steps(
             self.model, tiles, inputs.settings, self.image_cache, digests
         )
-        return (
-            None
-            if image_tokens is None
-            else image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
-        )
+        if image_tokens is None:
+            return None
+        return image_tokens.reshape(1, -1, image_tokens.shape[-1])[:, rows:]
 
     def keep(self, row: Row, cache: list[KVCache]) -> None:
         """Take back the KV cache of an answer that is over, for prompts that begin as it did."""

@@ -47,9 +47,8 @@ class Grammars:
             for token in ids[read:]:
                 matcher.consume_token(token)
             read = len(ids)
-            marks = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[
-                : logits.shape[-1]
-            ]  # 200: may come
+            # 200: may come.
+            marks = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: logits.shape[-1]]
             return mx.where(mx.array(marks == 200), logits, mx.array(-mx.inf, logits.dtype))
 
         return constrain

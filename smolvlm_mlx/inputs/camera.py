@@ -79,9 +79,8 @@ class Camera:
         self._looking, self._closing = Event(), Event()
         self._thread = Thread(target=self._read, name="camera", daemon=True)
         self._thread.start()
-        self._wait_until(
-            lambda: self._opened or self._over
-        )  # which, unlike opening, can be interrupted
+        # Waiting, unlike opening, can be interrupted.
+        self._wait_until(lambda: self._opened or self._over)
         if not self._opened:
             self.close()
             raise self._error or VideoError(f"{self._name} does not open; {_allowing()}")
@@ -186,9 +185,8 @@ class Camera:
         self._tell()
 
     def _tell(self) -> None:
-        if (
-            self._news.locked()
-        ):  # otherwise the news before have not been heard yet, and these come with them
+        # Otherwise the news before have not been heard yet, and these come with them.
+        if self._news.locked():
             self._news.release()
 
 

@@ -304,9 +304,8 @@ async def _read_body(answer: "httpx2.Response", url: str, limits: FetchLimits) -
     if len(answer.headers.raw) > MAX_HEADERS:
         raise httpx2.RemoteProtocolError(f"it answers with more than {MAX_HEADERS} headers")
     encoding = answer.headers.get("Content-Encoding", "identity")
-    if (
-        encoding.strip().lower() != "identity"
-    ):  # never asked for; a few bytes could unpack to gigabytes
+    # Never asked for; a few bytes could unpack to gigabytes.
+    if encoding.strip().lower() != "identity":
         raise FetchError(
             f"{quote(url)} is sent with Content-Encoding {quote(encoding)}, which is not read"
         )
@@ -335,9 +334,8 @@ def _check_size(size: int, name: str, limits: FetchLimits, more: str = "") -> No
 
 def _target(parts: SplitResult) -> str:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return percent_encode(
-        target, safe="%/:=&?~#+!$,;'@()*[]|"
-    )  # letters beyond ASCII only; what is quoted stays
+    # Letters beyond ASCII only; what is quoted stays.
+    return percent_encode(target, safe="%/:=&?~#+!$,;'@()*[]|")
 
 
 def _local_path(name: str) -> str:

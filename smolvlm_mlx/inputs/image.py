@@ -127,9 +127,8 @@ def _open(data: bytes, name: str) -> Image.Image:
         if data[4:8] != b"ftyp":
             raise
     try:
-        from pillow_heif import (
-            HeifImageFile,
-        )  # the class itself, so that nothing is registered with Pillow
+        # The class itself, so that nothing is registered with Pillow.
+        from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageError(
             f"{name} is a HEIC picture; to read it, pip install 'smolvlm-mlx[heif]'"
@@ -186,9 +185,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
             f"an image array is uint8 (H, W[, 1 | 3 | 4]); this one is {array.dtype} {array.shape}"
         )
     _check_pixels((array.shape[1], array.shape[0]), "the array")
-    if array.shape[2:] == (
-        4,
-    ):  # the reference's formula for arrays; Pillow's alpha_composite rounds differently
+    # The reference's formula for arrays; Pillow's alpha_composite rounds differently.
+    if array.shape[2:] == (4,):
         alpha = array[..., 3:] / 255
         array = np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
     elif array.shape[2:] != (3,):

@@ -79,9 +79,8 @@ def render_page(
             dpi / POINTS, math.sqrt(max_pixels / (width * height)), MAX_SIDE / max(width, height)
         )
         with closing(page.render(scale=scale)) as bitmap:
-            image: Image.Image = bitmap.to_pil().convert(
-                "RGB"
-            )  # a copy: the bitmap's memory is given back
+            # A copy: the bitmap's memory is given back.
+            image: Image.Image = bitmap.to_pil().convert("RGB")
         return image
 
 

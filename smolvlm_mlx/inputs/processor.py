@@ -163,10 +163,8 @@ class Processor:
             part for turn in turns for part in turn.parts if isinstance(part, TiledImage)
         )
         ids = self._encode(turns, add_generation_prompt)
-        count, placeholders = (
-            sum(len(picture.tiles) for picture in pictures),
-            ids.count(self.tokenizer.added[IMAGE]),
-        )
+        count = sum(len(picture.tiles) for picture in pictures)
+        placeholders = ids.count(self.tokenizer.added[IMAGE])
         if placeholders != count * self.tokens_per_tile:
             raise PromptError(
                 f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens"
@@ -181,10 +179,8 @@ class Processor:
             PromptError: the chat template changes what comes before a turn, so that its tokens
                 cannot be told.
         """
-        turns, ids = (
-            Work(self._turns(messages, inputs.settings)).finish(),
-            inputs.input_ids.tolist(),
-        )
+        turns = Work(self._turns(messages, inputs.settings)).finish()
+        ids = inputs.input_ids.tolist()
         mask = np.zeros(len(ids), np.bool_)
         for index, turn in enumerate(turns):
             if turn.role == "assistant":
@@ -195,9 +191,8 @@ class Processor:
                         f"message {index + 1}: the chat template does not keep what comes before a "
                         "turn"
                     )
-                ends = [
-                    n for n, id in enumerate(after, 1) if id in self.tokenizer.end_ids
-                ]  # a line break may follow
+                # A line break may follow.
+                ends = [n for n, id in enumerate(after, 1) if id in self.tokenizer.end_ids]
                 mask[len(before) : ends[-1] if ends and ends[-1] > len(before) else len(after)] = (
                     True
                 )
@@ -222,9 +217,8 @@ class Processor:
     def _frames(self, part: VideoPart, settings: ImageSettings) -> Cutting[list[str | TiledImage]]:
         sampling = self.sampling.changed(part.options)
         clip = yield from part.video.clip(sampling, settings)
-        pairs = zip_longest(
-            words(clip, sampling.with_times), clip.frames, fillvalue=""
-        )  # the last words are alone
+        # The last words are alone.
+        pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")
         return [part for pair in pairs for part in pair if part != ""]
 
     def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:

@@ -107,9 +107,8 @@ def _tables(settings: ImageSettings) -> npt.NDArray[np.float32]:
     # (image_transforms.rescale, normalize).
     levels = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
-    return np.ascontiguousarray(
-        ((levels[:, None] - mean) / std).T
-    ).T  # (256, 3), each channel's table in one piece
+    # (256, 3), each channel's table in one piece
+    return np.ascontiguousarray(((levels[:, None] - mean) / std).T).T
 
 
 def _plan(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
@@ -177,16 +176,12 @@ def _resize_side(
     (width, height), (to_width, to_height) = image.size, size
     if width != to_width:
         half = height // 2
-        boxes, sizes = (
-            [(0, 0, width, half), (0, half, width, height)],
-            [(to_width, half), (to_width, height - half)],
-        )
+        boxes = [(0, 0, width, half), (0, half, width, height)]
+        sizes = [(to_width, half), (to_width, height - half)]
     else:
         half = width // 2
-        boxes, sizes = (
-            [(0, 0, half, height), (half, 0, width, height)],
-            [(half, to_height), (width - half, to_height)],
-        )
+        boxes = [(0, 0, half, height), (half, 0, width, height)]
+        sizes = [(half, to_height), (width - half, to_height)]
     whole = Image.new("RGB", size)
     parts = pool.map(
         lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes

@@ -122,9 +122,8 @@ class Tokenizer:
         token = self._plain.id_to_token(id)
         if token is None:
             return b""
-        whole = all(
-            character in _BYTE_OF for character in token
-        )  # as in tokenizers: else the token is its own text
+        # As in tokenizers: else the token is its own text.
+        whole = all(character in _BYTE_OF for character in token)
         return bytes(_BYTE_OF[character] for character in token) if whole else token.encode()
 
 

@@ -99,9 +99,8 @@ class LanguageModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.checkpointed = (
-            False  # in training: keep only the layers' inputs, and compute the rest again
-        )
+        # In training: keep only the layers' inputs, and compute the rest again.
+        self.checkpointed = False
         if not tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -35,9 +35,8 @@ class VisionEmbeddings(nn.Module):
         patches = pixel_values[:, : n * p, : n * p].reshape(N, n, p, n, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(N, n * n, -1)  # (N, P, p*p*3)
         positions: mx.array = self.position_embedding(mx.arange(n * n))
-        return (
-            self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions
-        )  # (N, P, Dv)
+        # (N, P, Dv)
+        return self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions
 
     def embed(self, patches: mx.array) -> mx.array:
         """(N, P, p*p*3) -> (N, P, Dv)."""
@@ -99,9 +98,8 @@ class Encoder(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.checkpointed = (
-            False  # in training: keep only the layers' inputs, and compute the rest again
-        )
+        # In training: keep only the layers' inputs, and compute the rest again.
+        self.checkpointed = False
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:

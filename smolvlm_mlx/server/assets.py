@@ -26,6 +26,5 @@ async def _serve(request: Request) -> FileResponse:
     return FileResponse(file, headers=HEADERS, media_type=TYPES[file.suffix])
 
 
-ASSET_ROUTES = [
-    Route(path, _serve) for path in ASSETS
-]  # none has a parameter, so no request can name another file
+# None has a parameter, so no request can name another file.
+ASSET_ROUTES = [Route(path, _serve) for path in ASSETS]

@@ -28,9 +28,8 @@ class TextPart(BaseModel):
 
 class ImageUrl(BaseModel):
     url: str
-    detail: Literal["auto", "low", "high"] | None = (
-        None  # a request of "low" pictures alone: one tile each
-    )
+    # A request of "low" pictures alone: one tile each.
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(BaseModel):

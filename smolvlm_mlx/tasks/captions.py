@@ -315,9 +315,8 @@ class Captioner:
             of_this, is_cut = read_lines(journal, self.run)
             found += of_this
         done = {line["path"]: line for line in found}
-        if (
-            is_cut
-        ):  # a window is answered again as a whole: what is answered together stays together
+        # A window is answered again as a whole: what is answered together stays together.
+        if is_cut:
             for window in windows:
                 if not all(path in done for path in window):
                     done = {path: line for path, line in done.items() if path not in window}

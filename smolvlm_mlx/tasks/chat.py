@@ -186,10 +186,8 @@ class Chat:
         stream = self._engine.stream(
             messages, options, image_options=self.image_options, reserve_tokens=reserve
         )
-        before, self.messages = (
-            self.messages,
-            [*messages, Message("assistant", (TextPart(""),), interrupted=True)],
-        )
+        before = self.messages
+        self.messages = [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
         self._stream = answer = TextStream(
             Stream(self._keep(before, self.messages, stream), stream.row)
         )
@@ -204,9 +202,8 @@ class Chat:
         try:
             for event in events:
                 if isinstance(event, Text):
-                    event = (
-                        event if text else Text(event.piece.lstrip())
-                    )  # the template has the space before it
+                    # The template has the space before it.
+                    event = event if text else Text(event.piece.lstrip())
                     text += event.piece
                     messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
                 yield event

@@ -38,9 +38,8 @@ BEGIN, END = "<doctag>", "</doctag>"
 FORMATS = ("markdown", "html", "json")
 _TAG = re.compile(r"<(/?)(\w+)>")
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
-_CELL = re.compile(
-    r"<(?:[eflux]cel|ched|rhed|srow|nl)>"
-)  # OTSL, the language of tables (arXiv:2305.03393)
+# OTSL, the language of tables (arXiv:2305.03393).
+_CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")
 
 
 def close_tags(text: str, tokens: Collection[str]) -> str:
@@ -220,9 +219,8 @@ class LoopWatch:
     def __init__(self, text_of: Callable[[Sequence[int]], str]):
         self._text_of = text_of
         self._ids: list[int] = []
-        self._runs = [
-            0
-        ] * LONGEST_BLOCK  # by block length - 1: how many last tokens equal those a block before
+        # By block length - 1: how many last tokens equal those a block before.
+        self._runs = [0] * LONGEST_BLOCK
 
     def push(self, token: int) -> int | None:
         """Take one token; in a loop, how many tokens to keep: its first occurrence, and the rest of
@@ -274,8 +272,7 @@ class Reader:
         if doctags and END not in processor.tokenizer.added:
             raise PromptError(
                 f"DocTags needs a document checkpoint, such as {DOCUMENT_MODEL}: this one has no "
-                f"{END} token; "
-                "for its words as they come, use the output text"
+                f"{END} token; for its words as they come, use the output text"
             )
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)

@@ -132,11 +132,9 @@ class History:
             database.create_function("folded", 1, str.casefold, deterministic=True)
             rows = database.execute(
                 "SELECT id, title, model, updated, (SELECT count(*) FROM messages WHERE "
-                "conversation = id "
-                "AND json_extract(message, '$.role') = 'user') FROM conversations WHERE ? = '' OR "
-                "EXISTS "
-                "(SELECT 1 FROM messages WHERE conversation = id AND instr(folded(words), ?)) "
-                "ORDER BY updated DESC LIMIT ?",
+                "conversation = id AND json_extract(message, '$.role') = 'user') FROM "
+                "conversations WHERE ? = '' OR EXISTS (SELECT 1 FROM messages WHERE conversation = "
+                "id AND instr(folded(words), ?)) ORDER BY updated DESC LIMIT ?",
                 (words, words.casefold(), limit),
             ).fetchall()
         return [Summary(*row) for row in rows]

@@ -29,9 +29,8 @@ from ..model import SmolVLM
 
 CLEAR = 8.0  # of 255: pictures that are further apart differ; a camera's noise is below 3
 SAME = 3  # equal answers to clearly different pictures, in a row, that are worth a notice
-IMAGE_CACHE_BYTES = (
-    2**24
-)  # of image tokens that are kept; only a picture that stands still comes again
+# Bytes of image tokens that are kept; only a picture that stands still comes again.
+IMAGE_CACHE_BYTES = 2**24
 
 
 @dataclass
@@ -44,9 +43,8 @@ class Description:
     dropped: int  # frames since the one before that nobody saw
     stream: TextStream = field(init=False)
     text: str = ""
-    unchanged: bool = (
-        False  # the answer is that of the frame before, although the picture differs clearly
-    )
+    # The answer is that of the frame before, although the picture differs clearly.
+    unchanged: bool = False
     stuck: bool = False  # that has now gone on for SAME answers; told once
 
     @property
@@ -102,12 +100,10 @@ class Live:
         question_first: bool = False,
         split: bool = False,
     ):
-        self.model, self.processor, self.prompt, self.options = (
-            model,
-            processor,
-            prompt,
-            options or Options(),
-        )
+        self.model = model
+        self.processor = processor
+        self.prompt = prompt
+        self.options = options or Options()
         self.image_options = ImageOptions(split=True) if split else processor.one_tile
         self._engine = Engine(model, processor, image_cache_bytes=IMAGE_CACHE_BYTES)
         self._question_first, self._number = question_first, 0

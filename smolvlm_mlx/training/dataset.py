@@ -40,9 +40,8 @@ class Batch:
         return int(self.loss_mask[:, 1:].sum())
 
 
-Batches = Callable[
-    [int], Sequence[Batch]
-]  # the batches whose gradients make one step, from its number on
+# The batches whose gradients make one step, from its number on.
+Batches = Callable[[int], Sequence[Batch]]
 
 
 def make_example(

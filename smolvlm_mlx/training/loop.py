@@ -52,9 +52,8 @@ def loss_sum(model: SmolVLM, batch: Batch, image_tokens: mx.array | None = None)
     hidden = model.language_model.hidden_states(None, None, embeddings)
     B, T, D = hidden.shape
     rows, columns = np.nonzero(batch.loss_mask[:, 1:])
-    learned = hidden.reshape(B * T, D)[
-        mx.array(rows * T + columns)
-    ]  # (tokens, Dt): those before each target
+    # (tokens, Dt): those before each target
+    learned = hidden.reshape(B * T, D)[mx.array(rows * T + columns)]
     logits = model.language_model.logits(learned).astype(mx.float32)
     targets = mx.array(batch.input_ids[rows, columns + 1])
     return nn.losses.cross_entropy(logits, targets, reduction="sum")
@@ -68,9 +67,8 @@ class Settings:
     """How long and how fast. Steps are optimizer steps, each of one or more batches."""
 
     steps: int
-    learning_rate: float = (
-        1e-4  # at its peak, after `warmup` steps; then a cosine down to a hundredth
-    )
+    # At its peak, after `warmup` steps; then a cosine down to a hundredth.
+    learning_rate: float = 1e-4
     warmup: int = 10
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of a step's gradient
@@ -174,10 +172,8 @@ class Trainer:
         total, gradients = mx.array(0.0), None
         for batch in batches[self.group.rank() :: self.group.size()]:
             loss, new = loss_and_gradients(self.model, batch, image_tokens_of(self.model, batch))
-            total, gradients = (
-                total + loss,
-                new if gradients is None else tree_map(mx.add, gradients, new),
-            )
+            total = total + loss
+            gradients = new if gradients is None else tree_map(mx.add, gradients, new)
             mx.eval(total, gradients)
         tokens = sum(batch.tokens for batch in batches)
         if self.group.size() > 1:

@@ -209,9 +209,8 @@ def start_of(args: argparse.Namespace, peer: str, job: str = "") -> list[str]:
         else args.checkpoint
     )
     name = "ours" if peer in ("before", "no OpenBLAS") else peer
-    own = (
-        args.before / "tests" / "bench" if peer == "before" else HERE
-    )  # what is public may have moved
+    # What is public may have moved.
+    own = args.before / "tests" / "bench" if peer == "before" else HERE
     return [python, str(own / "worker.py"), name, str(checkpoint)] if python else []
 
 

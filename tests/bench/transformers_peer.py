@@ -26,13 +26,10 @@ class Transformers:
         tokens_per_tile = json.loads((checkpoint / "processor_config.json").read_text())[
             "image_seq_len"
         ]
-        images, tokenizer = (
-            AutoImageProcessor.from_pretrained(checkpoint),
-            AutoTokenizer.from_pretrained(checkpoint),
-        )
-        self.processor = Idefics3Processor(
-            images, tokenizer, image_seq_len=tokens_per_tile
-        )  # SmolVLM2's prompts, too
+        images = AutoImageProcessor.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        # SmolVLM2's prompts, too.
+        self.processor = Idefics3Processor(images, tokenizer, image_seq_len=tokens_per_tile)
 
     def read(self) -> None:
         """They are read already."""

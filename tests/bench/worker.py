@@ -87,10 +87,8 @@ class Peer(Protocol):
 def main() -> None:
     name, checkpoint, folder, job = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     versions = {package: version(package) for package in PACKAGES[name]}
-    if job in (
-        "convert",
-        "big",
-    ):  # before anything large is imported: its memory would count, see `read` in peers.py
+    # Before anything large is imported: its memory would count, see `read` in peers.py.
+    if job in ("convert", "big"):
         values = convert(CONVERTERS[name], checkpoint)
     else:
         if name != "transformers" and sys.platform == "linux":

@@ -27,10 +27,8 @@ def make(name: str, out: Path, *options: str) -> Path:
     sys.path.insert(0, str(TOOLS))
     import random_checkpoint  # type: ignore[import-not-found]
 
-    arguments, sys.argv = (
-        sys.argv,
-        ["random_checkpoint.py", str(SHARED / "checkpoints" / name), str(out), *options],
-    )
+    arguments = sys.argv
+    sys.argv = ["random_checkpoint.py", str(SHARED / "checkpoints" / name), str(out), *options]
     try:
         random_checkpoint.main()
     finally:

@@ -26,10 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Palette images with Transparency"),
 ]
 
-FAMILIES = (
-    "SmolVLM-256M-Instruct",
-    "SmolVLM2-2.2B-Instruct",
-)  # Idefics3 with tiles of 512, SmolVLM with 384
+# Idefics3 with tiles of 512, SmolVLM with 384.
+FAMILIES = "SmolVLM-256M-Instruct", "SmolVLM2-2.2B-Instruct"
 
 PHOTOGRAPHS = {
     "skimage": (

@@ -55,10 +55,8 @@ def test_logits_and_stages(name: str, tmp_path: Path) -> None:
     reference = reference_model(folder)
     for case, (messages, settings) in CASES.items():
         inputs = processor(messages, ImageOptions(**settings))
-        ids, tiles = (
-            torch.from_numpy(inputs.input_ids.astype(np.int64))[None],
-            channels_first(inputs.pixel_values),
-        )
+        ids = torch.from_numpy(inputs.input_ids.astype(np.int64))[None]
+        tiles = channels_first(inputs.pixel_values)
         with torch.no_grad():
             want = reference(
                 input_ids=ids, pixel_values=tiles if len(inputs.tiles) else None

@@ -70,11 +70,9 @@ def test_random_conversations(name: str) -> None:
     rng = random.Random(name)
     images_seen = 0
     for number in range(2500):
-        messages, generation, split = (
-            random_conversation(rng),
-            rng.random() < 0.5,
-            rng.random() < 0.7,
-        )
+        messages = random_conversation(rng)
+        generation = rng.random() < 0.5
+        split = rng.random() < 0.7
         while holds_control_text(messages, ours.tokenizer.added):
             messages = random_conversation(rng)
         edge = TILE * rng.randrange(1, 5)

@@ -141,15 +141,12 @@ class _Metal:
         self._mx, self._chip = mx, chip
         self._cpu, self._gpu = mx.Device(mx.cpu, 0), mx.Device(mx.gpu, 0)
         self._default = self._gpu
-        self._streams: list[
-            Any
-        ] = []  # of the GPU; the default streams of both devices are one and the same
+        # Of the GPU; the default streams of both devices are one and the same.
+        self._streams: list[Any] = []
         self._wired_limit = 0
-        self._real_context, self._real_info, self._real_count = (
-            mx.StreamContext,
-            mx.device_info,
-            mx.device_count,
-        )
+        self._real_context = mx.StreamContext
+        self._real_info = mx.device_info
+        self._real_count = mx.device_count
 
     def default_device(self) -> Any:
         return self._default

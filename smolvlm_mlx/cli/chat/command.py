@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from .session import Session
     from .terminal import TerminalScreen
 
-WITHOUT = (
-    "skip_special_tokens",
-)  # special tokens would come back as plain text with the next question
+# Special tokens would come back as plain text with the next question.
+WITHOUT = ("skip_special_tokens",)
 
 Resume = Annotated[
     str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")

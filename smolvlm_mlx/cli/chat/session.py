@@ -67,10 +67,8 @@ class Session:
                 self._make_room(error)
             finally:
                 self.keep()
-        used, context = (
-            self.last.prompt_tokens + self.last.generated_tokens if self.last else 0,
-            self.chat.context,
-        )
+        used = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0
+        context = self.chat.context
         if used > 0.9 * context:
             self.screen.say(
                 f"The conversation fills {used / context:.0%} of the model's context of {context} "

@@ -150,9 +150,8 @@ def added_by(mask: mx.array | str | None, T: int, C: int) -> Floats | None:
         if mask not in (None, "causal"):
             raise ValueError(f"mask {mask!r} is not causal")
         return None if mask is None or T == 1 else future(T)
-    if (
-        mask.dtype == mx.bool_
-    ):  # as MLX, the least number and not infinity: a row that sees nothing stays finite
+    # As MLX, the least number and not infinity: a row that sees nothing stays finite.
+    if mask.dtype == mx.bool_:
         added = np.where(np.asarray(mask), np.float32(0), np.finfo(np.float32).min)
     else:
         added = np.asarray(mask.astype(mx.float32))
@@ -192,10 +191,8 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
         out = scores @ values[:, : offset + 1] / scores.sum(axis=-1, keepdims=True)
         y += np.asarray(attention.o_proj.weight) @ out.reshape(-1)
         normed = _normed(layer.post_attention_layernorm, y)
-        gate, up = (
-            np.asarray(mlp.gate_proj.weight) @ normed,
-            np.asarray(mlp.up_proj.weight) @ normed,
-        )
+        gate = np.asarray(mlp.gate_proj.weight) @ normed
+        up = np.asarray(mlp.up_proj.weight) @ normed
         y += np.asarray(mlp.down_proj.weight) @ (gate / (1 + np.exp(-gate)) * up)
     for cache in caches:
         cache.offset += 1

@@ -28,9 +28,8 @@ class GPUVisionMLP(VisionMLP):
 class GPUAttention(Attention):
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         B, T, _ = x.shape
-        qkv = (
-            self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
-        )  # (B, h + 2k, T, d)
+        # (B, h + 2k, T, d)
+        qkv = self.qkv_proj(x).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
         rotated, values = mx.split(qkv, [self.heads + self.kv_heads], axis=1)
         queries, keys = mx.split(self.rope(rotated, offset), [self.heads], axis=1)
         return queries, keys, values
