@@ -1,8 +1,7 @@
 """SmolLM2, a Llama with grouped-query attention: merged embeddings -> logits, with a KV cache.
 
-`LanguageModel` is call-compatible with mlx_lm's models
-(`model(inputs, cache=..., input_embeddings=...)`, `.layers`, `.make_cache()`), and its caches may
-be ours or mlx_lm's. Follows transformers' models/llama/modeling_llama.py.
+Follows transformers' models/llama/modeling_llama.py. `LanguageModel` is call-compatible with
+mlx_lm's models (`cache=`, `input_embeddings=`, `.layers`, `.make_cache()`), whose caches it takes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import mlx.nn as nn
 
 from ..config import TextConfig
 from .activations import swiglu
-from .cache import Cache, KVCache
+from .cache import Cache, KVCache, Mask
 
 
 class Attention(nn.Module):
@@ -28,7 +27,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
         queries, keys, values = self.project(x, 0 if cache is None else cache.offset)
         if cache is not None:
@@ -37,8 +36,7 @@ class Attention(nn.Module):
         return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries (B, h, T, d) and keys (B, k, T, d), both turned by their positions, and values
-        (B, k, T, d)."""
+        """Queries (B, h, T, d) and keys (B, k, T, d), with their positions; values (B, k, T, d)."""
         B, T, _ = x.shape
         queries, keys, values = (
             y.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
@@ -46,17 +44,13 @@ class Attention(nn.Module):
         )
         return self.rope(queries, offset), self.rope(keys, offset), values
 
-    def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
-    ) -> mx.array:
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask) -> mx.array:
         """(B, h, T, d)."""
-        return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self.scale, mask=mask
-        )
+        attention = mx.fast.scaled_dot_product_attention
+        return attention(queries, keys, values, scale=self.scale, mask=mask)
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        """Turn the heads of (B, heads, T, d) by their positions, the first of which is `offset`
-        (arXiv:2104.09864)."""
+        """Turn heads (B, heads, T, d) by their positions, from `offset` on (arXiv:2104.09864)."""
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
         )
@@ -85,22 +79,20 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its head. `tied`: logits come from the embedding table and there is no
-    lm_head."""
+    """The decoder with its head. `tied`: logits come from the embedding table, not an lm_head."""
 
     def __init__(self, config: TextConfig, tied: bool = False):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        # In training: keep only the layers' inputs, and compute the rest again.
-        self.checkpointed = False
+        self.checkpointed = False  # in training: keep layers' inputs only, compute the rest again
         if not tied:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..cache import Cache, KVCache
+from ..cache import Cache, KVCache, Mask
 from ..language import MLP, Attention, DecoderLayer, LanguageModel
 from ..vision import VisionAttention, VisionEmbeddings, VisionMLP
 from .kernels import Floats, attention, future, gelu_tanh, product, swiglu
@@ -66,9 +66,7 @@ class CPUVisionMLP(VisionMLP):
 
 
 class CPUAttention(Attention):
-    def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
-    ) -> mx.array:
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask) -> mx.array:
         if not is_used(queries):
             return super().attend(queries, keys, values, mask)
         keys, values = keys.astype(mx.float32), values.astype(mx.float32)  # of caches in 16 bits
@@ -139,7 +137,7 @@ def linear(layer: nn.Module, x: Floats) -> Floats:
     return np.array(layer(mx.array(x)), np.float32)
 
 
-def added_by(mask: mx.array | str | None, T: int, C: int) -> Floats | None:
+def added_by(mask: Mask, T: int, C: int) -> Floats | None:
     """What a mask of MLX's attention adds to the scores (..., T, C); "causal" is that of the last T
     positions.
 
