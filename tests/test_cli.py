@@ -396,3 +396,20 @@ def test_info(tiny: Path, picture: Path, call: Any) -> None:
     assert "smolvlm" in out
     assert "90 x 60 pixels" in out
     check_refused(call("info", tiny / "nothing"), "nothing")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize(
+    "command", ["generate Hi -n 2 -m tiny", "chat --no-history -m tiny", "info"]
+)
+def test_a_stream_that_is_closed_is_nothing(command: str, closed: str) -> None:
+    line = f'"$0" -m smolvlm_mlx {command} {closed}'
+    result = subprocess.run(
+        ["sh", "-c", line, sys.executable],
+        input="Hi\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert bool(result.stdout) == (closed != ">&-" and (command[:4], closed) != ("chat", "<&-"))

@@ -43,6 +43,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: it is nothing, and its number no other file's
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may not have every character of an answer.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -27,24 +27,20 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 # What Pillow's decoders raise on damaged files. There is no common base class.
 DECODER_ERRORS = (
-    *(
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        LookupError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-        RuntimeError,
-    ),
-    *(
-        AttributeError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ),
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -67,6 +63,11 @@ def load_image(
         return held
     name = _name(*_held(part), limits)
     return _decode(lambda: _open(held, name), _upright, name)
+
+
+def is_decoded(part: object) -> bool:
+    """Whether an image part holds pixels, a PIL picture or an array."""
+    return isinstance(_held(part)[1], Image.Image | np.ndarray)
 
 
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:

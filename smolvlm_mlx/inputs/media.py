@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import VideoError, named
 from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import load_image, read_image
+from .image import is_decoded, load_image, read_image
 from .settings import ImageSettings
 from .tiles import TiledImage, make_tiles
 from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
@@ -163,12 +163,9 @@ class Recent:
 
     def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
-        held, name = read_image(source, limits), name or name_of(source)
-        return (
-            self._owned(held, limits, name)
-            if isinstance(held, bytes)
-            else Attachment(held, limits, name)
-        )
+        if is_decoded(source):
+            return Attachment(source, limits, name)
+        return self._owned(read_image(source, limits), limits, name or name_of(source))
 
 
 def attach(path: str | Path) -> "Attachment | Video":

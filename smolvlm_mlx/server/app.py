@@ -200,7 +200,9 @@ class Answer:
     job: Job
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
-        self.asked, self.messages, self.kept = asked, messages, False
+        # Without what was parsed: its data: URLs would be held until the answer's end.
+        self.asked = asked.model_copy(update={"messages": []})
+        self.messages, self.kept = messages, False
         self._text, self._over = "", False
         self._events = deque[Event | SmolVLMError]()
         self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()

@@ -200,7 +200,8 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
-    elif not path.is_dir():
+        return
+    if not path.is_dir():
         raise DataError(f"{quote(path, end=True)}: no such file or folder")
     for folder, below, names in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -384,7 +385,8 @@ class Captioner:
     def _line(self, file: _Read) -> Line:
         line: Line = {"path": file.path, "sha256": file.digest, "run": self.run}
         answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
-        return line | answer | line  # an answer may come from the line of an equal file
+        # The line's own fields first: an answer may come from the line of an equal file.
+        return line | {name: value for name, value in answer.items() if name not in line}
 
 
 def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:

@@ -123,15 +123,15 @@ def evaluate_in_steps(
     """
     rows = _questions(data, metric)
     image_options = image_options or ImageOptions()
-    what = {"model": str(model_path), "adapter": str(adapter or "")}
-    what["weights"] = _state(model_path, adapter)
-    how = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
-    cut = {"options": asdict(options), "image_options": asdict(image_options)}
+    checkpoint = {"model": str(model_path), "adapter": str(adapter or "")}
+    checkpoint["weights"] = _state(model_path, adapter)
+    run = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
+    asked = {"options": asdict(options), "image_options": asdict(image_options)}
     path = Path(results).expanduser()
-    done = _read_results(path, json.loads(json.dumps({**what, **how, **cut})))
+    done = _read_results(path, json.loads(json.dumps({**checkpoint, **run, **asked})))
     if missing := [row for row in rows if row.where not in done]:
         loaded = load(model_path, dtype, revision, adapter=adapter)
-        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # surrogates as in JSON
+        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # 1: line by line
             for answer in _answer(*loaded, missing, options, image_options, metric):
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 done[answer.where] = answer

@@ -18,8 +18,8 @@ from typing import Any
 from platformdirs import user_cache_path, user_data_path
 
 from ..errors import HistoryError, quote
-from ..inputs.media import Attachment, Video
-from ..inputs.messages import Message, parse_messages, raw_message
+from ..inputs.media import Attachment, Frames, Video
+from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -196,7 +196,9 @@ def _forget_unused(database: sqlite3.Connection) -> None:
 
 
 def _to_stored(message: Message) -> str:
-    if len(message.media) < len(message.media_parts):
+    if any(
+        isinstance(part, VideoPart) and isinstance(part.video, Frames) for part in message.parts
+    ):
         raise HistoryError("a video of frames cannot be kept; give the file")
     return json.dumps(
         raw_message(message, lambda held: {"digest": held.digest, "name": held.name}),

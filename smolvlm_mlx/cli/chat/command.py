@@ -114,7 +114,7 @@ class PipeScreen:
         from .commands import handle
 
         failed = 0
-        for line in sys.stdin or ():
+        for line in sys.stdin:
             try:
                 handle(session, line.rstrip("\n"))
             except SmolVLMError as error:
