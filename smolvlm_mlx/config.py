@@ -6,7 +6,7 @@ SmolVLM2's files leave out every key that equals a class default of transformers
 sizes, stand here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
@@ -49,17 +49,17 @@ class TextConfig:
         if self.head_dim == 0 and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
-    def problems(self) -> dict[str, bool]:
-        """What can be wrong with values that are fine each by itself, and whether it is."""
+    def problems(self) -> Iterator[str]:
+        """What is wrong with values that are fine each by itself."""
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        return {
-            f"{heads} attention heads for {kv_heads} key-value heads": heads % kv_heads != 0,
-            f"head_dim is {self.head_dim}, not an even number from 2 on": self.head_dim == 0
-            or self.head_dim % 2 != 0,
-            f"hidden_act {quote(self.hidden_act)} (only 'silu')": self.hidden_act != "silu",
-            "attention_bias or mlp_bias is set (SmolLM2 has no biases)": self.attention_bias
-            or self.mlp_bias,
-        }
+        if heads % kv_heads:
+            yield f"{heads} attention heads for {kv_heads} key-value heads"
+        if self.head_dim == 0 or self.head_dim % 2:
+            yield f"head_dim is {self.head_dim}, not an even number from 2 on"
+        if self.hidden_act != "silu":
+            yield f"hidden_act {quote(self.hidden_act)} (only 'silu')"
+        if self.attention_bias or self.mlp_bias:
+            yield "attention_bias or mlp_bias is set (SmolLM2 has no biases)"
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ class VisionConfig:
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size
 
-    def problems(self) -> dict[str, bool]:
+    def problems(self) -> Iterator[str]:
         """As those of `TextConfig`."""
-        width, heads = self.hidden_size, self.num_attention_heads
-        return {
-            f"hidden_size {width} is not a multiple of {heads} heads": width % heads != 0,
-            f"patch_size {self.patch_size} exceeds image_size {self.image_size}": self.patch_size
-            > self.image_size,
-            f"num_channels {self.num_channels} (only 3)": self.num_channels != 3,
-            f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')": self.hidden_act
-            != "gelu_pytorch_tanh",
-        }
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            yield f"hidden_size {self.hidden_size} is not a multiple of {heads} heads"
+        if self.patch_size > self.image_size:
+            yield f"patch_size {self.patch_size} exceeds image_size {self.image_size}"
+        if self.num_channels != 3:
+            yield f"num_channels {self.num_channels} (only 3)"
+        if self.hidden_act != "gelu_pytorch_tanh":
+            yield f"hidden_act {quote(self.hidden_act)} (only 'gelu_pytorch_tanh')"
 
 
 @dataclass(frozen=True)
@@ -161,37 +161,26 @@ class ModelConfig:
             cls, {**raw, "text_config": text, "vision_config": vision}, "config", problems
         )
         if not problems:
-            tables = {
-                "text_config: ": text.problems(),
-                "vision_config: ": vision.problems(),
-                "": config.problems(),
-            }
-            problems = [
-                f"{part}{each}"
-                for part, table in tables.items()
-                for each, is_one in table.items()
-                if is_one
-            ]
+            problems += [f"text_config: {problem}" for problem in text.problems()]
+            problems += [f"vision_config: {problem}" for problem in vision.problems()]
+            problems += config.problems()
         if problems:
             raise CheckpointError(f"config.json: {'; '.join(problems)}")
         return config
 
-    def problems(self) -> dict[str, bool]:
+    def problems(self) -> Iterator[str]:
         """As those of `TextConfig`, of the parts together."""
         text, side, r = self.text_config, self.vision_config.patches_per_side, self.scale_factor
+        if side % r:
+            yield f"{side} patches a side, scale_factor {r}"
+        if self.image_token_id >= text.vocab_size:
+            yield f"image_token_id {self.image_token_id} is beyond vocab_size {text.vocab_size}"
+        if self.parameters > 100e9:
+            yield f"{self.parameters:.1e} parameters (the family has up to 2.3e9)"
         widest = max(text.num_attention_heads * text.head_dim, self.shuffled_width)
-        layer = (
-            f"a layer is {widest} wide (heads x head_dim, or vision hidden_size x scale_factor^2)"
-        )
-        return {
-            f"{side} patches a side, scale_factor {r}": side % r != 0,
-            f"image_token_id {self.image_token_id} is beyond vocab_size {text.vocab_size}": (
-                self.image_token_id >= text.vocab_size
-            ),
-            f"{self.parameters:.1e} parameters (the family has up to 2.3e9)": self.parameters
-            > 100e9,
-            layer: widest > _LARGEST,
-        }
+        if widest > _LARGEST:
+            sides = "heads x head_dim, or vision hidden_size x scale_factor^2"
+            yield f"a layer is {widest} wide ({sides})"
 
 
 def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mapping[str, object]:

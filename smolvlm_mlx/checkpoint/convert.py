@@ -242,8 +242,10 @@ class _Plan:
             array = mx.dequantize(array, scales, biases, group_size, bits)
         if module in self.adapted and name.endswith(".weight"):
             layer = self.adapted[module]
-            unread, layer.linear.weight = layer.linear.weight, array.astype(mx.float32)
-            array, layer.linear.weight = layer.fuse().weight, unread
+            unread = layer.linear.weight
+            layer.linear.weight = array.astype(mx.float32)
+            array = layer.fuse().weight
+            layer.linear.weight = unread  # or all that were fused would stay in memory
         return array.astype(DTYPES[self.recipe.dtype])
 
 

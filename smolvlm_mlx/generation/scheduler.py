@@ -59,7 +59,7 @@ class Scheduler:
     def __init__(self, load: Callable[[], Engine], most_answers: int = 8, most_waiting: int = 32):
         self._load, self._most_answers, self._most_waiting = load, most_answers, most_waiting
         self._waiting: deque[Job] = deque()
-        self._beginning: list[Job] = []  # one, or none
+        self._beginning: Job | None = None
         self._running: dict[Row, Job] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -114,7 +114,8 @@ class Scheduler:
         self._thread.join()
 
     def _jobs(self) -> list[Job]:
-        return [*self._running.values(), *self._waiting, *self._beginning]
+        jobs = [*self._running.values(), *self._waiting, self._beginning]
+        return [job for job in jobs if job is not None]
 
     # ---- in the owner's thread
 
@@ -146,10 +147,10 @@ class Scheduler:
             if self._closing and not self._running:
                 return False
             room = len(self._running) < self._most_answers and not self._closing
-            self._beginning = [self._waiting.popleft()] if room and self._waiting else []
-        for job in self._beginning:
+            self._beginning = job = self._waiting.popleft() if room and self._waiting else None
+        if job is not None:
             self._begin(job)
-        self._beginning = []
+            self._beginning = None
         self._step()
         return True
 
