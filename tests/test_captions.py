@@ -311,19 +311,9 @@ def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
 
 
 def command(files: Path, out: Path) -> list[str]:
-    options = [
-        "-m",
-        "tiny",
-        "--dtype",
-        "float32",
-        "--prompt",
-        DESCRIBE.prompt,
-        "-n",
-        "64",
-        "--out",
-        str(out),
-    ]
-    return [sys.executable, "-m", "smolvlm_mlx", "caption", str(files), *options]
+    options = "-m tiny --dtype float32 -n 64".split()
+    asked = [str(files), "--out", str(out), "--prompt", DESCRIBE.prompt]
+    return [sys.executable, "-m", "smolvlm_mlx", "caption", *asked, *options]
 
 
 def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:

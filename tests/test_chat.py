@@ -3,6 +3,7 @@ interrupted."""
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,13 +19,17 @@ from smolvlm_mlx.errors import (
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs import media
+from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits
+from smolvlm_mlx.inputs.image import read_image
 from smolvlm_mlx.inputs.media import Attachment, Frames, Recent
 from smolvlm_mlx.inputs.messages import Message, TextPart, VideoPart, parse_messages, text_message
 from smolvlm_mlx.tasks.chat import oldest_turn
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
+from tests.support.pictures import encoded
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -338,6 +343,31 @@ def test_a_picture_that_comes_twice_in_a_conversation_is_cut_once(
         monkeypatch.setattr(media, name, counted(name))
     loaded[1]([{"role": "user", "content": [part, part]}])
     assert counts == {"load_image": 1, "make_tiles": 1}
+
+
+@pytest.mark.parametrize("source", [PICTURES[0], np.asarray(PICTURES[0])], ids=["PIL", "array"])
+def test_a_decoded_picture_is_converted_once(
+    source: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[object]()
+
+    def counted(part: object, *limits: FetchLimits) -> object:
+        calls.append(part)
+        return read_image(part, *limits)
+
+    monkeypatch.setattr("smolvlm_mlx.inputs.media.read_image", counted)
+    parse_messages([{"role": "user", "content": [{"type": "image", "image": source}]}])
+    assert len(calls) == 1
+
+
+def test_a_picture_beyond_the_usual_limits_stays_readable(loaded: Loaded) -> None:
+    noise = Image.effect_noise((2700, 2700), 60).convert("RGB")
+    data = encoded(noise, "BMP")
+    assert len(data) > MAX_IMAGE_BYTES
+    held = Attachment(data, FetchLimits(max_bytes=len(data)))
+    first, settings = held.tiled(loaded[1].settings), loaded[1].settings
+    assert held.tiled(replace(settings, split=False)).layout != first.layout
+    assert held.preview.size == (1024, 1024)
 
 
 def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:

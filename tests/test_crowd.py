@@ -26,22 +26,14 @@ CLIENTS = 8
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Its address and its process."""
-    command = [
-        sys.executable,
-        "-m",
-        "smolvlm_mlx",
-        "serve",
-        "-m",
-        "tiny",
-        "--dtype",
-        "float32",
-        "--port",
-        "0",
-    ]
+    options = "-m tiny --dtype float32 --port 0 --token t".split()
     home = str(tmp_path_factory.mktemp("home"))
     environment = {**os.environ, "HOME": home, "XDG_DATA_HOME": home, "XDG_CACHE_HOME": home}
     with subprocess.Popen(
-        [*command, "--token", "t"], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "smolvlm_mlx", "serve", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[1].partition("#")[0]

@@ -5,8 +5,6 @@ import csv
 import json
 import math
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import SmolVLMError, TrainingError
 from smolvlm_mlx.training.plan import PRESETS, Plan
 from smolvlm_mlx.training.run import prepare
-from tests.support.places import ROOT
+from tests.support.cli import start
 from tests.support.rows import write_rows
 
 import pytest
@@ -167,22 +165,13 @@ def test_ctrl_c_keeps_the_step_and_resume_goes_on(tiny: Path, tmp_path: Path) ->
     data = write_questions(tmp_path / "data", 12, "unit", ("color", "text"))
     options = "--steps 300 --batch-size 1 --max-tiles 1 --accumulate 1".split()
     arguments = [data, tmp_path / "out", "-m", tiny, *options]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "smolvlm_mlx",
-        "finetune",
-        *map(str, arguments),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with start("finetune", *arguments) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("step "):
+            if line.startswith(b"step "):
                 process.send_signal(signal.SIGINT)
                 break
-        rest = process.stderr.read()
+        rest = process.stderr.read().decode()
         assert process.wait(60) == 130
     assert "--resume goes on" in rest
     assert "Traceback" not in rest

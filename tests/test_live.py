@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Generator, Iterator
@@ -309,20 +308,8 @@ def test_the_picture_is_mirrored_for_display_only(
     assert straight != mirrored
     for flag, expected in (("--mirror", ImageOps.mirror(frame)), ("--no-mirror", frame)):
         shown.clear()
-        arguments = (
-            "live",
-            path,
-            "-m",
-            "tiny",
-            "--dtype",
-            "float32",
-            "-n",
-            24,
-            "-p",
-            DESCRIBE,
-            flag,
-        )
-        code, out, _ = call(*arguments)
+        options = "-m tiny --dtype float32 -n 24".split()
+        code, out, _ = call("live", path, *options, "-p", DESCRIBE, flag)
         assert code == 0
         assert straight in out
         assert shown == [expected]
@@ -360,21 +347,11 @@ def test_what_the_model_writes_is_shown_and_not_obeyed(
 def test_in_a_terminal(tiny: Path, clip: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    command = [
-        sys.executable,
-        "-m",
-        "smolvlm_mlx",
-        "live",
-        str(clip),
-        "-m",
-        str(tiny),
-        "-n",
-        "3",
-        "--count",
-        "2",
-    ]
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    terminal = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    process = start(
+        "live", clip, "-m", tiny, *"-n 3 --count 2".split(), env=environment, **terminal
+    )
     os.close(theirs)
     written = b""
     # Linux' way to say that the other end is closed; elsewhere nothing more comes.

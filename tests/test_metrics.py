@@ -108,19 +108,7 @@ def by_definition(text: str) -> str:
     )
     pairs = zip(text, [*text[1:], ""], strict=True) if text else ()
     text = "".join(letter for letter, follower in pairs if letter != "." or follower.isdecimal())
-    numbers = [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-    ]
+    numbers = "zero one two three four five six seven eight nine ten".split()
     words = [
         str(numbers.index(word)) if word in numbers else "0" if word == "none" else word
         for word in text.split()

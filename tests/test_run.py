@@ -260,18 +260,8 @@ def command(shallow: Path, short_questions: Path, out: Path, *more: str) -> list
         "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 "
         "--save-every 1 --validate-every 4 --dropout 0.1"
     )
-    return [
-        sys.executable,
-        "-m",
-        "smolvlm_mlx",
-        "finetune",
-        str(short_questions),
-        str(out),
-        "-m",
-        str(shallow),
-        *options.split(),
-        *more,
-    ]
+    given = [str(short_questions), str(out), "-m", str(shallow), *options.split(), *more]
+    return [sys.executable, "-m", "smolvlm_mlx", "finetune", *given]
 
 
 @pytest.mark.chaos

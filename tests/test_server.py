@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +24,9 @@ from typing import Any
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
-from smolvlm_mlx.server.app import judges
+from smolvlm_mlx.server.app import Answer, judges
+from smolvlm_mlx.server.openai import ChatRequest
+from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
@@ -266,6 +269,19 @@ def test_a_live_camera_is_told_when_its_answer_stays_the_same(
     assert server.complete(asked).json()["error"]["message"] == "live: the request has no picture"
     assert server.complete({**asked, "live": "../x"}).status_code == 400
     assert "live" not in server.complete(question("Hello", max_tokens=1)).json()
+
+
+def test_an_answer_does_not_hold_what_was_sent_for_it() -> None:
+    """The pictures of a request are a large part of the server's memory."""
+    body = json.dumps(question("What?", data_url(), stream=True)).encode()
+
+    async def answer() -> tuple[Answer, weakref.ref[object]]:
+        asked = ChatRequest.parse(body)
+        return Answer(asked, []), weakref.ref(asked.messages[0])
+
+    made, sent = asyncio.run(answer())
+    assert made.asked.stream
+    assert sent() is None
 
 
 def test_the_camera_that_asked_longest_ago_is_forgotten() -> None:
@@ -747,18 +763,8 @@ def terminated(
         **dict.fromkeys(("XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"), str(home)),
     }
     program = f"from smolvlm_mlx.cli import main, serve; serve.GRACE_SECONDS = {grace}; main.main()"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "serve",
-        "-m",
-        str(checkpoint),
-        "--port",
-        "0",
-        "--token",
-        "t",
-    ]
+    options = ["-m", str(checkpoint), *"--port 0 --token t".split()]
+    command = [sys.executable, "-c", program, "serve", *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -794,19 +800,9 @@ def test_sigterm_ends_it_in_time(endless: Path, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(tiny: Path, server: Running) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "smolvlm_mlx",
-        "serve",
-        "-m",
-        str(tiny),
-        "--port",
-        str(server.port),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == 1
-    assert result.stderr == (
+    code, _, error = run("serve", "-m", tiny, "--port", server.port)
+    assert code == 1
+    assert error == (
         f"smolvlm-mlx: 127.0.0.1:{server.port}: cannot listen there (Address already in use); "
         "choose another --port\n"
     )

@@ -282,17 +282,8 @@ def history_in(home: Path) -> History:
 
 def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, str]) -> None:
     def chat(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "smolvlm_mlx",
-            "chat",
-            "-m",
-            str(tiny),
-            "-n",
-            "4",
-            *arguments,
-        ]
+        options = ["-m", str(tiny), "-n", "4", *arguments]
+        command = [sys.executable, "-m", "smolvlm_mlx", "chat", *options]
         environment = {**os.environ, **home}
         return subprocess.run(
             command,

@@ -391,17 +391,8 @@ def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     (tmp_path / "clip.mp4").write_bytes(encode_video(40, 10))
-    arguments = [
-        "generate",
-        "-m",
-        str(tiny),
-        "--video",
-        str(tmp_path / "clip.mp4"),
-        "--json",
-        "-n",
-        "2",
-        "What?",
-    ]
+    clip = str(tmp_path / "clip.mp4")
+    arguments = ["generate", "What?", "-m", str(tiny), "--video", clip, *"--json -n 2".split()]
     result = CliRunner().invoke(main.app, [*arguments, "--fps", "2", "--end", "2"])
     assert json.loads(result.output)["tiles"] == 4
     with pytest.raises(VideoError, match=r"end 1\.0 is not after start 2\.0"):
@@ -413,18 +404,8 @@ def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("question", ["What?", "What? " * 9000])
 def test_progress_on_a_terminal_leaves_nothing(tiny: Path, tmp_path: Path, question: str) -> None:
     (tmp_path / "clip.mp4").write_bytes(encode_video(640, 10))
-    command = [
-        sys.executable,
-        "-m",
-        "smolvlm_mlx",
-        "generate",
-        "-m",
-        str(tiny),
-        "-n",
-        "2",
-        "-v",
-        str(tmp_path / "clip.mp4"),
-    ]
+    options = ["-m", str(tiny), "-n", "2", "-v", str(tmp_path / "clip.mp4")]
+    command = [sys.executable, "-m", "smolvlm_mlx", "generate", *options]
     ours, theirs = pty.openpty()
     done = subprocess.run(
         [*command, question[:30_000]], stdout=subprocess.PIPE, stderr=theirs, check=False

@@ -84,9 +84,8 @@ def convert_in_steps(
         learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
         modules = dict(unread.named_modules())
         plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
-    yield from _write_folder(plan, out, plan.arrays())
-    written = open_checkpoint(out)
-    return Report(out, checkpoint.nbytes, written.nbytes, written.parts())
+    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays())
+    return Report(out, checkpoint.nbytes, out_bytes, parts)
 
 
 convert = at_once(convert_in_steps)
@@ -131,7 +130,10 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     return recipe
 
 
-def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
+def _write_folder(
+    plan: "_Plan", out: Path, arrays: Iterator[mx.array]
+) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
+    """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
         with new_folder(out) as partial:
             free = shutil.disk_usage(partial).free
@@ -145,7 +147,8 @@ def _write_folder(plan: "_Plan", out: Path, arrays: Iterator[mx.array]) -> Gener
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():
                     shutil.copyfile(plan.checkpoint.folder / name, partial / name)
-            open_checkpoint(partial)  # names, shapes and dtypes are what its config says
+            written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
+            return written.nbytes, written.parts()
     except OSError as error:
         reason = (
             f"{error.strerror or error}: {error.filename}"

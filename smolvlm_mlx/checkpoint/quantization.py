@@ -39,11 +39,9 @@ class Quantization:
             CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is
                 not.
         """
-        block = (
-            raw.get("quantization_config")
-            if raw.get("quantization") is None
-            else raw["quantization"]
-        )
+        block = raw.get("quantization")
+        if block is None:
+            block = raw.get("quantization_config")
         if block is None:
             return None
         if not isinstance(block, Mapping) or "bits" not in block:

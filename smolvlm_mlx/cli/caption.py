@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DataError, reason
+from ..errors import DataError, quote, reason
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import Preset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..tasks.captions import Line, Task
 
 SHOWN = 10  # files that cannot be used
+MAX_PATH = 10_000  # characters; those of a path as Python writes it
 
 Schema = Annotated[
     Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")
@@ -68,7 +69,7 @@ def _report(lines: "list[Line]", out: Path) -> None:
     bad = [line for line in lines if "error" in line]
     print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
     for line in bad[:SHOWN]:
-        print(f"left out: {line['path']!r}: {line['error']}", file=sys.stderr)
+        print(f"left out: {quote(line['path'], most=MAX_PATH)}: {line['error']}", file=sys.stderr)
     if len(bad) > SHOWN:
         print(f"and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
 

@@ -29,9 +29,8 @@ class StreamingDetokenizer:
         if token in self._tokenizer.end_ids:
             self.ended = True
             return self.finalize()
-        piece = self._stop.push(
-            self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens))
-        )
+        text = self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens))
+        piece = self._stop.push(text)
         self.ended = self._stop.found
         return piece
 

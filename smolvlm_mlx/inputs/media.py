@@ -47,6 +47,7 @@ class Attachment:
         self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None
     ):
         self._source, file = read_image(source, limits), name or name_of(source)
+        self._limits = limits
         self.name = file or "picture"
         with named(file):
             image = (
@@ -75,14 +76,14 @@ class Attachment:
     @property
     def preview(self) -> Image.Image:
         """A copy of at most PREVIEW pixels a side, for people."""
-        image = (self._image or load_image(self._source)).copy()
+        image = (self._image or load_image(self._source, self._limits)).copy()
         image.thumbnail((PREVIEW, PREVIEW))
         return image
 
     def tiled(self, settings: ImageSettings) -> TiledImage:
         """Its tiles; those of the last settings are kept."""
         if self._tiled is None or self._tiled[0] != settings:
-            image = self._image or load_image(self._source)
+            image = self._image or load_image(self._source, self._limits)
             self._tiled, self._image = (settings, make_tiles(image, settings)), None
         return self._tiled[1]
 

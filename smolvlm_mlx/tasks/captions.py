@@ -299,13 +299,8 @@ class Captioner:
         self, files: Sequence[Path], group: mx.distributed.Group, whole: Path, journal: Path
     ) -> Generator[Reading, None, dict[str, Line]]:
         """Lines of this process's share of the files, and of those that are there, by path."""
-        size = max(
-            1,
-            min(
-                MOST_FILES,
-                WINDOW_BYTES // (USUAL_TILES * 3 * self._processor.settings.tile_size**2),
-            ),
-        )
+        picture = USUAL_TILES * 3 * self._processor.settings.tile_size**2  # bytes
+        size = max(1, min(MOST_FILES, WINDOW_BYTES // picture))
         windows = [
             [str(path) for path in files[start : start + size]]
             for start in range(0, len(files), size)

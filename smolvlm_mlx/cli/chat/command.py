@@ -85,7 +85,7 @@ def _run_page(
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
-    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return PipeScreen()
     from ...tasks.history import private_folder
     from .terminal import TerminalScreen

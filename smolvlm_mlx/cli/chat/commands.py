@@ -231,23 +231,20 @@ def quit(session: Session, rest: str) -> None:
     session.over = True
 
 
-_IN_ORDER = (
-    image,
-    video,
-    paste,
-    system,
-    undo,
-    retry,
-    edit,
-    new,
-    history,
-    open,
-    save,
-    settings,
-    stats,
-    help,
-    quit,
-)
 COMMANDS: dict[str, Callable[[Session, str], None]] = {
-    f"/{command.__name__}": command for command in _IN_ORDER
+    "/image": image,
+    "/video": video,
+    "/paste": paste,
+    "/system": system,
+    "/undo": undo,
+    "/retry": retry,
+    "/edit": edit,
+    "/new": new,
+    "/history": history,
+    "/open": open,
+    "/save": save,
+    "/settings": settings,
+    "/stats": stats,
+    "/help": help,
+    "/quit": quit,
 }
