@@ -22,8 +22,18 @@ from smolvlm_mlx.inputs import media
 from smolvlm_mlx.inputs.fetch import MAX_IMAGE_BYTES, FetchLimits
 from smolvlm_mlx.inputs.image import read_image
 from smolvlm_mlx.inputs.media import Attachment, Frames, Recent
-from smolvlm_mlx.inputs.messages import Message, TextPart, VideoPart, parse_messages, text_message
+from smolvlm_mlx.inputs.messages import (
+    Message,
+    TextPart,
+    VideoPart,
+    from_json,
+    parse_messages,
+    text_message,
+    to_json,
+    user_message,
+)
 from smolvlm_mlx.tasks.chat import oldest_turn
+from smolvlm_mlx.tasks.history import History
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
 from tests.support.pictures import encoded
@@ -360,7 +370,7 @@ def test_a_decoded_picture_is_converted_once(
     assert len(calls) == 1
 
 
-def test_a_picture_beyond_the_usual_limits_stays_readable(loaded: Loaded) -> None:
+def test_a_picture_beyond_the_usual_limits_stays_readable(loaded: Loaded, tmp_path: Path) -> None:
     noise = Image.effect_noise((2700, 2700), 60).convert("RGB")
     data = encoded(noise, "BMP")
     assert len(data) > MAX_IMAGE_BYTES
@@ -368,6 +378,11 @@ def test_a_picture_beyond_the_usual_limits_stays_readable(loaded: Loaded) -> Non
     first, settings = held.tiled(loaded[1].settings), loaded[1].settings
     assert held.tiled(replace(settings, split=False)).layout != first.layout
     assert held.preview.size == (1024, 1024)
+    kept = History(tmp_path / "history.sqlite3")
+    message = user_message("What?", [held, noise])  # of which one becomes a PNG of its own
+    kept.save("a", [message])
+    for (again,) in (kept.load("a"), from_json(to_json([message]))):
+        assert [picture.size for picture in again.media] == [(2700, 2700)] * 2
 
 
 def test_a_picture_that_is_sent_again_is_the_same_attachment() -> None:

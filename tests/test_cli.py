@@ -3,6 +3,7 @@ wrong, exit codes."""
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from smolvlm_mlx.tasks.documents import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
+from tests.support.pictures import PICTURE
 from tests.support.places import ROOT
 
 import pytest
@@ -398,18 +400,25 @@ def test_info(tiny: Path, picture: Path, call: Any) -> None:
     check_refused(call("info", tiny / "nothing"), "nothing")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    "command", ["generate Hi -n 2 -m tiny", "chat --no-history -m tiny", "info"]
+    ("command", "out", "err"),
+    [
+        ("generate Hi -n 2 -m tiny", True, False),
+        ("chat --no-history -m tiny -n 2", True, False),  # reads a question from stdin
+        ("caption {in} --out {out} -m tiny -n 2", False, True),
+    ],
 )
-def test_a_stream_that_is_closed_is_nothing(command: str, closed: str) -> None:
-    line = f'"$0" -m smolvlm_mlx {command} {closed}'
-    result = subprocess.run(
-        ["sh", "-c", line, sys.executable],
-        input="Hi\n",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert bool(result.stdout) == (closed != ">&-" and (command[:4], closed) != ("chat", "<&-"))
+def test_a_stream_that_is_closed_is_nothing(
+    command: str, out: bool, err: bool, closed: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"not UTF-8 \xff")
+    folder.mkdir()
+    PICTURE.save(folder / "a.png")
+    line = command.replace("{in}", '"$1"').replace("{out}", '"$1/a.jsonl"')
+    shell = ["sh", "-c", f'"$0" -m smolvlm_mlx {line} {closed}', sys.executable, str(folder)]
+    result = subprocess.run(shell, input="Hi\n", capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0
+    asked = "<&-" not in closed or command[:4] != "chat"
+    assert bool(result.stdout) == (out and asked and ">&-" not in closed.replace("2>&-", ""))
+    assert bool(result.stderr) == (err and "2>&-" not in closed)

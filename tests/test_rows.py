@@ -96,7 +96,7 @@ def test_folder(tmp_path: Path, hub: Any) -> None:
     with pytest.raises(ImageError, match="is not a readable picture"):
         load_image(pictures[1])
     assert list(map(outcome, read_rows(tmp_path, "validation"))) == ["0"]
-    with pytest.raises(DataError, match=r"no part 'train'; there are validation, test$"):
+    with pytest.raises(DataError, match=r"no subset 'train'; there are validation, test$"):
         read_rows(tmp_path, "train")
 
 

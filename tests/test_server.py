@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from typing import Any
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
-from smolvlm_mlx.server.app import Answer, judges
+from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.openai import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
@@ -271,17 +272,45 @@ def test_a_live_camera_is_told_when_its_answer_stays_the_same(
     assert "live" not in server.complete(question("Hello", max_tokens=1)).json()
 
 
-def test_an_answer_does_not_hold_what_was_sent_for_it() -> None:
-    """The pictures of a request are a large part of the server's memory."""
-    body = json.dumps(question("What?", data_url(), stream=True)).encode()
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_is_not_held_while_it_is_answered(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures in requests are a large part of the server's memory."""
+    spaces = 10_000_000  # which JSON may have, and nothing needs
+    body = json.dumps({**question("Hi", max_tokens=2), "stream": stream}).encode() + b" " * spaces
+    parse, parsed = ChatRequest.parse, list[weakref.ref[object]]()
+    held: list[int] = []  # bytes, and that is without those above, at each piece of the answer
+    submit = server.scheduler.submit
 
-    async def answer() -> tuple[Answer, weakref.ref[object]]:
-        asked = ChatRequest.parse(body)
-        return Answer(asked, []), weakref.ref(asked.messages[0])
+    def watched(body: bytes) -> ChatRequest:
+        asked = parse(body)
+        parsed.append(weakref.ref(asked.messages[0]))
+        return asked
 
-    made, sent = asyncio.run(answer())
-    assert made.asked.stream
-    assert sent() is None
+    async def receive() -> dict[str, Any]:
+        if parsed:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        held.append(tracemalloc.get_traced_memory()[0])
+
+    def submitted(job: Job) -> None:
+        assert parsed[0]() is None
+        submit(job)
+
+    monkeypatch.setattr(ChatRequest, "parse", staticmethod(watched))
+    monkeypatch.setattr(server.scheduler, "submit", submitted)
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b""}
+    app = make_app(server.service, ["a:1"], None)
+    tracemalloc.start()
+    try:
+        asyncio.run(app({**scope, "headers": [(b"host", b"a:1")]}, receive, send))
+    finally:
+        tracemalloc.stop()
+    assert len(held) >= 2
+    assert max(held) < spaces / 2
 
 
 def test_the_camera_that_asked_longest_ago_is_forgotten() -> None:

@@ -30,8 +30,8 @@ ScoredBy = Annotated[
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")
 ]
-Part = Annotated[
-    str | None, typer.Option(help="Part of a folder or hub dataset, such as validation.")
+Subset = Annotated[
+    str | None, typer.Option(help="Which subset of a folder or hub dataset, such as validation.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")]
 
@@ -42,7 +42,7 @@ def evaluate(
     metric: ScoredBy = "auto",
     out: Out = Path("evaluation"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    part: Part = None,
+    subset: Subset = None,
     options: Options = EVALUATION,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
@@ -60,7 +60,7 @@ def evaluate(
 
     models = model or [DEFAULT_MODEL]
     _check_adapter(loading.adapter, models)
-    rows, results = read_rows(data, part)[:limit], []
+    rows, results = read_rows(data, subset)[:limit], []
     for name in models:
         steps = run(
             name,

@@ -33,7 +33,9 @@ Presets = Annotated[
 Validation = Annotated[
     str | None, typer.Option(help="Conversations to validate on; else a share of DATA.")
 ]
-Part = Annotated[str | None, typer.Option(help="Part of a folder or hub dataset, such as train.")]
+Subset = Annotated[
+    str | None, typer.Option(help="Which subset of a folder or hub dataset, such as train.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")
 ]
@@ -48,7 +50,7 @@ def finetune(
     preset: Presets = None,
     plan: Plan = Plan(),
     validation: Validation = None,
-    part: Part = None,
+    subset: Subset = None,
     resume: Resume = False,
     estimate: Estimate = False,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
@@ -69,7 +71,7 @@ def finetune(
         out,
         plan,
         validation=validation,
-        part=part,
+        subset=subset,
         dtype=loading.dtype,
         revision=loading.revision,
     )

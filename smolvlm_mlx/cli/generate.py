@@ -91,7 +91,7 @@ def _messages(
 def _question(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         return prompt
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         raise GenerationError(
             'no question; give one, as in: smolvlm-mlx generate --image cat.jpg "What is this?"'
         )
@@ -112,7 +112,7 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
     from ..events import Reading, Text
 
     pieces, on_terminal = list[str](), sys.stdout.isatty()
-    shows_reading = sys.stderr is not None and sys.stderr.isatty()
+    shows_reading = sys.stderr.isatty()
     try:
         for event in stream:
             if isinstance(event, Reading) and shows_reading:

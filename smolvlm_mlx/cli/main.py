@@ -45,7 +45,8 @@ def main() -> None:
     """Entry point of the console script."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: it is nothing, and its number no other file's
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            nothing = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nothing, mode, errors="backslashreplace"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may not have every character of an answer.
         sys.stdout.reconfigure(errors="backslashreplace")

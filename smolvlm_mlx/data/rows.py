@@ -24,8 +24,8 @@ class Row:
     folder: Path = field(default_factory=Path)
 
 
-def read_rows(source: str | Path, part: str | None = None) -> list[Row]:
-    """All rows of a JSONL file, or those of a folder or hub dataset (`part`: which, such as
+def read_rows(source: str | Path, subset: str | None = None) -> list[Row]:
+    """All rows of a JSONL file, or those of a folder or hub dataset (`subset`: which, such as
     "train").
 
     A hub dataset of several configurations is "owner/name:configuration". A line that is no JSON is
@@ -35,7 +35,7 @@ def read_rows(source: str | Path, part: str | None = None) -> list[Row]:
         DataError: it is not there, cannot be read, or is empty.
     """
     path = Path(source).expanduser()
-    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, part))
+    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, subset))
     if not rows:
         raise DataError(f"{source}: no rows")
     return rows
@@ -84,15 +84,15 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
             )
         if name not in loaded:
             raise DataError(
-                f"{source}: no part {quote(name)}; there are {', '.join(map(str, loaded))}"
+                f"{source}: no subset {quote(name)}; there are {', '.join(map(str, loaded))}"
             )
-        part = loaded[name]
+        subset = loaded[name]
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
-    _leave_encoded(part.info.features)
-    for number in range(len(part)):
+    _leave_encoded(subset.info.features)
+    for number in range(len(subset)):
         yield Row(
-            f"{source}:{number + 1}", _DatasetRow(part, number), path if path.is_dir() else Path()
+            f"{source}:{number + 1}", _DatasetRow(subset, number), path if path.is_dir() else Path()
         )
 
 
@@ -100,22 +100,22 @@ class _DatasetRow(Mapping[str, object]):
     """A row that is read from disk each time it is looked at: a whole dataset may not fit in
     memory."""
 
-    def __init__(self, part: Any, number: int):
-        self._part, self._number = part, number
+    def __init__(self, subset: Any, number: int):
+        self._subset, self._number = subset, number
 
     def __getitem__(self, column: str) -> object:
-        if column not in self._part.column_names:
+        if column not in self._subset.column_names:
             raise KeyError(column)
-        return self._part[column][self._number]  # of this column only
+        return self._subset[column][self._number]  # of this column only
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._part.column_names)
+        return iter(self._subset.column_names)
 
     def __len__(self) -> int:
-        return len(self._part.column_names)
+        return len(self._subset.column_names)
 
     def __repr__(self) -> str:
-        return f"{self._part._fingerprint} {self._number}"
+        return f"{self._subset._fingerprint} {self._number}"
 
 
 def _leave_encoded(feature: object) -> None:

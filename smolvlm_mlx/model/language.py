@@ -33,7 +33,7 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)  # (B, k, offset + T, d)
         x = self.attend(queries, keys, values, mask)
-        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        return self.o_proj(x.transpose(0, 2, 1, 3).reshape(B, T, -1))  # (B, T, h*d) -> (B, T, Dt)
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Queries (B, h, T, d) and keys (B, k, T, d), with their positions; values (B, k, T, d)."""
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         queries, keys, values = (
             y.reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        )
+        )  # (B, h, T, d), (B, k, T, d) twice
         return self.rope(queries, offset), self.rope(keys, offset), values
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask) -> mx.array:

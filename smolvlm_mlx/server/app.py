@@ -104,7 +104,8 @@ class Service:
         return JSONResponse({"id": id, "messages": to_json(messages)})
 
     async def complete(self, request: Request) -> Response:
-        asked = ChatRequest.parse(await request.body())
+        # Not by `body()`, which Starlette keeps until the answer's end.
+        asked = ChatRequest.parse(b"".join([piece async for piece in request.stream()]))
         if len(asked.media) > MAX_IMAGES:
             raise PromptError(f"{len(asked.media)} images; the limit is {MAX_IMAGES} a request")
         if asked.live is not None and not asked.media:
@@ -121,6 +122,7 @@ class Service:
         messages, inputs = await anyio.to_thread.run_sync(prepare)
         request.state.messages = messages  # for `_on_error`, if they are too long
         answer = Answer(asked, messages)
+        asked = answer.asked
         job = answer.job = Job(inputs, options, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
         self.scheduler.submit(job)
@@ -200,7 +202,7 @@ class Answer:
     job: Job
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
-        # Without what was parsed: its data: URLs would be held until the answer's end.
+        # Without what was parsed: its data: URLs need not be held until the answer's end.
         self.asked = asked.model_copy(update={"messages": []})
         self.messages, self.kept = messages, False
         self._text, self._over = "", False

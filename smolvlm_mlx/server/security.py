@@ -73,14 +73,14 @@ class Guard:
             self._check(scope, headers, origin)
             if scope["method"] == "OPTIONS" and origin in self._cors:
                 return await JSONResponse({})(scope, receive, secured)
-            body = await self._body(scope, headers, receive)
+            received = _after(await self._body(scope, headers, receive), receive)
         except HTTPException as refused:
             kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
             response = JSONResponse(
                 error_body(refused.detail, kind), refused.status_code, refused.headers
             )
             return await response(scope, receive, secured)
-        await self._app(scope, _after(body, receive), secured)
+        await self._app(scope, received, secured)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         hosts = headers.getlist("host")

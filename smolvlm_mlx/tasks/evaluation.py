@@ -131,7 +131,7 @@ def evaluate_in_steps(
     done = _read_results(path, json.loads(json.dumps({**checkpoint, **run, **asked})))
     if missing := [row for row in rows if row.where not in done]:
         loaded = load(model_path, dtype, revision, adapter=adapter)
-        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # 1: line by line
+        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # 1: by lines; surrogates
             for answer in _answer(*loaded, missing, options, image_options, metric):
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                 done[answer.where] = answer

@@ -18,6 +18,7 @@ from typing import Any
 from platformdirs import user_cache_path, user_data_path
 
 from ..errors import HistoryError, quote
+from ..inputs.fetch import FetchLimits
 from ..inputs.media import Attachment, Frames, Video
 from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
 
@@ -211,8 +212,8 @@ def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
     message: dict[str, Any] = json.loads(text)
     for part in message["content"]:
         if "digest" in part:
-            kind = Attachment if part["type"] == "image" else Video
-            part[part["type"]] = kind(data[part["digest"]], name=part["name"])
+            kind, held = Attachment if part["type"] == "image" else Video, data[part["digest"]]
+            part[part["type"]] = kind(held, FetchLimits(max_bytes=len(held)), name=part["name"])
     return message
 
 

@@ -133,7 +133,7 @@ def prepare_in_steps(
     plan: Plan | None = None,
     *,
     validation: str | Path | None = None,
-    part: str | None = None,
+    subset: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
 ) -> Generator[Reading, None, Run]:
@@ -143,7 +143,7 @@ def prepare_in_steps(
         model_path: folder or hub id; a quantized checkpoint gets adapters (QLoRA).
         data: JSONL file, folder or hub dataset, see `data.samples`.
         validation: the same, in place of a share of `data`.
-        part: of a folder or hub dataset, such as "train".
+        subset: of a folder or hub dataset, such as "train".
 
     Raises:
         CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be
@@ -151,7 +151,7 @@ def prepare_in_steps(
     """
     plan, out = plan or Plan(), Path(out).expanduser()
     checkpoint = _open(model_path, revision, plan)
-    rows, others = read_rows(data, part), [] if validation is None else read_rows(validation)
+    rows, others = read_rows(data, subset), [] if validation is None else read_rows(validation)
     model, processor = load(checkpoint.folder, dtype, fuse=False)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
     training = yield from _check(processor, data, rows, plan)
