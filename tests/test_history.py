@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +135,7 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
     for beginning, error in {
         "ab": "2 conversations begin with 'ab'",
         "x": "no conversations begin with 'x'",
+        "": "no conversations begin with ''",
     }.items():
         with pytest.raises(HistoryError, match=error):
             history.find(beginning)
@@ -188,8 +189,38 @@ def test_commands(history: History, tmp_path: Path) -> None:
         run("delete")
     run("delete", first)
     assert [summary.id for summary in history.list()] == [second]
-    run("delete", "--all")
+    for again in (first, new_id()):
+        history.save(again, TALK)
+    with pytest.raises(HistoryError, match="--all would delete 3 conversations; --yes does it"):
+        run("delete", "--all")  # where nobody can be asked
+    assert len(history.list()) == 3
+    run("delete", second, second[:6])  # the same one
+    assert second not in [summary.id for summary in history.list()]
+    run("delete", "--all", "--yes")
     assert history.list() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"), [("y\n", 0), ("yes\n", 0), ("n\n", 2), ("", 2), ("\n", 2)]
+)
+def test_all_conversations_go_only_after_a_yes(
+    answer: str,
+    left: int,
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for id in ("a", "b"):
+        history.save(id, TALK)
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    with nullcontext() if left == 0 else pytest.raises(HistoryError, match="nothing is deleted"):
+        history_command.delete(everything=True, debug=False)
+    assert capsys.readouterr().err.startswith("delete 2 conversations? [y/N] ")
+    assert len(history.list()) == left
 
 
 WRITER = """

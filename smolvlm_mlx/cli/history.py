@@ -83,11 +83,12 @@ def export(
     from ..inputs.messages import to_json
 
     messages = _history().load(_history().find(id))
+    is_json = out.suffix.lower() == ".json"
     whole = json.dumps({"messages": to_json(messages)}, indent=1)
     try:
         if out.exists():
             raise HistoryError(f"{out} exists already; choose another name")
-        write_file(out, (whole if out.suffix == ".json" else as_text(messages) + "\n").encode())
+        write_file(out, (whole if is_json else as_text(messages) + "\n").encode())
     except OSError as error:
         raise HistoryError(f"{out}: cannot be written ({error.strerror})") from error
 
@@ -97,17 +98,35 @@ def export(
 def delete(
     ids: Ids = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
     """Forget conversations, and pictures that are in no other."""
     history = _history()
     if everything == bool(ids):
         raise HistoryError("give the ids of conversations, or --all")
-    for id in (
+    found = (
         [summary.id for summary in history.list()]
         if everything
-        else [history.find(id) for id in ids or []]
-    ):
+        else [*dict.fromkeys(map(history.find, ids or []))]
+    )
+    if everything and found and not yes:
+        _confirm(f"delete {len(found)} conversation{'s' if len(found) > 1 else ''}")
+    for id in found:
         history.delete(id)
+    print(f"deleted: {len(found)}", file=sys.stderr)
+
+
+def _confirm(what: str) -> None:
+    """Ask whether to do it.
+
+    Raises:
+        HistoryError: the answer is not yes, or nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise HistoryError(f"--all would {what}; --yes does it without a question")
+    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise HistoryError("nothing is deleted")
 
 
 def as_text(messages: "Sequence[Message]") -> str:

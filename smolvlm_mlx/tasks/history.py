@@ -142,7 +142,7 @@ class History:
 
     def find(self, beginning: str) -> str:
         """The id that begins so."""
-        ids = [summary.id for summary in self.list() if summary.id.startswith(beginning)]
+        ids = [s.id for s in self.list() if beginning and s.id.startswith(beginning)]
         if len(ids) != 1:
             raise HistoryError(
                 f"{len(ids) or 'no'} conversations begin with {quote(beginning)}; `smolvlm-mlx "
