@@ -3,6 +3,7 @@ interrupted."""
 
 import base64
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -315,6 +316,52 @@ def test_no_conversation(text: str, error: str, loaded: Loaded, tmp_path: Path) 
     assert chat.messages == before
     with pytest.raises(PromptError, match=r"cannot be written \(No such file or directory\)"):
         chat.save(tmp_path / "none" / "chat.json")
+
+
+def test_a_save_replaces_only_what_is_an_earlier_state_of_the_conversation(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    chat, mine = Chat(*loaded, SHORT), tmp_path / "mine.json"
+    with pytest.raises(PromptError, match="there is nothing to save yet"):
+        chat.save(mine)
+    finish(chat.ask("One", [PICTURES[0]]))
+    chat.save(mine)
+    finish(chat.ask("Two"))
+    chat.save(mine)
+    chat.undo()
+    chat.save(mine)  # the same conversation, though shorter
+    resumed = Chat(*loaded, SHORT)
+    resumed.restart([*chat.messages, *chat.messages])
+    resumed.save(mine)  # which begins so
+    resumed.restart(chat.messages)
+    before = mine.read_bytes()
+    with pytest.raises(PromptError, match="exists already, and is not this conversation"):
+        resumed.save(mine)  # which has less than the file, and is not known to be the same
+    with pytest.raises(PromptError, match="exists already"):
+        chat.save(mine)  # which another one wrote meanwhile
+    resumed.open(mine)
+    resumed.undo()
+    assert mine.read_bytes() == before
+    resumed.save(mine)
+
+
+@pytest.mark.parametrize(
+    "name", ["b.jpg", "notes.json", "list.json", "empty.json", "folder", "pipe"]
+)
+def test_a_save_never_replaces_what_is_no_conversation(
+    name: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    PICTURES[0].save(tmp_path / "b.jpg")
+    for file, text in {"notes": '{"a": 1}', "list": "[1]", "empty": '{"messages": []}'}.items():
+        (tmp_path / f"{file}.json").write_text(text)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    chat = Chat(*loaded, SHORT)
+    finish(chat.ask("One"))
+    with pytest.raises(PromptError, match="exists already, and is not this conversation"):
+        chat.save(tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:

@@ -12,6 +12,7 @@ browsers.
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import PromptError, SmolVLMError, reason
@@ -56,6 +57,7 @@ class Chat:
         self.system = system
         self._engine = Engine(model, processor, cache_folder=cache_folder)
         self._stream: TextStream | None = None
+        self._saved: bytes | None = None  # the digest of this conversation's last file
 
     @property
     def system(self) -> str | None:
@@ -151,18 +153,45 @@ class Chat:
         if self._stream is not None:
             self._stream.close(wait)
 
+    def restart(self, messages: list[Message]) -> None:
+        """Go on from these messages, as another conversation."""
+        self.stop()
+        self.messages, self._saved = messages, None
+
     def save(self, path: str | Path) -> None:
-        """Write the conversation with its pictures as JSON; a file that is there is replaced by the
-        whole new one.
+        """Write the conversation with its pictures as JSON. A file that is there is replaced, as a
+        whole, only if it is an earlier state of this conversation.
 
         Raises:
-            PromptError: it cannot be written.
+            PromptError: it cannot be written, or would replace something else.
         """
-        path = Path(path).expanduser()
+        if not self.messages:
+            raise PromptError("there is nothing to save yet")
+        path, messages = Path(path).expanduser(), to_json(self.messages)
+        data = json.dumps({"messages": messages}, indent=1).encode()
         try:
-            write_file(path, json.dumps({"messages": to_json(self.messages)}, indent=1).encode())
+            if path.exists() and not self._is_earlier(path, messages):
+                raise PromptError(
+                    f"{path}: exists already, and is not this conversation; choose another name"
+                )
+            write_file(path, data)
         except OSError as error:
             raise PromptError(f"{path}: cannot be written ({error.strerror})") from error
+        self._saved = sha256(data).digest()
+
+    def _is_earlier(self, path: Path, messages: list[dict[str, object]]) -> bool:
+        """Whether a file is what was saved or opened last, or its messages are the first of
+        these."""
+        if not path.is_file():
+            return False
+        data = path.read_bytes()
+        if sha256(data).digest() == self._saved:
+            return True
+        try:
+            there = json.loads(data)["messages"]
+            return bool(there) and there == messages[: len(there)]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
 
     def open(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote.
@@ -173,12 +202,14 @@ class Chat:
         """
         path = Path(path).expanduser()
         try:
-            value = json.loads(path.read_bytes())
+            data = path.read_bytes()
+            value = json.loads(data)
         except (OSError, ValueError, RecursionError) as error:
             raise PromptError(
                 f"{path}: no conversation that can be read ({reason(error)})"
             ) from error
-        self.messages = from_json(value.get("messages") if isinstance(value, dict) else None)
+        self.restart(from_json(value.get("messages") if isinstance(value, dict) else None))
+        self._saved = sha256(data).digest()
 
     def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
         options = options or self.options
