@@ -19,6 +19,7 @@ from tests.support.bundled import BUNDLED, machine
 
 import mlx.core as mx
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -127,6 +128,7 @@ def test_plot(result: Result, tmp_path: Path) -> None:
     path = tmp_path / "roofline.png"
     bench_command.draw("tiny", result, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    assert b"Matplotlib" in path.read_bytes()[:1000]  # by which it is known as a plot
     with pytest.raises(BenchError, match="cannot be written"):
         bench_command.draw("tiny", result, tmp_path)
 
@@ -151,6 +153,14 @@ def test_what_cannot_be_measured_is_one_line(
     assert part in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
     assert "Traceback" not in err
+
+
+def test_a_plot_never_replaces_another_picture(run: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    code, _, err = run("bench", "tiny", "--plot", tmp_path / "photo.png")
+    assert (code, "another picture already" in err) == (1, True)
+    assert (tmp_path / "photo.png").read_bytes() == before
 
 
 def test_too_little_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,10 @@ def test_a_file_of_something_else(bundled: Loaded, pictures: list[Path], tmp_pat
     Captioner(*bundled, DESCRIBE).write(pictures[:1], out)
     with pytest.raises(DataError, match="captions of another model, task or settings"):
         Captioner(*bundled, Task("What is this?")).write(pictures, out)
+    (tmp_path / "table.csv").write_text("mine\n")
+    with pytest.raises(DataError, match=r"table\.csv: holds something else than captions"):
+        Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == "mine\n"
     with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
         Captioner(*bundled, DESCRIBE).write(pictures, tmp_path / "a.txt")
     (tmp_path / "file").write_text("")

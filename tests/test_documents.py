@@ -490,6 +490,10 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
     assert "no such file" in refused(tmp_path / "b.png")
     assert "no such folder" in refused(good, "--out", tmp_path / "no" / "a.md")
     assert "a folder" in refused(good, "--out", tmp_path)
+    (tmp_path / "page").write_bytes(good.read_bytes())
+    for name in ("a.png", "new.PDF", "page"):
+        told = refused(good, tmp_path / "page", "--out", tmp_path / name)
+        assert "a document to read, where text is to be written" in told
     monkeypatch.setitem(sys.modules, "docling_core", None)
     monkeypatch.setitem(sys.modules, "docling_core.types.doc.document", None)
     assert "pip install 'smolvlm-mlx[documents]'; or use doctags" in refused(

@@ -122,6 +122,9 @@ def _check_picture(path: Path) -> None:
         raise BenchError(f"--plot {path}: its name has to end in .png")
     if not path.absolute().parent.is_dir():
         raise BenchError(f"--plot {path}: there is no folder {path.parent}")
+    # Matplotlib signs what it draws.
+    if path.exists() and not (path.is_file() and b"Matplotlib" in path.read_bytes()[:1000]):
+        raise BenchError(f"--plot {path}: is another picture already; choose another name")
     if find_spec("matplotlib") is None:  # an extra
         raise BenchError("--plot needs matplotlib: pip install 'smolvlm-mlx[plot]'")
 

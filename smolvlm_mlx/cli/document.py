@@ -50,7 +50,7 @@ def document(
     from ..tasks.documents import Reader, find_pages
     from .show import count_bar
 
-    _check(output, out)
+    _check(output, out, files)
     sources = find_pages(files, pages, dpi)
     reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
@@ -68,8 +68,9 @@ def document(
             _write(finished, output, out, files[0].stem)
 
 
-def _check(output: Output, out: Path | None) -> None:
+def _check(output: Output, out: Path | None, files: list[Path]) -> None:
     """What would be wrong in the end is told in the beginning."""
+    from ..inputs.media import PICTURE_SUFFIXES
     from ..tasks.documents import FORMATS, check_export
 
     if output in FORMATS:
@@ -78,6 +79,11 @@ def _check(output: Output, out: Path | None) -> None:
         raise DataError(
             f"{out}: {'a folder' if out.is_dir() else 'no such folder'}; give the file to write"
         )
+    if out is not None and (
+        out.suffix.lower() in (".pdf", *PICTURE_SUFFIXES)
+        or (out.exists() and any(file.exists() and file.samefile(out) for file in files))
+    ):
+        raise DataError(f"{out}: a document to read, where text is to be written; choose another")
 
 
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:

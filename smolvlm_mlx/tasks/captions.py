@@ -274,6 +274,8 @@ class Captioner:
         if out.suffix.lower() not in (".jsonl", ".csv"):
             raise DataError(f"{out}: captions are written as .jsonl or .csv")
         whole = out.with_suffix(".jsonl")
+        if out.exists() and not whole.exists():  # a table of captions has its lines beside it
+            raise DataError(f"{out}: holds something else than captions; choose another --out")
         journal = whole if group.size() == 1 else whole.with_stem(f"{whole.stem}-{group.rank()}")
         done = yield from self._share(files, group, whole, journal)
         if group.size() > 1:
