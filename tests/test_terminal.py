@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from smolvlm_mlx import Chat, Options
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
-from smolvlm_mlx.cli.chat.completion import CommandCompleter, split_pictures, split_words
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
@@ -28,8 +28,6 @@ from tests.support.messages import media_of
 
 import pytest
 from PIL import Image
-from prompt_toolkit.completion import CompleteEvent
-from prompt_toolkit.document import Document
 from rich.console import Console
 
 
@@ -80,48 +78,6 @@ def questions(session: Session) -> list[str]:
     return [message.text for message in session.chat.messages if message.role == "user"]
 
 
-# ---- what is typed
-
-
-def test_paths_in_a_line(tmp_path: Path) -> None:
-    for name in ("a b.png", "it's.JPG", "c.png"):
-        (tmp_path / name).touch()
-    plain, spaced = tmp_path / "c.png", tmp_path / "a b.png"
-    for line, rest, paths in (
-        (f"What is {plain}?", f"What is {plain}?", []),  # a question mark belongs to no file
-        (f"What is {plain} ?", "What is  ?", [plain]),
-        (f"'{spaced}' {plain}", "", [spaced, plain]),
-        (str(spaced).replace(" ", "\\ "), "", [spaced]),
-        (f'"{spaced}" and   so', "and   so", [spaced]),
-        (f"file://{str(spaced).replace(' ', '%20')} Look", "Look", [spaced]),
-        (f'"{tmp_path}/it\'s.JPG"', "", [tmp_path / "it's.JPG"]),
-        (f"Is {tmp_path}/none.png there?", f"Is {tmp_path}/none.png there?", []),
-        ("It's what's\\ \\", "It's what's\\ \\", []),
-        (
-            "~nobody/x.png \0.png " + "x" * 5000 + ".png",
-            "~nobody/x.png \0.png " + "x" * 5000 + ".png",
-            [],
-        ),
-    ):
-        have, found = split_pictures(line)
-        assert found == paths
-        assert " ".join(have.split()) == " ".join(rest.split())
-    assert split_words("a 'b c' d\\ e file:///x%20y") == ["a", "b c", "d e", "/x y"]
-    assert split_words("it's") == ["it's"]
-
-
-def test_completion(picture: Path) -> None:
-    completer = CommandCompleter(COMMANDS, ["/image"])
-
-    def complete(text: str) -> list[str]:
-        return [found.text for found in completer.get_completions(Document(text), CompleteEvent())]
-
-    assert complete("/hi") == ["/history"]
-    assert complete("hi") == complete("/undo x") == []
-    assert complete(f"/image {picture.parent}/my") == ["\\ picture.png"]
-    assert complete(f"/image a.png {picture.parent}/my\\ pic") == ["ture.png"]
-
-
 # ---- commands
 
 
@@ -130,7 +86,7 @@ def test_questions_and_pictures(session: Session, picture: Path) -> None:
     handle(session, f"/image '{picture}' {str(picture).replace(' ', chr(92) + ' ')}")
     handle(session, "And these?")
     handle(session, "And now?")
-    assert questions(session) == ["What is this?", "And these?", "And now?"]
+    assert questions(session) == [f"'{picture}' What is this?", "And these?", "And now?"]
     assert [len(message.media) for message in session.chat.messages[::2]] == [1, 2, 0]
     assert screen_of(session).pictures == ["my picture.png"] * 3
     handle(session, f"/image '{picture}'")
@@ -143,7 +99,8 @@ def test_questions_and_pictures(session: Session, picture: Path) -> None:
 def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     screen = screen_of(session)
     assert session.history is not None
-    handle(session, f"'{picture}' One")
+    handle(session, f"'{picture}'")
+    handle(session, "One")
     handle(session, "Two")
     handle(session, "/retry")
     handle(session, "/edit Zwei")
@@ -175,6 +132,180 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     assert all(name in screen.said[-1] for name in COMMANDS)
     handle(session, "/quit")
     assert session.over
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with pictures in it."""
+    for shade, name in enumerate(("cat.jpg", "b.jpg", "Bob's photo.jpg")):
+        Image.new("RGB", (30, 20), (0, 80 * shade, 0)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(held: Sequence[Attachment | Video]) -> list[str]:
+    return [each.name for each in held]
+
+
+LEAVING = ("exit", "QUIT", " :q ", "/exit", "/bye", "/q", "/Quit", "\ufeffexit")
+
+
+@pytest.mark.parametrize("line", LEAVING)
+def test_a_word_for_leaving_leaves(line: str, session: Session) -> None:
+    handle(session, line)
+    assert session.over
+
+
+def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
+    handle(session, "exit signs are green?")
+    handle(session, "/ASK /exit or dog.jpg?")
+    assert questions(session) == ["exit signs are green?", "/exit or dog.jpg?"]
+    assert not session.over
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("/edti hello", "no command '/edti'; is it /edit?"),
+        ("/imgae cat.jpg", "no command '/imgae'; is it /image?"),
+        ("/edti", "no command '/edti'; is it /edit?"),
+        ("/xyzzy hello", "no command '/xyzzy'; /help lists them"),
+        ("/ hello", "no command '/'"),
+        ("/undo please", "/undo takes nothing after it, not 'please'"),
+        ("/QUIT now", "/quit takes nothing after it, not 'now'"),
+        ("/no/such/folder what?", "no such file: '/no/such/folder'"),
+        ("/nope.png Describe the picture.", "no such file: '/nope.png'"),
+        ("what is in dog.jpg?", "no such file: 'dog.jpg' .the nearest name is 'b.jpg'"),
+        ("dog.jpg", "no such file: 'dog.jpg'"),
+        ("cat.jpg, x.png and y.mp4", "'x.png'.*'y.mp4'.*; /ask TEXT asks a line as it is"),
+        ("/image cat.jpg What is this?", "no such file: 'What'"),
+        ("/video none.mp4", "no such file: 'none.mp4'"),
+        ("/ask", "ask what"),
+    ],
+)
+def test_a_line_that_is_half_understood_is_told_and_does_nothing(
+    line: str, error: str, session: Session, folder: Path
+) -> None:
+    with pytest.raises(SmolVLMError, match=error) as caught:
+        handle(session, line)
+    assert "\n" not in str(caught.value)
+    assert (session.chat.messages, session.pending, session.over) == ([], [], False)
+
+
+def test_a_page_is_text_and_that_is_said(session: Session) -> None:
+    handle(session, "Do you know https://a.example/?")
+    assert screen_of(session).said == [
+        "https://a.example/ is text; /image attaches a picture, whatever its URL ends in"
+    ]
+
+
+def test_what_is_named_in_a_question_stays_in_it(session: Session, folder: Path) -> None:
+    handle(session, "What's in cat.jpg and what's in Bob's photo.jpg?")
+    handle(session, "b.jpg")
+    assert names(session.pending) == ["b.jpg"]
+    handle(session, "And here?")
+    (folder / "cat.jpg").unlink()
+    handle(session, "What else is in cat.jpg?")  # the conversation has it
+    assert questions(session)[0] == "What's in cat.jpg and what's in Bob's photo.jpg?"
+    assert [names(message.media) for message in session.chat.messages[::2]] == [
+        ["cat.jpg", "Bob's photo.jpg"],
+        ["b.jpg"],
+        [],
+    ]
+
+
+def test_pictures_of_a_failed_question_do_not_go_with_the_next(
+    session: Session, folder: Path
+) -> None:
+    words = "word " * session.chat.context
+    with pytest.raises(GenerationError, match="leaves no room"):
+        handle(session, f"cat.jpg {words}")
+    assert screen_of(session).said == ["no longer attached: cat.jpg"]
+    handle(session, "b.jpg What colour is the circle?")
+    assert names(media_of(session.chat.messages)) == ["b.jpg"]
+
+
+def test_pictures_that_waited_before_a_failed_question_wait_on(
+    session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(begin: Callable[..., Any]) -> None:
+        raise KeyboardInterrupt
+
+    handle(session, "/image b.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.screen, "answer", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            handle(session, "What is in cat.jpg?")
+    assert screen_of(session).said[-1] == (
+        "no longer attached: cat.jpg; still attached: b.jpg (/image forgets)"
+    )
+    assert names(session.pending) == ["b.jpg"]
+    with pytest.raises(SmolVLMError, match="no such file"):
+        handle(session, "Is it like dog.jpg?")
+    handle(session, "What is it?")
+    assert names(media_of(session.chat.messages)) == ["b.jpg"]
+    assert session.pending == []
+
+
+def test_an_edited_question_is_about_the_pictures_that_it_names(
+    session: Session, folder: Path
+) -> None:
+    def edited(text: str) -> list[str]:
+        handle(session, f"/edit {text}")
+        assert questions(session) == [text]
+        return names(media_of(session.chat.messages))
+
+    handle(session, "What is in cat.jpg?")
+    assert edited("What colour is it?") == ["cat.jpg"]
+    assert edited("What is in cat.jpg, in one word?") == ["cat.jpg"]
+    assert edited("What is in b.jpg?") == ["b.jpg"]
+    handle(session, "/image cat.jpg")
+    assert edited("Is it like this one?") == ["b.jpg", "cat.jpg"]
+    assert edited("And like Bob's photo.jpg?") == ["b.jpg", "cat.jpg", "Bob's photo.jpg"]
+    with pytest.raises(SmolVLMError, match=r"no such file: 'dog\.jpg'"):
+        handle(session, "/edit What is in dog.jpg?")
+
+
+def test_no_picture_of_300_lines_is_dropped_unsaid(
+    session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, asked = Random(14), list[str]()
+    monkeypatch.setattr(session, "answer", lambda begin: asked.append("?"))
+    for _ in range(300):
+        words = rng.choices(("cat.jpg", "b.jpg?", "(Bob's photo.jpg)", "what's", "dog.jpg!"), k=4)
+        named = [word.strip("()?!") for word in words if ".jpg" in word]
+        screen_of(session).pictures.clear()
+        if missing := named.count("dog.jpg"):
+            with pytest.raises(SmolVLMError) as caught:
+                handle(session, " ".join(words))
+            assert str(caught.value).count("no such file: 'dog.jpg'") == missing
+        else:
+            handle(session, " ".join(words))
+            assert screen_of(session).pictures == named
+    assert asked
+
+
+def test_save_keeps_what_is_there(session: Session, folder: Path) -> None:
+    photo = (folder / "b.jpg").read_bytes()
+    handle(session, "One")
+    with pytest.raises(PromptError, match=r"b\.jpg: exists already"):
+        handle(session, "/save b.jpg")
+    assert (folder / "b.jpg").read_bytes() == photo
+    handle(session, "/save my notes.json")
+    handle(session, "Two")
+    handle(session, "/save 'my notes.json'")
+    handle(session, "/undo")
+    handle(session, "/save my\\ notes.json")
+    mine = (folder / "my notes.json").read_bytes()
+    handle(session, "/new")
+    handle(session, "Other")
+    with pytest.raises(PromptError, match="is not this conversation; choose another name"):
+        handle(session, "/save my notes.json")
+    assert (folder / "my notes.json").read_bytes() == mine
+    handle(session, "/open my notes.json")
+    handle(session, "Three")
+    handle(session, "/save my notes.json")
+    assert questions(session) == ["One", "Three"]
 
 
 def test_settings(session: Session) -> None:
@@ -300,12 +431,13 @@ def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, 
     assert one.stdout.endswith("\n")
     assert "\x1b" not in one.stdout
     more = chat(
-        f"/image '{picture}'\nWhat is this?\n/image none.png\n/quit\nNever asked\n",
+        f"/image '{picture}'\nWhat is this?\n/image none.png\n/undo all\nexit\nNever asked\n",
         "--resume",
         "last",
     )
     assert more.returncode == 1
     assert "smolvlm-mlx: no such file: 'none.png'" in more.stderr
+    assert "smolvlm-mlx: /undo takes nothing after it, not 'all'" in more.stderr
     assert "User: Hello" in more.stderr
     (talk,) = history_in(tmp_path).list()
     assert talk.turns == 2
@@ -393,7 +525,9 @@ def test_a_whole_session(
 ) -> None:
     terminal = open_terminal("-n 5")
     terminal.wait("/help lists commands")
-    terminal.type(f"'{picture}' What is this?", "Enter")
+    terminal.type(f"'{picture}'", "Enter")
+    terminal.wait("1 attached >")
+    terminal.type("What is this?", "Enter")
     screen = terminal.wait("first after", 1)
     assert "my picture.png: 90 x 60" in screen
     assert "▀" in screen  # the picture, in blocks
@@ -408,6 +542,12 @@ def test_a_whole_session(
     terminal.wait("· interrupted")
     terminal.type("/undo", "Enter")
     terminal.wait("forgotten: And now?")
+    terminal.type(f"/image {picture.parent}/my", "Tab")
+    terminal.wait("/my\\ picture.png")
+    terminal.type("Enter")
+    terminal.wait("1 attached >", 2)
+    terminal.type(f"what is in {picture.parent}/mx.png", "Enter")
+    terminal.wait("(the nearest name is 'my picture.png')")
     terminal.type(f"/save {tmp_path}/talk.json", "Enter")
     terminal.wait("saved: ")
     terminal.type("C-d")
@@ -421,7 +561,8 @@ def test_a_whole_session(
 def test_a_session_goes_on(
     open_terminal: Callable[[str], Terminal], session: Session, picture: Path, tmp_path: Path
 ) -> None:
-    handle(session, f"'{picture}' What is this?")
+    handle(session, f"/image {str(picture).replace(' ', chr(92) + ' ')}")
+    handle(session, "What is this?")
     handle(session, "Is it [red] in [/etc/hosts]?")
     history_in(tmp_path).save("0" * 16, session.chat.messages)
     terminal = open_terminal("--resume last -n 5")

@@ -1,12 +1,15 @@
 """What a line of a chat does: ask, attach, or one of the /commands."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
+from string import whitespace
 from typing import Any, get_args, get_origin
 
-from ...errors import GenerationError, ImageError, PromptError, quote, reason
+from ...errors import FetchError, GenerationError, ImageError, PromptError, quote, reason
 from ...generation.options import Options
 from ...inputs.media import Attachment, Video
 from ...inputs.settings import ImageOptions
@@ -14,14 +17,20 @@ from ...options import Option, options_of
 from ...tasks.options import CHAT
 from ..history import as_text
 from .command import WITHOUT
-from .completion import split_pictures, split_words
+from .line import Line, read_line
+from .paths import INVISIBLE, no_such_file, read_path, read_sources, split_words
 from .session import Session
 
 HELP = """\
-A question is answered; paths of pictures and videos in it, typed or dropped, are attached.
+A question is answered; paths and URLs of pictures and videos in it, typed or dropped, are
+attached. A line of nothing else waits for the question. A name without a file is an error, except
+after /ask.
 Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
 
 """
+
+
+ASK = "/ask TEXT asks a line as it is"
 
 
 def handle(session: Session, line: str) -> None:
@@ -30,16 +39,45 @@ def handle(session: Session, line: str) -> None:
     Raises:
         SmolVLMError: it cannot be done; the conversation is as it was.
     """
-    command, _, rest = line.strip().partition(" ")
-    if command in COMMANDS:
-        COMMANDS[command](session, rest.strip())
-        return
-    text, paths = split_pictures(line.strip())
-    if text.startswith("/") and " " not in text and text[1:].isalpha():
-        raise PromptError(f"no command {quote(text)}; /help lists them")
-    session.attach([*paths])
-    if text:
-        session.ask(text)
+    line = line.lstrip(INVISIBLE + whitespace)
+    first, rest = [*line.split(None, 1), "", ""][:2]
+    name = "/quit" if line.strip().lower() in LEAVE else first.lower()
+    name = SYNONYMS.get(name, name)
+    if name in WITH_TEXT:
+        WITH_TEXT[name](session, rest)
+    elif name in ALONE:
+        if rest.strip():
+            raise PromptError(f"{name} takes nothing after it, not {quote(rest.strip())}; {ASK}")
+        ALONE[name](session)
+    else:
+        _say(session, line)
+
+
+def _say(session: Session, line: str) -> None:
+    """Attach what a line names, and ask what it asks."""
+    read = _read(session, line)
+    if read.text:
+        session.ask(read.text, read.sources)
+    else:
+        session.attach(read.sources)
+
+
+def _read(session: Session, text: str) -> Line:
+    """Read a line in which every name means something."""
+    read = read_line(text, session.names())
+    first = text.split()[0] if text.strip() else ""
+    if first.startswith("/") and not read.begins_with_name:
+        if re.fullmatch(r"/[\w?-]*", first):
+            near = get_close_matches(first.lower(), COMMANDS, 1)
+            hint = f"is it {near[0]}? " if near else ""
+            raise PromptError(f"no command {quote(first)}; {hint}/help lists them, {ASK}")
+        if not read.missing:
+            raise FetchError(f"{no_such_file(first)}; {ASK}")
+    if read.missing:
+        raise FetchError(f"{', '.join(map(no_such_file, read.missing))}; {ASK}")
+    for page in read.pages:
+        session.screen.say(f"{page} is text; /image attaches a picture, whatever its URL ends in")
+    return read
 
 
 def _parse(option: Option, value: str, default: Any) -> Any:
@@ -79,26 +117,36 @@ def _written(value: object) -> str:
 # ---- each docstring is a line of /help
 
 
+def ask(session: Session, rest: str) -> None:
+    """TEXT: ask this as it is, without looking for names of files in it"""
+    if not rest.strip():
+        raise PromptError("ask what? /ask TEXT")
+    session.ask(rest.strip())
+
+
 def image(session: Session, rest: str) -> None:
     """PATH or URL ...: attach pictures to the next question; none: forget those that are
     attached."""
-    words = split_words(rest)
-    if not words:
+    if not rest.strip():
         count = len(session.pending)
         session.screen.say(f"{count} pictures forgotten" if count else "no pictures are attached")
         session.pending.clear()
-    session.attach([word if "://" in word else Path(word).expanduser() for word in words])
+    session.attach(read_sources(rest))
 
 
 def video(session: Session, rest: str) -> None:
     """PATH or URL ...: attach videos, whatever their names end in"""
-    words = split_words(rest)
-    if not words:
+    if not rest.strip():
         raise PromptError("which? /video PATH")
-    session.attach([Video({"url" if "://" in word else "path": word}) for word in words])
+    session.attach(
+        [
+            Video({"url" if isinstance(source, str) else "path": source})
+            for source in read_sources(rest)
+        ]
+    )
 
 
-def paste(session: Session, rest: str) -> None:
+def paste(session: Session) -> None:
     """attach the picture in the clipboard"""
     from PIL import Image, ImageGrab
 
@@ -115,19 +163,19 @@ def paste(session: Session, rest: str) -> None:
 
 def system(session: Session, rest: str) -> None:
     """TEXT: instructions that stand before the conversation; none: remove them"""
-    session.chat.system = rest or None
+    session.chat.system = rest.strip() or None
     session.keep()
-    session.screen.say(f"system: {rest or 'none'}")
+    session.screen.say(f"system: {rest.strip() or 'none'}")
 
 
-def undo(session: Session, rest: str) -> None:
+def undo(session: Session) -> None:
     """forget the last question and its answer"""
     question = session.chat.undo()
     session.keep()
     session.screen.say(f"forgotten: {question.text}")
 
 
-def retry(session: Session, rest: str) -> None:
+def retry(session: Session) -> None:
     """answer the last question again"""
     session.answer(session.chat.retry)
 
@@ -135,18 +183,17 @@ def retry(session: Session, rest: str) -> None:
 def edit(session: Session, rest: str) -> None:
     """TEXT: ask this in place of the last question; none: change its text"""
     questions = [message for message in session.chat.messages if message.role == "user"]
-    text = rest or session.screen.line("edit> ", questions[-1].text if questions else "")
+    text = rest.strip() or session.screen.line("edit> ", questions[-1].text if questions else "")
     if text:
-        images = [*(questions[-1].media_parts if questions else ()), *session.pending]
-        session.answer(lambda: session.chat.edit(text, images))
-        session.pending.clear()
+        read = _read(session, text)
+        session.edit(read.text or text, read.sources)
 
 
 def history(session: Session, rest: str) -> None:
     """WORDS: the latest conversations, or those that contain the words"""
     if session.history is None:
         raise PromptError("no history is kept (--no-history)")
-    found = session.history.list(20, rest)
+    found = session.history.list(20, rest.strip())
     lines = [
         f"{s.id}  {s.turns} turns  {s.title}{'  (this one)' if s.id == session.id else ''}"
         for s in found
@@ -156,27 +203,26 @@ def history(session: Session, rest: str) -> None:
 
 def save(session: Session, rest: str) -> None:
     """FILE: write the conversation with its pictures to a JSON file"""
-    if not rest:
+    if not rest.strip():
         raise PromptError("save where? /save FILE")
-    session.chat.save(split_words(rest)[0])
-    session.screen.say(f"saved: {split_words(rest)[0]}")
+    session.chat.save(read_path(rest))
+    session.screen.say(f"saved: {read_path(rest)}")
 
 
 def open(session: Session, rest: str) -> None:
     """ID or FILE: go on with a conversation from the history, or from a file that /save wrote"""
-    if not rest:
+    if not rest.strip():
         raise PromptError("open what? /open ID or /open FILE; /history lists ids")
-    name = split_words(rest)[0]
+    name = read_path(rest)
     if Path(name).expanduser().is_file() or session.history is None:
-        session.chat.open(name)
-        session.restart(session.chat.messages)
+        session.open(name)
     else:
         id = session.history.find(name)
         session.restart(session.history.load(id), id)
     session.screen.say(as_text(session.chat.messages))
 
 
-def new(session: Session, rest: str) -> None:
+def new(session: Session) -> None:
     """begin a new conversation; the history keeps this one"""
     system = session.chat.system
     session.restart([])
@@ -185,7 +231,7 @@ def new(session: Session, rest: str) -> None:
 
 def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
-    name, _, value = rest.partition(" ")
+    name, _, value = rest.strip().partition(" ")
     chat = session.chat
     known = {
         o.name: o
@@ -207,7 +253,7 @@ def settings(session: Session, rest: str) -> None:
     session.screen.say(f"{name} {_written(parsed)}")
 
 
-def stats(session: Session, rest: str) -> None:
+def stats(session: Session) -> None:
     """what the last answer and the conversation take"""
     if session.last is not None:
         session.screen.say(session.last.describe())
@@ -216,7 +262,7 @@ def stats(session: Session, rest: str) -> None:
     session.screen.say(f"conversation: {used} of {context} tokens, {pictures} pictures")
 
 
-def help(session: Session, rest: str) -> None:
+def help(session: Session) -> None:
     """this"""
     width = max(map(len, COMMANDS))
     lines = [
@@ -226,25 +272,31 @@ def help(session: Session, rest: str) -> None:
     session.screen.say(HELP + "\n".join(lines))
 
 
-def quit(session: Session, rest: str) -> None:
+def quit(session: Session) -> None:
     """leave"""
     session.over = True
 
 
-COMMANDS: dict[str, Callable[[Session, str], None]] = {
+WITH_TEXT: dict[str, Callable[[Session, str], None]] = {
+    "/ask": ask,
     "/image": image,
     "/video": video,
-    "/paste": paste,
     "/system": system,
-    "/undo": undo,
-    "/retry": retry,
     "/edit": edit,
-    "/new": new,
     "/history": history,
     "/open": open,
     "/save": save,
     "/settings": settings,
+}
+ALONE: dict[str, Callable[[Session], None]] = {
+    "/paste": paste,
+    "/undo": undo,
+    "/retry": retry,
+    "/new": new,
     "/stats": stats,
     "/help": help,
     "/quit": quit,
 }
+COMMANDS = {**WITH_TEXT, **ALONE}
+SYNONYMS = {"/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
+LEAVE = ("exit", "quit", ":q", ":q!", ":quit", ":wq")  # as a line of its own

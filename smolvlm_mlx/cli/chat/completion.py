@@ -1,57 +1,15 @@
-"""What a person types, pastes or drops into a terminal: questions with paths of pictures in them,
-and commands to complete."""
+"""Completes what a person types into a chat: commands, and the files that they take."""
 
+import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from ...inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from .paths import folded, listed, open_word, written
 
-FILES = PICTURE_SUFFIXES + VIDEO_SUFFIXES
-# A word as terminals drop paths: in quotes, or with a backslash before each space.
-_WORD = re.compile(r"""'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\'"])+)""")
-
-
-def split_pictures(line: str) -> tuple[str, list[Path]]:
-    """The line without the paths of picture and video files that are there, and those paths."""
-    found: list[Path] = []
-
-    def take(match: re.Match[str]) -> str:
-        path = _picture(match)
-        if path is None:
-            return match.group()
-        found.append(path)
-        return ""
-
-    rest = _WORD.sub(take, line)
-    return (" ".join(rest.split(" ")).strip() if found else line), found
-
-
-def _picture(match: re.Match[str]) -> Path | None:
-    single, double, bare = match.groups()
-    word = single or double or re.sub(r"\\(.)", r"\1", bare)
-    if word.startswith("file://"):
-        word = unquote(urlsplit(word).path)
-    try:
-        path = Path(word).expanduser()
-        return path if path.suffix.lower() in FILES and path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # an endless name, no such ~user, a zero byte
-        return None
-
-
-def split_words(text: str) -> list[str]:
-    """Words of a command's arguments: quotes, escapes, file:// URLs and ~ as a shell and a file
-    manager write them."""
-    try:
-        words = shlex.split(text)
-    except ValueError:  # one quote too few: a name with an apostrophe
-        words = [text.strip()]
-    return [unquote(urlsplit(word).path) if word.startswith("file://") else word for word in words]
+_SPECIAL = re.compile("~|data:|https?:|file:", re.I)
 
 
 class CommandCompleter(Completer):
@@ -59,7 +17,6 @@ class CommandCompleter(Completer):
 
     def __init__(self, commands: Iterable[str], with_paths: Iterable[str]):
         self._commands, self._with_paths = sorted(commands), set(with_paths)
-        self._paths = PathCompleter(expanduser=True)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
@@ -71,7 +28,18 @@ class CommandCompleter(Completer):
                 Completion(name, -len(text)) for name in self._commands if name.startswith(text)
             )
         if space and command in self._with_paths:
-            word = re.split(r"(?<!\\) ", rest)[-1].replace("\\ ", " ")
-            for completion in self._paths.get_completions(Document(word), complete_event):
-                escaped = completion.text.replace(" ", "\\ ")
-                yield Completion(escaped, completion.start_position, completion.display)
+            word, length = open_word(rest)
+            # A name with spaces or an apostrophe may have been begun as it is.
+            yield from [*_paths(word, length)] or _paths(rest.lstrip(), len(rest.lstrip()))
+
+
+def _paths(beginning: str, length: int) -> Iterator[Completion]:
+    """The paths that begin so, in place of so many characters."""
+    folder, start = os.path.split(beginning)
+    for name in listed(os.path.expanduser(folder)):
+        is_meant = name.startswith(start) or folded(name).startswith(folded(start))
+        if is_meant and (name[0] != "." or start[:1] == "."):
+            # ~ and URLs mean something else at the beginning of a path.
+            path = os.path.join(folder or "." * bool(_SPECIAL.match(name)), name)
+            slash = "/" if os.path.isdir(os.path.expanduser(path)) else ""
+            yield Completion(written(path) + slash, -length, display=name + slash)

@@ -4,18 +4,21 @@ the history.
 A terminal or a pipe shows it. Everything that is said goes to the history as soon as it is said.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ...errors import ContextFullError
+from ...errors import ContextFullError, SmolVLMError
 from ...events import Statistics
 from ...generation.stream import TextStream
-from ...inputs.media import Attachment, Video, attach
-from ...inputs.messages import Message
+from ...inputs.media import Attachment, Frames, Video, attach
+from ...inputs.messages import ImagePart, Message, VideoPart
 from ...tasks.chat import Chat
 from ...tasks.history import History, new_id
+from .line import is_video_url
+from .paths import Source
 
 
 class Screen(Protocol):
@@ -51,10 +54,42 @@ class Session:
     last: Statistics | None = None
     over: bool = False
 
-    def ask(self, text: str) -> None:
-        """Ask with the pictures that are attached."""
-        images = list(self.pending)
-        self.answer(lambda: self.chat.ask(text, images))
+    def names(self) -> list[str]:
+        """The names of the pictures and videos in the conversation, and of those that wait."""
+        held = [held for message in self.chat.messages for held in message.media]
+        return [each.name for each in (*held, *self.pending)]
+
+    def ask(self, text: str, sources: Sequence[Source] = ()) -> None:
+        """Ask with the pictures that wait, and with these, which go with the question."""
+        with self._leaving(sources) as images:
+            self.answer(lambda: self.chat.ask(text, images))
+
+    def edit(self, text: str, sources: Sequence[Source] = ()) -> None:
+        """Ask this in place of the last question, about its pictures and new ones as `ask` does.
+        Where the text names others, those that only the old text named are left out."""
+        asked = [message for message in self.chat.messages if message.role == "user"]
+        old = asked[-1] if asked else Message("user", ())
+        named = {held.name for held in old.media if held.name in old.text} if sources else set()
+        gone = {name for name in named if name not in text}
+        kept = [part for part in old.media_parts if _name(part) not in gone]
+        same = {held.digest for held in old.media if held.name not in gone}
+        with self._leaving(sources) as images:
+            new = [image for image in images if image.digest not in same]
+            self.answer(lambda: self.chat.edit(text, [*kept, *new]))
+
+    @contextmanager
+    def _leaving(self, sources: Sequence[Source]) -> Iterator[list[Attachment | Video]]:
+        """What waits, and the sources; none of it waits any more after the question, and only what
+        did before if it fails."""
+        waiting = list(self.pending)
+        self.attach(sources)
+        try:
+            yield list(self.pending)
+        except (SmolVLMError, KeyboardInterrupt):
+            if self.pending:
+                self.screen.say(_fate(waiting, self.pending[len(waiting) :]))
+            self.pending[:] = waiting
+            raise
         self.pending.clear()
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
@@ -98,17 +133,42 @@ class Session:
         elif any(summary.id == self.id for summary in self.history.list()):
             self.history.delete(self.id)
 
-    def attach(self, sources: Sequence[str | Path | Attachment | Video]) -> None:
+    def attach(self, sources: Sequence[Source | Attachment | Video]) -> None:
         """All of them, or none."""
-        attached = [
-            attach(source) if isinstance(source, str | Path) else source for source in sources
-        ]
+        attached = [_attached(source) for source in sources]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached
 
     def restart(self, messages: list[Message], id: str | None = None) -> None:
         """Go on from these messages, as a conversation of their own unless it has an id."""
-        self.chat.stop()
-        self.chat.messages, self.id = messages, id or new_id()
+        self.chat.restart(messages)
+        self._begin(id)
+
+    def open(self, path: str) -> None:
+        """Go on from a saved conversation, as one of its own."""
+        self.chat.open(path)
+        self._begin(None)
+
+    def _begin(self, id: str | None) -> None:
+        self.id = id or new_id()
         self.pending.clear()
+
+
+def _attached(source: Source | Attachment | Video) -> Attachment | Video:
+    if isinstance(source, str) and is_video_url(source):
+        return Video({"url": source})
+    return attach(source) if isinstance(source, str | Path) else source
+
+
+def _name(part: ImagePart | VideoPart) -> str:
+    held = part.image if isinstance(part, ImagePart) else part.video
+    return "" if isinstance(held, Frames) else held.name
+
+
+def _fate(waiting: Sequence[Attachment | Video], gone: Sequence[Attachment | Video]) -> str:
+    """What became of the pictures of a question that failed."""
+    told = [f"no longer attached: {', '.join(held.name for held in gone)}"] if gone else []
+    if waiting:
+        told.append(f"still attached: {', '.join(held.name for held in waiting)} (/image forgets)")
+    return "; ".join(told)

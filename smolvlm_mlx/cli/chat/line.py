@@ -1,0 +1,208 @@
+"""The pictures and videos that a line names, wherever they stand in it.
+
+A name is the longest file that is there which the text spells, whatever is around it: quotes,
+brackets, punctuation, no space at all in Chinese. What only looks like a name is missing, never a
+part of the question without a word.
+"""
+
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ...inputs.media import VIDEO_SUFFIXES
+from .paths import INVISIBLE, SUFFIXES, Files, Source, folded, likeliest
+
+MAX_NAME = 1024  # characters, of a path on macOS
+_KINDS = "|".join(suffix[1:] for suffix in SUFFIXES)
+# `cat.jpgs` names none; `cat.jpgを` and `_cat.jpg_` do.
+_ENDING = re.compile(rf"\.(?:{_KINDS})(?!_*[0-9A-Za-z\u00c0-\u024f\u0300-\u036f])", re.I)
+_OTHER_KIND = re.compile(r"(?:\.[0-9A-Za-z]+)+")  # of cat.jpg.zip
+_URL = re.compile(r"https?://[^\s<>\"`]+", re.I)
+_PICTURE_URL = re.compile(
+    rf"https?://[^\s<>\"`?#]+?\.(?:{_KINDS})(?![\w/%~-]*[0-9A-Za-z/]|\.[0-9A-Za-z])"
+    r"(?:[?#](?:(?!,https?:)[!#-;=?-_a-z{|}~])*)?",
+    re.I | re.A,
+)
+_ROOTED = re.compile(r"/|~[^\s/]*/|file:", re.I)
+_GLUE = r"_-./\~%+&$"  # what a name does not begin after
+_MARKUP = re.compile(r"(?<!\S)(?:_+|\.\.+|…)$")
+_OPENED = re.compile(r".*[(\[{<\"“„«`](?=[^)\]}>\"”»`]*$)")
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’", "«": "»", "<": ">"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a line says.
+
+    Attributes:
+        text: the question as it was typed; empty where there is nothing but names.
+        sources: the files and URLs of pictures and videos that it names, in order.
+        missing: names that look like a picture's or a video's, and are none.
+        pages: its other URLs, which are text.
+        begins_with_name: the first source is its beginning.
+    """
+
+    text: str
+    sources: list[Source]
+    missing: list[str]
+    pages: list[str]
+    begins_with_name: bool
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A piece of a line that names something: what is attached, or None for a picture of the
+    conversation (a name), or for a page or another kind of file (text)."""
+
+    start: int
+    end: int
+    source: Source | None
+    is_text: bool = False
+
+
+def read_line(line: str, known: Iterable[str] = ()) -> Line:
+    """Read a line that is no command.
+
+    Args:
+        known: names of the pictures in the conversation; a name that is no file means one of these.
+    """
+    text = line.strip().strip(INVISIBLE).strip()
+    spans = [*_spans(text, {folded(name) for name in known})]
+    rest = [*text]
+    for span in spans:
+        rest[span.start : span.end] = ("x" if span.is_text else "\0") * (span.end - span.start)
+    blank = "".join(rest)
+    asks = _has_words(blank)
+    mentioned = [text[s.start : s.end] for s in spans if s.source is None]
+    return Line(
+        text if asks else "",
+        [span.source for span in spans if span.source is not None],
+        [*_missing(blank), *(() if asks else mentioned)],
+        [name for name in mentioned if _URL.fullmatch(name)],
+        bool(spans) and spans[0].start == 0 and spans[0].source is not None,
+    )
+
+
+def is_video_url(source: str) -> bool:
+    """Whether it is a URL whose path ends as a video's does."""
+    return bool(_URL.match(source)) and urlsplit(source).path.lower().endswith(VIDEO_SUFFIXES)
+
+
+# ---- what is named
+
+
+def _spans(text: str, known: Collection[str]) -> Iterator[_Span]:
+    """The pieces that name something, from left to right, each as long as can be."""
+    files, ends, after = Files(), _ends(text), 0
+    for at in range(len(text)):
+        if at >= after and _may_begin(text, at, after):
+            near = ends[bisect_right(ends, at) : bisect_right(ends, at + MAX_NAME)]
+            if text[at - 1 : at] == "_":  # _cat.jpg_ in Markdown, but never cat.jpg for _cat.jpg
+                near = [end for end in near if text[end : end + 1] == "_"]
+            span = _url(text, at) or _file(text, at, near, files, known)
+            if span:
+                yield span
+                after = span.end
+
+
+def _ends(text: str) -> list[int]:
+    """Where a name may end. A path that a line begins with may be of any kind."""
+    ends = set[int]()
+    for match in _ENDING.finditer(text):
+        ends.add(match.end())
+        if other := _OTHER_KIND.match(text, match.end()):
+            ends.add(other.end())
+    if _ROOTED.match(text):
+        ends |= {match.start() for match in re.finditer(r"\s", text)} | {len(text)}
+    return sorted(ends)
+
+
+def _may_begin(text: str, at: int, after: int) -> bool:
+    """Whether a name may begin here, not in the middle of another; `after` is the last one's
+    end."""
+    before = text[at - 1 : at]
+    if text[at].isspace():
+        return False
+    if at == after:
+        return True
+    if before.isalnum() or unicodedata.combining(before):
+        return before >= "\u2e80"  # Chinese and Japanese have no spaces
+    if before in _GLUE:
+        between = text[after:at] if after else "x"
+        return not between.strip(_GLUE) or bool(_MARKUP.search(text[max(at - 4, 0) : at]))
+    return not (before.isspace() and text[at - 2 : at - 1] == "\\")
+
+
+def _file(
+    text: str, at: int, ends: list[int], files: Files, known: Collection[str]
+) -> _Span | None:
+    """The longest file that is spelled from here on; else the name of a known picture."""
+    any_kind = at == 0 and _ROOTED.match(text)
+    for end in reversed(ends):
+        if found := files.find_typed(text[at:end]):
+            if any_kind or found.name.lower().endswith(SUFFIXES):
+                return _Span(at, end, found)
+            return _Span(at, end, None, is_text=True)
+    for end in reversed(ends):
+        if folded(text[at:end]) in known:
+            return _Span(at, end, None)
+    return None
+
+
+def _url(text: str, at: int) -> _Span | None:
+    """The URL that begins here: of a picture or a video by its path, else of a page."""
+    picture = _PICTURE_URL.match(text, at)
+    match = picture or _URL.match(text, at)
+    if match is None:
+        return None
+    url = _trimmed(match.group())
+    return _Span(at, at + len(url), url if picture else None, is_text=not picture)
+
+
+def _trimmed(url: str) -> str:
+    """A URL without the punctuation of the sentence, and the brackets, around it."""
+    while not (url[-1].isalnum() or url[-1] in "/=&%#~+-"):
+        opening = {")": "(", "]": "[", "}": "{"}.get(url[-1])
+        if opening and url.count(opening) >= url.count(url[-1]):
+            break
+        url = url[:-1]
+    return url
+
+
+# ---- what is said besides, and what looks like a name
+
+
+def _is_word(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "LNM" or category == "So"
+
+
+def _has_words(blank: str) -> bool:
+    """Whether a line says anything beside its names, which are zero bytes here."""
+    rest = re.sub(r"!?\[[^\]\n]*\]\(<?\0+>?[^)\n]*\)", "", blank)  # a picture in Markdown
+    return any(_is_word(character) or character in "?？؟" for character in rest)
+
+
+def _missing(blank: str) -> Iterator[str]:
+    """The names that look like a picture's or a video's; `.png` alone, or `*.png`, is none."""
+    after = 0
+    for match in _ENDING.finditer(blank):
+        name = _name_before(blank, after, match.end())
+        stem = name.rpartition("/")[2].removesuffix(match.group())
+        if "_" in stem or any(map(_is_word, stem)):
+            yield likeliest(name)
+        after = match.end()
+
+
+def _name_before(text: str, after: int, end: int) -> str:
+    """The quoted name, or else the word, that ends here."""
+    piece = text[after:end].rpartition("\0")[2]
+    for opening, closing in _QUOTES.items():
+        before, found, name = piece.rpartition(opening)
+        if found and text[end : end + 1] == closing and not before[-1:].isalnum():
+            return name
+    word = re.split(r"(?<!\\)\s", piece)[-1]
+    return _OPENED.sub("", word).lstrip("@'‘,;:|*!?")
