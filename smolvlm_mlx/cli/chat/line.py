@@ -146,10 +146,8 @@ def _file(
             if any_kind or found.name.lower().endswith(SUFFIXES):
                 return _Span(at, end, found)
             return _Span(at, end, None, is_text=True)
-    for end in reversed(ends):
-        if folded(text[at:end]) in known:
-            return _Span(at, end, None)
-    return None
+    mentioned = (end for end in reversed(ends) if known and folded(text[at:end]) in known)
+    return next((_Span(at, end, None) for end in mentioned), None)
 
 
 def _url(text: str, at: int) -> _Span | None:
@@ -199,7 +197,7 @@ def _missing(blank: str) -> Iterator[str]:
 
 def _name_before(text: str, after: int, end: int) -> str:
     """The quoted name, or else the word, that ends here."""
-    piece = text[after:end].rpartition("\0")[2]
+    piece = text[max(after, end - MAX_NAME) : end].rpartition("\0")[2]
     for opening, closing in _QUOTES.items():
         before, found, name = piece.rpartition(opening)
         if found and text[end : end + 1] == closing and not before[-1:].isalnum():
