@@ -191,10 +191,12 @@ def test_a_word_or_a_question_mark_asks(line: str, folder: Path) -> None:
         ("l'cat.jpg", "cat.jpg"),
         ("cat.jpg.Now b.JPG", "cat.jpg b.JPG"),
         ("{folder}/of.another.kind what is it?", "of.another.kind"),
+        ("'{folder}/of another kind' what is it?", "of another kind"),
+        ("~/of\\ another\\ kind", "of another kind"),
     ],
 )
 def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
-    for name in ("words.png", "of.another.kind"):
+    for name in ("words.png", "of.another.kind", "of another kind"):
         (folder / name).touch()
     read = read_line(line.format(folder=folder))
     expected = [found] if (folder / found).exists() else found.split()

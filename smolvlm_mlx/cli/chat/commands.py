@@ -66,15 +66,15 @@ def _read(session: Session, text: str) -> Line:
     """Read a line in which every name means something."""
     read = read_line(text, session.names())
     first = text.split()[0] if text.strip() else ""
-    if first.startswith("/") and not read.begins_with_name:
-        if re.fullmatch(r"/[\w?-]*", first):
-            near = get_close_matches(first.lower(), COMMANDS, 1)
-            hint = f"is it {near[0]}? " if near else ""
-            raise PromptError(f"no command {quote(first)}; {hint}/help lists them, {ASK}")
-        if not read.missing:
-            raise FetchError(f"{no_such_file(first)}; {ASK}")
-    if read.missing:
-        raise FetchError(f"{', '.join(map(no_such_file, read.missing))}; {ASK}")
+    if re.fullmatch(r"/[\w?-]*", first) and read.begins_with != "path":
+        near = get_close_matches(first.lower(), COMMANDS, 1)
+        hint = f"is it {near[0]}? " if near else ""
+        raise PromptError(f"no command {quote(first)}; {hint}/help lists them, {ASK}")
+    missing = read.missing
+    if read.begins_with == "no path" and not missing:
+        missing = [first.strip("'\"")]
+    if missing:
+        raise FetchError(f"{', '.join(map(no_such_file, missing))}; {ASK}")
     for page in read.pages:
         session.screen.say(f"{page} is text; /image attaches a picture, whatever its URL ends in")
     return read

@@ -8,8 +8,9 @@ part of the question without a word.
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 from ...inputs.media import VIDEO_SUFFIXES
@@ -26,7 +27,7 @@ _PICTURE_URL = re.compile(
     r"(?:[?#](?:(?!,https?:)[!#-;=?-_a-z{|}~])*)?",
     re.I | re.A,
 )
-_ROOTED = re.compile(r"/|~[^\s/]*/|file:", re.I)
+_ROOTED = re.compile(r"""['"]?(?=(?:/|~[^\s/]*/|file:/)\S)""", re.I)
 _GLUE = r"_-./\~%+&$"  # what a name does not begin after
 _MARKUP = re.compile(r"(?<!\S)(?:_+|\.\.+|…)$")
 _OPENED = re.compile(r".*[(\[{<\"“„«`](?=[^)\]}>\"”»`]*$)")
@@ -42,14 +43,15 @@ class Line:
         sources: the files and URLs of pictures and videos that it names, in order.
         missing: names that look like a picture's or a video's, and are none.
         pages: its other URLs, which are text.
-        begins_with_name: the first source is its beginning.
+        begins_with: `path` where the first source is its beginning, `no path` where what looks like
+            one is, else empty.
     """
 
     text: str
     sources: list[Source]
     missing: list[str]
     pages: list[str]
-    begins_with_name: bool
+    begins_with: Literal["path", "no path", ""]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,15 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
         [span.source for span in spans if span.source is not None],
         [*_missing(blank), *(() if asks else mentioned)],
         [name for name in mentioned if _URL.fullmatch(name)],
-        bool(spans) and spans[0].start == 0 and spans[0].source is not None,
+        _beginning(text, spans),
     )
+
+
+def _beginning(text: str, spans: Sequence[_Span]) -> Literal["path", "no path", ""]:
+    rooted = _ROOTED.match(text)
+    if rooted is None:
+        return ""
+    return "path" if any(span.start <= rooted.end() for span in spans) else "no path"
 
 
 def is_video_url(source: str) -> bool:
@@ -116,7 +125,7 @@ def _ends(text: str) -> list[int]:
         if other := _OTHER_KIND.match(text, match.end()):
             ends.add(other.end())
     if _ROOTED.match(text):
-        ends |= {match.start() for match in re.finditer(r"\s", text)} | {len(text)}
+        ends |= {match.start() for match in re.finditer(r"[\s'\"]|$", text)}
     return sorted(ends)
 
 
@@ -140,10 +149,10 @@ def _file(
     text: str, at: int, ends: list[int], files: Files, known: Collection[str]
 ) -> _Span | None:
     """The longest file that is spelled from here on; else the name of a known picture."""
-    any_kind = at == 0 and _ROOTED.match(text)
+    rooted = _ROOTED.match(text)
     for end in reversed(ends):
         if found := files.find_typed(text[at:end]):
-            if any_kind or found.name.lower().endswith(SUFFIXES):
+            if (rooted and at <= rooted.end()) or found.name.lower().endswith(SUFFIXES):
                 return _Span(at, end, found)
             return _Span(at, end, None, is_text=True)
     mentioned = (end for end in reversed(ends) if known and folded(text[at:end]) in known)
