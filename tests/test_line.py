@@ -214,6 +214,9 @@ def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
         ("none/cat.jpg", "none/cat.jpg"),
         ("my\\ cat.jpg", "my cat.jpg"),
         ("'no such.png' and \"nor this.png\"", "no such.png|nor this.png"),
+        ("{folder}/my cat.jpg", "{folder}/my cat.jpg"),
+        ('"~/my cat.jpg"', "~/my cat.jpg"),
+        ("./no such cat.jpg", "./no such cat.jpg"),
         ("ftp://a.example/cat.jpg", "ftp://a.example/cat.jpg"),
         ("file:///none/my%20cat.jpg", "/none/my cat.jpg"),
         ("cat.png.zip", "cat.png"),
@@ -223,8 +226,17 @@ def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
 def test_no_other_file_is_taken_for_one_that_is_not_there(
     line: str, missing: str, folder: Path
 ) -> None:
-    read = read_line(f"See {line} now")
-    assert (read.sources, read.missing) == ([], missing.split("|"))
+    read = read_line(f"See {line.format(folder=folder)} now")
+    assert (read.sources, read.missing) == ([], missing.format(folder=folder).split("|"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Both {folder} and cat.jpg", "in /no/folder, and cat.jpg", "/ or cat.jpg", "a /b cat.jpg"],
+)
+def test_a_slash_before_a_name_is_no_part_of_it(line: str, folder: Path) -> None:
+    read = read_line(line.format(folder=folder))
+    assert ([str(name) for name in read.sources], read.missing) == (["cat.jpg"], [])
 
 
 def test_another_kind_of_file_is_text(folder: Path) -> None:

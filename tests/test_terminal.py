@@ -176,7 +176,7 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
         ("/no/such/folder what?", "no such file: '/no/such/folder'"),
         ("'/no/such.dng' what?", "no such file: '/no/such.dng'"),
         ("~/no.such.kind", "no such file: '~/no.such.kind'"),
-        ("/no/such cat.jpg what?", "no such file: '/no/such'"),
+        ("/no/such cat.jpg what?", "no such file: '/no/such cat.jpg'"),
         ("/nope.png Describe the picture.", "no such file: '/nope.png'"),
         ("what is in dog.jpg?", "no such file: 'dog.jpg' .the nearest name is 'b.jpg'"),
         ("dog.jpg", "no such file: 'dog.jpg'"),

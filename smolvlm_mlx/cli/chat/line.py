@@ -5,6 +5,7 @@ brackets, punctuation, no space at all in Chinese. What only looks like a name i
 part of the question without a word.
 """
 
+import os
 import re
 import unicodedata
 from bisect import bisect_right
@@ -28,6 +29,8 @@ _PICTURE_URL = re.compile(
     re.I | re.A,
 )
 _ROOTED = re.compile(r"""['"]?(?=(?:/|~[^\s/]*/|file:/)\S)""", re.I)
+# The first word of a path with spaces.
+_PATH = re.compile(r"(?:~|\.\.?|file:|/[^\s/\\]+)/(?:\\.|[^\s\\])+(?<![,;:.!?)\"'])(?=\s)")
 _GLUE = r"_-./\~%+&$"  # what a name does not begin after
 _MARKUP = re.compile(r"(?<!\S)(?:_+|\.\.+|…)$")
 _OPENED = re.compile(r".*[(\[{<\"“„«`](?=[^)\]}>\"”»`]*$)")
@@ -56,13 +59,13 @@ class Line:
 
 @dataclass(frozen=True)
 class _Span:
-    """A piece of a line that names something: what is attached, or None for a picture of the
-    conversation (a name), or for a page or another kind of file (text)."""
+    """A piece of a line: the name of a source, or of a picture in the conversation, or of nothing
+    that is there; or text, such as the URL of a page or the name of another kind of file."""
 
     start: int
     end: int
-    source: Source | None
-    is_text: bool = False
+    kind: Literal["source", "known", "missing", "text"]
+    source: Source | None = None
 
 
 def read_line(line: str, known: Iterable[str] = ()) -> Line:
@@ -75,15 +78,18 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
     spans = [*_spans(text, {folded(name) for name in known})]
     rest = [*text]
     for span in spans:
-        rest[span.start : span.end] = ("x" if span.is_text else "\0") * (span.end - span.start)
+        fill = "x" if span.kind == "text" else "\0"
+        rest[span.start : span.end] = fill * (span.end - span.start)
     blank = "".join(rest)
     asks = _has_words(blank)
-    mentioned = [text[s.start : s.end] for s in spans if s.source is None]
+    kinds = ("missing",) if asks else ("missing", "known")
+    missing = [(span.end, text[span.start : span.end]) for span in spans if span.kind in kinds]
+    pieces = [text[span.start : span.end] for span in spans if span.kind == "text"]
     return Line(
         text if asks else "",
         [span.source for span in spans if span.source is not None],
-        [*_missing(blank), *(() if asks else mentioned)],
-        [name for name in mentioned if _URL.fullmatch(name)],
+        [likeliest(name) for _, name in sorted([*missing, *_missing(blank)])],
+        [piece for piece in pieces if _URL.fullmatch(piece)],
         _beginning(text, spans),
     )
 
@@ -148,15 +154,22 @@ def _may_begin(text: str, at: int, after: int) -> bool:
 def _file(
     text: str, at: int, ends: list[int], files: Files, known: Collection[str]
 ) -> _Span | None:
-    """The longest file that is spelled from here on; else the name of a known picture."""
+    """The longest file that is spelled from here on; else the name of a known picture, or a path
+    with spaces that is none."""
     rooted = _ROOTED.match(text)
     for end in reversed(ends):
         if found := files.find_typed(text[at:end]):
             if (rooted and at <= rooted.end()) or found.name.lower().endswith(SUFFIXES):
-                return _Span(at, end, found)
-            return _Span(at, end, None, is_text=True)
-    mentioned = (end for end in reversed(ends) if known and folded(text[at:end]) in known)
-    return next((_Span(at, end, None) for end in mentioned), None)
+                return _Span(at, end, "source", found)
+            return _Span(at, end, "text")
+    for end in reversed(ends):
+        if known and folded(text[at:end]) in known:
+            return _Span(at, end, "known")
+    # Else `/tmp/no such cat.jpg` would be another cat.jpg.
+    path, ending = _PATH.match(text, at), _ENDING.search(text, at)
+    if path and ending and ending.end() in ends and not os.path.exists(likeliest(path.group())):
+        return _Span(at, ending.end(), "missing")
+    return None
 
 
 def _url(text: str, at: int) -> _Span | None:
@@ -166,7 +179,8 @@ def _url(text: str, at: int) -> _Span | None:
     if match is None:
         return None
     url = _trimmed(match.group())
-    return _Span(at, at + len(url), url if picture else None, is_text=not picture)
+    end = at + len(url)
+    return _Span(at, end, "source", url) if picture else _Span(at, end, "text")
 
 
 def _trimmed(url: str) -> str:
@@ -193,14 +207,15 @@ def _has_words(blank: str) -> bool:
     return any(_is_word(character) or character in "?？؟" for character in rest)
 
 
-def _missing(blank: str) -> Iterator[str]:
-    """The names that look like a picture's or a video's; `.png` alone, or `*.png`, is none."""
+def _missing(blank: str) -> Iterator[tuple[int, str]]:
+    """The ends, and the names, that look like a picture's or a video's; `.png` alone, or `*.png`,
+    is none."""
     after = 0
     for match in _ENDING.finditer(blank):
         name = _name_before(blank, after, match.end())
         stem = name.rpartition("/")[2].removesuffix(match.group())
         if "_" in stem or any(map(_is_word, stem)):
-            yield likeliest(name)
+            yield match.end(), name
         after = match.end()
 
 
