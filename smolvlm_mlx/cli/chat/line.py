@@ -124,14 +124,12 @@ def _spans(text: str, known: Collection[str]) -> Iterator[_Span]:
 
 
 def _ends(text: str) -> list[int]:
-    """Where a name may end. A path that a line begins with may be of any kind."""
+    """Where a name may end."""
     ends = set[int]()
     for match in _ENDING.finditer(text):
         ends.add(match.end())
         if other := _OTHER_KIND.match(text, match.end()):
             ends.add(other.end())
-    if _ROOTED.match(text):
-        ends |= {match.start() for match in re.finditer(r"[\s'\"]|$", text)}
     return sorted(ends)
 
 
@@ -157,9 +155,13 @@ def _file(
     """The longest file that is spelled from here on; else the name of a known picture, or a path
     with spaces that is none."""
     rooted = _ROOTED.match(text)
+    any_kind = rooted is not None and at <= rooted.end()  # what a line begins with
+    if any_kind:
+        words = re.finditer(r"[\s'\"]|\Z", text[: at + MAX_NAME])
+        ends = sorted({*ends, *(word.start() for word in words)})
     for end in reversed(ends):
         if found := files.find_typed(text[at:end]):
-            if (rooted and at <= rooted.end()) or found.name.lower().endswith(SUFFIXES):
+            if any_kind or found.name.lower().endswith(SUFFIXES):
                 return _Span(at, end, "source", found)
             return _Span(at, end, "text")
     for end in reversed(ends):
