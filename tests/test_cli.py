@@ -113,7 +113,7 @@ def test_options_reach_the_model(tiny: Path, call: Any) -> None:
     [
         (["--model", "no/such/folder"], ["no/such/folder"]),
         (["--image", "missing.png"], ["missing.png"]),
-        (["--image", "{tiny}/config.json"], ["config.json", "not a readable picture"]),
+        (["--image", "{tiny}/config.json"], ["config.json", "is text; put it into the question"]),
         (["--temperature", "-1"], ["temperature -1"]),
         (["--max-tokens", "0", "--top-p", "2"], ["max_tokens 0", "top_p 2"]),
         (["--stop", ""], ["stop"]),
