@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from smolvlm_mlx.errors import ImageError
 from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.settings import ImageSettings
-from tests.support.pictures import data_url, encoded
+from tests.support.pictures import data_url, encoded, png
 
 import numpy as np
 import pytest
@@ -95,30 +94,18 @@ def test_a_palette_with_alpha_lies_on_white() -> None:
     assert squares(load_image(quantized))[::2] == ON_WHITE[::2]
 
 
-def png(bits: int, colour: int, row: bytes, width: int, key: bytes = b"") -> bytes:
-    """A PNG of one row, of a depth that Pillow does not write, with a transparent colour."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        whole = kind + data
-        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
-
-    head = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
-    parts = [(b"IHDR", head), (b"tRNS", key), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts if part != (b"tRNS", b""))
-
-
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (png(1, 0, b"\x40", 2, b"\0\0"), [255, 255]),
-        (png(1, 0, b"\x40", 2, b"\0\1"), [0, 255]),
-        (png(2, 0, b"\x1b", 4, b"\0\1"), [0, 255, 170, 255]),
-        (png(4, 0, b"\x5a", 2, b"\0\5"), [255, 170]),
-        (png(8, 0, b"\x05\x0a", 2, b"\0\5"), [255, 10]),
-        (png(16, 0, struct.pack(">3H", 0, 2570, 65535), 3, b"\0\0"), [255, 10, 255]),
-        (png(16, 0, struct.pack(">3H", 0, 30, 255), 3, b"\0\x1e"), [0, 255, 255]),
-        (png(16, 4, struct.pack(">4H", 2570, 0x8080, 2570, 0), 2), [132, 255]),
-        (png(16, 2, struct.pack(">6H", 257, 514, 771, 5, 5, 5), 2, b"\1\1\2\2\3\3"), [255, 0]),
+        (png(2, 1, 0, b"\x40", b"\0\0"), [255, 255]),
+        (png(2, 1, 0, b"\x40", b"\0\1"), [0, 255]),
+        (png(4, 2, 0, b"\x1b", b"\0\1"), [0, 255, 170, 255]),
+        (png(2, 4, 0, b"\x5a", b"\0\5"), [255, 170]),
+        (png(2, 8, 0, b"\x05\x0a", b"\0\5"), [255, 10]),
+        (png(3, 16, 0, struct.pack(">3H", 0, 2570, 65535), b"\0\0"), [255, 10, 255]),
+        (png(3, 16, 0, struct.pack(">3H", 0, 30, 255), b"\0\x1e"), [0, 255, 255]),
+        (png(2, 16, 4, struct.pack(">4H", 2570, 0x8080, 2570, 0)), [132, 255]),
+        (png(2, 16, 2, struct.pack(">6H", 257, 514, 771, 5, 5, 5), b"\1\1\2\2\3\3"), [255, 0]),
     ],
 )
 def test_a_transparent_colour_of_every_depth_is_white(data: bytes, expected: list[int]) -> None:
