@@ -5,6 +5,8 @@ import base64
 import builtins
 import importlib.util
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from smolvlm_mlx.inputs.image import STRANGERS, decode_image, limits_of, load_im
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import make_tiles
 from tests.support.pictures import draw, encoded
+from tests.support.places import ROOT
 
 import numpy as np
 import pytest
@@ -253,6 +256,34 @@ def test_a_large_jpeg_is_decoded_smaller(
     monkeypatch.undo()
     pixels = [np.asarray(each.image.resize((40, 40))) for each in (whole, smaller)]
     assert np.abs(pixels[0].astype(int) - pixels[1]).mean() < 5
+
+
+MEASURE = """
+import resource, sys
+from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.settings import ImageSettings
+def peak():
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+Attachment(sys.argv[1]).tiled(ImageSettings(512, 2048))
+before = peak()
+print(Attachment(sys.argv[2]).tiled(ImageSettings(512, 2048)).layout.tiles, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_of_61_megapixels_takes_less_than_100_mb(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    draw("RGB", 960, 640).resize((9600, 6400)).save(tmp_path / "large.jpg", exif=exif)
+    draw("RGB", 96, 64).save(tmp_path / "small.jpg")
+    files = [str(tmp_path / name) for name in ("small.jpg", "large.jpg")]
+    command = [sys.executable, "-c", MEASURE, *files]
+    said = subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout
+    tiles, memory = map(int, said.split())
+    assert tiles == 13
+    assert memory < 100e6
 
 
 @pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1), (70_000, 3)])

@@ -25,7 +25,7 @@ from smolvlm_mlx.inputs.fetch import (
     one_of,
     read_source,
 )
-from smolvlm_mlx.inputs.kinds import ANIMATION, PICTURE, kind_of, wrong_kind
+from smolvlm_mlx.inputs.kinds import wrong_kind
 from smolvlm_mlx.inputs.rgb import from_array, to_rgb
 
 import numpy as np
@@ -62,6 +62,13 @@ DECODER_ERRORS = (
     Image.DecompressionBombWarning,
 )
 CUT_OFF = "image file is truncated"  # how Pillow's error begins where bytes are missing
+CUT_OFF_NOTE = "its last bytes are missing"
+FRAMES_NOTES = {
+    "TIFF": "the first of its pages was used",
+    **dict.fromkeys(
+        ("GIF", "PNG", "WEBP", "AVIF"), "the first of its frames was used; --video takes all"
+    ),
+}
 END_OF_JPEG = b"\xff\xd9"
 Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
@@ -151,10 +158,9 @@ def decode_image(
         image, size, cut_off = _loaded(data, limits, name, edge)
         turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
         ImageOps.exif_transpose(image, in_place=True)
-        notes = [_note_on_frames(data), "its last bytes are missing" if cut_off else ""]
-        return Decoded(
-            to_rgb(image), size[::-1] if turned else size, ", ".join(filter(None, notes))
-        )
+        notes = [_note_on_frames(data, image.format), CUT_OFF_NOTE if cut_off else ""]
+        note = ", ".join(filter(None, notes))
+        return Decoded(to_rgb(image), size[::-1] if turned else size, note)
 
     return _guarded(decoded, name)
 
@@ -283,8 +289,10 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
 def identify(data: bytes) -> ImageFile.ImageFile | None:
     """As `Image.open`, which refuses or warns above a number of pixels that is Pillow's, for the
     whole process. Ours is checked after this."""
-    Image.init()
+    Image.preinit()
     for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()  # the rest of the formats
         factory, accepts = Image.OPEN.get(name, (None, None))
         # What accepts may return is also text, why the format cannot be read in this installation.
         with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as there
@@ -303,15 +311,11 @@ def _scale_key(image: Image.Image, bits: int) -> None:
         image.info["transparency"] = key * 255 // (2**bits - 1)
 
 
-def _note_on_frames(data: bytes) -> str:
-    """What to say of a picture of several. MPO is a photo with a preview or a map beside it."""
-    if kind_of(data) not in (ANIMATION, PICTURE):
-        return ""
-    with suppress(*DECODER_ERRORS):  # a later frame may be damaged
-        image = identify(data)
-        if image is None or image.format == "MPO" or not getattr(image, "is_animated", False):
-            return ""
-        if image.format == "TIFF":
-            return "the first of its pages was used"
-        return "the first of its frames was used; --video takes all"
+def _note_on_frames(data: bytes, format: str | None) -> str:
+    """What to say of a picture of several."""
+    # Not of MPO: a photo with a preview or a map beside it. Another object looks for the second,
+    # which takes the first one away, and may be damaged.
+    with suppress(*DECODER_ERRORS):
+        if format in FRAMES_NOTES and getattr(identify(data), "is_animated", False):
+            return FRAMES_NOTES[format]
     return ""
