@@ -117,6 +117,16 @@ def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_note(
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "which would hold for all threads"
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGBA"])
+def test_a_png_of_every_mode_may_lack_its_last_bytes(mode: str) -> None:
+    noise = Image.effect_noise((320, 240), 60)
+    picture = Image.fromarray(np.asarray(noise, np.uint16) * 257) if mode == "I;16" else noise
+    data = encoded(picture if mode == "I;16" else picture.convert(mode), "PNG")
+    cut = decode_image(data[: -len(data) // 4], DEFAULT_LIMITS)
+    assert cut.note == "its last bytes are missing"
+    np.testing.assert_array_equal(np.asarray(cut.image)[:100], np.asarray(load_image(data))[:100])
+
+
 def test_a_picture_that_is_damaged_in_the_middle_is_refused() -> None:
     data = bytearray(encoded(draw("RGB", 120, 90), "PNG"))
     with pytest.raises(ImageError, match=r"damaged"):  # nothing but the header is there

@@ -3,6 +3,7 @@ do."""
 
 import io
 import json
+import random
 import tarfile
 import wave
 import zipfile
@@ -12,7 +13,7 @@ from typing import Any
 
 from smolvlm_mlx.errors import ImageError, SmolVLMError, VideoError
 from smolvlm_mlx.inputs.image import load_image
-from smolvlm_mlx.inputs.kinds import START, kind_of, wrong_kind
+from smolvlm_mlx.inputs.kinds import ANIMATION, PICTURE, START, kind_of, wrong_kind
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
 from tests.support.pdfs import pictures_as_pdf
 from tests.support.pictures import draw, encoded
@@ -199,6 +200,20 @@ def test_an_attached_name_that_is_not_there_is_missing(tmp_path: Path) -> None:
 def test_any_bytes_have_a_kind_or_none(data: bytes, start: bytes) -> None:
     kind = kind_of(start + data)
     assert kind is None or kind.advice
+
+
+def test_a_long_profile_hides_no_animation() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
+    options = {"save_all": True, "append_images": frames[1:], "duration": 1000}
+    data = encoded(frames[0], "PNG", icc_profile=random.Random(0).randbytes(3 * START), **options)
+    assert data.find(b"acTL") > START
+    assert kind_of(data) is ANIMATION
+
+
+def test_a_beginning_of_any_length_has_a_kind_or_none() -> None:
+    moving = animated("WEBP")
+    assert [kind_of(moving[:length]) for length in range(1, 22)][-1] is ANIMATION
+    assert kind_of(moving[:20]) is PICTURE
 
 
 def test_the_start_of_a_file_is_enough() -> None:

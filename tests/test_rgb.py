@@ -52,6 +52,16 @@ def test_a_transparent_avif_lies_on_white() -> None:
     assert np.abs(np.array(loaded) - ON_WHITE).max() <= 2
 
 
+def test_a_transparent_heic_lies_on_white() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    if not pillow_heif.libheif_info()["encoders"]:
+        pytest.skip("this pillow-heif cannot write")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(three()).save(file, quality=100)
+    loaded = squares(load_image(file.getvalue()))
+    assert np.abs(np.array(loaded) - ON_WHITE).max() < 12
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa"])
 def test_a_transparent_picture_lies_on_white(mode: str) -> None:
     assert squares(load_image(three().convert(mode))) == ON_WHITE

@@ -257,7 +257,8 @@ def _loaded(
             # Its decoder then makes grey of what is missing.
             image = _loaded(data + END_OF_JPEG, limits, name, edge)[0]
         image.tile = []  # what was decoded is there, and is not decoded again
-        if image.convert("RGBA").getcolors(1):
+        pixels = np.asarray(image)
+        if (pixels == pixels[:1, :1]).all():
             raise  # it is of one colour: nothing was
         return image, size, True
     check_size(image.size, limits, name)  # a HEIC file may have said something else in its header

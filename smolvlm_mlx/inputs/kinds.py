@@ -86,11 +86,16 @@ def kind_of(data: bytes) -> Kind | None:
         return EMPTY
     for kind, beginnings in STARTS:
         if start.startswith(beginnings):
-            is_moving = start[1:4] == b"PNG" and b"acTL" in start.partition(b"IDAT")[0]
-            return ANIMATION if is_moving else kind
+            return ANIMATION if start[1:4] == b"PNG" and _is_apng(data) else kind
     if start[4:8] in BOXES and len(start) >= 12:
         return _of_boxes(start)
     return _of_containers(start) or _of_text(start)
+
+
+def _is_apng(data: bytes) -> bool:
+    """A profile of any length may stand before the chunk that says so."""
+    pixels = data.find(b"IDAT")
+    return data.find(b"acTL", 0, len(data) if pixels < 0 else pixels) > 0
 
 
 def _of_boxes(start: bytes) -> Kind:
@@ -110,10 +115,10 @@ def _of_boxes(start: bytes) -> Kind:
 def _of_containers(start: bytes) -> Kind | None:
     if start[:2] == b"BM" and start[6:10] == b"\0\0\0\0":
         return PICTURE
-    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace():  # PPM
+    if start[:1] == b"P" and start[1:2] in b"123456f" and start[2:3].isspace():  # PPM
         return PICTURE
     if start[:4] in (b"RIFF", b"FORM"):
-        is_moving = start[12:16] == b"VP8X" and bool(start[20] & 2)
+        is_moving = start[12:16] == b"VP8X" and bool(int.from_bytes(start[20:21]) & 2)
         webp = ANIMATION if is_moving else PICTURE
         return {b"WEBP": webp, b"AVI ": VIDEO, b"WAVE": SOUND, b"AIFF": SOUND}.get(start[8:12])
     if start[:4] == b"OggS":
