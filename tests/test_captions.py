@@ -27,6 +27,7 @@ from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused
+from tests.support.pictures import PICTURE, encoded, tall
 from tests.support.places import ROOT
 from tests.support.videos import encode_video
 
@@ -199,6 +200,22 @@ def test_what_is_there_is_not_asked_again(
     lines = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
     assert sum(asked) == 4
     assert len(lines) == len(read(tmp_path / "a.jsonl")) == 5
+
+
+def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
+    bundled: Loaded, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(tall())
+    (folder / "b.jpg").write_bytes(encoded(PICTURE, "JPEG", quality=95)[:-500])
+    (folder / "c.jpg").write_bytes(encoded(PICTURE, "JPEG"))
+    (folder / "clip.jpg").write_bytes(encode_video(2))
+    (folder / "photo.mov").write_bytes(encoded(PICTURE, "PNG"))
+    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    assert "the limit of a side is 65535" in lines[0]["error"]
+    assert [line.get("note") for line in lines[1:]] == ["its last bytes are missing", *[None] * 3]
+    assert all(line["caption"] for line in lines[1:])
 
 
 def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_what_cannot_be_asked_changes_nothing(
     before = list(chat.messages)
     with pytest.raises(SmolVLMError, match="no such file"):
         chat.ask("What?", [tmp_path / "none.png"])
-    with pytest.raises(ImageError, match="not a readable picture"):
+    with pytest.raises(ImageError, match="is text; put it into the question"):
         chat.ask("What?", [b"nonsense"])
     with pytest.raises(PromptError, match="there is no question 7; the conversation has 1"):
         chat.edit("What?", turn=7)
@@ -374,7 +374,7 @@ def test_an_attachment_is_decoded_once(monkeypatch: pytest.MonkeyPatch, loaded: 
     assert (inputs.tiles == bare.tiles).all()
     assert inputs.tile_digests == bare.tile_digests
     assert "data" not in vars(attachment)  # and encoded as PNG only for who asks for it
-    for name in ("media.load_image", "media.make_tiles", "tiles.digest_tiles"):
+    for name in ("media.decode_image", "media.make_tiles", "tiles.digest_tiles"):
         monkeypatch.setattr(f"smolvlm_mlx.inputs.{name}", None)
     again = loaded[1]([message])
     assert (again.tiles == bare.tiles).all()
@@ -386,7 +386,7 @@ def test_a_picture_that_comes_twice_in_a_conversation_is_cut_once(
 ) -> None:
     PICTURES[0].save(tmp_path / "twice.png")
     part = {"type": "image", "path": tmp_path / "twice.png"}
-    calls = {name: getattr(media, name) for name in ("load_image", "make_tiles")}
+    calls = {name: getattr(media, name) for name in ("decode_image", "make_tiles")}
     counts = dict.fromkeys(calls, 0)
 
     def counted(name: str) -> Any:
@@ -399,7 +399,7 @@ def test_a_picture_that_comes_twice_in_a_conversation_is_cut_once(
     for name in calls:
         monkeypatch.setattr(media, name, counted(name))
     loaded[1]([{"role": "user", "content": [part, part]}])
-    assert counts == {"load_image": 1, "make_tiles": 1}
+    assert counts == {"decode_image": 1, "make_tiles": 1}
 
 
 @pytest.mark.parametrize("source", [PICTURES[0], np.asarray(PICTURES[0])], ids=["PIL", "array"])

@@ -27,8 +27,9 @@ from smolvlm_mlx.tasks.documents import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
-from tests.support.pictures import PICTURE
+from tests.support.pictures import PICTURE, encoded, tall
 from tests.support.places import ROOT
+from tests.support.videos import encode_video
 
 import pytest
 from PIL import Image
@@ -39,6 +40,18 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "noise.png"
     Image.effect_noise((90, 60), 80).convert("RGB").save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files for the wrong option, or odd in themselves."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "two.mp4").write_bytes(encode_video(2))
+    (folder / "cat.jpg").write_bytes(encoded(PICTURE, "JPEG", quality=95))
+    (folder / "tall.png").write_bytes(tall())
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=1000)
+    return folder
 
 
 # ---- generate
@@ -113,16 +126,35 @@ def test_options_reach_the_model(tiny: Path, call: Any) -> None:
     [
         (["--model", "no/such/folder"], ["no/such/folder"]),
         (["--image", "missing.png"], ["missing.png"]),
-        (["--image", "{tiny}/config.json"], ["config.json", "not a readable picture"]),
+        (["--image", "{tiny}/config.json"], ["config.json", "is text; put it into the question"]),
+        (["--image", "{files}/two.mp4"], ["'two.mp4' is a video; use --video"]),
+        (["--video", "{files}/cat.jpg"], ["'cat.jpg' is a picture; use --image"]),
+        (["--image", "{files}"], ["is a folder; give a file of it, or use caption"]),
+        (["--image", "{files}/tall.png"], ["'tall.png' has 1 x 50000000 pixels; the limit of a"]),
         (["--temperature", "-1"], ["temperature -1"]),
         (["--max-tokens", "0", "--top-p", "2"], ["max_tokens 0", "top_p 2"]),
         (["--stop", ""], ["stop"]),
     ],
     ids=str,
 )
-def test_errors_are_one_line(arguments: list[str], parts: list[str], tiny: Path, call: Any) -> None:
-    arguments = [argument.format(tiny=tiny) for argument in arguments]
+def test_errors_are_one_line(
+    arguments: list[str], parts: list[str], tiny: Path, files: Path, call: Any
+) -> None:
+    arguments = [argument.format(tiny=tiny, files=files) for argument in arguments]
     check_refused(call("generate", "Hi", "--model", tiny, *arguments), *parts)
+
+
+def test_what_is_unusual_about_a_picture_is_told_on_stderr(
+    tiny: Path, files: Path, call: Any
+) -> None:
+    (files / "cut.jpg").write_bytes((files / "cat.jpg").read_bytes()[:-500])
+    base = ("generate", "What?", "--model", tiny, "-n", 2)
+    code, out, err = call(*base, "-i", files / "cut.jpg", "-i", files / "cat.jpg")
+    assert (code, err) == (0, "smolvlm-mlx: cut.jpg: its last bytes are missing\n")
+    assert out.strip()
+    _, out, err = call(*base, "-v", files / "moving.gif", "--json")
+    assert json.loads(out)["tiles"] == 2
+    assert err == ""
 
 
 def test_prompts_that_cannot_be_used(tiny: Path, call: Any) -> None:

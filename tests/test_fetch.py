@@ -538,11 +538,12 @@ def test_path_size(tmp_path: Path) -> None:
     file = tmp_path / "large"
     with file.open("wb") as out:
         out.truncate(MAX_IMAGE_BYTES)  # sparse
-    assert len(read_path(file)) == MAX_IMAGE_BYTES
+    assert len(read_path(file, FetchLimits())) == MAX_IMAGE_BYTES
     with file.open("ab") as out:
         out.write(b"x")
     with pytest.raises(FetchError, match="holds 20971521 bytes; the limit is 20971520"):
-        read_path(file)
+        read_path(file, FetchLimits())
+    assert len(read_path(file)) == MAX_IMAGE_BYTES + 1, "the user's own"
 
 
 def test_path_that_is_not_a_regular_file(tmp_path: Path) -> None:
@@ -550,7 +551,7 @@ def test_path_that_is_not_a_regular_file(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "fifo", "regular"),
         (Path("/dev/zero"), "regular"),
-        (tmp_path, "director"),
+        (tmp_path, "is a folder; give a file of it"),
     ):
         with pytest.raises(FetchError, match=message):
             read_path(path)

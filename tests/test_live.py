@@ -370,7 +370,7 @@ def test_in_a_terminal(tiny: Path, clip: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path, call: Any) -> None:
     damaged = tmp_path / "clip.mp4"
-    damaged.write_bytes(b"no video" * 100)
+    damaged.write_bytes(b"\0no video" * 100)
     result = call("live", damaged, "-m", "tiny")
     check_refused(result)
     assert re.match(r"smolvlm-mlx: [^:]*clip\.mp4': the video cannot be decoded", result[2])

@@ -105,13 +105,13 @@ def test_a_written_picture_is_not_taken_for_a_path(
 ) -> None:
     text = "QUJD" * 30  # base64
     for part in (text, {"base64": text}, {"url": f"data:image/png;base64,{text}"}):
-        with pytest.raises(ImageError, match=r"^the picture is not"):
+        with pytest.raises(ImageError, match=r"^the picture is text"):
             load_image(part)
     monkeypatch.chdir(tmp_path)
     Path(text).write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"^'.*QUJD' is not"):
+    with pytest.raises(ImageError, match=r"^'.*QUJD' is text"):
         load_image(text)
-    with pytest.raises(ImageError, match=r"^the picture is not"):
+    with pytest.raises(ImageError, match=r"^the picture is text"):
         load_image({"base64": text})
 
 

@@ -29,7 +29,7 @@ from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.openai import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
-from tests.support.pictures import PICTURE, data_url
+from tests.support.pictures import PICTURE, data_url, encoded, png, tall
 from tests.support.videos import encode_video
 
 import httpx2
@@ -162,6 +162,12 @@ def test_json_schema(openai: Any) -> None:
         (question("What?", "file:///etc/passwd"), "'file:///etc/passwd'"),
         (question("What?", "/etc/passwd"), "'/etc/passwd'"),
         (question("What?", "data:image/png;base64,AAAA"), "not a readable picture"),
+        (question("What?", data_url(tall())), "1 x 50000000 pixels; the limit of a side is 65535"),
+        (
+            question("What?", data_url(png(10_000, 1, 0, bytes(1250), height=5001))),
+            "10000 x 5001 pixels; the limit is 50000000: make it smaller",
+        ),
+        (question("What?", data_url(encode_video(2))), "is a video; use --video (a part of type"),
         (
             question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17),
             "17 images; the limit is 16 a request",
@@ -224,6 +230,21 @@ def test_what_an_answer_took_in_a_line(server: Running) -> None:
         r"first after \d+\.\d\d s · then [\d.]+ tokens/s"
     )
     assert re.fullmatch(rf"{line} · cut off at the longest length", usage["timing"]["about"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_unusual_about_a_picture_is_told_with_its_answer(
+    stream: bool, server: Running
+) -> None:
+    cut = data_url(encoded(PICTURE, "JPEG", quality=95)[:-500])
+    before, said = question("What is this?", data_url()), {"role": "assistant", "content": "x"}
+    asked = question("And this?", cut, max_tokens=1, stream=stream)
+    asked["messages"] = [*before["messages"], said, *asked["messages"]]
+    asked |= {"stream_options": {"include_usage": True}} if stream else {}
+    assert "picture: its last bytes are missing" in server.complete(asked).text
+    # It is told once: of the pictures that came with the question.
+    asked["messages"] += [said, {"role": "user", "content": "And now?"}]
+    assert "missing" not in server.complete(asked).text
 
 
 def camera(

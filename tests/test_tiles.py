@@ -161,8 +161,8 @@ def test_budget_of_tiles(budget: int | None, rows: int, cols: int) -> None:
 
 
 @given(
-    width=st.integers(1, 6000),
-    height=st.integers(1, 6000),
+    width=st.integers(1, 65_535),
+    height=st.integers(1, 65_535),
     tile=st.sampled_from([32, 364, 384, 512]),
     edge=st.integers(1, 6000),
     budget=st.none() | st.integers(1, 40),

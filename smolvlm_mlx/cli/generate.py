@@ -48,6 +48,7 @@ def generate(
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..generation.engine import Engine
+    from ..inputs.messages import notes
 
     # A missing question or a wrong path is told before a model is loaded.
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
@@ -59,6 +60,8 @@ def generate(
         messages, options, image_options=image_options, keep_vision=False
     )
     text = "".join(echo(stream, silent=as_json))
+    for note in notes(messages):
+        print(f"smolvlm-mlx: {note}", file=sys.stderr)
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
         print(

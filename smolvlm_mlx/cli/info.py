@@ -11,9 +11,8 @@ from ..inputs.settings import ImageOptions
 from .options import Flags, Loading
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..checkpoint.reader import Checkpoint
+    from ..inputs.media import Attachment
 
 Model = Annotated[
     str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
@@ -42,9 +41,9 @@ def _print_model(
     from .. import device
     from ..checkpoint.hub import find
     from ..checkpoint.reader import open_checkpoint
-    from ..inputs.image import load_image
+    from ..inputs.media import Attachment
 
-    picture = None if image is None else load_image(image)
+    picture = None if image is None else Attachment(image)
     checkpoint = open_checkpoint(find(model, revision))
     layout = "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
     print(
@@ -91,7 +90,7 @@ def _kind(checkpoint: "Checkpoint", part: str) -> str:
 def _print_tokens(
     checkpoint: "Checkpoint",
     image: str | None,
-    picture: "Image.Image | None",
+    picture: "Attachment | None",
     image_options: ImageOptions,
 ) -> None:
     """What a tile is to the model, and what a picture becomes."""
@@ -115,7 +114,7 @@ def _print_tokens(
             else "one tile"
         )
         print(
-            f"{image}: {picture.width} x {picture.height} pixels, {grid}: {layout.tiles} tiles, "
+            f"{image}: {picture.size[0]} x {picture.size[1]} pixels, {grid}: {layout.tiles} tiles, "
             f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt "
             "tokens"
         )

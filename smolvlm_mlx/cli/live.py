@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import VideoError
+from ..errors import VideoError, quote
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import LIVE
@@ -95,7 +95,8 @@ def _open(file: str | None, camera: str | None) -> "Camera":
         return Camera(camera or "0")
     if camera is not None:
         raise VideoError("a file and --camera; give one of them")
-    return Camera(read_video({"url" if "://" in file else "path": file}), file)
+    part = {"url" if "://" in file else "path": file}
+    return Camera(read_video(part, name=quote(file, end=True)), file)
 
 
 def _print_lines(description: "Description") -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
-MAX_IMAGE_BYTES = 20 * 2**20
+MAX_IMAGE_BYTES = 20 * 2**20  # of a picture that is not the user's own file
 MAX_REDIRECTS = 3
 MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
 
@@ -34,15 +34,17 @@ MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
 @dataclass(frozen=True)
 class FetchLimits:
     """What may be fetched: at most `max_bytes`, within `timeout` seconds overall (a name lookup has
-    the system's own timeout); and whether paths and URLs are followed at all (a server says no)."""
+    the system's own timeout); pictures of at most `max_pixels` (None: as many as the user lets his
+    own have); and whether paths and URLs are followed at all (a server says no)."""
 
     max_bytes: int = MAX_IMAGE_BYTES
+    max_pixels: int | None = None
     timeout: float = 20.0
     allow_paths: bool = True
     allow_urls: bool = True
 
 
-DEFAULT_LIMITS = FetchLimits()
+DEFAULT_LIMITS = FetchLimits(max_bytes=2**30)  # of the user's own files
 
 
 def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
@@ -122,10 +124,22 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
             data = file.read(limits.max_bytes + 1)  # a file may grow after fstat
     except FileNotFoundError:
         raise FetchError(f"no such file: {shown}") from None
+    except IsADirectoryError:
+        raise FetchError(f"{shown} is a folder; give a file of it, or use caption") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise FetchError(f"cannot read {shown}: {reason(error)}") from error
     _check_size(len(data), shown, limits)
     return data
+
+
+def read_start(path: str | Path, count: int) -> bytes:
+    """The first `count` bytes of a regular file; none where there is no such file."""
+    with contextlib.suppress(OSError, ValueError, FetchError):
+        name = Path(_local_path(str(path)))
+        if name.is_file():
+            with name.open("rb") as file:
+                return file.read(count)
+    return b""
 
 
 def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:

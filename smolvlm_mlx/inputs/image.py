@@ -2,25 +2,44 @@
 
 In goes an image part or what such a part may hold; out comes a PIL picture in RGB, or one
 ImageError or FetchError. Knows nothing about tiles. Pixels are those that transformers' Pillow
-processors see, bit by bit.
+processors see, bit by bit, but for transparency, which lies on white here in files, too: there
+they drop the alpha channel, and what was hidden under it shows, mostly black.
 """
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from smolvlm_mlx.errors import ImageError, quote
-from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits, is_path, one_of, read_source
+from smolvlm_mlx.inputs.fetch import (
+    DEFAULT_LIMITS,
+    MAX_IMAGE_BYTES,
+    FetchLimits,
+    is_path,
+    one_of,
+    read_source,
+)
+from smolvlm_mlx.inputs.kinds import wrong_kind
+from smolvlm_mlx.inputs.rgb import from_array, to_rgb
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 IMAGE_KEYS = ("image", "path", "url", "base64")  # one of which an image part has
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # of what strangers send; larger JPEGs are decoded smaller
+OWN_PIXELS = 200_000_000  # of what is the user's own, where PIXELS_SETTING says nothing else
+PIXELS_SETTING = "SMOLVLM_MAX_PIXELS"  # of the environment
+MAX_SIDE = 65_535  # JPEG's own; resampling coefficients take memory by the side, not the area
+MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no tiles are cut from more
+# Of what is fetched or sent by somebody else: a server's requests, pictures by URL.
+STRANGERS = FetchLimits(max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_PIXELS, allow_paths=False)
 
 # Formats that Pillow decodes itself. Others start programs (EPS), draw (WMF) or have no signature
 # (TGA).
@@ -42,8 +61,27 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-
+CUT_OFF = "image file is truncated"  # how Pillow's error begins where bytes are missing
+CUT_OFF_NOTE = "its last bytes are missing"
+FRAMES_NOTES = {
+    "TIFF": "the first of its pages was used",
+    **dict.fromkeys(
+        ("GIF", "PNG", "WEBP", "AVIF"), "the first of its frames was used; --video takes all"
+    ),
+}
+END_OF_JPEG = b"\xff\xd9"
 Pixels = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture in RGB, upright. `size` is its own where the pixels are fewer; `note` says what is
+    unusual about it, for people."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    note: str = ""
 
 
 def load_image(
@@ -53,16 +91,28 @@ def load_image(
     """A decoded RGB picture from an image part of a message, or from what such a part may hold.
 
     A part has one of the keys `image` (PIL picture, uint8 array (H, W[, 1 | 3 | 4]), path, URL,
-    data: URL, base64 text or bytes), `path`, `url`, `base64`. As in transformers there are two
-    rules: what has to be decoded is turned upright as its EXIF says and its alpha channel is
-    dropped; a PIL picture or an array is not turned, and is laid on white where it is transparent.
-    Of several frames the first is taken. Raises ImageError, FetchError.
+    data: URL, base64 text or bytes), `path`, `url`, `base64`. Transparency lies on white. What has
+    to be decoded is turned upright as its EXIF says; a PIL picture or an array is not, as in
+    transformers. Of several frames the first is taken. A JPEG of more than MAX_PIXELS is decoded
+    smaller. Raises ImageError, FetchError.
     """
     held = read_image(part, limits)
     if isinstance(held, Image.Image):
         return held
-    name = _name(*_held(part), limits)
-    return _decode(lambda: _open(held, name), _upright, name)
+    return decode_image(held, limits_of(part, limits), _name(*_held(part), limits)).image
+
+
+def limits_of(part: object, limits: FetchLimits) -> FetchLimits:
+    """The limits for an image part: what a URL leads to is a stranger's."""
+    _, source = _held(part)
+    text = source.lower() if isinstance(source, str) else ""
+    if not text.startswith(("http://", "https://")):
+        return limits
+    return replace(
+        limits,
+        max_bytes=min(limits.max_bytes, STRANGERS.max_bytes),
+        max_pixels=min(limits.max_pixels or MAX_PIXELS, MAX_PIXELS),
+    )
 
 
 def is_decoded(part: object) -> bool:
@@ -73,11 +123,13 @@ def is_decoded(part: object) -> bool:
 def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Image.Image:
     """The bytes that `load_image` would decode, not decoded; for a PIL picture or an array what
     `load_image` makes of it."""
-    key, source = _held(part)
+    limits, (key, source) = limits_of(part, limits), _held(part)
     if isinstance(source, Image.Image):
-        return _decode(lambda: source, _on_white, "the picture")
+        return _guarded(lambda: _from_picture(source, limits), "the picture")
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        if source.ndim > 1:
+            check_size(source.shape[1::-1], limits, "the array")
+        return _guarded(lambda: from_array(source), "the array")
     data = read_source(key, source, limits)
     if data is None:
         raise ImageError(
@@ -87,6 +139,68 @@ def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Im
     if len(data) > limits.max_bytes:
         raise ImageError(f"a picture of {len(data)} bytes; the limit is {limits.max_bytes}")
     return data
+
+
+def decode_image(
+    data: bytes, limits: FetchLimits, name: str = "the picture", edge: int = MAX_EDGE
+) -> Decoded:
+    """Decode an encoded picture.
+
+    Args:
+        name: for messages.
+        edge: what the longer side of a JPEG of more than MAX_PIXELS has at least.
+
+    Raises:
+        ImageError: it cannot be decoded, or is outside the limits.
+    """
+
+    def decoded() -> Decoded:
+        image, size, cut_off = _loaded(data, limits, name, edge)
+        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        ImageOps.exif_transpose(image, in_place=True)
+        notes = [_note_on_frames(data, image.format), CUT_OFF_NOTE if cut_off else ""]
+        note = ", ".join(filter(None, notes))
+        return Decoded(to_rgb(image), size[::-1] if turned else size, note)
+
+    return _guarded(decoded, name)
+
+
+def check_size(size: tuple[int, ...], limits: FetchLimits, name: str) -> None:
+    """Refuse a picture of (width, height) pixels that is empty, or outside the limits.
+
+    Raises:
+        ImageError: it is.
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is empty: {width} x {height} pixels")
+    check_side(size, name)
+    most = _most_pixels() if limits.max_pixels is None else limits.max_pixels
+    if width * height > most:
+        how = f"set {PIXELS_SETTING} higher or " if limits.max_pixels is None else ""
+        raise ImageError(
+            f"{name} has {width} x {height} pixels; the limit is {most}: {how}make it smaller"
+        )
+
+
+def check_side(size: tuple[int, ...], name: str) -> None:
+    """Refuse a picture with a side of more than MAX_SIDE pixels.
+
+    Raises:
+        ImageError: it has one.
+    """
+    if max(size) > MAX_SIDE:
+        raise ImageError(
+            f"{name} has {size[0]} x {size[1]} pixels; the limit of a side is {MAX_SIDE}: cut it "
+            "into pieces"
+        )
+
+
+def _most_pixels() -> int:
+    given = os.environ.get(PIXELS_SETTING, str(OWN_PIXELS))
+    if not (given.isdecimal() and int(given)):
+        raise ImageError(f"{PIXELS_SETTING} is {quote(given)}, not a number of pixels")
+    return int(given)
 
 
 def _held(part: object) -> tuple[str, object]:
@@ -104,29 +218,64 @@ def _name(key: str, source: object, limits: FetchLimits) -> str:
     return quote(source) if len(source) < 80 or source[:4].lower() == "http" else "the picture"
 
 
-def _decode(
-    open_image: Callable[[], Image.Image], to_rgb: Callable[[Image.Image], Image.Image], name: str
-) -> Image.Image:
+def _guarded(work: Callable[[], Result], name: str) -> Result:
     try:
-        image = open_image()
-        _check_pixels(image.size, name)  # before anything is decoded
-        image.load()
-        _check_pixels(image.size, name)  # a HEIC file may have said something else in its header
-        return to_rgb(image)
+        return work()
     except UnidentifiedImageError:  # its own text holds a memory address
         raise ImageError(
             f"{name} is not a readable picture; give one of {', '.join(FORMATS)} or HEIC"
         ) from None
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory; make it smaller") from error
     except DECODER_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded, it may be damaged: {quote(error)}") from error
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _from_picture(image: Image.Image, limits: FetchLimits) -> Image.Image:
+    check_size(image.size, limits, "the picture")
+    rgb = to_rgb(image)
+    return rgb.copy() if rgb is image else rgb  # the caller's may change
+
+
+def _loaded(
+    data: bytes, limits: FetchLimits, name: str, edge: int
+) -> tuple[ImageFile.ImageFile, tuple[int, int], bool]:
+    """A picture with its pixels, its size before they were reduced, and whether some are missing at
+    its end."""
+    image = _open(data, name)
+    size, is_jpeg = image.size, image.format in ("JPEG", "MPO")
+    check_size(size, limits, name)  # before anything is decoded
+    if size[0] * size[1] > MAX_PIXELS:
+        # Only JPEG's decoder does this; what it gives is not smaller than asked.
+        image.draft(None, (size[0] * edge // max(size) or 1, size[1] * edge // max(size) or 1))
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        if data[4:8] != b"ftyp":
+        image.load()
+    except OSError as error:
+        if not (str(error).startswith(CUT_OFF) and (is_jpeg or image.format == "PNG")):
             raise
+        if is_jpeg and not data.endswith(END_OF_JPEG):
+            # Its decoder then makes grey of what is missing.
+            image = _loaded(data + END_OF_JPEG, limits, name, edge)[0]
+        image.tile = []  # what was decoded is there, and is not decoded again
+        pixels = np.asarray(image)
+        if (pixels == pixels[:1, :1]).all():
+            raise  # it is of one colour: nothing was
+        return image, size, True
+    check_size(image.size, limits, name)  # a HEIC file may have said something else in its header
+    return image, size, False
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """A picture whose header is read; the size that it claims is to be checked next."""
+    if wrong := wrong_kind(data, "picture"):
+        raise ImageError(f"{name} {wrong}")
+    image = identify(data)
+    if image is not None:
+        if image.format == "PNG":
+            _scale_key(image, bits=data[24])
+        return image
+    if data[4:8] != b"ftyp":
+        raise UnidentifiedImageError
     try:
         # The class itself, so that nothing is registered with Pillow.
         from pillow_heif import HeifImageFile
@@ -134,72 +283,40 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageError(
             f"{name} is a HEIC picture; to read it, pip install 'smolvlm-mlx[heif]'"
         ) from None
-    return HeifImageFile(io.BytesIO(data))
+    heif: ImageFile.ImageFile = HeifImageFile(io.BytesIO(data))
+    return heif
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The rule of the reference's `load_image`, for what was decoded here, and then its other rule:
-    an alpha channel is dropped by the first, while a single transparent colour survives it and
-    turns white in the second."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        del image.info["transparency"]  # convert("RGB") only warns about it
-    return _on_white(_eight_bit(image).convert("RGB"))
+def identify(data: bytes) -> ImageFile.ImageFile | None:
+    """As `Image.open`, which refuses or warns above a number of pixels that is Pillow's, for the
+    whole process. Ours is checked after this."""
+    Image.preinit()
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()  # the rest of the formats
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        # What accepts may return is also text, why the format cannot be read in this installation.
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as there
+            if factory is not None and (accepts is None or accepts(data[:16]) is True):
+                return factory(io.BytesIO(data), b"")
+    return None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """The rule of the reference's `convert_to_rgb`, for a PIL picture; that LAB counts as having
-    alpha is its own."""
-    image = _eight_bit(image)
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(
-        Image.new("RGBA", image.size, (255, 255, 255, 255)), image
-    ).convert("RGB")
+def _scale_key(image: Image.Image, bits: int) -> None:
+    """Bring a PNG's transparent colour to the 8 bits of its pixels. Pillow leaves it as the file
+    has it."""
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif isinstance(key, int) and image.mode in ("1", "L"):
+        image.info["transparency"] = key * 255 // (2**bits - 1)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey pictures of 16, 32 or float bits, scaled to 8. Here the reference is not followed:
-    Pillow's convert clips (all above 255 white, floats up to 1 black). Where nothing is clipped,
-    values stay as they are, as there."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):  # also true for NaN
-        raise ImageError(
-            f"grey values from {low:g} to {high:g}; scale the picture to 8 bits (0 to 255) first"
-        )
-    if high <= 255 and not (image.mode == "F" and high <= 1):
-        return image
-    return Image.fromarray(np.rint(values * (255 / (1 if high <= 1 else 65535))).astype(np.uint8))
-
-
-def _from_array(array: npt.NDArray[Any]) -> Image.Image:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or array.shape[2:] not in ((), (1,), (3,), (4,))
-    ):
-        raise ImageError(
-            f"an image array is uint8 (H, W[, 1 | 3 | 4]); this one is {array.dtype} {array.shape}"
-        )
-    _check_pixels((array.shape[1], array.shape[0]), "the array")
-    # The reference's formula for arrays; Pillow's alpha_composite rounds differently.
-    if array.shape[2:] == (4,):
-        alpha = array[..., 3:] / 255
-        array = np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
-    elif array.shape[2:] != (3,):
-        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _check_pixels(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is empty: {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}: make it smaller"
-        )
+def _note_on_frames(data: bytes, format: str | None) -> str:
+    """What to say of a picture of several."""
+    # Not of MPO: a photo with a preview or a map beside it. Another object looks for the second,
+    # which takes the first one away, and may be damaged.
+    with suppress(*DECODER_ERRORS):
+        if format in FRAMES_NOTES and getattr(identify(data), "is_animated", False):
+            return FRAMES_NOTES[format]
+    return ""

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ..errors import VideoError, named
-from .fetch import DEFAULT_LIMITS, FetchLimits
-from .image import is_decoded, load_image, read_image
+from ..errors import VideoError, named, quote
+from .fetch import DEFAULT_LIMITS, FetchLimits, read_start
+from .image import MAX_EDGE, Decoded, decode_image, is_decoded, limits_of, read_image
+from .kinds import PICTURE, START, VIDEO, kind_of
 from .settings import ImageSettings
 from .tiles import TiledImage, make_tiles
 from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
@@ -23,7 +24,7 @@ PICTURE_SUFFIXES = tuple(
     ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split()
 )
 PREVIEW = 1024
-
+PREVIEW_EDGE = 2048  # of a JPEG that is decoded smaller; what most settings cut into tiles
 
 Result = TypeVar("Result")
 # Each frame as soon as it is cut, and how many there are to be.
@@ -36,28 +37,29 @@ class Attachment:
     Attributes:
         name: for people; a file's name where there is one.
         size: width and height in pixels, upright.
+        note: what is unusual about it, such as bytes that are missing; "" for most.
 
     Raises:
         ImageError, FetchError: the source cannot be read or decoded.
     """
 
-    note = ""
-
     def __init__(
         self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None
     ):
-        self._source, file = read_image(source, limits), name or name_of(source)
-        self._limits = limits
-        self.name = file or "picture"
-        with named(file):
-            image = (
-                load_image(self._source, limits)
-                if isinstance(self._source, bytes)
-                else self._source
-            )
-        self.size = image.size
-        self._image: Image.Image | None = image  # until it is cut into tiles
+        self._limits, self._file = limits_of(source, limits), name or name_of(source)
+        with named(self._file if is_decoded(source) else None):
+            self._source = read_image(source, limits)
+        self.name = self._file or "picture"
+        decoded = self._decode(PREVIEW_EDGE)
+        self.size, self.note = decoded.size, decoded.note
+        self._image: Image.Image | None = decoded.image  # until it is cut into tiles
         self._tiled: tuple[ImageSettings, TiledImage] | None = None
+
+    def _decode(self, edge: int) -> Decoded:
+        if not isinstance(self._source, bytes):
+            return Decoded(self._source, self._source.size)
+        name = "the picture" if self._file is None else quote(self._file, end=True)
+        return decode_image(self._source, self._limits, name, edge)
 
     @cached_property
     def data(self) -> bytes:
@@ -76,15 +78,18 @@ class Attachment:
     @property
     def preview(self) -> Image.Image:
         """A copy of at most PREVIEW pixels a side, for people."""
-        image = (self._image or load_image(self._source, self._limits)).copy()
+        image = (self._image or self._decode(PREVIEW_EDGE).image).copy()
         image.thumbnail((PREVIEW, PREVIEW))
         return image
 
     def tiled(self, settings: ImageSettings) -> TiledImage:
         """Its tiles; those of the last settings are kept."""
         if self._tiled is None or self._tiled[0] != settings:
-            image = self._image or load_image(self._source, self._limits)
-            self._tiled, self._image = (settings, make_tiles(image, settings)), None
+            image, edge = self._image, min(settings.longest_edge, MAX_EDGE)
+            if image is None or max(image.size) < min(edge, max(self.size)):
+                image = self._decode(edge).image
+            with named(self._file):
+                self._tiled, self._image = (settings, make_tiles(image, settings)), None
         return self._tiled[1]
 
 
@@ -104,8 +109,10 @@ class Video:
     """
 
     def __init__(self, source: object, limits: FetchLimits = VIDEO_LIMITS, name: str | None = None):
-        self.data, self._file = read_video(source, limits), name or name_of(source)
+        self._file = name or name_of(source)
         self.name = self._file or "video"
+        shown = "the file" if self._file is None else quote(self._file, end=True)
+        self.data = read_video(source, limits, shown)
         with named(self._file):
             first = decode(self.data, VideoSampling(max_frames=1))
         self.duration, self.preview = first.duration, first.frames[0]
@@ -166,12 +173,20 @@ class Recent:
         """As `Attachment`."""
         if is_decoded(source):
             return Attachment(source, limits, name)
-        return self._owned(read_image(source, limits), limits, name or name_of(source))
+        data = read_image(source, limits)
+        return self._owned(data, limits_of(source, limits), name or name_of(source))
 
 
 def attach(path: str | Path) -> "Attachment | Video":
-    """A picture or a video, told apart by the file's ending."""
-    return Video(path) if Path(str(path)).suffix.lower() in VIDEO_SUFFIXES else Attachment(path)
+    """A picture or a video, told apart by how the file begins; by its ending where that does not
+    tell. An animated picture is one unless it is named as a video."""
+    kind, is_named_video = kind_of(read_start(path, START)), _suffix(path) in VIDEO_SUFFIXES
+    is_video = kind is VIDEO or (is_named_video and kind is not PICTURE)
+    return Video(path) if is_video else Attachment(path)
+
+
+def _suffix(path: str | Path) -> str:
+    return Path(str(path)).suffix.lower()
 
 
 def name_of(source: object) -> str | None:

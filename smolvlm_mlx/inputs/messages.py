@@ -81,6 +81,16 @@ class Message:
 Messages = Sequence[Message | RawMessage]
 
 
+def notes(messages: Sequence[Message]) -> list[str]:
+    """What is unusual about the pictures and videos of messages, each with its name."""
+    return [
+        f"{media.name}: {media.note}"
+        for message in messages
+        for media in message.media
+        if media.note
+    ]
+
+
 def text_message(role: str, text: str) -> Message:
     """A message of words alone."""
     return Message(role, (TextPart(text),))
@@ -259,10 +269,9 @@ def raw_message(
 
 
 def from_json(value: Any) -> list[Message]:
-    """What `to_json` made, pictures as PNG among it, which may be larger than what is fetched. A
-    path or URL in it is refused: the file may be someone else's.
+    """What `to_json` made. A path or URL in it is refused: the file may be someone else's.
 
     Raises:
         PromptError, ImageError, VideoError, FetchError: it is no conversation.
     """
-    return parse_messages(value, replace(VIDEO_LIMITS, allow_paths=False, allow_urls=False))
+    return parse_messages(value, replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=False))

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 
-from smolvlm_mlx.inputs.image import Pixels
+from smolvlm_mlx.errors import ImageError
+from smolvlm_mlx.inputs.image import MAX_EDGE, Pixels, check_side
 from smolvlm_mlx.inputs.settings import ImageSettings
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-MAX_EDGE = 4096  # MAX_IMAGE_SIZE of the reference: no longest edge beyond it
-THREADED_PIXELS = 2**18  # below this a second thread costs more than it saves
+# Below the first a second thread costs more than it saves; above the second Pillow's crop warns.
+THREADED_PIXELS = 2**18, 2**26
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,23 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:
     """The tiles of an RGB picture.
 
     The global tile is a resize of the grid picture, not of the original, as in the reference.
+
+    Raises:
+        ImageError: the picture has a side too long, or its tiles do not fit into memory.
     """
     if image.mode != "RGB":
         raise ValueError(f"make_tiles wants an RGB picture from load_image, not mode {image.mode}")
-    layout, t = plan_tiles(image.size, settings), settings.tile_size
+    check_side(image.size, "the picture")
+    try:
+        return _cut(image, plan_tiles(image.size, settings), settings.tile_size)
+    except MemoryError as error:
+        width, height = image.size
+        raise ImageError(
+            f"the tiles of {width} x {height} pixels do not fit into memory; make it smaller"
+        ) from error
+
+
+def _cut(image: Image.Image, layout: TileLayout, t: int) -> TiledImage:
     with ThreadPoolExecutor(2) as pool:
         grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
         if not layout.rows:
@@ -161,7 +175,8 @@ def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) 
     # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner
     # in Resample.c).
     vertical_first = height - to_height > max(2 * (width - to_width), 0)
-    if vertical_first or width * height < THREADED_PIXELS or min(height, to_width) < 2:
+    is_threaded = THREADED_PIXELS[0] <= width * height <= THREADED_PIXELS[1]
+    if vertical_first or not is_threaded or min(height, to_width) < 2:
         return image.resize(size, Image.Resampling.LANCZOS)
     image.load()  # not in two threads at once
     if to_width != width:

@@ -3,8 +3,8 @@
 Sampling and words are those of transformers' processing_smolvlm.py and video_processing_smolvlm.py
 (5.23).
 
-Only this file and `camera` know PyAV. Files are opened here and read from memory, in formats that
-name no other files: ffmpeg never gets their path or an address to open.
+Only this file, `animation` and `camera` know PyAV. Files are opened here and read from memory, in
+formats that name no other files: ffmpeg never gets their path or an address to open.
 """
 
 import io
@@ -19,9 +19,12 @@ from PIL import Image
 
 from ..errors import VideoError, quote
 from ..events import Work
+from .animation import as_video
 from .fetch import FetchLimits, one_of, read_source
 from .image import MAX_PIXELS
+from .kinds import wrong_kind
 from .prefetch import prefetch
+from .rgb import to_rgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -159,9 +162,9 @@ NEAR = 12  # frames ahead that are reached by decoding on, without a seek
 AHEAD = 4
 
 
-def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
+def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file") -> bytes:
     """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text
-    or bytes.
+    or bytes; an animated picture is one. `name` is for messages.
 
     Raises:
         FetchError, VideoError: it cannot be read.
@@ -174,7 +177,9 @@ def read_video(part: object, limits: FetchLimits = LIMITS) -> bytes:
         )
     if len(data) > limits.max_bytes:
         raise VideoError(f"a video of {len(data)} bytes; the limit is {limits.max_bytes}")
-    return data
+    if wrong := wrong_kind(data, "video"):
+        raise VideoError(f"{name} {wrong}")
+    return as_video(data)
 
 
 @contextmanager
@@ -279,7 +284,10 @@ def _frames_at(
 
 
 def upright(frame: "VideoFrame") -> Image.Image:
-    """A decoded frame in RGB."""
-    image: Image.Image = frame.to_image()
+    """A decoded frame in RGB, on white where it is transparent."""
+    has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    image = (
+        to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
+    )
     turn = round(frame.rotation) % 360
     return image.rotate(turn, expand=True) if turn in (90, 180, 270) else image

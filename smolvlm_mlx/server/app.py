@@ -23,9 +23,9 @@ from starlette.routing import Route
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, cut
 from ..events import End, Event, Reading, Text
 from ..generation.scheduler import BusyError, Job, Scheduler
-from ..inputs.fetch import DEFAULT_LIMITS
+from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
-from ..inputs.messages import Message, TextPart, parse_messages, to_json
+from ..inputs.messages import Message, TextPart, notes, parse_messages, to_json
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.chat import oldest_turn
@@ -112,7 +112,7 @@ class Service:
             raise PromptError("live: the request has no picture")
         options, schema = asked.options(), asked.schema_wanted()
         image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
-        limits = replace(DEFAULT_LIMITS, allow_paths=False, allow_urls=self.allow_urls)
+        limits = replace(STRANGERS, allow_urls=self.allow_urls)
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:
@@ -126,7 +126,7 @@ class Service:
         job = answer.job = Job(inputs, options, answer.push, schema)
         job.statistics.preprocess_seconds = time.perf_counter() - started
         self.scheduler.submit(job)
-        completion = Completion(self.model)
+        completion = Completion(self.model, notes(messages[-1:]))
         if asked.stream:
             return StreamingResponse(
                 self._events(answer, completion), media_type="text/event-stream"

@@ -7,7 +7,7 @@ and ignored; those that ask for what is not done are refused by name.
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -182,9 +182,10 @@ _Request = create_model(
 
 
 class Completion:
-    """Shapes the answer to one request."""
+    """Shapes the answer to one request, of whose pictures `notes` say what is unusual."""
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, notes: Sequence[str] = ()):
+        self._notes = notes
         self._shared = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -204,7 +205,7 @@ class Completion:
             **self._shared,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": usage(statistics),
+            "usage": usage(statistics, self._notes),
         }
 
     def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
@@ -218,13 +219,13 @@ class Completion:
             **self._shared,
             "object": "chat.completion.chunk",
             "choices": [],
-            "usage": usage(statistics),
+            "usage": usage(statistics, self._notes),
         }
 
 
-def usage(statistics: Statistics) -> dict[str, object]:
-    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for
-    people."""
+def usage(statistics: Statistics, notes: Sequence[str] = ()) -> dict[str, object]:
+    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people,
+    with the notes."""
     phases = ("preprocess", "vision", "prefill", "first_token")
     return {
         "prompt_tokens": statistics.prompt_tokens,
@@ -238,7 +239,7 @@ def usage(statistics: Statistics) -> dict[str, object]:
             "tiles": statistics.tiles,
             **{phase: round(getattr(statistics, f"{phase}_seconds"), 4) for phase in phases},
             "tokens_per_second": round(statistics.tokens_per_second, 2),
-            "about": statistics.describe(),
+            "about": " · ".join([statistics.describe(), *notes]),
         },
     }
 

@@ -7,7 +7,8 @@ are written window by window, so that a run that was stopped at any moment goes 
 result. Under `mlx.launch` each process takes its share of the windows, and the first merges them.
 
 The file is JSONL, which can be cut off at any byte, or CSV. A line has `path`, `sha256` (of the
-file), `run` (of model, task and settings), and the answer's fields or `error`.
+file), `run` (of model, task and settings), `note` where something is unusual about the file, and
+the answer's fields or `error`.
 """
 
 import csv
@@ -219,6 +220,7 @@ class _Read:
     digest: str
     inputs: Inputs | None
     error: str = ""
+    note: str = ""
 
 
 class Captioner:
@@ -352,7 +354,7 @@ class Captioner:
                     f"{len(inputs.input_ids)} tokens, more than the model's context; use "
                     "--max-tiles"
                 )
-            return _Read(path, digest, inputs)
+            return _Read(path, digest, inputs, note=attachment.note)
         except SmolVLMError as error:
             return _Read(path, digest, None, str(error))
 
@@ -381,6 +383,7 @@ class Captioner:
 
     def _line(self, file: _Read) -> Line:
         line: Line = {"path": file.path, "sha256": file.digest, "run": self.run}
+        line |= {"note": file.note} if file.note else {}
         answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
         # The line's own fields first: an answer may come from the line of an equal file.
         return line | {name: value for name, value in answer.items() if name not in line}

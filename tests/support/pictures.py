@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +22,26 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def data_url(image: Image.Image = PICTURE) -> str:
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+def data_url(picture: Image.Image | bytes = PICTURE) -> str:
+    data = picture if isinstance(picture, bytes) else encoded(picture, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def png(width: int, bits: int, colour: int, row: bytes, key: bytes = b"", height: int = 1) -> bytes:
+    """A PNG of equal rows, of a depth or size that Pillow does not write, with a transparent
+    colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        whole = kind + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    clear = chunk(b"tRNS", key) if key else b""
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + clear + pixels + chunk(b"IEND", b"")
+
+
+@lru_cache
+def tall() -> bytes:
+    """A picture of 1 x 50,000,000 pixels, in 97 kB."""
+    return png(1, 8, 0, b"\0", height=50_000_000)

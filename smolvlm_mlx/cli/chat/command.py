@@ -131,7 +131,9 @@ class PipeScreen:
         print(flush=True)
 
     def picture(self, attachment: "Attachment | Video") -> None:
-        """Not shown."""
+        """Not shown; only what is unusual about it is said."""
+        if attachment.note:
+            self.say(f"{attachment.name}: {attachment.note}")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -1,0 +1,62 @@
+"""Animated pictures are videos: every frame at its time, on white."""
+
+from typing import Any
+
+from smolvlm_mlx.errors import VideoError
+from smolvlm_mlx.inputs.media import Video
+from smolvlm_mlx.inputs.video import VideoSampling, decode
+from tests.support.pictures import encoded
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "GIF": {"disposal": 2},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100},
+    "PNG": {},
+}
+
+
+def flag(kind: str, milliseconds: int = 500) -> bytes:
+    """Each colour for two frames, on the left; the right is clear but for a dot that moves."""
+    frames = [Image.new("RGBA", (63, 47)) for _ in range(6)]
+    for number, frame in enumerate(frames):
+        frame.paste((*COLOURS[number // 2], 255), (0, 0, 30, 47))
+        frame.putpixel((40 + number, 40), (9, 9, 9, 255))
+    options: dict[str, Any] = {
+        "duration": milliseconds,
+        "save_all": True,
+        "append_images": frames[1:],
+    }
+    return encoded(frames[0], kind, **options)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_frame_comes_at_its_time_and_on_white(kind: str) -> None:
+    video = Video(flag(kind))
+    assert (video.size, video.duration) == ((63, 47), 3.0)
+    clip = decode(video.data, VideoSampling(fps=2))
+    assert clip.times == (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+    for number, frame in enumerate(clip.frames):
+        pixels = np.asarray(frame).astype(int)
+        assert np.abs(pixels[5, 5] - COLOURS[number // 2]).max() < 5
+        assert pixels[5, 60].min() > 250
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_one_that_is_cut_off_is_one_line(kind: str) -> None:
+    data = flag(kind)
+    with pytest.raises(VideoError, match=r"damaged|no frames"):
+        Video(data[: len(data) // 2])
+
+
+def test_one_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 6 * 63 * 47
+    monkeypatch.setattr("smolvlm_mlx.inputs.animation.MOST_PIXELS", most)
+    Video(flag("WEBP"))
+    monkeypatch.setattr("smolvlm_mlx.inputs.animation.MOST_PIXELS", most - 1)
+    with pytest.raises(VideoError, match=f"of {most} pixels in all; the limit is {most - 1}"):
+        Video(flag("WEBP"))
