@@ -37,8 +37,7 @@ class Sample:
     @property
     def whole(self) -> list[RawMessage]:
         """The conversation with its answer, to learn."""
-        answer = next(answer for answer in self.answers if answer.strip())
-        return [*self.messages, {"role": "assistant", "content": answer}]
+        return [*self.messages, {"role": "assistant", "content": self.answers[0]}]
 
 
 def make_sample(row: Row) -> Sample:
@@ -61,7 +60,8 @@ def make_sample(row: Row) -> Sample:
         messages, answers = _from_question(raw, images)
     else:
         raise DataError("neither messages, nor question and answer, nor texts")
-    if not any(answer.strip() for answer in answers):  # one of many who said nothing counts
+    answers = tuple(answer for answer in answers if answer.strip())
+    if not answers:
         raise DataError("no answer: `answer` must be there, or the assistant's as the last message")
     return Sample(
         messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or "")
