@@ -80,6 +80,11 @@ def test_words_are_no_letters(text: str) -> None:
         # Not the last, but what is said to be the answer.
         *[("Answer: B. (A) is wrong", "B"), ("The answer is B, not (A).", "B")],
         *[("\\boxed{B} as (C) is no city", "B"), ("Answer: A. No, answer: B", "B")],
+        *[("The answer would be B, as A is no city", "B"), ("The best option is B, not A", "B")],
+        # Nor in lines with others.
+        *[("B\n\nA is wrong, and C is", "B"), ("A is wrong.\n\n**B**", "B"), ("A\nor\nB", "B")],
+        *[("B. It is no island, unlike A", "B"), ("**B:** unlike A it is old", "B")],
+        *[("A: Paris, B: Rome. So it is B of A", "A"), ("A. Paris\nB. Rome", "B")],
         *[("The answer is not A but B", "B"), ("(A) was my answer, B is it", "A")],
         # No letters of these choices, and the word's.
         *[("E", None), ("(E)", None), ("BC", None), ("In the USA. Rome", "B"), ("vitamin C", "C")],

@@ -4,7 +4,9 @@ a square.".
 What the scripts of MMMU (mmmu/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU) and MMMU-Pro
 (mmmu-pro/evaluate.py there) find is found here too, in their order: what is said to be the answer,
 "(B)", " B ", then a choice that is repeated. They draw a letter at random where they find none;
-here more forms are looked for, and at last there is none. docs/metrics.md counts the differences.
+here more forms are looked for, and at last there is none. Before theirs goes what leaves no doubt:
+an answer that is a choice as a whole, a letter alone in a line or with its label in front.
+docs/metrics.md counts the differences.
 """
 
 import re
@@ -22,13 +24,13 @@ def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
         choices: their texts; empty ones if they are known by letter alone.
     """
     text, letters = _plain(prediction), LETTERS[: len(choices)]
-    if whole := _whole(text, choices):
-        return whole
-    for form in (SAID, BRACKETS, ALONE, MARKED, SMALL):
-        found = [each for each in form.finditer(text) if each[1].upper() in letters]
-        if letter := next((each[1] for each in found[::-1] if not _is_word(each)), None):
-            return letter.upper()
-    return _repeated(text, choices)
+    return (
+        _whole(text, choices)
+        or _last(SAID, text, letters)
+        or _set_apart(text, letters)
+        or next(filter(None, (_last(form, text, letters) for form in FORMS)), None)
+        or _repeated(text, choices)
+    )
 
 
 def label(answer: str) -> str | None:
@@ -52,6 +54,22 @@ def _whole(text: str, choices: Sequence[str]) -> str | None:
     if found and known.get(found[1].upper()) == _plain(text[found.end() :]).lower():
         return found[1].upper()
     return next((letter for letter, each in known.items() if each and each == said), None)
+
+
+def _last(form: re.Pattern[str], text: str, letters: str) -> str | None:
+    """The last letter of a form."""
+    found = [each for each in form.finditer(text) if each[1].upper() in letters]
+    return next((each[1].upper() for each in found[::-1] if not _is_word(each)), None)
+
+
+def _set_apart(text: str, letters: str) -> str | None:
+    """The letter alone in the last or first line; or the label in front, as in "B. a square, unlike
+    A", if no other choice has one, as in "A: a circle, B: a square"."""
+    lines = text.splitlines()
+    alone = [ONE_LETTER.fullmatch(line) for line in (*lines[-1:], *lines[:1])]
+    labels = {each[1].upper() for each in CLAUSE_LABEL.finditer(text)}
+    found = next(filter(None, alone), CLAUSE_LABEL.match(text) if len(labels) == 1 else None)
+    return found[1].upper() if found and found[1].upper() in letters else None
 
 
 def _is_word(letter: re.Match[str]) -> bool:
@@ -82,19 +100,26 @@ _BEFORE = rf"(?<![{_WORD}])(?<![{_WORD}][.'’_-])"
 _AFTER = rf"(?![{_WORD}]|['’-][{_WORD}]|\.[{_WORD}](?![{_WORD}]))"  # not B-cells, A.M.
 ONE_LETTER = re.compile(rf"[^{_WORD}]*([A-Za-z])[^{_WORD}]*")
 LABEL = re.compile(rf"[(\[{{*\"\s]*([A-Za-z]){_AFTER}[)\]}}*\".:,\s–-]*")
+# At the beginning of a line or clause.
+CLAUSE_LABEL = re.compile(
+    r"(?:^|[\n.,;])[*_\"'\s]{0,9}([A-Za-z])[*_\"']{0,3}[.:)][*_\"']{0,3}(?=\s)"
+)
+_OPENING = r"[\s:*_(\[{\"'`$]*"
 SAID = re.compile(
-    r"(?i:<answer>|\\boxed\{|\banswer[*_]*\s*(?:is\b|[:=]))[\s:*_(\[{\"'`$]*"
-    r"(?i:(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)\s*)?"
-    rf"(?:\\\w+\{{)?[\s:*_(\[{{\"'`$]*([A-Za-z]){_AFTER}"
+    r"(?i:<answer>|\\boxed\{|\b(?:answer|option|choice|letter)[*_]*\s*"
+    rf"(?:is\b|(?:would|should|must)\s+be\b|[:=])){_OPENING}"
+    rf"(?i:(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)\b{_OPENING})?"
+    rf"(?:\\\w+\{{{_OPENING})?([A-Za-z]){_AFTER}"
 )
 BRACKETS = re.compile(r"\(([A-Z])\)")
 ALONE = re.compile(r"(?<!\S)([A-Z])(?!\S)")
 MARKED = re.compile(f"{_BEFORE}([A-Z]){_AFTER}")
 SMALL = re.compile(
-    rf"(?:^\s*(?=[a-z][).:\]])|(?<![{_WORD}])[(\[{{*\"'`]+(?=[a-z][.:]?[)\]}}*\"'`])"
-    rf"|(?i:\b(?:option|choice|letter)(?:\s+is\b|:)?)\s+)([a-z]){_AFTER}",
+    rf"(?:^[ \t]*(?=[a-z][).:\]])|(?<![{_WORD}])[(\[{{*\"'`](?=[a-z][.:]?[)\]}}*\"'`])"
+    rf"|(?i:\b(?:option|choice|letter)\s+))([a-z]){_AFTER}",
     re.MULTILINE,
 )
+FORMS = (BRACKETS, ALONE, MARKED, SMALL)
 # Words that follow a letter, and no article or pronoun.
 FOLLOWERS = {"I": {"a", "an", "the", "and", "or", "because", "since", "is", "not", "but", "as"}}
 FOLLOWERS["A"] = FOLLOWERS["I"] | set(

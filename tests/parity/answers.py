@@ -52,7 +52,9 @@ LETTER_FORMS = (
     "Looking at the picture, I see that it must be @.|The picture shows % and @ beside each other|"
     "Both # and #|Answer: @|Answer: @ (#)|The answer is @|A cat sits on the mat|A picture of %|"
     "I do not know|I can not see any of them here|None|A %|I see @|USA today|It is in the USA.|"
-    "B-cells|Sorry|?|The letter is #|# is right, % is not"
+    "B-cells|Sorry|?|The letter is #|# is right, % is not|"
+    "#\n\nUnlike A it is round|A is not round.\n\n#|#. It is round, unlike A|"
+    "#: unlike (A) it is round|The answer would be #, as A is not round|The best option is #, not A"
 ).split("|")
 CHOICES = (
     "Paris|New York|York|Rome|a circle|A square|the square|red|dark red|10|100|0|0.5|5 cm|5|Apple|"

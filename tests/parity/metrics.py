@@ -15,6 +15,7 @@ import ast
 import json
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ Score = Callable[[Case], Result]
 def load(path: Path, *names: str, **given: object) -> SimpleNamespace:
     """Functions and classes of a Python file, undecorated."""
     source = re.sub(r"(?m)^(\s+)print .*$", r"\1pass", path.read_text(encoding="utf-8"))
-    tree = ast.parse(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in strings
+        tree = ast.parse(source)
     tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
     for node in tree.body:
         node.decorator_list = []  # type: ignore[attr-defined]
@@ -189,13 +192,12 @@ def is_a_choice(case: Case, official: Result) -> bool:
     )
 
 
+SAID = r"(?i)\b(?:answer|option|choice|letter)[*_]*\s*(?:[:=]|is\b|would be)|boxed|<answer>"
 CHOICE: list[Reason] = [
-    ("A is an article, I a pronoun", said(r"\b[AI] [a-z]")),
-    (
-        "what is said to be the answer goes first",
-        said(r"(?i)answer[*_]*\s*(:|=|is\b)|boxed|<answer>"),
-    ),
+    ("A is an article, I a pronoun", said(r"\b[AI] (?!(?:is|it|or) )[a-z]")),
+    ("what is said to be the answer goes first", said(SAID)),
     ("the whole is a choice, or a letter and its choice", is_a_choice),
+    ("a letter alone in a line, or in front, goes first", said(r"(?m)^\W*[A-Ja-j]\W*([.:)]|$)")),
     ("a letter with a mark goes before a choice", said(r"(?<![^\W_])[A-Ja-j](?:[^\w ]|_| -)")),
     ("the longest of choices within each other", is_contained),
     ("marks at the end of a choice do not count", is_marked),
