@@ -290,6 +290,13 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="cases of each difference")
     parser.add_argument("--golden", type=Path)
     given = parser.parse_args()
+    missing = [
+        f"{name} (https://github.com/{repository}, {commit})"
+        for name, (repository, commit) in SOURCES.items()
+        if not (given.folder / name).is_dir()
+    ]
+    if missing:
+        parser.error(f"{given.folder} has no {', '.join(missing)}")
     golden, is_open = [], False
     print("| metric | script | no result there | else the same, % | differences |")
     print("|---|---|---|---|---|")
