@@ -32,7 +32,11 @@ from tests.support.rows import KINDS, SHORT
 
 import mlx.core as mx
 import pytest
+from hypothesis import settings
 from safetensors.numpy import load_file, save_file
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 if TYPE_CHECKING:
     from smolvlm_mlx.generation.scheduler import Job

@@ -21,10 +21,12 @@ from smolvlm_mlx import Options, generate, stream_generate
 from smolvlm_mlx.errors import DataError, GenerationError
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.inputs.media import attach
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.tasks import captions
-from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, find_files, shorten
+from smolvlm_mlx.tasks.captions import TASKS, Captioner, Task, shorten
+from smolvlm_mlx.tasks.folders import find_files
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused
 from tests.support.pictures import PICTURE, encoded, tall
@@ -48,7 +50,7 @@ def draw_pictures(folder: Path, count: int, start: int = 0) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(start, start + count):
         draw(make_scene(Random(f"caption {number}"))).save(folder / f"{number:04d}.png")
-    return find_files([folder])
+    return find_files([folder])[0]
 
 
 @pytest.fixture(scope="module")
@@ -176,28 +178,34 @@ def test_a_run_goes_on_where_it_was_cut_off(
         assert out.read_bytes() == whole
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each batch had."""
+    sizes: list[int] = []
+    together = Engine.batch
+
+    def counting(self: Engine, batch: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(batch))
+        return together(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "batch", counting)
+    return sizes
+
+
 def test_what_is_there_is_not_asked_again(
-    bundled: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundled: Loaded, pictures: list[Path], tmp_path: Path, asked: list[int]
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number, path in enumerate(pictures[:3]):
         shutil.copy(path, folder / f"{number}.png")
     shutil.copy(pictures[0], folder / "again.png")
-    asked: list[int] = []
-
-    together = Engine.batch
-
-    def counting(self: Engine, batch: Any, *arguments: Any, **options: Any) -> Any:
-        asked.append(len(batch))
-        return together(self, batch, *arguments, **options)
-
-    monkeypatch.setattr(Engine, "batch", counting)
-    first = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    first = Captioner(*bundled, DESCRIBE).write(find_files([folder])[0], tmp_path / "a.jsonl")
     assert sum(asked) == 3
     assert first[0]["caption"] == first[3]["caption"]
     shutil.copy(pictures[4], folder / "new.png")
-    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    (folder / "2.png").rename(folder / "moved.png")
+    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder])[0], tmp_path / "a.jsonl")
     assert sum(asked) == 4
     assert len(lines) == len(read(tmp_path / "a.jsonl")) == 5
 
@@ -212,10 +220,171 @@ def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
     (folder / "c.jpg").write_bytes(encoded(PICTURE, "JPEG"))
     (folder / "clip.jpg").write_bytes(encode_video(2))
     (folder / "photo.mov").write_bytes(encoded(PICTURE, "PNG"))
-    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder]), tmp_path / "a.jsonl")
+    lines = Captioner(*bundled, DESCRIBE).write(find_files([folder])[0], tmp_path / "a.jsonl")
     assert "the limit of a side is 65535" in lines[0]["error"]
     assert [line.get("note") for line in lines[1:]] == ["its last bytes are missing", *[None] * 3]
     assert all(line["caption"] for line in lines[1:])
+
+
+@pytest.fixture
+def folder(pictures: list[Path], tmp_path: Path) -> Path:
+    """Four pictures, a.png to d.png."""
+    (tmp_path / "in").mkdir()
+    for name, path in zip("abcd", pictures, strict=False):
+        shutil.copy(path, tmp_path / "in" / f"{name}.png")
+    return tmp_path / "in"
+
+
+def write(bundled: Loaded, folder: Path, out: Path) -> list[dict[str, Any]]:
+    return Captioner(*bundled, DESCRIBE).write(find_files([folder])[0], out)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_what_failed_is_asked_again(
+    name: str, bundled: Loaded, folder: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[:100])
+    assert ["error" in line for line in write(bundled, folder, tmp_path / name)] == [0, 1, 0, 0]
+    assert "error" in write(bundled, folder, tmp_path / name)[1]
+    assert sum(asked) == 3
+    (folder / "b.png").write_bytes(whole)
+    assert not any("error" in line for line in write(bundled, folder, tmp_path / name))
+    assert sum(asked) == 4
+    write(bundled, folder, tmp_path / f"new-{name}")  # as if it had never failed
+    for ending in {".jsonl", Path(name).suffix}:
+        resumed = (tmp_path / name).with_suffix(ending).read_bytes()
+        assert resumed == (tmp_path / f"new-{name}").with_suffix(ending).read_bytes()
+
+
+def test_what_was_changed_is_answered_again(
+    bundled: Loaded, pictures: list[Path], folder: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    out = tmp_path / "a.jsonl"
+    before = write(bundled, folder, out)
+    shutil.copy(pictures[5], folder / "b.png")
+    os.utime(folder / "b.png", (1, 1))
+    os.utime(folder / "c.png", (2, 2))  # the same bytes at another time
+    lines = write(bundled, folder, out)
+    assert sum(asked) == len(before) + 1
+    assert [line["caption"] for line in lines] == [
+        alone(bundled, path) for path in (pictures[0], pictures[5], pictures[2], pictures[3])
+    ]
+    assert [line["stat"][1] for line in lines[1:3]] == [1, 2]
+    assert read(out) == lines
+    assert write(bundled, folder, out) == lines
+    assert sum(asked) == len(before) + 1
+
+
+def test_a_file_of_equal_size_and_another_time_is_read(
+    bundled: Loaded, pictures: list[Path], folder: Path, tmp_path: Path
+) -> None:
+    one, other = (path.read_bytes() for path in pictures[:2])
+    size = max(len(one), len(other))  # bytes behind a PNG do not matter
+    (folder / "a.png").write_bytes(one.ljust(size, b"\0"))
+    write(bundled, folder, tmp_path / "a.jsonl")
+    (folder / "a.png").write_bytes(other.ljust(size, b"\0"))
+    os.utime(folder / "a.png", (1, 1))
+    assert write(bundled, folder, tmp_path / "a.jsonl")[0]["caption"] == alone(bundled, pictures[1])
+
+
+def test_lines_of_other_files_stay_while_the_files_are_there(
+    bundled: Loaded, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.csv"
+    write(bundled, folder, out)
+    draw_pictures(tmp_path / "other", 1, start=20)
+    (folder / "c.png").unlink()
+    write(bundled, tmp_path / "other", out)
+    names = [Path(line["path"]).name for line in read(tmp_path / "a.jsonl")]
+    assert names == ["a.png", "b.png", "d.png", "0020.png"]
+    with out.open(newline="") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == names
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("odd"), ZeroDivisionError("zero")])
+def test_an_unexpected_error_is_of_its_file(
+    error: Exception,
+    bundled: Loaded,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(path: str) -> Any:
+        if path.endswith("b.png"):
+            raise error
+        return attach(path)
+
+    monkeypatch.setattr(captions, "attach", failing)
+    lines = write(bundled, folder, tmp_path / "a.jsonl")
+    assert lines[1]["error"] == f"cannot be read: {error!r}"
+    assert ["caption" in line for line in lines] == [True, False, True, True]
+    monkeypatch.undo()  # there is memory now
+    assert all("caption" in line for line in write(bundled, folder, tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "error", [GenerationError("not finite"), MemoryError(), RuntimeError("[malloc] no memory")]
+)
+def test_an_answer_that_fails_ends_no_other(
+    error: Exception,
+    bundled: Loaded,
+    pictures: list[Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = Engine.batch
+    bad = bundled[1](ask(folder / "b.png", DESCRIBE.prompt)).tile_digests
+
+    def failing(self: Engine, batch: Any, *arguments: Any, **options: Any) -> Any:
+        if any(inputs.tile_digests == bad for inputs in batch):
+            raise error
+        return together(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "batch", failing)
+    lines = write(bundled, folder, tmp_path / "a.jsonl")
+    assert lines[1]["error"] == (str(error) or "MemoryError()")
+    assert [line.get("caption") for line in lines] == [
+        alone(bundled, pictures[0]),
+        None,
+        alone(bundled, pictures[2]),
+        alone(bundled, pictures[3]),
+    ]
+
+
+def test_a_schema_without_an_end_is_said_of_each_file(
+    bundled: Loaded, folder: Path, tmp_path: Path
+) -> None:
+    endless = {**SCHEMA, "properties": {"n": {"$ref": "#"}}}
+    lines = Captioner(*bundled, Task("How many?", 20, endless)).write(
+        find_files([folder])[0], tmp_path / "a.jsonl"
+    )
+    assert {line["error"] for line in lines} == {
+        "the answer broke off: '{'; the schema cannot be met"
+    }
+    nothing = {**SCHEMA, "properties": {"n": {"type": "integer", "minimum": 5, "maximum": 1}}}
+    with pytest.raises(GenerationError, match="the JSON schema cannot be used: Unsatisfiable"):
+        Captioner(*bundled, Task("How many?", 20, nothing))
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_full_disk_is_said_and_the_run_goes_on_later(
+    bundled: Loaded, pictures: list[Path], tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    Captioner(*bundled, DESCRIBE).write(pictures[:6], tmp_path / "a.jsonl")
+    whole = (tmp_path / "a.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 10, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"b\.jsonl: cannot be written \(File too large"):
+            Captioner(*bundled, DESCRIBE).write(pictures[:6], tmp_path / "b.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    Captioner(*bundled, DESCRIBE).write(pictures[:6], tmp_path / "b.jsonl")
+    assert (tmp_path / "b.jsonl").read_bytes() == whole
 
 
 def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
@@ -230,10 +399,11 @@ def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_pa
     (folder / "bad.mp4").write_bytes(b"\0" * 100)
     odd = os.fsdecode(b"\xff.png")
     shutil.copy(pictures[0], folder / odd)
-    files = find_files([folder])
+    files, passed_over = find_files([folder])
     assert [path.name for path in files] == sorted(
         ["=SUM(1).PNG", "bad.mp4", "clip.mp4", "cut.png", "empty.png", odd]
     )
+    assert passed_over == {".txt": 1}
     lines = Captioner(*bundled, DESCRIBE).write(files, tmp_path / "a.csv")
     assert [Path(line["path"]).name for line in lines if "error" in line] == [
         "bad.mp4",
@@ -243,12 +413,6 @@ def test_files_that_cannot_be_read(bundled: Loaded, pictures: list[Path], tmp_pa
     assert read(tmp_path / "a.jsonl") == lines
     table = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "path,caption,error"
-    with pytest.raises(DataError, match="none': no such file or folder"):
-        find_files([folder, tmp_path / "none"])
-    nothing = tmp_path / "nothing"
-    nothing.mkdir()
-    with pytest.raises(DataError, match="no pictures or videos in"):
-        find_files([nothing])
 
 
 def test_a_file_of_something_else(bundled: Loaded, pictures: list[Path], tmp_path: Path) -> None:
@@ -309,6 +473,7 @@ def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.Monk
         ("{", "no JSON schema that can be read"),
         ("[]", "schema of an object with properties"),
         ('{"type": "object", "properties": {"path": {}}}', "path are fields of every line"),
+        ('{"type": "object", "properties": {"stat": {}}}', "stat are fields of every line"),
     ]:
         schema.write_text(text)
         check_refused(call(*command, "--preset", "alt", "--schema", schema), error)
@@ -337,16 +502,34 @@ def command(files: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "smolvlm_mlx", "caption", *asked, *options]
 
 
-def test_the_command_lists_what_it_left_out(tmp_path: Path) -> None:
-    draw_pictures(tmp_path / "in", 2)
-    (tmp_path / "in" / "bad.png").write_bytes(b"no")
-    result = subprocess.run(
-        command(tmp_path / "in", tmp_path / "a.jsonl"), capture_output=True, text=True, check=False
+def test_the_command_says_what_failed_and_was_passed_over(call: Any, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "a.jsonl"
+    draw_pictures(folder, 2)
+    (folder / "notes.txt").write_text("no picture")
+    asked = ("caption", folder, "--out", out, "-m", "tiny", "--dtype", "float32", "-n", 9)
+    assert call(*asked) == (0, "", f"{out}: 2 of 2 files\npassed over: 1 .txt\n")
+    bad = draw_bad(folder, 12)
+    code, stdout, stderr = call(*asked)
+    assert (code, stdout) == (1, "")
+    first, *lines = stderr.splitlines()
+    assert first == f"{out}: 2 of 14 files; 12 failed:"
+    assert all(
+        line.startswith(f"  '{path}': ") for line, path in zip(lines, bad[:10], strict=False)
     )
-    assert (result.returncode, result.stdout) == (0, "")
-    assert result.stderr.startswith(
-        f"{tmp_path / 'a.jsonl'}: 2 of 3 files\nleft out: '{tmp_path / 'in' / 'bad.png'}': "
+    assert lines[10:] == [f"  and 2 more; their lines in {out} say why", "passed over: 1 .txt"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.TXT").write_text("")
+    check_refused(
+        call("caption", tmp_path / "none", "--out", out, "-m", "tiny"), "(passed over: 1 .txt)"
     )
+
+
+def draw_bad(folder: Path, count: int) -> list[Path]:
+    """Files that are no pictures."""
+    paths = [folder / f"bad{number:02d}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"no" * (number + 1))
+    return paths
 
 
 # What `-m smolvlm_mlx` does, with so few files at a time that there is more than one time.

@@ -62,7 +62,13 @@ def test_python_of_the_readme_imports_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", "convert/README.md", "smolvlm_mlx/assets/tiny/README.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "convert/README.md",
+        "docs/metrics.md",
+        "smolvlm_mlx/assets/tiny/README.md",
+    ],
 )
 def test_scripts_that_pages_start_are_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

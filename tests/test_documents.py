@@ -471,6 +471,42 @@ def test_a_damaged_page_keeps_what_is_finished(
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[malloc] no memory")])
+def test_one_bad_file_does_not_end_the_others(
+    error: Exception,
+    document: Any,
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("pypdfium2")
+    other, out = PAGE.replace("Pear", "Plum"), tmp_path / "out.txt"
+    image, good = PageSource.image, pictures_as_pdf(tmp_path / "good.pdf")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 no")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    picture().save(tmp_path / "c.png")
+    picture().save(tmp_path / "large.png")
+
+    def failing(self: PageSource) -> Image.Image:
+        if self.path.name == "large.png":
+            raise error
+        return image(self)
+
+    monkeypatch.setattr(PageSource, "image", failing)
+    script(PAGE, other)
+    names = ("none.png", "bad.pdf", "b.png", "large.png", "c.png")
+    code, stdout, stderr = document(
+        good, *(tmp_path / name for name in names), "--pages", "1", "--out", out
+    )
+    assert (code, stdout, out.read_text(encoding="utf-8")) == (1, "", f"{PAGE}\n{other}\n")
+    said, missing, damaged, no_picture, large = stderr.splitlines()
+    assert said == f"{out}: 2 pages"
+    assert missing.endswith("none.png': no such file")
+    assert "bad.pdf': it cannot be read" in damaged
+    assert no_picture.startswith("'b.png': ")
+    assert large == f"'large.png': {str(error) or 'MemoryError()'}"
+
+
 def test_what_is_wrong_is_told_before_a_model_is_loaded(
     document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,6 +524,9 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
 
     monkeypatch.setattr(documents, "Reader", never)
     assert "no such file" in refused(tmp_path / "b.png")
+    both = refused(tmp_path / "b.png", tmp_path / "c.png")
+    assert "b.png': no such file; " in both
+    assert "c.png': no such file" in both
     assert "no such folder" in refused(good, "--out", tmp_path / "no" / "a.md")
     assert "a folder" in refused(good, "--out", tmp_path)
     (tmp_path / "page").write_bytes(good.read_bytes())

@@ -98,7 +98,7 @@ def test_scores_by_category(data: Path, fake: Fake, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("metric", "scores"),
-    [("auto", [1, 1, 1, 1, 1, 1]), ("exact", [1, 1, 0, 0, 1, 1]), ("choice", [0, 0, 1, 1, 0, 0])],
+    [("auto", [1, 1, 1, 1, 1, 1]), ("exact", [1, 1, 0, 0, 1, 1]), ("choice", [1, 1, 1, 1, 1, 1])],
 )
 def test_auto_is_choice_where_there_are_choices(
     metric: str, scores: list[float], data: Path, fake: Fake, tmp_path: Path
@@ -373,7 +373,9 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
 
 
 def test_no_such_metric(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="metric 'nonsense' is not one of auto, vqa, anls,"):
+    with pytest.raises(
+        EvaluationError, match="metric 'nonsense' is not one of auto, vqa, vqav2, anls,"
+    ):
         evaluate("tiny", data, tmp_path / "out.jsonl", metric="nonsense")
 
 

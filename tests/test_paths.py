@@ -17,8 +17,9 @@ from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
 from smolvlm_mlx.inputs.pdf import count_pages, is_pdf
 from smolvlm_mlx.inputs.video import read_video
-from smolvlm_mlx.tasks.captions import find_files, read_lines
+from smolvlm_mlx.tasks.folders import find_files
 from smolvlm_mlx.tasks.history import private_folder
+from smolvlm_mlx.tasks.lines import read_lines
 
 import pytest
 

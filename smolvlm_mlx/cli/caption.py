@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +16,10 @@ from ..tasks.options import Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
-    from ..tasks.captions import Line, Task
+    from ..tasks.captions import Captioner, Task
+    from ..tasks.lines import Line
 
-SHOWN = 10  # files that cannot be used
+SHOWN = 10  # files that failed
 MAX_PATH = 10_000  # characters; those of a path as Python writes it
 
 Schema = Annotated[
@@ -43,35 +45,51 @@ def caption(
 ) -> None:
     """Ask the same about every picture and video, many at a time, and write the answers to a file.
 
-    Equal files are answered once. Several machines share the work under MLX's launcher: mlx.launch
-    --hosts A,B -- smolvlm-mlx caption ...
+    Equal files are answered once. The same command again asks about files that are new, were
+    changed or failed; exit code 1 if one failed. Several machines share the work under MLX's
+    launcher: mlx.launch --hosts A,B -- smolvlm-mlx caption ...
     """
-    import mlx.core as mx
+    from ..tasks.captions import Captioner
+    from ..tasks.folders import find_files
 
-    from ..tasks.captions import Captioner, find_files
-    from .show import count_bar, follow
-
-    task, files = _task(preset, prompt, schema), find_files(paths)
+    task = _task(preset, prompt, schema)
+    files, passed_over = find_files(paths)
     options = replace(options, **{"max_tokens": task.max_tokens, **given(context, options)})
     model, processor = loading.load(model_path)
     name = f"{model_path} {loading.revision or ''} {loading.adapter or ''} {loading.dtype or ''}"
-    captioner = Captioner(model, processor, task, name, image_options, options)
+    lines = _write(Captioner(model, processor, task, name, image_options, options), files, out)
+    _report(lines, out, passed_over)
+    if any("error" in line for line in lines):
+        raise typer.Exit(1)
+
+
+def _write(captioner: "Captioner", files: list[Path], out: Path) -> "list[Line]":
+    from .show import count_bar, follow
+
     try:
-        lines = follow(captioner.write_in_steps(files, out), count_bar("files"))
+        return follow(captioner.write_in_steps(files, out), count_bar("files"))
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on ({out})", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    if mx.distributed.init().rank() == 0:
-        _report(lines, out)
 
 
-def _report(lines: "list[Line]", out: Path) -> None:
+def _report(lines: "list[Line]", out: Path, passed_over: Counter[str]) -> None:
+    """What came of it; of several machines the first tells it."""
+    import mlx.core as mx
+
+    from ..tasks.folders import passed_over_note
+
+    if mx.distributed.init().rank() != 0:
+        return
     bad = [line for line in lines if "error" in line]
-    print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files", file=sys.stderr)
+    failed = f"; {len(bad)} failed:" if bad else ""
+    print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files{failed}", file=sys.stderr)
     for line in bad[:SHOWN]:
-        print(f"left out: {quote(line['path'], most=MAX_PATH)}: {line['error']}", file=sys.stderr)
+        print(f"  {quote(line['path'], most=MAX_PATH)}: {line['error']}", file=sys.stderr)
     if len(bad) > SHOWN:
-        print(f"and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
+        print(f"  and {len(bad) - SHOWN} more; their lines in {out} say why", file=sys.stderr)
+    if passed_over:
+        print(passed_over_note(passed_over), file=sys.stderr)
 
 
 def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
@@ -84,6 +102,8 @@ def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
 
 
 def _read_schema(path: Path) -> dict[str, object]:
+    from ..tasks.lines import FIELDS
+
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -94,7 +114,7 @@ def _read_schema(path: Path) -> dict[str, object]:
         or not isinstance(schema.get("properties"), dict)
     ):
         raise DataError(f"{path}: give the schema of an object with properties")
-    taken = {"path", "sha256", "run", "error"} & schema["properties"].keys()
+    taken = {*FIELDS} & schema["properties"].keys()
     if taken:
         raise DataError(
             f"{path}: {', '.join(sorted(taken))} are fields of every line; call the property "

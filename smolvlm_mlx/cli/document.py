@@ -1,20 +1,20 @@
 """`smolvlm-mlx document`: PDFs and pictures of pages to DocTags, markdown, html, json or text."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DataError
+from ..errors import DataError, SmolVLMError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import DOCUMENT_MODEL, DOCUMENTS, Output
 from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model
 
 if TYPE_CHECKING:
-    from ..tasks.documents import Page
+    from ..tasks.documents import Page, PageSource, Reader
 
 Files = Annotated[
     list[Path], typer.Argument(help="PDFs, and pictures of pages; several are one document.")
@@ -28,6 +28,9 @@ Dpi = Annotated[int, typer.Option(min=18, max=1200, help="Pixels an inch of a PD
 Prompt = Annotated[
     str | None, typer.Option(help="Ask this instead of the checkpoint's own prompt.")
 ]
+
+
+PAGE_ERRORS = (SmolVLMError, MemoryError, RuntimeError)  # the last is MLX's
 
 
 def document(
@@ -44,28 +47,61 @@ def document(
 ) -> None:
     """Read documents page by page; what is finished is written, also after Ctrl-C.
 
-    A page on which the model repeats itself ends there, and is named. Checkpoints that do not write
-    DocTags can do --output text.
+    A page on which the model repeats itself ends there, and is named. What cannot be read is named
+    too, and the exit code is 1. Checkpoints that do not write DocTags can do --output text.
     """
-    from ..tasks.documents import Reader, find_pages
-    from .show import count_bar
+    from ..tasks.documents import Reader
 
     _check(output, out, files)
-    sources = find_pages(files, pages, dpi)
+    sources, failed = _find_pages(files, pages, dpi)
     reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:
-        with count_bar("pages") as shown:
-            task = shown.add_task("", total=len(sources))
-            for page in reader.read(sources):
-                finished.append(page)
-                shown.advance(task)
+        finished.extend(_read(reader, sources, failed))
     except KeyboardInterrupt:
         print(f"\nstopped after {len(finished)} of {len(sources)} pages", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if finished:
             _write(finished, output, out, files[0].stem)
+        for line in failed:
+            print(line, file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _find_pages(
+    files: Sequence[Path], pages: str | None, dpi: int
+) -> "tuple[list[PageSource], list[str]]":
+    """Pages of the files; and what is wrong with files that have none, if not with all of them."""
+    from ..tasks.documents import find_pages
+
+    sources: list[PageSource] = []
+    failed: list[str] = []
+    for file in files:
+        try:
+            sources += find_pages([file], pages, dpi)
+        except SmolVLMError as error:
+            if len(files) == 1:
+                raise
+            failed.append(str(error))
+    if not sources:
+        raise DataError("; ".join(failed))
+    return sources, failed
+
+
+def _read(reader: "Reader", sources: "Sequence[PageSource]", failed: list[str]) -> "Iterator[Page]":
+    """Each page that can be read; what is wrong with another is added to `failed`."""
+    from .show import count_bar
+
+    with count_bar("pages") as shown:
+        task = shown.add_task("", total=len(sources))
+        for source in sources:
+            try:
+                yield from reader.read([source])
+            except PAGE_ERRORS as error:
+                failed.append(f"{source.name}: {str(error) or repr(error)}")
+            shown.advance(task)
 
 
 def _check(output: Output, out: Path | None, files: list[Path]) -> None:

@@ -6,38 +6,32 @@ the one before is answered; equal prompts' lengths are answered together, equal 
 are written window by window, so that a run that was stopped at any moment goes on to the same
 result. Under `mlx.launch` each process takes its share of the windows, and the first merges them.
 
-The file is JSONL, which can be cut off at any byte, or CSV. A line has `path`, `sha256` (of the
-file), `run` (of model, task and settings), `note` where something is unusual about the file, and
-the answer's fields or `error`.
+A file that is asked about again is answered again if it failed or was changed. Lines of other files
+stay as long as their files are there. See `lines` for the file of them.
 """
 
-import csv
-import io
 import json
-import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import DataError, GenerationError, SmolVLMError, quote
+from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
 from ..events import Reading, at_once
-from ..files import write_file
 from ..generation.engine import Engine
 from ..generation.options import Options
-from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, attach
+from ..inputs.image import DECODER_ERRORS
+from ..inputs.media import attach
 from ..inputs.messages import user_message
 from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM, ints
-
-Line = dict[str, Any]
+from .lines import Line, current, read_lines, stat_of, write_csv, write_lines
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,10 @@ class Task:
         if not ended:
             cut_off = f"the answer was cut off after {self.max_tokens} tokens"
             return {"error": f"{cut_off}; raise --max-tokens"}
-        fields: Line = json.loads(text)
+        try:
+            fields: Line = json.loads(text)
+        except ValueError:  # the grammar gave up
+            return {"error": f"the answer broke off: {quote(text)}; the schema cannot be met"}
         return fields
 
 
@@ -106,110 +103,13 @@ def shorten(text: str, most: int) -> str:
     return text[: most - 1 if space < 0 else space] + "…"
 
 
-def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:
-    """The whole lines of a file that is there, all of the same run; and whether there was a piece
-    of one more.
-
-    Raises:
-        DataError: it holds something else.
-    """
-    try:
-        data = path.read_bytes() if path.exists() else b""
-        lines: list[Line] = [
-            json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()
-        ]
-        if not all(
-            isinstance(line["path"], str) and isinstance(line["sha256"], str) for line in lines
-        ):
-            raise ValueError("no captions")
-        runs = {line["run"] for line in lines}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: holds something else than captions; choose another --out"
-        ) from error
-    if runs - {run}:
-        raise DataError(
-            f"{path}: captions of another model, task or settings; choose another --out"
-        )
-    return lines, data[-1:] not in (b"", b"\n")
-
-
-def _write(path: Path, data: bytes, *, append: bool = False) -> None:
-    """In place of what is there, as a whole; or at its end."""
-    try:
-        if append:
-            with path.open("ab", buffering=0) as file:
-                file.write(data)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _jsonl(lines: Iterable[Line]) -> bytes:
-    return _encoded("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _csv(lines: Sequence[Line]) -> bytes:
-    """A table; lists are joined by semicolons."""
-    keys = dict.fromkeys(key for line in lines for key in line)
-    columns = [key for key in keys if key not in ("sha256", "run")]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
-    return _encoded(text.getvalue())
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, list):
-        return "; ".join(map(str, value))
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
-        return f"'{value}"  # no formula
-    return value
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # lone surrogates, of paths that are not UTF-8
-
-
 MOST_FILES, WINDOW_BYTES, USUAL_TILES = 64, 2**28, 17  # of a window
 READERS = 4  # threads
 CACHE_BYTES = 2**30  # of keys and values of the answers that are made together
 
 
-def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Pictures and videos: those named, and those in folders named and below, by their ending;
-    hidden ones are left out.
-
-    Raises:
-        DataError: a path is not there, or there are none.
-    """
-    found = list(dict.fromkeys(file for path in map(Path, paths) for file in _files(path)))
-    if not found:
-        raise DataError(
-            f"no pictures or videos in {', '.join(quote(path, end=True) for path in paths)}"
-        )
-    return found
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-        return
-    if not path.is_dir():
-        raise DataError(f"{quote(path, end=True)}: no such file or folder")
-    for folder, below, names in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            file = Path(folder, name)
-            if name[0] != "." and file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
-                yield file
+# What may be wrong with one file, beside what its reader says: a folder goes on.
+FILE_ERRORS = (*DECODER_ERRORS, ArithmeticError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -217,6 +117,7 @@ class _Read:
     """A file that was read: its bytes' name, and what the model needs or why it cannot be had."""
 
     path: str
+    stat: list[float] | None
     digest: str
     inputs: Inputs | None
     error: str = ""
@@ -261,7 +162,8 @@ class Captioner:
     def write_in_steps(
         self, files: Sequence[Path], out: Path
     ) -> Generator[Reading, None, list[Line]]:
-        """A line in `out` for each file; those that are there already are not answered again.
+        """A line in `out` for each file; those that are there already are not answered again,
+        unless they failed or their files were changed.
 
         Args:
             out: .jsonl, or .csv, which is made at the end from the .jsonl beside it.
@@ -286,16 +188,19 @@ class Captioner:
                 raise DataError(
                     "the machines do not see the same files; give all of them the same folders"
                 )
-        lines = [done[str(path)] for path in files]
+        lines = {str(path): done[str(path)] for path in files}
         if group.rank() == 0:
-            if journal != whole:
-                _write(whole, _jsonl(lines))
+            everything = [
+                *(line for path, line in done.items() if path not in lines),
+                *lines.values(),
+            ]
+            write_lines(whole, everything)
             if out != whole:
-                _write(out, _csv(lines))
+                write_csv(out, everything)
         if journal != whole:
             mx.eval(mx.distributed.all_sum(mx.array(1)))  # not before the first process has written
             journal.unlink()
-        return lines
+        return list(lines.values())
 
     write = at_once(write_in_steps)
 
@@ -314,20 +219,20 @@ class Captioner:
         if journal != whole:
             of_this, is_cut = read_lines(journal, self.run)
             found += of_this
-        done = {line["path"]: line for line in found}
+        self._known |= {line["sha256"]: line for line in found if "error" not in line}
+        done = _kept(found, {path for window in windows for path in window})
         # A window is answered again as a whole: what is answered together stays together.
         if is_cut:
             for window in windows:
                 if not all(path in done for path in window):
                     done = {path: line for path, line in done.items() if path not in window}
-        _write(journal, _jsonl(done.values()))
-        self._known |= {line["sha256"]: line for line in done.values() if "error" not in line}
+        write_lines(journal, done.values())
         missing = [[path for path in window if path not in done] for window in windows]
         total = len(done) + sum(map(len, missing))
         if not any(missing):
             yield Reading(total, total, "files")
         for lines in self._answered([window for window in missing if window]):
-            _write(journal, _jsonl(lines), append=True)
+            write_lines(journal, lines, append=True)
             done |= {line["path"]: line for line in lines}
             yield Reading(len(done), total, "files")
         return done
@@ -340,12 +245,12 @@ class Captioner:
                 yield [self._line(file) for file in read]
 
     def _read(self, path: str) -> _Read:
-        digest = ""
+        digest, stat = "", stat_of(path)  # before its bytes: what changes meanwhile is seen later
         try:
             attachment = attach(path)
             digest = attachment.digest
             if digest in self._known:
-                return _Read(path, digest, None)
+                return _Read(path, stat, digest, None, note=attachment.note)
             inputs = self._processor(
                 [user_message(self._task.prompt, [attachment])], self._image_options
             )
@@ -354,9 +259,11 @@ class Captioner:
                     f"{len(inputs.input_ids)} tokens, more than the model's context; use "
                     "--max-tiles"
                 )
-            return _Read(path, digest, inputs, note=attachment.note)
+            return _Read(path, stat, digest, inputs, note=attachment.note)
         except SmolVLMError as error:
-            return _Read(path, digest, None, str(error))
+            return _Read(path, stat, digest, None, str(error))
+        except FILE_ERRORS as error:
+            return _Read(path, stat, digest, None, f"cannot be read: {cut(repr(error))}")
 
     def _answer(self, files: Sequence[_Read]) -> None:
         """Answer what is not known yet, prompts of one length together."""
@@ -367,13 +274,24 @@ class Captioner:
         for length, inputs in lengths.items():
             size, names = self._batch_size(length), list(inputs)
             for start in range(0, len(names), size):
-                some = names[start : start + size]
-                batch = [inputs[name] for name in some]
-                answers = self._engine.batch(batch, self._options, schema=self._task.schema)
-                self._known |= {
-                    name: self._task.fields(*answer)
-                    for name, answer in zip(some, answers, strict=True)
-                }
+                self._known |= self._ask(
+                    {name: inputs[name] for name in names[start : start + size]}
+                )
+
+    def _ask(self, inputs: Mapping[str, Inputs]) -> dict[str, Line]:
+        """Answers by digest; if they fail together each alone, so that one does not end all."""
+        try:
+            answers = self._engine.batch(
+                list(inputs.values()), self._options, schema=self._task.schema
+            )
+        except (SmolVLMError, MemoryError, RuntimeError) as error:  # RuntimeError is MLX's
+            if len(inputs) == 1:
+                return {name: {"error": cut(str(error) or repr(error))} for name in inputs}
+            alone = [self._ask({name: each}) for name, each in inputs.items()]
+            return {name: line for answer in alone for name, line in answer.items()}
+        return {
+            name: self._task.fields(*answer) for name, answer in zip(inputs, answers, strict=True)
+        }
 
     def _batch_size(self, length: int) -> int:
         text = self._model.config.text_config
@@ -382,11 +300,28 @@ class Captioner:
         return max(1, CACHE_BYTES // (token * (length + self._options.max_tokens)))
 
     def _line(self, file: _Read) -> Line:
-        line: Line = {"path": file.path, "sha256": file.digest, "run": self.run}
+        line: Line = {
+            "path": file.path,
+            "stat": file.stat,
+            "sha256": file.digest,
+            "run": self.run,
+        }
         line |= {"note": file.note} if file.note else {}
         answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
         # The line's own fields first: an answer may come from the line of an equal file.
         return line | {name: value for name, value in answer.items() if name not in line}
+
+
+def _kept(found: Iterable[Line], asked: Set[str]) -> dict[str, Line]:
+    """By path, lines of files that are as they were, and of others that are not asked about and are
+    there."""
+    with ThreadPoolExecutor(READERS) as pool:
+        lines = pool.map(lambda line: current(line) if line["path"] in asked else line, found)
+        return {
+            line["path"]: line
+            for line in lines
+            if line is not None and (line["path"] in asked or stat_of(line["path"]) is not None)
+        }
 
 
 def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:

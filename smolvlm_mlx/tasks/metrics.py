@@ -1,25 +1,32 @@
-"""Scores of an answer, each as its benchmark defines it: from 0 to 1, of a prediction, the right
-answers and the choices.
+"""Scores of an answer, each as its benchmark's own script gives it: from 0 to 1, of a prediction,
+the right answers and the choices.
 
-vqa        TextVQA, VQAv2: arXiv:1505.00468 and the TextVQA evaluator (m4c_evaluators.py of
-           github.com/facebookresearch/mmf)
-anls       DocVQA, InfoVQA: arXiv:1907.00490
-relaxed    ChartQA: arXiv:2203.10244, as in github.com/google-research/pix2struct, metrics.py
-choice     MMMU, MMStar, AI2D, ScienceQA: parse_multi_choice_response of eval/eval_utils.py in
-           github.com/MMMU-Benchmark/MMMU
-contains   OCRBench: arXiv:2305.07895, github.com/Yuliang-Liu/MultimodalOCR, example.py
-formula    OCRBench's handwritten formulas (HME100k), compared without spaces
-exact      equal, but for spaces around
+vqa         TextVQA: EvalAIAnswerProcessor and TextVQAAccuracyEvaluator of
+            github.com/facebookresearch/mmf, mmf/utils/m4c_evaluators.py
+vqav2       VQAv2: arXiv:1505.00468, vqaEval.py of github.com/GT-Vision-Lab/VQA
+anls        DocVQA, InfoVQA: the challenge's script, which
+            github.com/EvolvingLMMs-Lab/lmms-eval has in lmms_eval/api/metrics.py
+anls_paper  the same as in arXiv:1907.00490, and github.com/google-research/pix2struct, metrics.py
+relaxed     ChartQA: arXiv:2203.10244, as in pix2struct's metrics.py
+choice      MMMU, MMStar, AI2D, ScienceQA: see `letters`
+open        MMMU's questions without choices: mmmu/utils/eval_utils.py in
+            github.com/MMMU-Benchmark/MMMU
+contains    OCRBench: arXiv:2305.07895, github.com/Yuliang-Liu/MultimodalOCR, OCRBench/example.py
+formula     OCRBench's handwritten formulas (HME100k), compared without spaces
+exact       equal, but for spaces around
+
+docs/metrics.md has how often they agree with these scripts, and why not where they do not.
 """
 
 import re
-import string
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from statistics import fmean
 
-LETTERS = string.ascii_uppercase
+from .letters import LETTERS, chosen_letter, label
+
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
+MOST_LETTERS = 10  # of choices that are in the question's text: MMMU-Pro's
 
 
 def exact(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
@@ -28,26 +35,44 @@ def exact(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) 
 
 def contains(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
     """Whether an answer is somewhere in the prediction, whatever the case."""
-    said = prediction.lower().strip().replace("\n", " ")
-    return float(any(answer.lower().strip().replace("\n", " ") in said for answer in answers))
+
+    def line(text: str) -> str:
+        return text.lower().strip().replace("\n", " ")
+
+    return float(any(_is_in(line(answer), line(prediction)) for answer in answers))
 
 
 def formula(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
     def bare(text: str) -> str:
         return text.strip().replace("\n", " ").replace(" ", "")
 
-    return float(any(bare(answer) in bare(prediction) for answer in answers))
+    return float(any(_is_in(bare(answer), bare(prediction)) for answer in answers))
+
+
+def _is_in(answer: str, said: str) -> bool:
+    return answer in said if answer else not said  # no answer is not in every text
 
 
 def anls(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """Normalized Levenshtein similarity with the nearest answer; 0 if it is half different or more,
-    as in the paper.
+    """Normalized Levenshtein similarity with the nearest answer; 0 if it is less than half equal.
 
-    Many scripts, also the challenge's own, let exactly half count as 0.5.
+    Spaces in a row are one where texts are compared, and all count in their lengths: so does the
+    script of the challenge.
     """
 
+    def distance(answer: str) -> float:
+        said, right = (" ".join(text.lower().split()) for text in (prediction, answer))
+        return edit_distance(said, right) / max(len(prediction.upper()), len(answer.upper()), 1)
+
+    similarity = 1 - min(map(distance, answers))
+    return similarity if similarity >= 0.5 else 0.0
+
+
+def anls_paper(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """As `anls`, but 0 for exactly half too, and every space counts."""
+
     def similarity(answer: str) -> float:
-        said, right = (" ".join(text.strip().lower().split()) for text in (prediction, answer))
+        said, right = prediction.lower(), answer.lower()
         distance = edit_distance(said, right) / max(len(said), len(right), 1)
         return 1 - distance if distance < 0.5 else 0.0
 
@@ -89,40 +114,88 @@ def choice(prediction: str, answers: Sequence[str], choices: Sequence[str] = ())
     """Whether the letter that the prediction chooses is the answer's: its letter, or the choice it
     repeats.
 
-    Beyond MMMU's own script this knows "B. ", as MMMU-Pro's does, and "B) ", and looks for choices
-    in answers of up to five words too. What it does not find is wrong; the script draws a letter at
-    random then.
+    Without choices they are in the question's text, if an answer is a letter; else it is an open
+    question, as in MMMU.
     """
-    right = [
-        LETTERS[choices.index(answer)] if answer in choices else answer.strip().upper()
-        for answer in answers
-    ]
-    return float(chosen_letter(prediction, choices) in right)
+    right = {letter for answer in answers for letter in _right_letters(answer, choices)}
+    if not choices and not right:
+        return open_answer(prediction, answers)
+    last = max(map(LETTERS.index, right), default=0)
+    letter = chosen_letter(prediction, choices or ("",) * max(MOST_LETTERS, last + 1))
+    return float(letter in right)
 
 
-def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter a free answer chooses: "(B)", then " B ", " B. " or " B) ", then a choice repeated
-    in it.
+def _right_letters(answer: str, choices: Sequence[str]) -> list[str]:
+    """Those of the choices that are the answer (a text may be repeated); else the letter it is."""
+    equal = [letter for letter, each in zip(LETTERS, choices, strict=False) if each == answer]
+    letter = label(answer)
+    return equal or ([letter] if letter else [])
 
-    The last if several; of choices that are part of each other, such as 0 and 10, the longest.
-    """
-    letters, text = LETTERS[: len(choices)], f" {prediction.strip(MARKS)} "
-    for form in ("({})", " {} ", " {}. ", " {}) "):
-        places = {letter: text.rfind(form.format(letter)) for letter in letters}
-        if said := {letter: place for letter, place in places.items() if place >= 0}:
-            return max(said, key=said.__getitem__)
-    text, ends = prediction.lower(), {}
-    for letter, option in zip(letters, choices, strict=False):
-        words = option.lower().rstrip(MARKS)
-        if words and words in text:
-            ends[letter] = (text.rfind(words) + len(words), len(words))
-    return max(ends, key=ends.__getitem__, default=None)
+
+def open_answer(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """Whether an answer is in what the prediction concludes, or a number there is the answer's, to
+    two decimals."""
+    said = [form for text in _conclusions(prediction) for form in _open_forms(text)]
+    right = [form for answer in answers for form in _open_forms(answer)]
+    numbers = {form for form in said if isinstance(form, float)}
+    return float(
+        any(form in numbers for form in right if isinstance(form, float))
+        or any(
+            form in text
+            for form in right
+            for text in said
+            if isinstance(form, str) and isinstance(text, str)
+        )
+    )
+
+
+def _conclusions(prediction: str) -> list[str]:
+    """What follows the words of a conclusion in each line, and the numbers in it; all if there are
+    no such words."""
+    said = prediction.strip().strip(".").lower()
+    *lines, last = said.split("\n")
+    tails = [*(_conclusion(line, CONCLUDING) for line in lines)]
+    tails.append(_conclusion(last, (*CONCLUDING, "=")))
+    found = [tail for tail in tails if tail not in ("", *MARKS)] or [said]
+    return found + [number for tail in found for form in NUMERALS for number in form.findall(tail)]
+
+
+def _conclusion(line: str, words: Sequence[str]) -> str:
+    """The shortest that follows one of the words; empty if there is none."""
+    shortest = ""
+    for word in words:
+        tail = line.split(word)[-1].strip()
+        if word in line and (not shortest or len(tail) < len(shortest)):
+            shortest = tail
+    return shortest
+
+
+def _open_forms(text: str) -> list[str | float]:
+    """A number to two decimals, or the text in lower case; a single letter begins or ends a
+    word."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
 def vqa(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
     """Agreement with people: min(1, matches / 3), averaged over all ways to leave one person
     out."""
-    said, people = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
+    return _agreement(normalize_answer(prediction), [normalize_answer(each) for each in answers])
+
+
+def vqav2(prediction: str, answers: Sequence[str], choices: Sequence[str] = ()) -> float:
+    """As `vqa`; but where all people say the same, it has to be said as they write it."""
+    said, *people = (_one_line(text) for text in (prediction, *answers))
+    if len(set(people)) > 1:
+        said, *people = (_without_marks(text) for text in (said, *people))
+    return _agreement(said, people)
+
+
+def _agreement(said: str, people: Sequence[str]) -> float:
     if len(people) == 1:
         return float(said == people[0])
     return fmean(
@@ -134,12 +207,22 @@ def normalize_answer(text: str) -> str:
     """TextVQA's form of an answer: lower case, no articles, no punctuation, digits for number
     words, apostrophes in place."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return _without_marks(_one_line(text.strip()))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_marks(text: str) -> str:
+    """VQAv2's form of an answer, the last steps of TextVQA's. Punctuation goes where it is beside a
+    space somewhere, or a comma is in a number; else it becomes a space."""
+    has_comma = re.search(r"\d,\d", text)
     bare = text
     for mark in PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        bare = bare.replace(mark, "" if beside_space else " ")
-    bare = re.sub(r"\.(?!\d)", "", bare)
+        goes = has_comma or f"{mark} " in text or f" {mark}" in text
+        bare = bare.replace(mark, "" if goes else " ")
+    bare = re.sub(r"\.(?!\d)", "", bare, count=32)  # re.UNICODE, in count's place there
     words = [NUMBERS.get(word, word) for word in bare.lower().split()]
     return " ".join(
         CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")
@@ -147,7 +230,13 @@ def normalize_answer(text: str) -> str:
 
 
 MARKS = ",.!?;:'"
-PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
+CONCLUDING = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+NUMERALS = [
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
+]
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -171,5 +260,14 @@ CONTRACTIONS = {  # whichever one of their apostrophes is missing
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the original has this pair the wrong way round
 METRICS: dict[str, Metric] = {
-    metric.__name__: metric for metric in (vqa, anls, relaxed, choice, contains, formula, exact)
+    "vqa": vqa,
+    "vqav2": vqav2,
+    "anls": anls,
+    "anls_paper": anls_paper,
+    "relaxed": relaxed,
+    "choice": choice,
+    "open": open_answer,
+    "contains": contains,
+    "formula": formula,
+    "exact": exact,
 }

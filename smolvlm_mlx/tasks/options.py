@@ -7,7 +7,19 @@ from ..generation.options import Options
 
 Preset = Literal["caption", "alt", "keywords", "ocr"]  # of captions
 Output = Literal["doctags", "markdown", "html", "json", "text"]  # of documents
-Metric = Literal["auto", "vqa", "anls", "relaxed", "choice", "contains", "formula", "exact"]
+Metric = Literal[
+    "auto",
+    "vqa",
+    "vqav2",
+    "anls",
+    "anls_paper",
+    "relaxed",
+    "choice",
+    "open",
+    "contains",
+    "formula",
+    "exact",
+]
 
 DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"  # which writes DocTags
 CHAT = Options(max_tokens=1024)
