@@ -156,7 +156,7 @@ def test_packages_stay_in_their_place() -> None:
         package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video.py")
     )
     assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
-    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))
+    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/docling.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/cli/",))
     assert not offences(
         everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/")
