@@ -22,7 +22,7 @@ from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_m
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings
 from .tiles import TiledImage, TileLayout, normalize
-from .tokenizer import Tokenizer, chat_template
+from .tokenizer import Tokenizer, chat_template, special_tokens
 from .video import VideoSampling, words
 
 
@@ -83,7 +83,7 @@ class Processor:
         tokenizer: Tokenizer,
         settings: ImageSettings,
         tokens_per_tile: int,
-        template: str | None = None,
+        template: ChatTemplate | None = None,
         sampling: VideoSampling | None = None,
     ):
         if IMAGE not in tokenizer.added:
@@ -92,7 +92,7 @@ class Processor:
                 "checkpoint"
             )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
-        self.template = ChatTemplate(template)
+        self.template = template or ChatTemplate(None)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
     @classmethod
@@ -112,9 +112,8 @@ class Processor:
                 "checkpoint"
             )
         sampling = VideoSampling.from_dict(raw, settings.tile_size)
-        processor = cls(
-            tokenizer, settings, config.tokens_per_tile, chat_template(folder), sampling
-        )
+        template = ChatTemplate(chat_template(folder), special_tokens(folder))
+        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling)
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "
