@@ -251,6 +251,8 @@ def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, obje
         return {"rope_scaling": None}
     values = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        problems.append(f"text_config: {name} by kinds of layers (only one for all)")
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         problems.append(f"text_config: rope type {quote(kind)} (only {', '.join(_ROPE_KEYS)})")
     elif kind != "default":

@@ -298,6 +298,10 @@ def test_absurd_numbers(key: str) -> None:
             "rope type 'yarn' (only default, linear, llama3)",
         ),
         (
+            changed("text_config", rope_parameters={"full_attention": LLAMA3}),
+            "rope_parameters by kinds of layers (only one for all)",
+        ),
+        (
             changed("text_config", rope_scaling={"type": "linear"}),
             "rope type 'linear' without factor",
         ),

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
-from ..files import read_json_if_there
 from .media import Cutting
 from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
-from .settings import ImageOptions, ImageSettings
+from .settings import ImageOptions, ImageSettings, preprocessor_config
 from .tiles import TiledImage, TileLayout, normalize
 from .tokenizer import Tokenizer, chat_template, special_tokens
 from .video import VideoSampling, words
@@ -103,11 +102,11 @@ class Processor:
             CheckpointError: a file is missing or damaged, or belongs to another checkpoint.
         """
         tokenizer = Tokenizer.from_folder(folder)
-        raw = read_json_if_there(folder / "preprocessor_config.json")
-        settings = ImageSettings.from_dict(raw)
+        raw, name = preprocessor_config(folder)
+        settings = ImageSettings.from_dict(raw, name)
         if settings.tile_size != config.vision_config.image_size:
             raise CheckpointError(
-                f"{folder}: preprocessor_config.json makes tiles of {settings.tile_size} pixels, "
+                f"{folder}: {name} makes tiles of {settings.tile_size} pixels, "
                 f"the vision tower wants {config.vision_config.image_size}; it belongs to another "
                 "checkpoint"
             )

@@ -76,14 +76,15 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:
     if image.mode != "RGB":
         raise ValueError(f"make_tiles wants an RGB picture from load_image, not mode {image.mode}")
     layout, t = plan_tiles(image.size, settings), settings.tile_size
+    filter = Image.Resampling(settings.resample)
     with ThreadPoolExecutor(2) as pool:
-        grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
+        grid = resize(resize(image, layout.resized, pool, filter), layout.grid, pool, filter)
         if not layout.rows:
             return TiledImage(np.array(grid)[None], layout)  # (1, t, t, 3)
         pixels = np.asarray(grid).reshape(layout.rows, t, layout.cols, t, 3)
         tiles = np.empty((layout.tiles, t, t, 3), np.uint8)
         tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.swapaxes(1, 2)
-        tiles[-1] = np.asarray(resize(grid, (t, t), pool))
+        tiles[-1] = np.asarray(resize(grid, (t, t), pool, filter))
     return TiledImage(tiles, layout)
 
 
@@ -154,23 +155,29 @@ def _scaled(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
     )
 
 
-def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
-    """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    pool: ThreadPoolExecutor,
+    filter: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """Pillow's own resize, its horizontal pass split by rows and its vertical pass by
     columns. Exact: Pillow makes the same two passes with uint8 between, and it releases the GIL."""
     (width, height), (to_width, to_height) = image.size, size
     # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner
     # in Resample.c).
     vertical_first = height - to_height > max(2 * (width - to_width), 0)
-    if vertical_first or width * height < THREADED_PIXELS or min(height, to_width) < 2:
-        return image.resize(size, Image.Resampling.LANCZOS)
+    small = width * height < THREADED_PIXELS or min(height, to_width) < 2
+    if small or vertical_first or filter == Image.Resampling.NEAREST:  # which has no two passes
+        return image.resize(size, filter)
     image.load()  # not in two threads at once
     if to_width != width:
-        image = _resize_side(image, (to_width, height), pool)
-    return image if to_height == height else _resize_side(image, size, pool)
+        image = _resize_side(image, (to_width, height), pool, filter)
+    return image if to_height == height else _resize_side(image, size, pool, filter)
 
 
 def _resize_side(
-    image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor
+    image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor, filter: Image.Resampling
 ) -> Image.Image:
     """A resize of one side, done in two halves of the other."""
     (width, height), (to_width, to_height) = image.size, size
@@ -183,9 +190,7 @@ def _resize_side(
         boxes = [(0, 0, half, height), (half, 0, width, height)]
         sizes = [(half, to_height), (width - half, to_height)]
     whole = Image.new("RGB", size)
-    parts = pool.map(
-        lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes
-    )
+    parts = pool.map(lambda box, to: image.crop(box).resize(to, filter), boxes, sizes)
     for (left, upper, _, _), part in zip(boxes, parts, strict=True):
         whole.paste(part, (left, upper))
     return whole
