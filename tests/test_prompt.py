@@ -462,6 +462,8 @@ HOSTILE = {
     "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
     "indent": "{{ 'a\nb' | indent(1000000000) }}",
     "tojson indent": "{{ messages | tojson(indent=1000000000) }}",
+    "date": "{{ strftime_now('%c' * 99999999) }}",
+    "much generation": "{% generation %}" * 3000 + "x" + "{% endgeneration %}" * 3000,
     "tojson of many": NEST + "{{ a | tojson }}",
     "list to text": NEST + "{{ a }}",
     "list to text by tilde": NEST + "{{ a ~ '' }}",

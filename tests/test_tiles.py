@@ -227,7 +227,7 @@ def test_settings_name_every_problem() -> None:
     raw = {
         "do_image_splitting": 1,
         "max_image_size": {"longest_edge": 0},
-        "size": {"height": 5, "width": 5},
+        "size": {"longest_edge": 0},
         "image_mean": [0.5, 0.5],
         "image_std": [0.5, 0.0, 0.5],
         "rescale_factor": float("nan"),
@@ -259,6 +259,17 @@ def test_settings_that_are_switched_off_are_those_that_change_nothing() -> None:
     )
     levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(3, axis=-1)
     np.testing.assert_array_equal(normalize(levels, settings), levels.astype(np.float32))
+
+
+@pytest.mark.parametrize("key", ["size", "max_image_size"])
+@pytest.mark.parametrize("size", [512, {"height": 512, "width": 512}, None])
+def test_sizes_that_are_no_longest_edge_are_refused(key: str, size: object) -> None:
+    """The reference makes every picture a square of them, or fails."""
+    with pytest.raises(ImageError) as caught:
+        ImageSettings.from_dict({key: size})
+    assert str(caught.value) == (
+        f"preprocessor_config.json: {key} is {size!r}, must be {{'longest_edge': pixels}}"
+    )
 
 
 def test_one_mean_is_for_all_channels() -> None:

@@ -41,28 +41,23 @@ class ImageSettings:
 
         Raises ImageError naming every problem.
         """
+        problems: list[str] = []
         values: dict[str, Any] = {
-            "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
-            "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
+            "tile_size": _longest_edge(raw, "max_image_size", 364, problems),
+            "longest_edge": _longest_edge(raw, "size", 4 * 364, problems),
             "split": raw.get("do_image_splitting", cls.split),
             "mean": _three(raw.get("image_mean", cls.mean)),
             "std": _three(raw.get("image_std", cls.std)),
             "rescale_factor": raw.get("rescale_factor", cls.rescale_factor),
             "resample": raw.get("resample", cls.resample),
         }
-        # do_pad and do_convert_rgb are not among them: tiles are full squares, there is nothing to
-        # pad; and what is RGB stays as it is.
-        switches = {key: raw.get(key, True) for key in ("do_resize", "do_rescale", "do_normalize")}
-        problems = [
-            f"{key} is {quote(value)}, must be true or false"
-            for key, value in switches.items()
-            if type(value) is not bool
-        ]
-        if switches["do_resize"] is False:
+        # do_pad and do_convert_rgb are not asked: tiles are full squares, there is nothing to pad;
+        # and what is RGB stays as it is.
+        if not _is_on(raw, "do_resize", problems):
             problems.append("do_resize is False: pictures are always resized here; set it to true")
-        if switches["do_rescale"] is False:
+        if not _is_on(raw, "do_rescale", problems):
             values["rescale_factor"] = 1.0
-        if switches["do_normalize"] is False:
+        if not _is_on(raw, "do_normalize", problems):
             values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         if problems := problems + _problems(values):
             raise ImageError(f"{name}: {'; '.join(problems)}")
@@ -115,8 +110,21 @@ class ImageOptions:
         return replace(settings, **self.given)
 
 
-def _longest_edge(size: object) -> object:
-    return size.get("longest_edge") if isinstance(size, Mapping) else size
+def _longest_edge(raw: Mapping[str, object], key: str, default: int, problems: list[str]) -> object:
+    """The value of a size. In transformers one number, or a height and a width, is the size of
+    every picture, whatever its shape."""
+    size = raw.get(key, {"longest_edge": default})
+    if isinstance(size, Mapping) and "longest_edge" in size:
+        return size["longest_edge"]
+    problems.append(f"{key} is {quote(size)}, must be {{'longest_edge': pixels}}")
+    return default
+
+
+def _is_on(raw: Mapping[str, object], key: str, problems: list[str]) -> bool:
+    value = raw.get(key, True)
+    if type(value) is not bool:
+        problems.append(f"{key} is {quote(value)}, must be true or false")
+    return value is not False
 
 
 def _three(values: object) -> object:

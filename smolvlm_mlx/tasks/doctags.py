@@ -28,7 +28,7 @@ CLASSES = CHARTS | frozenset(
     "geographical_map topographical_map calendar crossword_puzzle music other cad_drawing "
     "decoration electrical_diagram map illustration infographic chemistry_markush_structure "
     "chemistry_molecular_structure natural_image person picture_group remote_sensing screenshot "
-    "ui_element".split()
+    "ui_element table".split()
 )
 ELEMENTS = frozenset(
     "doctag otsl chart smiles inline caption footnote formula list_item page_footer page_header "
