@@ -201,6 +201,7 @@ def test_lost_words_are_counted_and_some_are_named() -> None:
     assert lost_note(list("abcdefg"), "html") == (
         "7 words are not in the html: 'a', 'b', 'c', 'd', 'e', ...; doctags has them"
     )
+    assert lost_note(["a"], "json") == "1 word is not in the json: 'a'; doctags has it"
 
 
 ODD = (

@@ -80,7 +80,7 @@ def export(
     check_export()
     text = _convert(pages, form, name)
     left, lost = Counter(lost_words(pages, text, form)), {}
-    for index, page in enumerate(pages):
+    for index, page in enumerate(pages if left else ()):
         if mine := _words_of(page) & left:  # a word of several pages is named on the first
             lost[index] = list(mine.elements())
             left -= mine
@@ -90,7 +90,8 @@ def export(
 def lost_note(words: Sequence[str], form: str) -> str:
     """What is wrong with a page, for people."""
     some = ", ".join(map(quote, words[:5])) + (", ..." if len(words) > 5 else "")
-    return f"{len(words)} words are not in the {form}: {some}; doctags has them"
+    count = "1 word is" if len(words) == 1 else f"{len(words)} words are"
+    return f"{count} not in the {form}: {some}; doctags has {'it' if len(words) == 1 else 'them'}"
 
 
 def _convert(pages: Sequence[str], form: str, name: str) -> str:

@@ -95,7 +95,7 @@ def parse(page: str) -> Element:
     stack, at = [Element("page")], 0
     for token in _TOKEN.finditer(page):
         name, slash = token["name"], token["slash"]
-        if token.start() < at or (token["single"] in CLASSES and stack[-1].name not in PICTURES):
+        if token.start() < at or not _belongs(token["single"], stack[-1]):
             continue  # in code, or a word as any other
         _add_text(stack[-1], page[at : token.start()])
         at = token.end()
@@ -113,6 +113,15 @@ def parse(page: str) -> Element:
             at = _add_verbatim(stack[-1], page, at, end) if end >= 0 else at
     _add_text(stack[-1], page[at:])
     return stack[0]
+
+
+def _belongs(single: str | None, element: Element) -> bool:
+    """Whether a token without an end may be in an element, and is no word there."""
+    if single is None or single in CELLS or single == "page_break":
+        return True
+    if single in CLASSES:
+        return element.name in PICTURES
+    return element.is_pair if single.startswith("link_") else element.name == "code"
 
 
 def _add_text(element: Element, text: str) -> None:
