@@ -6,6 +6,7 @@ SmolVLM2's files leave out every key that equals a class default of transformers
 sizes, stand here.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
@@ -26,6 +27,33 @@ Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Rotary positions stretched by `factor`: all of them ("linear"), or those that turn slowly
+    ("llama3", with its two bounds), as in transformers' modeling_rope_utils.py."""
+
+    rope_type: str
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def stretched(self, period: float) -> float:
+        """A period of plain positions, in tokens for a radian, made longer."""
+        if self.rope_type == "linear":
+            return period * self.factor
+        turns = self.original_max_position_embeddings / (2 * math.pi * period)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0)  # of the frequency
+        return period / ((1 - kept) / self.factor + kept)
+
+    def problems(self) -> Iterator[str]:
+        """As those of `TextConfig`."""
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if high <= low:
+            yield f"high_freq_factor {high:g} is not above low_freq_factor {low:g}"
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """The decoder: SmolLM2, a Llama with grouped-query attention."""
 
@@ -42,12 +70,22 @@ class TextConfig:
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim == 0 and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+
+    @property
+    def rope_periods(self) -> tuple[float, ...] | None:
+        """Of scaled rotary positions, in tokens for a radian (head_dim / 2); None if they are
+        plain, theta^(2i/d)."""
+        if self.rope_scaling is None:
+            return None
+        exponents = (2 * i / self.head_dim for i in range(self.head_dim // 2))
+        return tuple(self.rope_scaling.stretched(self.rope_theta**each) for each in exponents)
 
     def problems(self) -> Iterator[str]:
         """What is wrong with values that are fine each by itself."""
@@ -60,6 +98,8 @@ class TextConfig:
             yield f"hidden_act {quote(self.hidden_act)} (only 'silu')"
         if self.attention_bias or self.mlp_bias:
             yield "attention_bias or mlp_bias is set (SmolLM2 has no biases)"
+        if self.rope_scaling is not None:
+            yield from self.rope_scaling.problems()
 
 
 @dataclass(frozen=True)
@@ -191,18 +231,41 @@ def _mapping(raw: Mapping[str, object], key: str, problems: list[str]) -> Mappin
     return value
 
 
+# What a rope type has to say; more types are refused.
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
 def _rope(text_raw: Mapping[str, object], problems: list[str]) -> dict[str, object]:
-    """rope_theta, if it is where newer files have it; only plain rotary positions are known."""
-    # In older files, and in newer ones.
-    name = "rope_scaling" if text_raw.get("rope_parameters") is None else "rope_parameters"
+    """rope_theta, if it is where newer files have it, and how positions are scaled.
+
+    The older place, rope_scaling, counts before the newer, rope_parameters, as in transformers.
+    """
+    name = "rope_scaling" if text_raw.get("rope_scaling") else "rope_parameters"
     rope = text_raw.get(name) or {}
     if not isinstance(rope, Mapping):
         problems.append(f"text_config: {name} is not an object")
-        return {}
+        return {"rope_scaling": None}
+    values = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        problems.append(f"text_config: rope type {quote(kind)} (only 'default')")
-    return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        problems.append(f"text_config: {name} by kinds of layers (only one for all)")
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+        problems.append(f"text_config: rope type {quote(kind)} (only {', '.join(_ROPE_KEYS)})")
+    elif kind != "default":
+        missing = [key for key in _ROPE_KEYS[kind] if rope.get(key) is None]
+        problems += [f"text_config: rope type {quote(kind)} without {key}" for key in missing]
+        if (part := rope.get("partial_rotary_factor", 1)) != 1:
+            problems.append(f"text_config: partial_rotary_factor is {quote(part)} (only 1)")
+        length = text_raw.get("max_position_embeddings", TextConfig.max_position_embeddings)
+        raw = {"original_max_position_embeddings": length, **rope, "rope_type": kind}
+        own = text_raw.get("original_max_position_embeddings")
+        raw |= {} if own is None else {"original_max_position_embeddings": own}
+        values["rope_scaling"] = _section(RopeScaling, raw, f"text_config: {name}", problems)
+    return {"rope_scaling": None, **values}
 
 
 def _section(

@@ -23,7 +23,7 @@ from smolvlm_mlx.cli.options import DEFAULT_MODEL
 from smolvlm_mlx.errors import GenerationError, HistoryError
 from smolvlm_mlx.events import Text
 from smolvlm_mlx.tasks.captions import TASKS
-from smolvlm_mlx.tasks.documents import FORMATS
+from smolvlm_mlx.tasks.docling import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start

@@ -5,10 +5,11 @@ import json
 import math
 from typing import Any
 
-from smolvlm_mlx.config import ModelConfig
+from smolvlm_mlx.config import ModelConfig, RopeScaling
 from smolvlm_mlx.errors import CheckpointError, quote
 from tests.support.places import REAL_FILES
 
+import numpy as np
 import pytest
 
 # What the published files hold of the keys that shape a model; all else in them is left out, as the
@@ -167,6 +168,53 @@ def changed(section: str | None = None, **values: Any) -> dict[str, Any]:
     return {**raw, section: {**raw[section], **values}} if section else {**raw, **values}
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+
+
+def test_linear_scaling_makes_every_period_longer() -> None:
+    raw = changed("text_config", rope_scaling={"type": "linear", "factor": 4}, head_dim=8)
+    periods = ModelConfig.from_dict(raw).text_config.rope_periods
+    assert periods == pytest.approx([4 * 100000 ** (i / 4) for i in range(4)])
+    assert ModelConfig.from_dict(changed()).text_config.rope_periods is None
+
+
+def test_llama3_scaling_makes_the_slow_periods_longer() -> None:
+    """By its paper's code: a wave that turns more than `high` times in the trained length stays,
+    one that turns less than `low` times is `factor` times as long, and between is a line."""
+    raw = changed("text_config", rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
+    text = ModelConfig.from_dict(raw).text_config
+    frequencies = 1 / 500000 ** (np.arange(32) / 32)
+    turns = 1024 * frequencies / (2 * np.pi)
+    smooth = (turns - 1) / 3
+    between = (1 - smooth) * frequencies / 8 + smooth * frequencies
+    want = np.where(turns > 4, frequencies, np.where(turns < 1, frequencies / 8, between))
+    assert ((turns < 4) & (turns > 1)).any()
+    assert text.rope_periods == pytest.approx(1 / want)
+
+
+def test_llama3_goes_by_the_trained_length_where_that_is_given() -> None:
+    scaling = {key: value for key, value in LLAMA3.items() if "original" not in key}
+    for given, want in (({}, 8192), ({"original_max_position_embeddings": 64}, 64)):
+        raw = changed("text_config", rope_scaling=scaling, **given)
+        found = ModelConfig.from_dict(raw).text_config.rope_scaling
+        assert found is not None
+        assert found.original_max_position_embeddings == want
+
+
+def test_scaling_at_its_older_place_counts_first() -> None:
+    linear = {"type": "linear", "factor": 2}
+    text = ModelConfig.from_dict(
+        changed("text_config", rope_scaling=linear, rope_parameters=LLAMA3)
+    ).text_config
+    assert text.rope_scaling == RopeScaling("linear", 2.0, original_max_position_embeddings=8192)
+
+
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
 def test_rope_theta_may_be_in_rope_parameters(name: str) -> None:
     # Only rope_theta is taken from there.
@@ -246,8 +294,33 @@ def test_absurd_numbers(key: str) -> None:
         (changed("text_config", rope_scaling="linear"), "rope_scaling is not an object"),
         (changed("text_config", rope_parameters=[1]), "rope_parameters is not an object"),
         (
-            changed("text_config", rope_scaling={"type": "linear", "factor": 2}),
-            "rope type 'linear'",
+            changed("text_config", rope_scaling={"type": "yarn", "factor": 2}),
+            "rope type 'yarn' (only default, linear, llama3)",
+        ),
+        (
+            changed("text_config", rope_parameters={"full_attention": LLAMA3}),
+            "rope_parameters by kinds of layers (only one for all)",
+        ),
+        (
+            changed("text_config", rope_scaling={"type": "linear"}),
+            "rope type 'linear' without factor",
+        ),
+        (
+            changed("text_config", rope_scaling={"type": "linear", "factor": "2"}),
+            "rope_scaling: factor is '2', not a positive number",
+        ),
+        (
+            changed("text_config", rope_parameters={"rope_type": "llama3", "factor": 8}),
+            "rope type 'llama3' without low_freq_factor; "
+            "text_config: rope type 'llama3' without high_freq_factor",
+        ),
+        (
+            changed("text_config", rope_scaling=LLAMA3 | {"high_freq_factor": 1}),
+            "high_freq_factor 1 is not above low_freq_factor 1",
+        ),
+        (
+            changed("text_config", rope_scaling=LLAMA3 | {"partial_rotary_factor": 0.5}),
+            "partial_rotary_factor is 0.5 (only 1)",
         ),
         (changed("text_config", rope_parameters={"rope_type": ["yarn"]}), "rope type ['yarn']"),
         (changed("text_config", num_key_value_heads=2), "9 attention heads for 2 key-value heads"),

@@ -26,7 +26,7 @@ from smolvlm_mlx.errors import CheckpointError, ConversionError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
-from tests.support.checkpoints import Tensors, copy, logits, weights_of
+from tests.support.checkpoints import Tensors, copy, load_processor, logits, weights_of
 from tests.support.places import REAL_FILES, ROOT
 
 import mlx.core as mx
@@ -89,6 +89,30 @@ def test_bf16_config(tiny: Path, tmp_path: Path) -> None:
         json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", tiny)
     )
     assert have == {**want, "torch_dtype": "bfloat16"}
+
+
+def test_what_prepares_pictures_positions_and_prompts_goes_along(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """A conversion of a checkpoint of other makes loads to the same numbers."""
+    text = json.loads((tiny / "config.json").read_text())["text_config"]
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    folder = copy(tiny, tmp_path / "a", text_config={**text, "rope_scaling": scaling})
+    older = folder / "preprocessor_config.json"
+    saved = {"image_processor": {**json.loads(older.read_text()), "resample": 3}}
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    older.unlink()
+    (folder / "chat_template.json").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text("{{ bos_token }}!")
+    convert(folder, tmp_path / "b", Recipe(dtype="float32"))
+    np.testing.assert_array_equal(logits(tmp_path / "b"), logits(folder))
+    ours, theirs = load_processor(tmp_path / "b"), load_processor(folder)
+    assert (ours.settings, ours.template.source, ours.template.special_tokens) == (
+        theirs.settings,
+        "{{ bos_token }}!",
+        theirs.template.special_tokens,
+    )
 
 
 def test_every_dtype_in_config_is_the_new_one(tiny: Path, tmp_path: Path) -> None:

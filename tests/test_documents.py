@@ -1,11 +1,9 @@
-"""Documents page by page: the end at `</doctag>`, loops, what is reused; and DocTags in other
-formats.
+"""Documents page by page: the end at `</doctag>`, loops, what is reused, and the command.
 
 The model is small and random; where its answer matters, its logits are replaced, so that it says
 what a script says.
 """
 
-import json
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,15 +20,14 @@ from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.tasks import documents
 from smolvlm_mlx.tasks.captions import TASKS
+from smolvlm_mlx.tasks.docling import export
+from smolvlm_mlx.tasks.doctags import END, close_tags
 from smolvlm_mlx.tasks.documents import (
-    END,
     LEAST_OTHER,
     LEAST_PROSE,
     LoopWatch,
     PageSource,
     Reader,
-    close_tags,
-    export,
     find_pages,
     is_prose,
 )
@@ -318,71 +315,6 @@ def test_a_published_document_checkpoint_is_known() -> None:
         assert tokenizer.decode([end], skip_special_tokens=False) == END
 
 
-# ---- DocTags in other formats
-
-
-def test_open_elements_are_closed_and_others_left_alone() -> None:
-    assert close_tags(PAGE, DOCTAGS) == PAGE
-    assert (
-        close_tags("<doctag><otsl><fcel>a<nl>", DOCTAGS)
-        == "<doctag><otsl><fcel>a<nl></otsl></doctag>"
-    )
-    assert close_tags("<doctag><unknown>a</text>", DOCTAGS) == "<doctag><unknown>a</text></doctag>"
-    assert close_tags("", DOCTAGS) == ""
-
-
-def test_markdown() -> None:
-    pytest.importorskip("docling_core")
-    second = (
-        "<doctag><unordered_list><list_item>one</list_item>\n<list_item>two</list_item>"
-        "</unordered_list></doctag>"
-    )
-    text, odd = export([PAGE, second], "markdown")
-    heading, words, *table, one, two = [line for line in text.splitlines() if line]
-    assert (heading, words, one, two) == ("## Fruit [1]", "Zwölf Äpfel.", "- one", "- two")
-    assert [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in (table[0], table[2])
-    ] == [
-        ["Fruit", "Price"],
-        ["Pear", "3 & 4"],
-    ]
-    assert odd == []
-
-
-def test_html_and_json() -> None:
-    pytest.importorskip("docling_core")
-    html, _ = export([PAGE], "html", "Fruit")
-    assert ">Price</t" in html
-    assert "<p>Zwölf Äpfel.</p>" in html
-    found = json.loads(export([PAGE, PAGE], "json", "Fruit")[0])
-    assert (found["name"], list(found["pages"])) == ("Fruit", ["1", "2"])
-    box = found["texts"][1]["prov"][0]["bbox"]
-    assert (found["texts"][1]["text"], box["l"], box["r"]) == ("Zwölf Äpfel.", 0.1, 0.9)
-
-
-def test_pages_that_are_no_doctags_keep_their_words() -> None:
-    """docling-core 2.104 fails on a table in which a cell spans rows that are shorter."""
-    pytest.importorskip("docling_core")
-    table = "<otsl><fcel>a<fcel>b<nl><fcel>c<xcel><nl><ucel></otsl>"
-    broken = f"<doctag><text>Before.</text>{table}</doctag>"
-    text, odd = export([PAGE, broken, PAGE], "markdown")
-    assert odd == [1]
-    assert "Before. a b c" in text.split("## Fruit")[1]
-    assert text.count("## Fruit") == 2
-    assert export(["<doctag>Just words.</doctag>"], "markdown") == ("Just words.", [0])
-    assert export(["<doctag></doctag>"], "markdown") == ("", [])
-
-
-def test_docling_reads_whatever_a_model_writes() -> None:
-    pytest.importorskip("docling_core")
-    random = Random(3)
-    parts = [*DOCTAGS, "a", " ", "\n", "<lcel>", "<ucel>", "<xcel>", "<", "&", "<loc_"]
-    for _ in range(60):
-        page = "<doctag>" + "".join(random.choices(parts, k=40))
-        text, _ = export([close_tags(page, DOCTAGS)], "markdown")
-        assert isinstance(text, str)
-
-
 # ---- the command
 
 
@@ -429,6 +361,21 @@ def test_markdown_to_a_file(document: Any, script: Script, tmp_path: Path) -> No
         == export([PAGE, "<doctag><text>Again.</text></doctag>"], "markdown")[0] + "\n"
     )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_words_that_a_format_lost_are_told(
+    document: Any, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture().save(tmp_path / "a.png")
+    script(PAGE)
+    monkeypatch.setattr(
+        "smolvlm_mlx.tasks.docling.export", lambda *arguments: ("# Fruit", {0: ["Zwölf", "Äpfel"]})
+    )
+    code, stdout, stderr = document(tmp_path / "a.png", "--output", "markdown")
+    assert (code, stdout) == (0, "# Fruit\n")
+    assert stderr == (
+        "'a.png': 2 words are not in the markdown: 'Zwölf', 'Äpfel'; doctags has them\n"
+    )
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -158,7 +158,7 @@ def test_packages_stay_in_their_place() -> None:
         but_in=tuple(f"smolvlm_mlx/inputs/{name}.py" for name in ("animation", "camera", "video")),
     )
     assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
-    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))
+    assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/docling.py",))
     assert not offences(package, {"rich"}, but_in=("smolvlm_mlx/cli/",))
     assert not offences(
         everything, {"torch", "torchvision"}, but_in=("convert/", "tests/parity/", "tests/bench/")

@@ -14,6 +14,7 @@ from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, 
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
 from smolvlm_mlx.model.language import Attention
+from tests.support.checkpoints import copy
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -85,6 +86,62 @@ def test_stages_and_logits_are_the_references(
     assert ("qkv_proj" in model.language_model.layers[0].self_attn) == joined
     for name, have in stages(model, want).items():
         close(have, want[name])
+
+
+SCALED: list[dict[str, object]] = [
+    {"rope_type": "linear", "factor": 3.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+]
+
+
+@pytest.mark.parametrize("scaling", SCALED, ids=["linear", "llama3"])
+def test_scaled_positions_turn_by_their_periods(
+    tiny: Path, tmp_path: Path, scaling: dict[str, object]
+) -> None:
+    """As the formula has it: halves x, y become x cos - y sin, y cos + x sin."""
+    text = json.loads((tiny / "config.json").read_text())["text_config"]
+    folder = copy(tiny, tmp_path / "a", text_config={**text, "rope_scaling": scaling})
+    model, _ = load(folder, "float32", fuse=False)
+    attention, periods = (
+        model.language_model.layers[0].self_attn,
+        model.config.text_config.rope_periods,
+    )
+    x = pattern(5)[0, :1, :8, :1] * mx.arange(1, 33, dtype=mx.float32)  # (1, 8, 32)
+    angles = np.arange(70, 78)[:, None] / np.array(periods)
+    left, right = np.split(np.array(x), 2, axis=-1)
+    want = np.concatenate(
+        [
+            left * np.cos(angles) - right * np.sin(angles),
+            right * np.cos(angles) + left * np.sin(angles),
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(np.array(attention.rope(x[None], 70)[0]), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", SCALED, ids=["linear", "llama3"])
+def test_scaled_positions_are_the_same_in_all_forms(
+    tiny: Path, tmp_path: Path, scaling: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.loads((tiny / "config.json").read_text())["text_config"]
+    folder = copy(tiny, tmp_path / "a", text_config={**text, "rope_parameters": scaling})
+    ids, want = GOLDENS["smolvlm"]["text_input_ids"], None
+    unscaled = load(tiny, "float32", fuse=False)[0](mx.array([ids]))
+    for form in FORMS:
+        model = load_as(form, folder, "float32", monkeypatch)
+        whole, cache = model(mx.array([ids])), model.language_model.make_cache()
+        steps = mx.concatenate([model.language_model(mx.array([[id]]), cache) for id in ids], 1)
+        want = whole if want is None else want
+        for have in (whole, steps):
+            assert float(mx.abs(have - want).max()) < 2e-5
+    assert want is not None
+    assert float(mx.abs(unscaled - want).max()) > 1e-2
 
 
 def distance(have: mx.array, want: list[float]) -> float:

@@ -1,6 +1,8 @@
 """Placeholders are tiles times tokens, in the same order; the published token counts."""
 
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,26 @@ def test_files_that_do_not_fit_the_model(tiny: Path) -> None:
     other = replace(config, vision_config=replace(config.vision_config, image_size=128))
     with pytest.raises(CheckpointError, match="tiles of 64 pixels, the vision tower wants 128"):
         Processor.from_folder(tiny, other)
+
+
+def test_settings_that_transformers_5_saved_are_read(tiny: Path, tmp_path: Path) -> None:
+    """It has them in processor_config.json, which counts before the older file."""
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    older = folder / "preprocessor_config.json"
+    saved = {"image_processor": {**json.loads(older.read_text()), "image_mean": [0.1, 0.2, 0.3]}}
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    assert load_processor(folder).settings.mean == (0.1, 0.2, 0.3)
+    older.unlink()
+    ours, theirs = load_processor(folder), load_processor(tiny)
+    assert ours.settings == replace(theirs.settings, mean=(0.1, 0.2, 0.3))
+    assert ours.sampling == theirs.sampling
+    saved["image_processor"]["resample"] = "lanczos"
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ImageError) as caught:
+        load_processor(folder)
+    assert str(caught.value) == (
+        "processor_config.json: resample is 'lanczos', must be a number from 0 to 5"
+    )
 
 
 # ---- published counts

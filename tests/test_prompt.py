@@ -28,7 +28,7 @@ from smolvlm_mlx.inputs.messages import (
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, free_character, image_text
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import plan_tiles
-from smolvlm_mlx.inputs.tokenizer import chat_template
+from smolvlm_mlx.inputs.tokenizer import chat_template, special_tokens
 from tests.support.checkpoints import load_processor
 from tests.support.places import REAL_FILES
 
@@ -243,18 +243,110 @@ def test_what_templates_of_others_use() -> None:
     assert render(
         GENEROUS, [{"role": "system", "content": "S"}, {"role": "user", "content": " é "}]
     ) == (
-        '[USER]éa btextya+b+{"role": "user", "content": [{"type": "text", "text": " é "}]}no2False'
+        '[USER]éa btextya+b+{"role": "user", "content": [{"type": "text", "text": " é "}]}None2True'
     )
 
 
-def test_homes_of_the_template_newest_first(tmp_path: Path) -> None:
+def test_homes_of_the_template_as_transformers_has_them(tmp_path: Path) -> None:
+    """The processor's before the tokenizer's; its own file of the older kind before the newer."""
     assert chat_template(tmp_path) is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "oldest"}))
-    assert chat_template(tmp_path) == "oldest"
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "newer"}))
-    assert chat_template(tmp_path) == "newer"
-    (tmp_path / "chat_template.jinja").write_text("newest {{ 'é' }}", encoding="utf-8")
-    assert chat_template(tmp_path) == "newest {{ 'é' }}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "tokenizer's"}))
+    assert chat_template(tmp_path) == "tokenizer's"
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "rag.jinja").write_text("rag")
+    assert chat_template(tmp_path) == "tokenizer's"
+    (folder / "default.jinja").write_text("of several")
+    assert chat_template(tmp_path) == "of several"
+    (tmp_path / "chat_template.jinja").write_text("text {{ 'é' }}", encoding="utf-8")
+    assert chat_template(tmp_path) == "text {{ 'é' }}"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "in json"}))
+    assert chat_template(tmp_path) == "in json"
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": None}))
+    assert chat_template(tmp_path) == "in json"
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": "processor's"}))
+    assert chat_template(tmp_path) == "processor's"
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
+def test_of_several_templates_the_one_named_default_is_used(name: str, tmp_path: Path) -> None:
+    named = [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
+    (tmp_path / name).write_text(json.dumps({"chat_template": named}))
+    assert chat_template(tmp_path) == "b"
+    (tmp_path / name).write_text(json.dumps({"chat_template": named[:1]}))
+    with pytest.raises(CheckpointError) as raised:
+        chat_template(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path / name}: chat_template has 'rag', and none named 'default'; write the one to "
+        "use into chat_template.json"
+    )
+
+
+def test_special_tokens_are_those_of_the_tokenizers_files(tmp_path: Path) -> None:
+    assert special_tokens(tmp_path) == {}
+    config: dict[str, object] = {
+        "bos_token": "<s>",
+        "pad_token": {"content": "<pad>", "lstrip": False},
+        "mask_token": None,
+        "image_token": "<image>",
+        "add_bos_token": False,
+        "extra_special_tokens": {"row": "<row>"},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    named = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "image_token": "<image>",
+        "row": "<row>",
+    }
+    assert special_tokens(tmp_path) == named
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert special_tokens(tmp_path) == {**named, "eos_token": "</s>"}
+    config["added_tokens_decoder"] = {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert special_tokens(tmp_path) == named
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ bos_token }}{{ messages[0].content[0].text }}{{ eos_token }}", "<s>Hi</s>"),
+        ("{{ pad_token is defined }}{{ tools is none }}{{ documents is none }}", "FalseTrueTrue"),
+        ("{{ strftime_now('%%') }}{{ strftime_now('%Y') | length }}", "%4"),
+        ("a{% generation %}b{{ bos_token }}{% endgeneration %}c", "ab<s>c"),
+        ("{%- generation -%}\n b {%- endgeneration -%}\n c", "bc"),
+        ("{{ {'b': 'é', 'a': 1} | tojson }}", '{"b": "é", "a": 1}'),
+        (
+            "{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=true, separators=(',', ':'), "
+            "sort_keys=true) }}",
+            r'{"a":1,"b":"\u00e9"}',
+        ),
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        ("{% for a in [1, 2] %}{{ a }}{% break %}{% endfor %}", "1"),
+    ],
+)
+def test_templates_get_what_transformers_gives_them(source: str, text: str) -> None:
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert template.render(plain([{"role": "user", "content": "Hi"}]), True) == text
+
+
+def test_a_loaded_checkpoint_gives_its_template_its_tokens(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "chat_template.json").unlink()
+    config |= {
+        "bos_token": "<|im_start|>",
+        "chat_template": [{"name": "default", "template": "{{ bos_token }}x{{ eos_token }}"}],
+        "eos_token": "<end_of_utterance>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    processor = load_processor(folder)
+    added = processor.tokenizer.added
+    assert processor([{"role": "user", "content": "Hi"}]).input_ids.tolist() == [
+        added["<|im_start|>"],
+        *processor.tokenizer.encode_text("x"),
+        added["<end_of_utterance>"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +462,8 @@ HOSTILE = {
     "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
     "indent": "{{ 'a\nb' | indent(1000000000) }}",
     "tojson indent": "{{ messages | tojson(indent=1000000000) }}",
+    "date": "{{ strftime_now('%c' * 99999999) }}",
+    "much generation": "{% generation %}" * 3000 + "x" + "{% endgeneration %}" * 3000,
     "tojson of many": NEST + "{{ a | tojson }}",
     "list to text": NEST + "{{ a }}",
     "list to text by tilde": NEST + "{{ a ~ '' }}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
+from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.reader import Checkpoint, load, open_checkpoint
 from smolvlm_mlx.errors import CheckpointError, ImageError
 from smolvlm_mlx.files import read_json
@@ -18,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 
 def tensors_of(folder: Path) -> Tensors:
@@ -55,6 +57,29 @@ def quantized_form(folder: Path, bits: int, group_size: int, dtype: mx.Dtype) ->
         ),
     )
     return model.named_parameters()
+
+
+def write_as_float64(path: Path, key: str) -> None:
+    """Make one tensor of a file float64, at its end."""
+    file = path.read_bytes()
+    size = int.from_bytes(file[:8], "little")
+    header, data = json.loads(file[8 : 8 + size]), file[8 + size :]
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    wide = np.array(loaded[key].astype(mx.float32)).astype(np.float64).tobytes()
+    begin, end = header.pop(key)["data_offsets"]
+    for entry in header.values():
+        offsets = entry.get("data_offsets", (0, 0))
+        if offsets[0] >= end:
+            entry["data_offsets"] = [offset - (end - begin) for offset in offsets]
+    data = data[:begin] + data[end:]
+    header[key] = {
+        "dtype": "F64",
+        "shape": list(loaded[key].shape),
+        "data_offsets": [len(data), len(data) + len(wide)],
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data + wide)
 
 
 # ---- layouts and dtypes
@@ -98,6 +123,87 @@ def test_sources_of_any_float(tiny: Path, tmp_path: Path, name: str) -> None:
         logits(copy(tiny, tmp_path / "half", half)),
         logits(copy(tiny, tmp_path / "rounded", rounded)),
     )
+
+
+def test_keys_without_model_are_the_same_model(tiny: Path, tmp_path: Path) -> None:
+    """As transformers saves the model without its head, and the model with it."""
+    bare = {key.removeprefix("model."): array for key, array in tensors_of(tiny).items()}
+    folder = copy(tiny, tmp_path / "bare", bare)
+    assert open_checkpoint(folder).is_hf_layout
+    np.testing.assert_array_equal(logits(folder), logits(tiny))
+    del bare["lm_head.weight"]
+    assert "lm_head" not in load(copy(tiny, tmp_path / "headless", bare))[0].language_model
+
+
+def test_keys_with_and_without_model_do_not_mix(tiny: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(tiny)
+    key = "model.text_model.norm.weight"
+    tensors[key.removeprefix("model.")] = tensors.pop(key)
+    said = refused(copy(tiny, tmp_path / "a", tensors))
+    assert "missing language_model.norm.weight; unexpected 'text_model.norm.weight'" in said
+
+
+BUFFERS = [
+    "text_model.rotary_emb.inv_freq",
+    "text_model.layers.0.self_attn.rotary_emb.inv_freq",
+    "vision_model.embeddings.position_ids",
+]
+
+
+@pytest.mark.parametrize("layout", ["model.", "", "mlx"])
+def test_computed_buffers_are_left_out_and_named(
+    tiny: Path, tmp_path: Path, layout: str, call: Any
+) -> None:
+    tensors = community_form(tiny) if layout == "mlx" else tensors_of(tiny)
+    if layout == "":
+        tensors = {key.removeprefix("model."): array for key, array in tensors.items()}
+    keys = [
+        name.replace("text_model", "language_model") if layout == "mlx" else layout + name
+        for name in BUFFERS
+    ]
+    folder = copy(tiny, tmp_path / "a", tensors | {key: mx.zeros((1, 16)) for key in keys})
+    assert sorted(open_checkpoint(folder).left_out) == sorted(keys)
+    np.testing.assert_array_equal(logits(folder), logits(tiny))
+    _, out, _ = call("info", folder)
+    assert "left out: 3 tensors that are computed, such as '" in out
+    convert(folder, tmp_path / "b", "bf16")
+    assert open_checkpoint(tmp_path / "b").left_out == ()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_float64_is_read_as_float32(tiny: Path, tmp_path: Path, lazy: bool) -> None:
+    """All of it, or some of it among all other kinds."""
+    tensors = {key: np.array(array) for key, array in tensors_of(tiny).items()}
+    doubles = copy(tiny, tmp_path / "a", {})
+    save_file(
+        {key: array.astype(np.float64) + 1e-12 for key, array in tensors.items()},
+        doubles / "model.safetensors",
+    )
+    load(doubles, "float32", lazy=lazy)
+    np.testing.assert_allclose(logits(doubles), logits(tiny), rtol=0, atol=1e-5)
+    assert {tensor.dtype for tensor in open_checkpoint(doubles).tensors.values()} == {"F64"}
+    convert(doubles, tmp_path / "b", "4bit")
+    convert(tiny, tmp_path / "c", "4bit")
+    np.testing.assert_allclose(logits(tmp_path / "b"), logits(tmp_path / "c"), rtol=0, atol=2e-2)
+
+
+def test_a_file_of_all_kinds_of_floats_is_read(tiny: Path, tmp_path: Path) -> None:
+    """Where one tensor is float64, MLX does not take the file."""
+    kinds = [mx.float32, mx.float16, mx.bfloat16]
+    tensors = {
+        key: array.astype(kinds[at % 3]) for at, (key, array) in enumerate(tensors_of(tiny).items())
+    }
+    plain = copy(tiny, tmp_path / "a", tensors)
+    mixed = copy(plain, tmp_path / "b")
+    key = "model.text_model.norm.weight"
+    write_as_float64(mixed / "model.safetensors", key)
+    assert {tensor.dtype for tensor in open_checkpoint(mixed).tensors.values()} == {
+        "F64",
+        "F32",
+        "F16",
+        "BF16",
+    }
+    np.testing.assert_array_equal(logits(mixed), logits(plain))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

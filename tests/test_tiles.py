@@ -77,14 +77,17 @@ RESIZES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "filter", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
+)
 @pytest.mark.parametrize(("size", "to"), RESIZES)
-def test_resize_in_two_threads_is_exact(size: tuple[int, int], to: tuple[int, int]) -> None:
+def test_resize_in_two_threads_is_exact(
+    size: tuple[int, int], to: tuple[int, int], filter: Image.Resampling
+) -> None:
     picture = draw("RGB", *size)
     with ThreadPoolExecutor(2) as pool:
-        ours = resize(picture, to, pool)
-    np.testing.assert_array_equal(
-        np.asarray(ours), np.asarray(picture.resize(to, Image.Resampling.LANCZOS))
-    )
+        ours = resize(picture, to, pool, filter)
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(picture.resize(to, filter)))
 
 
 def test_order_of_tiles() -> None:
@@ -224,12 +227,13 @@ def test_settings_name_every_problem() -> None:
     raw = {
         "do_image_splitting": 1,
         "max_image_size": {"longest_edge": 0},
-        "size": {"height": 5, "width": 5},
+        "size": {"longest_edge": 0},
         "image_mean": [0.5, 0.5],
         "image_std": [0.5, 0.0, 0.5],
         "rescale_factor": float("nan"),
-        "resample": 3,
-        "do_normalize": False,
+        "resample": 6,
+        "do_normalize": "yes",
+        "do_resize": False,
     }
     with pytest.raises(ImageError) as caught:
         ImageSettings.from_dict(raw)
@@ -242,8 +246,44 @@ def test_settings_name_every_problem() -> None:
         "rescale_factor",
         "resample",
         "do_normalize",
+        "do_resize",
     ):
         assert f"{name} is " in str(caught.value)
+
+
+def test_settings_that_are_switched_off_are_those_that_change_nothing() -> None:
+    raw = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False, "resample": 3}
+    settings = ImageSettings.from_dict(raw)
+    assert settings == ImageSettings(
+        364, 4 * 364, mean=(0, 0, 0), std=(1, 1, 1), rescale_factor=1, resample=3
+    )
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(3, axis=-1)
+    np.testing.assert_array_equal(normalize(levels, settings), levels.astype(np.float32))
+
+
+@pytest.mark.parametrize("key", ["size", "max_image_size"])
+@pytest.mark.parametrize("size", [512, {"height": 512, "width": 512}, None])
+def test_sizes_that_are_no_longest_edge_are_refused(key: str, size: object) -> None:
+    """The reference makes every picture a square of them, or fails."""
+    with pytest.raises(ImageError) as caught:
+        ImageSettings.from_dict({key: size})
+    assert str(caught.value) == (
+        f"preprocessor_config.json: {key} is {size!r}, must be {{'longest_edge': pixels}}"
+    )
+
+
+def test_one_mean_is_for_all_channels() -> None:
+    settings = ImageSettings.from_dict({"image_mean": 0.25, "image_std": 2})
+    assert (settings.mean, settings.std) == ((0.25, 0.25, 0.25), (2, 2, 2))
+
+
+@pytest.mark.parametrize("resample", [0, 2, 3, 4, 5])
+def test_tiles_are_resized_by_the_settings_filter(resample: int) -> None:
+    picture = draw("RGB", 90, 60)
+    settings = ImageSettings(tile_size=64, longest_edge=128, split=False, resample=resample)
+    filter = Image.Resampling(resample)
+    want = picture.resize((128, 86), filter).resize((64, 64), filter)
+    np.testing.assert_array_equal(make_tiles(picture, settings).tiles[0], np.asarray(want))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "3"])

@@ -32,8 +32,8 @@ from .safetensors import write_safetensors_in_steps
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-    "merges.txt chat_template.json chat_template.jinja preprocessor_config.json "
-    "processor_config.json generation_config.json"
+    "merges.txt chat_template.json chat_template.jinja additional_chat_templates/default.jinja "
+    "preprocessor_config.json processor_config.json generation_config.json"
 ).split()
 
 
@@ -146,6 +146,8 @@ def _write_folder(
             (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():
+                    if not (partial / name).parent.is_dir():
+                        (partial / name).parent.mkdir()
                     shutil.copyfile(plan.checkpoint.folder / name, partial / name)
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
             return written.nbytes, written.parts()

@@ -1,14 +1,15 @@
 """A folder or hub id -> (model, processor). Everything is checked before MLX reads a byte of the
 weights.
 
-Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`,
-convolution kernels (O, I, kH, kW)) and mlx-community's (`language_model.*`, kernels (O, kH, kW, I),
-possibly quantized). Names, shapes and dtypes in the headers (see `safetensors`) are compared with
-those of the module tree that the validated config describes.
+Two layouts are known, and told apart by key names: Hugging Face's (`model.text_model.*`, or
+`text_model.*` as saved without the head, convolution kernels (O, I, kH, kW)) and mlx-community's
+(`language_model.*`, kernels (O, kH, kW, I), possibly quantized). Names, shapes and dtypes in the
+headers (see `safetensors`) are compared with those of the module tree that the validated config
+describes.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,16 +27,18 @@ from ..model import SmolVLM, optimize
 from .adapters import fingerprint, load_adapter
 from .hub import find
 from .quantization import Quantization, quantize_modules
-from .safetensors import Tensor, find_shards, listed, read_header, same_bytes
+from .safetensors import Tensor, find_shards, listed, read_header, read_tensor, same_bytes
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-_FLOATS = {"F32", "F16", "BF16"}
-_HF_PREFIXES = (
-    ("model.text_model.", "language_model."),
-    ("model.vision_model.", "vision_model."),
-    ("model.connector.", "connector."),
-    ("lm_head.", "language_model.lm_head."),
-)
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+# Of Hugging Face's layout, behind `model.` where a file has that.
+_HF_PARTS = {
+    "text_model.": "language_model.",
+    "vision_model.": "vision_model.",
+    "connector.": "connector.",
+}
+# Computed from the config; files of older versions of transformers hold them.
+_BUFFERS = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
 _HEAD, _TABLE = "language_model.lm_head", "language_model.embed_tokens"
 
@@ -50,6 +53,7 @@ class Checkpoint:
     quantization: Quantization | None
     tensors: Mapping[str, Tensor]
     is_hf_layout: bool
+    left_out: tuple[str, ...] = ()  # keys of tensors that are computed and not read
 
     @property
     def has_head(self) -> bool:
@@ -102,14 +106,25 @@ class Checkpoint:
             stream: of the CPU, which reads; the thread's own by default.
         """
         shards: dict[Path, dict[str, mx.array]] = {}
+        doubles = {tensor.shard for tensor in self.tensors.values() if tensor.dtype == "F64"}
         for name, tensor in self.tensors.items():
-            if tensor.shard not in shards:
-                loaded = mx.load(str(tensor.shard), stream=stream)
-                shards[tensor.shard] = loaded  # type: ignore[assignment]  # no .npy
-            array = shards[tensor.shard].pop(tensor.key)
+            if tensor.shard in doubles:  # mx.load takes no file with float64
+                array = read_tensor(self._as_stored(name, tensor))
+            else:
+                if tensor.shard not in shards:
+                    loaded = mx.load(str(tensor.shard), stream=stream)
+                    shards[tensor.shard] = loaded  # type: ignore[assignment]  # no .npy
+                array = shards[tensor.shard].pop(tensor.key)
             if self.is_hf_layout and name == _PATCH_KERNEL:
                 array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
             yield name, array
+
+    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor with the shape that it has in its file."""
+        if not (self.is_hf_layout and name == _PATCH_KERNEL):
+            return tensor
+        O, kH, kW, I = tensor.shape
+        return replace(tensor, shape=(O, I, kH, kW))
 
     def build(self, tied: bool) -> SmolVLM:
         """The module tree this checkpoint fills, with unevaluated random weights."""
@@ -214,9 +229,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     raw = read_json(folder / "config.json")
     config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
-    found = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
-    is_hf_layout = any(tensor.key.startswith("model.") for tensor in found)
-    names = [_our_name(tensor.key) if is_hf_layout else tensor.key for tensor in found]
+    held = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
+    found = [tensor for tensor in held if not tensor.key.endswith(_BUFFERS)]
+    prefix = _hf_prefix([tensor.key for tensor in held])
+    is_hf_layout = prefix is not None
+    names = [tensor.key if prefix is None else _our_name(tensor.key, prefix) for tensor in found]
     twice = [quote(name) for name, count in Counter(names).items() if count > 1]
     if twice:
         raise CheckpointError(f"{folder}: there twice: {listed(twice)}; download it again")
@@ -226,15 +243,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])
         tensors[name] = replace(tensor, shape=shape)
-    checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout)
+    left_out = tuple(tensor.key for tensor in held if tensor.key.endswith(_BUFFERS))
+    checkpoint = Checkpoint(folder, raw, config, quantization, tensors, is_hf_layout, left_out)
     _compare(checkpoint)
     return checkpoint
 
 
-def _our_name(key: str) -> str:
-    for theirs, ours in _HF_PREFIXES:
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
+def _hf_prefix(keys: Sequence[str]) -> str | None:
+    """What stands before the parts' names in Hugging Face's layout; None in the other."""
+    if any(key.startswith("model.") for key in keys):
+        return "model."
+    return "" if any(key.startswith("text_model.") for key in keys) else None
+
+
+def _our_name(key: str, prefix: str) -> str:
+    if key.startswith("lm_head."):
+        return f"language_model.{key}"
+    for theirs, ours in _HF_PARTS.items():
+        if key.startswith(prefix + theirs):
+            return ours + key.removeprefix(prefix + theirs)
     return f"{key} (in a file of Hugging Face's layout)"
 
 

@@ -24,6 +24,8 @@ from ..files import read_json
 
 _BLOCK = 2**20
 _CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
+# What a file's bytes are to NumPy, which has no bfloat16; safetensors are little-endian.
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 
@@ -98,6 +100,15 @@ def read_header(shard: Path) -> Iterator[Tensor]:
         raise CheckpointError(
             f"{shard}: damaged, or no safetensors file ({text}); download it again"
         ) from error
+
+
+def read_tensor(tensor: Tensor) -> mx.array:
+    """Read one tensor at once, by NumPy; what is float64 comes as float32."""
+    raw = np.fromfile(tensor.shard, np.uint8, tensor.nbytes, offset=tensor.start)
+    array = raw.view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
+    if tensor.dtype == "F64":
+        array = array.astype(np.float32)
+    return mx.array(array).view(mx.bfloat16) if tensor.dtype == "BF16" else mx.array(array)
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

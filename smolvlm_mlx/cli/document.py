@@ -107,7 +107,7 @@ def _read(reader: "Reader", sources: "Sequence[PageSource]", failed: list[str]) 
 def _check(output: Output, out: Path | None, files: list[Path]) -> None:
     """What would be wrong in the end is told in the beginning."""
     from ..inputs.media import PICTURE_SUFFIXES
-    from ..tasks.documents import FORMATS, check_export
+    from ..tasks.docling import FORMATS, check_export
 
     if output in FORMATS:
         check_export()
@@ -124,14 +124,12 @@ def _check(output: Output, out: Path | None, files: list[Path]) -> None:
 
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:
     from ..files import write_file
-    from ..tasks.documents import FORMATS, export
+    from ..tasks.docling import FORMATS, export, lost_note
 
     texts = [page.text for page in pages]
-    text, odd = export(texts, output, name) if output in FORMATS else ("\n".join(texts), [])
+    text, lost = export(texts, output, name) if output in FORMATS else ("\n".join(texts), {})
     notes = [(page.name, page.note) for page in pages if page.note]
-    notes += [
-        (pages[index].name, "not all of it is DocTags; only its words are kept") for index in odd
-    ]
+    notes += [(pages[index].name, lost_note(words, output)) for index, words in lost.items()]
     for page_name, note in notes:
         print(f"{page_name}: {note}", file=sys.stderr)
     if out is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import quote
 from ..inputs.settings import ImageOptions
 from .options import Flags, Loading
 
@@ -58,6 +59,8 @@ def _print_model(
             f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of "
             "all"
         )
+    if left_out := checkpoint.left_out:
+        print(f"left out: {len(left_out)} tensors that are computed, such as {quote(left_out[0])}")
     _print_tokens(checkpoint, image, picture, image_options)
 
 

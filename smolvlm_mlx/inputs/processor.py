@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
-from ..files import read_json_if_there
 from .media import Cutting
 from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
-from .settings import ImageOptions, ImageSettings
+from .settings import ImageOptions, ImageSettings, preprocessor_config
 from .tiles import TiledImage, TileLayout, normalize
-from .tokenizer import Tokenizer, chat_template
+from .tokenizer import Tokenizer, chat_template, special_tokens
 from .video import VideoSampling, words
 
 
@@ -83,7 +82,7 @@ class Processor:
         tokenizer: Tokenizer,
         settings: ImageSettings,
         tokens_per_tile: int,
-        template: str | None = None,
+        template: ChatTemplate | None = None,
         sampling: VideoSampling | None = None,
     ):
         if IMAGE not in tokenizer.added:
@@ -92,7 +91,7 @@ class Processor:
                 "checkpoint"
             )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
-        self.template = ChatTemplate(template)
+        self.template = template or ChatTemplate(None)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
     @classmethod
@@ -103,18 +102,17 @@ class Processor:
             CheckpointError: a file is missing or damaged, or belongs to another checkpoint.
         """
         tokenizer = Tokenizer.from_folder(folder)
-        raw = read_json_if_there(folder / "preprocessor_config.json")
-        settings = ImageSettings.from_dict(raw)
+        raw, name = preprocessor_config(folder)
+        settings = ImageSettings.from_dict(raw, name)
         if settings.tile_size != config.vision_config.image_size:
             raise CheckpointError(
-                f"{folder}: preprocessor_config.json makes tiles of {settings.tile_size} pixels, "
+                f"{folder}: {name} makes tiles of {settings.tile_size} pixels, "
                 f"the vision tower wants {config.vision_config.image_size}; it belongs to another "
                 "checkpoint"
             )
         sampling = VideoSampling.from_dict(raw, settings.tile_size)
-        processor = cls(
-            tokenizer, settings, config.tokens_per_tile, chat_template(folder), sampling
-        )
+        template = ChatTemplate(chat_template(folder), special_tokens(folder))
+        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling)
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "

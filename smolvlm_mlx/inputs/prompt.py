@@ -67,22 +67,37 @@ MAX_CHARACTERS = 2**24  # of a prompt; the longest context holds a thousandth
 
 # Reads [template, values] from stdin, writes the text to stdout as JSON. Its last line on stderr is
 # the reason of a failure.
+# What templates may use is what transformers gives them (utils/chat_template_utils.py).
 _CHILD = """
 import json, resource, sys
+from datetime import datetime
 limit = int(sys.argv[1])
 # macOS does not keep it; there the deadline has to do.
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+class Generation(Extension):
+    # {% generation %} ... {% endgeneration %} marks what is learned; its text is as without it.
+    tags = {"generation"}
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.CallBlock(self.call_method("as_it_is"), [], [], body).set_lineno(line)
+    def as_it_is(self, caller):
+        return caller()
 def raise_exception(message):
     raise TemplateError(message)
-def to_json(value, indent=None):
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-extensions = ["jinja2.ext.loopcontrols"]
+def strftime_now(format):
+    return datetime.now().strftime(format)
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
 )
-environment.globals["raise_exception"] = raise_exception
+environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
 environment.filters["tojson"] = to_json
 source, values = json.load(sys.stdin)
 text = environment.from_string(source).render(values)
@@ -93,10 +108,14 @@ json.dump(text, sys.stdout)
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template, or the family's own."""
+    """A checkpoint's Jinja template, or the family's own.
 
-    def __init__(self, source: str | None):
-        self.source = source or FAMILY_TEMPLATE
+    Args:
+        special_tokens: of the tokenizer, such as bos_token, for the template to use.
+    """
+
+    def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None):
+        self.source, self.special_tokens = source or FAMILY_TEMPLATE, special_tokens or {}
         self.is_known = self.source == FAMILY_TEMPLATE
 
     def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool) -> str:
@@ -105,7 +124,13 @@ class ChatTemplate:
         Raises:
             PromptError: the template fails, or does what a template should not.
         """
-        values = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        values: dict[str, object] = {
+            **self.special_tokens,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         if not self.is_known:
             return _render_apart(self.source, values)
         try:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import ImageError, quote
+from ..files import read_json_if_there
 from ..options import option
 
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
+FILTERS = range(6)  # Pillow's others: nearest 0, bilinear 2, bicubic 3, box 4, Hamming 5
 
 
 @dataclass(frozen=True)
@@ -23,38 +26,56 @@ class ImageSettings:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rescale_factor: float = 1 / 255
+    resample: int = LANCZOS
 
     def __post_init__(self) -> None:
         if problems := _problems(vars(self)):
             raise ImageError(f"image settings: {'; '.join(problems)}")
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, object]) -> "ImageSettings":
+    def from_dict(
+        cls, raw: Mapping[str, object], name: str = "preprocessor_config.json"
+    ) -> "ImageSettings":
         """From preprocessor_config.json; a missing key has the default of transformers' processor
         classes.
 
         Raises ImageError naming every problem.
         """
+        problems: list[str] = []
         values: dict[str, Any] = {
-            "tile_size": _longest_edge(raw.get("max_image_size", {"longest_edge": 364})),
-            "longest_edge": _longest_edge(raw.get("size", {"longest_edge": 4 * 364})),
+            "tile_size": _longest_edge(raw, "max_image_size", 364, problems),
+            "longest_edge": _longest_edge(raw, "size", 4 * 364, problems),
             "split": raw.get("do_image_splitting", cls.split),
-            "mean": _tuple(raw.get("image_mean", cls.mean)),
-            "std": _tuple(raw.get("image_std", cls.std)),
+            "mean": _three(raw.get("image_mean", cls.mean)),
+            "std": _three(raw.get("image_std", cls.std)),
             "rescale_factor": raw.get("rescale_factor", cls.rescale_factor),
+            "resample": raw.get("resample", cls.resample),
         }
-        # do_pad is not among them: tiles are full squares, there is nothing to pad.
-        always = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-        problems = [
-            f"{key} is {quote(raw[key])}, must be true"
-            for key in always
-            if raw.get(key, True) is not True
-        ]
-        if raw.get("resample", LANCZOS) != LANCZOS:
-            problems.append(f"resample is {quote(raw['resample'])}, must be {LANCZOS} (LANCZOS)")
+        # do_pad and do_convert_rgb are not asked: tiles are full squares, there is nothing to pad;
+        # and what is RGB stays as it is.
+        if not _is_on(raw, "do_resize", problems):
+            problems.append("do_resize is False: pictures are always resized here; set it to true")
+        if not _is_on(raw, "do_rescale", problems):
+            values["rescale_factor"] = 1.0
+        if not _is_on(raw, "do_normalize", problems):
+            values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         if problems := problems + _problems(values):
-            raise ImageError(f"preprocessor_config.json: {'; '.join(problems)}")
+            raise ImageError(f"{name}: {'; '.join(problems)}")
         return cls(**values)
+
+
+def preprocessor_config(folder: Path) -> tuple[Mapping[str, object], str]:
+    """How a checkpoint's pictures are prepared, and the file's name: the `image_processor` of
+    processor_config.json, where transformers 5 saves it, or preprocessor_config.json.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    saved = read_json_if_there(folder / "processor_config.json").get("image_processor")
+    if isinstance(saved, Mapping):
+        return saved, "processor_config.json"
+    name = "preprocessor_config.json"
+    return read_json_if_there(folder / name), name
 
 
 @dataclass(frozen=True)
@@ -89,12 +110,28 @@ class ImageOptions:
         return replace(settings, **self.given)
 
 
-def _longest_edge(size: object) -> object:
-    return size.get("longest_edge") if isinstance(size, Mapping) else size
+def _longest_edge(raw: Mapping[str, object], key: str, default: int, problems: list[str]) -> object:
+    """The value of a size. In transformers one number, or a height and a width, is the size of
+    every picture, whatever its shape."""
+    size = raw.get(key, {"longest_edge": default})
+    if isinstance(size, Mapping) and "longest_edge" in size:
+        return size["longest_edge"]
+    problems.append(f"{key} is {quote(size)}, must be {{'longest_edge': pixels}}")
+    return default
 
 
-def _tuple(values: object) -> object:
-    return tuple(values) if isinstance(values, list) else values
+def _is_on(raw: Mapping[str, object], key: str, problems: list[str]) -> bool:
+    value = raw.get(key, True)
+    if type(value) is not bool:
+        problems.append(f"{key} is {quote(value)}, must be true or false")
+    return value is not False
+
+
+def _three(values: object) -> object:
+    """One for each channel; a single number is for all."""
+    if isinstance(values, list):
+        return tuple(values)
+    return (values,) * 3 if _is_number(values) else values
 
 
 def _problems(values: Mapping[str, object]) -> list[str]:
@@ -115,6 +152,8 @@ def _problems(values: Mapping[str, object]) -> list[str]:
             found.append(f"{name} is {quote(three)}, must be three numbers")
         elif name == "std" and min(three) <= 0:
             found.append(f"std is {quote(three)}, must be above 0")
+    if type(values["resample"]) is not int or values["resample"] not in FILTERS:
+        found.append(f"resample is {quote(values['resample'])}, must be a number from 0 to 5")
     factor = values["rescale_factor"]
     if not _is_number(factor) or factor <= 0:
         found.append(f"rescale_factor is {quote(factor)}, must be a number above 0")

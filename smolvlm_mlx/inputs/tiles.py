@@ -81,7 +81,7 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:
         raise ValueError(f"make_tiles wants an RGB picture from load_image, not mode {image.mode}")
     check_side(image.size, "the picture")
     try:
-        return _cut(image, plan_tiles(image.size, settings), settings.tile_size)
+        return _cut(image, plan_tiles(image.size, settings), settings)
     except MemoryError as error:
         width, height = image.size
         raise ImageError(
@@ -89,15 +89,16 @@ def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:
         ) from error
 
 
-def _cut(image: Image.Image, layout: TileLayout, t: int) -> TiledImage:
+def _cut(image: Image.Image, layout: TileLayout, settings: ImageSettings) -> TiledImage:
+    t, filter = settings.tile_size, Image.Resampling(settings.resample)
     with ThreadPoolExecutor(2) as pool:
-        grid = resize(resize(image, layout.resized, pool), layout.grid, pool)
+        grid = resize(resize(image, layout.resized, pool, filter), layout.grid, pool, filter)
         if not layout.rows:
             return TiledImage(np.array(grid)[None], layout)  # (1, t, t, 3)
         pixels = np.asarray(grid).reshape(layout.rows, t, layout.cols, t, 3)
         tiles = np.empty((layout.tiles, t, t, 3), np.uint8)
         tiles[:-1].reshape(layout.rows, layout.cols, t, t, 3)[...] = pixels.swapaxes(1, 2)
-        tiles[-1] = np.asarray(resize(grid, (t, t), pool))
+        tiles[-1] = np.asarray(resize(grid, (t, t), pool, filter))
     return TiledImage(tiles, layout)
 
 
@@ -168,24 +169,35 @@ def _scaled(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
     )
 
 
-def resize(image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor) -> Image.Image:
-    """Pillow's own LANCZOS resize, its horizontal pass split by rows and its vertical pass by
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    pool: ThreadPoolExecutor,
+    filter: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """Pillow's own resize, its horizontal pass split by rows and its vertical pass by
     columns. Exact: Pillow makes the same two passes with uint8 between, and it releases the GIL."""
     (width, height), (to_width, to_height) = image.size, size
     # From 13.0 on Pillow makes the vertical pass first under this condition (ImagingResampleInner
     # in Resample.c).
     vertical_first = height - to_height > max(2 * (width - to_width), 0)
     is_threaded = THREADED_PIXELS[0] <= width * height <= THREADED_PIXELS[1]
-    if vertical_first or not is_threaded or min(height, to_width) < 2:
-        return image.resize(size, Image.Resampling.LANCZOS)
+    if (
+        vertical_first
+        or not is_threaded
+        or min(height, to_width) < 2
+        or filter == Image.Resampling.NEAREST
+    ):
+        # NEAREST has no two passes
+        return image.resize(size, filter)
     image.load()  # not in two threads at once
     if to_width != width:
-        image = _resize_side(image, (to_width, height), pool)
-    return image if to_height == height else _resize_side(image, size, pool)
+        image = _resize_side(image, (to_width, height), pool, filter)
+    return image if to_height == height else _resize_side(image, size, pool, filter)
 
 
 def _resize_side(
-    image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor
+    image: Image.Image, size: tuple[int, int], pool: ThreadPoolExecutor, filter: Image.Resampling
 ) -> Image.Image:
     """A resize of one side, done in two halves of the other."""
     (width, height), (to_width, to_height) = image.size, size
@@ -198,9 +210,7 @@ def _resize_side(
         boxes = [(0, 0, half, height), (half, 0, width, height)]
         sizes = [(half, to_height), (width - half, to_height)]
     whole = Image.new("RGB", size)
-    parts = pool.map(
-        lambda box, to: image.crop(box).resize(to, Image.Resampling.LANCZOS), boxes, sizes
-    )
+    parts = pool.map(lambda box, to: image.crop(box).resize(to, filter), boxes, sizes)
     for (left, upper, _, _), part in zip(boxes, parts, strict=True):
         whole.paste(part, (left, upper))
     return whole

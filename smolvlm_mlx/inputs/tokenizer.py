@@ -13,8 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders
 
-from ..errors import CheckpointError, PromptError, reason
-from ..files import read_json, read_json_if_there
+from ..errors import CheckpointError, PromptError, quote, reason
+from ..files import read_json_if_there
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 
@@ -144,20 +144,64 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
+# ---- what a checkpoint's files say for chat templates, as transformers 5.23 reads them
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The named tokens that a chat template may use, such as bos_token and image_token.
+
+    special_tokens_map.json counts where tokenizer_config.json is of an older kind, without
+    `added_tokens_decoder`.
+    """
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    raw: dict[str, object] = dict(config)
+    if "added_tokens_decoder" not in config:
+        raw |= read_json_if_there(folder / "special_tokens_map.json")
+    extra = raw.get("extra_special_tokens")
+    more: dict[str, object] = extra if isinstance(extra, dict) else {}
+    contents = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in {**raw, **more}.items()
+        if name.endswith("_token") or name in more
+    }
+    return {name: token for name, token in contents.items() if isinstance(token, str)}
+
+
 def chat_template(folder: Path) -> str | None:
-    """The checkpoint's template, from chat_template.jinja, chat_template.json or
-    tokenizer_config.json, newest home first."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        try:
-            return jinja.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{jinja}: cannot be read ({reason(error)})") from error
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
-        template = read_json(path).get("chat_template") if path.exists() else None
-        if isinstance(template, str):
+    """The checkpoint's template: of processor_config.json, else of chat_template.json, of
+    chat_template.jinja or one named default in additional_chat_templates/, of
+    tokenizer_config.json. Of several by name it is the one named default.
+
+    Raises:
+        CheckpointError: a file is damaged, or has several and none of that name.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        if (template := _template_of(folder / name)) is not None:
             return template
-        if template is not None:
-            raise CheckpointError(f"{path}: chat_template is a {type(template).__name__}, not text")
-    return None
+    for name in ("chat_template.jinja", "additional_chat_templates/default.jinja"):
+        path = folder / name
+        if path.is_file():
+            try:
+                return path.read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
+    return _template_of(folder / "tokenizer_config.json")
+
+
+def _template_of(path: Path) -> str | None:
+    """The template in a JSON file: a text, or a list of `{"name": ..., "template": ...}`."""
+    template = read_json_if_there(path).get("chat_template")
+    if isinstance(template, list):
+        named = {
+            each.get("name"): each.get("template") for each in template if isinstance(each, dict)
+        }
+        template = named.get("default")
+        if template is None:
+            names = ", ".join(quote(name) for name in named)
+            raise CheckpointError(
+                f"{path}: chat_template has {names or 'nothing'}, and none named 'default'; write "
+                "the one to use into chat_template.json"
+            )
+    if template is None or isinstance(template, str):
+        return template
+    raise CheckpointError(f"{path}: chat_template is a {type(template).__name__}, not text")

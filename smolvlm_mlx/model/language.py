@@ -20,7 +20,8 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        self.head_dim = config.head_dim
+        self.rope_theta, self.rope_periods = config.rope_theta, config.rope_periods
         self.scale = config.head_dim**-0.5
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
@@ -51,8 +52,15 @@ class Attention(nn.Module):
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn heads (B, heads, T, d) by their positions, from `offset` on (arXiv:2104.09864)."""
+        base, periods = self.rope_theta, self.rope_periods
         return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+            x,
+            self.head_dim,
+            traditional=False,
+            base=base if periods is None else None,
+            scale=1.0,
+            offset=offset,
+            freqs=None if periods is None else mx.array(periods),  # scaled positions
         )
 
 

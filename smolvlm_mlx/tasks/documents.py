@@ -4,23 +4,17 @@ from any other.
     reader = Reader(*load("ds4sd/SmolDocling-256M-preview"))
     for page in reader.read(find_pages(["report.pdf"])):
         print(page.text)
-
-DocTags are `<doctag><text><loc_1><loc_2><loc_3><loc_4>Words</text>...</doctag>`: elements, their
-places in five hundredths of the page, and their text (arXiv:2503.11576). docling-core (the extra
-`documents`) is imported here alone, when something is exported in another format.
 """
 
-import json
 import re
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
-from ..errors import DataError, PromptError, quote
+from ..errors import PromptError, quote
 from ..events import Statistics, Text
 from ..generation.engine import Engine
 from ..generation.options import Options
@@ -32,29 +26,12 @@ from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .captions import TASKS
+from .doctags import END, close_tags
 from .options import DOCUMENT_MODEL, DOCUMENTS
 
-BEGIN, END = "<doctag>", "</doctag>"
-FORMATS = ("markdown", "html", "json")
-_TAG = re.compile(r"<(/?)(\w+)>")
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
 # OTSL, the language of tables (arXiv:2305.03393).
 _CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")
-
-
-def close_tags(text: str, tokens: Collection[str]) -> str:
-    """The page with its open elements closed, as it has to be for the words in them to be read.
-
-    Args:
-        tokens: of the checkpoint; an element can be open if its closing tag is among them.
-    """
-    stack: list[str] = []
-    for slash, name in _TAG.findall(text):
-        if not slash and f"</{name}>" in tokens:
-            stack.append(name)
-        elif slash and name in stack:
-            del stack[len(stack) - 1 - stack[::-1].index(name) :]
-    return text + "".join(f"</{name}>" for name in reversed(stack))
 
 
 def is_prose(block: str) -> bool:
@@ -63,69 +40,6 @@ def is_prose(block: str) -> bool:
     twice = block * 2  # a block may begin in the middle of a tag
     words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
     return not _CELL.search(twice) and any(character.isalpha() for character in words)
-
-
-def check_export() -> None:
-    """Whether pages can be exported.
-
-    Raises:
-        DataError: docling-core is not installed.
-    """
-    try:
-        import docling_core.types.doc.document  # noqa: F401
-    except ImportError:
-        raise DataError(
-            f"{', '.join(FORMATS)} are made by docling-core: pip install 'smolvlm-mlx[documents]'; "
-            "or use doctags"
-        ) from None
-
-
-def export(pages: Sequence[str], form: str, name: str = "Document") -> tuple[str, list[int]]:
-    """One document of DocTags pages, as markdown, html, or docling's own json.
-
-    Places in json are fractions of the page, whose size is 1 x 1.
-
-    Returns:
-        The text; and the indices of pages that are no DocTags, of which only the words are in it.
-
-    Raises:
-        DataError: docling-core is not installed.
-    """
-    check_export()
-    odd = [index for index, page in enumerate(pages) if _convert([page], form, name) is None]
-    readable = [
-        f"{BEGIN}<text>{_words(page)}</text>{END}" if index in odd else page
-        for index, page in enumerate(pages)
-    ]
-    text = _convert(readable, form, name)
-    if text is None:
-        raise DataError(f"docling-core cannot make {form} of these pages; use doctags")
-    return text, odd
-
-
-def _convert(pages: Sequence[str], form: str, name: str) -> str | None:
-    """None if docling-core cannot read them, or finds no element: model text may be anything."""
-    from docling_core.types.doc.document import DoclingDocument, DocTagsDocument
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about places beyond the page, which it clamps
-        try:
-            tags = DocTagsDocument.from_doctags_and_image_pairs(list(pages), None)
-            document: Any = DoclingDocument.load_from_doctags(tags, document_name=name)
-            found = (document.texts, document.tables, document.pictures, document.key_value_items)
-            if not any(found) and any(map(_words, pages)):
-                return None
-            if form == "json":
-                return json.dumps(document.export_to_dict(), ensure_ascii=False, indent=1)
-            return str(
-                document.export_to_html() if form == "html" else document.export_to_markdown()
-            )
-        except (ValueError, LookupError):
-            return None
-
-
-def _words(page: str) -> str:
-    return " ".join(_TAG.sub(" ", page).split())
 
 
 # SmolDocling's instruction for a whole page: the model card of ds4sd/SmolDocling-256M-preview.

@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..files import write_file
 
 Line = dict[str, Any]
+FIELDS = ("path", "stat", "sha256", "run", "note", "error")
 
 
 def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:

@@ -166,7 +166,7 @@ def decode_step(layers: Sequence[DecoderLayer], x: mx.array, caches: Sequence[KV
     """
     attention, offset = layers[0].self_attn, caches[0].offset
     h, k, d = attention.heads, attention.kv_heads, attention.head_dim
-    angles = offset * _frequencies(attention.rope_theta, d)
+    angles = offset * _frequencies(attention.rope_theta, attention.rope_periods, d)
     cosines, sines = np.cos(angles), np.sin(angles)
     y = np.array(x).reshape(-1)
     for layer, cache in zip(layers, caches, strict=True):
@@ -208,9 +208,11 @@ def _is_plain(layer: DecoderLayer) -> bool:
 
 
 @lru_cache
-def _frequencies(theta: float, d: int) -> Floats:
+def _frequencies(theta: float, periods: tuple[float, ...] | None, d: int) -> Floats:
     """Of rotary positions (d/2,), rounded as `mx.fast.rope` rounds them, which rotated the keys of
     the prompt."""
+    if periods is not None:
+        return np.float32(1) / np.array(periods, np.float32)
     return np.array(
         mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2)))
     )
