@@ -93,7 +93,9 @@ def test_scores_by_category(data: Path, fake: Fake, tmp_path: Path) -> None:
     }
     assert list(result.categories) == ["color", "number", "choice", ""]
     assert result.answers[1] == Answer("questions.jsonl:2", "number", "two", ("2", "two"), 1.0)
-    assert result.answers[4] == Answer("questions.jsonl:5", "color", "circle", ("square",), 0.0)
+    assert result.answers[4] == Answer(
+        "questions.jsonl:5", "color", "circle", ("square",), 0.0, image=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
         assert bool(answer.error) == bool(reason)
         assert reason in answer.error
     code, out, err = call("evaluate", rows, "-m", "tiny", "--out", tmp_path)
-    assert (code, table(out)[4]) == (0, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
+    assert (code, table(out)[4]) == (1, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
     assert err.splitlines() == [
         "5 rows could not be asked, and count as wrong for tiny:",
         *(f"  {answer.where}: {answer.error}" for answer in result.answers if answer.error),
@@ -343,7 +345,7 @@ def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_pat
         "all 6 66.7 (30.0 to 90.3) 100.0 (61.0 to 100.0)".split(),
         "difference +33.3 ± 41.3".split(),
         "same answers 66.7".split(),
-        "Per cent, with 95 per cent intervals.".split(),
+        "Per cent, with 95 per cent intervals. 2 of 6 rows have a picture.".split(),
     ]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
         "first.jsonl",
@@ -366,6 +368,8 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
         "mean": 2 / 3,
         "interval": list(Score(3, 2 / 3).interval),
         "failed": 0,
+        "images": 1,
+        "videos": 0,
         "categories": {**categories, "choice": {"count": 1, "mean": 0.0}},
         "agreement": 1.0,
     }
