@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.data.benchmarks import LAYOUTS
-from smolvlm_mlx.data.rows import Row
+from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import DataError
 from tests.support.rows import outcome
@@ -256,6 +256,15 @@ def test_questions_about_pictures(name: str) -> None:
     made = sample(raw)
     assert made.messages == [{"role": "user", "content": [IMAGE, {"type": "text", "text": asked}]}]
     assert (list(made.answers), made.metric, made.category) == (answers, metric, category)
+
+
+def test_the_same_from_a_folder_of_the_hub(tmp_path: Path, hub: Any) -> None:
+    """Where `datasets` reads them, each picture as its bytes."""
+    for number, raw in enumerate([*(row[0] for row in PICTURES.values()), MMMU]):
+        folder = tmp_path / str(number)
+        hub.Dataset.from_list([raw]).to_parquet(folder / "test-00000-of-00001.parquet")
+        (row,) = read_rows(folder)
+        assert make_sample(row) == sample(raw)
 
 
 def test_mmmu_shows_its_pictures_where_they_are_named() -> None:

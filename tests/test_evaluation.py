@@ -327,6 +327,56 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
     )
 
 
+def test_a_picture_that_would_be_lost_is_told_and_not_asked(
+    data: Path, fake: Fake, call: Any, tmp_path: Path
+) -> None:
+    """Understood where the column means one thing, as `image_path` does."""
+    rows = write_rows(
+        data.parent / "columns.jsonl",
+        {"image_path": "red.png", "question": "What color?", "answer": "red"},
+        {"bild": "red.png", "question": "What color?", "answer": "red"},
+        {"question": "How many?", "anwser": "2"},
+        {"question": "Which?", "choices": ["cat", "dog"], "answer": "bird"},
+    )
+    asked = fake(tiny=RIGHT)
+    code, out, err = call("evaluate", rows, "-m", "tiny", "--out", tmp_path)
+    assert (code, asked) == (1, ["What color?"])
+    assert "1 of 4 rows have a picture." in out
+    assert err.splitlines() == [
+        "3 rows could not be asked, and count as wrong for tiny:",
+        "  columns.jsonl:2: column 'bild' holds a picture that would be lost; rename it to image, "
+        "or leave it out",
+        "  columns.jsonl:3: column 'anwser' is not known; rename it to answer",
+        "  columns.jsonl:4: answer 'bird' is neither one of the 2 choices nor the letter of one",
+    ]
+    (summary,) = json.loads(call("evaluate", rows, "-m", "tiny", "--out", tmp_path, "--json")[1])
+    assert (summary["failed"], summary["images"], summary["videos"]) == (3, 1, 0)
+
+
+def test_auto_is_the_metric_of_the_benchmark(fake: Fake, tmp_path: Path) -> None:
+    """DocVQA's lets a letter be wrong, VQA's counts people, OCRBench's finds the words within."""
+    picture = Image.new("RGB", (64, 64))
+    docvqa = {"questionId": 1, "question": "What color?", "answers": ["reed"], "image": picture}
+    answers = [{"answer": answer} for answer in ("2", "two", "3", "", "", "", "", "", "", "")]
+    vqa = {"question": "How many?", "answers": answers, "image": picture, "answer_type": "number"}
+    vqa["multiple_choice_answer"] = "2"
+    ocr = {"question": "What shape?", "answer": ["quar"], "image": picture, "dataset": "IIIT5K"}
+    ocr["question_type"] = "Regular Text Recognition"
+    fake(tiny=RIGHT)
+    rows = [Row(f"set:{number}", raw) for number, raw in enumerate((docvqa, vqa, ocr))]
+    result = evaluate("tiny", rows, tmp_path / "auto.jsonl")
+    assert [answer.score for answer in result.answers] == pytest.approx([0.75, 0.6, 1])
+    assert list(result.categories) == ["", "number", "Regular Text Recognition"]
+    exact = evaluate("tiny", rows, tmp_path / "exact.jsonl", metric="exact")
+    assert [answer.score for answer in exact.answers] == [0, 1, 0]
+
+
+def test_nobodys_words_are_within_no_answer(fake: Fake, tmp_path: Path) -> None:
+    fake(tiny=RIGHT)
+    row = Row("set:1", {"question": "Which?", "answers": ["", "bird"]})
+    assert evaluate("tiny", [row], tmp_path / "out.jsonl", metric="contains").score.mean == 0
+
+
 # ---- the command line
 
 

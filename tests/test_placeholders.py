@@ -62,6 +62,14 @@ def test_a_picture_goes_to_the_first_user() -> None:
         placed("x", A, role="system")
 
 
+def test_pictures_of_the_messages_are_not_shown_again() -> None:
+    own = [A, text("Which?")]
+    assert placed(own) == placed(own, A) == own
+    assert placed([A, IMAGE], B) == [A, B]
+    with pytest.raises(DataError, match="2 images of the row, and 1 others in its messages"):
+        placed(own, A, B)
+
+
 @pytest.mark.parametrize("content", ["Which <b>?", "a < b", "<images>", "<image_url>", ""])
 def test_other_marks_stay_text(content: str) -> None:
     assert placed(content) == content

@@ -68,16 +68,6 @@ def test_without_datasets(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
         read_rows(source)
 
 
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The datasets package, without a network and with a cache of its own."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    return datasets
-
-
 def test_folder(tmp_path: Path, hub: Any) -> None:
     for part, size in {"test": 3, "validation": 1}.items():
         (folder := tmp_path / part).mkdir()
@@ -164,6 +154,7 @@ def only_row(file: Path, content: str) -> Any:
         ("data.json", json.dumps(RAW) + "\n"),
         ("data.json", "\ufeff" + json.dumps([RAW])),
         ("data.jsonl", json.dumps(RAW)),
+        ("data.jsonl", json.dumps([RAW], indent=2)),
         ("data.JSON", json.dumps([RAW])),
         ("data.txt", json.dumps(RAW)),
     ],

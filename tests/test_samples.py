@@ -232,13 +232,14 @@ def test_rows_that_are_none(raw: Any, said: str) -> None:
 
 KEYS = (
     "messages question answer answers images image texts choices category role content type path "
-    "user"
+    "user conversations from value query response prompt completion instruction input history "
+    "system caption text file_name video label image_1 start bytes A B"
 ).split()
 VALUES = (
     st.none()
     | st.booleans()
     | st.integers()
-    | st.sampled_from(["assistant", "user", "image", "", "x"])
+    | st.sampled_from(["assistant", "user", "image", "", "x", "<image>", "a.png", "a.mp4", "[1]"])
 )
 TREES = st.recursive(
     VALUES, lambda tree: st.lists(tree) | st.dictionaries(st.sampled_from(KEYS), tree), max_leaves=8

@@ -6,6 +6,7 @@ Paths are relative to the file that holds the row, wherever in the row they stan
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,9 +84,12 @@ def find_media(raw: Mapping[str, object], folder: Path) -> tuple[Pool, Pool]:
     for column, value in raw.items():
         if not is_empty(value) and (kind := _kind(column, value)):
             (videos if kind == "video" else images)[column] = value
-    pools = _pool("image", images, folder), _pool("video", videos, folder)
-    times = {name: _seconds(name, raw[name]) for name in VIDEO_TIMES if not is_empty(raw.get(name))}
-    return pools[0], {number: {**part, **times} for number, part in pools[1].items()}
+    clips = _pool("video", videos, folder)
+    named = [name for name in VIDEO_TIMES if clips and not is_empty(raw.get(name))]
+    times = {name: _seconds(name, raw[name]) for name in named}
+    return _pool("image", images, folder), {
+        number: {**clip, **times} for number, clip in clips.items()
+    }
 
 
 def _kind(column: str, value: object) -> str | None:
@@ -274,6 +278,7 @@ def _mistyped(column: str, raw: Mapping[str, object]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def is_near(one: str, other: str) -> bool:
     """Whether words of five letters or more differ in one letter, or in the order of two."""
 

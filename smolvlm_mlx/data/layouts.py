@@ -54,7 +54,7 @@ def read_messages(
         messages = _cauldron(raw["texts"])
     elif question := only(raw, QUESTIONS):
         messages = _question(raw, question, choices)
-    elif (caption := only(raw, CAPTIONS)) and kinds:
+    elif (caption := only(raw, CAPTIONS)) and kinds and all(is_empty(raw.get(n)) for n in ANSWERS):
         asked = CAPTION_QUESTION if "image" in kinds else CAPTION_QUESTION_OF_VIDEOS
         messages = [{"role": "user", "content": asked}]
         return _with_system(raw, messages), raw[caption]

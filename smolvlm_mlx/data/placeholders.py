@@ -39,8 +39,8 @@ def place(
     """
     contents = [_parts(message, folder) for message in messages]
     for kind, pool in (("image", images), ("video", videos)):
-        slots = [slot for parts in contents for slot in _slots(parts, kind)]
-        filled, first = _filled(kind, slots, pool)
+        parts = [part for content in contents for part in content]
+        filled, first = _filled(kind, parts, pool)
         contents = [
             [next(filled) if isinstance(p, _Slot) and p.kind == kind else p for p in parts]
             for parts in contents
@@ -56,14 +56,12 @@ def place(
     ]
 
 
-def _slots(parts: Sequence[_Part], kind: str) -> list[_Slot]:
-    return [part for part in parts if isinstance(part, _Slot) and part.kind == kind]
-
-
 def _filled(
-    kind: str, slots: Sequence[_Slot], pool: Pool
+    kind: str, content: Sequence[_Part], pool: Pool
 ) -> tuple[Iterator[RawPart], list[RawPart]]:
     """What stands in the slots, in order, and what comes first because no slot is for it."""
+    slots = [part for part in content if isinstance(part, _Slot) and part.kind == kind]
+    own = [part for part in content if isinstance(part, Mapping) and part.get("type") == kind]
     numbers = [slot.number for slot in slots if slot.number is not None]
     if numbers and len(numbers) == len(slots):
         if missing := [number for number in numbers if number not in pool]:
@@ -71,6 +69,13 @@ def _filled(
         rest = [part for number, part in pool.items() if number not in numbers]
         return iter([pool[number] for number in numbers]), rest
     parts = [pool[number] for number in sorted(pool)]
+    if own and parts and not slots:
+        if own != parts:  # the row names again what its messages show
+            raise DataError(
+                f"{len(parts)} {kind}s of the row, and {len(own)} others in its messages; give "
+                "each once"
+            )
+        return iter(()), []
     if not slots:
         return iter(()), parts
     if len(slots) != len(parts):

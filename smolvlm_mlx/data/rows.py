@@ -78,13 +78,12 @@ def _rows(source: str, path: Path, subset: str | None) -> Iterator[Row]:
 
 
 def _file(path: Path) -> Iterator[Row]:
-    kind = path.suffix.lower()
-    read = _csv if kind in (".csv", ".tsv") else _json if kind == ".json" else _json_lines
+    is_csv = path.suffix.lower() in (".csv", ".tsv")
     try:
-        for where, raw in read(path):
+        for where, raw in _csv(path) if is_csv else _json(path):
             yield Row(f"{path.name}:{where}", raw, path.parent.absolute())
     except (OSError, UnicodeDecodeError) as error:
-        what = "CSV" if read is _csv else "JSON lines"
+        what = "CSV" if is_csv else "JSON lines"
         raise DataError(
             f"{path}: cannot be read ({reason(error)}); it must be {what} in UTF-8"
         ) from error
@@ -101,8 +100,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, object]]:
-    """The members of a list, of an object of objects (MathVista), or of the list of objects in an
-    object (DocVQA's `data`); else JSON lines."""
+    """Lines; but of a file that ends in .json, or begins as a list, the members of the list, of an
+    object of objects (MathVista), or of the list of objects in an object (DocVQA's `data`)."""
+    with path.open(encoding="utf-8-sig") as file:
+        is_list = file.read(100).lstrip().startswith("[")
+    if not is_list and path.suffix.lower() != ".json":
+        return _json_lines(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_Number)
     except UnicodeDecodeError:
