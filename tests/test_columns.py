@@ -81,6 +81,7 @@ def test_frames_are_one_video() -> None:
         ({"image": b"PNG", "img": b"GIF"}, ("image", "img")),
         ({"image": "a.jpg", "image_1": "b.jpg"}, ("image", "image_1")),
         ({"video": "a.mp4", "video_path": "b.mp4"}, ("video", "video_path")),
+        ({"image_1": "a.jpg", "image1": "b.jpg"}, ("image_1", "image1")),
     ],
 )
 def test_two_columns_that_could_be_the_picture_are_both_named(
@@ -97,6 +98,11 @@ def test_names_of_a_picture_that_is_there_are_no_second_one(held: Any) -> None:
 
 
 # ---- what would be lost
+
+
+def test_a_video_beside_a_picture_is_not_its_origin() -> None:
+    assert said(image=b"PNG", link="https://a.b/c.mp4").startswith("column 'link' holds a video")
+    assert said(image="a.jpg", film="a.mp4").startswith("column 'film' holds a video")
 
 
 LOST: list[Any] = [

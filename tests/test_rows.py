@@ -252,9 +252,10 @@ def test_a_folder_with_metadata(
 
 @pytest.mark.usefixtures("no_datasets")
 def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
-    for name in ("a.png", "b.JPG", "c.webp", "d.mp4"):
+    (tmp_path / "more").mkdir()
+    for name in ("a.png", "b.JPG", "c.webp", "d.mp4", "more/a.jpg", "._a.jpg"):
         (tmp_path / name).touch()
-    for name in ("a", "b", "d", "notes"):
+    for name in ("a", "b", "d", "notes", "more/a"):
         (tmp_path / f"{name}.txt").write_text(f"\ufeffAbout {name}.\n", encoding="utf-8")
     rows = read_rows(tmp_path)
     assert {row.where: outcome(row) for row in rows} == {
@@ -262,9 +263,12 @@ def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
         "b.JPG": "About b.",
         "c.webp": "no c.txt beside it",
         "d.mp4": "About d.",
+        "more/a.jpg": "About more/a.",
         "notes.txt": "no picture of this name beside it",
     }
     assert [make_sample(row).shows("video") for row in (rows[0], rows[3])] == [False, True]
+    image = make_sample(rows[4]).messages[0]["content"][0]
+    assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
 
 
 def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:

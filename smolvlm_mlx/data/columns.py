@@ -34,7 +34,7 @@ IMAGES = (
 )
 VIDEOS = (
     *("video", "videos", "video_path", "video_paths", "video_file", "video_files"),
-    *("video_url", "video_urls", "clip", "clips"),
+    *("video_url", "video_urls"),
 )
 OTHERS = ("texts", "input", "history", "system", "category", "split", "longest_edge", "max_tiles")
 # Of each at least one column is read, if it is there.
@@ -110,7 +110,7 @@ def _kind_of(value: object) -> str | None:
 
 def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
     numbers = {column: int(match[2]) for column in found if (match := NUMBERED.fullmatch(column))}
-    if found and len(numbers) == len(found):
+    if found and len(set(numbers.values())) == len(found):
         return {numbers[column]: make_part(kind, found[column], folder) for column in found}
     # A name beside a picture that is there itself says where it came from.
     held = [column for column in found if _is_itself(found[column])]
@@ -263,7 +263,10 @@ def _is_origin(value: object, media: Sequence[RawPart]) -> bool:
     """Whether it is the address or the name of a picture that is shown."""
     if not isinstance(value, str) or value.startswith("data:") or _is_base64(value):
         return False
-    shown = [part.get("path") or part.get("url") for part in media]
+    kind = _kind_of(value) or "image"
+    shown = [part.get("path") or part.get("url") for part in media if part["type"] == kind]
+    if not shown:
+        return False
     names = {Path(str(source)).name for source in shown if source is not None}
     return value.startswith(("http://", "https://")) or None in shown or Path(value).name in names
 

@@ -39,8 +39,7 @@ def place(
     """
     contents = [_parts(message, folder) for message in messages]
     for kind, pool in (("image", images), ("video", videos)):
-        parts = [part for content in contents for part in content]
-        filled, first = _filled(kind, parts, pool)
+        filled, first = _filled(kind, [part for parts in contents for part in parts], pool)
         contents = [
             [next(filled) if isinstance(p, _Slot) and p.kind == kind else p for p in parts]
             for parts in contents

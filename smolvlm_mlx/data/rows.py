@@ -149,15 +149,19 @@ def _cell(text: str) -> object:
 
 
 def _texts(folder: Path) -> list[Row]:
-    """Pictures and videos with a .txt of the same name, which is what to say of them."""
-    files = sorted(folder.iterdir())
-    texts = {file.stem: file for file in files if file.suffix.lower() == ".txt"}
+    """Pictures and videos, in the folder and those below, with a .txt of the same name beside each,
+    which is what to say of them."""
+    files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     shown = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
-    if texts.keys().isdisjoint(file.stem for file in shown):
+    if texts.keys().isdisjoint(file.with_suffix("") for file in shown):
         return []
-    raws = {file.name: _captioned(file, texts.pop(file.stem, None)) for file in shown}
-    raws |= {text.name: DataError("no picture of this name beside it") for text in texts.values()}
-    return [Row(name, raw, folder.absolute()) for name, raw in raws.items()]
+    raws = {file: _captioned(file, texts.pop(file.with_suffix(""), None)) for file in shown}
+    raws |= {text: DataError("no picture of this name beside it") for text in texts.values()}
+    return [
+        Row(str(file.relative_to(folder)), raw, file.parent.absolute())
+        for file, raw in raws.items()
+    ]
 
 
 def _captioned(file: Path, text: Path | None) -> object:
