@@ -326,6 +326,14 @@ def test_videos_that_are_not_there_are_told_by_name(name: str, tmp_path: Path) -
         sample(raw)
 
 
+@pytest.mark.parametrize("raw", [VIDEO_MME, CINEPILE, MLVU])
+def test_a_video_that_a_row_has_itself_is_shown(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "own.mp4").touch()
+    for video in ("own.mp4", {"bytes": None, "path": "own.mp4"}):
+        (part, _) = sample({**raw, "video": video}, tmp_path).messages[0]["content"]
+        assert part == {"type": "video", "path": str(tmp_path / "own.mp4")}
+
+
 def test_videos_in_a_folder_beside_that_of_the_rows_are_found(tmp_path: Path) -> None:
     """As MLVU has them: json/1_plotQA.json and video/1_plotQA/movie.mp4."""
     (tmp_path / "json").mkdir()

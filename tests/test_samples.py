@@ -69,6 +69,16 @@ def test_a_number_among_choices_is_an_index(answer: object, right: str) -> None:
     assert sample(question="Which?", options=["2", "4", "6"], answer=answer).answers == (right,)
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "right"),
+    [([2, 4, 6], 4, "4"), ([2, 4, 6], 1, "4"), ([0.5, 1.5], 1.5, "1.5"), ("[2, 4]", 4, "4")],
+)
+def test_a_number_among_numbers_is_the_one_that_is_written_so(
+    choices: Any, answer: object, right: str
+) -> None:
+    assert sample(question="Which?", choices=choices, answer=answer).answers == (right,)
+
+
 def test_choices() -> None:
     made = sample(question="Which?", choices=["one", 2, "three"], answer="B")
     asked = "Which?\nA. one\nB. 2\nC. three\nAnswer with the letter."

@@ -115,18 +115,18 @@ def _ocrbench(raw: Raw, folder: Path) -> Raw:
 
 
 def _videomme(raw: Raw, folder: Path) -> Raw:
-    video = find_beside(str(raw["videoID"]), folder, VIDEO_SUFFIXES)
-    return {"video": video, "category": raw.get("duration"), "metric": "choice"}
+    video = raw.get("video") or raw["videoID"]
+    return {"video": _video(video, folder), "category": raw.get("duration"), "metric": "choice"}
 
 
 def _cinepile(raw: Raw, folder: Path) -> Raw:
     link = re.search(r"(?:v=|youtu\.be/)([\w-]+)", str(raw.get("yt_clip_link")))
-    name = raw.get("videoID") or (link[1] if link else raw.get("yt_clip_link"))
+    name = raw.get("videoID") or (link[1] if link else raw["yt_clip_link"])
     question = str(raw["question"])
     if subtitles := raw.get("subtitles"):
         question = f"Subtitles:\n{subtitles}\n\n{question}"
     return {
-        "video": find_beside(str(name), folder, VIDEO_SUFFIXES),
+        "video": _video(raw.get("video") or name, folder),
         "question": question,
         "answer": raw["answer_key_position"],
         "category": " ".join(str(raw.get("question_category") or "").split()),
@@ -137,8 +137,7 @@ def _cinepile(raw: Raw, folder: Path) -> Raw:
 def _candidates(raw: Raw, folder: Path) -> Raw:
     """MVBench, and MLVU in its two forms. `start` and `end` are of the whole video, not of the cut
     ones in folders named segment."""
-    name = raw.get("video") or raw.get("video_name")
-    video = find_beside(name, folder, VIDEO_SUFFIXES) if isinstance(name, str) else name
+    video = _video(raw.get("video") or raw.get("video_name"), folder)
     said: Raw = {"video": video, "video_name": None, "metric": "choice"}
     if isinstance(video, str) and "segment" in Path(video).parent.name:
         said |= {"start": None, "end": None}
@@ -172,6 +171,11 @@ LAYOUTS: tuple[tuple[frozenset[str], Callable[[Raw, Path], Raw]], ...] = tuple(
 
 
 # ---- what a row names without a path
+
+
+def _video(named: object, folder: Path) -> object:
+    """The video of this name; one that is there itself stays."""
+    return find_beside(named, folder, VIDEO_SUFFIXES) if isinstance(named, str) else named
 
 
 def find_beside(name: str, folder: Path, suffixes: tuple[str, ...]) -> str:

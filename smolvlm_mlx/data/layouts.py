@@ -13,6 +13,8 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 
+from PIL import Image
+
 from ..errors import DataError, PromptError, quote
 from ..inputs.messages import RawMessage
 from .columns import (
@@ -107,7 +109,7 @@ def read_choices(raw: Mapping[str, object]) -> tuple[str, ...]:
         raise DataError(f"{column or 'choices'} is no list of up to {len(LETTERS)}")
     if any(choice is None for choice in choices):
         raise DataError(f"{column} holds null")
-    return _bare([text if isinstance(text, str) else json.dumps(text) for text in choices])
+    return _bare([answer_text(choice) for choice in choices])
 
 
 def _bare(choices: Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +140,17 @@ def text_of(content: object) -> str:
     if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
         raise PromptError("the assistant's content is neither text nor a list of parts")
     return "".join(str(part.get("text") or "") for part in content)
+
+
+def answer_text(answer: object) -> str:
+    """Text as it is, a number as it is written; true and false, lists and objects as JSON."""
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, bytes | Image.Image):
+        raise DataError(f"the answer is {type(answer).__name__}, not text")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        return str(answer)
+    return json.dumps(answer, ensure_ascii=False, default=str)
 
 
 # ---- each format

@@ -7,19 +7,24 @@ alternatives, each right; `choices` make it multiple choice; `category` is for t
 `split`, `longest_edge` and `max_tiles` are for its pictures. What would be lost is refused.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from PIL import Image
 
 from ..errors import DataError, ImageError, quote
 from ..inputs.messages import RawMessage
 from ..inputs.settings import ImageOptions
 from .benchmarks import recognize
-from .columns import RawPart, check_columns, find_media, is_empty
-from .layouts import LETTER_PROMPT, LETTERS, find_answer, read_choices, read_messages
+from .columns import CHOICES, RawPart, check_columns, find_media, is_empty, only
+from .layouts import (
+    LETTER_PROMPT,
+    LETTERS,
+    answer_text,
+    find_answer,
+    read_choices,
+    read_messages,
+    unpacked,
+)
 from .placeholders import place
 from .rows import Row
 
@@ -97,7 +102,8 @@ def _answers(raw: Mapping[str, object], said: object, choices: Sequence[str]) ->
     for number, answer in enumerate(answers, 1):
         if answer is None or answer != answer:
             raise DataError(f"no answer: {column} holds null, number {number} of {len(answers)}")
-    texts = tuple(_answer(answer, choices) for answer in answers)
+    written = unpacked(raw.get(only(raw, CHOICES) or ""))
+    texts = tuple(_answer(answer, choices, written) for answer in answers)
     if not any(text.strip() for text in texts):
         raise DataError(f"no answer: {column} is empty")
     return texts
@@ -108,26 +114,20 @@ def _person(answer: object) -> object:
     return answer["answer"] if isinstance(answer, Mapping) and "answer" in answer else answer
 
 
-def _answer(answer: object, choices: Sequence[str]) -> str:
+def _answer(answer: object, choices: Sequence[str], written: object) -> str:
     """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one
     of them."""
     text = answer_text(answer)
-    if not choices or not (type(answer) is int or (text.isdecimal() and text not in choices)):
+    is_one = text in choices if isinstance(answer, str) else _holds(written, answer)
+    if not choices or is_one or not text.removeprefix("-").isdecimal():
         return text
     if not 0 <= int(text) < len(choices):
         raise DataError(f"answer {quote(text)} is the number of none of {len(choices)} choices")
     return choices[int(text)]
 
 
-def answer_text(answer: object) -> str:
-    """Text as it is, a number as it is written; true and false, lists and objects as JSON."""
-    if isinstance(answer, str):
-        return answer
-    if isinstance(answer, bytes | Image.Image):
-        raise DataError(f"the answer is {type(answer).__name__}, not text")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        return str(answer)
-    return json.dumps(answer, ensure_ascii=False, default=str)
+def _holds(written: object, answer: object) -> bool:
+    return isinstance(written, list | tuple) and answer in written
 
 
 def _image_options(raw: Mapping[str, Any]) -> ImageOptions:
