@@ -11,7 +11,7 @@ from smolvlm_mlx.errors import DataError
 from tests.support.rows import outcome
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PICTURE = {"bytes": b"PNG", "path": None}
@@ -386,6 +386,7 @@ ODD = st.sampled_from([None, 0, 1.5, "", "x", "?", [], ["x"], {}, {"x": 1}, b"x"
 
 
 @pytest.mark.parametrize("number", range(len(LAYOUTS)))
+@settings(deadline=None)  # the machine may be busy
 @given(data=st.data())
 def test_any_values_in_the_columns_of_a_benchmark_are_a_sample_or_a_line(
     number: int, data: Any

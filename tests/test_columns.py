@@ -12,7 +12,7 @@ from smolvlm_mlx.data.samples import make_sample
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -222,6 +222,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from([*IMAGES[:4], *VIDEOS[:2], "image_1", "x", "y"]), VALUES))
 def test_any_row_is_refused_in_a_line_or_shows_its_picture(
     raw: dict[str, Any],

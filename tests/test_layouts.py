@@ -1,5 +1,6 @@
 """The formats that people have become one conversation; answers are found where each has them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ ONE: dict[str, dict[str, Any]] = {
         "messages": sharegpt("<image>Which?", "This.", first="user"),
         "images": ["a.png"],
     },
+    "in columns, as older datasets have them": {
+        "image": "a.png",
+        "conversations": {"from": ["human", "gpt"], "value": ["<image>\nWhich?", "This."]},
+    },
+    "as text": {"image": "a.png", "messages": json.dumps(sharegpt("<image>Which?", "This."))},
     "the_cauldron": {"images": ["a.png"], "texts": [{"user": "Which?", "assistant": "This."}]},
     "OpenAI": {
         "messages": [

@@ -48,7 +48,8 @@ def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", "nothing nothing.jsonl data/nothing.jsonl /a/b ./a ../b a/b/c a/".split()
+    "source",
+    "nothing nothing.jsonl data/nothing.jsonl data/n.csv /a/b ./a ../b a/b/c a/".split(),
 )
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)

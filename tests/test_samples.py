@@ -12,7 +12,7 @@ from tests.support.messages import text
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path("/data/set")
@@ -256,6 +256,7 @@ TREES = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(KEYS), TREES))
 def test_any_row(raw: dict[str, Any]) -> None:
     assert outcome(Row("here", raw)).strip()

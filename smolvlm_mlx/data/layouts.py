@@ -66,7 +66,7 @@ def read_messages(
             + nearest(raw, (*MESSAGES, *QUESTIONS, *CAPTIONS, *IMAGES, *VIDEOS))
         )
     messages = _with_system(raw, messages)
-    if messages[-1]["role"] != "assistant":
+    if not messages or messages[-1]["role"] != "assistant":
         return messages, None
     return messages[:-1], text_of(messages[-1]["content"])
 
@@ -157,6 +157,10 @@ def answer_text(answer: object) -> str:
 
 
 def _turns(turns: object, column: str) -> list[RawMessage]:
+    turns = unpacked(turns)
+    if isinstance(turns, Mapping) and all(isinstance(each, list) for each in turns.values()):
+        # A list of objects, as older datasets store it.
+        turns = [dict(zip(turns, each, strict=False)) for each in zip(*turns.values(), strict=True)]
     if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
         raise PromptError(f"{column} is no list of objects")
     return [_turn(turn, f"message {number}") for number, turn in enumerate(turns, 1)]

@@ -15,7 +15,8 @@ from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .columns import KNOWN
 
 # owner/name, or owner/name:configuration.
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)
+_FILE = r"\.(jsonl?|[ct]sv|parquet|txt)$"
+_HUB_ID = re.compile(rf"(?!.*{_FILE})\w[\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
 USUAL = ("train", "test", "validation")
 METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv")
 DELIMITERS = ",;\t"

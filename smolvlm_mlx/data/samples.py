@@ -74,7 +74,7 @@ def make_sample(row: Row) -> Sample:
     kinds = [kind for kind, pool in (("image", images), ("video", videos)) if pool]
     messages, said = read_messages(raw, choices, kinds)
     if not messages:
-        raise DataError("an answer, and no question before it")
+        raise DataError("no question: nothing is said before the answer")
     messages = place(messages, images, videos, row.folder)
     check_columns(raw, _media(messages))
     answers = _answers(raw, said, choices)
