@@ -12,6 +12,7 @@ and `system` before any of them.
 import ast
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from PIL import Image
 
@@ -160,7 +161,7 @@ def _turns(turns: object, column: str) -> list[RawMessage]:
     turns = unpacked(turns)
     if isinstance(turns, Mapping) and all(isinstance(each, list) for each in turns.values()):
         # A list of objects, as older datasets store it.
-        turns = [dict(zip(turns, each, strict=False)) for each in zip(*turns.values(), strict=True)]
+        turns = [dict(zip(turns, each, strict=True)) for each in zip_longest(*turns.values())]
     if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
         raise PromptError(f"{column} is no list of objects")
     return [_turn(turn, f"message {number}") for number, turn in enumerate(turns, 1)]
