@@ -272,6 +272,16 @@ def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
 
 
+def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
+    """Which datasets store by number."""
+    label = hub.ClassLabel(names=["cat", "dog"])
+    features = hub.Features(question=hub.Value("string"), label=label)
+    data = {"question": ["Which?"] * 3, "label": [1, -1, None]}
+    hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
+    rows = read_rows(tmp_path)
+    assert [outcome(row) for row in rows] == ["dog", *["no answer: label is null"] * 2]
+
+
 def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:
     image = {"bytes": b"no picture", "path": None}
     data = {"image": [image], "question": ["Which?"], "answer": [3]}

@@ -123,6 +123,15 @@ def test_answers(found: dict[str, Any], answers: tuple[str, ...]) -> None:
     assert (made.messages, made.answers) == ([USER], answers)
 
 
+def test_columns_in_any_case() -> None:
+    """As spreadsheets head them."""
+    want = sample(image="a.png", question="Which?", answer="this", category="x")
+    assert sample(Image="a.png", Question="Which?", ANSWER="this", **{" Category ": "x"}) == want
+    assert sample(question="Which?", answer="this", Answer="that").answers == ("this",)
+    with pytest.raises(DataError, match="column 'IMAGE' holds a picture that would be lost"):
+        sample(question="Which?", answer="this", Image="a.png", IMAGE="b.png")
+
+
 def test_options() -> None:
     options = {"split": False, "longest_edge": 512, "max_tiles": 5}
     assert sample(**QUESTION, **options).image_options.given == options

@@ -91,7 +91,8 @@ def _chartqa(raw: Raw, folder: Path) -> Raw:
     """Of the hub, and as published, with the picture by name."""
     said: Raw = {"question": _brief(raw["query"]), "answers": raw["label"], "metric": "relaxed"}
     said |= dict.fromkeys(("query", "label", "imgname"))
-    said["category"] = {"0": "human", "1": "machine"}.get(str(raw.get("human_or_machine")))
+    kind = raw.get("human_or_machine")
+    said["category"] = {"0": "human", "1": "machine"}.get(str(kind), kind)
     if is_empty(raw.get("image")) and "imgname" in raw:
         said["image"] = find_beside(str(raw["imgname"]), folder, PICTURE_SUFFIXES)
     return said

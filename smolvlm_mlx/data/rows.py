@@ -222,7 +222,11 @@ class _DatasetRow(Mapping[str, object]):
     def __getitem__(self, column: str) -> object:
         if column not in self._subset.column_names:
             raise KeyError(column)
-        return self._subset[column][self._number]  # of this column only
+        value = self._subset[column][self._number]  # of this column only
+        name = getattr(self._subset.features[column], "int2str", None)
+        if name is None or value is None:
+            return value
+        return name(value) if value >= 0 else None  # a class, which is stored by number
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._subset.column_names)

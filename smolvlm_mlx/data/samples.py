@@ -15,7 +15,7 @@ from ..errors import DataError, ImageError, quote
 from ..inputs.messages import RawMessage
 from ..inputs.settings import ImageOptions
 from .benchmarks import recognize
-from .columns import CHOICES, RawPart, check_columns, find_media, is_empty, only
+from .columns import CHOICES, KNOWN, RawPart, check_columns, find_media, is_empty, only
 from .layouts import (
     LETTER_PROMPT,
     LETTERS,
@@ -69,7 +69,7 @@ def make_sample(row: Row) -> Sample:
         raise row.raw
     if not isinstance(row.raw, Mapping):
         raise DataError(f"a {type(row.raw).__name__}, not an object")
-    raw, metric = recognize(dict(row.raw), row.folder)
+    raw, metric = recognize(_named(row.raw), row.folder)
     choices, (images, videos) = read_choices(raw), find_media(raw, row.folder)
     kinds = [kind for kind, pool in (("image", images), ("video", videos)) if pool]
     messages, said = read_messages(raw, choices, kinds)
@@ -80,6 +80,16 @@ def make_sample(row: Row) -> Sample:
     answers = _answers(raw, said, choices)
     category = "" if is_empty(raw.get("category")) else str(raw["category"])
     return Sample(messages, answers, choices, _image_options(raw), category, metric)
+
+
+def _named(raw: Mapping[str, object]) -> dict[str, object]:
+    """Columns that we know, in whichever case they are written."""
+    named = dict[str, object]()
+    for name, value in raw.items():
+        low = str(name).strip().lower()
+        taken = low in raw or low in named
+        named[low if low in KNOWN and not taken else name] = value
+    return named
 
 
 def _media(messages: Sequence[RawMessage]) -> list[RawPart]:
