@@ -200,3 +200,13 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str]
     return report.nodeid.partition("::")[0], re.sub(
         r"^Skipped: |\s+", lambda found: " " if found[0].isspace() else "", said
     )
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The datasets package, without a network and with a cache of its own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return datasets

@@ -10,6 +10,7 @@ from smolvlm_mlx.training.dataset import check, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from tests.support.checkpoints import load_for_training
 from tests.support.rows import examples_of, write_rows
+from tests.support.videos import encode_video
 
 import numpy as np
 import pytest
@@ -33,6 +34,16 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
         example.input_ids[example.loss_mask], skip_special_tokens=False
     )
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
+
+
+def test_a_video_is_learned_as_its_frames_and_counted(tiny: Path, tmp_path: Path) -> None:
+    _, processor = load(tiny)
+    (tmp_path / "a.mp4").write_bytes(encode_video(20))
+    row = {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}]}
+    rows = read_rows(write_rows(tmp_path / "rows.jsonl", {**row, "answer": "Black."}))
+    (usable,) = check(processor, rows, 4096).rows
+    assert (usable.image, usable.video) == (False, True)
+    assert usable.tiles > 0
 
 
 def test_a_batch_is_padded_without_changing_the_loss(shallow: Path, mixed_questions: Path) -> None:

@@ -93,7 +93,9 @@ def test_scores_by_category(data: Path, fake: Fake, tmp_path: Path) -> None:
     }
     assert list(result.categories) == ["color", "number", "choice", ""]
     assert result.answers[1] == Answer("questions.jsonl:2", "number", "two", ("2", "two"), 1.0)
-    assert result.answers[4] == Answer("questions.jsonl:5", "color", "circle", ("square",), 0.0)
+    assert result.answers[4] == Answer(
+        "questions.jsonl:5", "color", "circle", ("square",), 0.0, image=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
         assert bool(answer.error) == bool(reason)
         assert reason in answer.error
     code, out, err = call("evaluate", rows, "-m", "tiny", "--out", tmp_path)
-    assert (code, table(out)[4]) == (0, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
+    assert (code, table(out)[4]) == (1, ["all", "6", "16.7", "(3.0", "to", "56.4)"])
     assert err.splitlines() == [
         "5 rows could not be asked, and count as wrong for tiny:",
         *(f"  {answer.where}: {answer.error}" for answer in result.answers if answer.error),
@@ -323,6 +325,56 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
         ]
         == 5
     )
+
+
+def test_a_picture_that_would_be_lost_is_told_and_not_asked(
+    data: Path, fake: Fake, call: Any, tmp_path: Path
+) -> None:
+    """Understood where the column means one thing, as `image_path` does."""
+    rows = write_rows(
+        data.parent / "columns.jsonl",
+        {"image_path": "red.png", "question": "What color?", "answer": "red"},
+        {"bild": "red.png", "question": "What color?", "answer": "red"},
+        {"question": "How many?", "anwser": "2"},
+        {"question": "Which?", "choices": ["cat", "dog"], "answer": "bird"},
+    )
+    asked = fake(tiny=RIGHT)
+    code, out, err = call("evaluate", rows, "-m", "tiny", "--out", tmp_path)
+    assert (code, asked) == (1, ["What color?"])
+    assert "1 of 4 rows have a picture." in out
+    assert err.splitlines() == [
+        "3 rows could not be asked, and count as wrong for tiny:",
+        "  columns.jsonl:2: column 'bild' holds a picture that would be lost; rename it to image, "
+        "or leave it out",
+        "  columns.jsonl:3: column 'anwser' is not known; rename it to answer",
+        "  columns.jsonl:4: answer 'bird' is neither one of the 2 choices nor the letter of one",
+    ]
+    (summary,) = json.loads(call("evaluate", rows, "-m", "tiny", "--out", tmp_path, "--json")[1])
+    assert (summary["failed"], summary["images"], summary["videos"]) == (3, 1, 0)
+
+
+def test_auto_is_the_metric_of_the_benchmark(fake: Fake, tmp_path: Path) -> None:
+    """DocVQA's lets a letter be wrong, VQA's counts people, OCRBench's finds the words within."""
+    picture = Image.new("RGB", (64, 64))
+    docvqa = {"questionId": 1, "question": "What color?", "answers": ["reed"], "image": picture}
+    answers = [{"answer": answer} for answer in ("2", "two", "3", "", "", "", "", "", "", "")]
+    vqa = {"question": "How many?", "answers": answers, "image": picture, "answer_type": "number"}
+    vqa["multiple_choice_answer"] = "2"
+    ocr = {"question": "What shape?", "answer": ["quar"], "image": picture, "dataset": "IIIT5K"}
+    ocr["question_type"] = "Regular Text Recognition"
+    fake(tiny=RIGHT)
+    rows = [Row(f"set:{number}", raw) for number, raw in enumerate((docvqa, vqa, ocr))]
+    result = evaluate("tiny", rows, tmp_path / "auto.jsonl")
+    assert [answer.score for answer in result.answers] == pytest.approx([0.75, 0.6, 1])
+    assert list(result.categories) == ["", "number", "Regular Text Recognition"]
+    exact = evaluate("tiny", rows, tmp_path / "exact.jsonl", metric="exact")
+    assert [answer.score for answer in exact.answers] == [0, 1, 0]
+
+
+def test_nobodys_words_are_within_no_answer(fake: Fake, tmp_path: Path) -> None:
+    fake(tiny=RIGHT)
+    row = Row("set:1", {"question": "Which?", "answers": ["", "bird"]})
+    assert evaluate("tiny", [row], tmp_path / "out.jsonl", metric="contains").score.mean == 0
 
 
 # ---- the command line
@@ -343,7 +395,7 @@ def test_two_checkpoints_side_by_side(data: Path, fake: Fake, call: Any, tmp_pat
         "all 6 66.7 (30.0 to 90.3) 100.0 (61.0 to 100.0)".split(),
         "difference +33.3 ± 41.3".split(),
         "same answers 66.7".split(),
-        "Per cent, with 95 per cent intervals.".split(),
+        "Per cent, with 95 per cent intervals. 2 of 6 rows have a picture.".split(),
     ]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
         "first.jsonl",
@@ -366,6 +418,8 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
         "mean": 2 / 3,
         "interval": list(Score(3, 2 / 3).interval),
         "failed": 0,
+        "images": 1,
+        "videos": 0,
         "categories": {**categories, "choice": {"count": 1, "mean": 0.0}},
         "agreement": 1.0,
     }

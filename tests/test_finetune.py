@@ -69,6 +69,31 @@ def test_bad_rows_are_counted_and_listed(tiny: Path, tmp_path: Path, finetune: A
         assert reason in row["reason"]
 
 
+def test_how_many_rows_have_a_picture_is_said_before_training(
+    tiny: Path, tmp_path: Path, finetune: Any
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    data = write_rows(
+        tmp_path / "data.jsonl",
+        GOOD,
+        {**GOOD, "image_path": "red.png"},
+        {**GOOD, "img": "red.png"},
+        {**GOOD, "bild": "red.png"},
+        {"question": "What is it?", "anwser": "A red square.", "image": "red.png"},
+        {"image": "red.png", "conversations": [{"from": "human", "value": "<image><image>What?"}]},
+    )
+    code, _, err = finetune(data, tmp_path / "out", "-m", tiny, "--estimate")
+    assert code == 0
+    assert "2 of 3 rows have a picture\n" in err
+    assert err.splitlines()[-4:] == [
+        "3 rows are left out:",
+        "  data.jsonl:4: column 'bild' holds a picture that would be lost; rename it to image, "
+        "or leave it out",
+        "  data.jsonl:5: column 'anwser' is not known; rename it to answer",
+        "  data.jsonl:6: 2 <image> in the messages, but 1 image",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "reason"),
     [

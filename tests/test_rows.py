@@ -1,6 +1,7 @@
 """Rows of files, folders and hub datasets: bad ones are rows too, and what cannot be read is told
 in a line."""
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", "nothing nothing.jsonl data/nothing.jsonl /a/b ./a ../b a/b/c a/".split()
+    "source",
+    "nothing nothing.jsonl data/nothing.jsonl data/n.csv /a/b ./a ../b a/b/c a/".split(),
 )
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,19 +64,9 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: 
 def test_without_datasets(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        DataError, match=rf"^{source} is no JSONL file; folders and hub datasets need: pip install "
+        DataError, match=rf"^{source} is no JSONL file, nor a folder .* need: pip install "
     ):
         read_rows(source)
-
-
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The datasets package, without a network and with a cache of its own."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    return datasets
 
 
 def test_folder(tmp_path: Path, hub: Any) -> None:
@@ -89,7 +81,7 @@ def test_folder(tmp_path: Path, hub: Any) -> None:
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, metadata)))
     (tmp_path / "test" / "1.png").write_bytes(b"no picture")  # says so when its turn comes
     rows = read_rows(tmp_path)
-    assert [row.where for row in rows] == [f"{tmp_path}:{number}" for number in (1, 2, 3)]
+    assert [row.where for row in rows] == [f"metadata.jsonl:{number}" for number in (1, 2, 3)]
     assert list(map(outcome, rows)) == ["0", "1", "2"]
     pictures = [make_sample(row).messages[0]["content"][0] for row in rows]
     assert [load_image(pictures[number]).size for number in (0, 2)] == [(8, 8), (8, 10)]
@@ -134,3 +126,169 @@ def test_no_dataset(tmp_path: Path, hub: Any) -> None:
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"^owner/name-of-none: "):
         read_rows("owner/name-of-none")
+
+
+# ---- files of other forms
+
+
+RAW = {"image": "a.png", "question": "Which, é?", "answer": "12.50"}
+
+
+def only_row(file: Path, content: str) -> Any:
+    file.write_text(content, encoding="utf-8")
+    (row,) = read_rows(file)
+    made = make_sample(row)
+    assert made.messages[0]["content"] == [
+        {**IMAGE, "path": str(file.parent / "a.png")},
+        text("Which, é?"),
+    ]
+    return row.where, made.answers
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.json", json.dumps([RAW], indent=2)),
+        ("data.json", json.dumps({"version": 1, "data": [RAW]})),
+        ("data.json", json.dumps({"1": RAW})),
+        ("data.json", json.dumps(RAW)),
+        ("data.json", json.dumps(RAW) + "\n"),
+        ("data.json", "\ufeff" + json.dumps([RAW])),
+        ("data.jsonl", json.dumps(RAW)),
+        ("data.jsonl", json.dumps([RAW], indent=2)),
+        ("data.JSON", json.dumps([RAW])),
+        ("data.txt", json.dumps(RAW)),
+    ],
+)
+def test_json_of_every_form(tmp_path: Path, name: str, content: str) -> None:
+    assert only_row(tmp_path / name, content) == (f"{name}:1", ("12.50",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.csv", 'image,question,answer\na.png,"Which, é?",12.50\n'),
+        ("data.csv", '\ufeffimage;question;answer\r\na.png;"Which, é?";12.50\r\n'),
+        ("data.tsv", "image\tquestion\tanswer\na.png\tWhich, é?\t12.50\n"),
+        ("data.csv", 'image,question,answer,choices\na.png,"Which, é?",12.50,\n'),
+    ],
+)
+def test_tables_with_a_header(tmp_path: Path, name: str, content: str) -> None:
+    assert only_row(tmp_path / name, content) == (f"{name}:2", ("12.50",))
+
+
+def test_cells_may_be_json_and_rows_may_be_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text(
+        "question,answers,choices\n"
+        'Which?,"[""2"", ""two""]",\n'
+        'Which?,a,"[""a"", ""b""]"\n'
+        "Which?\n"
+        "Which?,a,b,c\n"
+        '"Which\n?",[a,\n'
+    )
+    rows = read_rows(file)
+    assert [row.where for row in rows] == [f"data.csv:{line}" for line in (2, 3, 4, 5, 7)]
+    assert [outcome(row) for row in rows] == [
+        *["2", "a", "not 3 cells, as the header has", "not 3 cells, as the header has", "[a"]
+    ]
+    assert make_sample(rows[1]).choices == ("a", "b")
+
+
+def test_a_picture_in_a_cell(tmp_path: Path) -> None:
+    """As VLMEvalKit's tables have them, in base64 of any length."""
+    picture = Image.effect_noise((400, 400), 50)
+    picture.save(tmp_path / "a.png")
+    cell = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    assert len(cell) > 131_072  # csv's usual limit
+    header = "index\timage\tquestion\tA\tB\tC\tanswer\tcategory\tsplit"
+    (tmp_path / "bench.tsv").write_text(
+        f"{header}\n0\t{cell}\tWhich?\tcat\tdog\t\tB\tanimals\tdev\n"
+    )
+    (row,) = read_rows(tmp_path / "bench.tsv")
+    made = make_sample(row)
+    assert load_image(made.messages[0]["content"][0]).size == (400, 400)
+    assert (made.choices, made.answers, made.category) == (("cat", "dog"), ("B",), "animals")
+
+
+@pytest.mark.parametrize(
+    ("written", "learned"),
+    [("12.50", "12.50"), ("1e3", "1e3"), ("-0.0", "-0.0"), ("7", "7"), ("true", "true")],
+)
+def test_a_number_is_learned_as_it_is_written(tmp_path: Path, written: str, learned: str) -> None:
+    for name, form in (("a.jsonl", "{}"), ("b.json", "[{}]")):
+        row = f'{{"question": "Which?", "answer": {written}}}'
+        (tmp_path / name).write_text(form.replace("{}", row))
+        assert outcome(read_rows(tmp_path / name)[0]) == learned
+
+
+# ---- folders, without the datasets package
+
+
+@pytest.fixture
+def no_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+
+@pytest.mark.usefixtures("no_datasets")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "A cat."}\n'),
+        ("metadata.json", '[{"file_name": "a.png", "text": "A cat."}]'),
+        ("metadata.csv", "file_name,text\na.png,A cat.\n"),
+    ],
+)
+@pytest.mark.parametrize(("folder", "subset"), [("", None), ("train", None), ("val", "val")])
+def test_a_folder_with_metadata(
+    tmp_path: Path, name: str, content: str, folder: str, subset: str | None
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / name).write_text(content)
+    (row,) = read_rows(tmp_path, subset)
+    content_of = make_sample(row).messages[0]["content"]
+    assert content_of[0] == {**IMAGE, "path": str(tmp_path / folder / "a.png")}
+    assert outcome(row) == "A cat."
+
+
+@pytest.mark.usefixtures("no_datasets")
+def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a.png", "b.JPG", "c.webp", "d.mp4", "more/a.jpg", "._a.jpg"):
+        (tmp_path / name).touch()
+    for name in ("a", "b", "d", "notes", "more/a"):
+        (tmp_path / f"{name}.txt").write_text(f"\ufeffAbout {name}.\n", encoding="utf-8")
+    rows = read_rows(tmp_path)
+    assert {row.where: outcome(row) for row in rows} == {
+        "a.png": "About a.",
+        "b.JPG": "About b.",
+        "c.webp": "no c.txt beside it",
+        "d.mp4": "About d.",
+        "more/a.jpg": "About more/a.",
+        "notes.txt": "no picture of this name beside it",
+    }
+    assert [make_sample(row).shows("video") for row in (rows[0], rows[3])] == [False, True]
+    image = make_sample(rows[4]).messages[0]["content"][0]
+    assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
+
+
+def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
+    """Which datasets store by number."""
+    label = hub.ClassLabel(names=["cat", "dog"])
+    features = hub.Features(question=hub.Value("string"), label=label)
+    data = {"question": ["Which?"] * 3, "label": [1, -1, None]}
+    hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
+    rows = read_rows(tmp_path)
+    assert [outcome(row) for row in rows] == ["dog", *["no answer: label is null"] * 2]
+
+
+def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:
+    image = {"bytes": b"no picture", "path": None}
+    data = {"image": [image], "question": ["Which?"], "answer": [3]}
+    features = hub.Features(
+        image=hub.Image(), question=hub.Value("string"), answer=hub.Value("int64")
+    )
+    hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
+    (row,) = read_rows(tmp_path / "data.parquet")
+    assert make_sample(row).messages[0]["content"][0] == {**IMAGE, "image": b"no picture"}
+    assert outcome(row) == "3"

@@ -10,6 +10,7 @@ from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.detokenizer import StopStrings
 from smolvlm_mlx.generation.options import Options
+from smolvlm_mlx.generation.sampling import make_sampler, penalize, truncate
 from tests.support.places import ROOT
 
 import mlx.core as mx
@@ -57,6 +58,7 @@ def test_greedy_loads_no_sampler() -> None:
 import sys
 from smolvlm_mlx.generation.sampling import make_sampler
 from smolvlm_mlx.generation.options import Options
+from smolvlm_mlx.generation.sampling import make_sampler, penalize, truncate
 import mlx.core as mx
 assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)
@@ -166,3 +168,62 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
     assert whole.flush() == "aba"
     assert not whole.found
     assert StopStrings([]).push("anything") == "anything"
+
+
+def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top_k: int) -> Any:
+    """transformers' rule in float64: temperature, then top_k, then top_p, then min_p, each of what
+    the one before has left."""
+    scores = logits.astype(np.float64) / temperature
+    if top_k:
+        scores[scores < np.sort(scores)[-min(top_k, scores.size)]] = -INF
+    if top_p < 1:
+        order = np.argsort(scores, kind="stable")
+        shares = np.exp(scores[order] - scores.max())
+        unlikely = np.cumsum(shares / shares.sum()) <= 1 - top_p
+        scores[order[:-1][unlikely[:-1]]] = -INF
+    scores[np.exp(scores - scores.max()) < min_p] = -INF
+    return scores
+
+
+def random_limits(rng: random.Random) -> tuple[float, float, float, int]:
+    """Temperature, top_p, min_p and top_k, each of the last three sometimes off."""
+    return (
+        round(rng.uniform(0.1, 3), 3),
+        rng.choice([1.0, round(rng.uniform(0.02, 0.999), 3)]),
+        rng.choice([0.0, round(rng.uniform(0.001, 1), 3)]),
+        rng.choice([0, rng.randrange(1, 600)]),
+    )
+
+
+def test_what_may_be_sampled_is_transformers_rule() -> None:
+    """Several limits at once: a temperature changes what top_p keeps."""
+    rng = random.Random(0)
+    for seed in range(400):
+        limits = random_limits(rng)
+        logits = np.random.default_rng(seed).normal(0, rng.uniform(0.5, 5), 500).astype(np.float32)
+        found = np.array(truncate(mx.array(logits)[None], *limits))[0]
+        np.testing.assert_allclose(found, kept(logits, *limits), rtol=1e-5, err_msg=str(limits))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
+def test_one_of_one_is_always_the_same(temperature: float) -> None:
+    for seed in range(4):
+        assert draw(Options(temperature=temperature, top_k=1, seed=seed)) == draw(Options())
+
+
+def test_among_equals_the_first_is_the_only_one() -> None:
+    choose = make_sampler(Options(temperature=2.0, top_k=1, seed=0))
+    assert {choose(mx.array([[0.0, 1.0, 1.0, 1.0]])).item() for _ in range(20)} == {1}
+
+
+def test_a_repetition_penalty_is_of_all_that_was_said() -> None:
+    """Also of what was said long ago, once however often, and whichever sign its logit has."""
+    rng = np.random.default_rng(0)
+    for penalty in (0.5, 1.3, 10.0):
+        logits = rng.standard_normal(100).astype(np.float32)
+        tokens = rng.integers(0, 100, 300 if penalty > 1 else 30)
+        want = logits.copy()
+        for token in set(tokens.tolist()):
+            want[token] *= penalty if want[token] < 0 else 1 / penalty
+        found = penalize(mx.array(tokens), mx.array(logits)[None], penalty)
+        np.testing.assert_allclose(np.array(found)[0], want, rtol=1e-6)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
 
 Questions = Annotated[
-    str, typer.Argument(help="Questions: JSONL file, folder, or id of a hub dataset.")
+    str, typer.Argument(help="Questions: JSONL, JSON or CSV file, folder, or id of a hub dataset.")
 ]
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first."),
 ]
 ScoredBy = Annotated[
-    Metric, typer.Option(help="auto is choice for questions with choices, else exact.")
+    Metric, typer.Option(help="auto: the benchmark's own, choice with choices, else exact.")
 ]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")
@@ -52,7 +52,7 @@ def evaluate(
 
     A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category":
     "..."}, or {"messages": [...], "answers": [...]}; with "choices" the question is multiple
-    choice.
+    choice. Published benchmarks are known by their columns. Exit code 1 if a row was not asked.
     """
     from ..data.rows import read_rows
     from ..tasks.evaluation import evaluate_in_steps as run
@@ -72,10 +72,7 @@ def evaluate(
             **vars(loading),
         )
         results.append(follow(steps, count_bar(name)))
-    if as_json:
-        print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
-    else:
-        _print_scores(results)
+    _show(results, as_json)
 
 
 def _check_adapter(adapter: Path | None, models: list[str]) -> None:
@@ -90,12 +87,22 @@ def _file_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "--", model.strip("/."))[-100:] + ".jsonl"
 
 
+def _show(results: "list[Result]", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_summary(result, results[0]) for result in results], indent=2))
+    else:
+        _print_scores(results)
+    if any(result.failed for result in results):
+        raise typer.Exit(1)
+
+
 def _summary(result: "Result", first: "Result") -> dict[str, object]:
     return {
         "model": result.name,
         **asdict(result.score),
         "interval": result.score.interval,
-        "failed": sum(bool(answer.error) for answer in result.answers),
+        "failed": len(result.failed),
+        **dict(zip(("images", "videos"), result.shown, strict=True)),
         "categories": {name: asdict(score) for name, score in result.categories.items()},
         "agreement": result.agreement(first),
     }
@@ -103,7 +110,7 @@ def _summary(result: "Result", first: "Result") -> dict[str, object]:
 
 def _print_scores(results: "list[Result]") -> None:
     """A row for each category, a column for each checkpoint; then agreement with the first."""
-    from .show import console, print_rows, table
+    from .show import console, print_rows, table, with_media
 
     first = results[0]
     shown = table("category", "questions", *(result.name for result in results))
@@ -131,9 +138,9 @@ def _print_scores(results: "list[Result]") -> None:
             *(f"{100 * result.agreement(first):.1f}" for result in results[1:]),
         )
     console().print(shown)
-    print("Per cent, with 95 per cent intervals.")
+    print(f"Per cent, with 95 per cent intervals. {with_media(first.score.count, *first.shown)}.")
     for result in results:
-        failed = [(answer.where, answer.error) for answer in result.answers if answer.error]
+        failed = [(answer.where, answer.error) for answer in result.failed]
         print_rows(failed, f"could not be asked, and count as wrong for {result.name}")
 
 

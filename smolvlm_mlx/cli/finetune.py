@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..training.run import Run
 
 Conversations = Annotated[
-    str, typer.Argument(help="Conversations: JSONL file, folder, or id of a hub dataset.")
+    str,
+    typer.Argument(help="Conversations: JSONL, JSON or CSV file, folder, or id of a hub dataset."),
 ]
 Out = Annotated[
     Path, typer.Argument(help="New folder for adapter (or checkpoint), loss curve and state.")
@@ -58,7 +59,7 @@ def finetune(
     """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.
 
     A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...",
-    "answer": "..."}.
+    "answer": "..."}. Formats of LLaVA, TRL, LlamaFactory and ms-swift, and captions, are read too.
     """
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow
@@ -133,7 +134,7 @@ def _follow(run: "Run", resume: bool) -> Path | None:
 def _print_run(run: "Run") -> None:
     """What is about to be trained, on what, and the memory it will take; on stderr."""
     from .. import device
-    from .show import console, print_rows
+    from .show import console, print_rows, with_media
 
     err, plan, quantization = console(stderr=True), run.plan, run.checkpoint.quantization
     total = sum(array.size for array in run.model.named_parameters().values())
@@ -147,6 +148,9 @@ def _print_run(run: "Run") -> None:
         f"{len(rows):,} conversations of up to {tokens:,} tokens and {tiles} tiles, "
         f"{len(run.validation):,} to validate, {run.trainer.settings.steps:,} steps"
     )
+    every = (*rows, *run.validation.rows)
+    shown = sum(row.image for row in every), sum(row.video for row in every)
+    err.print(with_media(len(every), *shown))
     memory = {
         name: value
         for name, value in vars(run.memory).items()

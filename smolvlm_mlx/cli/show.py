@@ -67,6 +67,12 @@ def follow(steps: Generator[Reading, None, Result], shown: progress.Progress) ->
     return work.result
 
 
+def with_media(rows: int, images: int, videos: int) -> str:
+    """How many rows of data have a picture, and a video, for who thinks that all have."""
+    text = f"{images:,} of {rows:,} rows have a picture"
+    return f"{text}, {videos:,} a video" if videos else text
+
+
 def print_rows(rows: Sequence[tuple[str, str]], what: str) -> None:
     """Rows that cannot be used, where they are and why, the first of them by name; on stderr."""
     err = console(stderr=True)

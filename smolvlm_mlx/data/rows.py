@@ -1,6 +1,7 @@
-"""Where rows of data come from: a JSONL file, or, through `datasets`, a folder or a dataset of the
-hub."""
+"""Where rows of data come from: a file of them, a folder of pictures with their texts, or, through
+`datasets`, other folders and datasets of the hub."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,55 +11,171 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, quote, reason
+from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from .columns import KNOWN
 
 # owner/name, or owner/name:configuration.
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)(:[\w.-]+)?", re.ASCII)
+_FILE = r"\.(jsonl?|[ct]sv|parquet|txt)$"
+_HUB_ID = re.compile(rf"(?!.*{_FILE})\w[\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
+USUAL = ("train", "test", "validation")
+METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv")
+DELIMITERS = ",;\t"
+LONGEST_CELL = 2**31 - 1  # a picture in base64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was found, and where; `folder` is where its paths begin."""
+    """One row as it was found, and where; `folder` is where its paths begin, if it is from a file
+    or a folder."""
 
     where: str
     raw: object
     folder: Path = field(default_factory=Path)
 
 
-def read_rows(source: str | Path, subset: str | None = None) -> list[Row]:
-    """All rows of a JSONL file, or those of a folder or hub dataset (`subset`: which, such as
-    "train").
+class _Number(float):
+    """A number that is written as it was: 12.50 is no 12.5 for who learns it."""
 
-    A hub dataset of several configurations is "owner/name:configuration". A line that is no JSON is
-    a row whose `raw` is the error.
+    def __new__(cls, text: str) -> "_Number":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read_rows(source: str | Path, subset: str | None = None) -> list[Row]:
+    """All rows of a file (JSON lines, a JSON list, CSV, TSV, Parquet), or those of a folder or hub
+    dataset (`subset`: which, such as "train").
+
+    A folder has metadata.jsonl, .json or .csv (with `file_name`), or a .txt beside each picture; or
+    `datasets` reads it. A hub dataset of several configurations is "owner/name:configuration". A
+    line that is no JSON is a row whose `raw` is the error.
 
     Raises:
         DataError: it is not there, cannot be read, or is empty.
     """
     path = Path(source).expanduser()
-    rows = list(_json_lines(path)) if path.is_file() else list(_dataset(str(source), path, subset))
+    rows = list(_rows(str(source), path, subset))
     if not rows:
         raise DataError(f"{source}: no rows")
     return rows
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _rows(source: str, path: Path, subset: str | None) -> Iterator[Row]:
+    if path.is_dir():
+        for folder in (subset,) if subset else ("", *USUAL):
+            for name in METADATA:
+                if (path / folder / name).is_file():
+                    return _file(path / folder / name)
+        if not subset and (texts := _texts(path)):
+            return iter(texts)
+    elif path.is_file() and path.suffix.lower() != ".parquet":
+        return _file(path)
+    return _dataset(source, path, subset)
+
+
+def _file(path: Path) -> Iterator[Row]:
+    is_csv = path.suffix.lower() in (".csv", ".tsv")
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"{path.name}:{number}"
-                    try:
-                        yield Row(where, json.loads(line), path.parent)
-                    except (ValueError, RecursionError) as error:
-                        yield Row(where, DataError(f"no JSON ({reason(error)})"), path.parent)
+        for where, raw in _csv(path) if is_csv else _json(path):
+            yield Row(f"{path.name}:{where}", raw, path.parent.absolute())
     except (OSError, UnicodeDecodeError) as error:
+        what = "CSV" if is_csv else "JSON lines"
         raise DataError(
-            f"{path}: cannot be read ({reason(error)}); it must be JSON lines in UTF-8"
+            f"{path}: cannot be read ({reason(error)}); it must be {what} in UTF-8"
         ) from error
 
 
+def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line, parse_float=_Number)
+                except (ValueError, RecursionError) as error:
+                    yield number, DataError(f"no JSON ({reason(error)})")
+
+
+def _json(path: Path) -> Iterator[tuple[int, object]]:
+    """Lines; but of a file that ends in .json, or begins as a list, the members of the list, of an
+    object of objects (MathVista), or of the list of objects in an object (DocVQA's `data`)."""
+    with path.open(encoding="utf-8-sig") as file:
+        is_list = file.read(100).lstrip().startswith("[")
+    if not is_list and path.suffix.lower() != ".json":
+        return _json_lines(path)
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_Number)
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        return _json_lines(path)
+    if isinstance(whole, dict) and KNOWN.isdisjoint(whole):
+        if all(isinstance(row, dict) for row in whole.values()):
+            return enumerate(whole.values(), 1)
+        lists = [rows for rows in whole.values() if isinstance(rows, list)]
+        lists = [rows for rows in lists if rows and all(isinstance(row, dict) for row in rows)]
+        whole = lists[0] if len(lists) == 1 else whole
+    return enumerate(whole if isinstance(whole, list) else [whole], 1)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, object]]:
+    """With a header. Cells are text; one that is a JSON list or object is read as such."""
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+        try:
+            for cells in reader:
+                if None in cells or None in cells.values():
+                    problem = f"not {len(reader.fieldnames or ())} cells, as the header has"
+                    yield reader.line_num, DataError(problem)
+                else:
+                    yield reader.line_num, {name: _cell(cell) for name, cell in cells.items()}
+        except csv.Error as error:
+            yield reader.line_num, DataError(f"no CSV ({reason(error)})")
+
+
+def _cell(text: str) -> object:
+    if text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text or None
+
+
+def _texts(folder: Path) -> list[Row]:
+    """Pictures and videos, in the folder and those below, with a .txt of the same name beside each,
+    which is what to say of them."""
+    files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    shown = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
+    if texts.keys().isdisjoint(file.with_suffix("") for file in shown):
+        return []
+    raws = {file: _captioned(file, texts.pop(file.with_suffix(""), None)) for file in shown}
+    raws |= {text: DataError("no picture of this name beside it") for text in texts.values()}
+    return [
+        Row(str(file.relative_to(folder)), raw, file.parent.absolute())
+        for file, raw in raws.items()
+    ]
+
+
+def _captioned(file: Path, text: Path | None) -> object:
+    if text is None:
+        return DataError(f"no {file.stem}.txt beside it")
+    try:
+        return {"file_name": file.name, "caption": text.read_text(encoding="utf-8-sig").strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        return DataError(f"{text.name} cannot be read ({reason(error)})")
+
+
 def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
-    if not path.is_dir() and not _HUB_ID.fullmatch(source):
+    if not path.is_dir() and not path.is_file() and not _HUB_ID.fullmatch(source):
         raise DataError(
             f"{quote(source, end=True)}: no such file or folder, and no hub dataset id like "
             "owner/name"
@@ -67,21 +184,20 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{source} is no JSONL file; folders and hub datasets need: pip install "
-            "'smolvlm-mlx[datasets]'"
+            f"{source} is no JSONL file, nor a folder with metadata.jsonl or a .txt beside each "
+            "picture; others and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
         ) from error
     try:
         repo, _, config = source.partition(":")
         loaded = (
             datasets.load_dataset(str(path))
             if path.is_dir()
+            else datasets.load_dataset("parquet", data_files=str(path))
+            if path.is_file()
             else datasets.load_dataset(repo, config or None)
         )
         if name is None:
-            name = next(
-                (usual for usual in ("train", "test", "validation") if usual in loaded),
-                next(iter(loaded)),
-            )
+            name = next((usual for usual in USUAL if usual in loaded), next(iter(loaded)))
         if name not in loaded:
             raise DataError(
                 f"{source}: no subset {quote(name)}; there are {', '.join(map(str, loaded))}"
@@ -90,10 +206,10 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source}: {' '.join(str(error).split())[:400]}") from error
     _leave_encoded(subset.info.features)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
     for number in range(len(subset)):
-        yield Row(
-            f"{source}:{number + 1}", _DatasetRow(subset, number), path if path.is_dir() else Path()
-        )
+        raw = _DatasetRow(subset, number)
+        yield Row(f"{source}:{number + 1}", raw, folder.absolute() if folder else Path())
 
 
 class _DatasetRow(Mapping[str, object]):
@@ -106,7 +222,11 @@ class _DatasetRow(Mapping[str, object]):
     def __getitem__(self, column: str) -> object:
         if column not in self._subset.column_names:
             raise KeyError(column)
-        return self._subset[column][self._number]  # of this column only
+        value = self._subset[column][self._number]  # of this column only
+        name = getattr(self._subset.features[column], "int2str", None)
+        if name is None or value is None:
+            return value
+        return name(value) if value >= 0 else None  # a class, which is stored by number
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._subset.column_names)
@@ -119,11 +239,11 @@ class _DatasetRow(Mapping[str, object]):
 
 
 def _leave_encoded(feature: object) -> None:
-    """Pictures stay bytes or paths: all decoded at once may not fit in memory, and a bad one would
-    end the reading."""
+    """Pictures and videos stay bytes or paths: all decoded at once may not fit in memory, and a bad
+    one would end the reading."""
     import datasets
 
-    if isinstance(feature, datasets.Image):
+    if isinstance(feature, datasets.Image | datasets.Video):
         feature.decode = False
     for inner in (
         feature.values() if isinstance(feature, Mapping) else [getattr(feature, "feature", None)]

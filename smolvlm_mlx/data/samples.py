@@ -1,184 +1,148 @@
 """Rows of a data set (see `rows`) -> conversations, for fine-tuning and evaluation.
 
-A row is one of
-    {"messages": [...]}                                 the schema of inference, pictures by path
-    {"image": ..., "question": "...", "answer": "..."}  or `images`, `answers` (each right),
-                                                        `choices`, or no picture
-    {"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]}
-                                                        HuggingFaceM4/the_cauldron's
-and may say `split`, `longest_edge` and `max_tiles` for its pictures. Paths are relative to the
-file.
+A row is a conversation, or a question with its answer, or a picture with its caption, in any of the
+formats of `layouts` or of the benchmarks in `benchmarks`; its pictures and videos are in its
+messages or in columns (see `columns`), where placeholders say (see `placeholders`). `answers` are
+alternatives, each right; `choices` make it multiple choice; `category` is for the table of scores.
+`split`, `longest_edge` and `max_tiles` are for its pictures. What would be lost is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, ImageError, PromptError
+from ..errors import DataError, ImageError, quote
 from ..inputs.messages import RawMessage
 from ..inputs.settings import ImageOptions
+from .benchmarks import recognize
+from .columns import CHOICES, KNOWN, RawPart, check_columns, find_media, is_empty, only
+from .layouts import (
+    LETTER_PROMPT,
+    LETTERS,
+    answer_text,
+    find_answer,
+    read_choices,
+    read_messages,
+    unpacked,
+)
+from .placeholders import place
 from .rows import Row
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Columns of one answer: a list in them is the answer, in JSON, and not several that are right.
+ONE = ("answer", "response", "completion", "output", "label")
+SUBSETS = ("train", "test", "val", "validation", "dev", "testmini")
 
 
 @dataclass(frozen=True)
 class Sample:
     """A conversation without its last answer; `answers` are those that are right, `choices` what
-    there was to choose."""
+    there was to choose, `metric` that of its benchmark."""
 
     messages: list[RawMessage]
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     image_options: ImageOptions = field(default_factory=ImageOptions)
     category: str = ""
+    metric: str = ""
 
     @property
     def whole(self) -> list[RawMessage]:
-        """The conversation with its answer, to learn."""
-        return [*self.messages, {"role": "assistant", "content": self.answers[0]}]
+        """The conversation with its answer, to learn: the letter, where that was asked for."""
+        answer = next(answer for answer in self.answers if answer.strip())
+        if answer in self.choices and _last_text(self.messages).endswith(LETTER_PROMPT):
+            answer = LETTERS[self.choices.index(answer)]
+        return [*self.messages, {"role": "assistant", "content": answer}]
+
+    def shows(self, kind: str) -> bool:
+        """Whether it has a picture ("image") or a video ("video")."""
+        return any(part["type"] == kind for part in _media(self.messages))
 
 
 def make_sample(row: Row) -> Sample:
     """A row's conversation.
 
     Raises:
-        DataError, PromptError: it is none, or says nothing to learn or to compare.
+        DataError, PromptError: it is none, says nothing to learn or to compare, or something of it
+            would be lost.
     """
-    raw = row.raw
-    if isinstance(raw, DataError):
-        raise raw
-    if not isinstance(raw, Mapping):
-        raise DataError(f"a {type(raw).__name__}, not an object")
-    images = _images(raw, row.folder)
-    if raw.get("messages"):
-        messages, answers = _from_messages(raw, images, row.folder)
-    elif raw.get("texts"):
-        messages, answers = _from_turns(raw["texts"], images)
-    elif raw.get("question"):
-        messages, answers = _from_question(raw, images)
-    else:
-        raise DataError("neither messages, nor question and answer, nor texts")
-    answers = tuple(answer for answer in answers if answer.strip())
-    if not answers:
-        raise DataError("no answer: `answer` must be there, or the assistant's as the last message")
-    return Sample(
-        messages, answers, _choices(raw), _image_options(raw), str(raw.get("category") or "")
-    )
+    if isinstance(row.raw, DataError):
+        raise row.raw
+    if not isinstance(row.raw, Mapping):
+        raise DataError(f"a {type(row.raw).__name__}, not an object")
+    raw, metric = recognize(_named(row.raw), row.folder)
+    choices, (images, videos) = read_choices(raw), find_media(raw, row.folder)
+    kinds = [kind for kind, pool in (("image", images), ("video", videos)) if pool]
+    messages, said = read_messages(raw, choices, kinds)
+    if not messages:
+        raise DataError("no question: nothing is said before the answer")
+    messages = place(messages, images, videos, row.folder)
+    check_columns(raw, _media(messages))
+    answers = _answers(raw, said, choices)
+    category = "" if is_empty(raw.get("category")) else str(raw["category"])
+    return Sample(messages, answers, choices, _image_options(raw), category, metric)
 
 
-def _images(raw: Mapping[str, object], folder: Path) -> list[object]:
-    one, many = raw.get("image"), raw.get("images")
-    images = many if many not in (None, []) else [] if one is None else [one]
-    if not isinstance(images, Sequence) or isinstance(images, str):
-        raise DataError("images is no list")
-    return [_placed({"type": "image", **_source(image)}, folder) for image in images]
+def _named(raw: Mapping[str, object]) -> dict[str, object]:
+    """Columns that we know, in whichever case they are written."""
+    named = dict[str, object]()
+    for name, value in raw.items():
+        low = str(name).strip().lower()
+        taken = low in raw or low in named
+        named[low if low in KNOWN and not taken else name] = value
+    return named
 
 
-def _source(image: object) -> dict[str, object]:
-    if isinstance(image, str):
-        return {"url" if image.startswith(("http://", "https://", "data:")) else "path": image}
-    if isinstance(image, Mapping):  # a dataset's pictures have bytes, or only a path
-        return {"image": image["bytes"]} if image.get("bytes") is not None else dict(image)
-    return {"image": image}
+def _media(messages: Sequence[RawMessage]) -> list[RawPart]:
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    return [part for part in parts if part.get("type") in ("image", "video")]
 
 
-def _placed(part: object, folder: Path) -> object:
-    """A part with its relative path made one from here."""
-    if isinstance(part, Mapping) and isinstance(part.get("image"), Mapping):
-        part = {**part, "image": None, **_source(part["image"])}
-    if isinstance(part, Mapping) and isinstance(part.get("path"), str):
-        return {**part, "path": str(folder / part["path"])}
-    return part
+def _last_text(messages: Sequence[RawMessage]) -> str:
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else str(content[-1].get("text"))
 
 
-def _from_messages(
-    raw: Mapping[str, object], images: list[object], folder: Path
-) -> tuple[list[RawMessage], tuple[str, ...]]:
-    messages: list[RawMessage] = []
-    waiting = iter(images)
-    if not isinstance(raw["messages"], Sequence) or not all(
-        isinstance(m, Mapping) for m in raw["messages"]
-    ):
-        raise PromptError("messages is no list of objects")
-    for message in raw["messages"]:
-        content = message.get("content")
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            content = [_filled(_placed(part, folder), waiting) for part in content]
-        messages.append({**message, "content": content})
-    if next(waiting, None) is not None:
-        raise DataError("more images than image parts in the messages")
-    said = (_text_of(messages.pop()["content"]),) if messages[-1].get("role") == "assistant" else ()
-    return messages, _answers(raw) or said
+# ---- answers
 
 
-def _filled(part: object, waiting: Iterator[object]) -> object:
-    """An image part that names no picture has the next one of the row's `images`."""
-    if not isinstance(part, Mapping) or part.get("type") != "image":
-        return part
-    named = {key: value for key, value in part.items() if value is not None and key != "text"}
-    return next(waiting, named) if len(named) == 1 else named
+def _answers(raw: Mapping[str, object], said: object, choices: Sequence[str]) -> tuple[str, ...]:
+    column, found = find_answer(raw, said)
+    several = found if isinstance(found, list | tuple) and column not in ONE else [found]
+    answers = [_person(answer) for answer in several]
+    for number, answer in enumerate(answers, 1):
+        if answer is None or answer != answer:
+            raise DataError(f"no answer: {column} holds null, number {number} of {len(answers)}")
+    written = unpacked(raw.get(only(raw, CHOICES) or ""))
+    texts = tuple(_answer(answer, choices, written) for answer in answers)
+    if not any(text.strip() for text in texts):
+        raise DataError(f"no answer: {column} is empty")
+    return texts
 
 
-def _text_of(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
-        raise PromptError("the assistant's content is neither text nor a list of parts")
-    return "".join(str(part.get("text") or "") for part in content)
+def _person(answer: object) -> object:
+    """One of VQAv2's answers is an object of what a person said."""
+    return answer["answer"] if isinstance(answer, Mapping) and "answer" in answer else answer
 
 
-def _from_turns(turns: object, images: list[object]) -> tuple[list[RawMessage], tuple[str, ...]]:
-    messages: list[RawMessage] = []
-    if not isinstance(turns, Sequence):
-        raise DataError("texts is no list")
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or not turn.get("user") or not turn.get("assistant"):
-            raise DataError(f"turn {number + 1} of texts has no user or no assistant")
-        parts = images if number == 0 else []
-        messages.append(
-            {"role": "user", "content": [*parts, {"type": "text", "text": str(turn["user"])}]}
-        )
-        messages.append({"role": "assistant", "content": str(turn["assistant"])})
-    return messages[:-1], (str(messages[-1]["content"]),)
-
-
-def _from_question(
-    raw: Mapping[str, object], images: list[object]
-) -> tuple[list[RawMessage], tuple[str, ...]]:
-    text = str(raw["question"])
-    if choices := _choices(raw):
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        text = "\n".join([text, *lines, "Answer with the letter."])
-    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}], _answers(raw)
-
-
-def _answers(raw: Mapping[str, object]) -> tuple[str, ...]:
-    found = raw.get("answers") if raw.get("answers") not in (None, []) else raw.get("answer")
-    if found is None:
-        return ()
-    many = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
-    return tuple(_answer(answer, _choices(raw)) for answer in many if answer is not None)
-
-
-def _answer(answer: object, choices: Sequence[str]) -> str:
+def _answer(answer: object, choices: Sequence[str], written: object) -> str:
     """Its text; among choices a number is an index (ScienceQA, AI2D), unless it is written like one
     of them."""
-    text = str(answer)
-    is_index = type(answer) is int or (text.isdecimal() and text not in choices)
-    return choices[int(text)] if is_index and 0 <= int(text) < len(choices) else text
+    text = answer_text(answer)
+    is_one = text in choices if isinstance(answer, str) else _holds(written, answer)
+    if not choices or is_one or not text.removeprefix("-").isdecimal():
+        return text
+    if not 0 <= int(text) < len(choices):
+        raise DataError(f"answer {quote(text)} is the number of none of {len(choices)} choices")
+    return choices[int(text)]
 
 
-def _choices(raw: Mapping[str, object]) -> tuple[str, ...]:
-    choices = raw.get("choices") or raw.get("options") or ()
-    if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) > len(LETTERS):
-        raise DataError(f"choices is no list of up to {len(LETTERS)}")
-    return tuple(str(choice) for choice in choices)
+def _holds(written: object, answer: object) -> bool:
+    return isinstance(written, list | tuple) and answer in written
 
 
 def _image_options(raw: Mapping[str, Any]) -> ImageOptions:
+    split = None if raw.get("split") in SUBSETS else raw.get("split")
     try:
-        return ImageOptions(raw.get("longest_edge"), raw.get("split"), raw.get("max_tiles"))
+        return ImageOptions(raw.get("longest_edge"), split, raw.get("max_tiles"))
     except ImageError as error:
         raise DataError(str(error)) from None

@@ -1,4 +1,5 @@
-"""How the next token is chosen."""
+"""How the next token is chosen: penalty, temperature, top_k, top_p, min_p, in transformers'
+order."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,7 +11,7 @@ from .options import Options
 
 # Logits (B, V) in float32 -> tokens (B,).
 Sampler = Callable[[mx.array], mx.array]
-# (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits, as mlx_lm's.
+# (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits.
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 LEAST = 1e-6  # of temperatures and shares that float32 can tell from none
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
@@ -18,8 +19,8 @@ NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 
 def make_sampler(options: Options) -> Sampler:
     """How tokens are chosen. Equal options without a seed have one sampler, which chooses for many
-    rows at once. Greedy imports nothing."""
-    if options.temperature < LEAST:
+    rows at once."""
+    if options.temperature < LEAST or options.top_k == 1:
         return greedy
     choice = (options.temperature, options.top_p, options.min_p, options.top_k)
     return _unseeded(*choice) if options.seed is None else _sampler(*choice, Random(options.seed))
@@ -27,18 +28,45 @@ def make_sampler(options: Options) -> Sampler:
 
 def make_penalties(options: Options) -> list[LogitsProcessor]:
     """What changes logits before a token is chosen from them."""
-    if options.repetition_penalty == 1:
-        return []
-    from mlx_lm.sample_utils import make_logits_processors
-
-    processors: list[LogitsProcessor] = make_logits_processors(
-        repetition_penalty=options.repetition_penalty
-    )
-    return processors
+    penalty = options.repetition_penalty
+    return [] if penalty == 1 else [lambda tokens, logits: penalize(tokens, logits, penalty)]
 
 
 def greedy(logits: mx.array) -> mx.array:
     return mx.argmax(logits, axis=-1).astype(mx.int32)
+
+
+def penalize(tokens: mx.array, logits: mx.array, penalty: float) -> mx.array:
+    """Make tokens (T,) that were there less likely in logits (1, V): arXiv:1909.05858."""
+    seen = logits[:, tokens]
+    penalized = mx.where(seen < 0, seen * penalty, seen / penalty)
+    return mx.put_along_axis(logits, tokens[None], penalized, axis=-1)
+
+
+def truncate(
+    logits: mx.array, temperature: float, top_p: float, min_p: float, top_k: int
+) -> mx.array:
+    """Logits (B, V) at a temperature, -inf for what is not to be sampled; as transformers' warpers
+    of these names, which keep all that are as likely as the last of `top_k`."""
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
+        logits = mx.where(logits < least, -mx.inf, logits)
+    if top_p < 1:
+        logits = _nucleus(logits, top_p)
+    if min_p > 0:
+        best = logits.max(axis=-1, keepdims=True)
+        logits = mx.where(mx.exp(logits - best) < min_p, -mx.inf, logits)
+    return logits
+
+
+def _nucleus(logits: mx.array, top_p: float) -> mx.array:
+    """The likeliest that together have `top_p` of the probability, one at least."""
+    order = mx.argsort(logits, axis=-1)
+    below = mx.cumsum(mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
+    drop = below <= 1 - top_p
+    drop[:, -1] = False
+    return mx.where(mx.put_along_axis(drop, order, drop, axis=-1), -mx.inf, logits)
 
 
 @lru_cache(maxsize=32)
@@ -49,15 +77,11 @@ def _unseeded(temperature: float, top_p: float, min_p: float, top_k: int) -> Sam
 def _sampler(temperature: float, top_p: float, min_p: float, top_k: int, seeds: Random) -> Sampler:
     """With a seed of its own for each token: MLX's random numbers are a thread's, and begin anew in
     each."""
-    from mlx_lm.sample_utils import make_sampler  # which takes a second or more
 
     def sampler(logits: mx.array) -> mx.array:
-        limits = {
-            "top_p": max(top_p, LEAST) if top_p < 1 else 0.0,
-            "top_k": top_k if top_k < logits.shape[-1] else 0,
-        }
-        sample: Sampler = make_sampler(temperature, min_p=min_p, **limits)
         mx.random.seed(seeds.getrandbits(63))
-        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(mx.int32)
+        return mx.random.categorical(truncate(logits, temperature, top_p, min_p, top_k)).astype(
+            mx.int32
+        )
 
     return sampler

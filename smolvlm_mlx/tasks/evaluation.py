@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from ..checkpoint.reader import load
 from ..data.rows import Row, read_rows, rows_fingerprint
 from ..data.samples import Sample, make_sample
-from ..errors import EvaluationError, SmolVLMError, quote
+from ..errors import DataError, EvaluationError, SmolVLMError, quote
 from ..events import Reading, at_once
 from ..generation.engine import generate
 from ..generation.options import Options
@@ -24,7 +24,7 @@ from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
-from .metrics import METRICS
+from .metrics import LETTERS, METRICS
 from .options import EVALUATION
 
 AHEAD = 4  # questions whose pictures are prepared while one is answered
@@ -33,7 +33,8 @@ Z = 1.96  # of a 95 per cent interval
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's outcome; `error` says why there is no prediction, which scores 0."""
+    """One question's outcome; `error` says why there is no prediction, which scores 0; whether a
+    picture or a video was shown."""
 
     where: str
     category: str
@@ -41,6 +42,8 @@ class Answer:
     answers: tuple[str, ...]
     score: float
     error: str = ""
+    image: bool = False
+    video: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,19 @@ class Result:
             for name in names
         }
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Questions with a picture, and with a video."""
+        return (
+            sum(answer.image for answer in self.answers),
+            sum(answer.video for answer in self.answers),
+        )
+
+    @property
+    def failed(self) -> list[Answer]:
+        """Those that could not be asked."""
+        return [answer for answer in self.answers if answer.error]
+
     def agreement(self, other: "Result") -> float:
         """Share of questions to which both give the same answer."""
         return fmean(
@@ -114,7 +130,7 @@ def evaluate_in_steps(
     Args:
         data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
         results: JSONL file of the answers; what is in it already is not asked again.
-        metric: one of `metrics.METRICS`, or "auto": choice where there are choices, else exact.
+        metric: one of `metrics.METRICS`, or "auto": its benchmark's, choice with choices, or exact.
         image_options: for all pictures; a row's own go first.
 
     Raises:
@@ -165,6 +181,7 @@ def _answer(
     def prepare(row: Row) -> tuple[Sample, Inputs] | str:
         try:
             sample = make_sample(row)
+            _check_choice(sample, metric)
             return sample, processor(sample.messages, sample.image_options.over(image_options))
         except SmolVLMError as error:
             return str(error)
@@ -175,14 +192,41 @@ def _answer(
             yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
             continue
         sample, inputs = prepared
+        prediction, score, problem = "", 0.0, ""
         try:
             prediction = generate(model, processor, inputs, options).strip()
         except SmolVLMError as error:
-            yield Answer(row.where, sample.category, "", sample.answers, 0.0, str(error))
-            continue
-        name = metric if metric != "auto" else "choice" if sample.choices else "exact"
-        score = METRICS[name](prediction, sample.answers, sample.choices)
-        yield Answer(row.where, sample.category, prediction, sample.answers, score)
+            problem = str(error)
+        else:
+            score = _score_of(sample, prediction, metric)
+        said = row.where, sample.category, prediction, sample.answers, score, problem
+        yield Answer(*said, sample.shows("image"), sample.shows("video"))
+
+
+def _metric_of(sample: Sample, metric: str) -> str:
+    if metric != "auto":
+        return metric
+    return sample.metric or ("choice" if sample.choices else "exact")
+
+
+def _check_choice(sample: Sample, metric: str) -> None:
+    """Refuse an answer that no choice can match."""
+    if _metric_of(sample, metric) != "choice" or not sample.choices:
+        return
+    letters = LETTERS[: len(sample.choices)]
+    right = [answer.strip() for answer in sample.answers]
+    if not any(answer in sample.choices or answer.upper() in [*letters] for answer in right):
+        raise DataError(
+            f"answer {quote(right[0])} is neither one of the {len(sample.choices)} choices nor the "
+            "letter of one"
+        )
+
+
+def _score_of(sample: Sample, prediction: str, metric: str) -> float:
+    """By its metric. Nobody's words are no answer, but among those of VQA's people."""
+    name = _metric_of(sample, metric)
+    answers = [answer for answer in sample.answers if answer.strip() or name == "vqa"]
+    return METRICS[name](prediction, answers, sample.choices)
 
 
 def _state(*folders: str | Path | None) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.rows import Row, rows_fingerprint
-from ..data.samples import make_sample
+from ..data.samples import Sample, make_sample
 from ..errors import PromptError, SmolVLMError
 from ..events import Reading, at_once
 from ..inputs.messages import parse_messages
@@ -62,8 +62,7 @@ def make_example(
     return Batch(inputs.input_ids[None], loss_mask[None], inputs.tiles, inputs.settings)
 
 
-def _example(processor: Processor, row: Row) -> Batch:
-    sample = make_sample(row)
+def _example(processor: Processor, sample: Sample) -> Batch:
     return make_example(processor, sample.whole, sample.image_options)
 
 
@@ -84,11 +83,13 @@ SORTED_TOGETHER = 32  # batches whose examples are sorted by length together
 
 @dataclass(frozen=True)
 class UsableRow:
-    """A row, and how many tokens and tiles it becomes."""
+    """A row, how many tokens and tiles it becomes, and whether it has a picture or a video."""
 
     row: Row
     tokens: int
     tiles: int
+    image: bool
+    video: bool
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Dataset:
         )
 
     def _batch(self, rows: Sequence[UsableRow]) -> Batch:
-        return collate([_example(self.processor, usable.row) for usable in rows])
+        return collate([_example(self.processor, make_sample(usable.row)) for usable in rows])
 
 
 def check_in_steps(
@@ -170,13 +171,15 @@ def check_in_steps(
 
     def tried(row: Row) -> UsableRow | SkippedRow:
         try:
-            example = _example(processor, row)
+            sample = make_sample(row)
+            example = _example(processor, sample)
         except SmolVLMError as error:
             return SkippedRow(row.where, str(error))
         tokens = example.input_ids.size
         if tokens > max_tokens:
             return SkippedRow(row.where, f"{tokens} tokens, more than {max_tokens}")
-        return UsableRow(row, tokens, len(example.tiles))
+        shown = sample.shows("image"), sample.shows("video")
+        return UsableRow(row, tokens, len(example.tiles), *shown)
 
     results = []
     with ThreadPoolExecutor(2) as pool:
