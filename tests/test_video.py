@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.resources import files
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +19,7 @@ from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
-from smolvlm_mlx.inputs.media import Attachment, Video, attach
+from smolvlm_mlx.inputs.media import VIDEO_SUFFIXES, Attachment, Video, attach
 from smolvlm_mlx.inputs.video import (
     Clip,
     VideoSampling,
@@ -287,6 +288,18 @@ def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
     frames, used, duration, resident = map(int, printed.split())
     assert (frames, used, duration) == (64, 64, 4000)
     assert resident * 1024 < 300e6
+
+
+def test_the_page_takes_the_endings_that_the_command_line_takes() -> None:
+    script = (files("smolvlm_mlx") / "server/page/pictures.js").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"const VIDEO_ENDINGS = (\[.*?\]);", script, re.DOTALL)
+    assert tuple(json.loads(listed.replace(",\n]", "]"))) == VIDEO_SUFFIXES
+
+
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_a_file_is_a_video_by_its_ending(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix.upper()}").write_bytes(encode_video(3, 10))
+    assert isinstance(attach(tmp_path / f"a{suffix.upper()}"), Video)
 
 
 # ---- in a conversation

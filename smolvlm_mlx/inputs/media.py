@@ -18,7 +18,11 @@ from .tiles import TiledImage, make_tiles
 from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
 from .video import LIMITS as VIDEO_LIMITS
 
-VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
+VIDEO_SUFFIXES = (  # server/page/pictures.js has the same
+    *".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2p .vob .ts .mts .m2ts".split(),
+    *".m2t .tp .trp .tod .3gp .3g2 .flv .f4v .ogv .ogm .wmv .asf".split(),
+    *".h264 .264 .h265 .265 .hevc .ivf".split(),
+)
 PICTURE_SUFFIXES = tuple(
     ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split()
 )
