@@ -153,7 +153,7 @@ def test_packages_stay_in_their_place() -> None:
     everything = sources("smolvlm_mlx", "convert", "examples", "tests")
     assert not offences(inputs, {"mlx", "mlx_lm"})
     assert not offences(
-        package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video.py")
+        package, {"av"}, but_in=("smolvlm_mlx/inputs/camera.py", "smolvlm_mlx/inputs/video_file.py")
     )
     assert not offences(package, {"pypdfium2"}, but_in=("smolvlm_mlx/inputs/pdf.py",))
     assert not offences(package, {"docling_core"}, but_in=("smolvlm_mlx/tasks/documents.py",))

@@ -11,12 +11,14 @@ from typing import TypeVar
 from PIL import Image
 
 from ..errors import VideoError, named
+from ..events import Work
 from .fetch import DEFAULT_LIMITS, FetchLimits
 from .image import is_decoded, load_image, read_image
 from .settings import ImageSettings
 from .tiles import TiledImage, make_tiles
-from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
 from .video import LIMITS as VIDEO_LIMITS
+from .video import Clip, VideoSampling, decode_in_steps, read_video
+from .video_file import FALLBACK_FPS, VideoFile
 
 VIDEO_SUFFIXES = (  # server/page/pictures.js has the same
     *".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2p .vob .ts .mts .m2ts".split(),
@@ -111,9 +113,11 @@ class Video:
         self.data, self._file = read_video(source, limits), name or name_of(source)
         self.name = self._file or "video"
         with named(self._file):
-            first = decode(self.data, VideoSampling(max_frames=1))
+            self._frames = VideoFile(self.data)
+            looked = decode_in_steps(self._frames, VideoSampling(max_frames=1), lambda frame: frame)
+            first = Work(looked).finish()
         self.duration, self.preview = first.duration, first.frames[0]
-        self.size, self.note = self.preview.size, ""
+        self.size, self.note = self.preview.size, first.note
         self.preview.thumbnail((PREVIEW, PREVIEW))
         self._clip: tuple[VideoSampling, ImageSettings, Clip[TiledImage]] | None = None
 
@@ -128,7 +132,7 @@ class Video:
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
                 clip = yield from decode_in_steps(
-                    self.data, sampling, lambda frame: make_tiles(frame, settings)
+                    self._frames, sampling, lambda frame: make_tiles(frame, settings)
                 )
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]
