@@ -11,7 +11,9 @@ start.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,33 +109,47 @@ def choose(
 
 
 def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
-    """Copy the packets of these times, one interval after another, from the key frame at or before
-    each start."""
+    """Copy the packets of these times, counted from the first frame, one interval after another,
+    from the key frame at or before each start."""
     with av.open(str(source), "r") as file, av.open(str(out), "w") as made:
         streams = [stream for stream in file.streams if stream.type in ("video", "audio")]
         copies = {stream.index: made.add_stream_from_template(stream) for stream in streams}
         video, written = file.streams.video[0], 0.0
+        begin, unit = next(file.decode(video)).time or 0.0, video.time_base or Fraction(1)
+        file.seek(0)
+        keys = [packet.pts or 0 for packet in file.demux(video) if packet.is_keyframe]
         for start, end in intervals:
-            assert video.time_base is not None
-            file.seek(int(start / video.time_base), stream=video)
             first, last = None, 0.0
-            for packet in file.demux(streams):
+            key = max((key for key in keys if key * unit <= begin + start + 1e-6), default=keys[0])
+            for packet in packets_from(file, streams, key):
                 if packet.dts is None or packet.time_base is None:
                     continue
-                now = float(packet.dts * packet.time_base)
-                if packet.stream is video:
-                    if now >= end:
-                        break
-                    first = now if first is None else first
-                if first is None or now < first:
+                stamp = packet.dts if packet.pts is None else packet.pts
+                shown, decoded = float(stamp * packet.time_base), packet.dts * packet.time_base
+                if packet.stream is video and decoded >= begin + end:
+                    break
+                first = shown if first is None else first
+                if shown < first:
                     continue
-                last = max(last, now + float((packet.duration or 0) * packet.time_base))
+                last = max(last, shown + float((packet.duration or 0) * packet.time_base))
                 move = round((written - first) / packet.time_base)
                 packet.dts = packet.dts + move
                 packet.pts = None if packet.pts is None else packet.pts + move
                 packet.stream = copies[packet.stream.index]
                 made.mux(packet)
             written += last - (first or 0.0)
+
+
+def packets_from(file: Any, streams: Sequence[Any], key: int) -> Iterator[Any]:
+    """The packets from a key frame on. Some formats seek to any frame: then from further back."""
+    video = file.streams.video[0]
+    for back in (0.0, *(2.0**power for power in range(20))):
+        file.seek(key - int(back / video.time_base), stream=video)
+        packets = file.demux(streams)
+        for packet in packets:
+            if packet.stream is video and packet.pts == key:
+                return chain([packet], packets)
+    return iter(())
 
 
 def clock(seconds: float) -> str:

@@ -214,7 +214,7 @@ PICTURES: dict[str, tuple[dict[str, Any], str, list[Any], str, str]] = {
     "DocVQA": (DOCVQA, f"What is the date?{BRIEF}", ["1/8/93", "January 8"], "anls", ""),
     "InfographicVQA": (INFOVQA, f"What is the date?{BRIEF}", ["1/8/93"], "anls", ""),
     "TextVQA": (TEXTVQA, f"what brand?{BRIEF}", ["nokia"] * 9 + [""], "vqa", ""),
-    "VQAv2": (VQAV2, f"What is it?{BRIEF}", ["net"] * 10, "vqa", "other"),
+    "VQAv2": (VQAV2, f"What is it?{BRIEF}", ["net"] * 10, "vqav2", "other"),
     "ChartQA": (CHARTQA, f"How many?{BRIEF}", ["14"], "relaxed", "human"),
     "ChartQA, lmms-lab": (CHARTQA_OF_LMMS, f"How many?{BRIEF}", ["14"], "relaxed", "machine"),
     "OCRBench": (

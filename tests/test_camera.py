@@ -10,7 +10,7 @@ from typing import Any
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs import camera
 from smolvlm_mlx.inputs.camera import Camera, Frame
-from tests.support.videos import encode_video, sound
+from tests.support.videos import encode_numbers, encode_video, remux, sound
 
 import av
 import numpy as np
@@ -92,6 +92,38 @@ def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(
         source.newest()
         wait_for_end()
         assert number_of(source.newest()) == 2
+
+
+def test_frames_that_are_decoded_in_another_order_keep_their_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AVI has the times of decoding alone."""
+    now = 0.0
+
+    class Pretended(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            now += timeout or 0.0
+            return super().wait() if timeout is None else False
+
+    monkeypatch.setattr(camera, "monotonic", lambda: now)
+    monkeypatch.setattr(camera, "Event", Pretended)
+    with Camera(encode_numbers(51, "avi", "libx264")) as source:
+        for _ in source:
+            pass
+    assert now == pytest.approx(2)
+
+
+def test_a_file_of_which_nothing_can_be_decoded_is_one_line() -> None:
+    def empty(_: int, packet: Any) -> bool:
+        memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    with (
+        Camera(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty)) as source,
+        pytest.raises(VideoError, match="no frame of the video can be decoded"),
+    ):
+        source.newest()
 
 
 def test_close_ends_a_thread_that_waits_for_the_next_frame() -> None:

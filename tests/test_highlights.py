@@ -34,11 +34,10 @@ def test_split() -> None:
     assert split(40, 10)[-1] == (30, 40)
 
 
-@pytest.mark.parametrize("container", ["mp4", "matroska", "avi", "mov"])
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi", "mov", "mpegts"])
 def test_cuts_are_the_frames_from_the_key_frame_on(container: str, tmp_path: Path) -> None:
-    source, out = tmp_path / f"a.{container}", tmp_path / f"b.{container}"
-    if container == "matroska":
-        source, out = source.with_suffix(".mkv"), out.with_suffix(".mkv")
+    suffix = {"matroska": "mkv", "mpegts": "ts"}.get(container, container)
+    source, out = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
     source.write_bytes(encode_video(30, 10, container, gop=5))
     cut(source, out, [(0.7, 1.2), (2.0, 2.5)])
     with av.open(str(source)) as file:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.resources import files
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +19,7 @@ from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
-from smolvlm_mlx.inputs.media import Attachment, Video, attach
+from smolvlm_mlx.inputs.media import VIDEO_SUFFIXES, Attachment, Video, attach
 from smolvlm_mlx.inputs.video import (
     Clip,
     VideoSampling,
@@ -28,6 +29,7 @@ from smolvlm_mlx.inputs.video import (
     sample,
     words,
 )
+from smolvlm_mlx.inputs.video_file import VideoFile
 from smolvlm_mlx.model import SmolVLM
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
@@ -183,7 +185,7 @@ def test_gif_and_webm(tmp_path: Path) -> None:
 def test_frames_that_are_not_evenly_spaced() -> None:
     data = encode_video(30, 30, "matroska", times=[number * number * 4 for number in range(30)])
     taken = grays(data, VideoSampling(fps=100, max_frames=5))
-    assert taken == pytest.approx([0, 7, 14, 21, 29], abs=1)
+    assert taken == pytest.approx([0, 14, 20, 25, 29], abs=1)
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
@@ -239,7 +241,7 @@ def test_sound_alone_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(VideoError, match="sound but no video"):
         decode(sound(), VideoSampling())
     with monkeypatch.context() as patch:
-        patch.setattr("smolvlm_mlx.inputs.video.MAX_PIXELS", 100)
+        patch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 100)
         with pytest.raises(VideoError, match="frames of more than 100 pixels"):
             decode(encode_video(2), VideoSampling())
     with pytest.raises(FetchError, match="no such file"):
@@ -289,6 +291,18 @@ def test_a_hundred_thousand_frames(tmp_path: Path) -> None:
     assert resident * 1024 < 300e6
 
 
+def test_the_page_takes_the_endings_that_the_command_line_takes() -> None:
+    script = (files("smolvlm_mlx") / "server/page/pictures.js").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"const VIDEO_ENDINGS = (\[.*?\]);", script, re.DOTALL)
+    assert tuple(json.loads(listed.replace(",\n]", "]"))) == VIDEO_SUFFIXES
+
+
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_a_file_is_a_video_by_its_ending(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix.upper()}").write_bytes(encode_video(3, 10))
+    assert isinstance(attach(tmp_path / f"a{suffix.upper()}"), Video)
+
+
 # ---- in a conversation
 
 
@@ -322,7 +336,7 @@ def test_frames_are_used_while_the_next_are_decoded() -> None:
             assert used.wait(60), "all frames are decoded before one is used"
         return frame
 
-    for _ in (work := Work(decode_in_steps(encode_video(80), VideoSampling(), convert))):
+    for _ in (work := Work(decode_in_steps(VideoFile(encode_video(80)), VideoSampling(), convert))):
         used.set()
     assert list(work.result.frames) == frames
     assert len(frames) == 8
@@ -330,7 +344,7 @@ def test_frames_are_used_while_the_next_are_decoded() -> None:
 
 def test_a_decoder_that_is_left_early_ends_its_threads() -> None:
     before = threading.active_count()
-    frames = decode_in_steps(encode_video(640), VideoSampling(), lambda frame: frame)
+    frames = decode_in_steps(VideoFile(encode_video(640)), VideoSampling(), lambda frame: frame)
     next(frames)
     assert threading.active_count() > before
     frames.close()

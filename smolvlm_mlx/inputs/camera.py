@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import VideoError, cut, named, quote, reason
-from .video import FALLBACK_FPS, opened, upright
+from .video_file import opened, play_timed, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -148,12 +148,10 @@ class Camera:
         """The frames of a file, each when its time has come."""
         self._ready()
         self._looking.wait()
-        step = float(1 / (stream.average_rate or FALLBACK_FPS))
         due, last = monotonic(), 0.0
-        for number, frame in enumerate(file.decode(stream)):
-            time = last + step if frame.time is None else frame.time
-            due += min(max(time - last, 0.0), LONGEST_PAUSE) if number else 0.0
-            last = time
+        for time, frame in play_timed(file, stream):
+            due += min(max(time - last, 0.0), LONGEST_PAUSE)
+            last = max(last, time)
             if self._closing.wait(max(due - monotonic(), 0.0)):
                 return
             self._put(frame)

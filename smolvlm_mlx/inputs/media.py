@@ -11,15 +11,21 @@ from typing import TypeVar
 from PIL import Image
 
 from ..errors import VideoError, named, quote
+from ..events import Work
 from .fetch import DEFAULT_LIMITS, FetchLimits, read_start
 from .image import MAX_EDGE, Decoded, decode_image, is_decoded, limits_of, read_image
 from .kinds import PICTURE, START, VIDEO, kind_of
 from .settings import ImageSettings
 from .tiles import TiledImage, make_tiles
-from .video import FALLBACK_FPS, Clip, VideoSampling, decode, decode_in_steps, read_video
 from .video import LIMITS as VIDEO_LIMITS
+from .video import Clip, VideoSampling, decode_in_steps, read_video
+from .video_file import FALLBACK_FPS, VideoFile
 
-VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .3gp .flv .ogv .wmv".split())
+VIDEO_SUFFIXES = (  # server/page/pictures.js has the same
+    *".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2p .vob .ts .mts .m2ts".split(),
+    *".m2t .tp .trp .tod .3gp .3g2 .flv .f4v .ogv .ogm .wmv .asf".split(),
+    *".h264 .264 .h265 .265 .hevc .ivf".split(),
+)
 PICTURE_SUFFIXES = tuple(
     ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split()
 )
@@ -114,9 +120,11 @@ class Video:
         shown = "the file" if self._file is None else quote(self._file, end=True)
         self.data = read_video(source, limits, shown)
         with named(self._file):
-            first = decode(self.data, VideoSampling(max_frames=1))
+            self._frames = VideoFile(self.data)
+            looked = decode_in_steps(self._frames, VideoSampling(max_frames=1), lambda frame: frame)
+            first = Work(looked).finish()
         self.duration, self.preview = first.duration, first.frames[0]
-        self.size, self.note = self.preview.size, ""
+        self.size, self.note = self.preview.size, first.note
         self.preview.thumbnail((PREVIEW, PREVIEW))
         self._clip: tuple[VideoSampling, ImageSettings, Clip[TiledImage]] | None = None
 
@@ -131,7 +139,7 @@ class Video:
         if self._clip is None or self._clip[:2] != (sampling, settings):
             with named(self._file):
                 clip = yield from decode_in_steps(
-                    self.data, sampling, lambda frame: make_tiles(frame, settings)
+                    self._frames, sampling, lambda frame: make_tiles(frame, settings)
                 )
             self._clip, self.note = (sampling, settings, clip), clip.note
         return self._clip[2]

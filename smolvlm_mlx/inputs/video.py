@@ -2,17 +2,13 @@
 
 Sampling and words are those of transformers' processing_smolvlm.py and video_processing_smolvlm.py
 (5.23).
-
-Only this file, `animation` and `camera` know PyAV. Files are opened here and read from memory, in
-formats that name no other files: ffmpeg never gets their path or an address to open.
 """
 
-import io
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,19 +17,13 @@ from ..errors import VideoError, quote
 from ..events import Work
 from .animation import as_video
 from .fetch import FetchLimits, one_of, read_source
-from .image import MAX_PIXELS
 from .kinds import wrong_kind
 from .prefetch import prefetch
-from .rgb import to_rgb
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+from .timeline import ROUNDING, Timeline
+from .video_file import TimesError, VideoFile, upright
 
 VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")  # that a video part may have
-FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
-SKIPPED_SECONDS = 1  # at both ends of a long video
+SKIPPED_SECONDS = 1.0  # at both ends of a long video
 Frame = TypeVar("Frame")
 
 
@@ -83,6 +73,19 @@ class VideoSampling:
             raise VideoError(f"end {changed.end} is not after start {changed.start or 0.0}")
         return changed
 
+    @property
+    def is_part(self) -> bool:
+        """Whether a part of the video is chosen."""
+        return self.start is not None or self.end is not None
+
+    def skips_ends(self, duration: float) -> bool:
+        """Whether a second is left out at both ends of a whole video, as the reference does."""
+        return self.with_times and duration - 2 * SKIPPED_SECONDS > self.max_frames * self.fps
+
+    def count(self, duration: float) -> int:
+        """How many frames are wanted of so many seconds."""
+        return max(1, round(min(self.fps * duration, self.max_frames)))
+
 
 @dataclass(frozen=True)
 class Clip(Generic[Frame]):
@@ -94,25 +97,45 @@ class Clip(Generic[Frame]):
     note: str = ""
 
 
+def choose(timeline: Timeline, sampling: VideoSampling) -> list[int]:
+    """Numbers of the frames to take: by the reference's rule where the rate is constant (see
+    `Timeline`), and elsewhere by the same rule on the clock. Without `start` and `end`, and at a
+    whole number of frames a second, both choose the same."""
+    if timeline.is_constant:
+        return sample(len(timeline.times), timeline.fps, sampling)
+    return sample_times(timeline, sampling)
+
+
 def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
     """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's
     `sample_frames`)."""
-    first, last = 0, count - 1
-    duration = count / fps
-    if sampling.start is not None or sampling.end is not None:
-        first = min(int((sampling.start or 0.0) * fps), last)
-        last = max(
-            first,
-            min(int((sampling.end if sampling.end is not None else duration) * fps), count) - 1,
-        )
+    first, last, duration = 0, count - 1, count / fps
+    if sampling.is_part:
+        first = min(int((sampling.start or 0.0) * fps + ROUNDING), last)
+        end = duration if sampling.end is None else min(sampling.end, duration)
+        last = max(first, min(int(end * fps + ROUNDING), count) - 1)
         duration = (last - first + 1) / fps
-    elif (
-        sampling.with_times and duration - 2 * SKIPPED_SECONDS > sampling.max_frames * sampling.fps
-    ):
+    elif sampling.skips_ends(duration):
         skipped = int(SKIPPED_SECONDS * fps), min(int(count - SKIPPED_SECONDS * fps), last)
         first, last = skipped if skipped[0] < skipped[1] else (first, last)
-    wanted = max(1, round(min(sampling.fps * duration, sampling.max_frames)))
-    return [int(index) for index in np.unique(np.linspace(first, last, wanted, dtype=int))]
+    frames = np.linspace(first, last, sampling.count(duration), dtype=int)
+    return [int(number) for number in np.unique(frames)]
+
+
+def sample_times(timeline: Timeline, sampling: VideoSampling) -> list[int]:
+    """Numbers of the frames that are shown at evenly spread times."""
+    first, end = 0.0, timeline.duration
+    if sampling.is_part:
+        first = min(sampling.start or 0.0, float(timeline.times[-1]))
+        end = end if sampling.end is None else min(sampling.end, end)
+    count = sampling.count(end - first)
+    if not sampling.is_part and sampling.skips_ends(end):
+        first, last = SKIPPED_SECONDS, end - SKIPPED_SECONDS
+    else:
+        # Up to when the last frame begins, or further, where that is shown for long.
+        begins = float(timeline.times[timeline.shown(end - 2 * ROUNDING)])
+        last = max(first, begins, end - (end - first) / count)
+    return sorted({timeline.shown(second) for second in np.linspace(first, last, count)})
 
 
 TO_NINETEEN = (
@@ -152,12 +175,6 @@ def words(clip: Clip[Any], with_times: bool) -> list[str]:
 
 
 LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
-# Demuxers that read one file and nothing else; no playlists, no concat.
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,"
-    "apng,webp_pipe"
-)
-NEAR = 12  # frames ahead that are reached by decoding on, without a seek
 # Frames decoded before one is converted, and converted before one is used: what is held in full.
 AHEAD = 4
 
@@ -182,112 +199,42 @@ def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file
     return as_video(data)
 
 
-@contextmanager
-def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
-    """An encoded video and its first stream; VideoError if it cannot be decoded, here or within the
-    context."""
-    import av
-
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
-    try:
-        with av.open(io.BytesIO(data), mode="r", options=options) as file:
-            if not file.streams.video:
-                raise VideoError(
-                    f"the file holds {'sound but no' if file.streams.audio else 'no'} video"
-                )
-            stream = file.streams.video[0]
-            if stream.codec_context is None:  # which PyAV's types do not tell
-                raise VideoError("the video is of a kind that ffmpeg does not know")
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
-            stream.thread_type = "AUTO"  # several threads decode
-            yield file, stream
-    except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise VideoError(f"the video cannot be decoded, it may be damaged: {quote(why)}") from error
-
-
 def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:
     """The sampled frames of an encoded video, upright and in RGB. See `decode_in_steps`."""
-    return Work(decode_in_steps(data, sampling, lambda frame: frame)).finish()
+    return Work(decode_in_steps(VideoFile(data), sampling, lambda frame: frame)).finish()
 
 
 def decode_in_steps(
-    data: bytes, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
+    file: VideoFile, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
 ) -> Generator[tuple[Frame, int], None, Clip[Frame]]:
     """As `decode`, with frames as `convert` makes them: yields each as soon as it is there, and how
-    many are wanted.
+    many are wanted; from the first again, if the file's times prove untrue.
 
-    Only packets are read to count the frames; decoding begins at the key frame before each frame
-    that is wanted. What a damaged file still gives is used, and said in the clip's note. Decoding,
-    `convert` and what is done with a frame go on side by side.
+    What a damaged file still gives is used, and said in the clip's note. Decoding, `convert` and
+    what is done with a frame go on side by side.
 
     Raises:
         VideoError: no frame can be decoded.
     """
-    with opened(data) as (file, stream):
-        times = _presentation_times(file, stream)
-        if not times:
-            raise VideoError("the video has no frames")
-        rate = stream.average_rate or stream.guessed_rate
-        fps = float(rate) if rate else FALLBACK_FPS
-        wanted = sample(len(times), fps, sampling)
-        kept: dict[int, Frame] = {}
-        # The thread of `decoded` ends before the file does.
-        with closing(prefetch(_frames_at(file, stream, times, wanted), AHEAD)) as decoded:
-            converted = ((index, convert(upright(frame))) for index, frame in decoded)
-            with closing(prefetch(converted, AHEAD)) as frames:
-                for index, frame in frames:
-                    kept[index] = frame
-                    yield frame, len(wanted)
-    if not kept:
-        raise VideoError("no frame of the video can be decoded, it may be damaged")
-    missing = len(wanted) - len(kept)
-    note = f"{missing} of {len(wanted)} frames could not be decoded" if missing else ""
-    return Clip(tuple(kept.values()), tuple(index / fps for index in kept), len(times) / fps, note)
+    try:
+        return (yield from _decode(file, sampling, convert))
+    except TimesError:
+        file.watch()
+        return (yield from _decode(file, sampling, convert))
 
 
-def _presentation_times(file: "InputContainer", stream: "VideoStream") -> list[int]:
-    """When each frame is shown, in order, in the stream's time base; read from packets, without
-    decoding."""
-    import av
-
-    times: list[int] = []
-    with suppress(av.FFmpegError):  # cut off: what came before counts
-        for packet in file.demux(stream):
-            when = packet.pts if packet.pts is not None else packet.dts
-            if packet.size and when is not None and not packet.is_discard:
-                times.append(when)
-    return sorted(times)
-
-
-def _frames_at(
-    file: "InputContainer", stream: "VideoStream", times: Sequence[int], wanted: Sequence[int]
-) -> Iterator[tuple[int, "VideoFrame"]]:
-    """(number, frame) of each frame that is wanted, as far as they can be decoded."""
-    import av
-
-    decoded: Iterator[VideoFrame] = iter(())
-    position: int | None = None  # of the last decoded frame
-    for index in wanted:
-        target = times[index]
-        if position is None or index - position > NEAR:
-            file.seek(target, stream=stream, backward=True)
-            decoded = file.decode(stream)
-        try:
-            frame = next(frame for frame in decoded if frame.pts is None or frame.pts >= target)
-        except (StopIteration, av.FFmpegError):
-            position = None
-            continue
-        position = index
-        yield index, frame
-
-
-def upright(frame: "VideoFrame") -> Image.Image:
-    """A decoded frame in RGB, on white where it is transparent."""
-    has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-    image = (
-        to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
-    )
-    turn = round(frame.rotation) % 360
-    return image.rotate(turn, expand=True) if turn in (90, 180, 270) else image
+def _decode(
+    file: VideoFile, sampling: VideoSampling, convert: Callable[[Image.Image], Frame]
+) -> Generator[tuple[Frame, int], None, Clip[Frame]]:
+    timeline = file.timeline
+    wanted = choose(timeline, sampling)
+    kept: dict[int, Frame] = {}
+    # The thread of `decoded` ends before the file does.
+    with closing(prefetch(file.frames(wanted), AHEAD)) as decoded:
+        converted = ((number, convert(upright(frame))) for number, frame in decoded)
+        with closing(prefetch(converted, AHEAD)) as frames:
+            for number, frame in frames:
+                kept[number] = frame
+                yield frame, len(wanted)
+    times = tuple(timeline.second(number) for number in kept)
+    return Clip(tuple(kept.values()), times, timeline.duration, file.note)

@@ -3,10 +3,17 @@
 
 import { $, make, say } from "./dom.js";
 
-const VIDEO_NAMES = /\.(mkv|avi|mov|ts)$/i;  // that some browsers have no type for
+// The endings that inputs/media.py has; browsers know a type for few.
+const VIDEO_ENDINGS = [
+  ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m2p",
+  ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".3gp", ".3g2", ".flv", ".f4v",
+  ".ogv", ".ogm", ".wmv", ".asf", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
+];
 const PICTURE_NAMES = /\.(hei[cf]|avif|jp2|qoi|tiff?)$/i;
 
 let waiting = [];
+
+$("files").accept = ["image/*", "video/*", ...VIDEO_ENDINGS].join();
 
 // Let other pictures wait; those that waited.
 export function exchangeWaiting(pictures) {
@@ -42,7 +49,8 @@ export function asPart({ url, name, video }, options = {}) {
 
 export async function add(files) {
   for (const file of files) {
-    const video = file.type.startsWith("video/") || VIDEO_NAMES.test(file.name);
+    const name = file.name.toLowerCase();
+    const video = file.type.startsWith("video/") || VIDEO_ENDINGS.some(end => name.endsWith(end));
     if (!video && !file.type.startsWith("image/") && !PICTURE_NAMES.test(file.name)) {
       say(`${file.name} is no picture and no video`);
       continue;

@@ -1,0 +1,199 @@
+"""Every frame is the one that a player shows at its time, in every container and codec, however its
+key frames lie."""
+
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+from smolvlm_mlx.inputs.video import VideoSampling, decode
+from smolvlm_mlx.inputs.video_file import VideoFile
+from tests.support.videos import (
+    CODECS,
+    GOPS,
+    decode_sequentially,
+    encode_numbers,
+    read_number,
+    remux,
+)
+
+import av
+import numpy as np
+import pytest
+
+COUNT = 70
+DENSE = VideoSampling(fps=10, max_frames=64)
+SPARSE = VideoSampling(fps=1, max_frames=64)
+
+
+def combinations(container: str) -> Iterator[tuple[str, str]]:
+    """The codecs of a container that can be encoded here, and structures of their key frames."""
+    for codec in CODECS[container].split():
+        if codec in av.codecs_available:
+            yield from ((codec, gop) for gop in GOPS[: 5 if codec == "libx264" else 4])
+
+
+def check(data: bytes, sampling: VideoSampling, rate: float = 25) -> None:
+    """Sampled frames are pixel by pixel those that a sequential decode has at their times."""
+    frames, clip = decode_sequentially(data), decode(data, sampling)
+    assert clip.duration == pytest.approx(len(frames) / rate, abs=0.5 / rate)
+    assert len(clip.frames) == sampling.count(clip.duration)
+    for frame, time in zip(clip.frames, clip.times, strict=True):
+        assert np.array_equal(np.asarray(frame), frames[round(time * rate)]), (
+            read_number(frame),
+            time,
+        )
+
+
+def check_single(data: bytes, rng: Random, requests: int, rate: float = 25) -> None:
+    """What is shown at a second is what a sequential decode has there."""
+    frames = decode_sequentially(data)
+    for _ in range(requests):
+        start = rng.uniform(0, len(frames) / rate)
+        part = VideoSampling(max_frames=1, start=start, end=start + rng.uniform(0.01, 3))
+        clip = decode(data, part)
+        assert np.array_equal(np.asarray(clip.frames[0]), frames[int(start * rate)]), start
+        assert list(clip.times) == pytest.approx([int(start * rate) / rate], abs=0.5 / rate)
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_sampled_frames_are_those_of_a_sequential_decode(container: str) -> None:
+    codec = next(codec for codec, _ in combinations(container))
+    for gop in ("closed", "open"):
+        data = encode_numbers(COUNT, container, codec, gop)
+        check(data, DENSE)
+        check(data, SPARSE)
+        check_single(data, Random(container), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", CODECS)
+def test_sampled_frames_in_all_codecs_and_structures(container: str) -> None:
+    for codec, gop in combinations(container):
+        data = encode_numbers(COUNT, container, codec, gop)
+        check(data, DENSE)
+        check(data, SPARSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", CODECS)
+def test_four_hundred_single_frames(container: str) -> None:
+    """400 over all containers: none is another, none is missing."""
+    rng, tried = Random(container), list(combinations(container))
+    for number in range(400 // len(CODECS) + 1):
+        codec, gop = tried[number % len(tried)]
+        check_single(encode_numbers(COUNT, container, codec, gop), rng, 1)
+
+
+# ---- times
+
+IRREGULAR = [0, 40, 80, 1000, 1040, 3000, *range(3010, 3200, 10), 6000, *range(7000, 8600, 40)]
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "mpegts", "flv"])
+def test_the_frame_of_a_variable_rate_is_the_one_on_the_screen(container: str) -> None:
+    data = encode_numbers(len(IRREGULAR), container, "libx264", times=IRREGULAR)
+    clip = decode(data, VideoSampling(fps=2))
+    seconds = [time / 1000 for time in IRREGULAR]
+    assert clip.duration == pytest.approx(8.6, abs=0.05)
+    assert [read_number(frame) for frame in clip.frames] == [
+        seconds.index(pytest.approx(time, abs=0.002)) for time in clip.times
+    ]
+    gaps = [after - before for before, after in pairwise(clip.times)]
+    assert max(gaps) < 3  # as long as a frame stays
+    rng = Random(container)
+    for _ in range(10):
+        start = rng.uniform(0, 8.6)
+        clip = decode(data, VideoSampling(max_frames=1, start=start, end=start + 1))
+        assert seconds[read_number(clip.frames[0])] == max(at for at in seconds if at <= start)
+
+
+def test_a_recording_of_a_screen_is_sampled_by_the_clock() -> None:
+    """A frame a second for 20 seconds, then 60 a second for 2."""
+    times = [*range(0, 20_000, 1000), *range(20_000, 22_000, 16)]
+    data = encode_numbers(len(times), "mov", "libx264", times=times)
+    clip = decode(data, VideoSampling())
+    assert clip.duration == pytest.approx(22, abs=0.03)
+    assert [int(time) for time in clip.times] == list(range(22))
+    part = decode(data, VideoSampling(start=5, end=15))
+    assert [read_number(frame) for frame in part.frames] == list(range(5, 15))
+    assert part.times == tuple(range(5, 15))
+
+
+@pytest.mark.parametrize(("container", "codec"), [("h264", "libx264"), ("hevc", "libx265")])
+def test_a_stream_without_times_goes_on_at_its_own_rate(container: str, codec: str) -> None:
+    data = encode_numbers(COUNT, container, codec, rate=10)
+    check(data, SPARSE, 10)
+    check_single(data, Random(0), 3, 10)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_times_begin_anew_after_2_to_the_33(codec: str) -> None:
+    data = encode_numbers(COUNT, "mpegts", codec, output_ts_offset="95442.0")
+    check(data, DENSE)
+    check_single(data, Random(0), 3)
+
+
+def test_recordings_one_after_another_are_one_video() -> None:
+    one, other = (encode_numbers(COUNT, "mpegts", "libx264", gop) for gop in ("closed", "open"))
+    check(one + other, DENSE)
+
+
+@pytest.mark.parametrize("frames", [17, 24])
+def test_an_edit_list_is_obeyed(frames: int) -> None:
+    data = bytearray(encode_numbers(COUNT, "mp4", "libx264"))
+    at = data.index(b"elst") + 12
+    (begin,) = struct.unpack(">i", data[at + 4 : at + 8])
+    data[at : at + 8] = struct.pack(">ii", 1000, begin + frames * 512)  # 25 frames from there
+    clip = decode(bytes(data), DENSE)
+    assert clip.duration == 1
+    want = [frames + round(time * 25) for time in clip.times]
+    assert [read_number(frame) for frame in clip.frames] == want
+
+
+# ---- what containers say that is not so
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+def test_what_is_called_a_key_frame_need_not_be_one(container: str, codec: str) -> None:
+    def lie(_: int, packet: Any) -> bool:
+        packet.is_keyframe = True
+        return True
+
+    data = remux(encode_numbers(COUNT, "mp4", codec), container, lie)
+    check(data, SPARSE)
+    check_single(data, Random(0), 3)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("gop", ["closed", "open"])
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+def test_a_recording_may_begin_between_key_frames(container: str, gop: str, codec: str) -> None:
+    whole = encode_numbers(COUNT, container, codec, gop)
+    check(remux(whole, container, lambda number, _: number >= 5), DENSE)
+
+
+def test_packets_without_a_frame_do_not_count() -> None:
+    """Every seventh packet holds nothing that can be decoded."""
+    whole = encode_numbers(COUNT, "mp4", "mjpeg")
+
+    def empty(number: int, packet: Any) -> bool:
+        if number % 7 == 3:
+            np.frombuffer(packet, np.uint8)  # a view of what it holds
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    data = remux(whole, "matroska", empty)
+    clip = decode(data, VideoSampling(fps=25))
+    shown = [read_number(frame) for frame in clip.frames]
+    assert shown == [number for number in range(COUNT) if number % 7 != 3]
+    assert [round(time * 25) for time in clip.times] == shown
+    assert clip.note == "10 packets could not be decoded"
+
+
+def test_one_frame_is_asked_for_without_decoding_the_others() -> None:
+    file = VideoFile(encode_numbers(250, "mp4", "libx264"))
+    ((number, frame),) = file.frames([200])
+    assert (number, read_number(frame.to_image())) == (200, 200)
