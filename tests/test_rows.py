@@ -272,6 +272,14 @@ def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
 
 
+def test_a_stored_video_stays_encoded(tmp_path: Path, hub: Any) -> None:
+    features = hub.Features(video=hub.Video(), caption=hub.Value("string"))
+    row = {"video": {"bytes": b"no video", "path": None}, "caption": "A cat."}
+    hub.Dataset.from_list([row], features=features).to_parquet(tmp_path / "data.parquet")
+    part = make_sample(read_rows(tmp_path)[0]).messages[0]["content"][0]
+    assert part == {"type": "video", "video": b"no video"}
+
+
 def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
     """Which datasets store by number."""
     label = hub.ClassLabel(names=["cat", "dog"])
