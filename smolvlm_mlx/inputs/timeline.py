@@ -34,8 +34,8 @@ def unwrap(stamps: Iterable[float | None], step: float, longest: float = inf) ->
 class Timeline:
     """When the frames of a video are shown.
 
-    A rate is constant if each frame lies within half a frame of its place at that rate: the one
-    that the file names, or the one that first and last frame have.
+    A rate is constant if each frame lies within half a frame of its place at that rate (the one
+    that the file names, or the one that first and last frame have), and the last does not stay.
 
     Attributes:
         times: (n,) seconds since the first frame, ascending.
@@ -55,7 +55,7 @@ class Timeline:
         seconds = np.sort(np.asarray(times, np.float64))
         seconds -= seconds[0]
         count, end = len(seconds), float(seconds[-1])
-        if _is_even(seconds, fps, slack):
+        if _is_even(seconds, fps, slack) and last * fps < 2:
             return cls(seconds, fps, True, count / fps)
         mean = (count - 1) / end if end else fps
         last = last or float(end - seconds[-2:][0]) or 1 / mean

@@ -99,8 +99,8 @@ class Clip(Generic[Frame]):
 
 def choose(timeline: Timeline, sampling: VideoSampling) -> list[int]:
     """Numbers of the frames to take: by the reference's rule where the rate is constant (see
-    `Timeline`), and elsewhere by the same rule on the clock. Without `start` and `end`, and at a
-    whole number of frames a second, both choose the same."""
+    `Timeline`), and elsewhere by the same rule on the clock. For a whole video of so many whole
+    frames a second both choose the same, but for rounding."""
     if timeline.is_constant:
         return sample(len(timeline.times), timeline.fps, sampling)
     return sample_times(timeline, sampling)
