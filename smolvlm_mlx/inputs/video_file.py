@@ -1,7 +1,7 @@
 """Encoded videos: when their frames are shown, and any of those frames.
 
-Only this file, `animation` and `camera` know PyAV. Files are opened here and read from memory, in formats that
-name no other files: ffmpeg never gets their path or an address to open.
+Only this file, `animation` and `camera` know PyAV. Files are opened here and read from memory, in
+formats that name no other files: ffmpeg never gets their path or an address to open.
 
 What a decoder gives from the first packet to the last is the truth. Packets tell it faster, but not
 always: AVI and ASF keep the order of decoding, recordings begin and end anywhere, a packet may hold

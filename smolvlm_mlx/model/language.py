@@ -52,15 +52,10 @@ class Attention(nn.Module):
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn heads (B, heads, T, d) by their positions, from `offset` on (arXiv:2104.09864)."""
-        base, periods = self.rope_theta, self.rope_periods
+        base, freqs = self.rope_theta, self.rope_periods and mx.array(self.rope_periods)
+        base = None if freqs is not None else base
         return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=False,
-            base=base if periods is None else None,
-            scale=1.0,
-            offset=offset,
-            freqs=None if periods is None else mx.array(periods),  # scaled positions
+            x, self.head_dim, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs
         )
 
 

@@ -24,7 +24,8 @@ from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
-from .metrics import LETTERS, METRICS
+from .letters import LETTERS
+from .metrics import METRICS
 from .options import EVALUATION
 
 AHEAD = 4  # questions whose pictures are prepared while one is answered
