@@ -52,8 +52,8 @@ class Attention(nn.Module):
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn heads (B, heads, T, d) by their positions, from `offset` on (arXiv:2104.09864)."""
-        base, freqs = self.rope_theta, self.rope_periods and mx.array(self.rope_periods)
-        base = None if freqs is not None else base
+        freqs = None if self.rope_periods is None else mx.array(self.rope_periods)
+        base = self.rope_theta if freqs is None else None
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs
         )
