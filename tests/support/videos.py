@@ -64,7 +64,7 @@ CODECS = {
     "vob": "mpeg2video mpeg1video libx264",
     "flv": "libx264 flv",
     "asf": "wmv2 libx264 mpeg4 mpeg2video msmpeg4 mjpeg",
-    "3gp": "mpeg4 libx264 h263p",
+    "3gp": "mpeg4 libx264",
     "ivf": "libvpx libvpx-vp9 libsvtav1",
     "ogg": "libvpx",
     "h264": "libx264",
