@@ -24,7 +24,7 @@ from .video_file import FALLBACK_FPS, VideoFile
 VIDEO_SUFFIXES = (  # server/page/pictures.js has the same
     *".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2p .vob .ts .mts .m2ts".split(),
     *".m2t .tp .trp .tod .3gp .3g2 .flv .f4v .ogv .ogm .wmv .asf".split(),
-    *".h264 .264 .h265 .265 .hevc .ivf".split(),
+    *".h264 .264 .h265 .265 .hevc .m1v .m2v .ivf".split(),
 )
 PICTURE_SUFFIXES = tuple(
     ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jp2 .ppm .qoi".split()

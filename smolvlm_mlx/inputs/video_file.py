@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,ivf,"
-    "apng,webp_pipe"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,ivf,"
+    "h264,hevc,mpegvideo,m4v,apng,webp_pipe"
 )
 # Those of them that keep presentation times of codecs whose frames are decoded in another order
 # than they are shown in.

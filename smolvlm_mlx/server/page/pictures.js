@@ -7,7 +7,7 @@ import { $, make, say } from "./dom.js";
 const VIDEO_ENDINGS = [
   ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m2p",
   ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".3gp", ".3g2", ".flv", ".f4v",
-  ".ogv", ".ogm", ".wmv", ".asf", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
+  ".ogv", ".ogm", ".wmv", ".asf", ".h264", ".264", ".h265", ".265", ".hevc", ".m1v", ".m2v", ".ivf",
 ];
 const PICTURE_NAMES = /\.(hei[cf]|avif|jp2|qoi|tiff?)$/i;
 
