@@ -190,10 +190,8 @@ class Captioner:
                 )
         lines = {str(path): done[str(path)] for path in files}
         if group.rank() == 0:
-            everything = [
-                *(line for path, line in done.items() if path not in lines),
-                *lines.values(),
-            ]
+            others = [line for path, line in done.items() if path not in lines]
+            everything = [*others, *lines.values()]
             write_lines(whole, everything)
             if out != whole:
                 write_csv(out, everything)

@@ -24,7 +24,7 @@ from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
-from .letters import LETTERS
+from .letters import LETTERS, label
 from .metrics import METRICS
 from .options import EVALUATION
 
@@ -216,7 +216,7 @@ def _check_choice(sample: Sample, metric: str) -> None:
         return
     letters = LETTERS[: len(sample.choices)]
     right = [answer.strip() for answer in sample.answers]
-    if not any(answer in sample.choices or answer.upper() in [*letters] for answer in right):
+    if not any(answer in sample.choices or (label(answer) or "?") in letters for answer in right):
         raise DataError(
             f"answer {quote(right[0])} is neither one of the {len(sample.choices)} choices nor the "
             "letter of one"
@@ -226,7 +226,7 @@ def _check_choice(sample: Sample, metric: str) -> None:
 def _score_of(sample: Sample, prediction: str, metric: str) -> float:
     """By its metric. Nobody's words are no answer, but among those of VQA's people."""
     name = _metric_of(sample, metric)
-    answers = [answer for answer in sample.answers if answer.strip() or name == "vqa"]
+    answers = [answer for answer in sample.answers if answer.strip() or name in ("vqa", "vqav2")]
     return METRICS[name](prediction, answers, sample.choices)
 
 
