@@ -79,18 +79,17 @@ class Session:
 
     @contextmanager
     def _leaving(self, sources: Sequence[Source]) -> Iterator[list[Attachment | Video]]:
-        """What waits, and the sources; none of it waits any more after the question, and only what
-        did before if it fails."""
-        waiting = list(self.pending)
+        """What waits, and the sources: none of it goes with the next question, also if this one
+        fails."""
         self.attach(sources)
-        try:
-            yield list(self.pending)
-        except (SmolVLMError, KeyboardInterrupt):
-            if self.pending:
-                self.screen.say(_fate(waiting, self.pending[len(waiting) :]))
-            self.pending[:] = waiting
-            raise
+        images = list(self.pending)
         self.pending.clear()
+        try:
+            yield images
+        except (SmolVLMError, KeyboardInterrupt):
+            if images:
+                self.screen.say(f"no longer attached: {', '.join(held.name for held in images)}")
+            raise
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show the answer that begins so, and make room for it if the user wants that."""
@@ -164,11 +163,3 @@ def _attached(source: Source | Attachment | Video) -> Attachment | Video:
 def _name(part: ImagePart | VideoPart) -> str:
     held = part.image if isinstance(part, ImagePart) else part.video
     return "" if isinstance(held, Frames) else held.name
-
-
-def _fate(waiting: Sequence[Attachment | Video], gone: Sequence[Attachment | Video]) -> str:
-    """What became of the pictures of a question that failed."""
-    told = [f"no longer attached: {', '.join(held.name for held in gone)}"] if gone else []
-    if waiting:
-        told.append(f"still attached: {', '.join(held.name for held in waiting)} (/image forgets)")
-    return "; ".join(told)
