@@ -152,6 +152,7 @@ def test_bars_and_line_breaks_stay_in_their_cells() -> None:
         ("<group><text>a</text></group>", "a", "<p>a</p>"),
         ("<inline><text>a</text><formula>x</formula></inline>", "a $x$", "a <math"),
         ("<text>a <formula>x</formula> b</text>", "a $x$ b", "a <math"),
+        ("<inline><otsl><fcel>a<nl></otsl>b</inline>", "| a   |\n|-----|\n\nb", "<p>b</p>"),
         (
             "<ordered_list><list_item>a<unordered_list><list_item>b</list_item></unordered_list>"
             "</list_item><list_item>c</list_item></ordered_list>",

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, quote
@@ -27,6 +26,7 @@ from .doctags import (
     parse,
     table_cells,
     texts,
+    with_lists,
 )
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class _Writer:
 
     def add(self, element: Element, parent: Any) -> None:
         """Add an element, and all in it, to `parent` (to the document if None)."""
-        if element.name in _CONTAINERS:
-            self._add_all(_with_lists(element.parts), parent)
+        if element.name in _CONTAINERS or (element.name == "inline" and not _is_inline(element)):
+            self._add_all(with_lists(element.parts), parent)
         elif element.name == "inline":
             self._add_all(element.parts, self._document.add_inline_group(parent=parent))
         elif element.name in LISTS:
@@ -247,7 +247,7 @@ class _Writer:
             rest = item.parts[1:] if first else item.parts
             if first:  # docling-core joins a group to it, without a space
                 rest = [each for part in rest for each in _without_inline(part)]
-            self._add_all(_with_lists(rest), added)
+            self._add_all(with_lists(rest), added)
 
     def _add_table(self, element: Element, parent: Any) -> None:
         table = self._document.add_table(
@@ -305,7 +305,7 @@ class _Writer:
                 title=kind or "other", chart_data=self._table(tables[0])
             )
             rest = [] if tables[0] is element else [each for each in rest if each is not tables[0]]
-        self._add_all(_with_lists(rest), parent)
+        self._add_all(with_lists(rest), parent)
 
     def _add_captions(self, element: Element, item: Any) -> None:
         for part in element.elements:
@@ -328,7 +328,7 @@ class _Writer:
                 line = ": ".join(filter(None, (key.rstrip(" :") or key, ", ".join(values))))
                 self._add_text(Element("text"), line, parent)
         others = [part for part in element.parts if isinstance(part, str) or not part.is_pair]
-        self._add_all(_with_lists(others), parent)
+        self._add_all(with_lists(others), parent)
 
     def _add_graph(self, pairs: "Sequence[tuple[str, Sequence[str]]]") -> None:
         from docling_core.types.doc import (
@@ -380,17 +380,16 @@ class _Writer:
         return ProvenanceItem(bbox=box, charspan=(0, len(text)), page_no=self._page)
 
 
-def _with_lists(parts: Iterable[str | Element]) -> list[str | Element]:
-    """The parts of an element with list items that are in no list put into one."""
-    found: list[str | Element] = []
-    for name, run in groupby(parts, lambda part: part.name if isinstance(part, Element) else ""):
-        together = list(run)
-        found += [Element("unordered_list", together)] if name == "list_item" else together
-    return found
-
-
 def _without_inline(part: str | Element) -> list[str | Element]:
     return part.parts if isinstance(part, Element) and part.name == "inline" else [part]
+
+
+def _is_inline(element: Element) -> bool:
+    """Whether nothing in it needs a line of its own, as a table does."""
+    return not element.parts or (
+        element.name in ("inline", "text", *_KINDS, *VERBATIM)
+        and all(isinstance(part, str) or _is_inline(part) for part in element.parts)
+    )
 
 
 def _is_line(pieces: Sequence[str | Element]) -> bool:

@@ -8,8 +8,9 @@ but in code and formulas, where nothing is a token but their end.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 BEGIN, END = "<doctag>", "</doctag>"
 DEEPEST = 40  # elements in one another; a token that opens more is passed over
@@ -157,6 +158,15 @@ def texts(element: Element) -> Iterator[str]:
             yield part
         else:
             yield from texts(part)
+
+
+def with_lists(parts: Iterable[str | Element]) -> list[str | Element]:
+    """The parts of an element with list items that are in no list put into one."""
+    found: list[str | Element] = []
+    for name, run in groupby(parts, lambda part: part.name if isinstance(part, Element) else ""):
+        together = list(run)
+        found += [Element("unordered_list", together)] if name == "list_item" else together
+    return found
 
 
 # ---- key-value regions
