@@ -65,6 +65,55 @@ def test_html_in_text_is_shown_and_not_obeyed() -> None:
     assert '<p>&lt;div class="x"&gt;a &amp; b &amp;lt;</p>' in body(f"<text>{text}</text>")
 
 
+# Words -> markdown in which a renderer shows these words, and drops or joins none.
+MARKUP = [
+    ("a<b", "a<b"),
+    ("p<0.05 and q>1", "p<0.05 and q>1"),
+    ("a<b and c>d", "a&lt;b and c>d"),
+    ("<div", "&lt;div"),
+    ("2*3*4", r"2\*3*4"),
+    ("2 * 3", "2 * 3"),
+    ("p<0.05*", "p<0.05*"),
+    ("__init__", r"\_\_init__"),
+    ("use `Vec<int>`", r"use \`Vec&lt;int>`"),
+    ("[1](2)", r"[1\](2)"),
+    ("[1]: y", r"[1\]: y"),
+    (r"\*a*", r"\\\*a*"),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), MARKUP)
+def test_text_that_would_be_markup_is_shown(text: str, shown: str) -> None:
+    assert rows_of(markdown(f"<otsl><fcel>{text}<fcel>x<nl></otsl>")) == [[shown, "x"]]
+    others = re.sub(r"(?<!\\)_", r"\_", shown)  # docling-core escapes all, but in cells
+    assert markdown(f"<footnote>{text}</footnote>") == others
+
+
+def test_a_formula_is_no_tag_and_stays_the_same_formula() -> None:
+    assert markdown("<formula>a<b c>d, e<f</formula>") == "$$a< b c>d, e<f$$"
+    assert markdown(f"<text>a <formula>{FORMULA}</formula></text>") == f"a ${FORMULA}$"
+    assert json.loads(export(["<formula>a<b>c</formula>"], "json")[0])["texts"][0]["text"] == (
+        "a<b>c"
+    )
+
+
+def test_the_first_line_of_code_keeps_its_indent() -> None:
+    assert markdown("<code><_Python_>\n    a\n  b\n</code>") == "```\n    a\n  b\n```"
+    assert markdown("<code> a </code>") == "```\na\n```"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["<loc_1><caption>List 1</caption><_C_>a<b>c;", "<loc_1><_C_>a<b>c;<caption>List 1</caption>"],
+)
+def test_a_caption_of_code_is_no_code(code: str) -> None:
+    found = json.loads(export([f"<code>{code}</code>"], "json")[0])["texts"]
+    assert {(item["label"], item["text"]) for item in found} == {
+        ("caption", "List 1"),
+        ("code", "a<b>c;"),
+    }
+
+
 def test_code_is_as_it_was_written() -> None:
     code = '<div class="x">\n  <title>a &lt; b</title>\n</div>'
     page = f"<code><_HTML_>{code}</code>"
@@ -103,9 +152,16 @@ def test_bars_and_line_breaks_stay_in_their_cells() -> None:
         ("<group><text>a</text></group>", "a", "<p>a</p>"),
         ("<inline><text>a</text><formula>x</formula></inline>", "a $x$", "a <math"),
         ("<text>a <formula>x</formula> b</text>", "a $x$ b", "a <math"),
+        ("<inline><otsl><fcel>a<nl></otsl>b</inline>", "| a   |\n|-----|\n\nb", "<p>b</p>"),
         (
             "<ordered_list><list_item>a<unordered_list><list_item>b</list_item></unordered_list>"
             "</list_item><list_item>c</list_item></ordered_list>",
+            "1. a\n    - b\n2. c",
+            "<ul>\n<li>b</li>\n</ul>",
+        ),
+        (
+            "<ordered_list><list_item>a</list_item><unordered_list><list_item>b</list_item>"
+            "</unordered_list><list_item>c</list_item></ordered_list>",
             "1. a\n    - b\n2. c",
             "<ul>\n<li>b</li>\n</ul>",
         ),
@@ -132,6 +188,14 @@ def test_a_chart_has_its_kind_its_caption_and_its_table() -> None:
     (picture,) = json.loads(export([page], "json")[0])["pictures"]
     assert picture["meta"]["classification"]["predictions"][0]["class_name"] == "bar_chart"
     assert picture["meta"]["tabular_chart"]["chart_data"]["num_cols"] == 2
+
+
+def test_a_chart_may_have_its_table_as_an_element() -> None:
+    page = "<chart><pie_chart><otsl><fcel>2025<fcel>9<nl></otsl><caption>Sales</caption></chart>"
+    assert rows_of(markdown(page)) == [["2025", "9"]]
+    found = json.loads(export([page], "json")[0])
+    assert found["tables"] == []
+    assert found["pictures"][0]["meta"]["tabular_chart"]["chart_data"]["num_cols"] == 2
 
 
 def test_keys_and_values_are_a_graph_in_json() -> None:

@@ -271,8 +271,9 @@ def test_homes_of_the_template_as_transformers_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
 def test_of_several_templates_the_one_named_default_is_used(name: str, tmp_path: Path) -> None:
     named = [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
-    (tmp_path / name).write_text(json.dumps({"chat_template": named}))
-    assert chat_template(tmp_path) == "b"
+    for several in (named, {"rag": "a", "default": "b"}):
+        (tmp_path / name).write_text(json.dumps({"chat_template": several}))
+        assert chat_template(tmp_path) == "b"
     (tmp_path / name).write_text(json.dumps({"chat_template": named[:1]}))
     with pytest.raises(CheckpointError) as raised:
         chat_template(tmp_path)
@@ -280,6 +281,13 @@ def test_of_several_templates_the_one_named_default_is_used(name: str, tmp_path:
         f"{tmp_path / name}: chat_template has 'rag', and none named 'default'; write the one to "
         "use into chat_template.json"
     )
+
+
+def test_templates_in_a_folder_of_which_none_is_named_default(tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("rag")
+    with pytest.raises(CheckpointError, match="'rag', and none named 'default'"):
+        chat_template(tmp_path)
 
 
 def test_special_tokens_are_those_of_the_tokenizers_files(tmp_path: Path) -> None:

@@ -237,12 +237,12 @@ def test_settings_name_every_problem() -> None:
     }
     with pytest.raises(ImageError) as caught:
         ImageSettings.from_dict(raw)
-    for name in (
-        "split",
-        "tile_size",
-        "longest_edge",
-        "mean",
-        "std",
+    for name in (  # as they are in the file
+        "do_image_splitting",
+        "max_image_size.longest_edge",
+        "size.longest_edge",
+        "image_mean",
+        "image_std",
         "rescale_factor",
         "resample",
         "do_normalize",

@@ -12,6 +12,14 @@ from ..options import option
 
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 FILTERS = range(6)  # Pillow's others: nearest 0, bilinear 2, bicubic 3, box 4, Hamming 5
+# Of settings that have another name in preprocessor_config.json.
+_KEYS = {
+    "tile_size": "max_image_size.longest_edge",
+    "longest_edge": "size.longest_edge",
+    "split": "do_image_splitting",
+    "mean": "image_mean",
+    "std": "image_std",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class ImageSettings:
             values["rescale_factor"] = 1.0
         if not _is_on(raw, "do_normalize", problems):
             values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        if problems := problems + _problems(values):
+        named = (problem.partition(" ") for problem in _problems(values))
+        problems += [f"{_KEYS.get(name, name)} {rest}" for name, _, rest in named]
+        if problems:
             raise ImageError(f"{name}: {'; '.join(problems)}")
         return cls(**values)
 

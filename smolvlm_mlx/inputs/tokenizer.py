@@ -7,7 +7,7 @@ are taken out of the tokenizer and kept in a table: `encode_text` cannot produce
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer as BPETokenizer
@@ -185,23 +185,33 @@ def chat_template(folder: Path) -> str | None:
                 return path.read_text("utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
-    return _template_of(folder / "tokenizer_config.json")
+    template = _template_of(folder / "tokenizer_config.json")
+    others = folder / "additional_chat_templates"
+    if template is None and (names := sorted(path.stem for path in others.glob("*.jinja"))):
+        _default_of(dict.fromkeys(names), others)
+    return template
 
 
 def _template_of(path: Path) -> str | None:
-    """The template in a JSON file: a text, or a list of `{"name": ..., "template": ...}`."""
+    """The template in a JSON file: a text, or several by name, as an object or as a list of
+    `{"name": ..., "template": ...}`."""
     template = read_json_if_there(path).get("chat_template")
     if isinstance(template, list):
-        named = {
+        template = {
             each.get("name"): each.get("template") for each in template if isinstance(each, dict)
         }
-        template = named.get("default")
-        if template is None:
-            names = ", ".join(quote(name) for name in named)
-            raise CheckpointError(
-                f"{path}: chat_template has {names or 'nothing'}, and none named 'default'; write "
-                "the one to use into chat_template.json"
-            )
+    if isinstance(template, dict):
+        template = _default_of(template, path)
     if template is None or isinstance(template, str):
         return template
     raise CheckpointError(f"{path}: chat_template is a {type(template).__name__}, not text")
+
+
+def _default_of(named: Mapping[object, object], path: Path) -> object:
+    if (template := named.get("default")) is not None:
+        return template
+    names = ", ".join(quote(name) for name in named)
+    raise CheckpointError(
+        f"{path}: chat_template has {names or 'nothing'}, and none named 'default'; write the one "
+        "to use into chat_template.json"
+    )

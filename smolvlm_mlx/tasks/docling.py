@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, quote
@@ -26,6 +26,7 @@ from .doctags import (
     parse,
     table_cells,
     texts,
+    with_lists,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ _KINDS = (
     "title caption footnote page_header page_footer checkbox_selected checkbox_unselected "
     "reference handwritten_text paragraph"
 ).split()
+# In markdown: what begins a tag, or, where a line begins, a block of HTML.
+_TAG = re.compile(r"(?P<indent>^[ \t]*)<(?=[A-Za-z/!?])|<(?=[A-Za-z/!?].*>)", re.M | re.S)
+# There, too: what begins emphasis or code that ends further on, what makes a link of brackets, and
+# a backslash that is none.
+_MARKUP = re.compile(
+    r"\*(?=\S.*\*)|(?<![^\W_])_(?=\S.*_)|`(?=.*`)|\](?=[(:])|\\(?=[!-/:-@\[-`{-~])", re.S
+)
 # Names that SmolDocling has for docling's.
 _CLASS_OF = {
     "line": "line_chart",
@@ -160,8 +168,8 @@ class _Writer:
 
     def add(self, element: Element, parent: Any) -> None:
         """Add an element, and all in it, to `parent` (to the document if None)."""
-        if element.name in _CONTAINERS:
-            self._add_all(_with_lists(element.parts), parent)
+        if element.name in _CONTAINERS or (element.name == "inline" and not _is_inline(element)):
+            self._add_all(with_lists(element.parts), parent)
         elif element.name == "inline":
             self._add_all(element.parts, self._document.add_inline_group(parent=parent))
         elif element.name in LISTS:
@@ -189,7 +197,10 @@ class _Writer:
             if isinstance(part, Element):
                 self.add(part, parent)
             else:
-                self._add_text(element, part.strip(), parent, *language[:1])
+                text = part.strip()
+                if element.name == "code" and "\n" in text:  # whose first line may be indented
+                    text = part.strip("\n").rstrip()
+                self._add_text(element, text, parent, *language[:1])
 
     def _add_text(self, element: Element, text: str, parent: Any, language: str = "") -> None:
         from docling_core.types.doc import CodeLanguageLabel, ContentLayer
@@ -200,6 +211,8 @@ class _Writer:
             label = known.get(language.strip("_"), CodeLanguageLabel.UNKNOWN)
             self._document.add_code(text=text, code_language=label, **common)
         elif element.name == "formula":
+            if self._form == "markdown":  # a space is nothing in TeX, and `<b>` a tag
+                text = re.sub(r"<(?=[A-Za-z/][\w\s:.=\"'/-]*>)", "< ", text)
             self._document.add_formula(text=text, **common)
         elif element.name.startswith("section_header"):
             level = min(max(element.number, 1), 100)
@@ -215,10 +228,13 @@ class _Writer:
     def _add_list(self, element: Element, parent: Any) -> None:
         group = self._document.add_list_group(name="list", parent=parent)
         is_ordered = element.name == "ordered_list"
-        items = [
-            part if isinstance(part, Element) and part.name == "list_item" else Element("", [part])
-            for part in element.parts
-        ]
+        items: list[Element] = []
+        parts = [Element("", [part]) if isinstance(part, str) else part for part in element.parts]
+        for part in parts:
+            if part.name in LISTS and items:  # beside the item that it belongs to
+                items[-1] = replace(items[-1], parts=[*items[-1].parts, part])
+            else:
+                items.append(part if part.name in ("list_item", "") else Element("", [part]))
         for number, item in enumerate(items, 1):
             first = item.parts[0] if item.parts and isinstance(item.parts[0], str) else ""
             added = self._document.add_list_item(
@@ -231,7 +247,7 @@ class _Writer:
             rest = item.parts[1:] if first else item.parts
             if first:  # docling-core joins a group to it, without a space
                 rest = [each for part in rest for each in _without_inline(part)]
-            self._add_all(_with_lists(rest), added)
+            self._add_all(with_lists(rest), added)
 
     def _add_table(self, element: Element, parent: Any) -> None:
         table = self._document.add_table(
@@ -282,12 +298,14 @@ class _Writer:
         if kind:
             prediction = PictureClassificationPrediction(class_name=kind, confidence=1.0)
             picture.meta.classification = PictureClassificationMetaField(predictions=[prediction])
-        if CELLS.intersection(names):
+        inner = [part for part in element.elements if part.name == "otsl"]
+        tables = [element] if CELLS.intersection(names) else inner
+        if tables and (tables[0] is element or element.name == "chart"):
             picture.meta.tabular_chart = TabularChartMetaField(
-                title=kind or "other", chart_data=self._table(element)
+                title=kind or "other", chart_data=self._table(tables[0])
             )
-        else:
-            self._add_all(_with_lists(rest), parent)
+            rest = [] if tables[0] is element else [each for each in rest if each is not tables[0]]
+        self._add_all(with_lists(rest), parent)
 
     def _add_captions(self, element: Element, item: Any) -> None:
         for part in element.elements:
@@ -310,7 +328,7 @@ class _Writer:
                 line = ": ".join(filter(None, (key.rstrip(" :") or key, ", ".join(values))))
                 self._add_text(Element("text"), line, parent)
         others = [part for part in element.parts if isinstance(part, str) or not part.is_pair]
-        self._add_all(_with_lists(others), parent)
+        self._add_all(with_lists(others), parent)
 
     def _add_graph(self, pairs: "Sequence[tuple[str, Sequence[str]]]") -> None:
         from docling_core.types.doc import (
@@ -346,10 +364,11 @@ class _Writer:
 
     def shown(self, text: str) -> str:
         """Text as docling-core has to get it, to be read as it is: in markdown, what would be a
-        tag or a character's name is escaped."""
+        tag, a character's name, emphasis or a link is escaped."""
         if self._form != "markdown":
             return text
-        return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+        text = _MARKUP.sub(r"\\\g<0>", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+        return _TAG.sub(r"\g<indent>&lt;", text)
 
     def _place(self, element: Element, text: str = "") -> "ProvenanceItem | None":
         from docling_core.types.doc import BoundingBox, ProvenanceItem
@@ -361,17 +380,16 @@ class _Writer:
         return ProvenanceItem(bbox=box, charspan=(0, len(text)), page_no=self._page)
 
 
-def _with_lists(parts: Iterable[str | Element]) -> list[str | Element]:
-    """The parts of an element with list items that are in no list put into one."""
-    found: list[str | Element] = []
-    for name, run in groupby(parts, lambda part: part.name if isinstance(part, Element) else ""):
-        together = list(run)
-        found += [Element("unordered_list", together)] if name == "list_item" else together
-    return found
-
-
 def _without_inline(part: str | Element) -> list[str | Element]:
     return part.parts if isinstance(part, Element) and part.name == "inline" else [part]
+
+
+def _is_inline(element: Element) -> bool:
+    """Whether nothing in it needs a line of its own, as a table does."""
+    return not element.parts or (
+        element.name in ("inline", "text", *_KINDS, *VERBATIM)
+        and all(isinstance(part, str) or _is_inline(part) for part in element.parts)
+    )
 
 
 def _is_line(pieces: Sequence[str | Element]) -> bool:

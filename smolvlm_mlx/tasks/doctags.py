@@ -8,8 +8,9 @@ but in code and formulas, where nothing is a token but their end.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 BEGIN, END = "<doctag>", "</doctag>"
 DEEPEST = 40  # elements in one another; a token that opens more is passed over
@@ -42,7 +43,9 @@ _TOKEN = re.compile(
     rf"|<(?P<single>{_SINGLE}|page_break|link_\d{{1,4}}|_[^<>\s]+_)>|<loc_(?P<place>\d{{1,5}})>"
 )
 _TAG = re.compile(r"<(/?)(\w+)>")
-_LANGUAGE = re.compile(r"((?:\s*<loc_\d+>)*)\s*(?:<_([^<>\s]+)_>)?")
+_HEAD = re.compile(
+    r"((?:\s*<loc_\d+>)*)\s*(<caption>.*?</caption>)?\s*(?:<_([^<>\s]+)_>)?", re.DOTALL
+)
 
 
 @dataclass
@@ -130,13 +133,21 @@ def _add_text(element: Element, text: str) -> None:
 
 
 def _add_verbatim(element: Element, page: str, at: int, end: int) -> int:
-    """Take all up to `end` as text, but for places and a language before it; returns `end`."""
-    head = _LANGUAGE.match(page, at, end)
+    """Take all up to `end` as text, but for places, a caption and a language before it, and a
+    caption behind it; returns `end`."""
+    head = _HEAD.match(page, at, end)
     assert head is not None  # it matches nothing, too
     element.places += map(int, re.findall(r"\d+", head[1]))
     if head[2]:
-        element.parts.append(Element(f"_{head[2]}_"))
-    _add_text(element, page[head.end() if head[1] or head[2] else at : end])
+        element.parts += parse(head[2]).parts
+    if head[3]:
+        element.parts.append(Element(f"_{head[3]}_"))
+    begin = head.end() if any(head.groups()) else at
+    text = page[begin:end]
+    behind = text.rfind("<caption>") if text.rstrip().endswith("</caption>") else -1
+    behind = behind if behind >= 0 else len(text)
+    _add_text(element, text[:behind])
+    element.parts += parse(text[behind:]).parts
     return end
 
 
@@ -147,6 +158,15 @@ def texts(element: Element) -> Iterator[str]:
             yield part
         else:
             yield from texts(part)
+
+
+def with_lists(parts: Iterable[str | Element]) -> list[str | Element]:
+    """The parts of an element with list items that are in no list put into one."""
+    found: list[str | Element] = []
+    for name, run in groupby(parts, lambda part: part.name if isinstance(part, Element) else ""):
+        together = list(run)
+        found += [Element("unordered_list", together)] if name == "list_item" else together
+    return found
 
 
 # ---- key-value regions
