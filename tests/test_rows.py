@@ -195,6 +195,17 @@ def test_cells_may_be_json_and_rows_may_be_wrong(tmp_path: Path) -> None:
     assert make_sample(rows[1]).choices == ("a", "b")
 
 
+def test_cells_may_be_lists_as_pandas_writes_them(tmp_path: Path) -> None:
+    row = "image,question,answers\n\"['a.png']\",\"Which, é?\",\"['one', 'two']\"\n"
+    assert only_row(tmp_path / "data.csv", row) == ("data.csv:2", ("one", "two"))
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("question,answer,answer\nWhich?,a,b\n")
+    with pytest.raises(DataError, match=r"two columns are named 'answer'; rename one$"):
+        read_rows(tmp_path / "data.csv")
+
+
 def test_a_picture_in_a_cell(tmp_path: Path) -> None:
     """As VLMEvalKit's tables have them, in base64 of any length."""
     picture = Image.effect_noise((400, 400), 50)

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DataError, quote, reason
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .columns import KNOWN
+from .layouts import unpacked
 
 # owner/name, or owner/name:configuration.
 _FILE = r"\.(jsonl?|[ct]sv|parquet|txt)$"
@@ -123,16 +124,20 @@ def _json(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, object]]:
-    """With a header. Cells are text; one that is a JSON list or object is read as such."""
+    """With a header. Cells are text; one that is a list or object in JSON or Python (as pandas
+    writes it) is read as such."""
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
         reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+        names = reader.fieldnames or ()
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise DataError(f"{path}: two columns are named {quote(twice[0])}; rename one")
         try:
             for cells in reader:
                 if None in cells or None in cells.values():
-                    problem = f"not {len(reader.fieldnames or ())} cells, as the header has"
+                    problem = f"not {len(names)} cells, as the header has"
                     yield reader.line_num, DataError(problem)
                 else:
                     yield reader.line_num, {name: _cell(cell) for name, cell in cells.items()}
@@ -141,12 +146,8 @@ def _csv(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _cell(text: str) -> object:
-    if text.startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text or None
+    value = unpacked(text)
+    return value if isinstance(value, list | dict) else text or None
 
 
 def _texts(folder: Path) -> list[Row]:
