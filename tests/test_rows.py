@@ -301,6 +301,19 @@ def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
     assert [outcome(row) for row in rows] == ["dog", *["no answer: label is null"] * 2]
 
 
+def test_a_dataset_that_was_saved_to_disk(tmp_path: Path, hub: Any) -> None:
+    hub.Dataset.from_dict({"question": ["Which?"], "answer": ["this"]}).save_to_disk(tmp_path / "a")
+    assert [outcome(row) for row in read_rows(tmp_path / "a")] == ["this"]
+    with pytest.raises(DataError, match=r"no subset 'test'; there are train$"):
+        read_rows(tmp_path / "a", "test")
+
+
+def test_a_file_has_no_subsets(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps(QUESTION))
+    with pytest.raises(DataError, match=r"data.jsonl is a file, without a subset 'test'$"):
+        read_rows(tmp_path / "data.jsonl", "test")
+
+
 def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:
     image = {"bytes": b"no picture", "path": None}
     data = {"image": [image], "question": ["Which?"], "answer": [3]}

@@ -75,6 +75,8 @@ def _rows(source: str, path: Path, subset: str | None) -> Iterator[Row]:
         if not subset and (texts := _texts(path)):
             return iter(texts)
     elif path.is_file() and path.suffix.lower() != ".parquet":
+        if subset:
+            raise DataError(f"{source} is a file, without a subset {quote(subset)}")
         return _file(path)
     return _dataset(source, path, subset)
 
@@ -189,14 +191,7 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
             "picture; others and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
         ) from error
     try:
-        repo, _, config = source.partition(":")
-        loaded = (
-            datasets.load_dataset(str(path))
-            if path.is_dir()
-            else datasets.load_dataset("parquet", data_files=str(path))
-            if path.is_file()
-            else datasets.load_dataset(repo, config or None)
-        )
+        loaded = _subsets(source, path)
         if name is None:
             name = next((usual for usual in USUAL if usual in loaded), next(iter(loaded)))
         if name not in loaded:
@@ -211,6 +206,19 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     for number in range(len(subset)):
         raw = _DatasetRow(subset, number)
         yield Row(f"{source}:{number + 1}", raw, folder.absolute() if folder else Path())
+
+
+def _subsets(source: str, path: Path) -> Any:
+    import datasets
+
+    if (path / "state.json").is_file():  # of Dataset.save_to_disk
+        return {"train": datasets.load_from_disk(str(path))}
+    if path.is_dir():
+        return datasets.load_dataset(str(path))
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path))
+    repo, _, config = source.partition(":")
+    return datasets.load_dataset(repo, config or None)
 
 
 class _DatasetRow(Mapping[str, object]):

@@ -86,10 +86,10 @@ def make_sample(row: Row) -> Sample:
 
 def _named(raw: Mapping[str, object]) -> dict[str, object]:
     """Columns that we know, in whichever case they are written."""
-    named = dict[str, object]()
+    named, columns = dict[str, object](), set(raw)  # `in raw` would read a dataset's column
     for name, value in raw.items():
         low = str(name).strip().lower()
-        taken = low in raw or low in named
+        taken = low in columns or low in named
         named[low if low in KNOWN and not taken else name] = value
     return named
 
