@@ -203,6 +203,13 @@ PICTURES: dict[str, tuple[dict[str, Any], str, list[Any], str, str]] = {
         "geometry",
     ),
     "MMStar": (MMSTAR, f"{MMSTAR['question']}\nAnswer with the letter.", ["A"], "choice", "math"),
+    "MMStar, VLMEvalKit": (
+        {**MMSTAR, "question": "Which?", "A": "cat", "B": "dog"},
+        f"Which?{LETTERED}",
+        ["A"],
+        "choice",
+        "math",
+    ),
     "AI2D": (AI2D, f"Which?{LETTERED}", ["dog"], "", ""),
     "ScienceQA": (
         SCIENCEQA,

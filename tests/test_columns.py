@@ -97,12 +97,35 @@ def test_names_of_a_picture_that_is_there_are_no_second_one(held: Any) -> None:
     assert shown(image="a.jpg", image_path="a.jpg", thumb="https://a.b/c.jpg") == [A]
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"image_url": "https://a.b/c.jpg"},
+        {"images": ["x/a.jpg"]},
+        {"file_name": "a.jpg"},
+        {"image_id": 5, "mask": {"bytes": b"PNG"}, "segmentation_mask": DECODED},
+        {"source": "coco/b.jpg", "data_source": "b.jpg", "license": "https://a.b/c"},
+        {"metadata": {"image": "b.jpg"}, "annotations": [{"image": "b.jpg"}], "id": "b.jpg"},
+        {"depth_path": "b.png", "thumbnail": "b.png"},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_is_about_a_picture_is_no_second_one(beside: dict[str, Any]) -> None:
+    assert shown(image="x/a.jpg", **beside) == [{**A, "path": "/data/set/x/a.jpg"}]
+
+
 # ---- what would be lost
 
 
 def test_a_video_beside_a_picture_is_not_its_origin() -> None:
     assert said(image=b"PNG", link="https://a.b/c.mp4").startswith("column 'link' holds a video")
     assert said(image="a.jpg", film="a.mp4").startswith("column 'film' holds a video")
+
+
+@pytest.mark.parametrize("column", ["image_after", "source_image", "edited"])
+def test_a_second_picture_is_not_beside_the_first(column: str) -> None:
+    assert said(image="a.jpg", **{column: "b.jpg"}).startswith(f"column '{column}' holds a picture")
+    assert said(source="b.jpg").startswith("column 'source' holds a picture")
 
 
 LOST: list[Any] = [

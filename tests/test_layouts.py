@@ -105,6 +105,17 @@ ONE: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": "This."},
         ]
     },
+    "Alpaca without an instruction": {"input": "Which?", "output": "This.", "image": "a.png"},
+    **{
+        f"ShareGPT's {who}": {
+            "image": "a.png",
+            "conversations": [
+                {"from": "Human", "value": "Which?"},
+                {"from": who, "value": "This."},
+            ],
+        }
+        for who in ("GPT", "chatgpt", "Assistant", "model", "bot")
+    },
     "question and label": {"image": "a.png", "question": "Which?", "label": "This."},
 }
 
@@ -177,6 +188,14 @@ def test_two_pictures_in_one_text() -> None:
     assert sample(raw).messages[0]["content"] == [A, text(" or "), B, text("?")]
 
 
+def test_an_answer_in_a_conversation_may_be_a_number_or_an_object() -> None:
+    answers = {5: "5", 1.5: "1.5", True: "true"}
+    said = [sample({"messages": [USER, {"role": "assistant", "content": n}]}) for n in answers]
+    assert [made.answers[0] for made in said] == list(answers.values())
+    made = sample({"messages": [USER, {"role": "assistant", "content": {"total": "12.50"}}]})
+    assert made.answers == ('{"total": "12.50"}',)
+
+
 # ---- choices
 
 
@@ -191,6 +210,9 @@ def test_two_pictures_in_one_text() -> None:
         {"A": "cat", "B": "dog", "C": None, "D": float("nan")},
         {"options": ["A. cat", "B. dog"]},
         {"options": ["(A) cat", "(B) dog"]},
+        {"options": "A. cat\nB. dog\n"},
+        {"options": {"b": "dog", "a": "cat"}},
+        {"choices": {"text": ["cat", "dog"], "label": ["A", "B"]}},
     ],
 )
 def test_choices_in_any_form_are_listed_once(columns: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@ letters."""
 
 import string
 
-from smolvlm_mlx.tasks.letters import LETTERS, chosen_letter, label
+from smolvlm_mlx.data.letters import LETTERS, chosen_letter, label
 from smolvlm_mlx.tasks.metrics import METRICS
 
 import pytest

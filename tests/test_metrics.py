@@ -7,7 +7,7 @@ import json
 import re
 import string
 
-from smolvlm_mlx.tasks.letters import chosen_letter
+from smolvlm_mlx.data.letters import chosen_letter
 from smolvlm_mlx.tasks.metrics import CONTRACTIONS, METRICS, edit_distance, normalize_answer
 from tests.support.places import ROOT
 

@@ -54,6 +54,10 @@ def test_pictures_and_videos_are_counted_apart() -> None:
     assert placed("Which?", A, videos=[CLIP]) == [CLIP, A, text("Which?")]
 
 
+def test_a_place_of_a_picture_is_a_videos_if_there_are_only_videos() -> None:
+    assert placed("<image>\nWhich?", videos=[CLIP]) == [CLIP, text("Which?")]
+
+
 def test_a_picture_goes_to_the_first_user() -> None:
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
     made = place(turns, {1: A}, {}, Path())

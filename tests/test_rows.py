@@ -195,6 +195,17 @@ def test_cells_may_be_json_and_rows_may_be_wrong(tmp_path: Path) -> None:
     assert make_sample(rows[1]).choices == ("a", "b")
 
 
+def test_cells_may_be_lists_as_pandas_writes_them(tmp_path: Path) -> None:
+    row = "image,question,answers\n\"['a.png']\",\"Which, é?\",\"['one', 'two']\"\n"
+    assert only_row(tmp_path / "data.csv", row) == ("data.csv:2", ("one", "two"))
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("question,answer,answer\nWhich?,a,b\n")
+    with pytest.raises(DataError, match=r"two columns are named 'answer'; rename one$"):
+        read_rows(tmp_path / "data.csv")
+
+
 def test_a_picture_in_a_cell(tmp_path: Path) -> None:
     """As VLMEvalKit's tables have them, in base64 of any length."""
     picture = Image.effect_noise((400, 400), 50)
@@ -288,6 +299,19 @@ def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
     hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
     rows = read_rows(tmp_path)
     assert [outcome(row) for row in rows] == ["dog", *["no answer: label is null"] * 2]
+
+
+def test_a_dataset_that_was_saved_to_disk(tmp_path: Path, hub: Any) -> None:
+    hub.Dataset.from_dict({"question": ["Which?"], "answer": ["this"]}).save_to_disk(tmp_path / "a")
+    assert [outcome(row) for row in read_rows(tmp_path / "a")] == ["this"]
+    with pytest.raises(DataError, match=r"no subset 'test'; there are train$"):
+        read_rows(tmp_path / "a", "test")
+
+
+def test_a_file_has_no_subsets(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps(QUESTION))
+    with pytest.raises(DataError, match=r"data.jsonl is a file, without a subset 'test'$"):
+        read_rows(tmp_path / "data.jsonl", "test")
 
 
 def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:

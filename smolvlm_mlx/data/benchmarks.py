@@ -58,7 +58,9 @@ def _mathvista(raw: Raw, folder: Path) -> Raw:
 
 
 def _mmstar(raw: Raw, folder: Path) -> Raw:
-    """Its choices stand in the question."""
+    """Its choices stand in the question, or, in VLMEvalKit's table, in columns A, B, C, D."""
+    if "A" in raw:
+        return {"metric": "choice"}
     return {"question": f"{raw['question']}\n{LETTER_PROMPT}", "metric": "choice"}
 
 

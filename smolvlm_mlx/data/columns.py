@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from os.path import splitext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,8 +30,9 @@ CAPTIONS = ("caption", "captions", "text")
 CHOICES = ("choices", "options", "candidates")
 IMAGES = (
     *("image", "images", "image_path", "image_paths", "image_file", "image_files", "image_url"),
-    *("image_urls", "image_base64", "image_bytes", "img", "imgs", "img_path", "img_paths"),
-    *("imgname", "photo", "photos", "picture", "pictures", "file_name", "filename"),
+    *("image_urls", "image_base64", "image_bytes", "image_name", "image_filename", "img", "imgs"),
+    *("img_path", "img_paths", "img_name", "imgname", "photo", "photos", "picture", "pictures"),
+    *("file_name", "filename", "file_path", "filepath"),
 )
 VIDEOS = (
     *("video", "videos", "video_path", "video_paths", "video_file", "video_files"),
@@ -46,6 +48,12 @@ KNOWN = frozenset(OTHERS).union(*GROUPS)
 NUMBERED = re.compile(r"(image|img|picture|photo|video)_?(\d+)")  # image_1, image_2, ... of MMMU
 IDS = {"image_id": "image", "img_id": "image", "video_id": "video", "videoID": "video"}
 VIDEO_TIMES = ("start", "end")  # seconds of the row's video
+# Columns beside a picture that are about it: of other tasks, or where it comes from.
+_ASIDE = re.compile(
+    r"(?i)(^|[^a-z])(mask|seg|segmentation|depth|thumb|thumbnail|preview|heatmap)s?([^a-z]|$)"
+    r"|^(?!.*(image|img|photo|picture|video))"
+    r"(.*[^a-z])?(source|src|origin|meta|metadata|info|annotation|id)s?([^a-z]|$)"
+)
 _WORDS = {"image": "a picture", "video": "a video"}
 _SOURCES = frozenset({"bytes", "path", "url", "base64", "image", "video"})
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "AAAA", "GkXfo")
@@ -114,7 +122,7 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
         return {numbers[column]: make_part(kind, found[column], folder) for column in found}
     # A name beside a picture that is there itself says where it came from.
     held = [column for column in found if _is_itself(found[column])]
-    columns = held if len(held) == 1 else _different(found)
+    columns = held if len(held) == 1 else _distinct(found)
     if len(columns) > 1:
         raise DataError(
             f"{columns[0]} and {columns[1]} both hold {_WORDS[kind]}; keep one of them, or give "
@@ -131,12 +139,26 @@ def _is_itself(value: object) -> bool:
     return not isinstance(value, str | list | tuple)
 
 
-def _different(found: Mapping[str, object]) -> list[str]:
-    """Columns, without those that say the same again."""
+def _distinct(found: Mapping[str, object]) -> list[str]:
+    """Columns, without those that say the same again: beside a file its name, or its address in
+    the web."""
     columns = dict[str, str]()
     for column, value in found.items():
-        columns.setdefault(repr(value), column)
-    return list(columns.values())
+        columns.setdefault(repr(value if isinstance(value, list | tuple) else [value]), column)
+    texts = {column: found[column] for column in columns.values()}
+    files = [text for text in texts.values() if isinstance(text, str) and not _is_url(text)]
+
+    def is_again(text: object) -> bool:
+        if not isinstance(text, str):
+            return False
+        others = [file for file in files if file != text]
+        return bool(others) and (_is_url(text) or text in {Path(file).name for file in others})
+
+    return [column for column, text in texts.items() if not is_again(text)]
+
+
+def _is_url(text: str) -> bool:
+    return text[:8].lower().startswith(("http://", "https://", "data:"))
 
 
 def _list_of(kind: str, value: object, column: str) -> list[object]:
@@ -194,10 +216,9 @@ def _without_type(part: RawPart) -> dict[str, object]:
 
 def _located(text: str, folder: Path) -> dict[str, object]:
     """Text as a `url`, `base64` or `path` from here."""
-    scheme = text[:8].lower()
-    if scheme.startswith(("http://", "https://", "data:")):
+    if _is_url(text):
         return {"url": text}
-    if scheme.startswith("file://"):
+    if text[:8].lower().startswith("file://"):
         return {"path": url2pathname(urlsplit(text).path)}
     if _is_base64(text):
         return {"base64": text}
@@ -214,7 +235,7 @@ def _is_base64(text: str) -> bool:
 
 def _suffix(text: str) -> str:
     path = urlsplit(text).path if text[:8].lower().startswith(("http://", "https://")) else text
-    return Path(path).suffix.lower() if len(text) < 1000 and "\n" not in text else ""
+    return splitext(path)[1].lower() if len(text) < 1000 and "\n" not in text else ""
 
 
 # ---- what would be lost
@@ -231,7 +252,7 @@ def check_columns(raw: Mapping[str, object], media: Sequence[RawPart]) -> None:
             continue
         if near := _mistyped(column, raw):
             raise DataError(f"column {quote(column)} is not known; rename it to {near}")
-        if holds_media(value) and not (media and _is_origin(value, media)):
+        if holds_media(value) and not (media and _is_beside(column, value, media)):
             kind = _kind_of(value) or "image"
             raise DataError(
                 f"column {quote(column)} holds {_WORDS[kind]} that would be lost; rename it to "
@@ -259,8 +280,10 @@ def holds_media(value: object) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and holds_media(value[0])
 
 
-def _is_origin(value: object, media: Sequence[RawPart]) -> bool:
-    """Whether it is the address or the name of a picture that is shown."""
+def _is_beside(column: str, value: object, media: Sequence[RawPart]) -> bool:
+    """Whether it is about a picture that is shown: its address or name, or for another task."""
+    if _ASIDE.search(column):
+        return True
     if not isinstance(value, str) or value.startswith("data:") or _is_base64(value):
         return False
     kind = _kind_of(value) or "image"
@@ -273,15 +296,19 @@ def _is_origin(value: object, media: Sequence[RawPart]) -> bool:
 
 def _mistyped(column: str, raw: Mapping[str, object]) -> str | None:
     """The known name that was meant, where no column of its kind is there."""
-    for names in GROUPS:
+    for near, names in _near_groups(column):
         if all(is_empty(raw.get(name)) for name in names):
-            near = next((name for name in names if is_near(column, name)), None)
-            if near is not None:
-                return near
+            return near
     return None
 
 
 @lru_cache(maxsize=4096)
+def _near_groups(column: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The first name of each group that is nearly this, and the group."""
+    near = [next((name for name in names if is_near(column, name)), None) for names in GROUPS]
+    return [(name, names) for name, names in zip(near, GROUPS, strict=True) if name]
+
+
 def is_near(one: str, other: str) -> bool:
     """Whether words of five letters or more differ in one letter, or in the order of two."""
 

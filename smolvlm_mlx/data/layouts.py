@@ -27,16 +27,17 @@ from .columns import (
     QUESTIONS,
     RESPONSES,
     VIDEOS,
+    holds_media,
     is_empty,
     nearest,
     only,
 )
+from .letters import LETTERS
 
 CAPTION_QUESTION = "Describe this image in one or two sentences."
 CAPTION_QUESTION_OF_VIDEOS = "Describe this video in one or two sentences."
 LETTER_PROMPT = "Answer with the letter."
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_ROLES = {"human": "user"} | dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
 
 
 def read_messages(
@@ -55,7 +56,7 @@ def read_messages(
         messages = _turns(raw[column], column)
     elif not is_empty(raw.get("texts")):
         messages = _cauldron(raw["texts"])
-    elif question := only(raw, QUESTIONS):
+    elif question := only(raw, QUESTIONS) or only(raw, ("input",)):
         messages = _question(raw, question, choices)
     elif (caption := only(raw, CAPTIONS)) and kinds and all(is_empty(raw.get(n)) for n in ANSWERS):
         asked = CAPTION_QUESTION if "image" in kinds else CAPTION_QUESTION_OF_VIDEOS
@@ -69,7 +70,7 @@ def read_messages(
     messages = _with_system(raw, messages)
     if not messages or messages[-1]["role"] != "assistant":
         return messages, None
-    return messages[:-1], text_of(messages[-1]["content"])
+    return messages[:-1], text_of(messages[-1]["content"] or "")
 
 
 def find_answer(raw: Mapping[str, object], said: object) -> tuple[str, object]:
@@ -82,6 +83,8 @@ def find_answer(raw: Mapping[str, object], said: object) -> tuple[str, object]:
         return "the conversation", said
     if response := only(raw, RESPONSES):
         return response, raw[response]
+    if said is not None:
+        raise DataError("no answer: the assistant's last message is empty")
     missing = next((name for name in (*ANSWERS, *RESPONSES) if name in raw), None)
     if missing is not None:
         raise DataError(f"no answer: {missing} is {'null' if raw[missing] is None else 'empty'}")
@@ -92,33 +95,50 @@ def find_answer(raw: Mapping[str, object], said: object) -> tuple[str, object]:
 
 
 def read_choices(raw: Mapping[str, object]) -> tuple[str, ...]:
-    """What there is to choose from: a list, one written as Python or JSON (MMMU), an object by
-    letter, or columns A, B, C, ... (MMBench); without letters before them."""
+    """What there is to choose from: a list, one written as Python or JSON (MMMU), lines or an
+    object by letter, `label` and `text` (ARC), or columns A, B, C, ... (MMBench); without letters
+    before them."""
     column = only(raw, CHOICES)
     if column is None:
         lettered = {letter: raw[letter] for letter in LETTERS if not is_empty(raw.get(letter))}
         choices: object = lettered if {"A", "B"} <= lettered.keys() else ()
     else:
         choices = unpacked(raw[column])
-    if isinstance(choices, Mapping) and list(choices) == list(LETTERS[: len(choices)]):
-        choices = list(choices.values())
+    if isinstance(choices, Mapping):
+        choices = _by_letter(choices)
+    if isinstance(choices, str) and len(lines := choices.strip().splitlines()) > 1:
+        choices = lines if _bare(lines) != tuple(lines) else choices
     if (
         isinstance(choices, str | bytes | Mapping)
         or not isinstance(choices, Sequence)
         or len(choices) > len(LETTERS)
     ):
-        raise DataError(f"{column or 'choices'} is no list of up to {len(LETTERS)}")
+        raise DataError(
+            f"{column or 'choices'} is no list of up to {len(LETTERS)}, nor an object or lines by "
+            "letter"
+        )
     if any(choice is None for choice in choices):
         raise DataError(f"{column} holds null")
     return _bare([answer_text(choice) for choice in choices])
 
 
+def _by_letter(choices: Mapping[str, object]) -> object:
+    """The choices in the order of their letters; the object itself if it is not by letter."""
+    if choices.keys() == {"label", "text"}:
+        labels, texts = choices["label"], choices["text"]
+        if not isinstance(labels, Sequence) or not isinstance(texts, Sequence):
+            return choices
+        choices = dict(zip(map(str, labels), texts, strict=False))
+    ordered = {str(name).upper(): choices[name] for name in sorted(choices)}
+    return list(ordered.values()) if "".join(ordered) == LETTERS[: len(choices)] else choices
+
+
 def _bare(choices: Sequence[str]) -> tuple[str, ...]:
     """Without "A. ", "B. ", ..., where all begin so (Video-MME)."""
     for form in ("{}. ", "{}) ", "({}) ", "{}: "):
-        starts = [form.format(letter) for letter in LETTERS]
-        if choices and all(c.startswith(s) for c, s in zip(choices, starts, strict=False)):
-            return tuple(c[len(s) :] for c, s in zip(choices, starts, strict=False))
+        starts = [form.format(letter) for letter in LETTERS[: len(choices)]]
+        if choices and all(map(str.startswith, choices, starts)):
+            return tuple(map(str.removeprefix, choices, starts))
     return tuple(choices)
 
 
@@ -140,6 +160,8 @@ def text_of(content: object) -> str:
         return content
     if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
         raise PromptError("the assistant's content is neither text nor a list of parts")
+    if other := [part["type"] for part in content if part.get("type") not in (None, "text")]:
+        raise DataError(f"the assistant's words have a part of type {quote(other[0])}, not text")
     return "".join(str(part.get("text") or "") for part in content)
 
 
@@ -171,8 +193,19 @@ def _turn(turn: Mapping[str, object], where: str) -> RawMessage:
     role, content = (only(turn, names) for names in (("role", "from"), ("content", "value")))
     if role is None:
         raise PromptError(f"{where} has no role")
+    for key, value in turn.items():
+        if key not in ("content", "value") and holds_media(value):
+            raise DataError(
+                f"{where} holds a picture or video in {quote(key)}, where it would be lost; move "
+                "it into the content, or into a column of the row"
+            )
     said = turn[content] if content else turn.get("content", turn.get("value"))
-    return {"role": _ROLES.get(str(turn[role]), turn[role]), "content": said}
+    who = turn[role]
+    if isinstance(who, str):
+        who = _ROLES.get(who.lower(), who.lower())
+    if isinstance(said, int | float) or (isinstance(said, Mapping) and who == "assistant"):
+        said = answer_text(said)
+    return {"role": who, "content": said}
 
 
 def _cauldron(turns: object) -> list[RawMessage]:
@@ -199,7 +232,8 @@ def _question(raw: Mapping[str, object], column: str, choices: Sequence[str]) ->
         completion = raw.get("completion")
         rest = [] if isinstance(completion, str) or is_empty(completion) else completion
         return [*_turns(asked, column), *_turns(rest, "completion")]
-    text = "\n".join([asked, str(raw["input"])] if not is_empty(raw.get("input")) else [asked])
+    more = "" if column == "input" or is_empty(raw.get("input")) else f"\n{raw['input']}"
+    text = asked + more
     if choices and not is_listed(text, choices):
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
         text = "\n".join([text, *lines, LETTER_PROMPT])

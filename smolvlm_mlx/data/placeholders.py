@@ -7,7 +7,7 @@ first, as TRL and ms-swift put them. Any other count is a mistake, as in LlamaFa
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError, PromptError, quote
@@ -38,6 +38,8 @@ def place(
         DataError: more or fewer of them than places.
     """
     contents = [_parts(message, folder) for message in messages]
+    if videos and not images:
+        contents = [[_of_video(part) for part in parts] for parts in contents]
     for kind, pool in (("image", images), ("video", videos)):
         filled, first = _filled(kind, [part for parts in contents for part in parts], pool)
         contents = [
@@ -53,6 +55,11 @@ def place(
         {"role": message["role"], "content": _content(message["content"], parts)}
         for message, parts in zip(messages, contents, strict=True)
     ]
+
+
+def _of_video(part: _Part) -> _Part:
+    """LLaVA-Video has `<image>` where a video stands."""
+    return replace(part, kind="video") if isinstance(part, _Slot) else part
 
 
 def _filled(

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DataError, quote, reason
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .columns import KNOWN
+from .layouts import unpacked
 
 # owner/name, or owner/name:configuration.
 _FILE = r"\.(jsonl?|[ct]sv|parquet|txt)$"
@@ -74,6 +75,8 @@ def _rows(source: str, path: Path, subset: str | None) -> Iterator[Row]:
         if not subset and (texts := _texts(path)):
             return iter(texts)
     elif path.is_file() and path.suffix.lower() != ".parquet":
+        if subset:
+            raise DataError(f"{source} is a file, without a subset {quote(subset)}")
         return _file(path)
     return _dataset(source, path, subset)
 
@@ -123,16 +126,20 @@ def _json(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, object]]:
-    """With a header. Cells are text; one that is a JSON list or object is read as such."""
+    """With a header. Cells are text; one that is a list or object in JSON or Python (as pandas
+    writes it) is read as such."""
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
         reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+        names = reader.fieldnames or ()
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise DataError(f"{path}: two columns are named {quote(twice[0])}; rename one")
         try:
             for cells in reader:
                 if None in cells or None in cells.values():
-                    problem = f"not {len(reader.fieldnames or ())} cells, as the header has"
+                    problem = f"not {len(names)} cells, as the header has"
                     yield reader.line_num, DataError(problem)
                 else:
                     yield reader.line_num, {name: _cell(cell) for name, cell in cells.items()}
@@ -141,12 +148,8 @@ def _csv(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _cell(text: str) -> object:
-    if text.startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text or None
+    value = unpacked(text)
+    return value if isinstance(value, list | dict) else text or None
 
 
 def _texts(folder: Path) -> list[Row]:
@@ -188,14 +191,7 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
             "picture; others and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
         ) from error
     try:
-        repo, _, config = source.partition(":")
-        loaded = (
-            datasets.load_dataset(str(path))
-            if path.is_dir()
-            else datasets.load_dataset("parquet", data_files=str(path))
-            if path.is_file()
-            else datasets.load_dataset(repo, config or None)
-        )
+        loaded = _subsets(source, path)
         if name is None:
             name = next((usual for usual in USUAL if usual in loaded), next(iter(loaded)))
         if name not in loaded:
@@ -210,6 +206,19 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
     for number in range(len(subset)):
         raw = _DatasetRow(subset, number)
         yield Row(f"{source}:{number + 1}", raw, folder.absolute() if folder else Path())
+
+
+def _subsets(source: str, path: Path) -> Any:
+    import datasets
+
+    if (path / "state.json").is_file():  # of Dataset.save_to_disk
+        return {"train": datasets.load_from_disk(str(path))}
+    if path.is_dir():
+        return datasets.load_dataset(str(path))
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path))
+    repo, _, config = source.partition(":")
+    return datasets.load_dataset(repo, config or None)
 
 
 class _DatasetRow(Mapping[str, object]):

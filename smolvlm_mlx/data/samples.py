@@ -18,25 +18,24 @@ from .benchmarks import recognize
 from .columns import CHOICES, KNOWN, RawPart, check_columns, find_media, is_empty, only
 from .layouts import (
     LETTER_PROMPT,
-    LETTERS,
     answer_text,
     find_answer,
     read_choices,
     read_messages,
     unpacked,
 )
+from .letters import LETTERS, label, letter_of
 from .placeholders import place
 from .rows import Row
 
 # Columns of one answer: a list in them is the answer, in JSON, and not several that are right.
 ONE = ("answer", "response", "completion", "output", "label")
-SUBSETS = ("train", "test", "val", "validation", "dev", "testmini")
 
 
 @dataclass(frozen=True)
 class Sample:
     """A conversation without its last answer; `answers` are those that are right, `choices` what
-    there was to choose, `metric` that of its benchmark."""
+    there was to choose, `metric` that of its benchmark, `said` what the conversation ended with."""
 
     messages: list[RawMessage]
     answers: tuple[str, ...]
@@ -44,13 +43,15 @@ class Sample:
     image_options: ImageOptions = field(default_factory=ImageOptions)
     category: str = ""
     metric: str = ""
+    said: str = ""
 
     @property
     def whole(self) -> list[RawMessage]:
         """The conversation with its answer, to learn: the letter, where that was asked for."""
-        answer = next(answer for answer in self.answers if answer.strip())
-        if answer in self.choices and _last_text(self.messages).endswith(LETTER_PROMPT):
-            answer = LETTERS[self.choices.index(answer)]
+        answer = self.said or next(answer for answer in self.answers if answer.strip())
+        if self.choices and not self.said and _last_text(self.messages).endswith(LETTER_PROMPT):
+            letters = (letter_of(answer, self.choices) for answer in self.answers)
+            answer = next(letter for letter in letters if letter)
         return [*self.messages, {"role": "assistant", "content": answer}]
 
     def shows(self, kind: str) -> bool:
@@ -79,15 +80,16 @@ def make_sample(row: Row) -> Sample:
     check_columns(raw, _media(messages))
     answers = _answers(raw, said, choices)
     category = "" if is_empty(raw.get("category")) else str(raw["category"])
-    return Sample(messages, answers, choices, _image_options(raw), category, metric)
+    said = said if isinstance(said, str) else ""  # captions may be several
+    return Sample(messages, answers, choices, _image_options(raw), category, metric, said)
 
 
 def _named(raw: Mapping[str, object]) -> dict[str, object]:
     """Columns that we know, in whichever case they are written."""
-    named = dict[str, object]()
+    named, columns = dict[str, object](), set(raw)  # `in raw` would read a dataset's column
     for name, value in raw.items():
         low = str(name).strip().lower()
-        taken = low in raw or low in named
+        taken = low in columns or low in named
         named[low if low in KNOWN and not taken else name] = value
     return named
 
@@ -107,6 +109,8 @@ def _last_text(messages: Sequence[RawMessage]) -> str:
 
 def _answers(raw: Mapping[str, object], said: object, choices: Sequence[str]) -> tuple[str, ...]:
     column, found = find_answer(raw, said)
+    if column not in ONE:
+        found = _alternatives(unpacked(found) if column == "answers" else found)
     several = found if isinstance(found, list | tuple) and column not in ONE else [found]
     answers = [_person(answer) for answer in several]
     for number, answer in enumerate(answers, 1):
@@ -116,7 +120,30 @@ def _answers(raw: Mapping[str, object], said: object, choices: Sequence[str]) ->
     texts = tuple(_answer(answer, choices, written) for answer in answers)
     if not any(text.strip() for text in texts):
         raise DataError(f"no answer: {column} is empty")
-    return texts
+    return _chosen(texts, choices)
+
+
+def _alternatives(found: object) -> object:
+    """Of an object of lists (SQuAD's, and VQAv2's as older datasets store it), the texts."""
+    if isinstance(found, Mapping):
+        return next((found[k] for k in ("answer", "text") if isinstance(found.get(k), list)), found)
+    return found
+
+
+def _chosen(answers: tuple[str, ...], choices: Sequence[str]) -> tuple[str, ...]:
+    """Choices as they are written there, and letters; refused if no answer is one."""
+    if not choices:
+        return answers
+    letters = [letter_of(answer, choices) for answer in answers]
+    if not any(letters):
+        raise DataError(
+            f"answer {quote(answers[0].strip())} is neither one of the {len(choices)} choices nor "
+            "the letter of one"
+        )
+    return tuple(
+        choices[LETTERS.index(letter)] if letter and label(answer) != letter else answer
+        for letter, answer in zip(letters, answers, strict=True)
+    )
 
 
 def _person(answer: object) -> object:
@@ -141,7 +168,9 @@ def _holds(written: object, answer: object) -> bool:
 
 
 def _image_options(raw: Mapping[str, Any]) -> ImageOptions:
-    split = None if raw.get("split") in SUBSETS else raw.get("split")
+    split = raw.get("split")
+    if isinstance(split, str) and split.lower() not in ("true", "false"):
+        split = None  # of the dataset: train, test-std, val2014
     try:
         return ImageOptions(raw.get("longest_edge"), split, raw.get("max_tiles"))
     except ImageError as error:

@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from ..checkpoint.reader import load
 from ..data.rows import Row, read_rows, rows_fingerprint
 from ..data.samples import Sample, make_sample
-from ..errors import DataError, EvaluationError, SmolVLMError, quote
+from ..errors import EvaluationError, SmolVLMError, quote
 from ..events import Reading, at_once
 from ..generation.engine import generate
 from ..generation.options import Options
@@ -24,7 +24,6 @@ from ..inputs.prefetch import prefetch
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
-from .letters import LETTERS, label
 from .metrics import METRICS
 from .options import EVALUATION
 
@@ -182,7 +181,6 @@ def _answer(
     def prepare(row: Row) -> tuple[Sample, Inputs] | str:
         try:
             sample = make_sample(row)
-            _check_choice(sample, metric)
             return sample, processor(sample.messages, sample.image_options.over(image_options))
         except SmolVLMError as error:
             return str(error)
@@ -208,19 +206,6 @@ def _metric_of(sample: Sample, metric: str) -> str:
     if metric != "auto":
         return metric
     return sample.metric or ("choice" if sample.choices else "exact")
-
-
-def _check_choice(sample: Sample, metric: str) -> None:
-    """Refuse an answer that no choice can match."""
-    if _metric_of(sample, metric) != "choice" or not sample.choices:
-        return
-    letters = LETTERS[: len(sample.choices)]
-    right = [answer.strip() for answer in sample.answers]
-    if not any(answer in sample.choices or (label(answer) or "?") in letters for answer in right):
-        raise DataError(
-            f"answer {quote(right[0])} is neither one of the {len(sample.choices)} choices nor the "
-            "letter of one"
-        )
 
 
 def _score_of(sample: Sample, prediction: str, metric: str) -> float:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from statistics import fmean
 
-from .letters import LETTERS, chosen_letter, label
+from ..data.letters import LETTERS, chosen_letter, label
 
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 MOST_LETTERS = 10  # of choices that are in the question's text: MMMU-Pro's

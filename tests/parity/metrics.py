@@ -24,7 +24,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from smolvlm_mlx.tasks.letters import LETTERS, chosen_letter
+from smolvlm_mlx.data.letters import LETTERS, chosen_letter
 from smolvlm_mlx.tasks.metrics import METRICS
 from tests.parity.answers import Case, draw_case
 

@@ -40,6 +40,18 @@ def label(answer: str) -> str | None:
     return found[1].upper() if found else None
 
 
+def letter_of(answer: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice that is the right answer: it is one, has the letter, or differs in
+    case and spaces alone."""
+    if answer in choices:
+        return LETTERS[choices.index(answer)]
+    letter = label(answer)
+    if letter and letter in LETTERS[: len(choices)]:
+        return letter
+    same = [each.strip().lower() == answer.strip().lower() for each in choices]
+    return LETTERS[same.index(True)] if sum(same) == 1 else None
+
+
 def _plain(text: str) -> str:
     return text.translate(FULL_WIDTH).strip(MARKS + string.whitespace)
 
