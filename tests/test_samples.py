@@ -252,6 +252,11 @@ WRONG: list[tuple[Any, str]] = [
         ({"messages": [{**USER, key: value}, ASSISTANT]}, "message 1 holds a picture or video")
         for key, value in (("images", ["a.png"]), ("image", "a.png"), ("video", b"MP4"))
     ],
+    (
+        {"messages": [{**USER, "content": [{**text("Hi"), "image": "a.png"}]}, ASSISTANT]},
+        "a text part ",
+    ),
+    ({"texts": [{"user": "Hi", "assistant": "Ho", "image": "a.png"}]}, "turn 1 of texts holds"),
     *[
         ({"question": "Which?", "choices": ["this", "that"], "answer": wrong}, f"answer '{wrong}' ")
         for wrong in ("C", "these", "(D)", "true")

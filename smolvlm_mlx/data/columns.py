@@ -265,6 +265,20 @@ def check_columns(raw: Mapping[str, object], media: Sequence[RawPart]) -> None:
             )
 
 
+def refuse_media(said: Mapping[Any, object], read: Sequence[str], where: str) -> None:
+    """Refuse a picture or video in a message, turn or part, under a key that is not read there.
+
+    Raises:
+        DataError: there is one.
+    """
+    for key, value in said.items():
+        if key not in read and holds_media(value):
+            raise DataError(
+                f"{where} holds a picture or video in {quote(key)}, where it would be lost; move "
+                "it into the content, or into a column of the row"
+            )
+
+
 def holds_media(value: object) -> bool:
     """Whether a value is, or seems to be, a picture or a video: bytes, a decoded picture, a path or
     URL with such an ending, base64, an object or list of these."""

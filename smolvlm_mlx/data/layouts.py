@@ -27,10 +27,10 @@ from .columns import (
     QUESTIONS,
     RESPONSES,
     VIDEOS,
-    holds_media,
     is_empty,
     nearest,
     only,
+    refuse_media,
 )
 from .letters import LETTERS
 
@@ -193,12 +193,7 @@ def _turn(turn: Mapping[str, object], where: str) -> RawMessage:
     role, content = (only(turn, names) for names in (("role", "from"), ("content", "value")))
     if role is None:
         raise PromptError(f"{where} has no role")
-    for key, value in turn.items():
-        if key not in ("content", "value") and holds_media(value):
-            raise DataError(
-                f"{where} holds a picture or video in {quote(key)}, where it would be lost; move "
-                "it into the content, or into a column of the row"
-            )
+    refuse_media(turn, ("content", "value"), where)
     said = turn[content] if content else turn.get("content", turn.get("value"))
     who = turn[role]
     if isinstance(who, str):
@@ -215,6 +210,7 @@ def _cauldron(turns: object) -> list[RawMessage]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not turn.get("user") or not turn.get("assistant"):
             raise DataError(f"turn {number} of texts has no user or no assistant")
+        refuse_media(turn, ("user", "assistant"), f"turn {number} of texts")
         messages += _pair(turn["user"], turn["assistant"])
     return messages
 

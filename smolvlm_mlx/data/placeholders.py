@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import DataError, PromptError, quote
 from ..inputs.messages import RawMessage
-from .columns import Pool, RawPart, make_part
+from .columns import Pool, RawPart, make_part, refuse_media
 
 _MARK = re.compile(r"<\|?(image|video)[ _]?(\d+)?\|?>|<img>(.+?)</img>")
 _KINDS = {"image_url": "image", "video_url": "video"}
@@ -117,6 +117,7 @@ def _part(part: object, folder: Path) -> list[_Part]:
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise PromptError(f"a text part without text: {quote(part)}")
+        refuse_media(part, ("text",), "a text part")
         return _split(part["text"], folder)
     if kind not in ("image", "video"):
         return [part]  # which is told when messages are parsed
