@@ -144,6 +144,12 @@ def test_no_picture_of_10000_lines_is_dropped_unsaid(seed: int, folder: Path) ->
         "e.g. pi is 3.14, see file.txt, notes.pdf.zip and cat.jpgs",
         "~nobody and \0",
         "What's 5 + 5?",
+        "H.264 or H.265, AVC/H.264, h.264 and x.265?",
+        'He asked "is that a .png" and `ls -l *.png`',
+        ":)",
+        "...",
+        "// TODO: rename",
+        "/* a comment */",
     ],
 )
 def test_prose_names_nothing(line: str, folder: Path) -> None:
@@ -219,7 +225,6 @@ def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
         ("./no such cat.jpg", "./no such cat.jpg"),
         ("ftp://a.example/cat.jpg", "ftp://a.example/cat.jpg"),
         ("file:///none/my%20cat.jpg", "/none/my cat.jpg"),
-        ("cat.png.zip", "cat.png"),
         ("IMG_*.jpg", "IMG_*.jpg"),
     ],
 )
@@ -237,6 +242,60 @@ def test_no_other_file_is_taken_for_one_that_is_not_there(
 def test_a_slash_before_a_name_is_no_part_of_it(line: str, folder: Path) -> None:
     read = read_line(line.format(folder=folder))
     assert ([str(name) for name in read.sources], read.missing) == (["cat.jpg"], [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'How do I use cv2.imread("test.jpg")?',
+        "<img src='image.png'> or <img src=image.png>",
+        "```python\nphoto: image.png\n``` What does this do?",
+        "ffmpeg -i in.mp4 -vf fps=10 out.gif",
+        '{"picture": "image.png"}',
+        "\\includegraphics{fig.png} or url(bg.png)",
+        "f'{number}.png', frame_%04d.png, $name.png and <name>.png",
+        'for f in *.png; do convert "$f" "${f%.png}.jpg"; done',
+        "How do I compile src/main.ts, and what is a .d.ts file?",
+        "image.png.txt and invoice.jpg.exe",
+        "这是.png文件吗",
+        ".jpgと.pngの違い",
+    ],
+)
+def test_names_in_code_and_of_other_kinds_are_told_and_asked(line: str, folder: Path) -> None:
+    read = read_line(line)
+    assert (read.text, read.sources, read.missing) == (line, [], [])
+    assert read.mentioned
+
+
+def test_a_file_that_is_there_is_attached_from_code_too(folder: Path) -> None:
+    (folder / "main.ts").touch()
+    read = read_line('open("cat.jpg") -i main.ts')
+    assert [str(found) for found in read.sources] == ["cat.jpg", "main.ts"]
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("```\ndog.jpg\nmy dog.jpg\n``` what is it?", "dog.jpg|dog.jpg"),
+        ("```x = 1``` and dog.jpg", "dog.jpg"),
+        ("Look at this: 'dog.jpg' - what is it?", "dog.jpg"),
+        ("<b>dog.jpg</b> ->dog.jpg", "<b>dog.jpg|->dog.jpg"),
+        ("~/clip.ts and /tmp/no/clip.mts", "~/clip.ts|/tmp/no/clip.mts"),
+    ],
+)
+def test_a_name_beside_code_is_meant(line: str, missing: str, folder: Path) -> None:
+    assert read_line(line).missing == missing.split("|")
+
+
+def test_a_written_picture_is_attached(folder: Path) -> None:
+    url = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUg=="
+    assert read_line(f"What is {url}?").sources == [url]
+    assert read_line("What does data:image/png;base64,... mean?").sources == []
+
+
+def test_a_url_of_a_file_ends_before_the_next_path(folder: Path) -> None:
+    read = read_line(f"file:two%20words.png and {folder}/cat.jpg")
+    assert [Path(found).name for found in read.sources] == ["two words.png", "cat.jpg"]
 
 
 def test_another_kind_of_file_is_text(folder: Path) -> None:

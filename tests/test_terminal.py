@@ -172,7 +172,7 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
         ("/xyzzy hello", "no command '/xyzzy'; /help lists them"),
         ("/ hello", "no command '/'"),
         ("/undo please", "/undo takes nothing after it, not 'please'"),
-        ("/QUIT now", "/quit takes nothing after it, not 'now'"),
+        ("/QUIT now", "/QUIT takes nothing after it, not 'now'"),
         ("/no/such/folder what?", "no such file: '/no/such/folder'"),
         ("'/no/such.dng' what?", "no such file: '/no/such.dng'"),
         ("~/no.such.kind", "no such file: '~/no.such.kind'"),
@@ -236,8 +236,16 @@ def test_pictures_that_waited_for_a_question_that_failed_wait_no_more(
 
     handle(session, "/image b.jpg")
     with pytest.raises(SmolVLMError, match="no such file"):
-        handle(session, "Is it like dog.jpg?")  # was never asked
+        handle(session, "dog.jpg")  # no question
     assert names(session.pending) == ["b.jpg"]
+    (folder / "damaged.jpg").write_bytes(b"damaged")
+    for name in ("dog.jpg", "damaged.jpg"):
+        with pytest.raises(SmolVLMError, match=name):
+            handle(session, f"Is it like {name}?")
+        assert screen_of(session).said == ["no longer attached: b.jpg"]
+        assert session.pending == []
+        screen_of(session).said.clear()
+        handle(session, "/image b.jpg")
     with monkeypatch.context() as patch:
         patch.setattr(session.screen, "answer", interrupt)
         with pytest.raises(KeyboardInterrupt):

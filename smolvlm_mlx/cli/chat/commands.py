@@ -47,7 +47,7 @@ def handle(session: Session, line: str) -> None:
         WITH_TEXT[name](session, rest)
     elif name in ALONE:
         if rest.strip():
-            raise PromptError(f"{name} takes nothing after it, not {quote(rest.strip())}; {ASK}")
+            raise PromptError(f"{first} takes nothing after it, not {quote(rest.strip())}; {ASK}")
         ALONE[name](session)
     else:
         _say(session, line)
@@ -74,7 +74,11 @@ def _read(session: Session, text: str) -> Line:
     if read.begins_with == "no path" and not missing:
         missing = [first.strip("'\"")]
     if missing:
+        if read.text:
+            session.let_go()
         raise FetchError(f"{', '.join(map(no_such_file, missing))}; {ASK}")
+    for name in read.mentioned:
+        session.screen.say(f"{quote(name, end=True)} is text: there is no such file")
     for page in read.pages:
         session.screen.say(f"{page} is text; /image attaches a picture, whatever its URL ends in")
     return read
@@ -299,4 +303,4 @@ ALONE: dict[str, Callable[[Session], None]] = {
 }
 COMMANDS = {**WITH_TEXT, **ALONE}
 SYNONYMS = {"/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
-LEAVE = ("exit", "quit", ":q", ":q!", ":quit", ":wq")  # as a line of its own
+LEAVE = ("exit", "quit", "bye", ":q", ":q!", ":quit", ":wq")  # as a line of its own

@@ -11,6 +11,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -28,12 +29,23 @@ _PICTURE_URL = re.compile(
     r"(?:[?#](?:(?!,https?:)[!#-;=?-_a-z{|}~])*)?",
     re.I | re.A,
 )
-_ROOTED = re.compile(r"""['"]?(?=(?:/|~[^\s/]*/|file:/)\S)""", re.I)
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w=.-]+)*,[\w+/=%-]{16,}", re.I | re.A)
+_ROOTED = re.compile(r"""['"]?(?=(?:/(?![/*])|~[^\s/]*/|file:/)\S)""", re.I)
 # The first word of a path with spaces.
 _PATH = re.compile(r"(?:~|\.\.?|file:|/[^\s/\\]+)/(?:\\.|[^\s\\])+(?<![,;:.!?)\"'])(?=\s)")
 _GLUE = r"_-./\~%+&$"  # what a name does not begin after
 _MARKUP = re.compile(r"(?<!\S)(?:_+|\.\.+|…)$")
 _OPENED = re.compile(r".*[(\[{<\"“„«`](?=[^)\]}>\"”»`]*$)")
+# Names are said in code, and of what is no picture, where nobody has such a file.
+_CODE = re.compile(
+    r"""\w\(\s*f?["']|\w\{|\burl\(|\$\{|=\s*f?["']|["']\s*:\s*["'[{]|<[a-z]+\s[a-z]+="""
+    r"""|(?<!\S)--?[a-z][\w-]*(?!\S)""",
+    re.I,
+)
+_PLACEHOLDER = re.compile(r"[${}]|<\w+>(?!\w)|%(?:0\d)?[ds](?![0-9A-Fa-f])")
+_SCRIPT = re.compile(r"(?!file:|[/~]).*\.m?ts", re.I | re.S)  # TypeScript, or a video
+_PARTICLES = tuple("是的为為成和与與或及把用やとはがをでにのかなも")  # of `这是.png`
+_CODEC = re.compile(r"[hx]\.26[45]", re.I)
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’", "«": "»", "<": ">"}
 
 
@@ -45,6 +57,7 @@ class Line:
         text: the question as it was typed; empty where there is nothing but names.
         sources: the files and URLs of pictures and videos that it names, in order.
         missing: names that look like a picture's or a video's, and are none.
+        mentioned: such names in code, or which are rather another kind's: text.
         pages: its other URLs, which are text.
         begins_with: `path` where the first source is its beginning, `no path` where what looks like
             one is, else empty.
@@ -53,6 +66,7 @@ class Line:
     text: str
     sources: list[Source]
     missing: list[str]
+    mentioned: list[str]
     pages: list[str]
     begins_with: Literal["path", "no path", ""]
 
@@ -76,19 +90,22 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
     """
     text = line.strip().strip(INVISIBLE).strip()
     spans = [*_spans(text, {folded(name) for name in known})]
-    rest = [*text]
+    blank = text
     for span in spans:
-        fill = "x" if span.kind == "text" else "\0"
-        rest[span.start : span.end] = fill * (span.end - span.start)
-    blank = "".join(rest)
-    asks = _has_words(blank)
-    kinds = ("missing",) if asks else ("missing", "known")
-    missing = [(span.end, text[span.start : span.end]) for span in spans if span.kind in kinds]
+        blank = _blanked(blank, span.start, span.end, "x" if span.kind == "text" else "\0")
+    kinds = ("missing",) if _has_words(blank) else ("missing", "known")
+    none = [(span.end, text[span.start : span.end]) for span in spans if span.kind in kinds]
+    none = sorted([*none, *_missing(blank)])
+    mentioned = [name for end, name in none if _is_mentioned(text, end, name)]
+    missing = [(end, name) for end, name in none if name not in mentioned]
+    for end, name in missing:
+        blank = _blanked(blank, end - len(name), end, "\0")
     pieces = [text[span.start : span.end] for span in spans if span.kind == "text"]
     return Line(
-        text if asks else "",
+        text if _has_words(blank) or not (spans or none) else "",
         [span.source for span in spans if span.source is not None],
-        [likeliest(name) for _, name in sorted([*missing, *_missing(blank)])],
+        [likeliest(name) for _, name in missing],
+        mentioned,
         [piece for piece in pieces if _URL.fullmatch(piece)],
         _beginning(text, spans),
     )
@@ -176,6 +193,8 @@ def _file(
 
 def _url(text: str, at: int) -> _Span | None:
     """The URL that begins here: of a picture or a video by its path, else of a page."""
+    if data := _DATA_URL.match(text, at):
+        return _Span(at, data.end(), "source", data.group())
     picture = _PICTURE_URL.match(text, at)
     match = picture or _URL.match(text, at)
     if match is None:
@@ -198,6 +217,10 @@ def _trimmed(url: str) -> str:
 # ---- what is said besides, and what looks like a name
 
 
+def _blanked(text: str, start: int, end: int, fill: str) -> str:
+    return text[:start] + fill * (end - start) + text[end:]
+
+
 def _is_word(character: str) -> bool:
     category = unicodedata.category(character)
     return category[0] in "LNM" or category == "So"
@@ -215,10 +238,34 @@ def _missing(blank: str) -> Iterator[tuple[int, str]]:
     after = 0
     for match in _ENDING.finditer(blank):
         name = _name_before(blank, after, match.end())
-        stem = name.rpartition("/")[2].removesuffix(match.group())
-        if "_" in stem or any(map(_is_word, stem)):
+        last = re.split(r"(?<!\\)[\s/]", name)[-1]
+        stem = last.removesuffix(match.group())
+        if ("_" in stem or any(map(_is_word, stem))) and not _CODEC.fullmatch(last):
             yield match.end(), name
         after = match.end()
+
+
+def _is_mentioned(text: str, end: int, name: str) -> bool:
+    """Whether a name that is no file's is told of, rather than meant: see `_CODE`."""
+    before, after = text[:end], text[end:]
+    line = before.rpartition("\n")[2] + after.partition("\n")[0]
+    fences = before.split("```")
+    rows = (fences[-1] + after.partition("```")[0]).strip().split("\n")
+    is_listed = all(row.strip().lower().endswith(SUFFIXES) for row in rows)
+    stem = name.rpartition("/")[2].rpartition(".")[0]
+    return bool(
+        _is_code(line)
+        or (len(fences) % 2 == 0 and not is_listed)
+        or _PLACEHOLDER.search(stem)
+        or _SCRIPT.fullmatch(name)
+        or stem.endswith(_PARTICLES)
+        or re.match(r"\.[a-z][a-z0-9]{1,4}(?!\w)", after)
+    )
+
+
+@lru_cache(1)
+def _is_code(line: str) -> bool:
+    return bool(_CODE.search(line))
 
 
 def _name_before(text: str, after: int, end: int) -> str:

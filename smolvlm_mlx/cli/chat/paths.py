@@ -151,10 +151,10 @@ def _paths(name: str) -> Iterator[str]:
     if "%" in name:
         yield unquote(name)
     if name[:5].lower() == "file:":
-        host, slash, path = unquote(name[5:]).removeprefix("//").partition("/")
-        yield slash + path
-        if host.lower() not in ("", "localhost"):
-            yield host + slash + path
+        path = unquote(name[5:])
+        if host := re.match(r"//\w[\w.-]*(?=/)", path):
+            yield path[host.end() :]
+        yield re.sub(r"^//(?:localhost(?=/))?", "", path, flags=re.I)
 
 
 def read_path(text: str) -> str:

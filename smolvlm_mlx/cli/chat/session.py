@@ -81,15 +81,20 @@ class Session:
     def _leaving(self, sources: Sequence[Source]) -> Iterator[list[Attachment | Video]]:
         """What waits, and the sources: none of it goes with the next question, also if this one
         fails."""
-        self.attach(sources)
-        images = list(self.pending)
-        self.pending.clear()
         try:
-            yield images
+            self.attach(sources)
+            yield list(self.pending)
         except (SmolVLMError, KeyboardInterrupt):
-            if images:
-                self.screen.say(f"no longer attached: {', '.join(held.name for held in images)}")
+            self.let_go()
             raise
+        finally:
+            self.pending.clear()
+
+    def let_go(self) -> None:
+        """Forget the pictures that wait, and say so."""
+        if self.pending:
+            self.screen.say(f"no longer attached: {', '.join(held.name for held in self.pending)}")
+        self.pending.clear()
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show the answer that begins so, and make room for it if the user wants that."""
