@@ -1,6 +1,7 @@
 """Every frame is the one that a player shows at its time, in every container and codec, however its
 key frames lie."""
 
+import re
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
@@ -191,6 +192,26 @@ def test_packets_without_a_frame_do_not_count() -> None:
     assert shown == [number for number in range(COUNT) if number % 7 != 3]
     assert [round(time * 25) for time in clip.times] == shown
     assert clip.note == "10 packets could not be decoded"
+
+
+@pytest.mark.parametrize(
+    ("container", "options", "note"),
+    [
+        ("mp4", {"moov_size": "9000"}, r"its pictures end after \d\.\d of 4\.[01] seconds"),
+        ("matroska", {}, r"its pictures end after \d\.\d of 4\.[01] seconds"),
+        ("flv", {}, r"its pictures end after \d\.\d of 4\.[01] seconds"),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov"}, "its last bytes are missing"),
+    ],
+)
+def test_half_of_a_download_is_said_and_its_last_whole_frame_is_there(
+    container: str, options: dict[str, Any], note: str
+) -> None:
+    data = remux(encode_numbers(100, "mp4", "libx264"), container, **options)
+    half = data[: len(data) * 7 // 10]
+    clip = decode(half, VideoSampling(fps=25, max_frames=100))
+    assert re.fullmatch(note, clip.note)
+    assert len(clip.frames) == len(decode_sequentially(half))
+    assert decode(data, VideoSampling()).note == ""
 
 
 def test_one_frame_is_asked_for_without_decoding_the_others() -> None:

@@ -21,7 +21,7 @@ from zlib import crc32
 from PIL import Image
 
 from ..errors import VideoError, quote
-from .image import MAX_PIXELS
+from .image import CUT_OFF_NOTE, MAX_PIXELS
 from .rgb import to_rgb
 from .timeline import Timeline, unwrap
 
@@ -39,10 +39,12 @@ FORMATS = (
 # Those of them that keep presentation times of codecs whose frames are decoded in another order
 # than they are shown in.
 KEEP_ORDER = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "mpeg", "flv")
+NAMES_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")  # at the beginning of a file
 NO_TIMES, JUMPING = 0x80, 0x200  # ffmpeg's AVFMT_NOTIMESTAMPS, AVFMT_TS_DISCONT
 FALLBACK_FPS = 24.0  # of frames without one, as the reference has it
 JUMP = 10.0  # seconds without a frame that are a new count of time, where a format has such
 NEAR = 12  # frames ahead that are reached by decoding on, without a seek
+EARLY = 1.0  # seconds by which a video may be shorter than its file says
 LAG = 64  # most packets that decoders, with all their threads, take before a frame comes
 
 
@@ -89,16 +91,23 @@ def play(
 ) -> "Iterator[VideoFrame]":
     """Every frame that can be decoded, in the order in which they are shown; what is wrong with
     other packets is put into `errors`."""
-    return _decode(stream, _packets(file, stream), [] if errors is None else errors)
+    errors = [] if errors is None else errors
+    return _decode(stream, _packets(file, stream, errors), errors)
 
 
-def _packets(file: "InputContainer", stream: "VideoStream") -> "Iterator[Packet[VideoStream]]":
+def _packets(
+    file: "InputContainer", stream: "VideoStream", errors: list[Exception]
+) -> "Iterator[Packet[VideoStream]]":
     """The packets that hold something, up to the end or to where the file is cut off."""
     import av
 
+    is_jumping = file.format.flags & JUMPING
     with suppress(av.FFmpegError):
         for packet in file.demux(stream):
-            if packet.size:
+            if packet.is_corrupt and not is_jumping:
+                # Half of the last: decoders with several threads would lose whole ones for it.
+                errors.append(EOFError(CUT_OFF_NOTE))
+            elif packet.size:
                 yield packet
 
 
@@ -131,6 +140,21 @@ def named_fps(stream: "VideoStream") -> float:
     # Without times the mean is ffmpeg's own 25, while the codec may know better.
     rates = (stream.average_rate, stream.guessed_rate)
     return float(next(filter(None, rates if has_times else rates[::-1]), FALLBACK_FPS))
+
+
+def _named_length(file: "InputContainer", stream: "VideoStream") -> float:
+    """The seconds that a file says at its beginning; 0 if it does not."""
+    if file.format.name not in NAMES_LENGTH:
+        return 0.0
+    length = (stream.duration or 0) * (stream.time_base or 0)
+    return float(length or (file.duration or 0) / 1e6)
+
+
+def _note_on_end(timeline: Timeline, named: float, is_cut: bool) -> str:
+    """What to say of a video that ends before its file says, such as half of a download."""
+    if named - timeline.duration > EARLY:
+        return f"its pictures end after {timeline.duration:.1f} of {named:.1f} seconds"
+    return CUT_OFF_NOTE if is_cut else ""
 
 
 def longest_pause(stream: "VideoStream") -> float:
@@ -223,7 +247,7 @@ class _Index:
 
         def near() -> "Iterator[Packet[VideoStream]]":
             late = 0
-            packets = dropwhile(lambda packet: not packet.is_keyframe, _packets(file, stream))
+            packets = dropwhile(lambda packet: not packet.is_keyframe, _packets(file, stream, []))
             for packet in takewhile(lambda packet: _check(packet) in self.packets, packets):
                 yield packet
                 late += packet.pts is None or packet.pts > target
@@ -261,24 +285,27 @@ def _until_key(frames: "Iterator[VideoFrame]") -> Iterator[int | None]:
             return
 
 
-def _read_packets(data: bytes) -> tuple[_Index | None, Timeline] | None:
-    """What packets say of the frames; None if that cannot be true. Without an index where they say
-    when frames are decoded, and not which."""
+def _read_packets(data: bytes) -> tuple[_Index | None, Timeline, str] | None:
+    """What packets say of the frames, and a note; None if that cannot be true. Without an index
+    where they say when frames are decoded, and not which."""
     with opened(data) as (file, stream):
-        told, packets = list[_Told](), set[tuple[int | None, int]]()
-        for packet in _packets(file, stream):
+        told, packets, cut = list[_Told](), set[tuple[int | None, int]](), list[Exception]()
+        for packet in _packets(file, stream, cut):
             packets.add(_check(packet))
             if not packet.is_discard:  # by an edit list
                 about = packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0
                 told.append(_Told(*about))
         tick, fps, longest = float(stream.time_base or 1), named_fps(stream), longest_pause(stream)
         keeps_order, slack = _keeps_order(stream), _slack(stream)
+        named = _named_length(file, stream)
     order = [one.dts for one in told if one.dts is not None]
     if not told or order != sorted(order):
         return None
     if not keeps_order:
-        times = [dts * tick for dts in order]
-        return (None, Timeline.of(times, fps, 0.0, slack)) if len(order) == len(told) else None
+        if len(order) < len(told):
+            return None
+        timeline = Timeline.of([dts * tick for dts in order], fps, 0.0, slack)
+        return None, timeline, _note_on_end(timeline, named, bool(cut))
     pts = sorted({one.pts for one in told if one.pts is not None})
     if len(pts) < len(told) or any((b - a) * tick > longest for a, b in pairwise(pts)):
         return None
@@ -291,7 +318,8 @@ def _read_packets(data: bytes) -> tuple[_Index | None, Timeline] | None:
     keys = sorted((one.pts, one.dts) for one in told if one.is_key and one.pts is not None)
     last = next(one.duration for one in told if one.pts == pts[-1])
     times = [(at - pts[0]) * tick for at in pts]
-    return _Index(pts, packets, keys), Timeline.of(times, fps, last * tick, slack)
+    timeline = Timeline.of(times, fps, last * tick, slack)
+    return _Index(pts, packets, keys), timeline, _note_on_end(timeline, named, bool(cut))
 
 
 class VideoFile:
@@ -311,7 +339,7 @@ class VideoFile:
         self._data, self.note = data, ""
         self._index: _Index | None = None
         if told := _read_packets(data):
-            self._index, self.timeline = told
+            self._index, self.timeline, self.note = told
         else:
             self.watch()
 
@@ -325,9 +353,10 @@ class VideoFile:
                     errors.clear()  # a recording may begin between key frames
                 times.append(time)
                 last = float(frame.duration * (stream.time_base or 1))
-            timeline = Timeline.of(times, named_fps(stream), last, _slack(stream))
-        self._index, self.timeline = None, timeline
-        self.note = f"{len(errors)} packets could not be decoded" if errors else ""
+            self.timeline = Timeline.of(times, named_fps(stream), last, _slack(stream))
+            end = _note_on_end(self.timeline, _named_length(file, stream), False)
+        lost = f"{len(errors)} packets could not be decoded" if errors else ""
+        self._index, self.note = None, ", ".join(filter(None, (lost, end)))
 
     def frames(self, wanted: Sequence[int]) -> "Iterator[tuple[int, VideoFrame]]":
         """(number, frame) of the frames that are wanted, by ascending numbers.
