@@ -90,7 +90,8 @@ def codec_options(codec: str, gop: str) -> tuple[int, dict[str, str]]:
         closed = {} if opened else {"flags": "+cgop", "mpv_flags": "+strict_gop"}
         return distance, options | closed
     if codec in ("libvpx", "libvpx-vp9"):
-        return distance, {"deadline": "realtime", "cpu-used": "8"}
+        # Its threads wait for each other by spinning, for minutes where cores are busy.
+        return distance, {"deadline": "realtime", "cpu-used": "8", "threads": "1"}
     return distance, {"preset": "12", "svtav1-params": "lp=1"} if codec == "libsvtav1" else {}
 
 
