@@ -1,5 +1,6 @@
 """When frames are shown: what a constant rate is, and which frame a second has."""
 
+from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs.timeline import Timeline, unwrap
 from smolvlm_mlx.inputs.video import VideoSampling, choose, sample, sample_times
 
@@ -73,7 +74,9 @@ def test_a_part_of_a_variable_rate_is_chosen_by_the_clock() -> None:
     told = timeline([*range(50), *np.arange(50, 60, 1 / 60)], 650 / 60)
     assert choose(told, VideoSampling(start=20, end=30)) == list(range(20, 30))
     assert choose(told, VideoSampling(start=49.5, end=50.25)) == [49]
-    assert choose(told, VideoSampling(max_frames=1, start=100)) == [649]
+    assert choose(told, VideoSampling(max_frames=1, start=59.99)) == [649]
+    with pytest.raises(VideoError, match="the video ends after 60 s, before start 60"):
+        choose(told, VideoSampling(start=60))
     seconds = [told.second(number) for number in choose(told, VideoSampling())]
     assert [int(second) for second in seconds] == list(range(60))
 

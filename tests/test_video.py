@@ -397,6 +397,8 @@ def test_parts(loaded: Loaded, tmp_path: Path) -> None:
         tiles()
     with pytest.raises(VideoError, match="a video of no frames"):
         tiles(frames=[])
+    with pytest.raises(VideoError, match=r"clip\.mp4.*the video ends after 4 s, before start 4"):
+        tiles(path=str(tmp_path / "clip.mp4"), start=4)
 
 
 def test_on_the_command_line(tiny: Path, tmp_path: Path) -> None:

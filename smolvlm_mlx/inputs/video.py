@@ -100,7 +100,15 @@ class Clip(Generic[Frame]):
 def choose(timeline: Timeline, sampling: VideoSampling) -> list[int]:
     """Numbers of the frames to take: by the reference's rule where the rate is constant (see
     `Timeline`), and elsewhere by the same rule on the clock. For a whole video of so many whole
-    frames a second both choose the same, but for rounding."""
+    frames a second both choose the same, but for rounding.
+
+    Raises:
+        VideoError: a part is wanted that begins after the video's end.
+    """
+    if sampling.start and sampling.start >= timeline.duration:
+        raise VideoError(
+            f"the video ends after {timeline.duration:g} s, before start {sampling.start:g}"
+        )
     if timeline.is_constant:
         return sample(len(timeline.times), timeline.fps, sampling)
     return sample_times(timeline, sampling)
