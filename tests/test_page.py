@@ -138,7 +138,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.locator("#waiting img").wait_for()
     page.fill("#text", "What?")
     page.press("#text", "Enter")
-    page.get_by_text("is not a readable picture").wait_for()
+    page.get_by_text("is text; put it into the question").wait_for()
     page.evaluate("sessionStorage.clear()")
     page.reload()
     page.get_by_text("No valid token").wait_for()
