@@ -22,6 +22,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.rope_theta, self.rope_periods = config.rope_theta, config.rope_periods
+        # An underscore: no parameter, for MLX.
+        self._freqs = None if self.rope_periods is None else mx.array(self.rope_periods)
         self.scale = config.head_dim**-0.5
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
@@ -52,8 +54,7 @@ class Attention(nn.Module):
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Turn heads (B, heads, T, d) by their positions, from `offset` on (arXiv:2104.09864)."""
-        freqs = None if self.rope_periods is None else mx.array(self.rope_periods)
-        base = self.rope_theta if freqs is None else None
+        base, freqs = (self.rope_theta, None) if self._freqs is None else (None, self._freqs)
         return mx.fast.rope(
             x, self.head_dim, traditional=False, base=base, scale=1.0, offset=offset, freqs=freqs
         )
