@@ -171,7 +171,7 @@ def test_budget_of_tiles(budget: int | None, rows: int, cols: int) -> None:
     budget=st.none() | st.integers(1, 40),
     split=st.booleans(),
 )
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_every_layout_is_whole(
     width: int, height: int, tile: int, edge: int, budget: int | None, split: bool
 ) -> None:

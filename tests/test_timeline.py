@@ -14,7 +14,7 @@ def timeline(times: list[float], fps: float = 10, last: float = 0.0) -> Timeline
     return Timeline.of(times, fps, last, 0.5)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     count=st.integers(1, 600),
     fps=st.sampled_from((1, 5, 10, 24, 25, 30, 50, 60)),

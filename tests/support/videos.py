@@ -1,7 +1,7 @@
 """Encoded videos, and which of their frames were taken."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any
@@ -12,6 +12,21 @@ from smolvlm_mlx.inputs.video import VideoSampling, decode
 import av
 import numpy as np
 from PIL import Image
+
+TICK = Fraction(1, 1000)  # seconds
+
+
+def _write(
+    frames: Iterable[np.ndarray], times: Sequence[int] | None, output: Any, stream: Any
+) -> None:
+    if times is not None:
+        stream.time_base = stream.codec_context.time_base = TICK
+    for number, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+        if times is not None:
+            frame.pts, frame.time_base = times[number], TICK
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode(None))
 
 
 def encode_video(
@@ -26,23 +41,20 @@ def encode_video(
     times: list[int] | None = None,
 ) -> bytes:
     """A video whose frame n has a gray of (n * 8) % 256 and a white bar on its left; `times` in
-    ticks of 1/1000 s."""
+    ticks."""
+
+    def drawn(number: int) -> np.ndarray:
+        pixels = np.full((size[1], size[0], 3), number * 8 % 256, np.uint8)
+        pixels[:, : size[0] // 4] = 255
+        return pixels
+
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.gop_size = gop
-        if times is not None:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(count):
-            pixels = np.full((size[1], size[0], 3), number * 8 % 256, np.uint8)
-            pixels[:, : size[0] // 4] = 255
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        _write(map(drawn, range(count)), times, output, stream)
     return file.getvalue()
 
 
@@ -106,26 +118,23 @@ def encode_numbers(
     **format_options: str,
 ) -> bytes:
     """A video whose frames have their number in 8 bits at the top (see `read_number`); `times` in
-    ticks of 1/1000 s."""
+    ticks."""
     file, formats = io.BytesIO(), {"mjpeg": "yuvj420p", "prores": "yuv422p10le"}
     with av.open(file, "w", format=container, options=format_options) as output:
         stream: Any = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, formats.get(codec, "yuv420p")
         stream.gop_size, stream.options = codec_options(codec, gop)
-        if times is not None:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(count):
-            pixels = np.full((48, 64, 3), 60 + number * 3 % 120, np.uint8)
-            for bit in range(8):
-                pixels[4:20, bit * 8 : bit * 8 + 8] = 235 if number >> bit & 1 else 20
-            left = number * 5 % 54
-            pixels[24:44, left : left + 10] = (200, 40, 90)
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        _write(map(_drawn_number, range(count)), times, output, stream)
     return file.getvalue()
+
+
+def _drawn_number(number: int) -> np.ndarray:
+    pixels = np.full((48, 64, 3), 60 + number * 3 % 120, np.uint8)
+    for bit in range(8):
+        pixels[4:20, bit * 8 : bit * 8 + 8] = 235 if number >> bit & 1 else 20
+    left = number * 5 % 54
+    pixels[24:44, left : left + 10] = (200, 40, 90)
+    return pixels
 
 
 def read_number(frame: Image.Image) -> int:
@@ -148,14 +157,19 @@ def remux(
     data: bytes,
     container: str,
     change: Callable[[int, Any], bool] = lambda number, packet: True,
+    *,
+    seekable: bool = True,
     **options: str,
 ) -> bytes:
     """The packets of a video in another container: those to which `change`, which may change them,
-    says yes."""
+    says yes. Not seekable, the container gets no index, no duration and no count of its frames, as
+    from a pipe."""
     file = io.BytesIO()
+    pipe = type("Pipe", (), {"write": lambda self, some: file.write(some)})
+    target: Any = file if seekable else pipe()
     with (
         av.open(io.BytesIO(data), "r") as source,
-        av.open(file, "w", format=container, options=options) as output,
+        av.open(target, "w", format=container, options=options) as output,
     ):
         stream = output.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
