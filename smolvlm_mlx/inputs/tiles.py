@@ -182,13 +182,8 @@ def resize(
     # in Resample.c).
     vertical_first = height - to_height > max(2 * (width - to_width), 0)
     is_threaded = THREADED_PIXELS[0] <= width * height <= THREADED_PIXELS[1]
-    if (
-        vertical_first
-        or not is_threaded
-        or min(height, to_width) < 2
-        or filter == Image.Resampling.NEAREST
-    ):
-        # NEAREST has no two passes
+    has_passes = filter != Image.Resampling.NEAREST
+    if vertical_first or not (is_threaded and has_passes) or min(height, to_width) < 2:
         return image.resize(size, filter)
     image.load()  # not in two threads at once
     if to_width != width:

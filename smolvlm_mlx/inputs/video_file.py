@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Demuxers that read one file and nothing else; no playlists, no concat.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,ivf,"
-    "h264,hevc,mpegvideo,m4v,apng,webp_pipe"
+    "h264,hevc,mpegvideo,m4v,apng"
 )
 # Those of them that keep presentation times of codecs whose frames are decoded in another order
 # than they are shown in.
@@ -134,7 +134,7 @@ def _keeps_order(stream: "VideoStream") -> bool:
     return not stream.codec_context.has_b_frames or stream.container.format.name in KEEP_ORDER
 
 
-def named_fps(stream: "VideoStream") -> float:
+def _named_fps(stream: "VideoStream") -> float:
     """The rate that a file names."""
     has_times = not stream.container.format.flags & NO_TIMES
     # Without times the mean is ffmpeg's own 25, while the codec may know better.
@@ -157,7 +157,7 @@ def _note_on_end(timeline: Timeline, named: float, is_cut: bool) -> str:
     return CUT_OFF_NOTE if is_cut else ""
 
 
-def longest_pause(stream: "VideoStream") -> float:
+def _longest_pause(stream: "VideoStream") -> float:
     """Most seconds from a frame to the next that are what they say."""
     return JUMP if stream.container.format.flags & JUMPING else inf
 
@@ -183,7 +183,7 @@ def play_timed(
     stamps = (frame.pts * tick if is_told and frame.pts is not None else None for frame in read)
     pair = None
     for pair in zip(
-        unwrap(stamps, 1 / named_fps(stream), longest_pause(stream)), frames, strict=True
+        unwrap(stamps, 1 / _named_fps(stream), _longest_pause(stream)), frames, strict=True
     ):
         yield pair
     if pair is None:
@@ -273,7 +273,7 @@ class _Told(NamedTuple):
     pts: int | None
     dts: int | None
     is_key: bool
-    duration: int
+    duration: int | None
 
 
 def _until_key(frames: "Iterator[VideoFrame]") -> Iterator[int | None]:
@@ -293,10 +293,9 @@ def _read_packets(data: bytes) -> tuple[_Index | None, Timeline, str] | None:
         for packet in _packets(file, stream, cut):
             packets.add(_check(packet))
             if not packet.is_discard:  # by an edit list
-                about = packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0
-                told.append(_Told(*about))
-        tick, fps, longest = float(stream.time_base or 1), named_fps(stream), longest_pause(stream)
-        keeps_order, slack = _keeps_order(stream), _slack(stream)
+                told.append(_Told(packet.pts, packet.dts, packet.is_keyframe, packet.duration))
+        tick, keeps_order = float(stream.time_base or 1), _keeps_order(stream)
+        fps, longest, slack = _named_fps(stream), _longest_pause(stream), _slack(stream)
         named = _named_length(file, stream)
     order = [one.dts for one in told if one.dts is not None]
     if not told or order != sorted(order):
@@ -318,7 +317,7 @@ def _read_packets(data: bytes) -> tuple[_Index | None, Timeline, str] | None:
     keys = sorted((one.pts, one.dts) for one in told if one.is_key and one.pts is not None)
     last = next(one.duration for one in told if one.pts == pts[-1])
     times = [(at - pts[0]) * tick for at in pts]
-    timeline = Timeline.of(times, fps, last * tick, slack)
+    timeline = Timeline.of(times, fps, (last or 0) * tick, slack)
     return _Index(pts, packets, keys), timeline, _note_on_end(timeline, named, bool(cut))
 
 
@@ -353,7 +352,7 @@ class VideoFile:
                     errors.clear()  # a recording may begin between key frames
                 times.append(time)
                 last = float(frame.duration * (stream.time_base or 1))
-            self.timeline = Timeline.of(times, named_fps(stream), last, _slack(stream))
+            self.timeline = Timeline.of(times, _named_fps(stream), last, _slack(stream))
             end = _note_on_end(self.timeline, _named_length(file, stream), False)
         lost = f"{len(errors)} packets could not be decoded" if errors else ""
         self._index, self.note = None, ", ".join(filter(None, (lost, end)))
