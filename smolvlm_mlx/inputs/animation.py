@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator
 from contextlib import suppress
-from fractions import Fraction
 
 from PIL import Image
 
@@ -13,7 +12,6 @@ from .kinds import ANIMATION, kind_of
 from .rgb import to_rgb
 
 MOST_PIXELS = 2**32  # of all frames: 35 minutes of 1080p at one a second
-MILLISECOND = Fraction(1, 1000)
 
 
 def as_video(data: bytes) -> bytes:
@@ -40,17 +38,19 @@ def as_video(data: bytes) -> bytes:
 
 
 def _encoded(image: Image.Image) -> bytes:
+    from fractions import Fraction  # slow to import; av needs it
+
     import av
 
-    file, when = io.BytesIO(), 0
+    file, when, tick = io.BytesIO(), 0, Fraction(1, 1000)
     with av.open(file, "w", format="matroska") as video:
         for picture, duration in _frames(image):
             if not when:
-                stream = video.add_stream("ffv1", rate=1 / (duration * MILLISECOND))
+                stream = video.add_stream("ffv1", rate=1 / (duration * tick))
                 stream.width, stream.height, stream.pix_fmt = *image.size, "bgr0"
-                stream.time_base = stream.codec_context.time_base = MILLISECOND
+                stream.time_base = stream.codec_context.time_base = tick
             frame = av.VideoFrame.from_image(picture)
-            frame.pts, frame.time_base, frame.duration = when, MILLISECOND, duration
+            frame.pts, frame.time_base, frame.duration = when, tick, duration
             video.mux(stream.encode(frame))
             when += duration
         if not when:
