@@ -27,7 +27,7 @@ from smolvlm_mlx.tasks.docling import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
-from tests.support.pictures import PICTURE, encoded, tall
+from tests.support.pictures import PICTURE, animated, encoded, tall
 from tests.support.places import ROOT
 from tests.support.videos import encode_video
 
@@ -49,8 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "two.mp4").write_bytes(encode_video(2))
     (folder / "cat.jpg").write_bytes(encoded(PICTURE, "JPEG", quality=95))
     (folder / "tall.png").write_bytes(tall())
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
-    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=1000)
+    (folder / "moving.gif").write_bytes(animated("GIF"))
     return folder
 
 
@@ -421,7 +420,7 @@ def test_conversions_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
-def test_info(tiny: Path, picture: Path, call: Any) -> None:
+def test_info(tiny: Path, picture: Path, files: Path, call: Any) -> None:
     code, out, err = call("info")
     assert (code, err) == (0, "")
     assert "mlx" in out
@@ -429,6 +428,8 @@ def test_info(tiny: Path, picture: Path, call: Any) -> None:
     assert (code, err) == (0, "")
     assert "smolvlm" in out
     assert "90 x 60 pixels" in out
+    _, out, _ = call("info", tiny, "--image", files / "moving.gif")
+    assert "\nmoving.gif: the first of its frames was used; --video takes all\n" in out
     check_refused(call("info", tiny / "nothing"), "nothing")
 
 

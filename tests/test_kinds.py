@@ -16,7 +16,7 @@ from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.kinds import ANIMATION, PICTURE, START, kind_of, wrong_kind
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
 from tests.support.pdfs import pictures_as_pdf
-from tests.support.pictures import draw, encoded
+from tests.support.pictures import animated, draw, encoded
 from tests.support.videos import encode_video, sound
 
 import numpy as np
@@ -103,12 +103,6 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "raw": (lambda: b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "is a camera's raw picture; export"),
     "icon": (lambda: encoded(draw("RGB", 16, 16), "ICO"), "is an icon; export it as PNG or JPEG"),
 }
-
-
-def animated(kind: str, **options: Any) -> bytes:
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
-    options |= {"save_all": True, "append_images": frames[1:], "duration": 1000}
-    return encoded(frames[0], kind, **options)
 
 
 def said(call: Callable[[Any], object], source: Any) -> str:

@@ -100,7 +100,7 @@ class Checkpoint:
 
     def read(self, stream: mx.Stream | None = None) -> Iterator[tuple[str, mx.array]]:
         """Our name and a lazy array of each tensor, in mlx-community's layout; a tensor is read
-        when evaluated.
+        when evaluated, at once in a file that has float64.
 
         Args:
             stream: of the CPU, which reads; the thread's own by default.

@@ -97,7 +97,7 @@ def _print_tokens(
     image_options: ImageOptions,
 ) -> None:
     """What a tile is to the model, and what a picture becomes."""
-    from ..inputs.messages import user_message
+    from ..inputs.messages import notes, user_message
     from ..inputs.processor import Processor
 
     config = checkpoint.config
@@ -109,7 +109,8 @@ def _print_tokens(
         f"{settings.longest_edge} pixels on the longer side"
     )
     if picture is not None:
-        inputs = processor([user_message("", [picture])], image_options)
+        message = user_message("", [picture])
+        inputs = processor([message], image_options)
         (layout,) = inputs.layouts
         grid = (
             f"{layout.rows} rows x {layout.cols} columns and the global tile"
@@ -121,6 +122,8 @@ def _print_tokens(
             f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt "
             "tokens"
         )
+        for note in notes([message]):
+            print(note)
 
 
 def _print_machine() -> None:

@@ -22,6 +22,13 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def animated(kind: str, **options: Any) -> bytes:
+    """A red frame and a green one, a second each."""
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
+    options |= {"save_all": True, "append_images": frames[1:], "duration": 1000}
+    return encoded(frames[0], kind, **options)
+
+
 def data_url(picture: Image.Image | bytes = PICTURE) -> str:
     data = picture if isinstance(picture, bytes) else encoded(picture, "PNG")
     return "data:image/png;base64," + base64.b64encode(data).decode()
