@@ -53,6 +53,16 @@ def test_one_that_is_cut_off_is_one_line(kind: str) -> None:
         Video(data[: len(data) // 2])
 
 
+def test_one_of_too_large_frames_is_refused_before_one_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = flag("WEBP")
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 63 * 47 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("a frame is decoded"))
+    with pytest.raises(VideoError, match=f"frames of more than {63 * 47 - 1} pixels"):
+        Video(data)
+
+
 def test_one_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 6 * 63 * 47
     monkeypatch.setattr("smolvlm_mlx.inputs.animation.MOST_PIXELS", most)

@@ -10,6 +10,7 @@ from ..errors import VideoError, quote
 from .image import DECODER_ERRORS, identify
 from .kinds import ANIMATION, kind_of
 from .rgb import to_rgb
+from .video_file import check_frame
 
 MOST_PIXELS = 2**32  # of all frames: 35 minutes of 1080p at one a second
 
@@ -19,7 +20,7 @@ def as_video(data: bytes) -> bytes:
     times. Everything else as it is.
 
     Raises:
-        VideoError: it has no frame that can be decoded, or too many.
+        VideoError: it has no frame that can be decoded, or too many, or too large ones.
     """
     try:
         image = identify(data) if kind_of(data) is ANIMATION else None
@@ -29,6 +30,7 @@ def as_video(data: bytes) -> bytes:
         ) from error
     if image is None or image.format not in ("WEBP", "AVIF"):
         return data
+    check_frame(*image.size)
     pixels = image.width * image.height * int(getattr(image, "n_frames", 1))
     if pixels > MOST_PIXELS:
         raise VideoError(

@@ -64,13 +64,18 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
                 )
             if stream.codec_context is None:  # which PyAV's types do not tell
                 raise VideoError("the video is of a kind that ffmpeg does not know")
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
+            check_frame(stream.codec_context.width, stream.codec_context.height)
             stream.thread_type = "AUTO"  # several threads decode
             yield file, stream
     except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise VideoError(f"the video cannot be decoded, it may be damaged: {quote(why)}") from error
+
+
+def check_frame(width: int, height: int) -> None:
+    """Refuse frames of more than MAX_PIXELS, before one is decoded. Raises VideoError."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"frames of more than {MAX_PIXELS} pixels; make the video smaller")
 
 
 def upright(frame: "VideoFrame") -> Image.Image:
