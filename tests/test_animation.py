@@ -3,7 +3,9 @@
 from typing import Any
 
 from smolvlm_mlx.errors import VideoError
+from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.media import Video
+from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.video import VideoSampling, decode
 from tests.support.pictures import encoded
 
@@ -51,6 +53,15 @@ def test_one_that_is_cut_off_is_one_line(kind: str) -> None:
     data = flag(kind)
     with pytest.raises(VideoError, match=r"damaged|no frames"):
         Video(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_one_whose_last_frame_is_damaged_is_shown_without_it_and_says_so(kind: str) -> None:
+    video = Video(flag(kind)[:-10] + b"\xff" * 10)
+    note = "1 of 6 frames could not be decoded"
+    assert (video.duration, video.note) == (2.5, note)
+    Work(video.clip(VideoSampling(), ImageSettings(32, 32))).finish()
+    assert video.note == note
 
 
 def test_one_of_too_large_frames_is_refused_before_one_is_decoded(

@@ -96,7 +96,10 @@ def _open(file: str | None, camera: str | None) -> "Camera":
     if camera is not None:
         raise VideoError("a file and --camera; give one of them")
     part = {"url" if "://" in file else "path": file}
-    return Camera(read_video(part, name=quote(file, end=True)), file)
+    data, note = read_video(part, name=quote(file, end=True))
+    if note:
+        print(f"smolvlm-mlx: {quote(file, end=True)}: {note}", file=sys.stderr)
+    return Camera(data, file)
 
 
 def _print_lines(description: "Description") -> None:

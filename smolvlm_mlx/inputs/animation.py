@@ -15,9 +15,9 @@ from .video_file import check_frame
 MOST_PIXELS = 2**32  # of all frames: 35 minutes of 1080p at one a second
 
 
-def as_video(data: bytes) -> bytes:
+def as_video(data: bytes) -> tuple[bytes, str]:
     """A WebP or AVIF animation as a video without loss: the same frames, on white, at the same
-    times. Everything else as it is.
+    times; and what is to be said of it, if not all can be decoded. Everything else as it is.
 
     Raises:
         VideoError: it has no frame that can be decoded, or too many, or too large ones.
@@ -29,25 +29,29 @@ def as_video(data: bytes) -> bytes:
             f"the animation cannot be decoded, it may be damaged: {quote(error)}"
         ) from error
     if image is None or image.format not in ("WEBP", "AVIF"):
-        return data
+        return data, ""
     check_frame(*image.size)
-    pixels = image.width * image.height * int(getattr(image, "n_frames", 1))
+    count = int(getattr(image, "n_frames", 1))
+    pixels = image.width * image.height * count
     if pixels > MOST_PIXELS:
         raise VideoError(
             f"an animation of {pixels} pixels in all; the limit is {MOST_PIXELS}: make it a video"
         )
-    return _encoded(image)
+    video, decoded = _encoded(image)
+    lost = count - decoded
+    return video, f"{lost} of {count} frames could not be decoded" if lost else ""
 
 
-def _encoded(image: Image.Image) -> bytes:
+def _encoded(image: Image.Image) -> tuple[bytes, int]:
+    """The video, and how many frames it has."""
     from fractions import Fraction  # slow to import; av needs it
 
     import av
 
-    file, when, tick = io.BytesIO(), 0, Fraction(1, 1000)
+    file, when, count, tick = io.BytesIO(), 0, 0, Fraction(1, 1000)
     with av.open(file, "w", format="matroska") as video:
-        for picture, duration in _frames(image):
-            if not when:
+        for count, (picture, duration) in enumerate(_frames(image), 1):
+            if count == 1:
                 stream = video.add_stream("ffv1", rate=1 / (duration * tick))
                 stream.width, stream.height, stream.pix_fmt = *image.size, "bgr0"
                 stream.time_base = stream.codec_context.time_base = tick
@@ -55,10 +59,10 @@ def _encoded(image: Image.Image) -> bytes:
             frame.pts, frame.time_base, frame.duration = when, tick, duration
             video.mux(stream.encode(frame))
             when += duration
-        if not when:
+        if not count:
             raise VideoError("no frame of the animation can be decoded, it may be damaged")
         video.mux(stream.encode())
-    return file.getvalue()
+    return file.getvalue(), count
 
 
 def _frames(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:

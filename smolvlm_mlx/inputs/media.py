@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -118,13 +118,13 @@ class Video:
         self._file = name or name_of(source)
         self.name = self._file or "video"
         shown = "the file" if self._file is None else quote(self._file, end=True)
-        self.data = read_video(source, limits, shown)
+        self.data, self._lost = read_video(source, limits, shown)
         with named(self._file):
             self._frames = VideoFile(self.data)
             looked = decode_in_steps(self._frames, VideoSampling(max_frames=1), lambda frame: frame)
             first = Work(looked).finish()
         self.duration, self.preview = first.duration, first.frames[0]
-        self.size, self.note = self.preview.size, first.note
+        self.size, self.note = self.preview.size, self._noted(first)
         self.preview.thumbnail((PREVIEW, PREVIEW))
         self._clip: tuple[VideoSampling, ImageSettings, Clip[TiledImage]] | None = None
 
@@ -141,8 +141,11 @@ class Video:
                 clip = yield from decode_in_steps(
                     self._frames, sampling, lambda frame: make_tiles(frame, settings)
                 )
-            self._clip, self.note = (sampling, settings, clip), clip.note
+            self._clip, self.note = (sampling, settings, clip), self._noted(clip)
         return self._clip[2]
+
+    def _noted(self, clip: Clip[Any]) -> str:
+        return ", ".join(filter(None, (self._lost, clip.note)))
 
 
 class Frames:

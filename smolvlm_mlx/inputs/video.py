@@ -187,9 +187,11 @@ LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
 AHEAD = 4
 
 
-def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file") -> bytes:
+def read_video(
+    part: object, limits: FetchLimits = LIMITS, name: str = "the file"
+) -> tuple[bytes, str]:
     """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text
-    or bytes; an animated picture is one. `name` is for messages.
+    or bytes; an animated picture is one. And what is unusual about it. `name` is for messages.
 
     Raises:
         FetchError, VideoError: it cannot be read.
