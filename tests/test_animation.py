@@ -1,5 +1,6 @@
 """Animated pictures are videos: every frame at its time, on white."""
 
+from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import VideoError
@@ -7,6 +8,7 @@ from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs.media import Video
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.video import VideoSampling, decode
+from tests.support.cli import check_refused
 from tests.support.pictures import encoded
 
 import numpy as np
@@ -49,10 +51,14 @@ def test_every_frame_comes_at_its_time_and_on_white(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
-def test_one_that_is_cut_off_is_one_line(kind: str) -> None:
+def test_one_that_is_cut_off_is_one_line(kind: str, tmp_path: Path, call: Any) -> None:
     data = flag(kind)
     with pytest.raises(VideoError, match=r"damaged|no frames"):
         Video(data[: len(data) // 2])
+    (tmp_path / "flag.bin").write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoError, match=r"^'flag\.bin': .*damaged"):
+        Video(tmp_path / "flag.bin")
+    check_refused(call("live", tmp_path / "flag.bin", "-m", "tiny"), "flag.bin': the ")
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import VideoError, quote
+from ..errors import VideoError, named, quote
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import LIVE
@@ -88,6 +88,7 @@ def live(
 
 
 def _open(file: str | None, camera: str | None) -> "Camera":
+    from ..inputs.animation import as_video
     from ..inputs.camera import Camera
     from ..inputs.video import read_video
 
@@ -96,7 +97,9 @@ def _open(file: str | None, camera: str | None) -> "Camera":
     if camera is not None:
         raise VideoError("a file and --camera; give one of them")
     part = {"url" if "://" in file else "path": file}
-    data, note = read_video(part, name=quote(file, end=True))
+    data = read_video(part, name=quote(file, end=True))
+    with named(file):
+        data, note = as_video(data)
     if note:
         print(f"smolvlm-mlx: {quote(file, end=True)}: {note}", file=sys.stderr)
     return Camera(data, file)

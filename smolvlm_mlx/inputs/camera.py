@@ -55,7 +55,7 @@ class Camera:
 
     Args:
         source: a camera's number, the name of its device, or the bytes of an encoded video (see
-            `video.read_video`).
+            `animation.as_video`).
         name: of the file that the video came from, which errors then name.
 
     Raises:

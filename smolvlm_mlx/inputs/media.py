@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import VideoError, named, quote
 from ..events import Work
+from .animation import as_video
 from .fetch import DEFAULT_LIMITS, FetchLimits, read_start
 from .image import MAX_EDGE, Decoded, decode_image, is_decoded, limits_of, read_image
 from .kinds import PICTURE, START, VIDEO, kind_of
@@ -118,8 +119,9 @@ class Video:
         self._file = name or name_of(source)
         self.name = self._file or "video"
         shown = "the file" if self._file is None else quote(self._file, end=True)
-        self.data, self._lost = read_video(source, limits, shown)
+        data = read_video(source, limits, shown)
         with named(self._file):
+            self.data, self._lost = as_video(data)
             self._frames = VideoFile(self.data)
             looked = decode_in_steps(self._frames, VideoSampling(max_frames=1), lambda frame: frame)
             first = Work(looked).finish()

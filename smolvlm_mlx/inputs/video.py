@@ -15,7 +15,6 @@ from PIL import Image
 
 from ..errors import VideoError, quote
 from ..events import Work
-from .animation import as_video
 from .fetch import FetchLimits, one_of, read_source
 from .kinds import wrong_kind
 from .prefetch import prefetch
@@ -187,11 +186,9 @@ LIMITS = FetchLimits(max_bytes=256 * 2**20, timeout=120.0)
 AHEAD = 4
 
 
-def read_video(
-    part: object, limits: FetchLimits = LIMITS, name: str = "the file"
-) -> tuple[bytes, str]:
+def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file") -> bytes:
     """The encoded bytes of a video part, or of what it may hold: path, URL, data: URL, base64 text
-    or bytes; an animated picture is one. And what is unusual about it. `name` is for messages.
+    or bytes; an animated picture is one (see `animation.as_video`). `name` is for messages.
 
     Raises:
         FetchError, VideoError: it cannot be read.
@@ -206,7 +203,7 @@ def read_video(
         raise VideoError(f"a video of {len(data)} bytes; the limit is {limits.max_bytes}")
     if wrong := wrong_kind(data, "video"):
         raise VideoError(f"{name} {wrong}")
-    return as_video(data)
+    return data
 
 
 def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:
