@@ -9,6 +9,7 @@ from typing import Any
 from smolvlm_mlx.data.columns import IMAGES, VIDEOS, is_near
 from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import make_sample
+from smolvlm_mlx.errors import FetchError
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
@@ -230,6 +231,11 @@ def test_one_rule_for_every_place_of_a_path(text: str, place: dict[str, Any]) ->
     assert shown(video=[[text]]) == [{"type": "video", "frames": [place]}]
 
 
+def test_a_file_of_another_machine_is_told() -> None:
+    with pytest.raises(FetchError, match=r"'file://server/a\.jpg' names a file of another machine"):
+        shown(image="file://server/a.jpg")
+
+
 def parts(part: dict[str, Any]) -> list[Any]:
     raw = {"messages": [{"role": "user", "content": [part]}], "answer": "this"}
     content: list[Any] = make_sample(Row("here", raw, FOLDER)).messages[0]["content"]
@@ -247,10 +253,7 @@ VALUES = st.recursive(
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from([*IMAGES[:4], *VIDEOS[:2], "image_1", "x", "y"]), VALUES))
-def test_any_row_is_refused_in_a_line_or_shows_its_picture(
-    raw: dict[str, Any],
-) -> None:
-
+def test_any_row_is_refused_in_a_line_or_shows_its_picture(raw: dict[str, Any]) -> None:
     text = said(**raw)
     assert text
     if text == "this" and any(value in ("a.jpg", "a.mp4", BASE64) for value in raw.values()):

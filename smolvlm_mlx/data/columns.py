@@ -5,17 +5,16 @@ Paths are relative to the file that holds the row, wherever in the row they stan
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from os.path import splitext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from PIL import Image
 
 from ..errors import DataError, quote
+from ..inputs.fetch import local_path
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 RawPart = Mapping[str, Any]
@@ -87,6 +86,7 @@ def find_media(raw: Mapping[str, object], folder: Path) -> tuple[Pool, Pool]:
 
     Raises:
         DataError: two columns could be the picture, or one holds no picture.
+        FetchError: one is on another machine.
     """
     images, videos = dict[str, object](), dict[str, object]()
     for column, value in raw.items():
@@ -218,15 +218,9 @@ def _located(text: str, folder: Path) -> dict[str, object]:
     """Text as a `url`, `base64` or `path` from here."""
     if _is_url(text):
         return {"url": text}
-    if text[:8].lower().startswith("file://"):
-        return {"path": url2pathname(urlsplit(text).path)}
     if _is_base64(text):
         return {"base64": text}
-    path = Path(text)
-    if text.startswith("~"):
-        with suppress(RuntimeError):  # no such person; then it is a name
-            path = path.expanduser()
-    return {"path": str(folder / path)}
+    return {"path": str(folder / local_path(text))}
 
 
 def _is_base64(text: str) -> bool:
