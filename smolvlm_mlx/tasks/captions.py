@@ -20,6 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..data.layouts import CAPTION_QUESTION
 from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
 from ..events import Reading, at_once
 from ..generation.engine import Engine
@@ -76,7 +77,7 @@ _KEYWORDS = {
     "additionalProperties": False,
 }
 TASKS = {
-    "caption": Task("Describe this image in one or two sentences.", 128),
+    "caption": Task(CAPTION_QUESTION, 128),
     "alt": Task(
         "Write alternative text for this image: one sentence of fewer than 125 characters.",
         max_tokens=64,

@@ -202,17 +202,12 @@ def _answer(
         yield Answer(*said, sample.shows("image"), sample.shows("video"))
 
 
-def _metric_of(sample: Sample, metric: str) -> str:
-    if metric != "auto":
-        return metric
-    return sample.metric or ("choice" if sample.choices else "exact")
-
-
 def _score_of(sample: Sample, prediction: str, metric: str) -> float:
-    """By its metric. Nobody's words are no answer, but among those of VQA's people."""
-    name = _metric_of(sample, metric)
-    answers = [answer for answer in sample.answers if answer.strip() or name in ("vqa", "vqav2")]
-    return METRICS[name](prediction, answers, sample.choices)
+    """Nobody's words are no answer, but among those of VQA's people."""
+    if metric == "auto":
+        metric = sample.metric or ("choice" if sample.choices else "exact")
+    answers = [answer for answer in sample.answers if answer.strip() or metric in ("vqa", "vqav2")]
+    return METRICS[metric](prediction, answers, sample.choices)
 
 
 def _state(*folders: str | Path | None) -> str:

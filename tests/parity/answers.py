@@ -149,7 +149,6 @@ def _scaled(text: str, rng: Random) -> str:
     return f"{number * factor:g}" + ("%" if text.endswith("%") else "")
 
 
-QUOTED = ("({})", '"{}"', "[{}]", "- {}", "{}/", "<{}>", "{}'s", "the {}", "a {}", "An {}")
 VARIATIONS: tuple[Callable[[str, Random], str], ...] = (
     *[lambda text, rng: text] * 6,
     lambda text, rng: text.upper(),
