@@ -371,6 +371,18 @@ def test_auto_is_the_metric_of_the_benchmark(fake: Fake, tmp_path: Path) -> None
     assert [answer.score for answer in exact.answers] == [0, 1, 0]
 
 
+def test_what_cannot_be_shown_counts_in_the_category_of_its_benchmark(
+    fake: Fake, tmp_path: Path
+) -> None:
+    raw = {"image": "missing.png", "question": "Which?", "choices": ["cat", "dog"], "answer": 1}
+    raw |= {"hint": "", "lecture": "", "category": "Animals", "subject": "natural science"}
+    fake(tiny=RIGHT)
+    result = evaluate("tiny", [Row("set:1", raw, tmp_path)], tmp_path / "out.jsonl")
+    assert result.categories == {"natural science": Score(1, 0)}
+    assert "missing.png" in result.failed[0].error
+    assert result.shown == (1, 0)
+
+
 def test_nobodys_words_are_within_no_answer(fake: Fake, tmp_path: Path) -> None:
     fake(tiny=RIGHT)
     row = Row("set:1", {"question": "Which?", "answers": ["", "bird"]})

@@ -33,8 +33,8 @@ Z = 1.96  # of a 95 per cent interval
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's outcome; `error` says why there is no prediction, which scores 0; whether a
-    picture or a video was shown."""
+    """One question's outcome; `error` says why there is no prediction, which scores 0; whether it
+    has a picture or a video."""
 
     where: str
     category: str
@@ -178,21 +178,23 @@ def _answer(
 ) -> Iterator[Answer]:
     """In order; pictures of the next questions are prepared meanwhile."""
 
-    def prepare(row: Row) -> tuple[Sample, Inputs] | str:
+    def prepare(row: Row) -> tuple[Sample | None, Inputs | SmolVLMError]:
+        sample = None
         try:
             sample = make_sample(row)
             return sample, processor(sample.messages, sample.image_options.over(image_options))
         except SmolVLMError as error:
-            return str(error)
+            return sample, error
 
-    for row, prepared in zip(rows, prefetch(map(prepare, rows), AHEAD), strict=True):
-        if isinstance(prepared, str):
+    for row, (sample, inputs) in zip(rows, prefetch(map(prepare, rows), AHEAD), strict=True):
+        if sample is None:
             category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
-            yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
+            yield Answer(row.where, str(category or ""), "", (), 0.0, str(inputs))
             continue
-        sample, inputs = prepared
         prediction, score, problem = "", 0.0, ""
         try:
+            if isinstance(inputs, SmolVLMError):
+                raise inputs
             prediction = generate(model, processor, inputs, options).strip()
         except SmolVLMError as error:
             problem = str(error)
