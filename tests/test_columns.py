@@ -67,6 +67,12 @@ def test_a_picture_and_a_video_are_both_shown() -> None:
     assert shown(video="a.mp4", start=1, end="2.5") == [{**CLIP, "start": 1.0, "end": 2.5}]
 
 
+@pytest.mark.parametrize("start", ["soon", True, [1], 10**400])
+def test_times_are_seconds(start: object) -> None:
+    assert said(video="a.mp4", start=start).startswith("start is ")
+    assert said(video="a.mp4", start=start).endswith(", not the seconds of the video")
+
+
 def test_frames_are_one_video() -> None:
     frames = [{"path": f"/data/set/{number}.png"} for number in (1, 2)]
     assert shown(video=["1.png", "2.png"]) == [{"type": "video", "frames": frames}]

@@ -224,7 +224,10 @@ def test_a_picture_in_a_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "learned"),
-    [("12.50", "12.50"), ("1e3", "1e3"), ("-0.0", "-0.0"), ("7", "7"), ("true", "true")],
+    [
+        *[("12.50", "12.50"), ("1e3", "1e3"), ("-0.0", "-0.0"), ("7", "7"), ("true", "true")],
+        ('{"é": {"a": 12.50}, "b": [1e3, 0.10, 7, null, "x"]}',) * 2,
+    ],
 )
 def test_a_number_is_learned_as_it_is_written(tmp_path: Path, written: str, learned: str) -> None:
     for name, form in (("a.jsonl", "{}"), ("b.json", "[{}]")):

@@ -5,6 +5,7 @@ Paths are relative to the file that holds the row, wherever in the row they stan
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from os.path import splitext
 from pathlib import Path
@@ -171,12 +172,10 @@ def _list_of(kind: str, value: object, column: str) -> list[object]:
 
 
 def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise DataError(f"{name} is {quote(value)}, not the seconds of the video")
-    try:
-        return float(value)
-    except ValueError:
-        raise DataError(f"{name} is {quote(value)}, not the seconds of the video") from None
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    raise DataError(f"{name} is {quote(value)}, not the seconds of the video")
 
 
 def make_part(kind: str, value: object, folder: Path) -> RawPart:
