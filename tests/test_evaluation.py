@@ -3,6 +3,7 @@ stopped, and hides no failure."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -325,6 +326,19 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
         ]
         == 5
     )
+
+
+def test_what_failed_is_asked_again(fake: Fake, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[0], {**ROWS[0], "image": "later.png"})
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    asked = fake(tiny=RIGHT)
+    for scores in ([1, 0], [1, 0]):
+        result = evaluate("tiny", rows, tmp_path / "out.jsonl")
+        assert [answer.score for answer in result.answers] == scores
+    shutil.copy(tmp_path / "red.png", tmp_path / "later.png")
+    assert evaluate("tiny", rows, tmp_path / "out.jsonl").score == Score(2, 1)
+    assert evaluate("tiny", rows, tmp_path / "out.jsonl").failed == []
+    assert len(asked) == 2
 
 
 def test_a_picture_that_would_be_lost_is_told_and_not_asked(

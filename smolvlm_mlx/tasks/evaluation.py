@@ -129,7 +129,7 @@ def evaluate_in_steps(
 
     Args:
         data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
-        results: JSONL file of the answers; what is in it already is not asked again.
+        results: JSONL file of the answers; only what failed of those in it is asked again.
         metric: one of `metrics.METRICS`, or "auto": its benchmark's, choice with choices, or exact.
         image_options: for all pictures; a row's own go first.
 
@@ -225,7 +225,8 @@ def _state(*folders: str | Path | None) -> str:
 
 
 def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
-    """Answers of the same run that are there already; a line cut off by a crash is removed."""
+    """Answers of the same run that are there already, but for what failed; a line cut off by a
+    crash is removed."""
     header = json.dumps(run).encode() + b"\n"
     try:
         found = path.read_bytes() if path.exists() else b""
@@ -258,4 +259,4 @@ def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[
         raise EvaluationError(
             f"{path}: results of another evaluation ({changed} differ); choose another folder"
         )
-    return {answer.where: answer for answer in answers}
+    return {answer.where: answer for answer in answers if not answer.error}
