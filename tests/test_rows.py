@@ -286,6 +286,14 @@ def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
 
 
+@pytest.mark.usefixtures("no_datasets")
+def test_pictures_of_one_name_have_one_text(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("A cat.")
+    assert [outcome(row) for row in read_rows(tmp_path)] == ["A cat.", "A cat."]
+
+
 def test_a_stored_video_stays_encoded(tmp_path: Path, hub: Any) -> None:
     features = hub.Features(video=hub.Video(), caption=hub.Value("string"))
     row = {"video": {"bytes": b"no video", "path": None}, "caption": "A cat."}
