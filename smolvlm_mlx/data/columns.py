@@ -121,9 +121,11 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
     numbers = {column: int(match[2]) for column in found if (match := NUMBERED.fullmatch(column))}
     if found and len(set(numbers.values())) == len(found):
         return {numbers[column]: make_part(kind, found[column], folder) for column in found}
-    # A name beside a picture that is there itself says where it came from.
-    held = [column for column in found if _is_itself(found[column])]
-    columns = held if len(held) == 1 else _distinct(found)
+    columns = [*found]
+    if len(columns) > 1:
+        # A name beside a picture that is there itself says where it came from.
+        held = [column for column in found if _is_itself(found[column])]
+        columns = held if len(held) == 1 else _distinct(found)
     if len(columns) > 1:
         raise DataError(
             f"{columns[0]} and {columns[1]} both hold {_WORDS[kind]}; keep one of them, or give "
