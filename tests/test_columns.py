@@ -86,6 +86,7 @@ def test_frames_are_one_video() -> None:
         ({"image": "a.jpg", "photo": "b.jpg"}, ("image", "photo")),
         ({"image_path": "a.jpg", "images": ["b.jpg"]}, ("image_path", "images")),
         ({"image": b"PNG", "img": b"GIF"}, ("image", "img")),
+        ({"image": b"PNG", "images": [{"bytes": b"GIF"}]}, ("image", "images")),
         ({"image": "a.jpg", "image_1": "b.jpg"}, ("image", "image_1")),
         ({"video": "a.mp4", "video_path": "b.mp4"}, ("video", "video_path")),
         ({"image_1": "a.jpg", "image1": "b.jpg"}, ("image_1", "image1")),
@@ -101,6 +102,8 @@ def test_two_columns_that_could_be_the_picture_are_both_named(
 def test_names_of_a_picture_that_is_there_are_no_second_one(held: Any) -> None:
     names = {"file_name": "a.jpg", "image_url": "https://a.b/c.jpg", "source": "x/a.jpg"}
     assert shown(image=held, **names) == shown(image=held)
+    assert shown(images=[held] * 2, **names) == shown(images=[held] * 2)
+    assert shown(image=held, images=[held]) == shown(image=held)
     assert shown(image="a.jpg", image_path="a.jpg", thumb="https://a.b/c.jpg") == [A]
 
 

@@ -136,10 +136,12 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
 
 
 def _is_itself(value: object) -> bool:
-    """Whether a picture is there, and not only its address."""
+    """Whether a picture, or one of a list, is there, and not only its address."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_itself, value))
     if isinstance(value, Mapping):
         return value.get("bytes") is not None
-    return not isinstance(value, str | list | tuple)
+    return not isinstance(value, str)
 
 
 def _distinct(found: Mapping[str, object]) -> list[str]:
