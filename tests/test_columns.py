@@ -87,6 +87,7 @@ def test_frames_are_one_video() -> None:
         ({"image_path": "a.jpg", "images": ["b.jpg"]}, ("image_path", "images")),
         ({"image": b"PNG", "img": b"GIF"}, ("image", "img")),
         ({"image": b"PNG", "images": [{"bytes": b"GIF"}]}, ("image", "images")),
+        ({"image": b"PNG", "images": ["a.jpg", "b.jpg"]}, ("image", "images")),
         ({"image": "a.jpg", "image_1": "b.jpg"}, ("image", "image_1")),
         ({"video": "a.mp4", "video_path": "b.mp4"}, ("video", "video_path")),
         ({"image_1": "a.jpg", "image1": "b.jpg"}, ("image_1", "image1")),

@@ -125,7 +125,9 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
     if len(columns) > 1:
         # A name beside a picture that is there itself says where it came from.
         held = [column for column in found if _is_itself(found[column])]
-        columns = held if len(held) == 1 else _distinct(found)
+        counts = {column: _count(value) for column, value in found.items()}
+        are_named = len(held) == 1 and counts[held[0]] == max(counts.values())
+        columns = held if are_named else _distinct(found)
     if len(columns) > 1:
         raise DataError(
             f"{columns[0]} and {columns[1]} both hold {_WORDS[kind]}; keep one of them, or give "
@@ -133,6 +135,10 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
         )
     values = [value for column in columns for value in _list_of(kind, found[column], column)]
     return {number: make_part(kind, value, folder) for number, value in enumerate(values, 1)}
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else 1
 
 
 def _is_itself(value: object) -> bool:
