@@ -9,6 +9,7 @@ from typing import Any
 from smolvlm_mlx.data.columns import IMAGES, VIDEOS, is_near
 from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import make_sample
+from smolvlm_mlx.errors import FetchError
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
@@ -66,6 +67,12 @@ def test_a_picture_and_a_video_are_both_shown() -> None:
     assert shown(video="a.mp4", start=1, end="2.5") == [{**CLIP, "start": 1.0, "end": 2.5}]
 
 
+@pytest.mark.parametrize("start", ["soon", True, [1], 10**400])
+def test_times_are_seconds(start: object) -> None:
+    assert said(video="a.mp4", start=start).startswith("start is ")
+    assert said(video="a.mp4", start=start).endswith(", not the seconds of the video")
+
+
 def test_frames_are_one_video() -> None:
     frames = [{"path": f"/data/set/{number}.png"} for number in (1, 2)]
     assert shown(video=["1.png", "2.png"]) == [{"type": "video", "frames": frames}]
@@ -79,6 +86,8 @@ def test_frames_are_one_video() -> None:
         ({"image": "a.jpg", "photo": "b.jpg"}, ("image", "photo")),
         ({"image_path": "a.jpg", "images": ["b.jpg"]}, ("image_path", "images")),
         ({"image": b"PNG", "img": b"GIF"}, ("image", "img")),
+        ({"image": b"PNG", "images": [{"bytes": b"GIF"}]}, ("image", "images")),
+        ({"image": b"PNG", "images": ["a.jpg", "b.jpg"]}, ("image", "images")),
         ({"image": "a.jpg", "image_1": "b.jpg"}, ("image", "image_1")),
         ({"video": "a.mp4", "video_path": "b.mp4"}, ("video", "video_path")),
         ({"image_1": "a.jpg", "image1": "b.jpg"}, ("image_1", "image1")),
@@ -94,6 +103,8 @@ def test_two_columns_that_could_be_the_picture_are_both_named(
 def test_names_of_a_picture_that_is_there_are_no_second_one(held: Any) -> None:
     names = {"file_name": "a.jpg", "image_url": "https://a.b/c.jpg", "source": "x/a.jpg"}
     assert shown(image=held, **names) == shown(image=held)
+    assert shown(images=[held] * 2, **names) == shown(images=[held] * 2)
+    assert shown(image=held, images=[held]) == shown(image=held)
     assert shown(image="a.jpg", image_path="a.jpg", thumb="https://a.b/c.jpg") == [A]
 
 
@@ -230,6 +241,11 @@ def test_one_rule_for_every_place_of_a_path(text: str, place: dict[str, Any]) ->
     assert shown(video=[[text]]) == [{"type": "video", "frames": [place]}]
 
 
+def test_a_file_of_another_machine_is_told() -> None:
+    with pytest.raises(FetchError, match=r"'file://server/a\.jpg' names a file of another machine"):
+        shown(image="file://server/a.jpg")
+
+
 def parts(part: dict[str, Any]) -> list[Any]:
     raw = {"messages": [{"role": "user", "content": [part]}], "answer": "this"}
     content: list[Any] = make_sample(Row("here", raw, FOLDER)).messages[0]["content"]
@@ -247,10 +263,7 @@ VALUES = st.recursive(
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from([*IMAGES[:4], *VIDEOS[:2], "image_1", "x", "y"]), VALUES))
-def test_any_row_is_refused_in_a_line_or_shows_its_picture(
-    raw: dict[str, Any],
-) -> None:
-
+def test_any_row_is_refused_in_a_line_or_shows_its_picture(raw: dict[str, Any]) -> None:
     text = said(**raw)
     assert text
     if text == "this" and any(value in ("a.jpg", "a.mp4", BASE64) for value in raw.values()):

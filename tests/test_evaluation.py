@@ -3,6 +3,7 @@ stopped, and hides no failure."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -327,6 +328,19 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
     )
 
 
+def test_what_failed_is_asked_again(fake: Fake, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[0], {**ROWS[0], "image": "later.png"})
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    asked = fake(tiny=RIGHT)
+    for scores in ([1, 0], [1, 0]):
+        result = evaluate("tiny", rows, tmp_path / "out.jsonl")
+        assert [answer.score for answer in result.answers] == scores
+    shutil.copy(tmp_path / "red.png", tmp_path / "later.png")
+    assert evaluate("tiny", rows, tmp_path / "out.jsonl").score == Score(2, 1)
+    assert evaluate("tiny", rows, tmp_path / "out.jsonl").failed == []
+    assert len(asked) == 2
+
+
 def test_a_picture_that_would_be_lost_is_told_and_not_asked(
     data: Path, fake: Fake, call: Any, tmp_path: Path
 ) -> None:
@@ -369,6 +383,18 @@ def test_auto_is_the_metric_of_the_benchmark(fake: Fake, tmp_path: Path) -> None
     assert list(result.categories) == ["", "number", "Regular Text Recognition"]
     exact = evaluate("tiny", rows, tmp_path / "exact.jsonl", metric="exact")
     assert [answer.score for answer in exact.answers] == [0, 1, 0]
+
+
+def test_what_cannot_be_shown_counts_in_the_category_of_its_benchmark(
+    fake: Fake, tmp_path: Path
+) -> None:
+    raw = {"image": "missing.png", "question": "Which?", "choices": ["cat", "dog"], "answer": 1}
+    raw |= {"hint": "", "lecture": "", "category": "Animals", "subject": "natural science"}
+    fake(tiny=RIGHT)
+    result = evaluate("tiny", [Row("set:1", raw, tmp_path)], tmp_path / "out.jsonl")
+    assert result.categories == {"natural science": Score(1, 0)}
+    assert "missing.png" in result.failed[0].error
+    assert result.shown == (1, 0)
 
 
 def test_nobodys_words_are_within_no_answer(fake: Fake, tmp_path: Path) -> None:

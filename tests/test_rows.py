@@ -224,7 +224,10 @@ def test_a_picture_in_a_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "learned"),
-    [("12.50", "12.50"), ("1e3", "1e3"), ("-0.0", "-0.0"), ("7", "7"), ("true", "true")],
+    [
+        *[("12.50", "12.50"), ("1e3", "1e3"), ("-0.0", "-0.0"), ("7", "7"), ("true", "true")],
+        ('{"é": {"a": 12.50}, "b": [1e3, 0.10, 7, null, "x"]}',) * 2,
+    ],
 )
 def test_a_number_is_learned_as_it_is_written(tmp_path: Path, written: str, learned: str) -> None:
     for name, form in (("a.jsonl", "{}"), ("b.json", "[{}]")):
@@ -281,6 +284,14 @@ def test_a_folder_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     assert [make_sample(row).shows("video") for row in (rows[0], rows[3])] == [False, True]
     image = make_sample(rows[4]).messages[0]["content"][0]
     assert image == {**IMAGE, "path": str(tmp_path / "more" / "a.jpg")}
+
+
+@pytest.mark.usefixtures("no_datasets")
+def test_pictures_of_one_name_have_one_text(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("A cat.")
+    assert [outcome(row) for row in read_rows(tmp_path)] == ["A cat.", "A cat."]
 
 
 def test_a_stored_video_stays_encoded(tmp_path: Path, hub: Any) -> None:

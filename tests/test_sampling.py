@@ -58,7 +58,6 @@ def test_greedy_loads_no_sampler() -> None:
 import sys
 from smolvlm_mlx.generation.sampling import make_sampler
 from smolvlm_mlx.generation.options import Options
-from smolvlm_mlx.generation.sampling import make_sampler, penalize, truncate
 import mlx.core as mx
 assert make_sampler(Options())(mx.array([[1.0, 3.0, 2.0]])).item() == 1
 sys.exit(sorted(name for name in sys.modules if name.startswith(("mlx_lm", "transformers"))) or 0)

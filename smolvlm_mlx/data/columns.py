@@ -11,11 +11,11 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from PIL import Image
 
 from ..errors import DataError, quote
+from ..inputs.fetch import local_path
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 RawPart = Mapping[str, Any]
@@ -87,6 +87,7 @@ def find_media(raw: Mapping[str, object], folder: Path) -> tuple[Pool, Pool]:
 
     Raises:
         DataError: two columns could be the picture, or one holds no picture.
+        FetchError: one is on another machine.
     """
     images, videos = dict[str, object](), dict[str, object]()
     for column, value in raw.items():
@@ -120,9 +121,13 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
     numbers = {column: int(match[2]) for column in found if (match := NUMBERED.fullmatch(column))}
     if found and len(set(numbers.values())) == len(found):
         return {numbers[column]: make_part(kind, found[column], folder) for column in found}
-    # A name beside a picture that is there itself says where it came from.
-    held = [column for column in found if _is_itself(found[column])]
-    columns = held if len(held) == 1 else _distinct(found)
+    columns = [*found]
+    if len(columns) > 1:
+        # A name beside a picture that is there itself says where it came from.
+        held = [column for column in found if _is_itself(found[column])]
+        counts = {column: _count(value) for column, value in found.items()}
+        are_named = len(held) == 1 and counts[held[0]] == max(counts.values())
+        columns = held if are_named else _distinct(found)
     if len(columns) > 1:
         raise DataError(
             f"{columns[0]} and {columns[1]} both hold {_WORDS[kind]}; keep one of them, or give "
@@ -132,11 +137,17 @@ def _pool(kind: str, found: Mapping[str, object], folder: Path) -> Pool:
     return {number: make_part(kind, value, folder) for number, value in enumerate(values, 1)}
 
 
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else 1
+
+
 def _is_itself(value: object) -> bool:
-    """Whether a picture is there, and not only its address."""
+    """Whether a picture, or one of a list, is there, and not only its address."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_itself, value))
     if isinstance(value, Mapping):
         return value.get("bytes") is not None
-    return not isinstance(value, str | list | tuple)
+    return not isinstance(value, str)
 
 
 def _distinct(found: Mapping[str, object]) -> list[str]:
@@ -171,12 +182,10 @@ def _list_of(kind: str, value: object, column: str) -> list[object]:
 
 
 def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise DataError(f"{name} is {quote(value)}, not the seconds of the video")
-    try:
-        return float(value)
-    except ValueError:
-        raise DataError(f"{name} is {quote(value)}, not the seconds of the video") from None
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    raise DataError(f"{name} is {quote(value)}, not the seconds of the video")
 
 
 def make_part(kind: str, value: object, folder: Path) -> RawPart:
@@ -218,15 +227,9 @@ def _located(text: str, folder: Path) -> dict[str, object]:
     """Text as a `url`, `base64` or `path` from here."""
     if _is_url(text):
         return {"url": text}
-    if text[:8].lower().startswith("file://"):
-        return {"path": url2pathname(urlsplit(text).path)}
     if _is_base64(text):
         return {"base64": text}
-    path = Path(text)
-    if text.startswith("~"):
-        with suppress(RuntimeError):  # no such person; then it is a name
-            path = path.expanduser()
-    return {"path": str(folder / path)}
+    return {"path": str(folder / local_path(text))}
 
 
 def _is_base64(text: str) -> bool:

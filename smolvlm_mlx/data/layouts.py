@@ -13,6 +13,7 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from math import isfinite
 
 from PIL import Image
 
@@ -173,7 +174,19 @@ def answer_text(answer: object) -> str:
         raise DataError(f"the answer is {type(answer).__name__}, not text")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
-    return json.dumps(answer, ensure_ascii=False, default=str)
+    return _json(answer)
+
+
+def _json(value: object) -> str:
+    """As json.dumps, but numbers are written as they were in the file."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_json(str(name))}: {_json(each)}" for name, each in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_json, value))}]"
+    if isinstance(value, float) and isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 # ---- each format

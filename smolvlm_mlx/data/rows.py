@@ -158,10 +158,12 @@ def _texts(folder: Path) -> list[Row]:
     files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     shown = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
-    if texts.keys().isdisjoint(file.with_suffix("") for file in shown):
+    names = {file.with_suffix("") for file in shown}
+    if texts.keys().isdisjoint(names):
         return []
-    raws = {file: _captioned(file, texts.pop(file.with_suffix(""), None)) for file in shown}
-    raws |= {text: DataError("no picture of this name beside it") for text in texts.values()}
+    raws = {file: _captioned(file, texts.get(file.with_suffix(""))) for file in shown}
+    alone = DataError("no picture of this name beside it")
+    raws |= {text: alone for name, text in texts.items() if name not in names}
     return [
         Row(str(file.relative_to(folder)), raw, file.parent.absolute())
         for file, raw in raws.items()

@@ -65,6 +65,7 @@ def make_sample(row: Row) -> Sample:
     Raises:
         DataError, PromptError: it is none, says nothing to learn or to compare, or something of it
             would be lost.
+        FetchError: a file of it is on another machine.
     """
     if isinstance(row.raw, DataError):
         raise row.raw

@@ -13,7 +13,7 @@ from .options import Options
 Sampler = Callable[[mx.array], mx.array]
 # (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits.
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-LEAST = 1e-6  # of temperatures and shares that float32 can tell from none
+LEAST = 1e-6  # of temperatures that float32 can tell from none
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 
 

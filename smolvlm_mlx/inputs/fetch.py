@@ -109,7 +109,7 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         raise FetchError(
             f"local files are not read here: {quote(path, end=True)}; send the bytes as a data: URL"
         )
-    name = _local_path(str(path))
+    name = local_path(str(path))
     shown = quote(name, end=True)
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever. The check is made on
@@ -135,7 +135,7 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
 def read_start(path: str | Path, count: int) -> bytes:
     """The first `count` bytes of a regular file; none where there is no such file."""
     with contextlib.suppress(OSError, ValueError, FetchError):
-        name = Path(_local_path(str(path)))
+        name = Path(local_path(str(path)))
         if name.is_file():
             with name.open("rb") as file:
                 return file.read(count)
@@ -352,7 +352,8 @@ def _target(parts: SplitResult) -> str:
     return percent_encode(target, safe="%/:=&?~#+!$,;'@()*[]|")
 
 
-def _local_path(name: str) -> str:
+def local_path(name: str) -> str:
+    """A path that may begin with `~`, or a file:// URL, as a path. Raises FetchError."""
     if name[:7].lower() == "file://":
         parts = urlsplit(name)
         if parts.netloc not in ("", "localhost"):
@@ -366,6 +367,6 @@ def _local_path(name: str) -> str:
 def is_path(name: str) -> bool:
     """Whether it names something that is there, and is no text that is to be decoded."""
     try:
-        return os.path.lexists(_local_path(name))
+        return os.path.lexists(local_path(name))
     except ValueError:  # a null byte
         return False

@@ -20,6 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..data.layouts import CAPTION_QUESTION
 from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
 from ..events import Reading, at_once
 from ..generation.engine import Engine
@@ -76,7 +77,7 @@ _KEYWORDS = {
     "additionalProperties": False,
 }
 TASKS = {
-    "caption": Task("Describe this image in one or two sentences.", 128),
+    "caption": Task(CAPTION_QUESTION, 128),
     "alt": Task(
         "Write alternative text for this image: one sentence of fewer than 125 characters.",
         max_tokens=64,
@@ -218,7 +219,8 @@ class Captioner:
             of_this, is_cut = read_lines(journal, self.run)
             found += of_this
         self._known |= {line["sha256"]: line for line in found if "error" not in line}
-        done = _kept(found, {path for window in windows for path in window})
+        own = {path for window in windows for path in window}
+        done = _kept(found, own, {str(path) for path in files})
         # A window is answered again as a whole: what is answered together stays together.
         if is_cut:
             for window in windows:
@@ -310,16 +312,17 @@ class Captioner:
         return line | {name: value for name, value in answer.items() if name not in line}
 
 
-def _kept(found: Iterable[Line], asked: Set[str]) -> dict[str, Line]:
-    """By path, lines of files that are as they were, and of others that are not asked about and are
-    there."""
+def _kept(found: Iterable[Line], own: Set[str], asked: Set[str]) -> dict[str, Line]:
+    """By path, lines of this process's own files that are as they were, and of files that no
+    process asks about and that are there."""
+
+    def kept(line: Line) -> Line | None:
+        if line["path"] in own:
+            return current(line)
+        return None if line["path"] in asked or stat_of(line["path"]) is None else line
+
     with ThreadPoolExecutor(READERS) as pool:
-        lines = pool.map(lambda line: current(line) if line["path"] in asked else line, found)
-        return {
-            line["path"]: line
-            for line in lines
-            if line is not None and (line["path"] in asked or stat_of(line["path"]) is not None)
-        }
+        return {line["path"]: line for line in pool.map(kept, found) if line is not None}
 
 
 def _merge(group: mx.distributed.Group, done: Mapping[str, Line]) -> dict[str, Line]:

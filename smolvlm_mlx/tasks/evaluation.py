@@ -33,8 +33,8 @@ Z = 1.96  # of a 95 per cent interval
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's outcome; `error` says why there is no prediction, which scores 0; whether a
-    picture or a video was shown."""
+    """One question's outcome; `error` says why there is no prediction, which scores 0; whether it
+    has a picture or a video."""
 
     where: str
     category: str
@@ -129,7 +129,7 @@ def evaluate_in_steps(
 
     Args:
         data: JSONL file, folder, hub dataset (see `data.samples`), or its rows.
-        results: JSONL file of the answers; what is in it already is not asked again.
+        results: JSONL file of the answers; only what failed of those in it is asked again.
         metric: one of `metrics.METRICS`, or "auto": its benchmark's, choice with choices, or exact.
         image_options: for all pictures; a row's own go first.
 
@@ -178,21 +178,23 @@ def _answer(
 ) -> Iterator[Answer]:
     """In order; pictures of the next questions are prepared meanwhile."""
 
-    def prepare(row: Row) -> tuple[Sample, Inputs] | str:
+    def prepare(row: Row) -> tuple[Sample | None, Inputs | SmolVLMError]:
+        sample = None
         try:
             sample = make_sample(row)
             return sample, processor(sample.messages, sample.image_options.over(image_options))
         except SmolVLMError as error:
-            return str(error)
+            return sample, error
 
-    for row, prepared in zip(rows, prefetch(map(prepare, rows), AHEAD), strict=True):
-        if isinstance(prepared, str):
+    for row, (sample, inputs) in zip(rows, prefetch(map(prepare, rows), AHEAD), strict=True):
+        if sample is None:
             category = row.raw.get("category") if isinstance(row.raw, Mapping) else None
-            yield Answer(row.where, str(category or ""), "", (), 0.0, prepared)
+            yield Answer(row.where, str(category or ""), "", (), 0.0, str(inputs))
             continue
-        sample, inputs = prepared
         prediction, score, problem = "", 0.0, ""
         try:
+            if isinstance(inputs, SmolVLMError):
+                raise inputs
             prediction = generate(model, processor, inputs, options).strip()
         except SmolVLMError as error:
             problem = str(error)
@@ -202,17 +204,12 @@ def _answer(
         yield Answer(*said, sample.shows("image"), sample.shows("video"))
 
 
-def _metric_of(sample: Sample, metric: str) -> str:
-    if metric != "auto":
-        return metric
-    return sample.metric or ("choice" if sample.choices else "exact")
-
-
 def _score_of(sample: Sample, prediction: str, metric: str) -> float:
-    """By its metric. Nobody's words are no answer, but among those of VQA's people."""
-    name = _metric_of(sample, metric)
-    answers = [answer for answer in sample.answers if answer.strip() or name in ("vqa", "vqav2")]
-    return METRICS[name](prediction, answers, sample.choices)
+    """Nobody's words are no answer, but among those of VQA's people."""
+    if metric == "auto":
+        metric = sample.metric or ("choice" if sample.choices else "exact")
+    answers = [answer for answer in sample.answers if answer.strip() or metric in ("vqa", "vqav2")]
+    return METRICS[metric](prediction, answers, sample.choices)
 
 
 def _state(*folders: str | Path | None) -> str:
@@ -228,7 +225,8 @@ def _state(*folders: str | Path | None) -> str:
 
 
 def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
-    """Answers of the same run that are there already; a line cut off by a crash is removed."""
+    """Answers of the same run that are there already, but for what failed; a line cut off by a
+    crash is removed."""
     header = json.dumps(run).encode() + b"\n"
     try:
         found = path.read_bytes() if path.exists() else b""
@@ -261,4 +259,4 @@ def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[
         raise EvaluationError(
             f"{path}: results of another evaluation ({changed} differ); choose another folder"
         )
-    return {answer.where: answer for answer in answers}
+    return {answer.where: answer for answer in answers if not answer.error}

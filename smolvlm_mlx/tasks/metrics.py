@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from statistics import fmean
 
-from ..data.letters import LETTERS, chosen_letter, label
+from ..data.letters import LETTERS, MARKS, chosen_letter, label
 
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 MOST_LETTERS = 10  # of choices that are in the question's text: MMMU-Pro's
@@ -137,14 +137,11 @@ def open_answer(prediction: str, answers: Sequence[str], choices: Sequence[str] 
     two decimals."""
     said = [form for text in _conclusions(prediction) for form in _open_forms(text)]
     right = [form for answer in answers for form in _open_forms(answer)]
-    numbers = {form for form in said if isinstance(form, float)}
+    texts = [form for form in said if isinstance(form, str)]
     return float(
-        any(form in numbers for form in right if isinstance(form, float))
-        or any(
-            form in text
+        any(
+            any(form in text for text in texts) if isinstance(form, str) else form in said
             for form in right
-            for text in said
-            if isinstance(form, str) and isinstance(text, str)
         )
     )
 
@@ -154,7 +151,7 @@ def _conclusions(prediction: str) -> list[str]:
     no such words."""
     said = prediction.strip().strip(".").lower()
     *lines, last = said.split("\n")
-    tails = [*(_conclusion(line, CONCLUDING) for line in lines)]
+    tails = [_conclusion(line, CONCLUDING) for line in lines]
     tails.append(_conclusion(last, (*CONCLUDING, "=")))
     found = [tail for tail in tails if tail not in ("", *MARKS)] or [said]
     return found + [number for tail in found for form in NUMERALS for number in form.findall(tail)]
@@ -229,7 +226,6 @@ def _without_marks(text: str) -> str:
     )
 
 
-MARKS = ",.!?;:'"
 CONCLUDING = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 NUMERALS = [
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),

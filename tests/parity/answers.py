@@ -1,6 +1,7 @@
 """Answers as models give them, drawn by chance: letters in many forms, numbers with signs and
 units, words with articles, contractions and marks, and near misses of all of them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -23,18 +24,17 @@ def draw_case(metric: str, rng: Random) -> Case:
         return draw_choice(rng)
     right = draw_answer(rng)
     count = 10 if metric.startswith("vqa") else rng.randint(1, 3)
-    answers = tuple(
-        right
-        if rng.random() < 0.4
-        else vary(right, rng)
-        if rng.random() < 0.8
-        else draw_answer(rng)
-        for _ in range(count)
-    )
+    answers = tuple(_person(right, rng) for _ in range(count))
     said = vary(rng.choice(answers), rng)
     if metric == "open" or rng.random() < 0.1:
         said = rng.choice(SENTENCES).replace("#", said).replace("@", draw_answer(rng))
     return Case(said, answers)
+
+
+def _person(right: str, rng: Random) -> str:
+    if rng.random() < 0.4:
+        return right
+    return vary(right, rng) if rng.random() < 0.8 else draw_answer(rng)
 
 
 # ---- choices
@@ -75,17 +75,9 @@ def draw_choice(rng: Random) -> Case:
     own = choices[min(LETTERS.index(right), count - 1)]
     other = rng.choice(choices)
     text = said.replace("@", own).replace("%", other)
-    text = "".join(
-        rng.choice(letters)
-        if each == "#" and rng.random() < 0.1
-        else right
-        if each == "#"
-        else each
-        for each in text
-    )
-    return Case(
-        rng.choice((str, str, str, str, str, str, str.lower))(text), (right,), tuple(choices)
-    )
+    text = re.sub("#", lambda _: rng.choice(letters) if rng.random() < 0.1 else right, text)
+    text = rng.choice((str, str, str, str, str, str, str.lower))(text)
+    return Case(text, (right,), tuple(choices))
 
 
 # ---- other answers
@@ -149,7 +141,6 @@ def _scaled(text: str, rng: Random) -> str:
     return f"{number * factor:g}" + ("%" if text.endswith("%") else "")
 
 
-QUOTED = ("({})", '"{}"', "[{}]", "- {}", "{}/", "<{}>", "{}'s", "the {}", "a {}", "An {}")
 VARIATIONS: tuple[Callable[[str, Random], str], ...] = (
     *[lambda text, rng: text] * 6,
     lambda text, rng: text.upper(),

@@ -17,10 +17,8 @@ def test_limits_are_transformers() -> None:
     rng = random.Random(0)
     for seed in range(400):
         temperature, top_p = rng.uniform(0.1, 3), rng.choice([1.0, rng.uniform(0.02, 0.999)])
-        min_p, top_k = (
-            rng.choice([0.0, rng.uniform(0.001, 1)]),
-            rng.choice([0, rng.randrange(1, 600)]),
-        )
+        min_p = rng.choice([0.0, rng.uniform(0.001, 1)])
+        top_k = rng.choice([0, rng.randrange(1, 600)])
         logits = np.random.default_rng(seed).normal(0, rng.uniform(0.5, 5), (2, 500))
         logits = logits.astype(np.float32)
         warpers = generation.LogitsProcessorList([generation.TemperatureLogitsWarper(temperature)])
