@@ -185,7 +185,8 @@ def _file(
         if known and folded(text[at:end]) in known:
             return _Span(at, end, "known")
     # Else `/tmp/no such cat.jpg` would be another cat.jpg.
-    path, ending = _PATH.match(text, at), _ENDING.search(text, at)
+    path = _PATH.match(text, at)
+    ending = _ENDING.search(text, at, at + MAX_NAME) if path else None
     if path and ending and ending.end() in ends and not os.path.exists(likeliest(path.group())):
         return _Span(at, ending.end(), "missing")
     return None
