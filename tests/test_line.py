@@ -439,7 +439,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FILE_NAMES, st.integers(1, 12))
 @example("Bob's photo.jpg", 3)
 @example("a\\ b", 1)

@@ -325,7 +325,7 @@ def test_settings(session: Session) -> None:
         "seed 1",
     ):
         handle(session, f"/settings {line}")
-        assert screen_of(session).said[-1] == line.replace("'", "")
+        assert screen_of(session).said[-1] == line
     options = session.chat.options
     assert (options.temperature, options.max_tokens, options.stop, options.seed) == (
         0.5,

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -107,15 +108,11 @@ def _parse(option: Option, value: str, default: Any) -> Any:
 
 def _written(value: object) -> str:
     """A setting's value as `_parse` takes it."""
+    if value in (None, ()):
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (
-        "none"
-        if value in (None, ())
-        else " ".join(value)
-        if isinstance(value, tuple)
-        else str(value)
-    )
+    return shlex.join(value) if isinstance(value, tuple) else str(value)
 
 
 # ---- each docstring is a line of /help

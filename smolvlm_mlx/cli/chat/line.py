@@ -11,7 +11,6 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -255,18 +254,13 @@ def _is_mentioned(text: str, end: int, name: str) -> bool:
     is_listed = all(row.strip().lower().endswith(SUFFIXES) for row in rows)
     stem = name.rpartition("/")[2].rpartition(".")[0]
     return bool(
-        _is_code(line)
+        _CODE.search(line)
         or (len(fences) % 2 == 0 and not is_listed)
         or _PLACEHOLDER.search(stem)
         or _SCRIPT.fullmatch(name)
         or stem.endswith(_PARTICLES)
         or re.match(r"\.[a-z][a-z0-9]{1,4}(?!\w)", after)
     )
-
-
-@lru_cache(1)
-def _is_code(line: str) -> bool:
-    return bool(_CODE.search(line))
 
 
 def _name_before(text: str, after: int, end: int) -> str:
