@@ -1,7 +1,6 @@
 """What was said stays, whatever happens in the middle of writing it, and goes when it is told
 to."""
 
-import io
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from smolvlm_mlx.errors import HistoryError
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.cli import Terminal
 from tests.support.messages import media_of
 
 import pytest
@@ -152,10 +152,6 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
 def test_a_conversation_cannot_command_the_terminal(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     history.save("abc", [asked("\x1b[31mred"), text_message("assistant", "\x9b2J[b]\ta")])
     assert run("show", "abc") == "User: \x1b[31mred\n\nAssistant: \x9b2J[b]\ta\n"
     assert "\x1b" not in run("list")
@@ -210,10 +206,6 @@ def test_all_conversations_go_only_after_a_yes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     for id in ("a", "b"):
         history.save(id, TALK)
     monkeypatch.setattr(sys, "stdin", Terminal(answer))

@@ -228,7 +228,7 @@ def _is_word(character: str) -> bool:
 
 def _has_words(blank: str) -> bool:
     """Whether a line says anything beside its names, which are zero bytes here."""
-    rest = re.sub(r"!?\[[^\]\n]*\]\(<?\0+>?[^)\n]*\)", "", blank)  # a picture in Markdown
+    rest = re.sub(r"!?\[[^\[\]\n]*\]\(<?\0+>?[^)\n]*\)", "", blank)  # a picture in Markdown
     return any(_is_word(character) or character in "?？؟" for character in rest)
 
 
