@@ -10,7 +10,7 @@ from random import Random
 from urllib.parse import quote
 
 from smolvlm_mlx.cli.chat.completion import CommandCompleter
-from smolvlm_mlx.cli.chat.line import is_video_url, read_line
+from smolvlm_mlx.cli.chat.line import read_line
 from smolvlm_mlx.cli.chat.paths import no_such_file, read_path, read_sources, split_words
 from smolvlm_mlx.errors import FetchError
 
@@ -335,12 +335,6 @@ def test_urls_of_pictures_are_attached_and_others_are_text(
 ) -> None:
     read = read_line(line)
     assert (read.sources, read.pages, read.missing) == (sources, pages, [])
-
-
-def test_a_video_is_known_by_the_path_of_its_url() -> None:
-    assert is_video_url("https://a.example/clip.MP4?size=1.png")
-    assert not is_video_url("https://a.example/cat.png?from=clip.mp4")
-    assert not is_video_url("clip.mp4")
 
 
 # ---- arguments of commands

@@ -183,6 +183,7 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
         ("cat.jpg, x.png and y.mp4", "'x.png'.*'y.mp4'.*; /ask TEXT asks a line as it is"),
         ("/image cat.jpg What is this?", "no such file: 'What'"),
         ("/video none.mp4", "no such file: 'none.mp4'"),
+        ("what is http://[x.jpg ?", "is not a URL: Invalid IPv6 URL"),
         ("/ask", "ask what"),
     ],
 )

@@ -12,9 +12,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
-from ...inputs.media import VIDEO_SUFFIXES
 from .paths import INVISIBLE, SUFFIXES, Files, Source, folded, likeliest
 
 MAX_NAME = 1024  # characters, of a path on macOS
@@ -115,11 +113,6 @@ def _beginning(text: str, spans: Sequence[_Span]) -> Literal["path", "no path", 
     if rooted is None:
         return ""
     return "path" if any(span.start <= rooted.end() for span in spans) else "no path"
-
-
-def is_video_url(source: str) -> bool:
-    """Whether it is a URL whose path ends as a video's does."""
-    return bool(_URL.match(source)) and urlsplit(source).path.lower().endswith(VIDEO_SUFFIXES)
 
 
 # ---- what is named
