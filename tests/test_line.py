@@ -226,6 +226,7 @@ def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
         ("ftp://a.example/cat.jpg", "ftp://a.example/cat.jpg"),
         ("file:///none/my%20cat.jpg", "/none/my cat.jpg"),
         ("IMG_*.jpg", "IMG_*.jpg"),
+        ("~\0dog.jpg", "dog.jpg"),
     ],
 )
 def test_no_other_file_is_taken_for_one_that_is_not_there(

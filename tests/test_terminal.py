@@ -363,6 +363,9 @@ def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> No
         "/open",
         "/open zzz",
         "/save /no/where",
+        "/save ~nobody.here/a.json",
+        "/open ~nobody.here/a.json",
+        "/image ~\0",
     ):
         with pytest.raises(SmolVLMError) as caught:
             handle(session, line)

@@ -1,6 +1,7 @@
 """What a line of a chat does: ask, attach, or one of the /commands."""
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ...tasks.options import CHAT
 from ..history import as_text
 from .command import WITHOUT
 from .line import Line, read_line
-from .paths import INVISIBLE, no_such_file, read_path, read_sources, split_words
+from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources, split_words
 from .session import Session
 
 HELP = """\
@@ -215,7 +216,7 @@ def open(session: Session, rest: str) -> None:
     if not rest.strip():
         raise PromptError("open what? /open ID or /open FILE; /history lists ids")
     name = read_path(rest)
-    if Path(name).expanduser().is_file() or session.history is None:
+    if os.path.isfile(expanded(name)) or session.history is None:
         session.open(name)
     else:
         id = session.history.find(name)
