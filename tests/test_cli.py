@@ -26,7 +26,7 @@ from smolvlm_mlx.tasks.captions import TASKS
 from smolvlm_mlx.tasks.docling import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
-from tests.support.cli import ENVIRONMENT, Terminal, check_refused, run, start
+from tests.support.cli import ENVIRONMENT, check_refused, run, start
 from tests.support.pictures import PICTURE, encoded, tall
 from tests.support.places import ROOT
 from tests.support.videos import encode_video
@@ -354,6 +354,13 @@ def test_interrupt_while_generating(tiny: Path) -> None:
     assert process.returncode == 130
     assert first + out
     assert b"Traceback" not in err
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -1,6 +1,7 @@
 """What was said stays, whatever happens in the middle of writing it, and goes when it is told
 to."""
 
+import io
 import json
 import os
 import random
@@ -19,7 +20,6 @@ from smolvlm_mlx.errors import HistoryError
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.tasks.history import History, new_id
-from tests.support.cli import Terminal
 from tests.support.messages import media_of
 
 import pytest
@@ -147,6 +147,11 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
         History(tmp_path / "file").list()
     with pytest.raises(HistoryError, match="cannot be made"):
         History(tmp_path / "file" / "history").list()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_conversation_cannot_command_the_terminal(

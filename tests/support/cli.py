@@ -1,7 +1,6 @@
 """The command line in a process of its own, and what it says when it refuses. In this process: the
 fixture `call`."""
 
-import io
 import os
 import subprocess
 import sys
@@ -10,15 +9,6 @@ from typing import Any
 from tests.support.places import ROOT
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
-
-
-class Terminal(io.StringIO):
-    """A stream of this process, in place of a pipe."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
