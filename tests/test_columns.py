@@ -57,6 +57,10 @@ def test_a_video_file_is_a_video_in_columns_of_pictures_too(column: str) -> None
     assert shown(**{column: "a.mp4"}) == [CLIP]
 
 
+def test_what_only_begins_as_a_url_is_a_picture_of_that_name() -> None:
+    assert shown(image="http://[x.jpg") == [{**IMAGE, "url": "http://[x.jpg"}]
+
+
 def test_columns_with_numbers_are_in_their_order() -> None:
     found = shown(image_10="c.jpg", image_2="b.jpg", image_1="a.jpg", image_3=None)
     assert [part["path"][-5:] for part in found] == ["a.jpg", "b.jpg", "c.jpg"]

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Callable
 from random import Random
 
 from smolvlm_mlx.tasks.docling import FORMATS, export, lost_note, lost_words
@@ -298,8 +299,7 @@ class Pages:
             )
         return page
 
-    def several(self, make: "object") -> str:
-        assert callable(make)
+    def several(self, make: Callable[[], str]) -> str:
         return "".join(make() for _ in range(self.random.randrange(5)))
 
     def text(self) -> str:

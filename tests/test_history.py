@@ -149,13 +149,14 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
         History(tmp_path / "file" / "history").list()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_conversation_cannot_command_the_terminal(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     history.save("abc", [asked("\x1b[31mred"), text_message("assistant", "\x9b2J[b]\ta")])
     assert run("show", "abc") == "User: \x1b[31mred\n\nAssistant: \x9b2J[b]\ta\n"
     assert "\x1b" not in run("list")
@@ -210,10 +211,6 @@ def test_all_conversations_go_only_after_a_yes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     for id in ("a", "b"):
         history.save(id, TALK)
     monkeypatch.setattr(sys, "stdin", Terminal(answer))

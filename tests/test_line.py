@@ -10,7 +10,7 @@ from random import Random
 from urllib.parse import quote
 
 from smolvlm_mlx.cli.chat.completion import CommandCompleter
-from smolvlm_mlx.cli.chat.line import is_video_url, read_line
+from smolvlm_mlx.cli.chat.line import read_line
 from smolvlm_mlx.cli.chat.paths import no_such_file, read_path, read_sources, split_words
 from smolvlm_mlx.errors import FetchError
 
@@ -226,6 +226,7 @@ def test_one_name_is_what_is_meant(line: str, found: str, folder: Path) -> None:
         ("ftp://a.example/cat.jpg", "ftp://a.example/cat.jpg"),
         ("file:///none/my%20cat.jpg", "/none/my cat.jpg"),
         ("IMG_*.jpg", "IMG_*.jpg"),
+        ("~\0dog.jpg", "dog.jpg"),
     ],
 )
 def test_no_other_file_is_taken_for_one_that_is_not_there(
@@ -337,12 +338,6 @@ def test_urls_of_pictures_are_attached_and_others_are_text(
     assert (read.sources, read.pages, read.missing) == (sources, pages, [])
 
 
-def test_a_video_is_known_by_the_path_of_its_url() -> None:
-    assert is_video_url("https://a.example/clip.MP4?size=1.png")
-    assert not is_video_url("https://a.example/cat.png?from=clip.mp4")
-    assert not is_video_url("clip.mp4")
-
-
 # ---- arguments of commands
 
 
@@ -439,7 +434,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FILE_NAMES, st.integers(1, 12))
 @example("Bob's photo.jpg", 3)
 @example("a\\ b", 1)

@@ -19,7 +19,7 @@ from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
-from smolvlm_mlx.inputs.media import VIDEO_SUFFIXES, Attachment, Video, attach
+from smolvlm_mlx.inputs.media import VIDEO_SUFFIXES, Attachment, Video, attach, is_named_video
 from smolvlm_mlx.inputs.video import (
     Clip,
     VideoSampling,
@@ -301,6 +301,14 @@ def test_the_page_takes_the_endings_that_the_command_line_takes() -> None:
 def test_a_file_is_a_video_by_its_ending(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"a{suffix.upper()}").write_bytes(encode_video(3, 10))
     assert isinstance(attach(tmp_path / f"a{suffix.upper()}"), Video)
+
+
+def test_a_video_is_known_by_the_path_of_its_url() -> None:
+    assert is_named_video("https://a.example/clip.MP4?size=1.png")
+    assert is_named_video("HTTP://a.example/clip.mp4#t=1")
+    assert not is_named_video("https://a.example/cat.png?from=clip.mp4")
+    assert is_named_video("clip?.mp4")
+    assert not is_named_video("http://[/cat.png")  # no URL, as the error says that fetching it is
 
 
 # ---- in a conversation

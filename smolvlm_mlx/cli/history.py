@@ -83,12 +83,14 @@ def export(
     from ..inputs.messages import to_json
 
     messages = _history().load(_history().find(id))
-    is_json = out.suffix.lower() == ".json"
-    whole = json.dumps({"messages": to_json(messages)}, indent=1)
+    if out.suffix.lower() == ".json":
+        text = json.dumps({"messages": to_json(messages)}, indent=1)
+    else:
+        text = as_text(messages) + "\n"
     try:
         if out.exists():
             raise HistoryError(f"{out} exists already; choose another name")
-        write_file(out, (whole if is_json else as_text(messages) + "\n").encode())
+        write_file(out, text.encode())
     except OSError as error:
         raise HistoryError(f"{out}: cannot be written ({error.strerror})") from error
 

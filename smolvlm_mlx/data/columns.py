@@ -237,8 +237,12 @@ def _is_base64(text: str) -> bool:
 
 
 def _suffix(text: str) -> str:
-    path = urlsplit(text).path if text[:8].lower().startswith(("http://", "https://")) else text
-    return splitext(path)[1].lower() if len(text) < 1000 and "\n" not in text else ""
+    if len(text) >= 1000 or "\n" in text:
+        return ""
+    if text[:8].lower().startswith(("http://", "https://")):
+        with suppress(ValueError):  # no URL, which is said where it is fetched
+            text = urlsplit(text).path
+    return splitext(text)[1].lower()
 
 
 # ---- what would be lost

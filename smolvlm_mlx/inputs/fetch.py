@@ -355,7 +355,10 @@ def _target(parts: SplitResult) -> str:
 def local_path(name: str) -> str:
     """A path that may begin with `~`, or a file:// URL, as a path. Raises FetchError."""
     if name[:7].lower() == "file://":
-        parts = urlsplit(name)
+        try:
+            parts = urlsplit(name)
+        except ValueError as error:
+            raise FetchError(f"{quote(name, end=True)} is not a URL: {error}") from None
         if parts.netloc not in ("", "localhost"):
             raise FetchError(
                 f"{quote(name, end=True)} names a file of another machine; write file:///path"

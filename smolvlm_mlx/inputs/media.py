@@ -2,6 +2,7 @@
 decoded once."""
 
 import io
+import re
 from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -192,14 +193,18 @@ class Recent:
 
 def attach(path: str | Path) -> "Attachment | Video":
     """A picture or a video, told apart by how the file begins; by its ending where that does not
-    tell. An animated picture is one unless it is named as a video."""
-    kind, is_named_video = kind_of(read_start(path, START)), _suffix(path) in VIDEO_SUFFIXES
-    is_video = kind is VIDEO or (is_named_video and kind is not PICTURE)
+    tell, as of a URL. An animated picture is one unless it is named as a video."""
+    kind = kind_of(read_start(path, START))
+    is_video = kind is VIDEO or (is_named_video(path) and kind is not PICTURE)
     return Video(path) if is_video else Attachment(path)
 
 
-def _suffix(path: str | Path) -> str:
-    return Path(str(path)).suffix.lower()
+def is_named_video(path: str | Path) -> bool:
+    """Whether a path, or that of a URL, ends as a video's does."""
+    name = str(path)
+    if name.lower().startswith(("http://", "https://")):
+        name = re.split("[?#]", name, maxsplit=1)[0]
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def name_of(source: object) -> str | None:

@@ -71,12 +71,11 @@ class Tokenizer:
                 ) from error
             raise
         eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
-        token = read_json_if_there(folder / "tokenizer_config.json").get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = special_tokens(folder).get("eos_token")
         ids = eos if isinstance(eos, list) else [eos]
         return cls(
             bpe,
-            [token] if isinstance(token, str) else [],
+            [token] if token else [],
             [id for id in ids if isinstance(id, int)],
         )
 

@@ -10,6 +10,7 @@ browsers.
 """
 
 import json
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -167,7 +168,7 @@ class Chat:
         """
         if not self.messages:
             raise PromptError("there is nothing to save yet")
-        path, messages = Path(path).expanduser(), to_json(self.messages)
+        path, messages = Path(os.path.expanduser(path)), to_json(self.messages)
         data = json.dumps({"messages": messages}, indent=1).encode()
         try:
             if path.exists() and not self._is_earlier(path, messages):
@@ -200,7 +201,7 @@ class Chat:
             PromptError: the file cannot be read, or is no conversation; the present one is then as
                 it was.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         try:
             data = path.read_bytes()
             value = json.loads(data)

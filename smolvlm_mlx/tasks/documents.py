@@ -26,12 +26,10 @@ from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .captions import TASKS
-from .doctags import END, close_tags
+from .doctags import CELLS, END, close_tags
 from .options import DOCUMENT_MODEL, DOCUMENTS
 
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
-# OTSL, the language of tables (arXiv:2305.03393).
-_CELL = re.compile(r"<(?:[eflux]cel|ched|rhed|srow|nl)>")
 
 
 def is_prose(block: str) -> bool:
@@ -39,7 +37,8 @@ def is_prose(block: str) -> bool:
     often repeated."""
     twice = block * 2  # a block may begin in the middle of a tag
     words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
-    return not _CELL.search(twice) and any(character.isalpha() for character in words)
+    has_cells = any(f"<{cell}>" in twice for cell in CELLS)
+    return not has_cells and any(character.isalpha() for character in words)
 
 
 # SmolDocling's instruction for a whole page: the model card of ds4sd/SmolDocling-256M-preview.

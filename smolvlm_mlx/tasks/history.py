@@ -212,7 +212,8 @@ def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
     message: dict[str, Any] = json.loads(text)
     for part in message["content"]:
         if "digest" in part:
-            kind, held = Attachment if part["type"] == "image" else Video, data[part["digest"]]
+            kind = Attachment if part["type"] == "image" else Video
+            held = data[part["digest"]]
             part[part["type"]] = kind(held, FetchLimits(max_bytes=len(held)), name=part["name"])
     return message
 

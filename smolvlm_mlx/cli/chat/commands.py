@@ -1,7 +1,9 @@
 """What a line of a chat does: ask, attach, or one of the /commands."""
 
 import math
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -18,7 +20,7 @@ from ...tasks.options import CHAT
 from ..history import as_text
 from .command import WITHOUT
 from .line import Line, read_line
-from .paths import INVISIBLE, no_such_file, read_path, read_sources, split_words
+from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources, split_words
 from .session import Session
 
 HELP = """\
@@ -107,15 +109,11 @@ def _parse(option: Option, value: str, default: Any) -> Any:
 
 def _written(value: object) -> str:
     """A setting's value as `_parse` takes it."""
+    if value in (None, ()):
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (
-        "none"
-        if value in (None, ())
-        else " ".join(value)
-        if isinstance(value, tuple)
-        else str(value)
-    )
+    return shlex.join(value) if isinstance(value, tuple) else str(value)
 
 
 # ---- each docstring is a line of /help
@@ -218,7 +216,7 @@ def open(session: Session, rest: str) -> None:
     if not rest.strip():
         raise PromptError("open what? /open ID or /open FILE; /history lists ids")
     name = read_path(rest)
-    if Path(name).expanduser().is_file() or session.history is None:
+    if os.path.isfile(expanded(name)) or session.history is None:
         session.open(name)
     else:
         id = session.history.find(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from .paths import folded, listed, open_word, written
+from .paths import expanded, folded, listed, open_word, written
 
 _SPECIAL = re.compile("~|data:|https?:|file:", re.I)
 
@@ -36,10 +36,10 @@ class CommandCompleter(Completer):
 def _paths(beginning: str, length: int) -> Iterator[Completion]:
     """The paths that begin so, in place of so many characters."""
     folder, start = os.path.split(beginning)
-    for name in listed(os.path.expanduser(folder)):
+    for name in listed(expanded(folder)):
         is_meant = name.startswith(start) or folded(name).startswith(folded(start))
         if is_meant and (name[0] != "." or start[:1] == "."):
             # ~ and URLs mean something else at the beginning of a path.
             path = os.path.join(folder or "." * bool(_SPECIAL.match(name)), name)
-            slash = "/" if os.path.isdir(os.path.expanduser(path)) else ""
+            slash = "/" if os.path.isdir(expanded(path)) else ""
             yield Completion(written(path) + slash, -length, display=name + slash)

@@ -11,11 +11,8 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
-from urllib.parse import urlsplit
 
-from ...inputs.media import VIDEO_SUFFIXES
 from .paths import INVISIBLE, SUFFIXES, Files, Source, folded, likeliest
 
 MAX_NAME = 1024  # characters, of a path on macOS
@@ -118,11 +115,6 @@ def _beginning(text: str, spans: Sequence[_Span]) -> Literal["path", "no path", 
     return "path" if any(span.start <= rooted.end() for span in spans) else "no path"
 
 
-def is_video_url(source: str) -> bool:
-    """Whether it is a URL whose path ends as a video's does."""
-    return bool(_URL.match(source)) and urlsplit(source).path.lower().endswith(VIDEO_SUFFIXES)
-
-
 # ---- what is named
 
 
@@ -185,7 +177,8 @@ def _file(
         if known and folded(text[at:end]) in known:
             return _Span(at, end, "known")
     # Else `/tmp/no such cat.jpg` would be another cat.jpg.
-    path, ending = _PATH.match(text, at), _ENDING.search(text, at)
+    path = _PATH.match(text, at)
+    ending = _ENDING.search(text, at, at + MAX_NAME) if path else None
     if path and ending and ending.end() in ends and not os.path.exists(likeliest(path.group())):
         return _Span(at, ending.end(), "missing")
     return None
@@ -228,7 +221,7 @@ def _is_word(character: str) -> bool:
 
 def _has_words(blank: str) -> bool:
     """Whether a line says anything beside its names, which are zero bytes here."""
-    rest = re.sub(r"!?\[[^\]\n]*\]\(<?\0+>?[^)\n]*\)", "", blank)  # a picture in Markdown
+    rest = re.sub(r"!?\[[^\[\]\n]*\]\(<?\0+>?[^)\n]*\)", "", blank)  # a picture in Markdown
     return any(_is_word(character) or character in "?？؟" for character in rest)
 
 
@@ -254,18 +247,13 @@ def _is_mentioned(text: str, end: int, name: str) -> bool:
     is_listed = all(row.strip().lower().endswith(SUFFIXES) for row in rows)
     stem = name.rpartition("/")[2].rpartition(".")[0]
     return bool(
-        _is_code(line)
+        _CODE.search(line)
         or (len(fences) % 2 == 0 and not is_listed)
         or _PLACEHOLDER.search(stem)
         or _SCRIPT.fullmatch(name)
         or stem.endswith(_PARTICLES)
         or re.match(r"\.[a-z][a-z0-9]{1,4}(?!\w)", after)
     )
-
-
-@lru_cache(1)
-def _is_code(line: str) -> bool:
-    return bool(_CODE.search(line))
 
 
 def _name_before(text: str, after: int, end: int) -> str:

@@ -41,6 +41,14 @@ def folded(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name).translate(_PLAIN)
 
 
+def expanded(path: str) -> str:
+    """A path with the folder of a person in place of `~`, if there is such a person."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a null byte, or half a surrogate pair
+        return path
+
+
 def listed(folder: str) -> list[str]:
     """The names in a folder; none, where it cannot be read."""
     try:
@@ -96,7 +104,7 @@ class Files:
     def find(self, name: str) -> Path | None:
         """The file of a name, which may be a URL's, if there is one."""
         for path in _paths(name):
-            found = self._same(os.path.expanduser(path))
+            found = self._same(expanded(path))
             if found is not None and os.path.isfile(found):
                 return Path(found)
         return None
@@ -196,7 +204,7 @@ def _longest(text: str, files: Files) -> Iterator[Source]:
 
 def no_such_file(name: str) -> str:
     """What to say of a name that is no file's, with the nearest one."""
-    path = Path(os.path.expanduser(name))
+    path = Path(expanded(name))
     if os.path.exists(path):
         return f"{quote(name, end=True)} is no file; give a picture or a video"
     missing = path

@@ -17,7 +17,6 @@ from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
 from ...tasks.chat import Chat
 from ...tasks.history import History, new_id
-from .line import is_video_url
 from .paths import Source
 
 
@@ -139,7 +138,9 @@ class Session:
 
     def attach(self, sources: Sequence[Source | Attachment | Video]) -> None:
         """All of them, or none."""
-        attached = [_attached(source) for source in sources]
+        attached = [
+            attach(source) if isinstance(source, str | Path) else source for source in sources
+        ]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached
@@ -157,12 +158,6 @@ class Session:
     def _begin(self, id: str | None) -> None:
         self.id = id or new_id()
         self.pending.clear()
-
-
-def _attached(source: Source | Attachment | Video) -> Attachment | Video:
-    if isinstance(source, str) and is_video_url(source):
-        return Video({"url": source})
-    return attach(source) if isinstance(source, str | Path) else source
 
 
 def _name(part: ImagePart | VideoPart) -> str:
