@@ -16,6 +16,14 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64  # what is deeper overflows the stack of whoever prints or writes it
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with a person's folder in place of `~`; as it is, where there is no such person."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a zero byte, or half a surrogate pair
+        return Path(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

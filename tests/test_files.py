@@ -1,9 +1,9 @@
-"""A folder appears whole or not at all."""
+"""A folder appears whole or not at all; a path may begin with a person."""
 
 import os
 from pathlib import Path
 
-from smolvlm_mlx.files import new_folder
+from smolvlm_mlx.files import expanded, new_folder
 
 import pytest
 
@@ -50,3 +50,9 @@ def test_what_was_there_is_not_replaced(tmp_path: Path) -> None:
         race()
     assert (out / "file").read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "~\0", "~\ud800", "a/~"])
+def test_a_path_of_nobody_stays_as_it_is(name: str) -> None:
+    assert expanded(name) == Path(name)
+    assert expanded("~/x") == Path.home() / "x"

@@ -20,7 +20,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import AdapterError, quote, reason
-from ..files import read_json
+from ..files import expanded, read_json
 from ..model import SmolVLM
 from .safetensors import listed, read_header
 
@@ -58,10 +58,9 @@ class AdapterConfig:
         """
         name = quote(folder, end=True)
         try:
-            folder = Path(folder).expanduser()
+            folder = expanded(folder)
             is_there = (folder / CONFIG).is_file()
-        except (OSError, RuntimeError, ValueError) as error:
-            # No access, an endless name, no such ~user.
+        except (OSError, ValueError) as error:  # no access, an endless name
             raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
         if not is_there:
             raise AdapterError(
@@ -178,7 +177,7 @@ def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig
             "not fit this checkpoint; use that one, or a conversion of it"
         )
     add_adapter(model, config)
-    weights = _read(model, config, Path(folder).expanduser())
+    weights = _read(model, config, expanded(folder))
     dtype = model.language_model.norm.weight.dtype
     model.load_weights(
         [(name, array.astype(dtype)) for name, array in weights.items()], strict=False

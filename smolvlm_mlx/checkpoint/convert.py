@@ -20,7 +20,7 @@ import mlx.nn as nn
 from ..config import ModelConfig
 from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
-from ..files import new_folder
+from ..files import expanded, new_folder
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
 from .choices import RECIPES, Recipe
@@ -75,7 +75,7 @@ def convert_in_steps(
         AdapterError: the adapter is damaged or belongs to another base.
         ConversionError: the recipe does not fit it, or `out` exists or cannot be written.
     """
-    recipe, out = _recipe(recipe), Path(out).expanduser()
+    recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_checkpoint(find(source, revision))
     _check(checkpoint, recipe, out)
     plan = _Plan.of(checkpoint, recipe)

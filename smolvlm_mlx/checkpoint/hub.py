@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError, quote, reason
+from ..files import expanded
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
@@ -27,13 +28,12 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     if str(path_or_id) == "tiny":
         return TINY
     try:
-        folder = Path(path_or_id).expanduser()
+        folder = expanded(path_or_id)
         if folder.is_dir():
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-    except (OSError, RuntimeError, ValueError) as error:
-        # No access, an endless name, no such ~user, a zero byte.
+    except (OSError, ValueError) as error:  # no access, an endless name, a zero byte
         raise CheckpointError(
             f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id"
         ) from error

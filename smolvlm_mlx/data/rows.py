@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, quote, reason
+from ..files import expanded
 from ..inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .columns import KNOWN
 from .layouts import unpacked
@@ -59,7 +60,7 @@ def read_rows(source: str | Path, subset: str | None = None) -> list[Row]:
     Raises:
         DataError: it is not there, cannot be read, or is empty.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     rows = list(_rows(str(source), path, subset))
     if not rows:
         raise DataError(f"{source}: no rows")

@@ -10,7 +10,6 @@ browsers.
 """
 
 import json
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
-from ..files import write_file
+from ..files import expanded, write_file
 from ..generation.engine import Engine
 from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
@@ -168,7 +167,7 @@ class Chat:
         """
         if not self.messages:
             raise PromptError("there is nothing to save yet")
-        path, messages = Path(os.path.expanduser(path)), to_json(self.messages)
+        path, messages = expanded(path), to_json(self.messages)
         data = json.dumps({"messages": messages}, indent=1).encode()
         try:
             if path.exists() and not self._is_earlier(path, messages):
@@ -201,7 +200,7 @@ class Chat:
             PromptError: the file cannot be read, or is no conversation; the present one is then as
                 it was.
         """
-        path = Path(os.path.expanduser(path))
+        path = expanded(path)
         try:
             data = path.read_bytes()
             value = json.loads(data)

@@ -18,6 +18,7 @@ from ..data.rows import Row, read_rows, rows_fingerprint
 from ..data.samples import Sample, make_sample
 from ..errors import EvaluationError, SmolVLMError, quote
 from ..events import Reading, at_once
+from ..files import expanded
 from ..generation.engine import generate
 from ..generation.options import Options
 from ..inputs.prefetch import prefetch
@@ -143,7 +144,7 @@ def evaluate_in_steps(
     checkpoint["weights"] = _state(model_path, adapter)
     run = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
     asked = {"options": asdict(options), "image_options": asdict(image_options)}
-    path = Path(results).expanduser()
+    path = expanded(results)
     done = _read_results(path, json.loads(json.dumps({**checkpoint, **run, **asked})))
     if missing := [row for row in rows if row.where not in done]:
         loaded = load(model_path, dtype, revision, adapter=adapter)
@@ -216,10 +217,10 @@ def _state(*folders: str | Path | None) -> str:
     """Of the weight files of local folders, by size and time: what was trained again is another
     model."""
     try:
-        wanted = [Path(folder).expanduser() for folder in folders if folder]
+        wanted = [expanded(folder) for folder in folders if folder]
         files = [file for folder in wanted for file in sorted(folder.glob("*.safetensors"))]
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError):
         return ""  # `load` says what is wrong
     return sha256(repr(state).encode()).hexdigest()[:16]
 

@@ -24,7 +24,7 @@ from ..checkpoint.reader import Checkpoint, load, open_checkpoint
 from ..data.rows import Row, read_rows
 from ..errors import DataError, TrainingError
 from ..events import Reading, at_once
-from ..files import new_folder
+from ..files import expanded, new_folder
 from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
@@ -149,7 +149,7 @@ def prepare_in_steps(
         CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be
             used.
     """
-    plan, out = plan or Plan(), Path(out).expanduser()
+    plan, out = plan or Plan(), expanded(out)
     checkpoint = _open(model_path, revision, plan)
     rows, others = read_rows(data, subset), [] if validation is None else read_rows(validation)
     model, processor = load(checkpoint.folder, dtype, fuse=False)
