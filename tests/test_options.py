@@ -19,8 +19,8 @@ from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.options import option, options_of
-from smolvlm_mlx.server import openai
-from smolvlm_mlx.server.openai import ChatRequest
+from smolvlm_mlx.server import request
+from smolvlm_mlx.server.request import ChatRequest
 from smolvlm_mlx.training.plan import Plan
 
 import pytest
@@ -130,7 +130,7 @@ def test_a_request_says_it_or_is_refused(name: str) -> None:
     assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
     value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
     body = json.dumps({"messages": messages, name: value}).encode()
-    if name in openai.REFUSED:
+    if name in request.REFUSED:
         with pytest.raises(PromptError, match=name):
             ChatRequest.parse(body)
     else:
@@ -175,11 +175,11 @@ def test_finetune_has_every_option_of_a_plan() -> None:
 
 
 def test_the_api_has_every_option() -> None:
-    request = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
-    known = type(request).model_fields
+    asked = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
+    known = type(asked).model_fields
     assert {field.name for field in fields(Options)} <= known.keys()
     assert all(
-        known[name].description == option.help for name, option in openai.AS_THEY_ARE.items()
+        known[name].description == option.help for name, option in request.AS_THEY_ARE.items()
     )
 
 

@@ -26,7 +26,7 @@ from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import judges, make_app
-from smolvlm_mlx.server.openai import ChatRequest
+from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url, encoded, png, tall

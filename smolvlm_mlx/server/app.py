@@ -32,7 +32,8 @@ from ..tasks.chat import oldest_turn
 from ..tasks.history import History
 from ..tasks.live import Judge
 from .assets import ASSET_ROUTES, ASSETS
-from .openai import ChatRequest, Completion, error_body, event
+from .openai import Completion, error_body, event
+from .request import ChatRequest
 from .security import Guard
 
 MAX_IMAGES = 16
