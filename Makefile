@@ -44,7 +44,7 @@ AGAIN := $(shell test "`$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null`" = f
   && test "`$(BIN)/python -V`" = "`"$(PYTHON)" -V 2>&1`") || echo again)
 
 .NOTPARALLEL:
-.PHONY: help demo test slow chaos parity check fix house clean again
+.PHONY: help demo test slow chaos mutants parity check fix house clean again
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ slow: $(VENV)/.dev ## run the tests marked slow
 
 chaos: $(VENV)/.dev ## kill what writes at random moments, hundreds of times
 	@$(OFFLINE) $(BIN)/python -m pytest -m chaos $(ARGS)
+
+mutants: $(VENV)/.dev ## change what was changed since main in small ways, and see whether a test fails
+	@$(OFFLINE) $(BIN)/python -m tests.mutants $(ARGS)
 
 parity: $(VENV)/.dev ## compare with PyTorch; needs the reference extra, see CONTRIBUTING.md
 	@$(BIN)/python -c 'import torch, transformers' || { \
