@@ -38,6 +38,9 @@ CHANGES: dict[str, tuple[Options, Any]] = {
     "top_k": (WARM, 2),
     "min_p": (WARM, 0.9),
     "repetition_penalty": (SHORT, 3.0),
+    "repetition_context": (replace(SHORT, repetition_penalty=3.0), 2),
+    "presence_penalty": (SHORT, 2.0),
+    "frequency_penalty": (SHORT, 2.0),
     "seed": (WARM, 2),
     "stop": (SHORT, ("^6",)),
     "kv_bits": (SHORT, 4),
@@ -152,7 +155,7 @@ def flags(command: str) -> dict[str, Any]:
 
 LEFT_OUT = {
     "chat": {"skip_special_tokens"},
-    "document": {"stop", "skip_special_tokens"},
+    "document": {"skip_special_tokens"},
     "live": {"longest_edge", "max_tiles"},
 }
 
