@@ -11,6 +11,7 @@ from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.detokenizer import StopStrings
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.generation.sampling import make_sampler, penalize, truncate
+from tests.support.limits import COMBINATIONS, some_logits
 from tests.support.places import ROOT
 
 import mlx.core as mx
@@ -181,7 +182,7 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
 def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top_k: int) -> Any:
     """transformers' rule in float64: temperature, then top_k, then top_p, then min_p, each of what
     the one before has left."""
-    scores = logits.astype(np.float64) / temperature
+    scores = (logits / np.float32(temperature)).astype(np.float64)  # as they tie in float32
     if top_k:
         scores[scores < np.sort(scores)[-min(top_k, scores.size)]] = -INF
     if top_p < 1:
@@ -193,24 +194,14 @@ def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top
     return scores
 
 
-def random_limits(rng: random.Random) -> tuple[float, float, float, int]:
-    """Temperature, top_p, min_p and top_k, each of the last three sometimes off."""
-    return (
-        round(rng.uniform(0.1, 3), 3),
-        rng.choice([1.0, round(rng.uniform(0.02, 0.999), 3)]),
-        rng.choice([0.0, round(rng.uniform(0.001, 1), 3)]),
-        rng.choice([0, rng.randrange(1, 600)]),
-    )
-
-
-def test_what_may_be_sampled_is_transformers_rule() -> None:
-    """Several limits at once: a temperature changes what top_p keeps."""
-    rng = random.Random(0)
-    for seed in range(400):
-        limits = random_limits(rng)
-        logits = np.random.default_rng(seed).normal(0, rng.uniform(0.5, 5), 500).astype(np.float32)
+def test_what_may_be_sampled_is_transformers_rule_in_1440_combinations() -> None:
+    """A temperature changes what top_p keeps, and each limit sees what the one before has left."""
+    for seed, limits in enumerate(COMBINATIONS):
+        logits = some_logits(seed)[seed % 3]
         found = np.array(truncate(mx.array(logits)[None], *limits))[0]
-        np.testing.assert_allclose(found, kept(logits, *limits), rtol=1e-5, err_msg=str(limits))
+        np.testing.assert_allclose(
+            found, kept(logits, *limits), rtol=1e-5, err_msg=f"{limits} {seed}"
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
