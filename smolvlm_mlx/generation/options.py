@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import GenerationError
-from ..options import option
+from ..options import documented, option, settle
 
 
+@documented
 @dataclass(frozen=True)
 class Options:
     """How an answer is generated. Temperature 0 is greedy: the most likely token, always.
 
     Raises:
-        GenerationError: a value is out of range (all are named at once).
+        GenerationError: values are of another type, or out of range (all are named at once).
     """
 
     max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
@@ -31,6 +32,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        settle(self, GenerationError)
         penalty = self.repetition_penalty
         checks = {
             f"max_tokens {self.max_tokens} is less than 1": self.max_tokens >= 1,
