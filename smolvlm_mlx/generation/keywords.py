@@ -1,7 +1,7 @@
 """Single options as keywords: `generate(..., max_tokens=5)`, as type checkers, help() and a typo
 have them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import wraps
@@ -27,7 +27,7 @@ class Keywords(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | list[str] | tuple[str, ...]
     kv_bits: Literal[4, 8] | None
     skip_special_tokens: bool
     longest_edge: int | None

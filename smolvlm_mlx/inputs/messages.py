@@ -30,9 +30,17 @@ VIDEO_KEYS = ("video", "frames", "path", "url", "base64")
 
 @dataclass(frozen=True)
 class TextPart:
-    """Words."""
+    """Words.
+
+    Raises:
+        PromptError: they are no text.
+    """
 
     text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise PromptError(f"the text of a message is {quote(self.text)}, which is no text")
 
 
 @dataclass(frozen=True)
@@ -114,15 +122,13 @@ def user_message(text: str, images: object = (), videos: object = ()) -> Message
         PromptError: the text is none, or a part is no part.
         ImageError, VideoError, FetchError: one cannot be read.
     """
-    if not isinstance(text, str):
-        raise PromptError(f"a question is text; this one is {quote(text)}")
-    parser = _Parser()
+    words, parser = TextPart(text), _Parser()
     media = [
         parser.part(_filled({"type": kind}, source), f"{kind} {number}")
         for kind, sources in (("image", images), ("video", videos))
         for number, source in enumerate(listed(sources), 1)
     ]
-    return Message("user", (*(read() for read in media), TextPart(text)))
+    return Message("user", (*(read() for read in media), words))
 
 
 def with_media(messages: Messages, images: object = (), videos: object = ()) -> Messages:
