@@ -230,8 +230,10 @@ def test_a_mistyped_keyword_is_told_the_nearest(name: str, nearest: str, loaded:
     keyword: Any = {name: 1}
     with pytest.raises(TypeError, match=rf"^generate\(\) .*'{name}'; did you mean {nearest}\?$"):
         generate(*loaded, QUESTION, **keyword)
-    with pytest.raises(TypeError, match=rf"^ask\(\) has no argument '{name}'"):
+    with pytest.raises(TypeError, match=rf"^Chat.ask\(\) has no argument '{name}'"):
         Chat(*loaded).ask(QUESTION, **keyword)
+    with pytest.raises(TypeError, match=rf"^Chat\(\) has no argument '{name}'"):
+        Chat(*loaded, **keyword)
 
 
 def test_a_keyword_like_none_is_told_alone(loaded: Loaded) -> None:

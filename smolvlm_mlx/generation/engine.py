@@ -76,7 +76,7 @@ class Engine:
             messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
             options: how the answer is generated.
             images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays;
-                lists of frames), for before the question, or in order for the conversation's parts
+                lists of frames): before the question, or in order in the conversation's parts
                 {"type": "image"} and {"type": "video"}.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             schema: the answer is JSON that fits it.
@@ -202,7 +202,7 @@ def stream_generate(
         messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
         options: how the answer is generated.
         images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays; lists
-            of frames), for before the question, or in order for the conversation's parts
+            of frames): before the question, or in order in the conversation's parts
             {"type": "image"} and {"type": "video"}.
         image_options: how pictures are cut, where it is not as the checkpoint says.
         keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the
@@ -243,7 +243,7 @@ def generate(
         messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
         options: how the answer is generated.
         images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays; lists
-            of frames), for before the question, or in order for the conversation's parts
+            of frames): before the question, or in order in the conversation's parts
             {"type": "image"} and {"type": "video"}.
         image_options: how pictures are cut, where it is not as the checkpoint says.
 

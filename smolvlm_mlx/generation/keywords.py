@@ -45,13 +45,15 @@ def takes_options(function: Function) -> Function:
         for o in options
     ]
     known = {parameter.name for parameter in (*named, *single)} - {"self"}
+    called = function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs.keys() - known:
-            near = get_close_matches(name, known, 1, 0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise TypeError(f"{function.__name__}() has no argument {quote(name)}{hint}")
+        for name in kwargs:
+            if name not in known:
+                near = get_close_matches(name, known, 1, 0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise TypeError(f"{called}() has no argument {quote(name)}{hint}")
         return function(*args, **kwargs)
 
     checked.__dict__["__signature__"] = signature(function).replace(parameters=[*named, *single])
