@@ -12,6 +12,7 @@ from smolvlm_mlx.errors import ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Frames, Video
 from smolvlm_mlx.inputs.messages import (
     ImagePart,
+    TextPart,
     VideoPart,
     parse_messages,
     user_message,
@@ -141,6 +142,11 @@ def test_frames_are_a_video(form: str) -> None:
     assert isinstance(part.video, Frames)
 
 
+def test_pictures_stand_before_videos_and_both_before_the_text(file: Path, clip: Path) -> None:
+    parts = user_message(QUESTION, [file, Video(clip)], [clip]).parts
+    assert [type(part) for part in parts] == [ImagePart, VideoPart, VideoPart, TextPart]
+
+
 def test_a_file_that_was_just_written_is_read_from_its_beginning(tmp_path: Path) -> None:
     memory = io.BytesIO()
     PICTURE.save(memory, "PNG")
@@ -194,6 +200,7 @@ def test_floats_from_0_to_1_are_the_same_picture(
         (np.zeros((40, 50, 3), np.int64), "uint8, or floats from 0 to 1, of (H, W[, 1 | 3 | 4])"),
         (np.zeros((40, 50, 3), bool), "this one is bool"),
         (PIXELS.astype(np.float32), "floats from 0 to 255; divide"),
+        (PIXELS / 250, "floats from 0 to 1.02; divide"),
         (PIXELS / -255, "floats from -1 to -0; divide"),
         (np.full((4, 4), np.nan), "floats from nan to nan"),
         (np.full((4, 4), np.inf), "floats from inf to inf"),

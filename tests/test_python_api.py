@@ -12,7 +12,7 @@ from smolvlm_mlx import Chat, Engine, Options, generate, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.generation.keywords import Keywords
 from smolvlm_mlx.generation.stream import TextStream
-from smolvlm_mlx.inputs.messages import user_message
+from smolvlm_mlx.inputs.messages import VideoPart, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.options import Option, options_of
 from tests.support.checkpoints import Loaded
@@ -164,6 +164,20 @@ def test_a_chats_keywords_last_and_a_questions_do_not(loaded: Loaded) -> None:
     assert answer.events.row.options == Options(temperature=0.5, max_tokens=2)
     assert chat.options == Options(temperature=0.5, max_tokens=3)
     assert chat.image_options == ImageOptions(max_tiles=1)
+
+
+def test_an_edited_question_keeps_its_pictures_unless_others_are_given(
+    loaded: Loaded, file: Path
+) -> None:
+    chat = Chat(*loaded, max_tokens=1)
+    list(chat.ask(QUESTION, file))
+    list(chat.edit("Which colors?"))
+    assert len(chat.messages[0].media) == 1
+    list(chat.edit(QUESTION, videos=[[PICTURE]]))
+    (part,) = chat.messages[0].media_parts
+    assert isinstance(part, VideoPart)
+    list(chat.edit(QUESTION, images=()))
+    assert chat.messages[0].media_parts == []
 
 
 # ---- help
