@@ -22,14 +22,17 @@ class Keywords(TypedDict, total=False):
 
     max_tokens: int
     temperature: float
-    top_p: float
     top_k: int
+    top_p: float
     min_p: float
     repetition_penalty: float
+    repetition_context: int
+    presence_penalty: float
+    frequency_penalty: float
     seed: int | None
     stop: str | list[str] | tuple[str, ...]
     kv_bits: Literal[4, 8] | None
-    skip_special_tokens: bool
+    skip_special_tokens: bool | None
     longest_edge: int | None
     split: bool | None
     max_tiles: int | None
