@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx import Options, load
+from smolvlm_mlx import load
 from smolvlm_mlx.files import write_file
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.stream import TextStream
@@ -74,8 +74,8 @@ class Narrator:
                 {"role": ("user", "assistant")[n % 2], "content": turn}
                 for n, turn in enumerate(turns)
             ]
-            options = Options(max_tokens=max_tokens)
-            self._said[key] = "".join(TextStream(self._engine.stream(messages, options))).strip()
+            answer = self._engine.stream(messages, max_tokens=max_tokens)
+            self._said[key] = "".join(TextStream(answer)).strip()
             write_file(
                 self._notes,
                 json.dumps({"about": self._about, "said": self._said}, indent=1).encode(),

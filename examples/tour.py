@@ -26,7 +26,7 @@ def tour(checkpoint: str | Path) -> None:
     image = Image.radial_gradient("L").convert("RGB").resize((320, 240))
     show("image", f"{image.width} x {image.height} {image.mode}", "inputs/image.py")
 
-    inputs = processor([user_message("What is this?", [image])])
+    inputs = processor([user_message("What is this?", image)])
     show("tiles", f"{inputs.tiles.shape} {inputs.tiles.dtype}", "inputs/tiles.py")
     show("input_ids", inputs.input_ids.shape, "inputs/prompt.py, tokenizer.py, processor.py")
     pixel_values = mx.array(inputs.pixel_values)

@@ -2,7 +2,7 @@
 
     from smolvlm_mlx import generate, load
     model, processor = load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
-    print(generate(model, processor, "What is this?", images=["cat.jpg"]))
+    print(generate(model, processor, "What is this?", images="cat.jpg"))
 
 Importing this package loads the system's OpenBLAS on Linux (see `device`) and nothing else; the
 names below are imported when used.

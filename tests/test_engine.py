@@ -165,8 +165,8 @@ def test_context(loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch) -> 
         assert "\n" not in str(raised.value)
 
 
-def test_pictures_need_one_text(loaded: Loaded) -> None:
-    with pytest.raises(GenerationError, match="images go with one text"):
+def test_pictures_need_a_place(loaded: Loaded) -> None:
+    with pytest.raises(PromptError, match="1 images, and 0 parts"):
         stream_generate(*loaded, [{"role": "user", "content": "Hi"}], images=[PICTURE])
     with pytest.raises(PromptError):
         stream_generate(*loaded, [])

@@ -30,8 +30,8 @@ FLOORS = [
     {"bench", "tasks", "training"},
     {"checkpoint", "data", "generation"},
     {"inputs", "model"},
-    {"config", "events", "files"},
-    {"device", "errors", "options"},
+    {"config", "events", "files", "options"},
+    {"device", "errors"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 

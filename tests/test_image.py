@@ -347,7 +347,7 @@ def test_empty_picture(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 3), np.int64),
         np.zeros((3, 40, 50), np.uint8),
         np.zeros((4, 4, 2), np.uint8),
         np.zeros(4, np.uint8),

@@ -118,7 +118,7 @@ def test_a_video_given_as_picture_is_told_how_to_give_it(
 ) -> None:
     data, path = VIDEOS[kind](), tmp_path / f"clip.{suffix}"
     path.write_bytes(data)
-    advice = "is a video; use --video (a part of type video)"
+    advice = "is a video; use --video (a part of type video, videos=)"
     assert said(load_image, data) == f"the picture {advice}"
     assert said(Attachment, path) == f"'{path.name}' {advice}"
     assert wrong_kind(data, "video") == ""
@@ -132,7 +132,7 @@ def test_a_picture_given_as_video_is_told_how_to_give_it(
 ) -> None:
     path = tmp_path / f"photo.{suffix}"
     path.write_bytes(encoded(draw("RGB", 40, 30), kind))
-    advice = "is a picture; use --image (a part of type image)"
+    advice = "is a picture; use --image (a part of type image, images=)"
     assert said(Video, path) == f"'{path.name}' {advice}"
     assert said(Video, path.read_bytes()) == f"the file {advice}"
     assert isinstance(attach(path), Attachment), "by content"

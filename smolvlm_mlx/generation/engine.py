@@ -8,19 +8,20 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import GenerationError
 from ..events import Event, Reading, Statistics, Work
-from ..inputs.messages import Message, RawMessage, user_message
+from ..inputs.messages import Messages, listed, user_message, with_media
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
+from .keywords import Keywords, changed, takes_options
 from .options import Options
 from .prefill import PromptReader, make_cache, prefill
 from .prefix_cache import PrefixCache
@@ -55,54 +56,57 @@ class Engine:
         image_cache = ImageCache(model, cache_folder, image_cache_bytes)
         self.prompts = PromptReader(model, image_cache, PrefixCache(conversations))
 
+    @takes_options
     def stream(
         self,
-        messages: Sequence[Message | RawMessage] | str | Inputs,
+        messages: Messages | str | Inputs,
         options: Options | None = None,
         *,
-        images: Sequence[object] = (),
+        images: object = (),
+        videos: object = (),
         image_options: ImageOptions | None = None,
         schema: Schema | None = None,
         reserve_tokens: int = 1,
         keep_vision: bool = True,
+        **keywords: Unpack[Keywords],
     ) -> Stream:
         """Answer a conversation, event by event: `Reading`, a `Text` for each token, `End`.
 
         Args:
-            messages: a conversation (see `inputs.messages`), one user's text, or prepared inputs.
-            images: pictures (paths, URLs or PIL images) that go before that one text.
+            messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
+            options: how the answer is generated.
+            images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays;
+                lists of frames): before the question, or in order in the conversation's parts
+                {"type": "image"} and {"type": "video"}.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             schema: the answer is JSON that fits it.
             reserve_tokens: that there must be room for after the prompt.
-            keep_vision: off, the vision tower's memory is given back once the pictures are encoded;
-                the model is then for text.
+            keep_vision: off, the vision tower is let go once the pictures are encoded.
 
         Raises:
             SmolVLMError: input or options cannot be used. At once, but for frames of a video after
                 the first; GenerationError on bad logits, in the iteration.
+            TypeError: there is no such keyword.
         """
-        if images and not isinstance(messages, str):
-            raise GenerationError(
-                "images go with one text; in a conversation they are parts of its messages"
-            )
-        given = [user_message(messages, images)] if isinstance(messages, str) else messages
-        row = self.row(options or Options(), schema)
+        options, image_options = changed(options, image_options, keywords)
+        given = _with_media(messages, images, videos, image_options)
+        row = self.row(options, schema)
 
         def events() -> Generator[Event]:
-            inputs = given
-            if not isinstance(inputs, Inputs):
-                inputs = yield from self._prepare(inputs, image_options, row.statistics)
+            inputs = yield from self._prepare(given, image_options, row.statistics)
             yield from self.prompts.answer(inputs, row, reserve_tokens, keep_vision)
 
         return Stream(events(), row)
 
     def _prepare(
         self,
-        messages: Sequence[Message | RawMessage],
-        image_options: ImageOptions | None,
+        messages: Messages | Inputs,
+        image_options: ImageOptions,
         statistics: Statistics,
     ) -> Generator[Reading, None, Inputs]:
-        """Make inputs; a video's frames are encoded while the next are decoded."""
+        """Make inputs, if they are not; a video's frames are encoded while the next are decoded."""
+        if isinstance(messages, Inputs):
+            return messages
         started, settings = time.perf_counter(), self.processor.settings
         preparing = Work(self.processor.prepare(messages, image_options))
         waiting, encoded = [], 0
@@ -142,7 +146,7 @@ class Engine:
             raise GenerationError(
                 f"prompts of {sorted(lengths)} tokens; a batch has one length, below {context}"
             )
-        rows = [self.row(options or Options(), schema) for _ in batch]
+        rows = [self.row(changed(options, None, {})[0], schema) for _ in batch]
         for row, inputs in zip(rows, batch, strict=True):
             row.begin(inputs.input_ids.tolist(), context - max(lengths))
         capacity = max(lengths) + rows[0].max_new_tokens
@@ -178,36 +182,104 @@ class Engine:
         return Grammars(self.processor.tokenizer, self.model.config.text_config.vocab_size)
 
 
+@takes_options
 def stream_generate(
     model: SmolVLM,
     processor: Processor,
-    messages: Sequence[Message | RawMessage] | str | Inputs,
+    messages: Messages | str | Inputs,
     options: Options | None = None,
     *,
-    images: Sequence[object] = (),
+    images: object = (),
+    videos: object = (),
     image_options: ImageOptions | None = None,
     keep_vision: bool = True,
+    **keywords: Unpack[Keywords],
 ) -> TextStream:
-    """Answer a conversation piece by piece; arguments and errors are those of `Engine.stream`."""
-    engine = Engine(model, processor)
-    stream = engine.stream(
-        messages, options, images=images, image_options=image_options, keep_vision=keep_vision
+    """Answer a question or a conversation piece by piece: iterate over the result.
+
+    Args:
+        model, processor: of `load`.
+        messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
+        options: how the answer is generated.
+        images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays; lists
+            of frames): before the question, or in order in the conversation's parts
+            {"type": "image"} and {"type": "video"}.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
+        keep_vision: off, the vision tower's memory is given back once the pictures are encoded; the
+            model is then for text.
+
+    Raises:
+        SmolVLMError: input or options cannot be used.
+        TypeError: there is no such keyword.
+    """
+    stream = Engine(model, processor).stream(
+        messages,
+        options,
+        images=images,
+        videos=videos,
+        image_options=image_options,
+        keep_vision=keep_vision,
+        **keywords,
     )
     return TextStream(stream)
 
 
+@takes_options
 def generate(
     model: SmolVLM,
     processor: Processor,
-    messages: Sequence[Message | RawMessage] | str | Inputs,
+    messages: Messages | str | Inputs,
     options: Options | None = None,
     *,
-    images: Sequence[object] = (),
+    images: object = (),
+    videos: object = (),
     image_options: ImageOptions | None = None,
+    **keywords: Unpack[Keywords],
 ) -> str:
-    """The whole answer of `stream_generate`."""
+    """Return the whole answer to a question or a conversation.
+
+    Args:
+        model, processor: of `load`.
+        messages: a question, a conversation (see `inputs.messages`), or a processor's inputs.
+        options: how the answer is generated.
+        images, videos: one or several (paths, URLs, bytes, open files; PIL pictures, arrays; lists
+            of frames): before the question, or in order in the conversation's parts
+            {"type": "image"} and {"type": "video"}.
+        image_options: how pictures are cut, where it is not as the checkpoint says.
+
+    Raises:
+        SmolVLMError: input or options cannot be used.
+        TypeError: there is no such keyword.
+    """
     return "".join(
         stream_generate(
-            model, processor, messages, options, images=images, image_options=image_options
+            model,
+            processor,
+            messages,
+            options,
+            images=images,
+            videos=videos,
+            image_options=image_options,
+            **keywords,
         )
     )
+
+
+def _with_media(
+    messages: Messages | str | Inputs, images: object, videos: object, image_options: ImageOptions
+) -> Messages | Inputs:
+    """The question or conversation with its pictures and videos.
+
+    Raises:
+        GenerationError: prepared inputs have theirs already.
+    """
+    if isinstance(messages, Inputs):
+        if listed(images) or listed(videos) or image_options.given:
+            raise GenerationError(
+                "prepared inputs have their pictures, as they were cut; give images, videos and "
+                f"{', '.join(image_options.given) or 'image options'} to the processor"
+            )
+        return messages
+    if isinstance(messages, str):
+        return [user_message(messages, images, videos)]
+    return with_media(messages, images, videos)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import GenerationError
-from ..options import option
+from ..options import documented, option, settle
 
 
+@documented
 @dataclass(frozen=True)
 class Options:
     """How an answer is generated. Temperature 0 is greedy: the most likely token, always.
@@ -15,7 +16,7 @@ class Options:
     top_k, top_p, min_p, each of what the one before has left. `stop` may be one text.
 
     Raises:
-        GenerationError: a value is out of range (all are named at once).
+        GenerationError: values are of another type, or out of range (all are named at once).
     """
 
     max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
@@ -48,8 +49,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        settle(self, GenerationError)
         penalty, context = self.repetition_penalty, self.repetition_context
         presence, frequency = self.presence_penalty, self.frequency_penalty
         checks = {

@@ -6,6 +6,7 @@ videos.
 
 import base64
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -90,14 +91,18 @@ def one_of(
 
 def read_source(key: str, source: object, limits: FetchLimits) -> bytes | None:
     """Bytes of what a part has under a key: read as a `path`, `url` or `base64`, or as `fetch`
-    does; None if it is no text, path or bytes. Bytes stay as they are, however many. Raises
-    FetchError."""
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, Path) or (isinstance(source, str) and key == "path"):
-        return read_path(source, limits)
+    does; None if it is no text, path, bytes or open file. Bytes stay as they are, however many.
+    Raises FetchError."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, os.PathLike):
+        return read_path(os.fsdecode(source), limits)
+    if hasattr(source, "read"):
+        return read_opened(source, limits)
     if not isinstance(source, str):
         return None
+    if key == "path":
+        return read_path(source, limits)
     if key == "url" and source[:5].lower() != "data:":
         return fetch_url(source, limits)
     return decode_base64(source, limits) if key in ("url", "base64") else fetch(source, limits)
@@ -130,6 +135,19 @@ def read_path(path: str | Path, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
         raise FetchError(f"cannot read {shown}: {reason(error)}") from error
     _check_size(len(data), shown, limits)
     return data
+
+
+def read_opened(file: Any, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
+    """Bytes of a file that is open, from its beginning where it can go back there: what was just
+    written is read. At most one byte more than the limit. Raises FetchError."""
+    if isinstance(file, io.TextIOBase):
+        raise FetchError('the file is open as text; open it with "rb"')
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        return bytes(file.read(limits.max_bytes + 1))
+    except (OSError, ValueError, TypeError) as error:  # it is closed, or gives no bytes
+        raise FetchError(f"cannot read the open file: {reason(error)}") from error
 
 
 def read_start(path: str | Path, count: int) -> bytes:

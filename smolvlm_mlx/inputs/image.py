@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from smolvlm_mlx.inputs.fetch import (
     read_source,
 )
 from smolvlm_mlx.inputs.kinds import wrong_kind
-from smolvlm_mlx.inputs.rgb import from_array, to_rgb
+from smolvlm_mlx.inputs.rgb import as_array, from_array, to_rgb
 
 import numpy as np
 import numpy.typing as npt
@@ -85,16 +85,16 @@ class Decoded:
 
 
 def load_image(
-    part: Mapping[str, object] | Image.Image | Pixels | str | Path | bytes,
+    part: object,
     limits: FetchLimits = DEFAULT_LIMITS,
 ) -> Image.Image:
     """A decoded RGB picture from an image part of a message, or from what such a part may hold.
 
-    A part has one of the keys `image` (PIL picture, uint8 array (H, W[, 1 | 3 | 4]), path, URL,
-    data: URL, base64 text or bytes), `path`, `url`, `base64`. Transparency lies on white. What has
-    to be decoded is turned upright as its EXIF says; a PIL picture or an array is not, as in
-    transformers. Of several frames the first is taken. A JPEG of more than MAX_PIXELS is decoded
-    smaller. Raises ImageError, FetchError.
+    A part has one of the keys `image` (PIL picture, array (H, W[, 1 | 3 | 4]) of uint8 or of floats
+    from 0 to 1, path, URL, data: URL, base64 text, bytes or open file), `path`, `url`, `base64`.
+    Transparency lies on white. What has to be decoded is turned upright as its EXIF says; a PIL
+    picture or an array is not, as in transformers. Of several frames the first is taken. A JPEG of
+    more than MAX_PIXELS is decoded smaller. Raises ImageError, FetchError.
     """
     held = read_image(part, limits)
     if isinstance(held, Image.Image):
@@ -133,8 +133,8 @@ def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Im
     data = read_source(key, source, limits)
     if data is None:
         raise ImageError(
-            f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes or PIL "
-            "picture"
+            f"an image cannot be of type {type(source).__name__}; give a path, URL, bytes, open "
+            "file, array or PIL picture"
         )
     if len(data) > limits.max_bytes:
         raise ImageError(f"a picture of {len(data)} bytes; the limit is {limits.max_bytes}")
@@ -204,7 +204,10 @@ def _most_pixels() -> int:
 
 
 def _held(part: object) -> tuple[str, object]:
-    return one_of(part, IMAGE_KEYS, "an image part", ImageError)
+    """Which key a part has, and what is there; an array as NumPy's."""
+    key, source = one_of(part, IMAGE_KEYS, "an image part", ImageError)
+    array = as_array(source)
+    return key, source if array is None else array
 
 
 def _name(key: str, source: object, limits: FetchLimits) -> str:

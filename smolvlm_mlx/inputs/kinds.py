@@ -16,8 +16,8 @@ class Kind:
     advice: str
 
 
-PICTURE = Kind("a picture", "use --image (a part of type image)")
-VIDEO = Kind("a video", "use --video (a part of type video)")
+PICTURE = Kind("a picture", "use --image (a part of type image, images=)")
+VIDEO = Kind("a video", "use --video (a part of type video, videos=)")
 ANIMATION = Kind("an animated picture", "use --image or --video")
 PDF = Kind("a PDF", "use smolvlm-mlx document")
 OFFICE = Kind("an office document", "save it as PDF and use smolvlm-mlx document")

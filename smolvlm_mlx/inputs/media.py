@@ -2,6 +2,7 @@
 decoded once."""
 
 import io
+import os
 import re
 from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -218,6 +219,10 @@ def name_of(source: object) -> str | None:
             ),
             None,
         )
+    if hasattr(source, "read"):
+        source = getattr(source, "name", None)  # a number, of a file without one
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
     if isinstance(source, str) and not source.startswith("data:") and len(source) < 1000:
         return Path(source).name
-    return source.name if isinstance(source, Path) else None
+    return None

@@ -6,8 +6,9 @@ with parts `{"type": "text", "text": ...}`,
 `{"type": "image", "image" | "path" | "url" | "base64": ...}` or
 `{"type": "image_url", "image_url": {"url": ...}}`,
 `{"type": "video", "video" | "path" | "url" | "base64" | "frames": ...}` or `video_url`, with `fps`,
-`max_frames`, `start`, `end` and, of pictures and videos, `name`, if wanted. Nothing below knows of
-these keys.
+`max_frames`, `start`, `end` and, of pictures and videos, `name`, if wanted. An `image` is what
+`image.load_image` takes or an `Attachment`; a `video` what `video.read_video` takes, a `Video`, or
+its frames as a list. Nothing below knows of these keys.
 """
 
 import base64
@@ -19,6 +20,7 @@ from ..errors import PromptError, quote
 from .fetch import DEFAULT_LIMITS, FetchLimits, one_of
 from .image import IMAGE_KEYS
 from .media import Attachment, Frames, Recent, Video
+from .rgb import is_array
 from .video import LIMITS as VIDEO_LIMITS
 from .video import VIDEO_OPTIONS
 
@@ -28,9 +30,17 @@ VIDEO_KEYS = ("video", "frames", "path", "url", "base64")
 
 @dataclass(frozen=True)
 class TextPart:
-    """Words."""
+    """Words.
+
+    Raises:
+        PromptError: they are no text.
+    """
 
     text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise PromptError(f"the text of a message is {quote(self.text)}, which is no text")
 
 
 @dataclass(frozen=True)
@@ -96,24 +106,102 @@ def text_message(role: str, text: str) -> Message:
     return Message(role, (TextPart(text),))
 
 
-def user_message(text: str, images: Sequence[object] = ()) -> Message:
-    """A user's message with its pictures before its text: paths, URLs, PIL images, `Attachment`s,
-    `Video`s, or parts.
+# ---- pictures and videos beside a text or messages
+
+
+def user_message(text: str, images: object = (), videos: object = ()) -> Message:
+    """A user's message with its pictures and videos before its text.
+
+    Args:
+        images: one or several: paths, URLs, bytes, open files, PIL pictures, arrays, `Attachment`s,
+            parts; also `Video`s.
+        videos: one or several: paths, URLs, bytes, open files, `Video`s, parts; or the frames of
+            each as a list or array.
 
     Raises:
+        PromptError: the text is none, or a part is no part.
         ImageError, VideoError, FetchError: one cannot be read.
     """
-    return Message("user", (*(_media_part(image) for image in images), TextPart(text)))
+    words, parser = TextPart(text), _Parser()
+    media = [
+        parser.part(_filled({"type": kind}, source), f"{kind} {number}")
+        for kind, sources in (("image", images), ("video", videos))
+        for number, source in enumerate(listed(sources), 1)
+    ]
+    return Message("user", (*(read() for read in media), words))
 
 
-def _media_part(source: object) -> Part:
-    if isinstance(source, ImagePart | VideoPart):
+def with_media(messages: Messages, images: object = (), videos: object = ()) -> Messages:
+    """Messages with these pictures and videos, of `user_message`'s kinds, in their parts
+    `{"type": "image"}` and `{"type": "video"}` that name none themselves, in order.
+
+    Raises:
+        PromptError: there are more or fewer of them than such parts.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return messages  # which `parse_messages` tells
+    waiting = {"image": listed(images), "video": listed(videos)}
+    parts = [part for message in messages for part in _content(message)]
+    for kind, sources in waiting.items():
+        places = sum(_is_open(part, kind) for part in parts)
+        if places != len(sources):
+            raise PromptError(
+                f'{len(sources)} {kind}s, and {places} parts {{"type": "{kind}"}} without a source '
+                "in the messages; give one for each, in order"
+            )
+    if not any(waiting.values()):
+        return messages
+
+    def filled(part: object) -> object:
+        kind = next((kind for kind in waiting if _is_open(part, kind)), None)
+        return part if kind is None else _filled(part, waiting[kind].pop(0))
+
+    return [
+        {**message, "content": [filled(part) for part in content]}
+        if isinstance(message, Mapping) and (content := _content(message))
+        else message
+        for message in messages
+    ]
+
+
+def listed(given: object) -> list[object]:
+    """Several pictures or videos as a list; one alone as a list of it, none for None."""
+    if given is None:
+        return []
+    is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping) or is_array(given)
+    if is_one or hasattr(given, "read") or not isinstance(given, Iterable):
+        return [given]
+    return list(given)
+
+
+def _content(message: object) -> Sequence[object]:
+    """The parts of a raw message, which may be malformed."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, Sequence) and not isinstance(content, str) else ()
+
+
+def _is_open(part: object, kind: str) -> bool:
+    """Whether a part is to get its picture or video from elsewhere."""
+    keys = {"image": IMAGE_KEYS, "video": VIDEO_KEYS}[kind]
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == kind
+        and all(part.get(key) is None for key in keys)
+    )
+
+
+def _filled(part: Any, source: object) -> object:
+    """A part with its picture or video, which may be a part itself."""
+    if isinstance(source, VideoPart):
+        return replace(source, options={**_video_options(part), **source.options})
+    if isinstance(source, ImagePart):
         return source
     if isinstance(source, Video | Frames):
-        return VideoPart(source)
-    if isinstance(source, Mapping) and "type" in source:
-        return _Parser().part(source, "the message")()
-    return ImagePart(source if isinstance(source, Attachment) else Attachment(source))
+        return {**part, "type": "video", "video": source}
+    return {**part, **source} if isinstance(source, Mapping) else {**part, part["type"]: source}
+
+
+# ---- raw messages, checked
 
 
 def parse_messages(
@@ -201,9 +289,9 @@ class _Parser:
             if isinstance(image, Attachment):
                 return lambda: ImagePart(image)
             return lambda: ImagePart(self._own({key: image}, self._limits, name))
-        options = {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
+        options = _video_options(part)
         key, video = _source(part, "video", VIDEO_KEYS, where)
-        if key == "frames":
+        if key == "frames" or (key == "video" and _are_frames(video)):
             if isinstance(video, str | bytes | Mapping) or not isinstance(video, Iterable):
                 raise PromptError(f"{where}: frames {quote(video)} are no list of pictures")
             frames = list(video)
@@ -217,6 +305,14 @@ class _Parser:
     def _frame(self, part: object) -> Attachment:
         image = part.get("image") if isinstance(part, Mapping) else part
         return image if isinstance(image, Attachment) else self._own(part, self._limits, None)
+
+
+def _video_options(part: RawMessage) -> dict[str, Any]:
+    return {option: part[option] for option in VIDEO_OPTIONS if part.get(option) is not None}
+
+
+def _are_frames(video: object) -> bool:
+    return isinstance(video, list | tuple) or is_array(video)
 
 
 def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, object]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, quote
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -27,19 +27,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_array(array: npt.NDArray[Any]) -> Image.Image:
-    """An RGB picture of a uint8 array (H, W[, 1 | 3 | 4]); the fourth channel is alpha.
+    """An RGB picture of an array (H, W[, 1 | 3 | 4]), uint8 or floats from 0 to 1; the fourth
+    channel is alpha.
 
     Raises:
         ImageError: it is another array.
     """
+    is_float = array.dtype.kind == "f"
     if (
-        array.dtype != np.uint8
+        not (is_float or array.dtype == np.uint8)
         or array.ndim not in (2, 3)
         or array.shape[2:] not in ((), (1,), (3,), (4,))
     ):
+        has_them_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         raise ImageError(
-            f"an image array is uint8 (H, W[, 1 | 3 | 4]); this one is {array.dtype} {array.shape}"
+            "an image array is uint8, or floats from 0 to 1, of (H, W[, 1 | 3 | 4]); this one is "
+            f"{array.dtype} {array.shape}"
+            + ("; put the channels last: transpose(1, 2, 0)" if has_them_first else "")
         )
+    if is_float:
+        array = _scaled(array)
     # The reference's formula for arrays; Pillow's alpha_composite rounds differently.
     if array.shape[2:] == (4,):
         alpha = array[..., 3:] / 255
@@ -47,6 +54,39 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
     elif array.shape[2:] != (3,):
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def is_array(source: object) -> bool:
+    """Whether it is an array, of NumPy, MLX or others."""
+    return hasattr(source, "shape") and hasattr(source, "dtype")
+
+
+def as_array(source: Any) -> npt.NDArray[Any] | None:
+    """An array of NumPy, MLX or others as NumPy's; None of what is no array.
+
+    Raises:
+        ImageError: NumPy cannot read it, such as bfloat16.
+    """
+    if not is_array(source):
+        return None
+    try:
+        return np.asarray(source)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ImageError(
+            f"an image array of {quote(source.dtype)} cannot be read; give uint8 or float32"
+        ) from error
+
+
+def _scaled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Floats from 0 to 1 as 0 to 255."""
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise ImageError(
+            f"an image array of floats from {low:g} to {high:g}; divide it so that they are from 0 "
+            "to 1, or give uint8"
+        )
+    scaled: npt.NDArray[Any] = np.rint(np.multiply(array, 255, dtype=np.float32))
+    return scaled.astype(np.uint8)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

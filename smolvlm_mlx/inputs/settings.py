@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ..errors import ImageError, quote
 from ..files import read_json_if_there
-from ..options import option
+from ..options import documented, option, settle
 
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 FILTERS = range(6)  # Pillow's others: nearest 0, bilinear 2, bicubic 3, box 4, Hamming 5
@@ -88,12 +88,13 @@ def preprocessor_config(folder: Path) -> tuple[Mapping[str, object], str]:
     return read_json_if_there(folder / name), name
 
 
+@documented
 @dataclass(frozen=True)
 class ImageOptions:
     """How pictures are cut, where it is not as the checkpoint says; None leaves that as it is.
 
     Raises:
-        ImageError: a value is out of range (all are named at once).
+        ImageError: values are of another type, or out of range (all are named at once).
     """
 
     longest_edge: int | None = option(None, "Pixels of a picture's longer side before it is split.")
@@ -103,6 +104,7 @@ class ImageOptions:
     )
 
     def __post_init__(self) -> None:
+        settle(self, ImageError)
         if problems := _problems(vars(ImageSettings(1, 1)) | self.given):  # as of any settings
             raise ImageError("; ".join(problems))
 

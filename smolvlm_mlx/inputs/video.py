@@ -197,7 +197,8 @@ def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file
     data = read_source(key, source, limits)
     if data is None:
         raise VideoError(
-            f"a video cannot be of type {type(source).__name__}; give a path, URL or bytes"
+            f"a video cannot be of type {type(source).__name__}; give a path, URL, bytes or open "
+            "file, or its frames as one list"
         )
     if len(data) > limits.max_bytes:
         raise VideoError(f"a video of {len(data)} bytes; the limit is {limits.max_bytes}")

@@ -1,7 +1,7 @@
 """A conversation that reuses its work: each turn computes only what the turns before it have not.
 
     chat = Chat(*load("HuggingFaceTB/SmolVLM2-500M-Video-Instruct"))
-    for piece in chat.ask("What is this?", ["cat.jpg"]):
+    for piece in chat.ask("What is this?", "cat.jpg"):
         print(piece, end="", flush=True)
 
 Every turn renders the whole conversation again, so what the model reads is what an uncached run
@@ -14,14 +14,25 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Unpack
 
 from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
 from ..files import expanded, write_file
 from ..generation.engine import Engine
+from ..generation.keywords import Keywords, changed, takes_options
 from ..generation.options import Options
 from ..generation.stream import Stream, TextStream
-from ..inputs.messages import Message, TextPart, from_json, text_message, to_json, user_message
+from ..inputs.messages import (
+    Message,
+    Messages,
+    TextPart,
+    from_json,
+    parse_messages,
+    text_message,
+    to_json,
+    user_message,
+)
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
@@ -38,9 +49,12 @@ class Chat:
         image_options: how pictures are cut, where it is not as the checkpoint says.
 
     Args:
+        model, processor: of `load`.
+        system: the system message.
         cache_folder: what is computed of pictures is kept there too, see `Engine`.
     """
 
+    @takes_options
     def __init__(
         self,
         model: SmolVLM,
@@ -50,9 +64,10 @@ class Chat:
         system: str | None = None,
         image_options: ImageOptions | None = None,
         cache_folder: Path | None = None,
+        **keywords: Unpack[Keywords],
     ):
-        self.model, self.processor, self.options = model, processor, options or Options()
-        self.image_options = image_options or ImageOptions()
+        self.model, self.processor = model, processor
+        self.options, self.image_options = changed(options, image_options, keywords)
         self.messages: list[Message] = []
         self.system = system
         self._engine = Engine(model, processor, cache_folder=cache_folder)
@@ -85,43 +100,71 @@ class Chat:
             self.processor(self.messages, self.image_options, add_generation_prompt=False).input_ids
         )
 
+    @takes_options
     def ask(
-        self, text: str, images: Sequence[object] = (), options: Options | None = None
+        self,
+        text: str,
+        images: object = (),
+        options: Options | None = None,
+        *,
+        videos: object = (),
+        **keywords: Unpack[Keywords],
     ) -> TextStream:
         """Ask the next question; iterate over the result for the answer.
 
         Args:
-            images: paths, URLs, PIL images, `Attachment`s or `Video`s, which go before the text.
+            text: the question.
+            images: a picture or several (paths, URLs, bytes, open files, PIL pictures, arrays,
+                `Attachment`s or `Video`s), which go before the text.
+            options: how this answer is generated; else as the chat's are.
+            videos: a video or several, or each a list of frames, which go before the text.
 
         Raises:
             ContextFullError: there is no room for an answer.
             SmolVLMError: a picture or an option cannot be used. The conversation is then as it was.
+            TypeError: there is no such keyword.
         """
         self.stop(wait=True)
-        return self._answer([*self.messages, user_message(text, images)], options)
+        question = user_message(text, images, videos)
+        return self._answer([*self.messages, question], options, keywords)
 
-    def retry(self, options: Options | None = None) -> TextStream:
-        """Answer the last question again."""
+    @takes_options
+    def retry(self, options: Options | None = None, **keywords: Unpack[Keywords]) -> TextStream:
+        """Answer the last question again.
+
+        Args:
+            options: how this answer is generated; else as the chat's are.
+        """
         self.stop(wait=True)
-        return self._answer(self.messages[: question_at(self.messages, -1) + 1], options)
+        return self._answer(self.messages[: question_at(self.messages, -1) + 1], options, keywords)
 
+    @takes_options
     def edit(
         self,
         text: str,
-        images: Sequence[object] | None = None,
+        images: object = None,
         options: Options | None = None,
         turn: int = -1,
+        *,
+        videos: object = None,
+        **keywords: Unpack[Keywords],
     ) -> TextStream:
-        """Ask something else in place of a question (the last, or number `turn`), and forget what
-        came after it.
+        """Ask something else in place of a question, and forget what came after it.
 
         Args:
-            images: other pictures; None keeps the question's own.
+            text: the new question.
+            images: its pictures, as of `ask`.
+            options: how this answer is generated; else as the chat's are.
+            turn: number of the question from 0, or from the end; -1 is the last.
+            videos: its videos, as of `ask`. Without images and videos it keeps its own.
         """
         self.stop(wait=True)
         at = question_at(self.messages, turn)
-        images = self.messages[at].media_parts if images is None else images
-        return self._answer([*self.messages[:at], user_message(text, images)], options)
+        if images is None and videos is None:
+            images = self.messages[at].media_parts
+        return self._answer(
+            [*self.messages[:at], user_message(text, images, videos)], options, keywords
+        )
 
     def undo(self) -> Message:
         """Forget the last question and its answer; returns the question."""
@@ -153,10 +196,15 @@ class Chat:
         if self._stream is not None:
             self._stream.close(wait)
 
-    def restart(self, messages: list[Message]) -> None:
-        """Go on from these messages, as another conversation."""
+    def restart(self, messages: Messages = ()) -> None:
+        """Go on from these messages, as another conversation; from none, as a new one.
+
+        Raises:
+            PromptError: they are no messages.
+        """
+        parsed = list[Message]() if messages in ([], ()) else parse_messages(messages)
         self.stop()
-        self.messages, self._saved = messages, None
+        self.messages, self._saved = parsed, None
 
     def save(self, path: str | Path) -> None:
         """Write the conversation with its pictures as JSON. A file that is there is replaced, as a
@@ -211,11 +259,15 @@ class Chat:
         self.restart(from_json(value.get("messages") if isinstance(value, dict) else None))
         self._saved = sha256(data).digest()
 
-    def _answer(self, messages: list[Message], options: Options | None) -> TextStream:
-        options = options or self.options
+    def _answer(
+        self, messages: list[Message], options: Options | None, keywords: Keywords
+    ) -> TextStream:
+        options, image_options = changed(
+            self.options if options is None else options, self.image_options, keywords
+        )
         reserve = min(options.max_tokens, RESERVED_TOKENS)
         stream = self._engine.stream(
-            messages, options, image_options=self.image_options, reserve_tokens=reserve
+            messages, options, image_options=image_options, reserve_tokens=reserve
         )
         before = self.messages
         self.messages = [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
