@@ -114,10 +114,11 @@ class Service:
 
         def prepare() -> tuple[list[Message], Inputs]:
             messages = asked.read(limits, self.recent)
+            request.state.messages = messages  # for `_on_error`, if they are too long
+            self.scheduler.check_room(self.processor.count_tiles(messages, image_options))
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
-        request.state.messages = messages  # for `_on_error`, if they are too long
         answer = Answer(asked, messages)
         asked = answer.asked
         job = answer.job = Job(inputs, options, answer.push, schema)

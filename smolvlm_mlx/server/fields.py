@@ -97,10 +97,11 @@ def problem_of(
 def _asks_nothing(name: str, value: object) -> bool:
     if name == "chat_template_kwargs" and isinstance(value, Mapping):
         return value.keys() <= _THINKING
-    if name in _NOT_DONE and (value is False or value == 0):
+    if name in _NOTHING_ASKED and value == _NOTHING_ASKED[name]:
         return True
-    nothing = value is None or value in ("", [], {})
-    return nothing or (name in _NOTHING_ASKED and value == _NOTHING_ASKED[name])
+    if name in _NOT_DONE - {"add_generation_prompt"} and value in (False, 0):
+        return True
+    return value is None or value in ("", [], {})
 
 
 class Fields(BaseModel):

@@ -163,9 +163,7 @@ class ChatRequest(OptionFields):
     @classmethod
     def is_not_zero(cls, value: int | None) -> int | None:
         if value == 0:
-            raise PydanticCustomError(
-                "value", "must be -1 (as many as there is room for) or above 0"
-            )
+            raise PydanticCustomError("value", "must be above 0, or -1: as long as there is room")
         return value
 
     @model_validator(mode="after")
