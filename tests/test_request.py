@@ -10,10 +10,11 @@ from smolvlm_mlx import Options
 from smolvlm_mlx.errors import PromptError
 from smolvlm_mlx.inputs.image import STRANGERS
 from smolvlm_mlx.inputs.media import Attachment, Recent, Video
-from smolvlm_mlx.inputs.messages import Message, to_json
+from smolvlm_mlx.inputs.messages import ImagePart, Message, to_json
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.options import options_of
-from smolvlm_mlx.server.request import ChatRequest, RequestError
+from smolvlm_mlx.server.fields import RequestError
+from smolvlm_mlx.server.request import ChatRequest
 from tests.support.http import Running, question
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
@@ -34,12 +35,12 @@ def ask(**fields: Any) -> ChatRequest:
 
 
 def said(*messages: Any) -> list[Message]:
-    return ask(messages=messages).read(LIMITS, Recent())
+    return ask(messages=messages).read(LIMITS, Recent(), ONE_TILE)
 
 
 def refusal(**fields: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        ask(**fields).read(LIMITS, Recent())
+        ask(**fields).read(LIMITS, Recent(), ONE_TILE)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     return caught.value
@@ -78,7 +79,7 @@ def test_an_option_reaches_the_engine_or_is_refused_by_name(kind: type, name: st
     value, want = GIVEN[name]
     for asked, changes in ((value, {name: want}), (None, {})):
         request = ask(**{name: asked})
-        options, cut = request.options(SERVER), request.image_options(PICTURES, ONE_TILE)
+        options, cut = request.options(SERVER), request.image_options(PICTURES)
         assert options == replace(SERVER, **(changes if kind is Options else {}))
         assert cut == replace(PICTURES, **(changes if kind is ImageOptions else {}))
 
@@ -273,6 +274,10 @@ def test_tools_are_refused_in_one_sentence(fields: dict[str, Any], param: str) -
 # ---- messages
 
 
+def image_url(value: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": value}
+
+
 def texts(messages: list[Message]) -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in messages]
 
@@ -368,36 +373,19 @@ def test_what_conversations_are_told_as_may_be_asked_again() -> None:
     assert to_json(said(*to_json(messages))) == to_json(messages)
 
 
-@pytest.mark.parametrize(
-    ("details", "want"),
-    [
-        (["low"], ONE_TILE),
-        (["low", "low"], ONE_TILE),
-        (["low", "high"], PICTURES),
-        (["auto"], PICTURES),
-        ([None], PICTURES),
-        ([], PICTURES),
-    ],
-)
-@pytest.mark.parametrize("within", [True, False])
-def test_detail_low_is_one_tile(details: list[Any], want: ImageOptions, within: bool) -> None:
-    parts = [
-        {"type": "image_url", "image_url": {"url": URL, "detail": detail}}
-        if within
-        else {"type": "input_image", "image_url": URL, "detail": detail}
-        for detail in details
-    ]
-    words = {"type": "text", "text": "What?"}
-    messages = [{"role": "user", "content": [*parts, words]}]
-    assert ask(messages=messages).image_options(PICTURES, ONE_TILE) == want.over(
-        ImageOptions() if want is ONE_TILE else PICTURES
-    )
-    given = ask(messages=messages, max_tiles=2).image_options(PICTURES, ONE_TILE)
-    assert given == replace(want, max_tiles=2)
+@pytest.mark.parametrize("form", ["within", "beside", "input_image"])
+def test_detail_low_is_one_tile_for_that_picture(form: str) -> None:
+    def part(detail: str | None) -> dict[str, Any]:
+        if form == "within":
+            return image_url({"url": URL, "detail": detail})
+        return {"type": form.replace("beside", "image_url"), "image_url": URL, "detail": detail}
 
-
-def image_url(value: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": value}
+    details = ["low", "high", "auto", "original", None, "low"]
+    messages = [{"role": "user", "content": [part(detail) for detail in details]}]
+    for fields, low in (({}, ONE_TILE), ({"max_tiles": 2}, replace(ONE_TILE, max_tiles=2))):
+        (message,) = ask(messages=messages, **fields).read(LIMITS, Recent(), ONE_TILE)
+        options = [picture.options for picture in message.parts if isinstance(picture, ImagePart)]
+        assert options == [low if detail == "low" else ImageOptions() for detail in details]
 
 
 WORDS = {"type": "text", "text": "a"}
@@ -457,6 +445,91 @@ def test_an_error_names_the_part(content: Any, error: str) -> None:
 )
 def test_an_error_names_the_message(messages: Any, error: str) -> None:
     assert str(refusal(messages=messages)).startswith(f"messages{error}")
+
+
+# ---- what real clients send
+
+
+OPEN_WEBUI = {
+    "model": "tiny",
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "temperature": 0.8,
+    "top_p": 0.9,
+    "min_p": 0.05,
+    "max_tokens": 128,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.0,
+    "seed": 42,
+    "stop": ["\n\n"],
+    "logit_bias": {},
+    "reasoning_effort": "medium",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": ""}, image_url({"url": URL})]},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "And now?"},
+    ],
+}
+IMMICH_MEMORIES = {
+    "model": "tiny",
+    "max_tokens": 500,
+    "temperature": 0.0,
+    "repetition_penalty": 1.0,
+    "chat_template_kwargs": {"enable_thinking": False},
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Describe each."},
+                *[image_url({"url": URL, "detail": "low"})] * 24,
+            ],
+        }
+    ],
+}
+DOCLING = {
+    "model": "tiny",
+    "max_tokens": 4096,
+    "skip_special_tokens": False,
+    "temperature": 0.0,
+    "messages": [
+        {
+            "role": "user",
+            "content": [image_url({"url": URL}), {"type": "text", "text": "Convert this page."}],
+        }
+    ],
+}
+LLAMA_CPP = {
+    "messages": HELLO,
+    "max_tokens": -1,
+    "n_probs": 0,
+    "mirostat": 0,
+    "typical_p": 1,
+    "dynatemp_range": 0,
+    "xtc_probability": 0,
+    "dry_multiplier": 0,
+    "repeat_penalty": 1.0,
+    "cache_prompt": True,
+    "timings_per_token": False,
+    "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "changes"),
+    [
+        (OPEN_WEBUI, {"max_tokens": 128, "temperature": 0.8, "seed": 42, "stop": ("\n\n",)}),
+        (IMMICH_MEMORIES, {"max_tokens": 500, "temperature": 0.0}),
+        (DOCLING, {"max_tokens": 4096, "skip_special_tokens": False, "temperature": 0.0}),
+        (LLAMA_CPP, {"max_tokens": 2**31}),
+    ],
+)
+def test_a_client_is_understood(body: dict[str, Any], changes: dict[str, Any]) -> None:
+    request = ask(**body)
+    options = vars(request.options(SERVER))
+    assert {name: options[name] for name in changes} == changes
+    media = sum(len(message.media) for message in request.read(LIMITS, Recent(), ONE_TILE))
+    assert media == json.dumps(body).count("data:")
 
 
 # ---- a real server
@@ -586,7 +659,7 @@ MESSAGES = st.fixed_dictionaries(
 def outcome(body: dict[str, Any]) -> ChatRequest | PromptError:
     try:
         request = ChatRequest.parse(json.dumps(body).encode())
-        request.read(LIMITS, Recent())
+        request.read(LIMITS, Recent(), ONE_TILE)
         return request
     except PromptError as error:
         return error
@@ -600,7 +673,7 @@ def test_whatever_comes_is_a_request_or_one_line(fields: Any, messages: Any) -> 
     got = outcome({"messages": messages, **fields})
     if isinstance(got, ChatRequest):
         assert isinstance(got.options(), Options)
-        assert isinstance(got.image_options(PICTURES, ONE_TILE), ImageOptions)
+        assert isinstance(got.image_options(PICTURES), ImageOptions)
     else:
         assert "\n" not in str(got)
         assert len(str(got)) < 400

@@ -131,8 +131,11 @@ class Processor:
         """Return how many tiles the pictures of messages make, without cutting them."""
         settings = (image_options or ImageOptions()).applied(self.settings)
         parts = [part for message in messages for part in message.parts]
-        pictures = [part.image for part in parts if isinstance(part, ImagePart)]
-        return sum(plan_tiles(picture.size, settings).tiles for picture in pictures)
+        return sum(
+            plan_tiles(part.image.size, part.options.applied(settings)).tiles
+            for part in parts
+            if isinstance(part, ImagePart)
+        )
 
     def __call__(
         self,
@@ -215,7 +218,7 @@ class Processor:
                 if isinstance(part, TextPart):
                     parts.append(part.text)
                 elif isinstance(part, ImagePart):
-                    parts.append(part.image.tiled(settings))
+                    parts.append(part.image.tiled(part.options.applied(settings)))
                 else:
                     parts += yield from self._frames(part, self.one_tile.applied(settings))
             turns.append(Turn(message.role, parts))

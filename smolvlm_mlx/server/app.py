@@ -108,12 +108,12 @@ class Service:
         if asked.live is not None and not asked.media:
             raise PromptError("live: the request has no picture")
         options, schema = asked.options(), asked.schema_wanted()
-        image_options = asked.image_options(self.image_options, self.processor.one_tile)
+        image_options = asked.image_options(self.image_options)
         limits = replace(STRANGERS, allow_urls=self.allow_urls)
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:
-            messages = asked.read(limits, self.recent)
+            messages = asked.read(limits, self.recent, self.processor.one_tile)
             request.state.messages = messages  # for `_on_error`, if they are too long
             self.scheduler.check_room(self.processor.count_tiles(messages, image_options))
             return messages, self.processor(messages, image_options)

@@ -12,6 +12,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..errors import PromptError
+
 # What others call it: what it is called here.
 _RENAMED = {
     "max_tokens": "max_new_tokens max_output_tokens max_length num_predict n_predict",
@@ -102,6 +104,14 @@ def _asks_nothing(name: str, value: object) -> bool:
     if name in _NOT_DONE - {"add_generation_prompt"} and value in (False, 0):
         return True
     return value is None or value in ("", [], {})
+
+
+class RequestError(PromptError):
+    """A request cannot be answered. `param` is the path of the field that is wrong."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(f"{param}: {message}" if param else message)
+        self.param = param
 
 
 class Fields(BaseModel):

@@ -2,11 +2,17 @@
 clients send them in."""
 
 import json
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .fields import MESSAGE, PART, Fields, wrong
+from ..errors import SmolVLMError
+from ..inputs import messages
+from ..inputs.fetch import FetchLimits
+from ..inputs.media import Recent
+from ..inputs.settings import ImageOptions
+from .fields import MESSAGE, PART, Fields, RequestError, wrong
 
 
 def as_object(url: object) -> object:
@@ -25,9 +31,27 @@ Detail = Literal["auto", "low", "high", "original"]
 class Part(Fields):
     refused = PART
 
+    @property
+    def is_low(self) -> bool:
+        """Whether it is a picture for which one tile is enough."""
+        return False
+
     def raw(self) -> dict[str, object]:
         """As `inputs.messages` parses it."""
         raise NotImplementedError
+
+    def read(
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+    ) -> messages.Part:
+        """As `inputs.messages` has it; see `RequestMessage.read`."""
+        raw = [{"role": "user", "content": [self.raw()]}]
+        try:
+            (part,) = messages.parse_messages(raw, limits, recent)[0].parts
+        except SmolVLMError as error:
+            raise RequestError(str(error).removeprefix("message 1: "), where) from error
+        if self.is_low and isinstance(part, messages.ImagePart):
+            return replace(part, options=low)
+        return part
 
 
 class TextPart(Part):
@@ -48,12 +72,10 @@ class RefusalPart(Part):
 
 class MediaPart(Part):
     name: str | None = None  # ours: of the picture or video, for the history
-    # A request of "low" pictures alone: one tile each.
-    detail: Detail | None = None
+    detail: Detail | None = None  # of a picture: "low" is one tile
 
     @property
     def is_low(self) -> bool:
-        """Whether it is a picture that may be one tile."""
         return self.detail == "low"
 
 
@@ -146,12 +168,31 @@ class RequestMessage(Fields):
             raise wrong("content", "missing; give text or a list of parts")
         return self
 
-    def raw_parts(self) -> list[dict[str, object]]:
-        """Its parts as `inputs.messages` parses them; the calls of tools as JSON."""
+    @property
+    def calls(self) -> list[str]:
+        """The calls of tools, as JSON."""
         calls = [*(self.tool_calls or []), *([self.function_call] if self.function_call else [])]
         said = [call.get("function") or call.get("custom") or call for call in calls]
-        words = [self.refusal] if self.refusal else []
-        words += [json.dumps(call, ensure_ascii=False) for call in said]
-        return [part.raw() for part in self.content] + [
-            {"type": "text", "text": text} for text in words
+        return [json.dumps(call, ensure_ascii=False) for call in said]
+
+    def read(
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+    ) -> messages.Message:
+        """As `inputs.messages` has it. A developer is a system, and what a tool gave is said by the
+        user: checkpoints know no other roles.
+
+        Args:
+            where: it is in the request, for errors.
+            low: how pictures of `detail` "low" are cut.
+
+        Raises:
+            RequestError: a picture or video cannot be read within the limits.
+        """
+        parts = [
+            part.read(f"{where}.content.{number}", limits, recent, low)
+            for number, part in enumerate(self.content)
         ]
+        words = [self.refusal] if self.refusal else []
+        parts += [messages.TextPart(text) for text in words + self.calls]
+        role = {"developer": "system", "tool": "user", "function": "user"}.get(self.role, self.role)
+        return messages.Message(role, tuple(parts) or (messages.TextPart(""),))

@@ -19,30 +19,22 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ..errors import PromptError, SmolVLMError, cut, quote
+from ..errors import SmolVLMError, cut, quote
 from ..generation.options import Options
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Recent
-from ..inputs.messages import Message, parse_messages
+from ..inputs.messages import Message
 from ..inputs.settings import ImageOptions
 from ..options import options_of
 from ..tasks.options import CHAT
 from . import fields
-from .fields import Fields, wrong
-from .parts import MediaPart, RequestMessage, TimedPart
+from .fields import Fields, RequestError, wrong
+from .parts import MediaPart, RequestMessage
 
 ID = "^[0-9a-f]{8,32}$"
 MAX_MEDIA = 256  # more than the longest context of the family has room for
 UNLIMITED = 2**31  # tokens; the context ends an answer before
 NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
-
-
-class RequestError(PromptError):
-    """A request cannot be answered. `param` is the path of the field that is wrong."""
-
-    def __init__(self, message: str, param: str | None = None):
-        super().__init__(f"{param}: {message}" if param else message)
-        self.param = param
 
 
 # ---- the request
@@ -189,12 +181,9 @@ class ChatRequest(OptionFields):
         }
         return replace(defaults, **{name: v for name, v in given.items() if v is not None})
 
-    def image_options(self, defaults: ImageOptions, one_tile: ImageOptions) -> ImageOptions:
-        """How pictures are cut: as it says, else as one tile each where all are of `detail` "low",
-        else as the defaults are."""
-        pictures = [part for part in self.media if not isinstance(part, TimedPart)]
-        low = bool(pictures) and all(picture.is_low for picture in pictures)
-        return ImageOptions(**self._given(ImageOptions)).over(one_tile if low else defaults)
+    def image_options(self, defaults: ImageOptions) -> ImageOptions:
+        """How pictures are cut, where it says nothing as the defaults are."""
+        return ImageOptions(**self._given(ImageOptions)).over(defaults)
 
     def _given(self, kind: type) -> dict[str, Any]:
         names = [name for name, (owner, _) in AS_THEY_ARE.items() if owner is kind]
@@ -219,31 +208,19 @@ class ChatRequest(OptionFields):
         parts = [part for message in self.messages for part in message.content]
         return [part for part in parts if isinstance(part, MediaPart)]
 
-    def read(self, limits: FetchLimits, recent: Recent) -> list[Message]:
-        """Its messages, with their pictures and videos. A developer is a system, and what a tool
-        gave is said by the user: checkpoints know no other roles. A system that says nothing is
-        left out.
+    def read(self, limits: FetchLimits, recent: Recent, one_tile: ImageOptions) -> list[Message]:
+        """Its messages, with their pictures and videos; `one_tile` is how those of `detail` "low"
+        are cut. A system that says nothing is left out.
 
         Raises:
             RequestError: a picture or video cannot be read within the limits; its part is named.
         """
-        messages = []
-        for number, asked in enumerate(self.messages):
-            role = {"developer": "system", "tool": "user", "function": "user"}.get(
-                asked.role, asked.role
-            )
-            raw = asked.raw_parts() or [{"type": "text", "text": ""}]
-            if role == "system" and all(part.get("text") == "" for part in raw):
-                continue
-            parts = []
-            for at, part in enumerate(raw):
-                try:
-                    parts += parse_messages([{"role": role, "content": [part]}], limits, recent)
-                except SmolVLMError as error:
-                    where = f"messages.{number}.content.{at}"
-                    raise RequestError(str(error).removeprefix("message 1: "), where) from error
-            messages.append(Message(role, tuple(part for m in parts for part in m.parts)))
-        return messages
+        low = self.image_options(one_tile)
+        messages = [
+            message.read(f"messages.{number}", limits, recent, low)
+            for number, message in enumerate(self.messages)
+        ]
+        return [m for m in messages if m.role != "system" or m.text or m.media]
 
 
 # ---- JSON, and what is wrong with it
