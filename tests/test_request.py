@@ -15,7 +15,7 @@ from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.server.fields import RequestError
 from smolvlm_mlx.server.request import ChatRequest
-from tests.support.http import Running, question
+from tests.support.http import Running, always, question
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
 
@@ -556,10 +556,10 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def goes_on(server: Running) -> Running:
+@pytest.fixture
+def goes_on(server: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
     """Its answers do not end by themselves, and so have time to differ."""
-    server.service.processor.tokenizer.end_ids = frozenset()
+    monkeypatch.setattr(server.service.processor.tokenizer, "end_ids", frozenset())
     return server
 
 
@@ -587,6 +587,23 @@ def test_the_likeliest_token_alone_is_one_answer_whatever_the_seed(goes_on: Runn
     answers = {content(goes_on, {**asked, "seed": seed, "top_k": 1}) for seed in range(4)}
     assert answers == {content(goes_on, {**asked, "temperature": 0})}
     assert len({content(goes_on, {**asked, "seed": seed}) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("text", ["<image>", "<end_of_utterance>", "a <|im_end|> b"])
+def test_what_a_schema_spells_is_the_answer(text: str, server: Running) -> None:
+    assert content(server, question("What?", **always(text))) == json.dumps(text)
+
+
+def test_an_error_of_a_server_has_its_param(server: Running) -> None:
+    asked = question("What?", "data:image/png;base64,AAAA", max_tokens=1)
+    for body, param in (
+        (asked, "messages.0.content.0"),
+        ({**question("What?"), "temprature": 1}, "temprature"),
+        ({}, "messages"),
+    ):
+        answer = server.complete(body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith(f"{param}: ")
 
 
 @pytest.mark.slow
@@ -625,6 +642,7 @@ def test_as_many_pictures_as_there_is_room_for(server: Running) -> None:
         (b'{"seed": 1, "seed": 2}', "the key 'seed' is there twice; send it once"),
         (b'{"messages": [{"role": 1, "role": 2}]}', "the key 'role' is there twice; send it once"),
         (b"{}", "messages: missing"),
+        (json.dumps({f"x{n}": n for n in range(101)}).encode(), "x100: more than 100 fields"),
     ],
 )
 def test_a_body_that_is_no_request_is_one_line(body: bytes, error: str) -> None:

@@ -5,14 +5,17 @@ The names are those of OpenAI's API and of the servers of vLLM, llama.cpp, LM St
 mlx-lm and mlx-vlm.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import PromptError
+
+MOST = 100  # fields of an object
 
 # What others call it: what it is called here.
 _RENAMED = {
@@ -81,19 +84,23 @@ PART = {
 
 
 def problem_of(
-    fields: Mapping[str, object], known: Collection[str], refused: Mapping[str, str]
+    fields: Mapping[str, object], known: tuple[str, ...], refused: Mapping[str, str]
 ) -> tuple[str, str] | None:
     """Return the first field that is unknown and would change the answer, and what is to be said
     of it: one that is refused and asks for something, or one that is nearly known."""
-    for name, value in fields.items():
-        if name in known:
-            continue
-        if name in refused:
-            if not _asks_nothing(name, value):
+    for name in list(fields)[:MOST]:
+        if name in refused and name not in known:
+            if not _asks_nothing(name, fields[name]):
                 return name, refused[name]
-        elif near := get_close_matches(name.lower().replace("-", "_"), known, 1, 0.8):
-            return name, f"is no field; did you mean {near[0]}?"
-    return None
+        elif name not in known and (near := _nearest(name[:MOST], known)):
+            return name, f"is no field; did you mean {near}?"
+    return (list(fields)[MOST], f"more than {MOST} fields") if len(fields) > MOST else None
+
+
+@lru_cache(1024)
+def _nearest(name: str, known: tuple[str, ...]) -> str | None:
+    plain = name.lower().replace("-", "_")
+    return next(iter(get_close_matches(plain, known, 1, 0.8)), None)
 
 
 def _asks_nothing(name: str, value: object) -> bool:
@@ -124,7 +131,7 @@ class Fields(BaseModel):
     @classmethod
     def has_no_unknown(cls, value: object) -> object:
         if isinstance(value, dict):
-            known = [field.alias or name for name, field in cls.model_fields.items()]
+            known = tuple(field.alias or name for name, field in cls.model_fields.items())
             if problem := problem_of(value, known, cls.refused):
                 raise wrong(*problem)
         return value
