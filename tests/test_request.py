@@ -207,6 +207,7 @@ def test_the_form_of_an_answer(wanted: Any, schema: Any) -> None:
         ("adapters", "x"), ("resize_shape", [9, 9]), ("no_repeat_ngram_size", 3), ("temp", 0),
         ("extra_body", {"top_k": 1}), ("sampling_params", {"top_k": 1}), ("prompt", "x"),
         ("input", "x"), ("instructions", "x"), ("max_output_tokens", 5), ("stop_sequences", ["a"]),
+        ("detail", "low"), ("fps", 1), ("max_frames", 8), ("random_seed", 1), ("max_time", 5),
         # misspelled
         ("temprature", 0.5), ("Temperature", 0.5), ("maxTokens", 5), ("max_token", 5),
         ("topP", 0.5), ("top-k", 5), ("topK", 5), ("minp", 0.1), ("seeds", 1), ("stops", ["a"]),
@@ -239,6 +240,7 @@ def test_what_is_meant_is_said() -> None:
         {"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": False},
         {"reasoning_effort": "low", "thinking": {"type": "disabled"}, "think": False},
         {"cache_prompt": True, "keep_alive": "5m", "priority": 0, "request_id": "x", "ttl": 300},
+        {"models": ["x"], "conversation_id": "x", "max_retries": 2, "add_special_tokens": False},
         {"chat_id": "x", "session_id": "x", "id": "x", "background_tasks": {}, "features": {}},
         {"variables": {}, "model_item": {}, "tool_ids": [], "tool_servers": [], "files": []},
         {"tools": [], "tool_choice": "auto"},

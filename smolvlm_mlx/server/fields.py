@@ -24,10 +24,13 @@ _RENAMED = {
     "repetition_penalty": "repeat_penalty rep_pen",
     "repetition_context": "repetition_context_size repeat_last_n rep_pen_range",
     "stop": "stop_sequences stop_strings stop_words",
-    "n": "num_return_sequences",
+    "seed": "random_seed",
+    "n": "num_return_sequences n_choices",
     "response_format": "guided_json structured_outputs json_schema format",
     "longest_edge, split and max_tiles": "resize_shape min_pixels max_pixels mm_processor_kwargs",
     "messages": "prompt input system instructions system_prompt image images videos files",
+    "detail, in the part of a picture": "detail image_detail",
+    "it in the part of a video": "fps max_frames num_frames nframes start end",
     "its fields, at the top level": "extra_body options parameters sampling_params "
     "generation_config",
 }
@@ -42,12 +45,14 @@ _NOT_DONE = set(
     "encoder_repetition_penalty presence_context_size frequency_context_size guidance_scale "
     "cfg_scale negative_prompt logits_processors "
     # ends
-    "min_tokens ignore_eos stop_token_ids bad_words allowed_token_ids "
+    "min_tokens min_length max_time t_max_predict_ms ignore_eos stop_token_ids bad_words "
+    "allowed_token_ids "
     # forms
     "guided_regex guided_choice guided_grammar grammar structural_tag verbosity "
     # prompts
     "chat_template chat_template_kwargs continue_final_message add_generation_prompt template "
-    "role_mapping documents truncate_prompt_tokens num_ctx n_ctx n_keep num_keep "
+    "role_mapping safe_prompt add_special_tokens transforms documents truncate_prompt_tokens "
+    "num_ctx n_ctx n_keep num_keep "
     # what else an answer may be made with
     "prediction audio modalities web_search_options adapters adapter lora draft_model".split()
 )
@@ -62,6 +67,7 @@ _NOTHING_ASKED: dict[str, object] = {
     "modalities": ["text"],
     "verbosity": "medium",
 }
+_HARMLESS = {"models", "conversation_id", "max_retries"}  # though they are nearly fields
 _THINKING = {"enable_thinking", "thinking", "thinking_budget", "reasoning_effort"}  # there is none
 
 REQUEST = {
@@ -92,7 +98,7 @@ def problem_of(
         if name in refused and name not in known:
             if not _asks_nothing(name, fields[name]):
                 return name, refused[name]
-        elif name not in known and (near := _nearest(name[:MOST], known)):
+        elif name not in {*known, *_HARMLESS} and (near := _nearest(name[:MOST], known)):
             return name, f"is no field; did you mean {near}?"
     return (list(fields)[MOST], f"more than {MOST} fields") if len(fields) > MOST else None
 
