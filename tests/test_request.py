@@ -596,6 +596,17 @@ def test_what_a_schema_spells_is_the_answer(text: str, server: Running) -> None:
     assert content(server, question("What?", **always(text))) == json.dumps(text)
 
 
+def test_a_conversation_that_says_nothing_is_one_line(server: Running) -> None:
+    answer = server.complete({"messages": [{"role": "system", "content": ""}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("messages")
+
+
+def test_a_last_answer_is_followed_by_another(server: Running) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Good"}]
+    assert content(server, {"messages": messages, "max_tokens": 5})
+
+
 def test_an_error_of_a_server_has_its_param(server: Running) -> None:
     asked = question("What?", "data:image/png;base64,AAAA", max_tokens=1)
     for body, param in (

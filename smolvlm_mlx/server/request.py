@@ -37,9 +37,6 @@ UNLIMITED = 2**31  # tokens; the context ends an answer before
 NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
 
 
-# ---- the request
-
-
 class JsonSchema(Fields):
     name: str | None = None
     strict: bool | None = None
@@ -100,10 +97,10 @@ else:
 
 
 class ChatRequest(OptionFields):
-    """The body of POST /v1/chat/completions, with the other options of an answer under their own
-    names, as other servers have them. Ours are `conversation`, the id under which
-    the history keeps it, and `live`, the id of a camera whose answers are compared: what comes of
-    that stands beside the usage, which is then always sent."""
+    """The body of POST /v1/chat/completions, with the other options of an answer, and those of
+    pictures, under their own names, as other servers have them. Ours are `conversation`, the id
+    under which the history keeps it, and `live`, the id of a camera whose answers are compared:
+    what comes of that stands beside the usage, which is then always sent."""
 
     refused = fields.REQUEST
 
@@ -112,12 +109,14 @@ class ChatRequest(OptionFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Most | None = Field(None, description="-1: as many as there is room for.")
-    max_completion_tokens: Most | None = Field(None, description="Before max_tokens.")
+    max_completion_tokens: Most | None = Field(None, description="Goes before max_tokens.")
     stop: Stop | None = None
     seed: int | None = None
     n: int | None = Field(None, ge=1, le=16, description="How many answers.")
     response_format: ResponseFormat | None = None
-    tools: list[object] | None = Field(None, description="Not supported; tool_choice none.")
+    tools: list[object] | None = Field(
+        None, description="Ignored with tool_choice none, else refused."
+    )
     functions: list[object] | None = None
     tool_choice: object = None
     function_call: object = None
