@@ -225,7 +225,7 @@ class Answer:
                 yield fresh
 
     def _take(self) -> str:
-        """What was pushed, without the space that the chat template has before an answer."""
+        """What was pushed since."""
         fresh = ""
         while self._events:
             event = self._events.popleft()
@@ -233,7 +233,6 @@ class Answer:
                 raise event
             self._over = isinstance(event, End)
             fresh += event.piece if isinstance(event, Text) else ""
-        fresh = fresh if self._text else fresh.lstrip()
         self._text += fresh
         return fresh
 
