@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ServerError
+from ..files import expanded
 from ..inputs.settings import ImageOptions
 from .options import DEFAULT_MODEL, Loading, Model
 
@@ -28,10 +29,15 @@ AllowUrls = Annotated[
 AllowHost = Annotated[
     list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="Another name of the model, listed with its own. Repeatable."),
+]
 
 
 def serve(
     model: Model = DEFAULT_MODEL,
+    alias: Alias = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)
@@ -56,7 +62,7 @@ def serve(
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in."""
     listener = listen(host, port)
-    service = load_service(model, loading, image_options, not no_history, allow_urls)
+    service = load_service(model, loading, image_options, not no_history, allow_urls, alias or ())
     secret = None if no_token else token or new_token()
     run_server(service, listener, secret, open_page, allow_host or (), allow_origin or ())
 
@@ -67,6 +73,7 @@ def load_service(
     image_options: ImageOptions,
     keep_history: bool,
     allow_urls: bool = False,
+    aliases: Sequence[str] = (),
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
@@ -80,7 +87,22 @@ def load_service(
     )
     processor = scheduler.start().processor
     history = History() if keep_history else None
-    return Service(scheduler, processor, model, history, image_options, allow_urls)
+    return Service(
+        scheduler,
+        processor,
+        model_id(model),
+        history,
+        image_options,
+        allow_urls,
+        aliases=aliases,
+    )
+
+
+def model_id(model: str) -> str:
+    """Return the name that a model has over the API: of a folder its last part, without the path
+    to it; a hub id as it is."""
+    folder = expanded(model)
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def run_server(

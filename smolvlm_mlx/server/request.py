@@ -4,6 +4,7 @@ Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothi
 and ignored; those that ask for what is not done are refused by name.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -86,11 +87,11 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
+    n: int | None = Field(None, ge=1, le=16)
     response_format: ResponseFormat | None = None
     conversation: str | None = Field(None, pattern=ID)
     live: str | None = Field(None, pattern=ID)
     # Asked for, these would change the answer.
-    n: Literal[1] | None = None
     tools: list[None] | None = Field(None, max_length=0)
     functions: list[None] | None = Field(None, max_length=0)
     logprobs: Literal[False] | None = None
@@ -113,17 +114,20 @@ class ChatRequest(BaseModel):
             where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
             raise PromptError(cut(f"{where or 'body'}: {first['msg']}")) from None
 
-    def options(self) -> Options:
-        """How the answer is generated; temperature is 0 unless it is given.
+    def options(self, defaults: Options = CHAT) -> Options:
+        """How the answer is generated, where it says nothing as the defaults are.
 
         Raises:
             GenerationError: a value is out of range.
         """
-        return Options(
-            max_tokens=self.max_completion_tokens or self.max_tokens or CHAT.max_tokens,
-            seed=None if self.seed is None else self.seed % 2**63,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            **self.model_dump(include=set(AS_THEY_ARE), exclude_none=True),
+        given: dict[str, Any] = {
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "seed": None if self.seed is None else self.seed % 2**63,
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop and tuple(self.stop),
+            **self.model_dump(include=set(AS_THEY_ARE)),
+        }
+        return replace(
+            defaults, **{name: value for name, value in given.items() if value is not None}
         )
 
     def wants_usage(self) -> bool:
