@@ -28,6 +28,31 @@ ERRORS = {
     503: "As many answers are waiting as may, or the engine has failed.",
 }
 EVERYWHERE = {400, 401, 403, 405, 408, 413}
+RED_DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD"
+    "3A0FDAAAAAElFTkSuQmCC"
+)
+EXAMPLES: dict[str, Object] = {
+    "text": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50},
+    "picture": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": RED_DOT}},
+                    {"type": "text", "text": "What color is it?"},
+                ],
+            }
+        ],
+        "max_tokens": 50,
+    },
+    "stream": {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 50,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+}
 
 
 class Health(Shape):
@@ -112,16 +137,24 @@ def _paths() -> Object:
 
 def _chat() -> Object:
     chat = _operation("Answer a conversation.", ChatCompletion, 503)
-    chat["requestBody"] = {"required": True, "content": _json(ChatRequest)}
-    # A stream is no JSON; what each event holds is said for people.
-    chat["responses"]["200"]["content"]["text/event-stream"] = {
-        "schema": {
-            "type": "string",
-            "description": "With `stream`: an event `data: ` for each ChatCompletionChunk, or an "
-            "ErrorBody, which is the last; then `data: [DONE]`.",
-        }
+    content = _json(ChatRequest)
+    content["application/json"]["examples"] = {
+        name: {"value": value} for name, value in EXAMPLES.items()
     }
+    chat["requestBody"] = {"required": True, "content": content}
+    chat["responses"]["200"]["content"]["text/event-stream"] = {"schema": _server_sent_event()}
     return chat
+
+
+def _server_sent_event() -> Object:
+    """Return the schema of each event of a stream."""
+    shapes: list[type[Shape]] = [ChatCompletionChunk, ErrorBody]
+    content = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"oneOf": [_reference(shape) for shape in shapes]},
+    }
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, content]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _operation(summary: str, answer: type[Shape] | None, *more: int) -> Object:
@@ -141,7 +174,11 @@ def _errors(*more: int) -> Object:
 
 
 def _json(model: type[BaseModel]) -> Object:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"application/json": {"schema": _reference(model)}}
+
+
+def _reference(model: type[BaseModel]) -> Object:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def _parameter(
