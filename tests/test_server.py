@@ -109,6 +109,13 @@ def test_streaming(openai: Any) -> None:
     assert all(chunk.usage is None for chunk in bare)
 
 
+def test_nothing_between_holds_a_stream_back(server: Running) -> None:
+    headers = server.complete(question("Hello", max_tokens=1, stream=True)).headers
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["cache-control"] == "no-store"
+
+
 def test_options(openai: Any) -> None:
     def ask(**options: Any) -> str:
         messages = [
@@ -267,6 +274,15 @@ def test_an_address_without_v1_is_answered_too(path: str, server: Running) -> No
         assert client.post(path, json=question("Hello", max_tokens=1)).status_code == 200
         ours, theirs = client.get("/v1/models"), client.get("/models")
     assert ours.json() == theirs.json()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/chat/completions/"])
+def test_a_slash_at_the_end_leads_to_the_same(path: str, server: Running) -> None:
+    with server.client() as client:
+        asked = question("Hello", max_tokens=1)
+        answer = client.post(path, json=asked, follow_redirects=True)
+    assert answer.status_code == 200
+    assert [step.status_code for step in answer.history] == [307]
 
 
 @pytest.mark.parametrize(
@@ -867,7 +883,34 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     server.wait_until_idle()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_is_an_error_of_the_same_shape(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(body: bytes) -> ChatRequest:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(ChatRequest, "parse", staticmethod(broken))
+    answer = server.complete(question("Hello", stream=stream))
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/json")
+    error = answer.json()["error"]
+    assert (error["type"], error["message"]) == (
+        "server_error",
+        "the server failed; its log says why",
+    )
+
+
 # ---- the history
+
+
+def test_a_history_that_cannot_be_written_is_the_servers_failure(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = question("Hello", max_tokens=1, conversation="00000000feedbeef")
+    monkeypatch.setattr(server.history, "path", Path("/dev/null/history.sqlite3"))
+    answer = server.complete(asked)
+    assert answer.status_code == 500
+    assert "go on with --no-history" in answer.json()["error"]["message"]
 
 
 def test_conversations_are_kept(server: Running) -> None:

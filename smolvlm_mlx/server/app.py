@@ -23,6 +23,7 @@ from ..errors import (
     ContextFullError,
     GenerationError,
     HistoryError,
+    NoConversationError,
     PromptError,
     SmolVLMError,
     cut,
@@ -68,6 +69,10 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
 
 class ModelError(SmolVLMError):
     """A request names a model that is not served."""
+
+
+# Of errors that are not the request's own.
+STATUSES = {BusyError: 503, HistoryError: 500, NoConversationError: 404, ModelError: 404}
 
 
 @dataclass
@@ -151,7 +156,7 @@ class Service:
 
     async def conversation(self, request: Request) -> Response:
         if self.history is None:
-            raise HistoryError("no history is kept (--no-history)")
+            raise NoConversationError("no history is kept (--no-history)")
         id = request.path_params["id"]
         if request.method == "DELETE":
             await anyio.to_thread.run_sync(self.history.delete, id)
@@ -269,9 +274,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
         messages = request.state.messages
         with suppress(PromptError):  # there is no second turn
             forget = Forget(messages=len(messages[oldest_turn(messages)]))
-    statuses = {BusyError: 503, HistoryError: 404, ModelError: 404}
     headers = {"retry-after": "1"} if isinstance(error, BusyError) else None
-    return JSONResponse(_error_body(error, forget), statuses.get(type(error), 400), headers)
+    return JSONResponse(_error_body(error, forget), STATUSES.get(type(error), 400), headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Its traceback is for the server's log."""
+    return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
 
 
 def make_app(
@@ -291,6 +300,10 @@ def make_app(
                 Guard, hosts=hosts, token=token, origins=origins, open_paths=[*ASSETS, "/health"]
             )
         ],
-        exception_handlers={SmolVLMError: _on_error, HTTPException: _on_error},
+        exception_handlers={
+            SmolVLMError: _on_error,
+            HTTPException: _on_error,
+            Exception: _on_bug,
+        },
         lifespan=lifespan,
     )

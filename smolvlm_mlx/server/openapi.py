@@ -25,9 +25,10 @@ ERRORS = {
     405: "The path has no such method.",
     408: "The body did not come in time.",
     413: "The body is too large.",
+    500: "The server failed.",
     503: "As many answers are waiting as may, or the engine has failed.",
 }
-EVERYWHERE = {400, 401, 403, 405, 408, 413}
+EVERYWHERE = {400, 401, 403, 405, 408, 413, 500}
 RED_DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD"
     "3A0FDAAAAAElFTkSuQmCC"
