@@ -81,6 +81,15 @@ class Scheduler:
         """Answers that are being made, and those that wait."""
         return len(self._running), len(self._waiting)
 
+    def check_room(self, tiles: int) -> None:
+        """Check that a prompt of so many tiles may fit, before they are cut.
+
+        Raises:
+            ContextFullError: there is no room for an answer.
+        """
+        config = self._engine.model.config
+        self._engine.prompts.room_for(tiles * config.tokens_per_tile, tiles)
+
     def submit(self, job: Job) -> None:
         """Put a job in the queue.
 

@@ -33,7 +33,7 @@ from ..generation.options import Options
 from ..generation.scheduler import BusyError, Scheduler
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
-from ..inputs.messages import Message, notes, parse_messages, to_json
+from ..inputs.messages import Message, notes, to_json
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.chat import oldest_turn
@@ -57,8 +57,6 @@ from .openai import (
 from .openapi import Conversation, ConversationList, Health, document
 from .request import ChatRequest
 from .security import Guard
-
-MAX_IMAGES = 16
 
 
 def judges(most: int = 32) -> Callable[[str], Judge]:
@@ -167,21 +165,20 @@ class Service:
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
         asked = ChatRequest.parse(b"".join([piece async for piece in request.stream()]))
-        if len(asked.media) > MAX_IMAGES:
-            raise PromptError(f"{len(asked.media)} images; the limit is {MAX_IMAGES} a request")
         if asked.live is not None and not asked.media:
             raise PromptError("live: the request has no picture")
         options, schema = asked.options(self.options), asked.schema_wanted()
-        image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
+        image_options = asked.image_options(self.image_options)
         limits = replace(STRANGERS, allow_urls=self.allow_urls)
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:
-            messages = parse_messages(asked.raw_messages(), limits, self.recent)
+            messages = asked.read(limits, self.recent, self.processor.one_tile)
+            request.state.messages = messages  # for `_on_error`, if they are too long
+            self.scheduler.check_room(self.processor.count_tiles(messages, image_options))
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
-        request.state.messages = messages  # for `_on_error`, if they are too long
         answer = Answer(asked, messages)
         asked = answer.asked
         answer.submit(self.scheduler, inputs, options, schema, time.perf_counter() - started)
