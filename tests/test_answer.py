@@ -59,7 +59,7 @@ def test_answers_without_a_seed_differ(server: Running) -> None:
 
 
 def test_the_largest_seed_has_a_next_one(server: Running) -> None:
-    assert len(set(texts(server, n=2, seed=2**63 - 1))) == 2
+    assert len(set(texts(server, n=2, seed=2**64 - 1))) == 2
 
 
 def test_more_answers_than_are_made_at_once_all_come(server: Running) -> None:

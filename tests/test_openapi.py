@@ -35,6 +35,9 @@ class Parrot:
         job.statistics.generated_tokens, job.statistics.finish_reason = 2, "stop"
         job.put(End(job.statistics))
 
+    def check_room(self, tiles: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -106,15 +106,13 @@ class Answer:
                 raise self._error
 
     def _take(self) -> dict[Choice, str]:
-        """Return what was pushed, without the space that the chat template has before an
-        answer."""
+        """Return what was pushed since."""
         fresh = dict[Choice, str]()
         while self._events and self._error is None:
             choice, event = self._events.popleft()
             if isinstance(event, Text):
-                piece = event.piece if choice.text else event.piece.lstrip()
-                choice.text += piece
-                fresh[choice] = fresh.get(choice, "") + piece
+                choice.text += event.piece
+                fresh[choice] = fresh.get(choice, "") + event.piece
             elif isinstance(event, End):
                 choice.over = True
                 fresh.setdefault(choice, "")

@@ -42,6 +42,7 @@ from ..tasks.live import Judge
 from ..tasks.options import CHAT
 from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
+from .fields import RequestError
 from .openai import (
     Completion,
     Delta,
@@ -256,9 +257,9 @@ def _error_body(error: SmolVLMError, forget: Forget | None = None) -> dict[str, 
     """Return what a client is told of an error: its code, and which part of the request it is
     about, where that is known."""
     codes = {ContextFullError: "context_length_exceeded", ModelError: "model_not_found"}
-    kind = "server_busy" if isinstance(error, BusyError) else "invalid_request_error"
-    param = getattr(error, "param", None)
-    code = codes.get(type(error))
+    kinds = {BusyError: "server_busy", HistoryError: "server_error"}
+    kind, code = kinds.get(type(error), "invalid_request_error"), codes.get(type(error))
+    param = error.param if isinstance(error, RequestError) else None
     return error_body(cut(str(error), 300), kind, code, param, forget)
 
 
