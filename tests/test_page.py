@@ -124,7 +124,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.reload()
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
-    page.locator("#stop").click()
+    page.locator("#stop-answer").click()
     page.get_by_text("interrupted").wait_for()
     server.wait_until_idle()
     page.locator("#camera").click()

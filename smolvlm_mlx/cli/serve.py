@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ServerError
+from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import DEFAULT_MODEL, Loading, Model
+from ..tasks.options import CHAT
+from .options import DEFAULT_MODEL, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
     from ..server.app import Service
+    from ..server.start import Start
 
 LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
@@ -28,9 +31,12 @@ AllowUrls = Annotated[
 AllowHost = Annotated[
     list[str] | None, typer.Option(help="Another name for this server, HOST:PORT. Repeatable.")
 ]
+# Answers that are made together share no cache of few bits.
+Answers = Annotated[Options, Flags(without=("kv_bits",))]
 
 
 def serve(
+    context: typer.Context,
     model: Model = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
     port: Annotated[
@@ -51,12 +57,21 @@ def serve(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser.")
     ] = False,
+    options: Answers = CHAT,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
-    """Answer over HTTP as OpenAI's API does, with a page to chat in."""
+    """Answer over HTTP as OpenAI's API does, with a page to chat in.
+
+    How answers are generated and pictures are cut is for requests that say nothing of it.
+    """
+    from ..server.start import Start
+
+    start = Start([*given(context, options), *given(context, image_options)])
     listener = listen(host, port)
-    service = load_service(model, loading, image_options, not no_history, allow_urls)
+    service = load_service(
+        model, loading, options, image_options, not no_history, allow_urls, start
+    )
     secret = None if no_token else token or new_token()
     run_server(service, listener, secret, open_page, allow_host or (), allow_origin or ())
 
@@ -64,14 +79,17 @@ def serve(
 def load_service(
     model: str,
     loading: Loading,
+    options: Options,
     image_options: ImageOptions,
     keep_history: bool,
     allow_urls: bool = False,
+    start: "Start | None" = None,
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
     from ..generation.scheduler import Scheduler
     from ..server.app import Service
+    from ..server.start import Start
     from ..tasks.history import History, cache_folder
 
     folder = cache_folder() if keep_history else None
@@ -80,7 +98,9 @@ def load_service(
     )
     processor = scheduler.start().processor
     history = History() if keep_history else None
-    return Service(scheduler, processor, model, history, image_options, allow_urls)
+    return Service(
+        scheduler, processor, model, history, image_options, options, start or Start(), allow_urls
+    )
 
 
 def run_server(

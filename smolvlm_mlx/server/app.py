@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from ..errors import ContextFullError, GenerationError, HistoryError, PromptError, SmolVLMError, cut
 from ..events import End, Event, Reading, Text
+from ..generation.options import Options
 from ..generation.scheduler import BusyError, Job, Scheduler
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
@@ -31,10 +32,12 @@ from ..inputs.settings import ImageOptions
 from ..tasks.chat import oldest_turn
 from ..tasks.history import History
 from ..tasks.live import Judge
+from ..tasks.options import CHAT
 from .assets import ASSET_ROUTES, ASSETS
 from .openai import Completion, error_body, event
 from .request import ChatRequest
 from .security import Guard
+from .start import Start
 
 MAX_IMAGES = 16
 
@@ -48,13 +51,15 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
 @dataclass
 class Service:
     """What the routes work with. A request names no files of this machine, and addresses elsewhere
-    only with `allow_urls`."""
+    only with `allow_urls`; `options` and `image_options` are those of requests that say nothing."""
 
     scheduler: Scheduler
     processor: Processor
     model: str
     history: History | None
     image_options: ImageOptions
+    options: Options = CHAT
+    start: Start = field(default_factory=Start)
     allow_urls: bool = False
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
@@ -62,12 +67,18 @@ class Service:
     def routes(self) -> list[Route]:
         return [
             *ASSET_ROUTES,
+            Route("/page/start", self.page_start),
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
             Route("/conversations", self.list_conversations),
             Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
         ]
+
+    async def page_start(self, request: Request) -> Response:
+        return JSONResponse(
+            await anyio.to_thread.run_sync(self.start.to_json, self.options, self.image_options)
+        )
 
     async def health(self, request: Request) -> Response:
         running, waiting = self.scheduler.occupancy
@@ -111,7 +122,7 @@ class Service:
             raise PromptError(f"{len(asked.media)} images; the limit is {MAX_IMAGES} a request")
         if asked.live is not None and not asked.media:
             raise PromptError("live: the request has no picture")
-        options, schema = asked.options(), asked.schema_wanted()
+        options, schema = asked.options(self.options), asked.schema_wanted()
         image_options = self.processor.one_tile if asked.wants_one_tile() else self.image_options
         limits = replace(STRANGERS, allow_urls=self.allow_urls)
         started = time.perf_counter()

@@ -4,6 +4,7 @@ Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothi
 and ignored; those that ask for what is not done are refused by name.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -113,18 +114,20 @@ class ChatRequest(BaseModel):
             where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
             raise PromptError(cut(f"{where or 'body'}: {first['msg']}")) from None
 
-    def options(self) -> Options:
-        """How the answer is generated; temperature is 0 unless it is given.
+    def options(self, defaults: Options = CHAT) -> Options:
+        """How the answer is generated: as it says, and as `defaults` where it says nothing.
 
         Raises:
             GenerationError: a value is out of range.
         """
-        return Options(
-            max_tokens=self.max_completion_tokens or self.max_tokens or CHAT.max_tokens,
-            seed=None if self.seed is None else self.seed % 2**63,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            **self.model_dump(include=set(AS_THEY_ARE), exclude_none=True),
-        )
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        given = {
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "seed": None if self.seed is None else self.seed % 2**63,
+            "stop": None if stop is None else tuple(stop),
+            **self.model_dump(include=set(AS_THEY_ARE)),
+        }
+        return replace(defaults, **{n: value for n, value in given.items() if value is not None})
 
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
