@@ -38,6 +38,7 @@ import pytest
 from PIL import Image
 
 ROUTES = [
+    ("GET", "/page/start"),
     ("GET", "/health"),
     ("GET", "/v1/models"),
     ("POST", "/v1/chat/completions"),
