@@ -3,6 +3,7 @@ another, or it is refused by name."""
 
 import base64
 import json
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -288,3 +289,94 @@ def test_instructions_go_before_those_of_a_conversation_that_goes_on(
         asking = ("chat", "-m", "tiny", "-n", 2, "--resume", id)
         assert call(*asking, *flags, stdin="And now?\n")[0] == 0
         assert History().load(id)[0] == text_message("system", now)
+
+
+# ---- what would change nothing, and what contradicts itself
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("generate Hi --fps 2 --end 3", "--fps, --end: there is no --video"),
+        ("chat --resume last --no-history", "--resume needs the history"),
+        ("chat --web --kv-bits 4", "--kv-bits: not with --web"),
+        ("info --image {a}", "--image: of which checkpoint?"),
+        ("info --revision v1", "--revision: of which checkpoint?"),
+        ("info tiny --max-tiles 3", "--max-tiles: there is no --image"),
+        ("document {a} --pages 2 --output text", "--pages: of PDFs"),
+        ("document {a} --dpi 99 --output text", "--dpi: of PDFs"),
+        ("live {a} --camera 0", "a file and --camera"),
+        ("serve --no-token --token x", "--token and --no-token"),
+        ("serve --token=", "--token is empty"),
+        ("serve --allow-origin friend.example", "'friend.example': give one such as https://"),
+        ("serve --allow-origin https://a.example/b", "'https://a.example/b': give one such as"),
+        ("finetune {a} out --method full --rank 4", "--rank: of an adapter"),
+        ("finetune {a} out --steps 4 --epochs 2", "--epochs: --steps stands in its place"),
+        ("finetune {a} out --validation {a} --validation-share 0.1", "--validation-share: --valid"),
+        ("bench --random 256M --revision v1", "--revision: random weights have none"),
+        ("convert tiny {out} --group-size 32", "--group-size needs --bits"),
+        *[
+            (f"{words} --revision v1", "revision 'v1': 'tiny' is a folder")
+            for words in (
+                "generate Hi -m tiny",
+                "chat -m tiny --no-history",
+                "info tiny",
+                "convert tiny {out}",
+                "bench tiny --quick",
+                "caption {a} -m tiny -o {out}.jsonl",
+                "document {a} -m tiny --output text",
+                "evaluate {rows} -m tiny -o {out}",
+                "finetune {rows} {out} -m tiny",
+                "live {clip} -m tiny",
+                "serve -m tiny --port 0 --no-history",
+            )
+        ],
+    ],
+)
+def test_what_would_change_nothing_is_refused_by_name(
+    words: str, error: str, folder: Path, tmp_path: Path, call: Any
+) -> None:
+    names = {"a": "a.png", "rows": "rows.jsonl", "clip": "clip.mp4"}
+    places = {name: str(folder / file) for name, file in names.items()}
+    code, out, err = call(*words.format(**places, out=tmp_path / "out").split())
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
+    assert error in err.splitlines()[-1]
+
+
+ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.* is local on Linux")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "origin"),
+    [
+        ("", [], None),
+        ("--allow-host box.local --allow-host box:80", ["box.local:{port}", "box:80"], None),
+        pytest.param("--host 127.0.0.2", ["127.0.0.2:{port}"], None, marks=ONLY_LINUX),
+        ("--allow-origin https://Friend.example/", [], "https://friend.example"),
+    ],
+)
+def test_names_and_origins_that_are_allowed_are_let_in(
+    flags: str,
+    names: list[str],
+    origin: str | None,
+    asked: Asked,
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: dict[str, int] = {}
+
+    def ask(client: httpx2.Client) -> None:
+        port = client.base_url.port
+        for name in ("localhost:{port}", *names, "other.example:{port}"):
+            headers = {"host": name.format(port=port), **({"origin": origin} if origin else {})}
+            found[name] = client.get("/v1/models", headers=headers).status_code
+
+    opened = let_answer(monkeypatch, ask)
+    words = f"serve -m tiny --port 0 --open --no-history {flags}"
+    assert call(*words.split())[0] == 0
+    assert found == {
+        **dict.fromkeys(("localhost:{port}", *names), 200),
+        "other.example:{port}": 403,
+    }
+    assert opened[0].startswith("http://127.0.0.2:" if "--host" in flags else "http://127.0.0.1:")

@@ -56,11 +56,11 @@ def let_answer(monkeypatch: pytest.MonkeyPatch, ask: Callable[[httpx2.Client], N
     run = uvicorn.Server.run
 
     def answer(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        port, token = sockets[0].getsockname()[1], "".join(opened).partition("#token=")[2]
+        (host, port), token = sockets[0].getsockname(), "".join(opened).partition("#token=")[2]
         headers = {"authorization": f"Bearer {token}"} if token else {}
 
         def client() -> None:
-            base = f"http://127.0.0.1:{port}"
+            base = f"http://{host}:{port}"
             with httpx2.Client(base_url=base, headers=headers, timeout=60, **DIRECT) as asking:
                 try:
                     ask(asking)

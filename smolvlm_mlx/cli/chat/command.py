@@ -84,9 +84,9 @@ def _run_page(
     start: "Start",
 ) -> None:
     """The conversation in the browser, until Ctrl-C."""
-    listener = listen(LOCAL, 0)
-    service = load_service(model, loading, *settings, keep_history, start=start)
-    run_server(service, listener, new_token(), open_page=True)
+    with listen(LOCAL, 0) as listener:
+        service = load_service(model, loading, *settings, keep_history, start=start)
+        run_server(service, listener, new_token(), open_page=True)
 
 
 def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":
