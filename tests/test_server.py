@@ -39,6 +39,7 @@ import pytest
 from PIL import Image
 
 ROUTES = [
+    ("GET", "/page/start"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/tiny"),

@@ -58,6 +58,7 @@ from .openai import (
 from .openapi import Conversation, ConversationList, Health, document
 from .request import ChatRequest
 from .security import Guard
+from .start import Start
 
 
 def judges(most: int = 32) -> Callable[[str], Judge]:
@@ -90,8 +91,9 @@ class Service:
     model: str
     history: History | None
     image_options: ImageOptions
-    allow_urls: bool = False
     options: Options = CHAT
+    start: Start = field(default_factory=Start)
+    allow_urls: bool = False
     aliases: Sequence[str] = ()
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
@@ -105,6 +107,7 @@ class Service:
         ]
         return [
             *ASSET_ROUTES,
+            Route("/page/start", self.page_start),
             Route("/health", self.health),
             Route("/openapi.json", self.openapi),
             Mount("/v1", routes=api),
@@ -112,6 +115,11 @@ class Service:
             Route("/conversations", self.list_conversations),
             Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
         ]
+
+    async def page_start(self, request: Request) -> Response:
+        return JSONResponse(
+            await anyio.to_thread.run_sync(self.start.to_json, self.options, self.image_options)
+        )
 
     async def health(self, request: Request) -> Response:
         running, waiting = self.scheduler.occupancy
