@@ -178,6 +178,10 @@ class Scheduler:
             job.put(error)
             return
         cache, logits = reading.result
+        with self._changed:
+            is_shared = any(other.inputs is job.inputs for other in self._waiting)
+        if is_shared:  # with another answer to it, which then does not read it again
+            self._engine.prompts.keep(row, [layer.fork() for layer in cache])
         self._decoder.add([row], cache, logits)
         self._running[row] = job
 
