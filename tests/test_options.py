@@ -2,7 +2,7 @@
 where several answers are made at once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,38 +64,43 @@ def question(loaded: tuple[SmolVLM, Processor]) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def roads(loaded: tuple[SmolVLM, Processor]) -> Iterator[dict[str, Road]]:
-    engine = Engine(*loaded, conversations=4)
-    scheduler = Scheduler(lambda: engine)
+def scheduler(loaded: tuple[SmolVLM, Processor]) -> Iterator[Scheduler]:
+    scheduler = Scheduler(lambda: Engine(*loaded, conversations=4))
     scheduler.start()
+    yield scheduler
+    scheduler.close()
 
-    def served(inputs: Inputs, options: Options) -> list[str]:
-        texts, ends = ["", ""], [threading.Event(), threading.Event()]
-        errors: list[SmolVLMError] = []
 
-        def job(number: int) -> Job:
-            def put(event: Event | SmolVLMError) -> None:
-                texts[number] += event.piece if isinstance(event, Text) else ""
-                errors.extend([event] if isinstance(event, SmolVLMError) else [])
-                if isinstance(event, End | SmolVLMError):
-                    ends[number].set()
+def together(scheduler: Scheduler, inputs: Inputs, several: Sequence[Options]) -> list[str]:
+    """The answers to one prompt, each with other options, that are made at once."""
+    texts, errors = [""] * len(several), list[SmolVLMError]()
+    ends = [threading.Event() for _ in several]
 
-            return Job(inputs, options, put)
+    def job(number: int) -> Job:
+        def put(event: Event | SmolVLMError) -> None:
+            texts[number] += event.piece if isinstance(event, Text) else ""
+            errors.extend([event] if isinstance(event, SmolVLMError) else [])
+            if isinstance(event, End | SmolVLMError):
+                ends[number].set()
 
-        for number in range(2):
-            scheduler.submit(job(number))
-        assert all(end.wait(60) for end in ends)
-        assert not errors
-        return texts
+        return Job(inputs, several[number], put)
 
-    yield {
+    for number in range(len(several)):
+        scheduler.submit(job(number))
+    assert all(end.wait(60) for end in ends)
+    assert not errors
+    return texts
+
+
+@pytest.fixture(scope="module")
+def roads(loaded: tuple[SmolVLM, Processor], scheduler: Scheduler) -> dict[str, Road]:
+    return {
         "stream": lambda inputs, options: ["".join(stream_generate(*loaded, inputs, options))],
         "batch": lambda inputs, options: [
             text for text, _ in Engine(*loaded).batch([inputs] * 3, options)
         ],
-        "scheduler": served,
+        "scheduler": lambda inputs, options: together(scheduler, inputs, [options] * 2),
     }
-    scheduler.close()
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -116,6 +121,15 @@ def test_an_option_says_the_same_everywhere(
             roads[road](question, options)
     else:
         assert set(roads[road](question, options)) == {want}
+
+
+def test_answers_made_at_once_each_obey_their_own_options(
+    loaded: tuple[SmolVLM, Processor], question: Inputs, scheduler: Scheduler
+) -> None:
+    changed = {name: replace(before, **{name: value}) for name, (before, value) in CHANGES.items()}
+    several = [options for name, options in changed.items() if name != "kv_bits"]
+    want = [generate(*loaded, question, options) for options in several]
+    assert together(scheduler, question, several) == want
 
 
 @pytest.mark.parametrize("road", ROADS)

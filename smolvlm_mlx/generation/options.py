@@ -20,11 +20,11 @@ class Options:
 
     max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
     temperature: float = option(
-        0.0, "0: always the likeliest token; else divides the logits, after penalties.", short="-t"
+        0.0, "Divides the logits, after penalties; 0: always the likeliest token.", short="-t"
     )
     top_k: int = option(0, "Sample from so many likeliest tokens, after temperature; 0: all.")
-    top_p: float = option(1.0, "Of those, from the likeliest up to this probability in all.")
-    min_p: float = option(0.0, "Of those, from tokens this likely, relative to the likeliest.")
+    top_p: float = option(1.0, "Of these, from the likeliest up to this probability; after top_k.")
+    min_p: float = option(0.0, "Of these, from ones this likely beside the likeliest; after top_p.")
     repetition_penalty: float = option(
         1.0, "Above 1, tokens of question and answer become less likely."
     )
@@ -44,7 +44,7 @@ class Options:
     )
     skip_special_tokens: bool | None = option(
         None,
-        "Leave special tokens out of the text. Untold, all but the tags of document checkpoints.",
+        "Leave special tokens out of the text; untold, all but those of document checkpoints.",
     )
 
     def __post_init__(self) -> None:
