@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import SmolVLMError, quote
 
 T = TypeVar("T")
-WORDS = {int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "None"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def settle(values: Any, error: type[SmolVLMError]) -> None:
         try:
             object.__setattr__(values, option.name, _as_type(option.type, given))
         except TypeError:
-            kinds = " or ".join(map(_in_words, _members(option.type)))
+            kinds = ", or ".join(map(_in_words, _members(option.type)))
             problems.append(f"{option.name} is {quote(given)}, must be {kinds}")
     if problems:
         raise error("; ".join(problems))
