@@ -77,14 +77,17 @@ class PrefixCache:
     def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
 
-        What an interrupt left uncomputed is computed now: another thread, which may be the next to
-        use it, could not.
+        Of an interrupt between two layers the tokens stay that all layers have. What it left
+        uncomputed is computed now: another thread, which may be the next to use it, could not.
         """
-        if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
-            return  # interrupted between two layers
+        count = min(layer.offset for layer in layers)
+        if not count:
+            return
+        for layer in layers:
+            layer.trim(layer.offset - count)
         mx.async_eval([layer.state for layer in layers])
         with self._lock:
-            self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
+            self._entries.append(_Entry(list(keys[:count]), layers, kv_bits))
             while len(self._entries) > self._most_entries or (
                 len(self._entries) > 1 and self._nbytes > self._most_bytes
             ):
