@@ -1,6 +1,6 @@
 """KV caches of prompts that were read, for prompts that begin in the same way.
 
-A prompt is compared by keys: token ids, but at a placeholder the digest of its tile, so that
+A prompt is compared by keys: token ids, but at a placeholder the name of its tile, so that
 equal-looking prompts with different pictures share nothing beyond their first picture.
 """
 
@@ -18,9 +18,10 @@ Key = int | bytes
 
 def prefix_keys(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
     """One key for each of `inputs.input_ids`."""
-    digests = (digest for digest in inputs.tile_digests for _ in range(tokens_per_tile))
+    how = inputs.settings.normalization
+    names = (digest + how for digest in inputs.tile_digests for _ in range(tokens_per_tile))
     return [
-        next(digests) if token == image_token_id else token for token in inputs.input_ids.tolist()
+        next(names) if token == image_token_id else token for token in inputs.input_ids.tolist()
     ]
 
 
