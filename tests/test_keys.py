@@ -234,7 +234,13 @@ def test_a_video_is_sampled_anew_for_other_sampling(name: str, loaded: Loaded) -
 
 def test_rows_share_a_sampler_of_equal_options_alone() -> None:
     usual = Options(temperature=1.5, top_p=0.9, top_k=7, min_p=0.1)
-    changes = {"temperature": 1.0, "top_p": 0.5, "top_k": 5, "min_p": 0.2, "seed": 1}
+    changes: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_p": 0.5,
+        "top_k": 5,
+        "min_p": 0.2,
+        "seed": 1,
+    }
     samplers = {make_sampler(replace(usual, **{name: changes[name]})) for name in changes}
     assert make_sampler(usual) is make_sampler(replace(usual, max_tokens=1))
     assert len({make_sampler(usual), *samplers}) == len(changes) + 1
