@@ -24,6 +24,7 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.generation.scheduler import Job
+from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.request import ChatRequest
@@ -223,6 +224,26 @@ def test_a_video(server: Running) -> None:
         "'/etc/passwd'" in refused.json()["error"]["message"]
         or "base64" in refused.json()["error"]["message"]
     )
+
+
+ASKED_WITH = {"fps": 2.0, "max_frames": 3, "start": 1.0, "end": 2.0}
+
+
+def test_a_video_is_seen_as_it_is_asked_with(server: Running) -> None:
+    assert ASKED_WITH.keys() == {*VIDEO_OPTIONS}
+    data = encode_video(40, 10)
+    url = "data:video/mp4;base64," + base64.b64encode(data).decode()
+
+    def tiles(**options: float) -> int:
+        parts = [{"type": "video_url", "video_url": {"url": url}, **options}]
+        asked = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        return int(server.complete(asked).json()["usage"]["timing"]["tiles"])
+
+    usual = tiles()
+    for name, value in ASKED_WITH.items():
+        part = {"type": "video", "video": data, name: value}
+        inputs = server.service.processor([{"role": "user", "content": [part]}])
+        assert tiles(**{name: value}) == len(inputs.tiles) != usual, name
 
 
 # ---- what the page is told
