@@ -144,6 +144,15 @@ def test_the_latest_is_first_and_words_are_found(history: History) -> None:
         assert [summary.id for summary in history.list(words=searched)] == [*found]
 
 
+def test_a_list_shows_what_a_conversation_now_is(history: History) -> None:
+    for number, (said, title) in enumerate(
+        {"Old\n words": "Old words", "x" * 60: "x" * 60, "y" * 61: "y" * 59 + "…"}.items()
+    ):
+        history.save("a", [asked(said)], f"model {number}")
+        (summary,) = history.list()
+        assert (summary.title, summary.model) == (title, f"model {number}")
+
+
 def test_private(history: History) -> None:
     history.save("a", TALK)
     assert history.path.parent.stat().st_mode & 0o777 == 0o700
