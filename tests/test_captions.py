@@ -125,6 +125,43 @@ def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     assert [text for text, _ in stopped] == [text.partition(" in")[0] for text, _ in answers]
 
 
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_batch_is_as_large_as_its_keys_and_values_may_be(
+    together: int,
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (model, processor), task = bundled, Task(DESCRIBE.prompt, 1000)
+    lengths = [len(processor(ask(path, task.prompt)).input_ids) for path in pictures]
+    usual = max(lengths, key=lengths.count)
+    files = [path for path, one in zip(pictures, lengths, strict=True) if one == usual]
+    assert len(files) > 3
+    cache = model.language_model.make_cache(usual + task.max_tokens)
+    model.language_model.hidden_states(mx.array([[1]]), cache)
+    one = sum(array.nbytes for layer in cache for array in layer.state)
+    monkeypatch.setattr(captions, "CACHE_BYTES", one * together)
+    Captioner(*bundled, task).write(files, tmp_path / "a.jsonl")
+    whole, rest = divmod(len(files), together)
+    assert asked == [together] * whole + [rest] * (rest > 0)
+
+
+def test_a_window_is_as_large_as_its_pictures_may_be(
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = 17 * 3 * bundled[1].settings.tile_size ** 2
+    monkeypatch.setattr(captions, "WINDOW_BYTES", 3 * picture)
+    steps = Captioner(*bundled, Task(DESCRIBE.prompt, 4)).write_in_steps(
+        pictures, tmp_path / "a.jsonl"
+    )
+    assert [step.done for step in steps] == [3, 6, 8]
+
+
 def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = bundled
     two = [

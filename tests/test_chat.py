@@ -232,6 +232,25 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
         chat.drop_oldest()
 
 
+@pytest.mark.parametrize(("longest", "room"), [(1, 1), (5, 5), (256, 256), (257, 256), (5000, 256)])
+def test_there_is_room_for_an_answer_of_some_length(
+    longest: int, room: int, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    tokens = len(processor([user_message("Hello")]).input_ids)
+    config, chat = model.config, Chat(*loaded, Options(max_tokens=longest))
+    for context in (tokens + room, tokens + room - 1):
+        text = replace(config.text_config, max_position_embeddings=context)
+        monkeypatch.setattr(model, "config", replace(config, text_config=text))
+        if context == tokens + room:
+            chat.ask("Hello")
+            chat.undo()
+        else:
+            with pytest.raises(ContextFullError, match="leaves no room for an answer"):
+                chat.ask("Hello")
+    assert chat.messages == []
+
+
 def test_the_oldest_turn_is_the_first_question_and_all_before_the_second() -> None:
     def turn(*roles: str) -> slice:
         return oldest_turn([text_message(role, "") for role in roles])

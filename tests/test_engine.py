@@ -13,10 +13,12 @@ from smolvlm_mlx.events import Statistics, Text
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefill import PromptReader
+from smolvlm_mlx.model import KVCache
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -173,10 +175,26 @@ def test_pictures_need_a_place(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_cache(
-    bits: Any, loaded: Loaded, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert len(ids_of(loaded, options=replace(SHORT, kv_bits=bits))) == 12
+def test_keys_and_values_are_kept_in_so_many_bits(bits: Any, loaded: Loaded, ends: Any) -> None:
+    kept = dict[Any, list[KVCache]]()
+    for each in (None, bits):
+        engine = Engine(*loaded)
+        stream = engine.stream("Hello", replace(SHORT, kv_bits=each))
+        list(stream)
+        layers, count = engine.prompts.prefix_cache.pop([*stream.row.keys, -1], each)
+        assert layers is not None
+        kept[each] = layers
+    nbytes = sum(array.nbytes for layer in kept[bits] for array in layer.state)
+    # Of 32 numbers, with a scale and a bias in float32; keys and values of 3 layers and 2 heads.
+    assert nbytes == (32 * bits // 8 + 8) * 2 * 3 * 2 * (count + SHORT.max_tokens - 1)
+    # What they say is the same, but for a step of their scale; of the first layer, whose input is.
+    exact, rough = (
+        np.array(kept[each][0].update_and_fetch(*[mx.zeros((1, 2, 1, 32))] * 2)[0])[..., :count, :]
+        for each in (None, bits)
+    )
+    groups = exact.max(-1, keepdims=True) - exact.min(-1, keepdims=True)
+    assert (abs(exact - rough) <= groups / (2**bits - 1)).all()
+    assert not np.array_equal(exact, rough)
 
 
 def test_repetition_penalty(loaded: Loaded, ends: Any) -> None:

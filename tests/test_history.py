@@ -1,6 +1,7 @@
 """What was said stays, whatever happens in the middle of writing it, and goes when it is told
 to."""
 
+import asyncio
 import io
 import json
 import os
@@ -13,15 +14,23 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
+from smolvlm_mlx.cli.options import Loading
+from smolvlm_mlx.cli.serve import load_service
 from smolvlm_mlx.errors import HistoryError
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
+from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.http import question
 from tests.support.messages import media_of
+from tests.support.pictures import data_url
 
+import httpx2
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -76,6 +85,36 @@ def test_saved_and_loaded(history: History) -> None:
     assert abs(summary.updated - time.time()) < 60
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("road", ["chat", "serve"])
+def test_without_a_history_nothing_is_kept(
+    road: str, keeps: bool, tiny: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what was said, nor what was computed of its pictures."""
+    for name in ("data_folder", "cache_folder"):
+        folder = tmp_path / "home" / name
+        monkeypatch.setattr(f"smolvlm_mlx.tasks.history.{name}", lambda folder=folder: folder)
+    if road == "chat":
+        (tmp_path / "cat.png").write_bytes(PICTURE.data)
+        options = ["-m", tiny, "-n", 2, *([] if keeps else ["--no-history"])]
+        assert call("chat", *options, stdin=f"What is {tmp_path}/cat.png?\n")[0] == 0
+    else:
+        service = load_service(str(tiny), Loading(), ImageOptions(), keeps)
+        asked = question("What?", data_url(), max_tokens=2, conversation="0123456789abcdef")
+
+        async def ask() -> bool:
+            transport = httpx2.ASGITransport(make_app(service, ["a:1"], None))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://a:1") as client:
+                answer = await client.post("/v1/chat/completions", json=asked)
+                assert answer.status_code == 200
+                return bool((await client.get("/conversations")).json()["kept"])
+
+        assert asyncio.run(ask()) == keeps
+        service.scheduler.close()
+    kept = sorted(path.name for path in tmp_path.glob("home/*/*.sqlite3"))
+    assert kept == (["features.sqlite3", "history.sqlite3"] if keeps else [])
+
+
 def test_saved_again(history: History) -> None:
     history.save("a", TALK)
     history.save("a", [*TALK[:4], text_message("assistant", "No.")])
@@ -103,6 +142,15 @@ def test_the_latest_is_first_and_words_are_found(history: History) -> None:
         "%%": "",
     }.items():
         assert [summary.id for summary in history.list(words=searched)] == [*found]
+
+
+def test_a_list_shows_what_a_conversation_now_is(history: History) -> None:
+    for number, (said, title) in enumerate(
+        {"Old\n words": "Old words", "x" * 60: "x" * 60, "y" * 61: "y" * 59 + "…"}.items()
+    ):
+        history.save("a", [asked(said)], f"model {number}")
+        (summary,) = history.list()
+        assert (summary.title, summary.model) == (title, f"model {number}")
 
 
 def test_private(history: History) -> None:

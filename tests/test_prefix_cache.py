@@ -83,11 +83,19 @@ def test_bounds() -> None:
     assert cache.pop([1, 2])[1] == 1
 
 
-def test_interrupted_between_two_layers() -> None:
+def test_an_interrupt_between_two_layers_leaves_the_tokens_that_all_have() -> None:
     cache = PrefixCache()
-    cache.put([1, 2, 3], [*layers(3), *layers(2)])
-    cache.put([], layers(0))
-    assert cache.pop([1, 2, 3])[1] == 0
+    cache.put([1, 2, 3, 4], [*layers(3), *layers(2), *layers(4)])
+    taken, count = cache.pop([1, 2, 3, 4])
+    assert taken is not None
+    assert (count, [layer.offset for layer in taken]) == (2, [2] * 6)
+
+
+def test_nothing_takes_no_place() -> None:
+    cache = PrefixCache()
+    cache.put([1, 2, 3], layers(3))
+    cache.put([7], [*layers(1), *layers(0)])
+    assert cache.pop([1, 2, 3, 4])[1] == 3
 
 
 def test_quantized_caches_are_apart() -> None:

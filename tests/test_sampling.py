@@ -107,6 +107,15 @@ def test_without_a_seed_every_answer_is_another() -> None:
     assert len(set(map(tuple, drawn))) == 10
 
 
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_tokens_come_as_often_as_they_are_likely(temperature: float) -> None:
+    choose, count = make_sampler(Options(temperature=temperature, seed=0)), 20_000
+    tokens = np.array(choose(mx.broadcast_to(mx.array([0.0, 1.0, 2.0]), (count, 3))))
+    shares = np.exp(np.arange(3) / temperature)
+    found = np.bincount(tokens, minlength=3) / count
+    np.testing.assert_allclose(found, shares / shares.sum(), atol=0.015)  # 4 deviations
+
+
 def test_the_narrowest_sampler_is_greedy() -> None:
     greedy = draw(Options())
     assert len(set(greedy)) == 1

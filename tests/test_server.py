@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.cli.serve import model_id
 from smolvlm_mlx.generation.scheduler import Job
+from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.request import ChatRequest
@@ -36,6 +37,7 @@ from tests.support.videos import encode_video
 import httpx2
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 ROUTES = [
@@ -139,23 +141,28 @@ def test_json_schema(openai: Any) -> None:
         "type": "object",
         "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
         "required": ["n"],
+        "additionalProperties": False,
     }
     wanted = {
         "type": "json_schema",
         "json_schema": {"name": "count", "strict": True, "schema": schema},
     }
-    messages = [{"role": "user", "content": "Count"}]
-    answer = openai.chat.completions.create(
-        model="tiny", messages=messages, response_format=wanted, max_tokens=200
+    asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Count"}]}
+    asked |= {"max_tokens": 60, "temperature": 1.0, "seed": 1}
+
+    def content(**more: Any) -> str:
+        return str(openai.chat.completions.create(**asked, **more).choices[0].message.content)
+
+    fits = json.loads(content(response_format=wanted))
+    assert fits.keys() == {"n"}
+    assert fits["n"] in range(100)
+    assert not content(response_format={"type": "text"}).startswith("{")
+    assert content(response_format={"type": "json_object"}).startswith("{")
+    joined = "".join(
+        chunk.choices[0].delta.content or ""
+        for chunk in openai.chat.completions.create(**asked, response_format=wanted, stream=True)
     )
-    assert set(json.loads(answer.choices[0].message.content)) >= {"n"}
-    sampled = {"temperature": 1.0, "seed": 1, "max_tokens": 200}
-    answer = openai.chat.completions.create(
-        model="tiny", messages=messages, response_format={"type": "json_object"}, **sampled
-    )
-    assert answer.choices[0].finish_reason == "length" or isinstance(
-        json.loads(answer.choices[0].message.content), dict
-    )
+    assert json.loads(joined) == fits
 
 
 @pytest.mark.parametrize(
@@ -323,6 +330,26 @@ def test_what_a_request_leaves_open_is_as_the_server_was_told(
         Options(max_tokens=3, stop=("x",)),
         Options(max_tokens=2, temperature=0.5, stop=("y", "z"), seed=1),
     ]
+
+
+ASKED_WITH = {"fps": 2.0, "max_frames": 3, "start": 1.0, "end": 2.0}
+
+
+def test_a_video_is_seen_as_it_is_asked_with(server: Running) -> None:
+    assert ASKED_WITH.keys() == {*VIDEO_OPTIONS}
+    data = encode_video(40, 10)
+    url = "data:video/mp4;base64," + base64.b64encode(data).decode()
+
+    def tiles(**options: float) -> int:
+        parts = [{"type": "video_url", "video_url": {"url": url}, **options}]
+        asked = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        return int(server.complete(asked).json()["usage"]["timing"]["tiles"])
+
+    usual = tiles()
+    for name, value in ASKED_WITH.items():
+        part = {"type": "video", "video": data, name: value}
+        inputs = server.service.processor([{"role": "user", "content": [part]}])
+        assert tiles(**{name: value}) == len(inputs.tiles) != usual, name
 
 
 # ---- what the page is told
@@ -879,6 +906,10 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     answer = server.complete(question("One more"))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["type"] == "server_busy"
+    with server.client() as client:
+        health = client.get("/health").json()
+    assert (health["status"], health["running"], health["waiting"]) == ("ok", 8, 32)
     for connection in connections:
         connection.close()
     server.wait_until_idle()
@@ -953,6 +984,87 @@ def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -
 
 
 # ---- the program
+
+
+@dataclass
+class Served:
+    """What `serve` printed, and how its application answers to its page's address."""
+
+    printed: str
+    status: Callable[..., int]
+
+
+@pytest.fixture
+def served(
+    tiny: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Served]]:
+    """Run `serve` with options, with nothing but the network left out."""
+    apps = list[Any]()
+
+    def run(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        for listener in sockets:
+            listener.close()
+        apps.append(self.config.app)
+
+    async def end() -> None:
+        for app in apps:
+            async with app.router.lifespan_context(app):
+                pass
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+
+    def serve(*options: object) -> Served:
+        code, out, _ = call("serve", "-m", tiny, "--port", 0, "--no-history", *options)
+        assert code == 0
+        base = out.split()[1].partition("#")[0].rstrip("/")
+
+        async def ask(**headers: str) -> int:
+            async with httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(apps[-1]), base_url=base
+            ) as client:
+                return (await client.get("/v1/models", headers=headers)).status_code
+
+        return Served(out, lambda **headers: asyncio.run(ask(**headers)))
+
+    yield serve
+    asyncio.run(end())
+
+
+def test_serve_asks_for_its_token(
+    served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = served()
+    token = random.printed.split("token: ")[1].strip()
+    assert f"#token={token}\n" in random.printed
+    assert len(token) >= 32
+    assert random.status() == 401
+    assert random.status(authorization=f"Bearer {token}") == 200
+    assert served().printed.split("token: ")[1].strip() != token
+    given = served("--token", "mine")
+    assert "token: mine\n" in given.printed
+    assert given.status(authorization="Bearer mine") == 200
+    assert given.status(authorization=f"Bearer {token}") == 401
+    monkeypatch.setenv("SMOLVLM_MLX_TOKEN", "theirs")
+    assert served().status(authorization="Bearer theirs") == 200
+
+
+def test_serve_without_a_token_lets_everyone_in(served: Callable[..., Served]) -> None:
+    for options in (["--no-token"], ["--no-token", "--token", "mine"]):
+        found = served(*options)
+        assert "token" not in found.printed
+        assert found.status() == 200
+        assert found.status(authorization="Bearer wrong") == 200
+
+
+def test_serve_knows_the_names_and_origins_that_it_is_given(
+    served: Callable[..., Served],
+) -> None:
+    usual = served("--no-token")
+    names = {"host": "box.local:80"}, {"origin": "https://friend.example"}
+    assert [usual.status(**name) for name in names] == [403, 403]
+    both = ("--allow-host", "box.local:80", "--allow-host", "other:1")
+    found = served("--no-token", *both, "--allow-origin", "https://friend.example")
+    assert [found.status(**name) for name in (*names, {"host": "other:1"})] == [200] * 3
 
 
 @contextlib.contextmanager

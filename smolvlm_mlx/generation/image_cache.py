@@ -88,10 +88,8 @@ class ImageCache:
     def _key(self, settings: ImageSettings, digest: bytes) -> bytes:
         """A tile's name under these values of the preprocessing (tiles are uint8, before them), and
         in the file of this model."""
-        values = repr((settings.mean, settings.std, settings.rescale_factor)).encode()
-        return blake2b(
-            (self._weights if self._file else b"") + values + digest, digest_size=16
-        ).digest()
+        weights = self._weights if self._file else b""
+        return blake2b(weights + settings.normalization + digest, digest_size=16).digest()
 
     @cached_property
     def _dtype(self) -> mx.Dtype:

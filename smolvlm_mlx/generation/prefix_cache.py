@@ -1,6 +1,6 @@
 """KV caches of prompts that were read, for prompts that begin in the same way.
 
-A prompt is compared by keys: token ids, but at a placeholder the digest of its tile, so that
+A prompt is compared by keys: token ids, but at a placeholder the name of its tile, so that
 equal-looking prompts with different pictures share nothing beyond their first picture.
 """
 
@@ -18,9 +18,10 @@ Key = int | bytes
 
 def prefix_keys(inputs: Inputs, image_token_id: int, tokens_per_tile: int) -> list[Key]:
     """One key for each of `inputs.input_ids`."""
-    digests = (digest for digest in inputs.tile_digests for _ in range(tokens_per_tile))
+    how = inputs.settings.normalization
+    names = (digest + how for digest in inputs.tile_digests for _ in range(tokens_per_tile))
     return [
-        next(digests) if token == image_token_id else token for token in inputs.input_ids.tolist()
+        next(names) if token == image_token_id else token for token in inputs.input_ids.tolist()
     ]
 
 
@@ -77,14 +78,17 @@ class PrefixCache:
     def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
         """Hold a KV cache whose tokens have these keys; those given longest ago make room.
 
-        What an interrupt left uncomputed is computed now: another thread, which may be the next to
-        use it, could not.
+        Of an interrupt between two layers the tokens stay that all layers have. What it left
+        uncomputed is computed now: another thread, which may be the next to use it, could not.
         """
-        if len({layer.offset for layer in layers}) != 1 or not layers[0].offset:
-            return  # interrupted between two layers
+        count = min(layer.offset for layer in layers)
+        if not count:
+            return
+        for layer in layers:
+            layer.trim(layer.offset - count)
         mx.async_eval([layer.state for layer in layers])
         with self._lock:
-            self._entries.append(_Entry(list(keys[: layers[0].offset]), layers, kv_bits))
+            self._entries.append(_Entry(list(keys[:count]), layers, kv_bits))
             while len(self._entries) > self._most_entries or (
                 len(self._entries) > 1 and self._nbytes > self._most_bytes
             ):

@@ -40,6 +40,11 @@ class ImageSettings:
         if problems := _problems(vars(self)):
             raise ImageError(f"image settings: {'; '.join(problems)}")
 
+    @property
+    def normalization(self) -> bytes:
+        """A name for what becomes of a tile's pixels after it is cut."""
+        return repr((self.mean, self.std, self.rescale_factor)).encode()
+
     @classmethod
     def from_dict(
         cls, raw: Mapping[str, object], name: str = "preprocessor_config.json"
