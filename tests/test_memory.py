@@ -4,11 +4,10 @@ from typing import Any
 
 from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.config import ModelConfig
-from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.training.memory import estimate
 from smolvlm_mlx.training.plan import PRESETS, Plan
-from tests.support.places import REAL_FILES
+from tests.support.family import FAMILY
 
 import mlx.core as mx
 import pytest
@@ -49,11 +48,10 @@ def test_an_estimate_grows_with_everything() -> None:
         ("SmolVLM2-2.2B-Instruct", "16gb", 16),
     ],
 )
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, limit: int) -> None:
     """QLoRA on 4 bits with a picture in all its tiles; macOS lets a GPU have about two thirds of
     the memory."""
-    config = ModelConfig.from_dict(read_json(REAL_FILES / name / "config.json"))
+    config = ModelConfig.from_dict(FAMILY[name])
     plan = Plan(**PRESETS[preset])
     model = SmolVLM(config)
     model.set_dtype(mx.bfloat16)

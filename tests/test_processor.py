@@ -18,14 +18,12 @@ from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tiles import make_tiles, normalize, plan_tiles
 from tests.support.checkpoints import load_processor
+from tests.support.family import FIRST, SECOND
 from tests.support.messages import text
-from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
 from PIL import Image
-
-needs_family = pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 
 
 @pytest.fixture(scope="module")
@@ -186,23 +184,19 @@ def picture_tokens(processor: Processor, split: bool = True) -> int:
     )
 
 
-@needs_family
-def test_published_count_of_the_model_card() -> None:
-    processor = load_processor(REAL_FILES / "SmolVLM-Instruct")
+def test_published_count_of_the_model_card(family: Path) -> None:
+    processor = load_processor(family / FIRST)
     inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
     assert len(inputs.input_ids) == 1194
     # <|im_start|> User : Describe this image <end_of_utterance> ...
     assert picture_tokens(processor) == 1194 - 11
 
 
-@needs_family
-def test_published_counts_of_a_photo() -> None:
+def test_published_counts_of_a_photo(family: Path) -> None:
     """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one
     504-character text that is not published: all three have to leave the same number of tokens for
     it."""
-    second, first = (
-        load_processor(REAL_FILES / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct")
-    )
+    second, first = (load_processor(family / name) for name in (SECOND, FIRST))
     rest = {
         1204 - picture_tokens(second),
         205 - picture_tokens(second, split=False),

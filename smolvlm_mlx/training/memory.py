@@ -76,8 +76,11 @@ def _per_token(text: TextConfig, tokens: int, checkpointed: bool) -> int:
     # silu and product.
     layer = 6 * text.hidden_size + heads + 4 * text.intermediate_size
     # A backward pass has no fused attention: probabilities of each token with every other.
-    layer += text.num_attention_heads * tokens
-    return text.num_hidden_layers * (text.hidden_size if checkpointed else layer) + layer
+    scores = text.num_attention_heads * tokens
+    layer += scores
+    kept = text.hidden_size if checkpointed else layer
+    # The layer at work holds some of them at once, as measured: scores, probabilities, gradients.
+    return text.num_hidden_layers * kept + layer + (3 if checkpointed else 1) * scores
 
 
 def _per_patch(vision: VisionConfig, checkpointed: bool, trained: bool) -> int:
