@@ -17,6 +17,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tiles import make_tiles, normalize, plan_tiles
+from smolvlm_mlx.training.dataset import make_example
 from tests.support.checkpoints import load_processor
 from tests.support.family import FIRST, SECOND
 from tests.support.messages import text
@@ -127,6 +128,46 @@ def test_templates_that_misplace_pictures(template: str, tiny: Path) -> None:
     processor.template = ChatTemplate(template)
     with pytest.raises(PromptError, match="the chat template placed"):
         processor([user_message("Hi", [plain("red")])])
+
+
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "user", "content": [plain("red"), text("What?")]},
+    {"role": "assistant", "content": "Red."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes"},
+]
+UNTRAINABLE = {
+    # The number of turns at the start, no answer but the last, words before an answer that are gone
+    # once it is given.
+    "counts": "{{ messages | length }}" + FAMILY_TEMPLATE,
+    "forgets": "{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}"
+    "<image>{% elif m.role == 'user' or m is sameas messages[-1] %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endfor %}",
+    "thinks": FAMILY_TEMPLATE.replace("'Assistant:'", "'Assistant: <think>'"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRAINABLE)
+def test_a_template_that_cannot_be_trained_with_is_refused(kind: str, tiny: Path) -> None:
+    processor = load_processor(tiny)
+    processor.template = ChatTemplate(UNTRAINABLE[kind])
+    with pytest.raises(
+        PromptError, match=r"message \d: the chat template does not keep what comes"
+    ):
+        make_example(processor, CONVERSATION)
+
+
+@pytest.mark.parametrize("end", ["<end_of_utterance>", "<end_of_utterance>\n\n", "|\n"])
+def test_another_template_is_trained_with_up_to_its_ends(end: str, tiny: Path) -> None:
+    """Of an answer without an end of its own all is learned, line breaks too."""
+    processor = load_processor(tiny)
+    other = FAMILY_TEMPLATE.replace("<end_of_utterance>\n", end)
+    processor.template = ChatTemplate(other.replace("'Assistant:'", "'Assistant: '"))
+    example = make_example(processor, CONVERSATION)
+    ids = example.input_ids[example.loss_mask].tolist()
+    learned = end.partition("\n")[0] if end.startswith("<") else end
+    have = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    assert have == f"Red.{learned}Yes{learned}"
 
 
 def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
