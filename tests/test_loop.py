@@ -2,12 +2,14 @@
 and when there is a validation and a saved state."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from convert.random_checkpoint import TILE
 from smolvlm_mlx.checkpoint.adapters import AdapterConfig, add_adapter, layers_of
+from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.model.language import DecoderLayer
@@ -36,6 +38,7 @@ def gradients_of(model: SmolVLM, batch: Any) -> dict[str, np.ndarray]:
 # ---- steps, by hand
 
 Weights = dict[str, np.ndarray]
+Gradients = Callable[[Weights, Batch], tuple[float, Weights]]  # with the loss, at some weights
 
 
 def of_text(folder: Path) -> tuple[SmolVLM, Batches]:
@@ -82,21 +85,32 @@ def rate_by_hand(settings: Settings, step: int) -> float:
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * min(1, done))) / 2
 
 
+def gradients_of_mlx(model: SmolVLM) -> Gradients:
+    """Of a model's own parameters."""
+
+    def gradients(weights: Weights, batch: Batch) -> tuple[float, Weights]:
+        model.load_weights([(name, mx.array(w, mx.float32)) for name, w in weights.items()], False)
+        image_tokens = image_tokens_of(model, batch)
+        loss, found = nn.value_and_grad(model, loss_sum)(model, batch, image_tokens)
+        return loss.item(), {name: np.array(g) for name, g in dict(tree_flatten(found)).items()}
+
+    return gradients
+
+
 def train_by_hand(
-    model: SmolVLM, batches: Batches, settings: Settings
+    gradients: Gradients, start: Weights, batches: Batches, settings: Settings
 ) -> tuple[list[float], list[float], Weights]:
-    """Losses, rates and weights of AdamW (arXiv:1711.05101) in NumPy; only gradients are MLX's."""
-    weights = trained_weights(model)
+    """Losses, rates and weights of AdamW (arXiv:1711.05101) in NumPy."""
+    weights = {name: w.copy() for name, w in start.items()}
     mean, square = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     losses, rates = [], []
     for step in range(settings.steps):
         total, sums = 0.0, {name: np.zeros_like(w) for name, w in weights.items()}
         for batch in batches(step):
-            image_tokens = image_tokens_of(model, batch)
-            loss, gradients = nn.value_and_grad(model, loss_sum)(model, batch, image_tokens)
-            total += loss.item()
-            for name, gradient in dict(tree_flatten(gradients)).items():
-                sums[name] += np.array(gradient)
+            loss, found = gradients(weights, batch)
+            total += loss
+            for name, gradient in found.items():
+                sums[name] += gradient
         tokens = sum(batch.tokens for batch in batches(step))
         norm = math.sqrt(sum(((g / tokens) ** 2).sum() for g in sums.values()))
         rates.append(rate_by_hand(settings, step))
@@ -108,7 +122,6 @@ def train_by_hand(
             size = np.sqrt(square[name] / (1 - 0.95 ** (step + 1))) + 1e-8
             w *= 1 - rates[-1] * settings.weight_decay
             w -= rates[-1] * unbiased / size
-        model.load_weights([(name, mx.array(w, mx.float32)) for name, w in weights.items()], False)
         losses.append(total / tokens)
     return losses, rates, weights
 
@@ -128,7 +141,8 @@ CHANGES: dict[str, Any] = {
 def base_weights(shallow: Path) -> Weights:
     """What BASE makes of the weights."""
     with mx.stream(mx.cpu):
-        return train_by_hand(*of_text(shallow), BASE)[2]
+        model, batches = of_text(shallow)
+        return train_by_hand(gradients_of_mlx(model), trained_weights(model), batches, BASE)[2]
 
 
 def assert_close(have: Weights, want: Weights) -> None:
@@ -142,8 +156,9 @@ def test_steps_are_adamws_by_hand(
     changed: str, shallow: Path, base_weights: Weights, tmp_path: Path
 ) -> None:
     settings = replace(BASE, **{changed: CHANGES[changed]})
-    losses, rates, weights = train_by_hand(*of_text(shallow), settings)
     model, batches = of_text(shallow)
+    by_hand = gradients_of_mlx(of_text(shallow)[0])
+    losses, rates, weights = train_by_hand(by_hand, trained_weights(model), batches, settings)
     trainer = Trainer(model, settings, tmp_path)
     trainer.run(batches)
     np.testing.assert_allclose([record.loss for record in trainer.history], losses, rtol=1e-5)
@@ -154,6 +169,58 @@ def test_steps_are_adamws_by_hand(
     assert_close(trained_weights(model), weights)
     # Not obeyed, it would be seen.
     assert max(np.abs(base_weights[name] - w).max() for name, w in weights.items()) > 10 * TOLERANCE
+
+
+def gradients_of_an_adapter(model: SmolVLM, path: str, base: np.ndarray, scale: float) -> Gradients:
+    """Through the weight that it amounts to, in a model without it (LoRA: arXiv:2106.09685; DoRA,
+    whose norm counts as a constant: arXiv:2402.09353)."""
+    layer = dict(model.named_modules())[path]
+    model.freeze()
+    layer.unfreeze()
+
+    def gradients(weights: Weights, batch: Batch) -> tuple[float, Weights]:
+        a, b = (weights[f"{path}.{name}"] for name in ("lora_a", "lora_b"))
+        m = weights.get(f"{path}.m")
+        summed = base + scale * (a @ b).T  # (O, I)
+        norm = np.linalg.norm(summed, axis=1, keepdims=True)
+        size = 1.0 if m is None else m[:, None] / norm
+        amount = {f"{path}.weight": size * summed}
+        loss, found = gradients_of_mlx(model)(amount, batch)
+        whole = found[f"{path}.weight"].astype(np.float64)
+        parts = {"lora_a": scale * (size * whole).T @ b.T, "lora_b": scale * a.T @ (size * whole).T}
+        if m is not None:
+            parts["m"] = (whole * summed / norm).sum(axis=1)
+        return loss, {f"{path}.{name}": part for name, part in parts.items()}
+
+    return gradients
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_adapters_learn_as_by_hand(
+    method: Literal["lora", "dora"], bits: int | None, shallow: Path, tmp_path: Path
+) -> None:
+    """Also beside a quantized weight."""
+    model, batches = of_text(shallow)
+    path, scale = "language_model.layers.1.mlp.up_proj", 1.5
+    if bits is not None:
+        quantize_modules(model, Quantization(bits, 64), lambda module: module == path)
+    layer = dict(model.named_modules())[path]
+    base = layer.weight
+    if bits is not None:
+        base = mx.dequantize(base, layer.scales, layer.biases, layer.group_size, layer.bits)
+    model.freeze()
+    add_adapter(model, AdapterConfig(method, 4, scale, 0.0, (path,), "", ""))
+    start = trained_weights(model)
+    assert len(start) == {"lora": 2, "dora": 3}[method]
+    by_hand = gradients_of_an_adapter(of_text(shallow)[0], path, np.array(base, np.float64), scale)
+    losses, _, weights = train_by_hand(by_hand, start, batches, BASE)
+    trainer = Trainer(model, BASE, tmp_path)
+    trainer.run(batches)
+    np.testing.assert_allclose([record.loss for record in trainer.history], losses, rtol=1e-5)
+    for name, have in trained_weights(model).items():
+        # An Adam's step of a number hardly pushed has the sign of a rounding.
+        np.testing.assert_allclose(have, weights[name], rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_the_seed_is_of_dropout(shallow: Path, tmp_path: Path) -> None:
@@ -181,8 +248,9 @@ def test_both_families_learn(
 ) -> None:
     folder = tiny if model_type == "smolvlm" else tiny_v1
     settings = replace(BASE, steps=2)
-    losses, _, weights = train_by_hand(*of_pictures(folder, mixed_questions), settings)
     model, batches = of_pictures(folder, mixed_questions)
+    by_hand = gradients_of_mlx(of_pictures(folder, mixed_questions)[0])
+    losses, _, weights = train_by_hand(by_hand, trained_weights(model), batches, settings)
     trainer = Trainer(model, settings, tmp_path)
     trainer.run(batches)
     np.testing.assert_allclose([record.loss for record in trainer.history], losses, rtol=1e-5)
