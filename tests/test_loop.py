@@ -111,7 +111,7 @@ def train_by_hand(
             total += loss
             for name, gradient in found.items():
                 sums[name] += gradient
-        tokens = sum(batch.tokens for batch in batches(step))
+        tokens = sum(int(batch.loss_mask[:, 1:].sum()) for batch in batches(step))
         norm = math.sqrt(sum(((g / tokens) ** 2).sum() for g in sums.values()))
         rates.append(rate_by_hand(settings, step))
         for name, w in weights.items():
@@ -164,7 +164,8 @@ def test_steps_are_adamws_by_hand(
     np.testing.assert_allclose([record.loss for record in trainer.history], losses, rtol=1e-5)
     have = [record.learning_rate for record in trainer.history]
     np.testing.assert_allclose(have, rates, rtol=1e-5)
-    tokens = [sum(batch.tokens for batch in batches(step)) for step in range(settings.steps)]
+    first, other = (int(batch.loss_mask[:, 1:].sum()) for batch in batches(0))
+    tokens = [first + other * (step % 2 == 0) for step in range(settings.steps)]
     assert [record.tokens for record in trainer.history] == tokens
     assert_close(trained_weights(model), weights)
     # Not obeyed, it would be seen.
@@ -286,18 +287,35 @@ def test_validations_and_states_come_when_they_are_due(
 
     seen = [saved_states() for _ in trainer.run_in_steps(batches, lambda: batches(1))]
     seen.append(saved_states())
+    assert not model.training
     assert [r.step for r in trainer.history if r.validation_loss is not None] == validated
     last = [max((step for step in saved if step < n), default=0) for n in range(1, 8)]
     assert seen == [[f"state-{step:07d}"] if step else [] for step in [*last, 7]]
 
 
 def test_a_validation_loss_is_the_mean_over_all_its_tokens(shallow: Path, tmp_path: Path) -> None:
+    """And without dropout."""
     model, batches = of_text(shallow)
+    paths = layers_of(model, ["decoder"])
+    add_adapter(model, AdapterConfig("lora", 4, 2.0, 0.9, paths, "", ""))
+    model.load_weights([(f"{path}.lora_b", mx.ones((4, 128))) for path in paths[:1]], strict=False)
     trainer = Trainer(model, BASE, tmp_path)
-    sums = [loss_sum(model, batch, image_tokens_of(model, batch)).item() for batch in batches(0)]
-    want = sum(sums) / sum(batch.tokens for batch in batches(0))
+    model.eval()
+    sums = [loss_sum(model, batch).item() for batch in batches(0)]
+    want = sum(sums) / sum(int(batch.loss_mask[:, 1:].sum()) for batch in batches(0))
+    model.train()
     assert trainer.validate(batches(0)) == pytest.approx(want, rel=1e-6)
     assert model.training
+
+
+def test_a_stopped_run_may_go_on(shallow: Path, tmp_path: Path) -> None:
+    model, batches = of_text(shallow)
+    trainer = Trainer(model, BASE, tmp_path)
+    for record in trainer.run_in_steps(batches):
+        trainer.stop = record.step == 2
+    assert trainer.step == 2
+    trainer.run(batches)
+    assert trainer.step == BASE.steps
 
 
 def test_a_loss_that_is_not_finite_ends_training(shallow: Path, tmp_path: Path) -> None:

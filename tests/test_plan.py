@@ -132,6 +132,22 @@ def test_the_seed_is_of_the_order_and_of_the_adapter(
     assert sorted(order) == sorted(other_order)
 
 
+def test_a_short_run_has_a_step_of_warmup(shallow: Path, data: Path, tmp_path: Path) -> None:
+    run = prepare(shallow, data, tmp_path / "out", replace(BASE, steps=2, warmup=0.0))
+    assert run.trainer.settings.warmup == 1
+
+
+def test_what_is_trained_in_full_is_float32(shallow: Path, data: Path, tmp_path: Path) -> None:
+    """Small steps are lost in 16 bits; the rest stays as it is."""
+    plan = replace(BASE, method="full", parts=("connector",))
+    model = prepare(shallow, data, tmp_path / "out", plan, dtype="bfloat16").model
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    assert {name: array.dtype for name, array in trained.items()} == {
+        "connector.modality_projection.proj.weight": mx.float32
+    }
+    assert model.language_model.norm.weight.dtype == mx.bfloat16
+
+
 @pytest.mark.parametrize("changed", ["data", "validation", "dtype"])
 def test_a_run_goes_on_only_with_what_it_was_begun_with(
     changed: str, base: Run, shallow: Path, data: Path, tmp_path: Path
