@@ -28,6 +28,8 @@ from smolvlm_mlx import load
 from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from tests.support.checkpoints import Loaded
+from tests.support.family import FIRST, SECOND, SOURCES, make_tokenizer_folder
+from tests.support.places import REAL_FILES
 from tests.support.rows import KINDS, SHORT
 
 import mlx.core as mx
@@ -62,6 +64,21 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With fewer layers, to train: MLX's own BLAS, which is what trains where there is no OpenBLAS,
     is slow. Only for reading."""
     return make(tmp_path_factory.mktemp("checkpoints") / "shallow", layers=(1, 2))
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of the family's tokenizers, without weights."""
+    folder = tmp_path_factory.mktemp("family")
+    for name in (FIRST, SECOND):
+        make_tokenizer_folder(folder / name, name)
+    return folder
+
+
+@pytest.fixture(params=SOURCES)
+def family(request: pytest.FixtureRequest, stand_ins: Path) -> Path:
+    """The same, and, where they are beside the checkout, the published files."""
+    return stand_ins if request.param == "stand-in" else REAL_FILES
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,11 @@ def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch
     ]
     with pytest.raises(GenerationError, match="a batch has one length"):
         Engine(model, processor).batch(two, Options())
+    text = replace(model.config.text_config, max_position_embeddings=two[0].input_ids.size)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "config", replace(model.config, text_config=text))
+        with pytest.raises(GenerationError, match="a batch has one length, below"):
+            Engine(model, processor).batch(two[:1], Options())
     kind = type(model.language_model)
     logits = kind.logits
     monkeypatch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
@@ -229,6 +234,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Engine, "batch", counting)
     return sizes
+
+
+@pytest.mark.parametrize(("rows", "want"), [(1, 1), (2, 2), (2.99, 2), (0.1, 1)])
+def test_no_more_are_asked_together_than_their_keys_and_values_have_room(
+    rows: float,
+    want: int,
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32 with 4 layers and 3 key-value heads of 32, a token takes 3,072 bytes."""
+    processor = bundled[1]
+    prompts = [processor(ask(path, DESCRIBE.prompt)).input_ids.size for path in pictures]
+    length = max(prompts, key=prompts.count)
+    same = [path for path, prompt in zip(pictures, prompts, strict=True) if prompt == length]
+    row = 3072 * (length + DESCRIBE.max_tokens)
+    monkeypatch.setattr(captions, "CACHE_BYTES", int(rows * row))
+    Captioner(*bundled, DESCRIBE).write(same, tmp_path / "a.jsonl")
+    assert max(asked) == want
+    assert sum(asked) == len(same) > 3
 
 
 def test_what_is_there_is_not_asked_again(

@@ -7,98 +7,12 @@ from typing import Any
 
 from smolvlm_mlx.config import ModelConfig, RopeScaling
 from smolvlm_mlx.errors import CheckpointError, quote
+from tests.support.family import FAMILY, SOURCES, TEXT_256M, VISION_VIDEO
 from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
 
-# What the published files hold of the keys that shape a model; all else in them is left out, as the
-# files leave out much.
-TEXT_256M = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 100000,
-    "vocab_size": 49280,
-}
-TEXT_500M = {
-    **TEXT_256M,
-    "hidden_size": 960,
-    "intermediate_size": 2560,
-    "num_hidden_layers": 32,
-} | {
-    "num_attention_heads": 15,
-    "num_key_value_heads": 5,
-}
-TEXT_22B = {  # no head counts
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 130000,
-    "vocab_size": 49280,
-}
-VISION_VIDEO = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
-VISION_22B = {
-    "image_size": 384,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "patch_size": 14,
-}
-SMALL_IDS = {"image_token_id": 49190, "scale_factor": 4}
-FAMILY: dict[str, dict[str, Any]] = {
-    "SmolVLM-256M-Instruct": {
-        "model_type": "idefics3",
-        **SMALL_IDS,
-        "text_config": TEXT_256M,
-        "vision_config": {**VISION_VIDEO, "intermediate_size": 3072, "num_hidden_layers": 12},
-    },
-    "SmolVLM-500M-Instruct": {
-        "model_type": "idefics3",
-        **SMALL_IDS,
-        "text_config": TEXT_500M,
-        "vision_config": {**VISION_VIDEO, "intermediate_size": 3072, "num_hidden_layers": 12},
-    },
-    "SmolVLM-Instruct": {
-        "model_type": "idefics3",
-        "image_token_id": 49153,
-        "scale_factor": 3,
-        "text_config": {
-            **TEXT_22B,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "vocab_size": 49155,
-        }
-        | {"rope_theta": 273768.0, "rope_scaling": None, "max_position_embeddings": 16384},
-        "vision_config": {**VISION_22B, "hidden_size": 1152, "num_attention_heads": 16},
-    },
-    "SmolVLM2-2.2B-Instruct": {
-        "model_type": "smolvlm",
-        "image_token_id": 49190,
-        "scale_factor": 3,
-        "text_config": TEXT_22B,
-        "vision_config": VISION_22B,
-    },
-    "SmolVLM2-500M-Video-Instruct": {
-        "model_type": "smolvlm",
-        **SMALL_IDS,
-        "text_config": TEXT_500M,
-        "vision_config": VISION_VIDEO,
-    },
-    "SmolVLM2-256M-Video-Instruct": {
-        "model_type": "smolvlm",
-        **SMALL_IDS,
-        "text_config": TEXT_256M,
-        "vision_config": VISION_VIDEO,
-    },
-}
 # (decoder width, layers, heads, key-value heads, MLP, rope), (vision width, layers, heads, MLP,
 # patch, tile), (vocabulary, image id, tokens a tile)
 SIGLIP_B, SO400M = (768, 12, 12, 3072, 16, 512), (1152, 27, 16, 4304, 14, 384)
@@ -142,16 +56,11 @@ def numbers(config: ModelConfig) -> tuple[tuple[float, ...], ...]:
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_family(name: str) -> None:
-    assert numbers(ModelConfig.from_dict(FAMILY[name])) == NUMBERS[name]
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_family_files(name: str) -> None:
-    path = REAL_FILES / name / "config.json"
-    if not path.is_file():
-        pytest.skip("need ../shared")
-    assert numbers(ModelConfig.from_dict(json.loads(path.read_text()))) == NUMBERS[name]
+@pytest.mark.parametrize("source", SOURCES)
+def test_family(source: str, name: str) -> None:
+    file = REAL_FILES / name / "config.json"
+    raw = FAMILY[name] if source == "stand-in" else json.loads(file.read_text())
+    assert numbers(ModelConfig.from_dict(raw)) == NUMBERS[name]
 
 
 def test_published_parameter_counts() -> None:

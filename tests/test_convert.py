@@ -27,7 +27,8 @@ from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
 from tests.support.checkpoints import Tensors, copy, load_processor, logits, weights_of
-from tests.support.places import REAL_FILES, ROOT
+from tests.support.family import FAMILY
+from tests.support.places import ROOT
 
 import mlx.core as mx
 import numpy as np
@@ -584,10 +585,7 @@ def test_sizes_on_disk(tiny: Path, tmp_path: Path, name: str) -> None:
 def test_published_sizes(model: str, recipe: str, published: int) -> None:
     """mlx-community quantizes tower, connector and position table as well: their share is counted
     at its bits here."""
-    path = REAL_FILES / model / "config.json"
-    if not path.is_file():
-        pytest.skip("need ../shared")
-    config, bits = ModelConfig.from_dict(json.loads(path.read_text())), RECIPES[recipe].bits
+    config, bits = ModelConfig.from_dict(FAMILY[model]), RECIPES[recipe].bits
     assert bits is not None
     total = 0.0
     for array in SmolVLM(config).named_parameters().values():

@@ -1,12 +1,14 @@
 """Conversations to batches: what is learned of them, and in which order."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 from smolvlm_mlx import load
 from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
-from smolvlm_mlx.training.dataset import check, collate, make_example
+from smolvlm_mlx.training.dataset import Dataset, check, collate, make_example
 from smolvlm_mlx.training.loop import loss_sum
 from tests.support.checkpoints import load_for_training
 from tests.support.rows import examples_of, write_rows
@@ -55,10 +57,42 @@ def test_a_batch_is_padded_without_changing_the_loss(shallow: Path, mixed_questi
     np.testing.assert_allclose(together.item(), apart, rtol=1e-5)
 
 
+PAIRS = ((0, 1), (2, 3), (4, 5))
+
+
+def of_lengths(processor: Processor, folder: Path, counts: Sequence[int]) -> Dataset:
+    """Rows whose answers have so many words."""
+    rows = [{"question": f"{count}?", "answer": "so " * count} for count in counts]
+    return check(processor, read_rows(write_rows(folder / "rows.jsonl", *rows)), 4096)
+
+
+def test_what_is_validated_on_is_chosen_by_the_seed_and_asked_by_length(
+    shallow: Path, tmp_path: Path
+) -> None:
+    dataset = of_lengths(load(shallow)[1], tmp_path, [5, 1, 4, 2, 8, 3, 7, 6])
+    tokens, chosen = sorted(row.tokens for row in dataset.rows), []
+    for seed in (0, 0, 1):
+        rest, held_out = dataset.split(3, seed)
+        assert (len(rest), len(held_out)) == (5, 3)
+        assert sorted(row.tokens for row in (*rest.rows, *held_out.rows)) == tokens
+        chosen.append(held_out.rows)
+    assert chosen[0] == chosen[1] != chosen[2]
+    shapes = [batch.input_ids.shape for batch in dataset.all(3)]
+    assert shapes == [(3, tokens[2]), (3, tokens[5]), (2, tokens[7])]
+
+
+def test_a_row_of_just_as_many_tokens_is_kept(shallow: Path, tmp_path: Path) -> None:
+    _, processor = load(shallow)
+    (row,) = of_lengths(processor, tmp_path, [3]).rows
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert len(check(processor, rows, row.tokens)) == 1
+    (skipped,) = check(processor, rows, row.tokens - 1).skipped
+    assert skipped.reason == f"{row.tokens} tokens, more than {row.tokens - 1}"
+
+
 def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, tmp_path: Path) -> None:
     _, processor = load(shallow)
-    rows = [{"question": f"{number}?", "answer": "so " * (number + 1)} for number in range(6)]
-    dataset = check(processor, read_rows(write_rows(tmp_path / "rows.jsonl", *rows)), 4096)
+    dataset = of_lengths(processor, tmp_path, range(1, 7))
 
     def epochs() -> list[list[list[int]]]:
         """The rows of each batch, of the first epoch and the second: how often the answer says
@@ -76,5 +110,7 @@ def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, tmp_path: 
     first, second = epochs()
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(6))
     assert first != second
+    # Those of like lengths are side by side.
+    assert {frozenset(batch) for batch in first} == {frozenset(pair) for pair in PAIRS}
     assert epochs() == [first, second]
     assert dataset.steps(2, 2) == 2

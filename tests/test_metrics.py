@@ -428,3 +428,9 @@ def is_official(
     if metric == "choice":
         return chosen_letter(prediction, choices) == official
     return METRICS[metric](prediction, answers, choices) == pytest.approx(official)
+
+
+def test_choices_in_the_question_are_ten_at_most() -> None:
+    """As MMMU-Pro's: J is one of them, K is not."""
+    assert score("choice", "(A) or (J)", "A") == 0
+    assert score("choice", "(A) or (K)", "A") == 1

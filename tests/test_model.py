@@ -481,3 +481,19 @@ def test_cpu_activations_are_mlx_activations() -> None:
     gate, up = np.ascontiguousarray(x[..., ::2]), np.ascontiguousarray(x[..., 1::2])
     want = np.array(swiglu(mx.array(gate), mx.array(up)))
     np.testing.assert_allclose(kernels.swiglu(gate, up), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_gelu_in_16_bits_is_float32_rounded_once(dtype: mx.Dtype) -> None:
+    """Of every number from -12 to 12 that the type has, by the formula; also as a GPU's kernel."""
+    numbers = mx.arange(2**16, dtype=mx.uint32).astype(mx.uint16).view(dtype)
+    x = np.array(numbers.astype(mx.float32))
+    x = x[np.isfinite(x) & (np.abs(x) < 12)].astype(np.float64)
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    exact = 0.5 * x * (1 + np.tanh(inner))
+    for form in (gelu_tanh, gpu.compiled(gelu_tanh)):
+        have = form(mx.array(x, mx.float32).astype(dtype))
+        assert have.dtype == dtype
+        off = np.abs(np.array(have.astype(mx.float32), np.float64) - exact)
+        # Half a step of the type, and a little for float32.
+        assert (off <= np.abs(exact) * mx.finfo(dtype).eps * 0.502 + 1e-7).all()

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ from tests.support.videos import encode_video
 import numpy as np
 import pytest
 from PIL import Image
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+if CHROMIUM is None or find_spec("playwright") is None:
+    pytest.skip("need Chromium and playwright", allow_module_level=True)
 
 ARGUMENTS = [
     *(
@@ -48,16 +55,9 @@ WATCH_POLICY = """
 
 @pytest.fixture
 def page(server: Running) -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="need Chromium and playwright")
-    chromium = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if chromium is None:
-        pytest.skip("need Chromium and playwright")
+    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         opened = browser.new_context(
             viewport={"width": 390, "height": 760}, permissions=["camera"]
         ).new_page()

@@ -17,15 +17,14 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tiles import make_tiles, normalize, plan_tiles
+from smolvlm_mlx.training.dataset import make_example
 from tests.support.checkpoints import load_processor
+from tests.support.family import FIRST, SECOND
 from tests.support.messages import text
-from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
 from PIL import Image
-
-needs_family = pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +130,46 @@ def test_templates_that_misplace_pictures(template: str, tiny: Path) -> None:
         processor([user_message("Hi", [plain("red")])])
 
 
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "user", "content": [plain("red"), text("What?")]},
+    {"role": "assistant", "content": "Red."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes"},
+]
+UNTRAINABLE = {
+    # The number of turns at the start, no answer but the last, words before an answer that are gone
+    # once it is given.
+    "counts": "{{ messages | length }}" + FAMILY_TEMPLATE,
+    "forgets": "{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}"
+    "<image>{% elif m.role == 'user' or m is sameas messages[-1] %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endfor %}",
+    "thinks": FAMILY_TEMPLATE.replace("'Assistant:'", "'Assistant: <think>'"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRAINABLE)
+def test_a_template_that_cannot_be_trained_with_is_refused(kind: str, tiny: Path) -> None:
+    processor = load_processor(tiny)
+    processor.template = ChatTemplate(UNTRAINABLE[kind])
+    with pytest.raises(
+        PromptError, match=r"message \d: the chat template does not keep what comes"
+    ):
+        make_example(processor, CONVERSATION)
+
+
+@pytest.mark.parametrize("end", ["<end_of_utterance>", "<end_of_utterance>\n\n", "|\n"])
+def test_another_template_is_trained_with_up_to_its_ends(end: str, tiny: Path) -> None:
+    """Of an answer without an end of its own all is learned, line breaks too."""
+    processor = load_processor(tiny)
+    other = FAMILY_TEMPLATE.replace("<end_of_utterance>\n", end)
+    processor.template = ChatTemplate(other.replace("'Assistant:'", "'Assistant: '"))
+    example = make_example(processor, CONVERSATION)
+    ids = example.input_ids[example.loss_mask].tolist()
+    learned = end.partition("\n")[0] if end.startswith("<") else end
+    have = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    assert have == f"Red.{learned}Yes{learned}"
+
+
 def test_placeholders_that_a_template_smuggles_in(tiny: Path) -> None:
     processor = load_processor(tiny)
     processor.template = ChatTemplate("{{ '<ima' }}{{ 'ge>' }}" + FAMILY_TEMPLATE)
@@ -186,23 +225,19 @@ def picture_tokens(processor: Processor, split: bool = True) -> int:
     )
 
 
-@needs_family
-def test_published_count_of_the_model_card() -> None:
-    processor = load_processor(REAL_FILES / "SmolVLM-Instruct")
+def test_published_count_of_the_model_card(family: Path) -> None:
+    processor = load_processor(family / FIRST)
     inputs = processor([user_message("Describe this image", [Image.new("RGB", (640, 480))])])
     assert len(inputs.input_ids) == 1194
     # <|im_start|> User : Describe this image <end_of_utterance> ...
     assert picture_tokens(processor) == 1194 - 11
 
 
-@needs_family
-def test_published_counts_of_a_photo() -> None:
+def test_published_counts_of_a_photo(family: Path) -> None:
     """1204 and 205 tokens (SmolVLM2-2.2B, split and not), 1304 (SmolVLM-Instruct), all with one
     504-character text that is not published: all three have to leave the same number of tokens for
     it."""
-    second, first = (
-        load_processor(REAL_FILES / name) for name in ("SmolVLM2-2.2B-Instruct", "SmolVLM-Instruct")
-    )
+    second, first = (load_processor(family / name) for name in (SECOND, FIRST))
     rest = {
         1204 - picture_tokens(second),
         205 - picture_tokens(second, split=False),

@@ -247,6 +247,32 @@ def test_nothing_is_put_after_a_cancel(
     assert put == []
 
 
+def test_no_more_are_decoded_together_or_wait_than_may(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    step, go = Decoder.step, threading.Event()
+
+    def counting(self: Decoder) -> Any:
+        assert go.wait(60)
+        found = list(step(self))
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(Decoder, "step", counting)
+    jobs = [ask(engine, "Hello", Options(max_tokens=40))]
+    while engine.occupancy != (1, 0):  # it is begun, and waits in its first step
+        time.sleep(0.01)
+    jobs += [ask(engine, f"Hello {number}", Options(max_tokens=40)) for number in range(12)]
+    assert engine.occupancy == (1, 12)
+    with pytest.raises(BusyError, match="12 answers are waiting already; try again in a moment"):
+        ask(engine, "Hello")
+    go.set()
+    for job in jobs:
+        job.wait()
+    assert max(sizes) == 4
+
+
 def test_a_full_queue(engine: Started) -> None:
     jobs = []
 

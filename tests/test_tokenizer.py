@@ -6,6 +6,7 @@ import random
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,22 @@ from smolvlm_mlx.errors import CheckpointError, PromptError
 from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from tests.support.checkpoints import load_processor
+from tests.support.family import FIRST, SECOND, SOURCES
 from tests.support.places import REAL_FILES
 
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer as BPETokenizer
 
-REAL = ("SmolVLM-Instruct", "SmolVLM2-2.2B-Instruct")
 PICTURE = Image.new("RGB", (8, 8))
 
 
-@pytest.fixture(params=["tiny", *REAL])
-def folder(request: pytest.FixtureRequest, tiny: Path) -> Path:
+@pytest.fixture(params=["tiny", *product(SOURCES, (FIRST, SECOND))], ids=str)
+def folder(request: pytest.FixtureRequest, tiny: Path, stand_ins: Path) -> Path:
     if request.param == "tiny":
         return tiny
-    if not (REAL_FILES / request.param).is_dir():
-        pytest.skip("need ../shared")
-    return REAL_FILES / str(request.param)
+    source, name = request.param
+    return Path(stand_ins if source == "stand-in" else REAL_FILES, name)
 
 
 @pytest.fixture
@@ -286,7 +286,6 @@ def test_end_ids(generation: Any, config: Any, more: set[int], own: Path) -> Non
     assert tokenizer.end_ids == always | more
 
 
-@pytest.mark.skipif(not REAL_FILES.is_dir(), reason="need ../shared")
-def test_end_ids_of_the_family() -> None:
-    assert Tokenizer.from_folder(REAL_FILES / "SmolVLM-Instruct").end_ids == {0, 49154}
-    assert Tokenizer.from_folder(REAL_FILES / "SmolVLM2-2.2B-Instruct").end_ids == {0, 49279}
+def test_end_ids_of_the_family(family: Path) -> None:
+    assert Tokenizer.from_folder(family / FIRST).end_ids == {0, 49154}
+    assert Tokenizer.from_folder(family / SECOND).end_ids == {0, 49279}

@@ -249,9 +249,10 @@ class Trainer:
         if not states:
             return False
         saved = json.loads((states[-1] / "state.json").read_text())
-        changed = [name for name, value in self._about.items() if saved["about"].get(name) != value]
+        begun = saved["about"]  # an earlier version's may have fewer names
+        changed = [name for name, value in self._about.items() if begun.get(name, value) != value]
         if changed:
-            was = ", ".join(f"{name} {saved['about'].get(name)}" for name in changed)
+            was = ", ".join(f"{name} {begun[name]}" for name in changed)
             raise TrainingError(
                 f"{self.folder}: begun with {was}; resume with the same, or begin in another folder"
             )

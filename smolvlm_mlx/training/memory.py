@@ -64,7 +64,7 @@ def estimate(
         vision=width
         * encoded
         * vision.patches_per_side**2
-        * _per_patch(vision, checkpointed, trains_vision),
+        * _per_patch(vision, width, checkpointed, trains_vision),
         pictures_apart=not trains_vision,
     )
 
@@ -77,15 +77,21 @@ def _per_token(text: TextConfig, tokens: int, checkpointed: bool) -> int:
     layer = 6 * text.hidden_size + heads + 4 * text.intermediate_size
     # A backward pass has no fused attention: probabilities of each token with every other.
     layer += text.num_attention_heads * tokens
-    return text.num_hidden_layers * (text.hidden_size if checkpointed else layer) + layer
+    return _kept(text.num_hidden_layers, text.hidden_size, layer, checkpointed)
 
 
-def _per_patch(vision: VisionConfig, checkpointed: bool, trained: bool) -> int:
-    """Numbers that the vision tower keeps of one patch, attention's scores included."""
-    layer = 10 * vision.hidden_size + 3 * vision.intermediate_size
-    scores = 2 * vision.num_attention_heads * vision.patches_per_side**2  # with each other one
+def _per_patch(vision: VisionConfig, width: int, checkpointed: bool, trained: bool) -> int:
+    """Numbers of `width` bytes that the vision tower keeps of one patch, attention's scores
+    included."""
+    scores = vision.num_attention_heads * vision.patches_per_side**2  # with each other one
     if not trained:
-        return layer + scores
-    if checkpointed:
-        return vision.num_hidden_layers * vision.hidden_size + layer + scores
-    return vision.num_hidden_layers * layer + scores
+        return 10 * vision.hidden_size + 3 * vision.intermediate_size + 2 * scores
+    # GELU is float32 inside.
+    layer = 10 * vision.hidden_size + 5 * vision.intermediate_size * 4 // width + scores
+    return _kept(vision.num_hidden_layers, vision.hidden_size, layer, checkpointed)
+
+
+def _kept(layers: int, hidden_size: int, layer: int, checkpointed: bool) -> int:
+    """What all layers keep, and the gradients of the one at work: about two more of it, as
+    measured."""
+    return layers * hidden_size + 3 * layer if checkpointed else (layers + 2) * layer

@@ -65,12 +65,17 @@ class Plan:
             "validate_every",
             "save_every",
             "max_tokens",
+            "max_tiles",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}, less than 1"
         for name in ("alpha", "epochs", "learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 yield f"{name} is {getattr(self, name)}, not a positive number"
+        if not 0 <= self.weight_decay < math.inf:
+            yield f"weight_decay is {self.weight_decay}, not a number from 0 on"
+        if self.seed < 0:
+            yield f"seed is {self.seed}, less than 0"
         for name in ("dropout", "warmup", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}, not from 0 to below 1"

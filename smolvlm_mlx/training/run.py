@@ -160,9 +160,11 @@ def prepare_in_steps(
     else:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
     base = fingerprint(dict(checkpoint.read()))
+    computed_in = str(model.language_model.norm.weight.dtype).removeprefix("mlx.core.")
     adapter = _unfreeze(model, plan, base, str(model_path))
     read = {"data": training.fingerprint, "validation": held_out.fingerprint, "base": base}
-    trainer = Trainer(model, _settings(plan, training), out / "run", asdict(plan) | read)
+    about = {**asdict(plan), **read, "dtype": computed_in}
+    trainer = Trainer(model, _settings(plan, training), out / "run", about)
     return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
 
 
