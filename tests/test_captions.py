@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -451,6 +452,37 @@ def test_a_file_of_something_else(bundled: Loaded, pictures: list[Path], tmp_pat
 def test_shorten(text: str, most: int, want: str) -> None:
     assert shorten(text, most) == want
     assert len(shorten(text, most)) <= most
+
+
+@pytest.mark.parametrize(
+    ("flags", "want"),
+    [
+        ([], TASKS["caption"]),
+        (["--preset", "ocr"], TASKS["ocr"]),
+        (["--prompt", "How many?"], Task("How many?")),
+        (["--preset", "ocr", "--prompt", "Read it."], replace(TASKS["ocr"], prompt="Read it.")),
+        (["--preset", "alt", "--prompt", "Tell."], replace(TASKS["alt"], prompt="Tell.")),
+        (["--preset", "keywords", "--prompt", "?"], replace(TASKS["keywords"], prompt="?")),
+        (["--preset", "ocr", "-n", "7"], replace(TASKS["ocr"], max_tokens=7)),
+    ],
+    ids=str,
+)
+def test_a_prompt_takes_the_place_of_the_presets_question_alone(
+    flags: list[str], want: Task, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Task, int]] = []
+
+    class Recorded(Captioner):
+        def __init__(self, model: Any, processor: Any, task: Task, *more: Any):
+            asked.append((task, more[-1].max_tokens))
+            raise DataError("enough")
+
+    monkeypatch.setattr(captions, "Captioner", Recorded)
+    draw_pictures(tmp_path / "in", 1)
+    command = ("caption", tmp_path / "in", "-m", "tiny", "--out", tmp_path / "a.jsonl")
+    check_refused(call(*command, *flags), "enough")
+    ((task, most),) = asked
+    assert (replace(task, max_tokens=most), most) == (want, want.max_tokens)
 
 
 def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

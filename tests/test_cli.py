@@ -237,16 +237,6 @@ def test_wrong_usage(arguments: list[str], call: Any) -> None:
     assert "Traceback" not in err
 
 
-def test_the_page_has_options_of_its_own(call: Any) -> None:
-    for options in (
-        ["-n", 5],
-        ["--temperature", 1],
-        ["--system", "Be brief."],
-        ["--image", "a.png"],
-    ):
-        check_refused(call("chat", "--web", *options), "--web", "leave out")
-
-
 def test_offline_without_a_model(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
     check_refused(run("generate", "Hi", env=environment), DEFAULT_MODEL, "--model")

@@ -389,7 +389,7 @@ def test_pictures_of_low_detail_are_one_tile(server: Running) -> None:
     one, several = tiles("low"), tiles("auto")
     assert (one["tiles"], several["tiles"]) == (1, 13)
     assert tiles("low", "low")["tiles"] == 2
-    assert tiles("low", None)["tiles"] == 26
+    assert tiles("low", None)["tiles"] == 14
     assert set(one) == {
         "tiles",
         "preprocess",

@@ -1,7 +1,6 @@
 """Every option is obeyed, or refused by name, alone, in a stream, a conversation or a batch, and
 where several answers are made at once."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from smolvlm_mlx import Chat, Options, generate, load, stream_generate
 from smolvlm_mlx.cli.main import app
 from smolvlm_mlx.cli.options import as_command, flag_of
-from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import GenerationError, SmolVLMError
 from smolvlm_mlx.events import End, Event, Text
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
@@ -20,8 +19,6 @@ from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.options import option, options_of
-from smolvlm_mlx.server import request
-from smolvlm_mlx.server.request import ChatRequest
 from smolvlm_mlx.training.plan import Plan
 
 import pytest
@@ -175,22 +172,6 @@ def test_more_than_there_are_is_all(
     assert set(roads[road](question, replace(WARM, top_k=10**30))) == {want}
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
-def test_a_request_says_it_or_is_refused(name: str) -> None:
-    messages = [{"role": "user", "content": "Hello"}]
-    without, empty = (
-        json.dumps({"messages": messages, **more}).encode() for more in ({}, {name: None})
-    )
-    assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
-    value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
-    body = json.dumps({"messages": messages, name: value}).encode()
-    if name in request.REFUSED:
-        with pytest.raises(PromptError, match=name):
-            ChatRequest.parse(body)
-    else:
-        assert getattr(ChatRequest.parse(body).options(), name) == value
-
-
 # ---- the command line
 
 
@@ -226,15 +207,6 @@ def test_finetune_has_every_option_of_a_plan() -> None:
     known = flags("finetune")
     for each in options_of(Plan):
         assert known[flag_of(each)].help == each.help
-
-
-def test_the_api_has_every_option() -> None:
-    asked = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
-    known = type(asked).model_fields
-    assert {field.name for field in fields(Options)} <= known.keys()
-    assert all(
-        known[name].description == option.help for name, option in request.AS_THEY_ARE.items()
-    )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.generation.scheduler import Job
+from smolvlm_mlx.inputs.media import Attachment, Video
+from smolvlm_mlx.inputs.messages import VideoPart, text_message, user_message
+from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.options import options_of
+from smolvlm_mlx.server.start import WITHOUT, Start
+from smolvlm_mlx.tasks.history import new_id
 from tests.support.http import TOKEN, Running, always
+from tests.support.pictures import PICTURE
+from tests.support.videos import encode_video
 
 import numpy as np
 import pytest
@@ -124,7 +133,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.reload()
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
-    page.locator("#stop").click()
+    page.locator("#stop-answer").click()
     page.get_by_text("interrupted").wait_for()
     server.wait_until_idle()
     page.locator("#camera").click()
@@ -304,3 +313,141 @@ def test_live_without_a_camera_or_with_an_error_ends(page: Any) -> None:
     page.get_by_text("the server answers 500").wait_for()
     assert page.get_attribute("#live-toggle", "aria-pressed") == "false"
     assert page.locator("#live").is_hidden()
+
+
+# ---- what the command line says
+
+
+ANSWERS, PICTURES = options_of(Options), options_of(ImageOptions)
+SETTINGS = [o.name for o in (*ANSWERS, *PICTURES) if o.name not in WITHOUT]
+# By name: what is typed into a field, and what the request then says.
+CHANGES: dict[str, tuple[str, object]] = {
+    "max_tokens": ("6", 6),
+    "temperature": ("0.5", 0.5),
+    "top_p": ("0.9", 0.9),
+    "top_k": ("3", 3),
+    "min_p": ("0.1", 0.1),
+    "repetition_penalty": ("1.5", 1.5),
+    "repetition_context": ("20", 20),
+    "presence_penalty": ("-1", -1),
+    "frequency_penalty": ("1.5", 1.5),
+    "seed": ("5", 5),
+    "stop": ("a b\nc", ["a b", "c"]),
+    "longest_edge": ("128", 128),
+    "split": ("off", False),
+    "max_tiles": ("3", 3),
+}
+
+
+def watch_requests(page: Any) -> list[Any]:
+    """What the page asks, from now on."""
+    bodies: list[Any] = []
+    page.on(
+        "request",
+        lambda request: (
+            bodies.append(request.post_data_json) if request.url.endswith("/completions") else None
+        ),
+    )
+    return bodies
+
+
+def change(page: Any, name: str, value: str) -> None:
+    """Set a field of the settings, which are open, as a person does."""
+    if page.locator(f"select#{name}").count():
+        page.select_option(f"#{name}", value)
+    else:
+        page.fill(f"#{name}", value)
+        page.locator(f"#{name}").blur()
+
+
+def open_settings(page: Any) -> None:
+    page.click("#open-settings")
+    page.locator("#max_tokens").wait_for()
+    page.click("#settings summary")
+
+
+def test_every_option_of_the_list_is_a_setting_that_is_asked_with(page: Any) -> None:
+    bodies = watch_requests(page)
+    open_settings(page)
+    ids = "nodes => nodes.map(node => node.id)"
+    found = page.locator("#settings label :is(input, select, textarea)").evaluate_all(ids)
+    assert {*found} == {"system", *SETTINGS}
+    for name in SETTINGS:
+        change(page, name, CHANGES[name][0])
+    page.get_by_role("button", name="Done").click()
+    ask(page, "Hi", 1)
+    assert {name: bodies[0][name] for name in SETTINGS} == {
+        name: CHANGES[name][1] for name in SETTINGS
+    }
+    page.reload()
+    open_settings(page)
+    assert {name: page.input_value(f"#{name}") for name in SETTINGS} == {
+        name: CHANGES[name][0] for name in SETTINGS
+    }
+    for name in SETTINGS:  # empty is what the server has
+        change(page, name, "")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "Hi", 1)
+    assert not {*SETTINGS} & bodies[1].keys()
+
+
+def test_what_was_typed_for_the_server_goes_before_what_the_browser_keeps(
+    page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.evaluate("localStorage.setItem('temperature', '1.5'); localStorage.setItem('top_k', '7')")
+    options = Options(max_tokens=5, temperature=0.25, stop=("x", "y z"))
+    monkeypatch.setattr(server.service, "options", options)
+    monkeypatch.setattr(server.service, "image_options", ImageOptions(split=False))
+    typed = ("max_tokens", "temperature", "stop", "split")
+    monkeypatch.setattr(server.service, "start", Start(typed))
+    bodies = watch_requests(page)
+    page.reload()
+    open_settings(page)
+    shown = {"max_tokens": "5", "temperature": "0.25", "stop": "x\ny z", "split": "off"}
+    assert {name: page.input_value(f"#{name}") for name in shown} == shown
+    assert page.input_value("#top_k") == "7"
+    page.get_by_role("button", name="Done").click()
+    ask(page, "Hi", 1)
+    assert not {*typed} & bodies[0].keys()
+    assert bodies[0]["top_k"] == 7
+    # What is changed in the page holds until the server is started again.
+    open_settings(page)
+    change(page, "temperature", "0.75")
+    page.reload()
+    ask(page, "Hi", 1)
+    assert bodies[1]["temperature"] == 0.75
+    monkeypatch.setattr(server.service, "start", Start(typed))
+    page.reload()
+    ask(page, "Hi", 1)
+    assert "temperature" not in bodies[2]
+
+
+def test_the_page_begins_with_pictures_instructions_and_a_conversation(
+    page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = new_id()
+    video = VideoPart(Video(encode_video(30, 10)), {"fps": 2.0, "end": 2.5})
+    before = [text_message("system", "Be long."), user_message("Before?", [video])]
+    server.history.save(id, [*before, text_message("assistant", "Yes.")])
+    start = Start(("max_tokens",), "Be brief.", [Attachment(PICTURE, name="cat.png")], id)
+    monkeypatch.setattr(server.service, "start", start)
+    monkeypatch.setattr(server.service, "options", Options(max_tokens=4))
+    bodies = watch_requests(page)
+    page.reload()
+    page.locator("#waiting img[title='cat.png']").wait_for()
+    page.get_by_text("Yes.").wait_for()
+    ask(page, "And this?", 2)
+    said = bodies[0]["messages"]
+    assert bodies[0]["conversation"] == id
+    assert said[0] == {"role": "system", "content": "Be brief."}
+    (clip, question), (picture, words) = said[1]["content"], said[3]["content"]
+    assert (clip["fps"], clip["end"]) == (2.0, 2.5)  # what was seen of the video is seen again
+    assert (question["text"], words["text"]) == ("Before?", "And this?")
+    assert picture["name"] == "cat.png"
+    # Once: loaded again, the page is empty, and has its instructions.
+    page.reload()
+    page.locator(".empty").wait_for()
+    page.locator("#max_tokens").wait_for(state="attached")
+    assert page.input_value("#system") == "Be brief."
+    assert page.locator("#waiting img").count() == 0
+    server.history.delete(id)

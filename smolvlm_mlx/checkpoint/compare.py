@@ -26,10 +26,13 @@ class Agreement:
 
 
 def compare(
-    reference: str | Path, candidate: str | Path, revision: str | None = None
+    reference: str | Path,
+    candidate: str | Path,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> list[Agreement]:
     """Predictions of `candidate` against those of `reference` at every position of the built-in
-    conversations.
+    conversations; `revision` and `adapter` are the reference's.
 
     The two are loaded one after the other. Positions of image placeholders, which predict nothing,
     are left out.
@@ -37,10 +40,10 @@ def compare(
     Raises:
         CheckpointError: one cannot be used, or they are not the same model.
     """
-    expected = list(_predict(reference, revision))
+    expected = list(_predict(reference, revision, adapter))
     found = []
     for (name, want_ids, want), (_, have_ids, have) in zip(
-        expected, _predict(candidate, None), strict=True
+        expected, _predict(candidate), strict=True
     ):
         if want_ids != have_ids or want.shape != have.shape:
             raise CheckpointError(
@@ -54,10 +57,10 @@ def compare(
 
 
 def _predict(
-    checkpoint: str | Path, revision: str | None
+    checkpoint: str | Path, revision: str | None = None, adapter: str | Path | None = None
 ) -> Iterator[tuple[str, list[int], mx.array]]:
     """Name, token ids and log probabilities (T, V) of each conversation."""
-    model, processor = load(checkpoint, revision=revision)
+    model, processor = load(checkpoint, revision=revision, adapter=adapter)
     for name, messages in conversations().items():
         inputs = processor(messages, ImageOptions(split=False), add_generation_prompt=False)
         pixel_values = mx.array(inputs.pixel_values) if len(inputs.tiles) else None

@@ -24,11 +24,14 @@ PATTERNS = [
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the
-    hub (cached, resumed, offline if the cache has it)."""
-    if str(path_or_id) == "tiny":
-        return TINY
+    hub (cached, resumed, offline if the cache has it). Only what the hub has has a revision."""
     try:
-        folder = expanded(path_or_id)
+        folder = TINY if str(path_or_id) == "tiny" else expanded(path_or_id)
+        if folder.is_dir() and revision is not None:
+            raise CheckpointError(
+                f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and has "
+                "none; leave it out, or give a hub id"
+            )
         if folder.is_dir():
             return folder
         if folder.exists():

@@ -12,7 +12,7 @@ from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
 from ..events import Reading, Work
-from .options import Flags, Loading
+from .options import Flags, Loading, typed
 
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
@@ -45,6 +45,7 @@ Plot = Annotated[
 
 
 def bench(
+    context: typer.Context,
     model: StoredModel = None,
     random: RandomModel = None,
     bits: RandomBits = None,
@@ -64,10 +65,7 @@ def bench(
 
     from ..bench.bench import bench_in_steps as run
 
-    if (model is None) == (random is None):
-        raise BenchError(
-            "give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B"
-        )
+    _check_model(context, model, random)
     if plot is not None:
         _check_picture(plot)
     open_model = (
@@ -84,6 +82,15 @@ def bench(
         _print_result(name, result)
     if plot is not None:
         draw(name, result, plot)
+
+
+def _check_model(context: typer.Context, model: str | None, random: str | None) -> None:
+    if (model is None) == (random is None):
+        raise BenchError(
+            "give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B"
+        )
+    if random and (flags := typed(context, "revision")):
+        raise BenchError(f"{flags}: random weights have none; give a checkpoint, or leave it out")
 
 
 def _stored(model: str, loading: Loading, bits: int | None) -> "Open":

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 SHOWN = 10  # files that failed
 MAX_PATH = 10_000  # characters; those of a path as Python writes it
 
+Presets = Annotated[
+    Preset | None,
+    typer.Option(help="What is asked, and how long an answer may be.", show_default="caption"),
+]
+Prompt = Annotated[
+    str | None, typer.Option(help="Ask this instead; the rest is as --preset says, if it is there.")
+]
 Schema = Annotated[
     Path | None, typer.Option(help="JSON schema of an object: the answers are fields that fit it.")
 ]
@@ -33,10 +40,8 @@ def caption(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="FILE.jsonl or FILE.csv; a stopped run goes on.")
     ],
-    preset: Annotated[
-        Preset, typer.Option(help="What is asked, and how long an answer may be.")
-    ] = "caption",
-    prompt: Annotated[str | None, typer.Option(help="Ask this instead.")] = None,
+    preset: Presets = None,
+    prompt: Prompt = None,
     schema: Schema = None,
     model_path: Model = DEFAULT_MODEL,
     options: Annotated[Options, Flags(defaults={"max_tokens": "as the preset"})] = Options(),
@@ -92,10 +97,13 @@ def _report(lines: "list[Line]", out: Path, passed_over: Counter[str]) -> None:
         print(passed_over_note(passed_over), file=sys.stderr)
 
 
-def _task(preset: Preset, prompt: str | None, schema: Path | None) -> "Task":
+def _task(preset: Preset | None, prompt: str | None, schema: Path | None) -> "Task":
+    """A preset, with another question if there is one; or a question alone."""
     from ..tasks.captions import TASKS, Task
 
-    task = TASKS[preset] if prompt is None else Task(prompt)
+    task = TASKS[preset or "caption"]
+    if prompt is not None:
+        task = replace(task, prompt=prompt) if preset else Task(prompt)
     return (
         task if schema is None else replace(task, schema=_read_schema(schema), most_characters=None)
     )

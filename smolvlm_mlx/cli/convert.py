@@ -8,7 +8,7 @@ import typer
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..errors import ConversionError
-from .options import Flags, Loading
+from .options import Flags, Loading, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -19,6 +19,7 @@ EmbeddingBits = Annotated[
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
     recipe: Annotated[
@@ -45,18 +46,26 @@ def convert(
     from .show import byte_bar, follow
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
-    if recipe is not None and (quantize_vision or own != Recipe()):
+    wanted = _choose(context, recipe, own)
+    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
+    _print_report(follow(steps, byte_bar(f"Converting {source}")))
+    if check:
+        _print_agreement(source, out, loading)
+
+
+def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
+    """A named recipe, or the one that was typed option by option."""
+    vision = typed(context, "quantize_vision")
+    if recipe is not None and (vision or own != Recipe()):
         raise ConversionError(
             "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision "
             "and --dtype"
         )
-    if quantize_vision and bits is None:
+    if vision and own.bits is None:
         raise ConversionError("--quantize-vision needs --bits")
-    wanted = RECIPES[recipe] if recipe else own
-    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
-    _print_report(follow(steps, byte_bar(f"Converting {source}")))
-    if check:
-        _print_agreement(source, out, loading.revision)
+    if recipe is None and not own.quantizes and (flags := typed(context, "group_size")):
+        raise ConversionError(f"{flags} needs --bits")
+    return RECIPES[recipe] if recipe else own
 
 
 def _print_report(report: "Report") -> None:
@@ -73,12 +82,12 @@ def _print_report(report: "Report") -> None:
     )
 
 
-def _print_agreement(source: str, out: Path, revision: str | None) -> None:
+def _print_agreement(source: str, out: Path, loading: Loading) -> None:
     """How far the result's predictions are from the source's."""
     from ..checkpoint.compare import compare
     from .show import console, table
 
     shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    for row in compare(source, out, revision):
+    for row in compare(source, out, loading.revision, loading.adapter):
         shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
     console().print(shown)

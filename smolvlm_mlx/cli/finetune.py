@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import TrainingError
 from ..events import Work
 from ..training.plan import PRESETS, Plan, Preset
-from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
 
 if TYPE_CHECKING:
     from ..training.run import Run
@@ -66,6 +67,7 @@ def finetune(
 
     if preset is not None:
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
+    _check_unused(context, plan, validation)
     steps = prepare_in_steps(
         model,
         data,
@@ -80,6 +82,16 @@ def finetune(
     _print_run(run)
     if not estimate:
         _train(run, resume)
+
+
+def _check_unused(context: typer.Context, plan: Plan, validation: str | None) -> None:
+    """What would change nothing is refused."""
+    if plan.method == "full" and (flags := typed(context, "rank", "alpha", "dropout")):
+        raise TrainingError(f"{flags}: of an adapter, which --method full has not")
+    if plan.steps is not None and (flags := typed(context, "epochs")):
+        raise TrainingError(f"{flags}: --steps stands in its place; give one of them")
+    if validation is not None and (flags := typed(context, "validation_share")):
+        raise TrainingError(f"{flags}: --validation stands in its place; give one of them")
 
 
 def _train(run: "Run", resume: bool) -> None:

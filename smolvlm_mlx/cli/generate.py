@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import GenerationError
+from ..errors import GenerationError, VideoError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model
+from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model, typed
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -32,6 +32,7 @@ AsJson = Annotated[
 
 
 def generate(
+    context: typer.Context,
     prompt: Question = None,
     model_path: Model = DEFAULT_MODEL,
     image: Images = None,
@@ -49,8 +50,11 @@ def generate(
     """Ask about pictures, or ask without; the answer streams to stdout."""
     from ..generation.engine import Engine
     from ..inputs.messages import notes
+    from ..inputs.video import VIDEO_OPTIONS
 
     # A missing question or a wrong path is told before a model is loaded.
+    if not video and (flags := typed(context, *VIDEO_OPTIONS)):
+        raise VideoError(f"{flags}: there is no --video")
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
     messages = _messages(system, _question(prompt), image or [], video or [], part_options)
     started = time.perf_counter()

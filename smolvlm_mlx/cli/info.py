@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import quote
+from ..errors import CheckpointError, ImageError, quote
 from ..inputs.settings import ImageOptions
-from .options import Flags, Loading
+from .options import Flags, Loading, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
@@ -24,12 +24,18 @@ Picture = Annotated[
 
 
 def info(
+    context: typer.Context,
     model: Model = None,
     image: Picture = None,
     image_options: ImageOptions = ImageOptions(),
     loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:
     """Show a checkpoint's parts and tokens, and what this machine computes with."""
+    of_a_model = typed(context, "image", *vars(image_options), "revision")
+    if model is None and of_a_model:
+        raise CheckpointError(f"{of_a_model}: of which checkpoint? give a folder or hub id")
+    if image is None and (flags := typed(context, *vars(image_options))):
+        raise ImageError(f"{flags}: there is no --image")
     if model is not None:
         _print_model(model, loading.revision, image, image_options)
     _print_machine()

@@ -123,15 +123,20 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
 
 def given(context: typer.Context, values: Any) -> dict[str, Any]:
     """Return those values of a dataclass's options that were typed."""
-    sources = {
-        option.name: context.get_parameter_source(option.name)
-        for option in options_of(type(values))
-    }
-    return {
-        name: getattr(values, name)
-        for name, source in sources.items()
-        if source and source.name != "DEFAULT"
-    }
+    names = [option.name for option in options_of(type(values))]
+    return {name: getattr(values, name) for name in names if _is_typed(context, name)}
+
+
+def typed(context: typer.Context, *names: str) -> str:
+    """Return the flags of those parameters that were typed, for an error that refuses them; "" if
+    there are none."""
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    return ", ".join(flags[name] for name in names if _is_typed(context, name))
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def flag_of(option: Option) -> str:

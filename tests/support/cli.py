@@ -2,11 +2,19 @@
 fixture `call`."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.support.http import DIRECT
 from tests.support.places import ROOT
+
+import httpx2
+import pytest
+import uvicorn
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
 
@@ -39,3 +47,31 @@ def check_refused(result: tuple[int, str, str], *parts: str) -> None:
     assert err.count("\n") == 1, err
     assert "Traceback" not in err
     assert all(part in err for part in parts), err
+
+
+def let_answer(monkeypatch: pytest.MonkeyPatch, ask: Callable[[httpx2.Client], None]) -> list[str]:
+    """Let a server that a command starts in this process be asked once, with the token of the page
+    that it opens, and then end. Returns the addresses of pages that were opened."""
+    opened: list[str] = []
+    run = uvicorn.Server.run
+
+    def answer(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        (host, port), token = sockets[0].getsockname(), "".join(opened).partition("#token=")[2]
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+
+        def client() -> None:
+            base = f"http://{host}:{port}"
+            with httpx2.Client(base_url=base, headers=headers, timeout=60, **DIRECT) as asking:
+                try:
+                    ask(asking)
+                finally:
+                    self.should_exit = True
+
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client)
+            run(self, sockets)
+            asked.result()
+
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(uvicorn.Server, "run", answer)
+    return opened

@@ -11,12 +11,13 @@ from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
 from ..history import as_text
-from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model
+from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, given
 from ..serve import LOCAL, listen, load_service, new_token, run_server
 
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
+    from ...server.start import Start
     from ...tasks.history import History
     from .session import Session
     from .terminal import TerminalScreen
@@ -46,22 +47,21 @@ def chat(
     loading: Loading = Loading(),
 ) -> None:
     """Talk about pictures, or without; /help lists what else a line can do."""
-    if web and (system or image or resume or options != CHAT):
-        raise PromptError(
-            "--web takes pictures, instructions, conversations and how to answer in the page; "
-            "leave out their options"
-        )
-    if web:
-        _run_page(model, loading, image_options, not no_history)
-        return
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
+    if web and options.kv_bits is not None:
+        raise PromptError("--kv-bits: not with --web, where several answers are made at once")
     from ...tasks.chat import Chat
     from ...tasks.history import History, cache_folder
     from .session import Session
 
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
+    if web:
+        typed = [*given(context, options), *given(context, image_options)]
+        settings = (options, image_options)
+        _run_page(model, loading, settings, not no_history, _start(typed, system, image or [], id))
+        return
     loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(
         *loaded, options, system=system, image_options=image_options, cache_folder=folder
@@ -70,18 +70,31 @@ def chat(
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
         session.restart(history.load(id), id)
+        conversation.system = system or conversation.system
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
     screen.run(session)
 
 
 def _run_page(
-    model: str, loading: Loading, image_options: ImageOptions, keep_history: bool
+    model: str,
+    loading: Loading,
+    settings: tuple[Options, ImageOptions],
+    keep_history: bool,
+    start: "Start",
 ) -> None:
     """The conversation in the browser, until Ctrl-C."""
-    listener = listen(LOCAL, 0)
-    service = load_service(model, loading, image_options, keep_history)
-    run_server(service, listener, new_token(), open_page=True)
+    with listen(LOCAL, 0) as listener:
+        service = load_service(model, loading, *settings, keep_history, start=start)
+        run_server(service, listener, new_token(), open_page=True)
+
+
+def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":
+    """What the page begins with."""
+    from ...inputs.media import attach
+    from ...server.start import Start
+
+    return Start(typed, system, [attach(source) for source in sources], id)
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":

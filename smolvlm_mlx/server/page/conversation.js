@@ -3,7 +3,7 @@
 import { $, grow, make, say } from "./dom.js";
 import { messageNode, updateText } from "./message.js";
 import { asPart, exchangeWaiting } from "./pictures.js";
-import { sampling } from "./settings.js";
+import { chosen } from "./settings.js";
 import { complete, newId } from "./stream.js";
 
 let conversation = { id: newId(), messages: [] };
@@ -40,7 +40,7 @@ function showMore(asked, message) {
 function setRunning(controller) {
   running = controller;
   $("send").hidden = Boolean(controller);
-  $("stop").hidden = !controller;
+  $("stop-answer").hidden = !controller;
 }
 
 // ---- asking
@@ -61,12 +61,12 @@ function retry() {
   answer();
 }
 
-function request() {
+async function request() {
   const messages = conversation.messages.map(({ role, text, pictures }) => (
     { role, content: [...pictures.map(picture => asPart(picture)), { type: "text", text }] }));
   const instructions = $("system").value.trim();
   if (instructions) messages.unshift({ role: "system", content: instructions });
-  return { messages, conversation: conversation.id, ...sampling() };
+  return { messages, conversation: conversation.id, ...await chosen() };
 }
 
 async function answer() {

@@ -2,6 +2,7 @@
 
 import { openConversation, openEmpty, openId } from "./conversation.js";
 import { $, make, say } from "./dom.js";
+import { fromPart } from "./pictures.js";
 import { call, failure } from "./stream.js";
 
 export async function refresh() {
@@ -22,7 +23,7 @@ function entry({ id, title }) {
   return make("li", {}, button, make("button", { ...cross, onclick: () => remove(id, title) }));
 }
 
-async function openKept(id) {
+export async function openKept(id) {
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
   const messages = (await response.json()).messages.map(fromKept);
@@ -37,11 +38,7 @@ async function openKept(id) {
 function fromKept({ role, content, interrupted }) {
   const isText = part => part.type === "text";
   const text = content.filter(isText).map(part => part.text).join("\n");
-  const pictures = content.filter(part => !isText(part)).map(({ type, base64, name }) => {
-    const video = type === "video";
-    const url = `data:${video ? "video/mp4" : "image/png"};base64,${base64}`;
-    return { url, name: name || "picture", video };
-  });
+  const pictures = content.filter(part => !isText(part)).map(fromPart);
   return { role, text, pictures, interrupted };
 }
 

@@ -3,10 +3,11 @@
 
 import { $, make, say } from "./dom.js";
 import { asPart } from "./pictures.js";
-import { sampling } from "./settings.js";
+import { chosen } from "./settings.js";
+import { start } from "./start.js";
 import { complete, newId } from "./stream.js";
 
-const MAX_TOKENS = 128;  // however long other answers may be
+const MAX_TOKENS = 128;  // unless a length was chosen
 const MAX_SIDE = 1024;  // pixels that are sent
 
 let live = null;  // while it is on: {id, controller, stream}
@@ -88,10 +89,15 @@ function frame() {
   return { url: canvas.toDataURL("image/jpeg", 0.92) };
 }
 
-function request(id) {
+async function request(id) {
   const content = [asPart(frame(), { detail: "low" }), { type: "text", text: question() }];
-  const max_tokens = Math.min(sampling().max_tokens || MAX_TOKENS, MAX_TOKENS);
-  return { messages: [{ role: "user", content }], live: id, max_tokens };
+  const messages = [{ role: "user", content }];
+  return { messages, live: id, ...await length(), ...await chosen() };
+}
+
+async function length() {
+  const { typed } = (await start).settings.find(({ name }) => name === "max_tokens") ?? {};
+  return typed ? {} : { max_tokens: MAX_TOKENS };
 }
 
 async function look(mine) {

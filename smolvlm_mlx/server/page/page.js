@@ -2,10 +2,13 @@
 
 import { ask, leave, show, stopAnswer } from "./conversation.js";
 import { $, grow } from "./dom.js";
-import { refresh, startNew, toggleList } from "./history.js";
+import { openKept, refresh, startNew, toggleList } from "./history.js";
 import { toggleLive } from "./live.js";
-import { add, closeCamera, openCamera, takePicture } from "./pictures.js";
-import { restoreSettings } from "./settings.js";
+import {
+  add, closeCamera, exchangeWaiting, fromPart, openCamera, takePicture,
+} from "./pictures.js";
+import { showSettings } from "./settings.js";
+import { start } from "./start.js";
 import { call } from "./stream.js";
 
 // ---- the question
@@ -20,7 +23,7 @@ $("ask").onsubmit = event => {
   event.preventDefault();
   ask();
 };
-$("stop").onclick = stopAnswer;
+$("stop-answer").onclick = stopAnswer;
 addEventListener("keydown", event => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) leave();
 });
@@ -69,7 +72,16 @@ async function showModel() {
   if (response.ok) $("model").textContent = (await response.json()).data[0].id;
 }
 
-restoreSettings();
+async function begin() {
+  const { system, content, conversation } = await start;
+  if (conversation) await openKept(conversation);
+  if (system) $("system").value = system;
+  const pictures = content.filter(part => part.type !== "text").map(fromPart);
+  if (pictures.length) exchangeWaiting(pictures);
+}
+
+showSettings();
 show();
 showModel();
 refresh();
+begin();

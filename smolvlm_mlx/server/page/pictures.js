@@ -1,5 +1,6 @@
 // Pictures and videos: how they look, how they are sent, and those that wait for the next question.
-// A picture is {url, name, video}: a data: URL, a name, and whether it is a video.
+// A picture is {url, name, video, options}: a data: URL, a name, whether it is a video, and which of
+// its frames are seen.
 
 import { $, make, say } from "./dom.js";
 
@@ -41,10 +42,17 @@ export function thumbnail({ url: src, name: title, video }, remove) {
 }
 
 // The part of a message that is a picture.
-export function asPart({ url, name, video }, options = {}) {
+export function asPart({ url, name, video, options }, more = {}) {
   const payload = "data:application/octet-stream" + url.slice(url.indexOf(";base64,"));
   const type = video ? "video_url" : "image_url";
-  return { type, [type]: { url: payload, ...options }, name };
+  return { type, [type]: { url: payload, ...more }, name, ...options };
+}
+
+// The picture of a part that comes from the server.
+export function fromPart({ type, base64, name, ...options }) {
+  const video = type === "video";
+  const url = `data:${video ? "video/mp4" : "image/png"};base64,${base64}`;
+  return { url, name: name || "picture", video, options };
 }
 
 export async function add(files) {

@@ -1,22 +1,76 @@
-// What is set for all questions. All but the instructions stays in this browser.
+// What is set for all questions: a field for each option that the server names. What is changed here
+// stays in this browser; of an option that was typed for the server, in this tab.
 
-import { $ } from "./dom.js";
+import { $, make } from "./dom.js";
+import { start } from "./start.js";
 
-const SAMPLING = ["max_tokens", "temperature", "top_p", "seed"];  // as in a request
-const KEPT = [...SAMPLING, "live-question", "live-every"];
+const FIRST = ["max_tokens", "temperature", "top_p", "seed"];  // the others are below "More"
+const LIVE = ["live-question", "live-every"];
 
-export function restoreSettings() {
-  for (const id of KEPT) {
+export async function showSettings() {
+  for (const id of LIVE) {
     $(id).value = localStorage.getItem(id) ?? $(id).value;
     $(id).onchange = () => localStorage.setItem(id, $(id).value);
   }
+  for (const setting of (await start).settings) {
+    const place = FIRST.includes(setting.name) ? "first-settings" : "more-settings";
+    $(place).append(make("label", {}, title(setting), field(setting)));
+  }
 }
 
-export function sampling() {
-  return Object.fromEntries(SAMPLING.map(id => [id, number($(id).value)]));
+// The fields of a request: what is not as the server has it anyway.
+export async function chosen() {
+  const changed = (await start).settings.filter(setting => kept(setting));
+  return Object.fromEntries(changed.map(setting => [setting.name, value(setting)]));
 }
 
-// No number is no field in the request.
-function number(text) {
-  return text === "" ? undefined : Number(text);
+// ---- a setting: {name, help, kind, value, typed}, where the value is the server's
+
+function title({ name, help }) {
+  const words = name.replaceAll("_", " ");
+  const text = words[0].toUpperCase() + words.slice(1);
+  return make("span", { textContent: text }, make("small", { textContent: help }));
+}
+
+function field(setting) {
+  const node = input(setting);
+  const show = () => { node.value = kept(setting) ?? written(setting.value); };
+  node.onchange = () => {
+    const isServers = !node.value || node.value === written(setting.value);
+    if (isServers) store(setting).removeItem(setting.name);
+    else store(setting).setItem(setting.name, node.value);
+    show();
+  };
+  show();
+  return node;
+}
+
+function input({ name: id, kind }) {
+  if (kind === "flag") return make("select", { id }, ...["", "on", "off"].map(choice));
+  if (kind === "texts") return make("textarea", { id, placeholder: "none; one a line" });
+  const step = kind === "whole" ? "1" : "any";
+  return make("input", { id, type: "number", step, placeholder: "none" });
+}
+
+function choice(value) {
+  return make("option", { value, textContent: value || "as usual" });
+}
+
+function written(value) {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  return Array.isArray(value) ? value.join("\n") : String(value ?? "");
+}
+
+function store({ typed }) {
+  return typed ? sessionStorage : localStorage;
+}
+
+function kept(setting) {
+  return store(setting).getItem(setting.name) || null;
+}
+
+function value(setting) {
+  const text = kept(setting);
+  if (setting.kind === "texts") return text.split("\n").filter(Boolean);
+  return setting.kind === "flag" ? text === "on" : Number(text);
 }

@@ -30,13 +30,13 @@ export async function failure(response) {
   return Object.assign(new Error(message), { status: response.status, forget });
 }
 
-// The chunks of the answer to a request.
+// The chunks of the answer to a request, which may still be a promise.
 export async function* complete(request, signal) {
   const usage = { stream: true, stream_options: { include_usage: true } };
   const response = await call("/v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ ...request, ...usage }),
+    body: JSON.stringify({ ...await request, ...usage }),
     signal,
   });
   if (!response.ok) throw await failure(response);

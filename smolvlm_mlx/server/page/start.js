@@ -1,0 +1,19 @@
+// What the command line says to the page: asked for once, when it is loaded.
+
+import { call } from "./stream.js";
+
+// {settings, system, content, conversation}: the last two are for the first page of a run of the
+// server, not for that page when it is loaded again.
+export const start = load();
+
+async function load() {
+  const response = await call("/page/start");
+  if (!response.ok) return { settings: [], content: [] };
+  const found = await response.json();
+  if (sessionStorage.getItem("run") === found.run) {
+    return { ...found, content: [], conversation: null };
+  }
+  for (const { name } of found.settings) sessionStorage.removeItem(name);
+  sessionStorage.setItem("run", found.run);
+  return found;
+}

@@ -1,0 +1,70 @@
+"""What the page begins with: GET /page/start. What was said on the command line reaches it so."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args, get_origin
+
+from ..generation.options import Options
+from ..inputs.media import Attachment, Video
+from ..inputs.messages import to_json, user_message
+from ..inputs.settings import ImageOptions
+from ..options import Option, options_of
+
+# The engine's cache is shared by all requests; and special tokens would come back as plain text
+# with the next question.
+WITHOUT = ("kv_bits", "skip_special_tokens")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the command line says to the page.
+
+    Attributes:
+        typed: names of options that were given: they go before what the browser keeps.
+        system: the system message.
+        media: pictures and videos for the first question.
+        conversation: id of the one in the history that goes on.
+        run: names this run of the server; the page takes pictures and conversation once a run.
+    """
+
+    typed: Sequence[str] = ()
+    system: str | None = None
+    media: Sequence[Attachment | Video] = ()
+    conversation: str | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def to_json(self, options: Options, image_options: ImageOptions) -> dict[str, object]:
+        """Return it as JSON, with a setting for each option that the page may ask with.
+
+        Args:
+            options, image_options: of answers to requests that say nothing.
+        """
+        defaults = {**vars(options), **vars(image_options)}
+        known = [*options_of(Options), *options_of(ImageOptions)]
+        (message,) = to_json([user_message("", self.media)])
+        return {
+            "run": self.run,
+            "system": self.system,
+            "content": message["content"],
+            "conversation": self.conversation,
+            "settings": [
+                {
+                    "name": option.name,
+                    "help": option.help,
+                    "kind": _kind(option),
+                    "value": defaults[option.name],
+                    "typed": option.name in self.typed,
+                }
+                for option in known
+                if option.name not in WITHOUT
+            ],
+        }
+
+
+def _kind(option: Option) -> str:
+    """How the page asks for an option."""
+    if get_origin(option.type) is tuple:
+        return "texts"
+    kinds = get_args(option.type) or (option.type,)
+    return "flag" if bool in kinds else "whole" if int in kinds else "number"

@@ -1,0 +1,382 @@
+"""Every option of an answer, typed for every command: the engine is asked with it and the answer is
+another, or it is refused by name."""
+
+import base64
+import json
+import sys
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import load
+from smolvlm_mlx.cli.options import flag_of
+from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.options import Options
+from smolvlm_mlx.inputs.messages import Message, VideoPart, text_message, user_message
+from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
+from smolvlm_mlx.options import options_of
+from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.checkpoints import Loaded
+from tests.support.cli import let_answer
+from tests.support.http import question
+from tests.support.pictures import data_url
+from tests.support.rows import write_rows
+from tests.support.videos import encode_video
+
+import httpx2
+import pytest
+from PIL import Image
+
+WARM = ["-t", "1.5", "--seed", "1"]
+# By name: flags, and others beside them that give another answer, and what the engine is asked.
+CHANGES: dict[str, tuple[Sequence[str], Sequence[str], object]] = {
+    "max_tokens": ([], ["-n", "3"], 3),
+    "temperature": (["--seed", "1"], ["-t", "1.5"], 1.5),
+    "top_p": (WARM, ["--top-p", "0.3"], 0.3),
+    "top_k": (WARM, ["--top-k", "2"], 2),
+    "min_p": (WARM, ["--min-p", "0.9"], 0.9),
+    "repetition_penalty": ([], ["--repetition-penalty", "3"], 3.0),
+    "repetition_context": (["--repetition-penalty", "3"], ["--repetition-context", "1"], 1),
+    "presence_penalty": ([], ["--presence-penalty", "2"], 2.0),
+    "frequency_penalty": ([], ["--frequency-penalty", "2"], 2.0),
+    "seed": (WARM, ["--seed", "2"], 2),
+    "stop": ([], ["--stop", "D", "--stop", "X"], ("D", "X")),
+    "kv_bits": ([], ["--kv-bits", "4"], 4),
+    "skip_special_tokens": ([], ["--no-skip-special-tokens"], False),
+    "longest_edge": ([], ["--longest-edge", "64"], 64),
+    "split": ([], ["--no-split"], False),
+    "max_tiles": ([], ["--max-tiles", "3"], 3),
+}
+SPLIT = (["--split"], True)  # for frames of a camera, which are one tile each
+REFUSED = {
+    "chat": {"skip_special_tokens"},
+    "chat --web": {"skip_special_tokens", "kv_bits"},
+    "document": {"stop", "skip_special_tokens"},
+    "live": {"longest_edge", "max_tiles"},
+    "serve": {"kv_bits"},
+}
+ANSWERS, PICTURES = options_of(Options), options_of(ImageOptions)
+NAMES = [option.name for option in (*ANSWERS, *PICTURES)]
+
+
+@dataclass
+class Asked:
+    """What the engine was asked with."""
+
+    options: list[Options] = field(default_factory=list)
+    image_options: list[ImageOptions] = field(default_factory=list)
+    videos: list[dict[str, Any]] = field(default_factory=list)
+
+    def has(self, name: str) -> set[object]:
+        """The values of an option."""
+        kinds = self.options if name in {option.name for option in ANSWERS} else self.image_options
+        return {getattr(options, name) for options in kinds}
+
+
+@pytest.fixture(scope="module")
+def endless_answers(tiny: Path) -> Loaded:
+    model, processor = load(tiny, "float32")
+    processor.tokenizer.end_ids = frozenset()  # answers go on, and so have time to differ
+    return model, processor
+
+
+@pytest.fixture
+def asked(endless_answers: Loaded, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """The commands have a model that was loaded once, and its engine keeps what it is asked. Each
+    has a copy, of which `generate` throws the vision tower away."""
+    found, row, prepare = Asked(), Engine.row, Processor.prepare
+    model, processor = endless_answers
+
+    def keep_options(self: Engine, options: Options, *more: Any) -> Any:
+        found.options.append(options)
+        return row(self, options, *more)
+
+    def keep_messages(
+        self: Processor, messages: Any, image_options: ImageOptions | None = None, **more: Any
+    ) -> Any:
+        found.image_options.append(image_options or ImageOptions())
+        parts = [part for message in messages for part in parts_of(message)]
+        found.videos += [dict(part.options) for part in parts if isinstance(part, VideoPart)]
+        return prepare(self, messages, image_options, **more)
+
+    monkeypatch.setattr(Engine, "row", keep_options)
+    monkeypatch.setattr(Processor, "prepare", keep_messages)
+    for place in ("checkpoint.reader", "tasks.evaluation"):
+        monkeypatch.setattr(f"smolvlm_mlx.{place}.load", lambda *_, **__: (copy(model), processor))
+    return found
+
+
+def parts_of(message: Any) -> Sequence[Any]:
+    return message.parts if isinstance(message, Message) else ()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, a video, and a question of a data set."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.effect_noise((90, 60), 80).convert("RGB").save(folder / "a.png")
+    (folder / "clip.mp4").write_bytes(encode_video(40, 10))
+    write_rows(
+        folder / "rows.jsonl", {"image": "a.png", "question": "What color?", "answer": "red"}
+    )
+    return folder
+
+
+class Commands:
+    """Each command with a short question about a picture, by its name."""
+
+    def __init__(self, folder: Path, out: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._out, self._call = folder, out, call
+        self._monkeypatch, self._runs = monkeypatch, 0
+
+    def run(self, command: str, *flags: str) -> tuple[int, str, str]:
+        """Exit code, answer and stderr."""
+        self._runs += 1
+        out = self._out / f"{self._runs}.jsonl"
+        picture, stdin, lines = self._folder / "a.png", "", list[str]()
+        arguments: dict[str, list[object]] = {
+            "generate": ["Hi", "-i", picture],
+            "caption": [picture, "-o", out, "--prompt", "Hi"],
+            "chat": ["--no-history", "-i", picture],
+            "chat --web": ["--no-history"],
+            "document": [picture, "--output", "text"],
+            "evaluate": [self._folder / "rows.jsonl", "-o", out.with_suffix("")],
+            "live": [self._folder / "clip.mp4", "--count", "1"],
+            "serve": ["--port", "0", "--open", "--no-history"],
+        }
+        if command in ("serve", "chat --web"):
+            let_answer(self._monkeypatch, lambda client: lines.append(answer_of(client)))
+        if command == "chat":
+            stdin = "Hi\n"
+        words: list[object] = [*command.split(), *arguments[command], "-m", "tiny", *flags]
+        code, shown, err = self._call(*words, stdin=stdin)
+        if command == "caption" and code == 0:
+            lines += [json.loads(line)["caption"] for line in out.read_text().splitlines()]
+        return code, "".join(lines) or shown, err
+
+
+def answer_of(client: httpx2.Client) -> str:
+    said = client.post("/v1/chat/completions", json=question("Hi", data_url())).json()
+    return str(said["choices"][0]["message"]["content"])
+
+
+@pytest.fixture
+def commands(folder: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(folder, tmp_path, call, monkeypatch)
+
+
+COMMANDS = [
+    "generate", "caption", "chat", "chat --web", "document", "evaluate", "live", "serve",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_reaches_the_engine_or_is_refused_by_name(
+    command: str, name: str, commands: Commands, asked: Asked
+) -> None:
+    _, flags, value = CHANGES[name]
+    if (command, name) == ("live", "split"):
+        flags, value = SPLIT
+    code, _, err = commands.run(command, "-n", "2", *flags)
+    if name in REFUSED.get(command, ()):
+        assert code in (1, 2)
+        assert flags[0] in err
+        assert asked.options == []
+    else:
+        assert (code, asked.has(name)) == (0, {value}), err
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", ["generate", "caption", "chat"])
+def test_an_option_changes_the_answer(
+    command: str, name: str, commands: Commands, asked: Asked
+) -> None:
+    if name in REFUSED.get(command, ()):
+        return
+    before, flags, _ = CHANGES[name]
+    tiles = [] if name in {option.name for option in PICTURES} else ["--no-split"]
+    answers = [
+        commands.run(command, "-n", "24", *tiles, *more)
+        for more in (before, [*before, *flags], [*before, *flags])
+    ]
+    texts = [text for code, text, _ in answers if code == 0]
+    assert len(texts) == 3
+    assert texts[0] != texts[1] == texts[2]
+
+
+FRAMES = {"fps": 0.5, "max_frames": 2, "start": 1.5, "end": 2.5}
+
+
+@pytest.mark.parametrize("name", VIDEO_OPTIONS)
+def test_what_is_seen_of_a_video_reaches_the_engine_and_changes_the_answer(
+    name: str, folder: Path, asked: Asked, call: Any
+) -> None:
+    flag = [f"--{name.replace('_', '-')}", FRAMES[name]]
+    asking = ("generate", "Hi", "-m", "tiny", "-n", 24)
+    answers = [call(*asking, "-v", folder / "clip.mp4", *more) for more in ([], flag)]
+    assert asked.videos == [{}, {name: FRAMES[name]}]
+    assert [code for code, _, _ in answers] == [0, 0]
+    assert answers[0][1] != answers[1][1]
+
+
+def test_every_option_has_a_flag_in_the_tables_above() -> None:
+    for option in (*ANSWERS, *PICTURES):
+        typed = {flag.replace("--no-", "--") for flag in CHANGES[option.name][1]}
+        assert typed & {flag_of(option), option.short}
+    assert {*VIDEO_OPTIONS} == FRAMES.keys()
+
+
+# ---- the page, and everything else that a server is told
+
+
+def test_what_is_typed_for_the_page_is_what_it_begins_with(
+    folder: Path, tmp_path: Path, asked: Asked, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smolvlm_mlx.tasks.history.data_folder", lambda: tmp_path)
+    id, found = new_id(), list[Any]()
+    History().save(id, [user_message("Before?")])
+    opened = let_answer(monkeypatch, lambda client: found.append(client.get("/page/start").json()))
+    flags = ["-n", 30, "--stop", "a", "--stop", "b", "--max-tiles", 3, "--system", "Be brief."]
+    media = ["-i", folder / "a.png", "-i", folder / "clip.mp4"]
+    assert call("chat", "--web", "-m", "tiny", "--resume", "last", *flags, *media)[0] == 0
+    assert len(opened) == 1
+    ((start,), content) = found, found[0]["content"]
+    assert [(part["type"], part.get("name")) for part in content] == [
+        ("image", "a.png"),
+        ("video", "clip.mp4"),
+        ("text", None),
+    ]
+    assert base64.b64decode(content[0]["base64"]) == (folder / "a.png").read_bytes()
+    assert (start["system"], start["conversation"]) == ("Be brief.", id)
+    values = {setting["name"]: setting["value"] for setting in start["settings"]}
+    assert values["max_tokens"] == 30
+    assert values["stop"] == ["a", "b"]
+    assert values["max_tiles"] == 3
+    typed = {setting["name"] for setting in start["settings"] if setting["typed"]}
+    assert typed == {"max_tokens", "stop", "max_tiles"}
+    assert values.keys() == {*NAMES} - REFUSED["chat --web"]
+
+
+def test_a_request_goes_before_what_was_typed_for_the_server(
+    commands: Commands, asked: Asked, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(client: httpx2.Client) -> None:
+        for more in ({}, {"temperature": 0.5, "stop": "b"}, {"temperature": None, "stop": None}):
+            client.post("/v1/chat/completions", json=question("Hi", max_tokens=2, **more))
+
+    let_answer(monkeypatch, ask)
+    flags = ["-t", "1", "--stop", "a", "--port", "0", "--open", "--no-history"]
+    assert call("serve", "-m", "tiny", *flags)[0] == 0
+    found = [(options.temperature, options.stop) for options in asked.options]
+    assert found == [(1.0, ("a",)), (0.5, ("b",)), (1.0, ("a",))]
+
+
+def test_instructions_go_before_those_of_a_conversation_that_goes_on(
+    tmp_path: Path, asked: Asked, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smolvlm_mlx.tasks.history.data_folder", lambda: tmp_path)
+    for before, flags, now in [
+        ("Be long.", ["--system", "Be brief."], "Be brief."),
+        ("Be long.", [], "Be long."),
+    ]:
+        id = new_id()
+        History().save(id, [text_message("system", before), user_message("Before?")])
+        asking = ("chat", "-m", "tiny", "-n", 2, "--resume", id)
+        assert call(*asking, *flags, stdin="And now?\n")[0] == 0
+        assert History().load(id)[0] == text_message("system", now)
+
+
+# ---- what would change nothing, and what contradicts itself
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("generate Hi --fps 2 --end 3", "--fps, --end: there is no --video"),
+        ("chat --resume last --no-history", "--resume needs the history"),
+        ("chat --web --kv-bits 4", "--kv-bits: not with --web"),
+        ("info --image {a}", "--image: of which checkpoint?"),
+        ("info --revision v1", "--revision: of which checkpoint?"),
+        ("info tiny --max-tiles 3", "--max-tiles: there is no --image"),
+        ("document {a} --pages 2 --output text", "--pages: of PDFs"),
+        ("document {a} --dpi 99 --output text", "--dpi: of PDFs"),
+        ("live {a} --camera 0", "a file and --camera"),
+        ("serve --no-token --token x", "--token and --no-token"),
+        ("serve --token=", "--token is empty"),
+        ("serve --allow-origin friend.example", "'friend.example': give one such as https://"),
+        ("serve --allow-origin https://a.example/b", "'https://a.example/b': give one such as"),
+        ("finetune {a} out --method full --rank 4", "--rank: of an adapter"),
+        ("finetune {a} out --steps 4 --epochs 2", "--epochs: --steps stands in its place"),
+        ("finetune {a} out --validation {a} --validation-share 0.1", "--validation-share: --valid"),
+        ("bench --random 256M --revision v1", "--revision: random weights have none"),
+        ("convert tiny {out} --group-size 32", "--group-size needs --bits"),
+        *[
+            (f"{words} --revision v1", "revision 'v1': 'tiny' is a folder")
+            for words in (
+                "generate Hi -m tiny",
+                "chat -m tiny --no-history",
+                "info tiny",
+                "convert tiny {out}",
+                "bench tiny --quick",
+                "caption {a} -m tiny -o {out}.jsonl",
+                "document {a} -m tiny --output text",
+                "evaluate {rows} -m tiny -o {out}",
+                "finetune {rows} {out} -m tiny",
+                "live {clip} -m tiny",
+                "serve -m tiny --port 0 --no-history",
+            )
+        ],
+    ],
+)
+def test_what_would_change_nothing_is_refused_by_name(
+    words: str, error: str, folder: Path, tmp_path: Path, call: Any
+) -> None:
+    names = {"a": "a.png", "rows": "rows.jsonl", "clip": "clip.mp4"}
+    places = {name: str(folder / file) for name, file in names.items()}
+    code, out, err = call(*words.format(**places, out=tmp_path / "out").split())
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
+    assert error in err.splitlines()[-1]
+
+
+ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.* is local on Linux")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "origin"),
+    [
+        ("", [], None),
+        ("--allow-host box.local --allow-host box:80", ["box.local:{port}", "box:80"], None),
+        pytest.param("--host 127.0.0.2", ["127.0.0.2:{port}"], None, marks=ONLY_LINUX),
+        ("--allow-origin https://Friend.example/", [], "https://friend.example"),
+    ],
+)
+def test_names_and_origins_that_are_allowed_are_let_in(
+    flags: str,
+    names: list[str],
+    origin: str | None,
+    asked: Asked,
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: dict[str, int] = {}
+
+    def ask(client: httpx2.Client) -> None:
+        port = client.base_url.port
+        for name in ("localhost:{port}", *names, "other.example:{port}"):
+            headers = {"host": name.format(port=port), **({"origin": origin} if origin else {})}
+            found[name] = client.get("/v1/models", headers=headers).status_code
+
+    opened = let_answer(monkeypatch, ask)
+    words = f"serve -m tiny --port 0 --open --no-history {flags}"
+    assert call(*words.split())[0] == 0
+    assert found == {
+        **dict.fromkeys(("localhost:{port}", *names), 200),
+        "other.example:{port}": 403,
+    }
+    assert opened[0].startswith("http://127.0.0.2:" if "--host" in flags else "http://127.0.0.1:")
