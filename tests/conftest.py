@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,16 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Ru
         yield running
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
+    """A server with the bundled checkpoint."""
+    from smolvlm_mlx.checkpoint.hub import TINY
+    from tests.support.http import serving
+
+    with serving(TINY, tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
 @pytest.fixture
 def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
     """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
@@ -176,7 +187,14 @@ def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]
     return slow_down(server, monkeypatch)
 
 
-# ---- the end of a run
+# ---- the beginning and the end of a run
+
+
+def pytest_report_header() -> str:
+    """Say which clients the server's tests have."""
+    names = ("openai", "litellm", "langchain-openai", "llm", "docling-slim")
+    versions = {each.name: each.version for each in distributions() if each.name in names}
+    return "clients: " + ", ".join(f"{name} {versions.get(name, '(none)')}" for name in names)
 
 
 def pytest_terminal_summary(
