@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx import Options
 from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.options import Loading
@@ -99,7 +100,7 @@ def test_without_a_history_nothing_is_kept(
         options = ["-m", tiny, "-n", 2, *([] if keeps else ["--no-history"])]
         assert call("chat", *options, stdin=f"What is {tmp_path}/cat.png?\n")[0] == 0
     else:
-        service = load_service(str(tiny), Loading(), ImageOptions(), keeps)
+        service = load_service(str(tiny), Loading(), Options(), ImageOptions(), keeps)
         asked = question("What?", data_url(), max_tokens=2, conversation="0123456789abcdef")
 
         async def ask() -> bool:

@@ -176,7 +176,7 @@ def test_the_peak_of_memory_is_that_of_the_answer_alone(loaded: Loaded) -> None:
 def test_usage_has_each_number_under_its_name() -> None:
     found, note = Statistics("length", 500, 300, 208, 13, 21, 1.00004, 2.0, 4.0, 10.0, 0), "a note"
     about = "13 tiles · 500 + 21 tokens, 300 reused · first after 7.00 s · then 2.0 tokens/s"
-    assert usage(found, [note]) == {
+    assert usage([found], [note]).model_dump() == {
         "prompt_tokens": 500,
         "completion_tokens": 21,
         "total_tokens": 521,
