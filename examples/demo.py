@@ -45,7 +45,7 @@ def main() -> None:
     model, processor = load("tiny")
     for question in QUESTIONS:
         print(f"> {question}")
-        print(generate(model, processor, question, images=[image]).strip() + "\n")
+        print(generate(model, processor, question, images=[image]) + "\n")
     print(
         "The tiny checkpoint knows shapes, colors and short texts, and nothing else of the world.\n"
         "Real pictures take a SmolVLM checkpoint, which is downloaded when it is first used:\n"

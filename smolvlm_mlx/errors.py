@@ -70,7 +70,11 @@ class BenchError(SmolVLMError):
 
 
 class HistoryError(SmolVLMError):
-    """The history of conversations cannot be read or written, or has no such conversation."""
+    """The history of conversations cannot be read or written, or a conversation not be kept."""
+
+
+class NoConversationError(HistoryError):
+    """The history has no such conversation, or none is kept."""
 
 
 class ServerError(SmolVLMError):

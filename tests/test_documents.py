@@ -128,6 +128,13 @@ def test_a_page_ends_at_its_tag_which_is_kept(loaded: Loaded, script: Script) ->
     assert page.statistics.generated_tokens == len(ids_of(loaded[1].tokenizer, f" {PAGE}"))
 
 
+def test_a_page_ends_before_a_stop_string(loaded: Loaded, script: Script) -> None:
+    script(PAGE)
+    page = Reader(*loaded, options=Options(stop=("Zw",))).read_image(picture())
+    before = PAGE.partition("Zw")[0]
+    assert (page.text, page.ended) == (f"{before}</text></doctag>", "stop")
+
+
 def test_a_page_that_ends_without_its_tag_is_closed(loaded: Loaded, script: Script) -> None:
     script(
         "<doctag><unordered_list><list_item>one</list_item><list_item>two<end_of_utterance>three"
@@ -255,13 +262,7 @@ def test_pages_are_what_they_are_alone(loaded: Loaded, tmp_path: Path) -> None:
     paths = sorted(tmp_path.iterdir())
     pages = list(Reader(model, processor, options=Options(max_tokens=16)).read(find_pages(paths)))
     for path, page in zip(paths, pages, strict=True):
-        alone = generate(
-            model,
-            processor,
-            documents.PROMPT,
-            Options(max_tokens=16, skip_special_tokens=False, stop=(END,)),
-            images=[path],
-        )
+        alone = generate(model, processor, documents.PROMPT, Options(max_tokens=16), images=[path])
         assert page.text == close_tags(alone.strip(), processor.tokenizer.added)
     reused = [page.statistics.reused_tokens for page in pages]
     above = 8 * processor.tokens_per_tile  # of four times four tiles

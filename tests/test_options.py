@@ -1,32 +1,31 @@
-"""Every option is obeyed, or refused by name, alone, in a batch, and where several answers are made
-at once."""
+"""Every option is obeyed, or refused by name, alone, in a stream, a conversation or a batch, and
+where several answers are made at once."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx import Chat, Options, generate, load, stream_generate
 from smolvlm_mlx.cli.main import app
 from smolvlm_mlx.cli.options import as_command, flag_of
-from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import GenerationError, SmolVLMError
 from smolvlm_mlx.events import End, Event, Text
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Inputs, Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.options import option, options_of
-from smolvlm_mlx.server import request
-from smolvlm_mlx.server.request import ChatRequest
 from smolvlm_mlx.training.plan import Plan
 
 import pytest
 import typer
+from PIL import Image
 
-Road = Callable[[Options], list[str]]  # answers to one question that was asked several times
+Road = Callable[[Inputs, Options], list[str]]  # answers to one prompt, once or several times
 
 SHORT = Options(max_tokens=24)
 WARM = replace(SHORT, temperature=1.5, seed=1)
@@ -38,12 +37,18 @@ CHANGES: dict[str, tuple[Options, Any]] = {
     "top_k": (WARM, 2),
     "min_p": (WARM, 0.9),
     "repetition_penalty": (SHORT, 3.0),
+    "repetition_context": (replace(SHORT, repetition_penalty=3.0), 2),
+    "presence_penalty": (SHORT, 2.0),
+    "frequency_penalty": (SHORT, 2.0),
     "seed": (WARM, 2),
     "stop": (SHORT, ("^6",)),
     "kv_bits": (SHORT, 4),
     "skip_special_tokens": (SHORT, False),
 }
 REFUSED = {"scheduler": {"kv_bits"}}
+PHOTO = Image.radial_gradient("L").resize((400, 300)).convert("RGB")  # 4 x 3 tiles and the whole
+IMAGE_CHANGES: dict[str, Any] = {"longest_edge": 128, "split": False, "max_tiles": 3}
+ROADS = ["stream", "batch", "scheduler"]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +64,12 @@ def question(loaded: tuple[SmolVLM, Processor]) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[str, Road]]:
+def roads(loaded: tuple[SmolVLM, Processor]) -> Iterator[dict[str, Road]]:
     engine = Engine(*loaded, conversations=4)
     scheduler = Scheduler(lambda: engine)
     scheduler.start()
 
-    def served(options: Options) -> list[str]:
+    def served(inputs: Inputs, options: Options) -> list[str]:
         texts, ends = ["", ""], [threading.Event(), threading.Event()]
         errors: list[SmolVLMError] = []
 
@@ -75,7 +80,7 @@ def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[
                 if isinstance(event, End | SmolVLMError):
                     ends[number].set()
 
-            return Job(question, options, put)
+            return Job(inputs, options, put)
 
         for number in range(2):
             scheduler.submit(job(number))
@@ -84,15 +89,16 @@ def roads(loaded: tuple[SmolVLM, Processor], question: Inputs) -> Iterator[dict[
         return texts
 
     yield {
-        "batch": lambda options: [
-            text for text, _ in Engine(*loaded).batch([question] * 3, options)
+        "stream": lambda inputs, options: ["".join(stream_generate(*loaded, inputs, options))],
+        "batch": lambda inputs, options: [
+            text for text, _ in Engine(*loaded).batch([inputs] * 3, options)
         ],
         "scheduler": served,
     }
     scheduler.close()
 
 
-@pytest.mark.parametrize("road", ["batch", "scheduler"])
+@pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("name", [field.name for field in fields(Options)])
 def test_an_option_says_the_same_everywhere(
     name: str,
@@ -107,34 +113,49 @@ def test_an_option_says_the_same_everywhere(
     assert want != generate(*loaded, question, before)
     if name in REFUSED.get(road, ()):
         with pytest.raises(GenerationError, match=name):
-            roads[road](options)
+            roads[road](question, options)
     else:
-        assert set(roads[road](options)) == {want}
+        assert set(roads[road](question, options)) == {want}
 
 
-@pytest.mark.parametrize("road", ["batch", "scheduler"])
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("name", [option.name for option in options_of(ImageOptions)])
+def test_an_option_of_pictures_says_the_same_everywhere(
+    name: str, road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor]
+) -> None:
+    changed = ImageOptions(**{name: IMAGE_CHANGES[name]})
+    want = generate(*loaded, "What?", SHORT, images=[PHOTO], image_options=changed)
+    assert want != generate(*loaded, "What?", SHORT, images=[PHOTO])
+    inputs = loaded[1]([user_message("What?", [PHOTO])], changed)
+    assert set(roads[road](inputs, SHORT)) == {want}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
+def test_a_conversation_obeys_every_option(name: str, loaded: tuple[SmolVLM, Processor]) -> None:
+    before, value = CHANGES[name]
+    options = replace(before, **{name: value})
+    want = generate(*loaded, "Which colors are there?", options)
+    chat = Chat(*loaded, options)
+    assert "".join(chat.ask("Which colors are there?")) == want
+    assert "".join(chat.retry(before)) != want
+
+
+@pytest.mark.parametrize("name", [option.name for option in options_of(ImageOptions)])
+def test_a_conversation_obeys_every_option_of_pictures(
+    name: str, loaded: tuple[SmolVLM, Processor]
+) -> None:
+    changed = ImageOptions(**{name: IMAGE_CHANGES[name]})
+    want = generate(*loaded, "What?", SHORT, images=[PHOTO], image_options=changed)
+    assert "".join(Chat(*loaded, SHORT, image_options=changed).ask("What?", [PHOTO])) == want
+
+
+@pytest.mark.parametrize("road", ROADS)
 def test_more_than_there_are_is_all(
     road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
 ) -> None:
     want = generate(*loaded, question, WARM)
     assert generate(*loaded, question, replace(WARM, top_k=10**30)) == want
-    assert set(roads[road](replace(WARM, top_k=10**30))) == {want}
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
-def test_a_request_says_it_or_is_refused(name: str) -> None:
-    messages = [{"role": "user", "content": "Hello"}]
-    without, empty = (
-        json.dumps({"messages": messages, **more}).encode() for more in ({}, {name: None})
-    )
-    assert ChatRequest.parse(empty).options() == ChatRequest.parse(without).options()
-    value = min(CHANGES[name][1], 1.9) if name == "temperature" else CHANGES[name][1]
-    body = json.dumps({"messages": messages, name: value}).encode()
-    if name in request.REFUSED:
-        with pytest.raises(PromptError, match=name):
-            ChatRequest.parse(body)
-    else:
-        assert getattr(ChatRequest.parse(body).options(), name) == value
+    assert set(roads[road](question, replace(WARM, top_k=10**30))) == {want}
 
 
 # ---- the command line
@@ -152,7 +173,7 @@ def flags(command: str) -> dict[str, Any]:
 
 LEFT_OUT = {
     "chat": {"skip_special_tokens"},
-    "document": {"stop", "skip_special_tokens"},
+    "document": {"skip_special_tokens"},
     "live": {"longest_edge", "max_tiles"},
 }
 
@@ -172,15 +193,6 @@ def test_finetune_has_every_option_of_a_plan() -> None:
     known = flags("finetune")
     for each in options_of(Plan):
         assert known[flag_of(each)].help == each.help
-
-
-def test_the_api_has_every_option() -> None:
-    asked = ChatRequest.parse(b'{"messages": [{"role": "user", "content": "Hello"}]}')
-    known = type(asked).model_fields
-    assert {field.name for field in fields(Options)} <= known.keys()
-    assert all(
-        known[name].description == option.help for name, option in request.AS_THEY_ARE.items()
-    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.detokenizer import StopStrings
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.generation.sampling import make_sampler, penalize, truncate
+from tests.support.limits import COMBINATIONS, some_logits
 from tests.support.places import ROOT
 
 import mlx.core as mx
@@ -29,6 +30,9 @@ NAN, INF = float("nan"), float("inf")
         ("top_k", [0, 1, 10**6], [-1]),
         ("min_p", [0, 1], [-0.1, 1.1, NAN]),
         ("repetition_penalty", [0.1, 1, 10], [0, 0.09, 10.1, -1, NAN]),
+        ("repetition_context", [0, 1, 10**9], [-1]),
+        ("presence_penalty", [-2, 0, 2], [-2.1, 2.1, NAN, INF]),
+        ("frequency_penalty", [-2, 0, 2], [-2.1, 2.1, NAN, INF]),
         ("seed", [None, 0, 2**64 - 1], [-1, 2**64]),
         ("stop", [(), ("a",), ("a", "bc")], [("",), ("a", "")]),
         ("kv_bits", [None, 4, 8], [0, 2, 16]),
@@ -40,6 +44,12 @@ def test_options_at_their_edges(name: str, good: list[Any], bad: list[Any]) -> N
     for value in bad:
         with pytest.raises(GenerationError, match=name):
             Options(**{name: value})
+
+
+def test_one_stop_string_is_not_its_letters() -> None:
+    assert Options(stop="end") == Options(stop=("end",))  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="stop holds an empty text"):
+        Options(stop="")  # type: ignore[arg-type]
 
 
 def test_all_problems_at_once() -> None:
@@ -172,7 +182,7 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
 def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top_k: int) -> Any:
     """transformers' rule in float64: temperature, then top_k, then top_p, then min_p, each of what
     the one before has left."""
-    scores = logits.astype(np.float64) / temperature
+    scores = (logits / np.float32(temperature)).astype(np.float64)  # as they tie in float32
     if top_k:
         scores[scores < np.sort(scores)[-min(top_k, scores.size)]] = -INF
     if top_p < 1:
@@ -184,24 +194,14 @@ def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top
     return scores
 
 
-def random_limits(rng: random.Random) -> tuple[float, float, float, int]:
-    """Temperature, top_p, min_p and top_k, each of the last three sometimes off."""
-    return (
-        round(rng.uniform(0.1, 3), 3),
-        rng.choice([1.0, round(rng.uniform(0.02, 0.999), 3)]),
-        rng.choice([0.0, round(rng.uniform(0.001, 1), 3)]),
-        rng.choice([0, rng.randrange(1, 600)]),
-    )
-
-
-def test_what_may_be_sampled_is_transformers_rule() -> None:
-    """Several limits at once: a temperature changes what top_p keeps."""
-    rng = random.Random(0)
-    for seed in range(400):
-        limits = random_limits(rng)
-        logits = np.random.default_rng(seed).normal(0, rng.uniform(0.5, 5), 500).astype(np.float32)
+def test_what_may_be_sampled_is_transformers_rule_in_1440_combinations() -> None:
+    """A temperature changes what top_p keeps, and each limit sees what the one before has left."""
+    for seed, limits in enumerate(COMBINATIONS):
+        logits = some_logits(seed)[seed % 3]
         found = np.array(truncate(mx.array(logits)[None], *limits))[0]
-        np.testing.assert_allclose(found, kept(logits, *limits), rtol=1e-5, err_msg=str(limits))
+        np.testing.assert_allclose(
+            found, kept(logits, *limits), rtol=1e-5, err_msg=f"{limits} {seed}"
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
@@ -213,6 +213,57 @@ def test_one_of_one_is_always_the_same(temperature: float) -> None:
 def test_among_equals_the_first_is_the_only_one() -> None:
     choose = make_sampler(Options(temperature=2.0, top_k=1, seed=0))
     assert {choose(mx.array([[0.0, 1.0, 1.0, 1.0]])).item() for _ in range(20)} == {1}
+
+
+def tokens_by_hand(logits: np.ndarray, prompt: list[int], options: Options) -> Any:
+    """Greedy tokens after a prompt, in plain Python: the formulas of arXiv:1909.05858 and of
+    OpenAI's reference."""
+    said: list[int] = []
+    for row in logits:
+        scores = row.astype(np.float64)
+        for token in set([*prompt, *said][-options.repetition_context :]):
+            penalty = options.repetition_penalty
+            scores[token] *= penalty if scores[token] < 0 else 1 / penalty
+        for token in set(said):
+            scores[token] -= options.presence_penalty
+            scores[token] -= options.frequency_penalty * said.count(token)
+        said.append(int(scores.argmax()))
+    return said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.7},
+        {"repetition_penalty": 3.0, "repetition_context": 1},
+        {"repetition_penalty": 3.0, "repetition_context": 7},
+        {"repetition_penalty": 3.0, "repetition_context": 500},
+        {"repetition_context": 7},
+        {"presence_penalty": 0.8},
+        {"presence_penalty": -0.5},
+        {"frequency_penalty": 0.3},
+        {"frequency_penalty": -0.3},
+        {"presence_penalty": 0.4, "frequency_penalty": 0.2},
+        {
+            "repetition_penalty": 1.2,
+            "repetition_context": 9,
+            "presence_penalty": 0.5,
+            "frequency_penalty": 0.1,
+        },
+    ],
+    ids=str,
+)
+def test_penalties_are_their_formulas_over_60_tokens(settings: Any) -> None:
+    """Of what is in the prompt too, the repetition's; the others of the answer alone."""
+    logits = np.random.default_rng(0).standard_normal((60, 12)).astype(np.float32)
+    prompt, options = [1, 2, 3, 4, 5, 6] * 2, Options(**settings)
+    row = Row(options)
+    row.begin(prompt, 60)
+    found = [row.choose(mx.array(each)[None]).item() for each in logits]
+    assert found == tokens_by_hand(logits, prompt, options)
+    if settings != {"repetition_context": 7}:  # of a penalty that there is not
+        assert found != logits.argmax(axis=1).tolist()
 
 
 def test_a_repetition_penalty_is_of_all_that_was_said() -> None:

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
+from smolvlm_mlx.cli.serve import model_id
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
-from tests.support.http import DIRECT, TOKEN, Running, always, listening, question, wait_until
+from tests.support.http import DIRECT, TOKEN, Running, always, head, listening, question, wait_until
 from tests.support.pictures import PICTURE, data_url, encoded, png, tall
 from tests.support.videos import encode_video
 
@@ -39,9 +40,12 @@ from PIL import Image
 
 ROUTES = [
     ("GET", "/page/start"),
-    ("GET", "/health"),
+    ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
     ("POST", "/v1/chat/completions"),
+    ("GET", "/models"),
+    ("POST", "/chat/completions"),
     ("GET", "/conversations"),
     ("GET", "/conversations/00000000"),
     ("DELETE", "/conversations/00000000"),
@@ -76,7 +80,7 @@ def test_text_and_picture(openai: Any, tiny: Path) -> None:
         )
         text = content if isinstance(content, str) else content[-1]["text"]
         want = generate(model, processor, text, Options(max_tokens=9), images=pictures)
-        assert answer.choices[0].message.content == want.lstrip()
+        assert answer.choices[0].message.content == want
         assert answer.choices[0].finish_reason in ("stop", "length")
         assert (
             answer.usage.prompt_tokens
@@ -104,6 +108,13 @@ def test_streaming(openai: Any) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     bare = list(openai.chat.completions.create(**asked, stream=True))
     assert all(chunk.usage is None for chunk in bare)
+
+
+def test_nothing_between_holds_a_stream_back(server: Running) -> None:
+    headers = server.complete(question("Hello", max_tokens=1, stream=True)).headers
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["cache-control"] == "no-store"
 
 
 def test_options(openai: Any) -> None:
@@ -150,13 +161,13 @@ def test_json_schema(openai: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"temperature": 11}, "temperature 11.0 is not in 0..10"),
-        ({"temperature": "hot"}, "temperature: Input should be a valid number"),
-        ({"n": 2}, "n: Input should be 1"),
+        ({"temperature": 11}, "temperature: 11.0 is not in 0..10"),
+        ({"temperature": "hot"}, "temperature: must be a valid number, not 'hot'"),
+        ({"n": 17}, "n: must be less than or equal to 16, not 17"),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools: "),
         ({"messages": []}, "messages: List should have at least 1 item"),
         (
-            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+            {"messages": [{"role": "robot", "content": "x"}]},
             "messages.0.role: ",
         ),
         (question("What?", "https://example.com/a.png"), "URLs are not fetched here"),
@@ -170,8 +181,8 @@ def test_json_schema(openai: Any) -> None:
         ),
         (question("What?", data_url(encode_video(2))), "is a video; use --video (a part of type"),
         (
-            question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 17),
-            "17 images; the limit is 16 a request",
+            question("What?", *[data_url(Image.new("RGB", (9, 9)))] * 257),
+            "257 pictures and videos; the limit is 256 a request",
         ),
         (question("word " * 9000), "the model's context of 4096"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: missing"),
@@ -218,6 +229,100 @@ def test_a_video(server: Running) -> None:
         "'/etc/passwd'" in refused.json()["error"]["message"]
         or "base64" in refused.json()["error"]["message"]
     )
+
+
+# ---- models, and where things are
+
+
+def test_the_model_is_listed_under_each_of_its_names(
+    openai: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openai as module
+
+    monkeypatch.setattr(server.service, "aliases", ["gpt-4o", "org/name", "tiny"])
+    listed = openai.models.list().data
+    assert [model.id for model in listed] == ["tiny", "gpt-4o", "org/name"]
+    for model in listed:
+        assert openai.models.retrieve(model.id) == model
+        assert model.created == server.service.created > 1.6e9
+    with server.client() as client:
+        assert client.get("/v1/models/org/name").json()["id"] == "org/name"
+    with pytest.raises(module.NotFoundError) as caught:
+        openai.models.retrieve("org/other")
+    assert caught.value.code == "model_not_found"
+    assert "no model 'org/other'; /v1/models lists what there is" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt-4o", ""])
+def test_any_name_of_a_model_is_answered_by_the_one_there_is(name: str, openai: Any) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    answer = openai.chat.completions.create(model=name, messages=messages, max_tokens=1)
+    assert answer.model == "tiny"
+
+
+def test_a_folder_is_named_by_its_last_part(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "org" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "org")
+    folders = [str(tmp_path / "org" / "mine"), "mine", "./mine/", "../org/mine"]
+    assert [model_id(folder) for folder in folders] == ["mine"] * 4
+    assert model_id(".") == "org"
+    assert [model_id(name) for name in ("tiny", "org/mine")] == ["tiny", "org/mine"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions"])
+def test_an_address_without_v1_is_answered_too(path: str, server: Running) -> None:
+    with server.client() as client:
+        assert client.post(path, json=question("Hello", max_tokens=1)).status_code == 200
+        ours, theirs = client.get("/v1/models"), client.get("/models")
+    assert ours.json() == theirs.json()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/chat/completions/"])
+def test_a_slash_at_the_end_leads_to_the_same(path: str, server: Running) -> None:
+    with server.client() as client:
+        asked = question("Hello", max_tokens=1)
+        answer = client.post(path, json=asked, follow_redirects=True)
+    assert answer.status_code == 200
+    assert [step.status_code for step in answer.history] == [307]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("DELETE", "/v1/models/tiny", {"GET", "HEAD"}),
+        ("GET", "/v1/chat/completions", {"POST"}),
+        ("PUT", "/conversations/00000000", {"GET", "HEAD", "DELETE"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+    ],
+)
+def test_another_method_is_told_which_there_are(
+    method: str, path: str, allowed: set[str], server: Running
+) -> None:
+    with server.client() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert answer.json()["error"]["message"] == "Method Not Allowed"
+
+
+def test_what_a_request_leaves_open_is_as_the_server_was_told(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service, "options", Options(max_tokens=3, stop=("x",)))
+    jobs, submit = list[Job](), server.scheduler.submit
+
+    def watched(job: Job) -> None:
+        jobs.append(job)
+        submit(job)
+
+    monkeypatch.setattr(server.scheduler, "submit", watched)
+    server.complete(question("Hello"))
+    server.complete(question("Hello", max_tokens=2, temperature=0.5, stop=["y", "z"], seed=1))
+    assert [job.options for job in jobs] == [
+        Options(max_tokens=3, stop=("x",)),
+        Options(max_tokens=2, temperature=0.5, stop=("y", "z"), seed=1),
+    ]
 
 
 # ---- what the page is told
@@ -384,9 +489,31 @@ def test_no_route_without_the_token(method: str, path: str, server: Running) -> 
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("path", ["/health", "/favicon.ico"])
+def test_what_says_nothing_of_anyone_needs_no_token(path: str, server: Running) -> None:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", **DIRECT) as client:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert client.get(path, headers={"host": "evil.example"}).status_code == 403
+        bare = client.head(path)
+    assert (bare.status_code, bare.content) == (200, b"")
+    assert bare.headers["content-length"] == str(len(answer.content))
+
+
+def test_the_health_says_what_is_going_on(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server.client() as client:
+        idle = {"status": "ok", "model": "tiny", "running": 0, "waiting": 0}
+        server.wait_until_idle()
+        assert client.get("/health").json() == idle
+        monkeypatch.setattr(server.scheduler, "failed", True)
+        failed = client.get("/health")
+    assert (failed.status_code, failed.json()) == (503, {**idle, "status": "failed"})
+
+
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; media-src data: "
-    "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "media-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 
@@ -394,17 +521,24 @@ def test_the_page_needs_no_token_and_holds_nothing(server: Running) -> None:
     files = sorted(path for path in assets.FOLDER.rglob("*") if path.is_file())
     assert {"index.html", "page.css", "page.js"} < {file.name for file in files}
     assert sorted(assets.ASSETS.values()) == files
-    types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    utf8 = "; charset=utf-8"
+    types = {
+        ".html": f"text/html{utf8}",
+        ".css": f"text/css{utf8}",
+        ".js": f"text/javascript{utf8}",
+        ".svg": "image/svg+xml",
+    }
     for path, file in assets.ASSETS.items():
         with httpx2.Client(**DIRECT) as client:
             answer = client.get(f"http://127.0.0.1:{server.port}{path}")
         assert answer.status_code == 200
         assert answer.content == file.read_bytes()
-        assert answer.headers["content-type"] == f"{types[file.suffix]}; charset=utf-8"
+        assert answer.headers["content-type"] == types[file.suffix]
         assert answer.headers["content-security-policy"] == POLICY
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
-        assert "http" not in answer.text  # nothing from elsewhere
+        # Nothing from elsewhere.
+        assert "http" not in answer.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
     html = (assets.FOLDER / "index.html").read_text()
     assert not re.search(r"<style|<script>|\s(style|on\w+)=", html)  # the policy forbids them
 
@@ -587,15 +721,6 @@ def raw(server: Running, *parts: bytes) -> bytes:
         return received
 
 
-def head(server: Running, length: int | str, path: str = "/v1/chat/completions") -> bytes:
-    lines = [
-        f"POST {path} HTTP/1.1",
-        f"Host: 127.0.0.1:{server.port}",
-        f"Authorization: Bearer {TOKEN}",
-    ]
-    return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
-
-
 def test_large_bodies(server: Running) -> None:
     assert b" 413 " in raw(server, head(server, security.MAX_BODY_BYTES + 1))
     chunked = head(server, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
@@ -759,7 +884,34 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
     server.wait_until_idle()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_is_an_error_of_the_same_shape(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(body: bytes) -> ChatRequest:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(ChatRequest, "parse", staticmethod(broken))
+    answer = server.complete(question("Hello", stream=stream))
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/json")
+    error = answer.json()["error"]
+    assert (error["type"], error["message"]) == (
+        "server_error",
+        "the server failed; its log says why",
+    )
+
+
 # ---- the history
+
+
+def test_a_history_that_cannot_be_written_is_the_servers_failure(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = question("Hello", max_tokens=1, conversation="00000000feedbeef")
+    monkeypatch.setattr(server.history, "path", Path("/dev/null/history.sqlite3"))
+    answer = server.complete(asked)
+    assert answer.status_code == 500
+    assert "go on with --no-history" in answer.json()["error"]["message"]
 
 
 def test_conversations_are_kept(server: Running) -> None:
@@ -814,7 +966,7 @@ def terminated(
         **dict.fromkeys(("XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"), str(home)),
     }
     program = f"from smolvlm_mlx.cli import main, serve; serve.GRACE_SECONDS = {grace}; main.main()"
-    options = ["-m", str(checkpoint), *"--port 0 --token t".split()]
+    options = ["-m", str(checkpoint), *"--port 0 --token t --alias gpt-4o --alias b".split()]
     command = [sys.executable, "-c", program, "serve", *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -829,6 +981,8 @@ def terminated(
         )
         body, lines = question("Hello", max_tokens=max_tokens, stream=True), list[str]()
         with client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            listed = client.get("/v1/models").json()["data"]
+            assert [model["id"] for model in listed] == [checkpoint.name, "gpt-4o", "b"]
             coming = answer.iter_lines()
             next(coming)
             process.send_signal(signal.SIGTERM)

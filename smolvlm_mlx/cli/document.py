@@ -42,7 +42,7 @@ def document(
     dpi: Dpi = 144,
     prompt: Prompt = None,
     model_path: Model = DOCUMENT_MODEL,
-    options: Annotated[Options, Flags(without=("stop", "skip_special_tokens"))] = DOCUMENTS,
+    options: Annotated[Options, Flags(without=("skip_special_tokens",))] = DOCUMENTS,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ServerError, quote
+from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import CHAT
@@ -34,6 +35,10 @@ AllowHost = Annotated[
     list[str] | None,
     typer.Option(help="Another name for this server, HOST or HOST:PORT. Repeatable."),
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="Another name of the model, listed with its own. Repeatable."),
+]
 AllowOrigin = Annotated[
     list[str] | None, typer.Option(help="A web origin that may ask. Repeatable.")
 ]
@@ -46,6 +51,7 @@ Answers = Annotated[Options, Flags(without=("kv_bits",))]
 def serve(
     context: typer.Context,
     model: Model = DEFAULT_MODEL,
+    alias: Alias = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
     port: Port = 8080,
     token: Token = None,
@@ -73,8 +79,9 @@ def serve(
     start = Start([*given(context, options), *given(context, image_options)])
     secret = None if no_token else token or new_token()
     with listen(host, port) as listener:
+        settings, keep_history = (options, image_options), not no_history
         service = load_service(
-            model, loading, options, image_options, not no_history, allow_urls, start
+            model, loading, *settings, keep_history, allow_urls, start, alias or ()
         )
         run_server(service, listener, secret, open_page, allow_host or (), origins)
 
@@ -87,6 +94,7 @@ def load_service(
     keep_history: bool,
     allow_urls: bool = False,
     start: "Start | None" = None,
+    aliases: Sequence[str] = (),
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
@@ -102,8 +110,23 @@ def load_service(
     processor = scheduler.start().processor
     history = History() if keep_history else None
     return Service(
-        scheduler, processor, model, history, image_options, options, start or Start(), allow_urls
+        scheduler,
+        processor,
+        model_id(model),
+        history,
+        image_options,
+        allow_urls,
+        options,
+        aliases,
+        start or Start(),
     )
+
+
+def model_id(model: str) -> str:
+    """Return the name that a model has over the API: of a folder its last part, without the path
+    to it; a hub id as it is."""
+    folder = expanded(model)
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def run_server(

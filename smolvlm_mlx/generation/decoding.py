@@ -17,7 +17,14 @@ from ..model import BatchKVCache, KVCache, SmolVLM, ints
 from .detokenizer import StreamingDetokenizer
 from .options import Options
 from .prefix_cache import Key
-from .sampling import NOT_FINITE, LogitsProcessor, Sampler, make_penalties, make_sampler
+from .sampling import (
+    NOT_FINITE,
+    LogitsProcessor,
+    Sampler,
+    make_answer_penalties,
+    make_penalties,
+    make_sampler,
+)
 
 
 class Row:
@@ -50,11 +57,11 @@ class Row:
         self._text = None
         if tokenizer is not None:
             self._text = StreamingDetokenizer(tokenizer, options.stop, options.skip_special_tokens)
-        self._sampler, self._processors = make_sampler(options), make_penalties(options)
-        if constraint is not None:  # it is for what comes after the prompt's last token
-            self._processors.append(
-                lambda tokens, logits: constraint(tokens[len(self.prompt) - 1 :], logits)
-            )
+        self._sampler = make_sampler(options)
+        self._processors = make_penalties(options)
+        self._processors += [self._after_prompt(each) for each in make_answer_penalties(options)]
+        if constraint is not None:  # last: what it forbids, nothing allows again
+            self._processors.append(self._after_prompt(constraint, before=1))
         self.is_constrained = constraint is not None
 
     def begin(self, prompt: list[int], max_new_tokens: int) -> None:
@@ -92,6 +99,10 @@ class Row:
         if self._processors:
             self._history = mx.concatenate([self._history, token])
         return token
+
+    def _after_prompt(self, process: LogitsProcessor, before: int = 0) -> LogitsProcessor:
+        """Let it see the answer's tokens alone, and so many of the prompt's last."""
+        return lambda tokens, logits: process(tokens[len(self.prompt) - before :], logits)
 
     def push(self, token: int) -> str:
         """Take a token that was chosen; the text that it makes certain."""

@@ -10,18 +10,32 @@ class StreamingDetokenizer:
     """Turns tokens into text as they come, up to an end token or a stop string.
 
     A character whose bytes are spread over tokens appears when it is whole; text that could still
-    become a stop string is held back.
+    become a stop string is held back. One space at the very beginning is no part of the text: the
+    templates of the family end at `Assistant:`, and what follows begins with that space. It goes
+    before stop strings see the text; any other white space stays.
 
     Attributes:
-        ended: by an end token or a stop string.
+        ended: by an end token or a stop string, or by `</doctag>` where special tokens are kept,
+            which is part of the text.
+
+    Args:
+        skip_special_tokens: leave added tokens out of the text; None: as suits the checkpoint, so
+            that one that writes DocTags keeps them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool | None = None,
     ):
+        if skip_special_tokens is None:
+            skip_special_tokens = tokenizer.doctags_end is None
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
+        self._last = None if skip_special_tokens else tokenizer.doctags_end
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopStrings(stop)
+        self._is_begun = False
         self.ended = False
 
     def add_token(self, token: int) -> str:
@@ -29,17 +43,26 @@ class StreamingDetokenizer:
         if token in self._tokenizer.end_ids:
             self.ended = True
             return self.finalize()
-        text = self._decoder.decode(self._tokenizer.bytes_of(token, self._skip_special_tokens))
-        piece = self._stop.push(text)
-        self.ended = self._stop.found
+        piece = self._push(self._tokenizer.bytes_of(token, self._skip_special_tokens))
+        if token == self._last and not self.ended:
+            self.ended = True
+            piece += self.finalize()
         return piece
 
     def finalize(self) -> str:
         """What was held back, when no more tokens come; a replacement character for an unfinished
         one."""
-        rest = self._stop.push(self._decoder.decode(b"", final=True)) + self._stop.flush()
+        rest = self._push(b"", final=True) + self._stop.flush()
         self.ended = self.ended or self._stop.found
         return rest
+
+    def _push(self, data: bytes, final: bool = False) -> str:
+        text = self._decoder.decode(data, final)
+        if text and not self._is_begun:
+            self._is_begun, text = True, text.removeprefix(" ")
+        piece = self._stop.push(text)
+        self.ended = self.ended or self._stop.found
+        return piece
 
 
 class StopStrings:

@@ -11,27 +11,47 @@ from ..options import option
 class Options:
     """How an answer is generated. Temperature 0 is greedy: the most likely token, always.
 
+    A token is chosen in this order: penalties (of repetition, presence, frequency), temperature,
+    top_k, top_p, min_p, each of what the one before has left. `stop` may be one text.
+
     Raises:
         GenerationError: a value is out of range (all are named at once).
     """
 
     max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
-    temperature: float = option(0.0, "0: always the likeliest token.", short="-t")
-    top_p: float = option(1.0, "Sample from the likeliest tokens up to this probability.")
-    top_k: int = option(0, "Sample from this many tokens; 0: all.")
-    min_p: float = option(0.0, "Sample from tokens this likely, relative to the likeliest.")
-    repetition_penalty: float = option(1.0, "Above 1, repeated tokens become less likely.")
+    temperature: float = option(
+        0.0, "0: always the likeliest token; else divides the logits, after penalties.", short="-t"
+    )
+    top_k: int = option(0, "Sample from so many likeliest tokens, after temperature; 0: all.")
+    top_p: float = option(1.0, "Of those, from the likeliest up to this probability in all.")
+    min_p: float = option(0.0, "Of those, from tokens this likely, relative to the likeliest.")
+    repetition_penalty: float = option(
+        1.0, "Above 1, tokens of question and answer become less likely."
+    )
+    repetition_context: int = option(
+        0, "So many of the newest tokens count for repetition_penalty; 0: all."
+    )
+    presence_penalty: float = option(
+        0.0, "Lowers the logit of each token that is in the answer (-2 to 2)."
+    )
+    frequency_penalty: float = option(
+        0.0, "Lowers a token's logit each time it is in the answer (-2 to 2)."
+    )
     seed: int | None = option(None, "Makes sampling repeatable.")
     stop: tuple[str, ...] = option((), "End the answer before this text. Repeatable.")
     kv_bits: Literal[4, 8] | None = option(
         None, "Keep keys and values in so many bits: a longer context in the same memory."
     )
-    skip_special_tokens: bool = option(
-        True, "Leave special tokens, such as document checkpoints' tags, out of the text."
+    skip_special_tokens: bool | None = option(
+        None,
+        "Leave special tokens out of the text. Untold, all but the tags of document checkpoints.",
     )
 
     def __post_init__(self) -> None:
-        penalty = self.repetition_penalty
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        penalty, context = self.repetition_penalty, self.repetition_context
+        presence, frequency = self.presence_penalty, self.frequency_penalty
         checks = {
             f"max_tokens {self.max_tokens} is less than 1": self.max_tokens >= 1,
             f"temperature {self.temperature} is not in 0..10": 0 <= self.temperature <= 10,
@@ -39,6 +59,9 @@ class Options:
             f"top_k {self.top_k} is negative": self.top_k >= 0,
             f"min_p {self.min_p} is not in 0..1": 0 <= self.min_p <= 1,
             f"repetition_penalty {penalty} is not in 0.1..10": 0.1 <= penalty <= 10,
+            f"repetition_context {context} is negative": context >= 0,
+            f"presence_penalty {presence} is not in -2..2": -2 <= presence <= 2,
+            f"frequency_penalty {frequency} is not in -2..2": -2 <= frequency <= 2,
             f"seed {self.seed} is not in 0..2^64-1": self.seed is None or 0 <= self.seed < 2**64,
             "stop holds an empty text": all(self.stop),
             f"kv_bits {self.kv_bits} is neither 4 nor 8": self.kv_bits in (None, 4, 8),

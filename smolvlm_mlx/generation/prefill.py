@@ -69,15 +69,23 @@ class PromptReader:
         Raises:
             ContextFullError: fewer than `reserve_tokens`.
         """
+        return self.room_for(len(inputs.input_ids), len(inputs.tiles), reserve_tokens)
+
+    def room_for(self, tokens: int, tiles: int, reserve_tokens: int = 1) -> int:
+        """Tokens that the model's context has room for after so many, as of a prompt that is not
+        made yet.
+
+        Raises:
+            ContextFullError: fewer than `reserve_tokens`.
+        """
         context = self.model.config.text_config.max_position_embeddings
-        count = len(inputs.input_ids)
-        if count + reserve_tokens > context:
+        if tokens + reserve_tokens > context:
             raise ContextFullError(
-                f"the prompt has {count} tokens ({len(inputs.tiles)} tiles), which leaves no room "
+                f"the prompt has {tokens} tokens ({tiles} tiles), which leaves no room "
                 f"for an answer in the model's context of {context}; shorten it, or use fewer or "
                 "smaller pictures (max_tiles, longest_edge, split)"
             )
-        return context - count
+        return context - tokens
 
     def read(
         self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True

@@ -1,5 +1,5 @@
-"""How the next token is chosen: penalty, temperature, top_k, top_p, min_p, in transformers'
-order."""
+"""How the next token is chosen: penalties, temperature, top_k, top_p, min_p, in the order of
+transformers and vLLM."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,7 +11,7 @@ from .options import Options
 
 # Logits (B, V) in float32 -> tokens (B,).
 Sampler = Callable[[mx.array], mx.array]
-# (tokens (T,) of the prompt and the answer so far, logits (1, V)) -> logits.
+# (tokens (T,) so far, of prompt and answer or of the answer alone; logits (1, V)) -> logits.
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 LEAST = 1e-6  # of temperatures that float32 can tell from none
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
@@ -27,9 +27,19 @@ def make_sampler(options: Options) -> Sampler:
 
 
 def make_penalties(options: Options) -> list[LogitsProcessor]:
-    """What changes logits before a token is chosen from them."""
-    penalty = options.repetition_penalty
-    return [] if penalty == 1 else [lambda tokens, logits: penalize(tokens, logits, penalty)]
+    """What changes logits by the tokens of prompt and answer."""
+    penalty, context = options.repetition_penalty, options.repetition_context
+    if penalty == 1:
+        return []
+    return [lambda tokens, logits: penalize(tokens[-context:], logits, penalty)]  # -0: all
+
+
+def make_answer_penalties(options: Options) -> list[LogitsProcessor]:
+    """What changes logits by the tokens of the answer alone."""
+    presence, frequency = options.presence_penalty, options.frequency_penalty
+    if not presence and not frequency:
+        return []
+    return [lambda tokens, logits: penalize_answer(tokens, logits, presence, frequency)]
 
 
 def greedy(logits: mx.array) -> mx.array:
@@ -41,6 +51,17 @@ def penalize(tokens: mx.array, logits: mx.array, penalty: float) -> mx.array:
     seen = logits[:, tokens]
     penalized = mx.where(seen < 0, seen * penalty, seen / penalty)
     return mx.put_along_axis(logits, tokens[None], penalized, axis=-1)
+
+
+def penalize_answer(
+    tokens: mx.array, logits: mx.array, presence: float, frequency: float
+) -> mx.array:
+    """Lower logits (1, V) of an answer's tokens (T,): by `presence` once, by `frequency` each time.
+    The formula of platform.openai.com/docs/api-reference, as vLLM has it."""
+    if not tokens.size:
+        return logits
+    counts = mx.zeros_like(logits).at[:, tokens].add(1.0)  # (1, V)
+    return logits - frequency * counts - presence * (counts > 0)
 
 
 def truncate(

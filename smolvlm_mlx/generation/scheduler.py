@@ -81,6 +81,15 @@ class Scheduler:
         """Answers that are being made, and those that wait."""
         return len(self._running), len(self._waiting)
 
+    def check_room(self, tiles: int) -> None:
+        """Check that a prompt of so many tiles may fit, before they are cut.
+
+        Raises:
+            ContextFullError: there is no room for an answer.
+        """
+        config = self._engine.model.config
+        self._engine.prompts.room_for(tiles * config.tokens_per_tile, tiles)
+
     def submit(self, job: Job) -> None:
         """Put a job in the queue.
 
@@ -169,6 +178,10 @@ class Scheduler:
             job.put(error)
             return
         cache, logits = reading.result
+        with self._changed:
+            is_shared = any(other.inputs is job.inputs for other in self._waiting)
+        if is_shared:  # with another answer to it, which then does not read it again
+            self._engine.prompts.keep(row, [layer.fork() for layer in cache])
         self._decoder.add([row], cache, logits)
         self._running[row] = job
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ..errors import GenerationError, cut
 from ..inputs.tokenizer import Tokenizer
@@ -14,13 +14,28 @@ from ..model import ints
 from .sampling import LogitsProcessor
 
 
+class PlainText:
+    """A tokenizer as llguidance wants it. Text becomes no added token here either: what a schema
+    spells, such as `<image>`, is letters."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
+        self.eos_token_id = min(tokenizer.end_ids)
+        self.special_token_ids = sorted(tokenizer.added.values())
+        self.tokens = [tokenizer.bytes_of(id, False) for id in range(vocab_size)]
+        self._encode = tokenizer.encode_text
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
 class Grammars:
     """Makes constraints for one tokenizer, whose model has logits of width V."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        self._tokenizer = LLTokenizer(
-            tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.end_ids)
-        )
+        plain = TokenizerWrapper(PlainText(tokenizer, vocab_size))
+        self._tokenizer = LLTokenizer(plain, vocab_size, sorted(tokenizer.end_ids))
 
     def json(self, schema: Mapping[str, object] | None = None) -> LogitsProcessor:
         """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given

@@ -65,7 +65,7 @@ def fetch(source: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
     if looks_like_path or (limits.allow_paths and is_path(source)):
         return read_path(source, limits)
     try:
-        return decode_base64(source, limits)
+        return decode_base64(source, limits, strict=True)
     except FetchError as error:
         path = (
             "nor is it the path of an existing file"
@@ -142,9 +142,12 @@ def read_start(path: str | Path, count: int) -> bytes:
     return b""
 
 
-def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
-    """Bytes of plain base64 (standard alphabet, padded, white space allowed) or of a data: URL.
-    Raises FetchError."""
+def decode_base64(
+    text: str, limits: FetchLimits = DEFAULT_LIMITS, *, strict: bool = False
+) -> bytes:
+    """Bytes of plain base64 or of a data: URL, in which characters may be escaped; of either
+    alphabet, padded or not, unless `strict`, which tells it from other text. White space is
+    allowed. Raises FetchError."""
     head, payload = "base64 text", text
     if text[:5].lower() == "data:":
         head, comma, payload = text.partition(",")
@@ -152,7 +155,11 @@ def decode_base64(text: str, limits: FetchLimits = DEFAULT_LIMITS) -> bytes:
             raise FetchError(
                 f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,..."
             )
+        payload = unquote(payload) if "%" in payload else payload
     payload = "".join(payload.split())
+    if not strict:
+        payload = payload.rstrip("=").replace("-", "+").replace("_", "/")
+        payload += "=" * (-len(payload) % 4)
     _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), quote(head), limits)
     try:
         data = base64.b64decode(payload, validate=True)

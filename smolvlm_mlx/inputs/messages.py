@@ -19,6 +19,7 @@ from ..errors import PromptError, quote
 from .fetch import DEFAULT_LIMITS, FetchLimits, one_of
 from .image import IMAGE_KEYS
 from .media import Attachment, Frames, Recent, Video
+from .settings import ImageOptions
 from .video import LIMITS as VIDEO_LIMITS
 from .video import VIDEO_OPTIONS
 
@@ -35,9 +36,10 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture."""
+    """A picture; `options` are its own, before those of all pictures."""
 
     image: Attachment
+    options: ImageOptions = ImageOptions()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .media import Cutting
 from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings, preprocessor_config
-from .tiles import TiledImage, TileLayout, normalize
+from .tiles import TiledImage, TileLayout, normalize, plan_tiles
 from .tokenizer import Tokenizer, chat_template, special_tokens
 from .video import VideoSampling, words
 
@@ -125,6 +125,18 @@ class Processor:
         """For pictures that are one tile each, made as those of a video's frames are."""
         return ImageOptions(split=False, longest_edge=self.sampling.longest_edge)
 
+    def count_tiles(
+        self, messages: Sequence[Message], image_options: ImageOptions | None = None
+    ) -> int:
+        """Return how many tiles the pictures of messages make, without cutting them."""
+        settings = (image_options or ImageOptions()).applied(self.settings)
+        parts = [part for message in messages for part in message.parts]
+        return sum(
+            plan_tiles(part.image.size, part.options.applied(settings)).tiles
+            for part in parts
+            if isinstance(part, ImagePart)
+        )
+
     def __call__(
         self,
         messages: Messages,
@@ -206,7 +218,7 @@ class Processor:
                 if isinstance(part, TextPart):
                     parts.append(part.text)
                 elif isinstance(part, ImagePart):
-                    parts.append(part.image.tiled(settings))
+                    parts.append(part.image.tiled(part.options.applied(settings)))
                 else:
                     parts += yield from self._frames(part, self.one_tile.applied(settings))
             turns.append(Turn(message.role, parts))

@@ -17,10 +17,16 @@ from ..errors import CheckpointError, PromptError, quote, reason
 from ..files import read_json_if_there
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
+END_OF_DOCTAGS = "</doctag>"  # of a page, as document checkpoints write it
 
 
 class Tokenizer:
-    """Byte-level BPE with a table of added tokens. `end_ids` are all ids that end an answer."""
+    """Byte-level BPE with a table of added tokens.
+
+    Attributes:
+        end_ids: all ids that end an answer.
+        doctags_end: the id that ends a page of DocTags; None unless it is a document checkpoint's.
+    """
 
     def __init__(
         self, bpe: BPETokenizer, end_tokens: Iterable[str] = (), end_ids: Iterable[int] = ()
@@ -43,6 +49,7 @@ class Tokenizer:
         )
         openers = re.escape("".join(sorted({token[0] for token in longest_first})))
         self._openers = re.compile(f"[{openers}]" if openers else r"(?!)")
+        self.doctags_end = self.added.get(END_OF_DOCTAGS)
         ends = {END_OF_UTTERANCE, END_OF_TEXT, *end_tokens}
         self.end_ids = frozenset(end_ids) | {
             self.added[token] for token in ends if token in self.added

@@ -7,18 +7,27 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 FOLDER = Path(__file__).parent / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 # All scripts and styles are files of ours: what an answer or a picture's name says is never run.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src data: blob:; media-src data: blob:; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
-ASSETS = {  # by their paths on the server: / is index.html, the others are below /page
-    "/" if file == FOLDER / "index.html" else f"/page/{file.relative_to(FOLDER).as_posix()}": file
-    for file in sorted(FOLDER.rglob("*"))
-    if file.suffix in TYPES
-}
+OWN_PATHS = {"index.html": "/", "icon.svg": "/favicon.ico"}  # the others are below /page
+
+
+def _path(file: Path) -> str:
+    name = file.relative_to(FOLDER).as_posix()
+    return OWN_PATHS.get(name, f"/page/{name}")
+
+
+ASSETS = {_path(file): file for file in sorted(FOLDER.rglob("*")) if file.suffix in TYPES}
 
 
 async def _serve(request: Request) -> FileResponse:

@@ -1,4 +1,6 @@
-"""How answers and errors look: the shapes of OpenAI's chat completions.
+"""How answers and errors look: the shapes of OpenAI's chat completions, with ours beside them.
+
+Fields with a default are left out where there is nothing to say; all others are always sent.
 
 Reference: platform.openai.com/docs/api-reference/chat.
 """
@@ -7,89 +9,241 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from ..events import Statistics
 
+FinishReason = Literal["stop", "length"]
+
+
+class Shape(BaseModel):
+    """What is sent: nothing else than its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TokenDetails(Shape):
+    cached_tokens: int
+    image_tokens: int
+
+
+class Timing(Shape):
+    """Ours: what an answer took, in seconds, and as a line for people."""
+
+    tiles: int
+    preprocess: float
+    vision: float
+    prefill: float
+    first_token: float
+    tokens_per_second: float
+    about: str
+
+
+class Usage(Shape):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: TokenDetails
+    timing: Timing
+
+
+class Live(Shape):
+    """Ours: how an answer compares with those before it of the same camera."""
+
+    number: int
+    unchanged: bool
+    stuck: bool
+    about: str
+
+
+class AnswerMessage(Shape):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class CompletionChoice(Shape):
+    index: int
+    message: AnswerMessage
+    logprobs: None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(Shape):
+    """An answer that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    live: Live | None = None
+
+
+class Delta(Shape):
+    """What a chunk adds to an answer: its role first, then text, at last nothing."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(Shape):
+    index: int
+    delta: Delta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(Shape):
+    """A piece of a streamed answer; the last one has no choices, but the usage, if it was asked
+    for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    live: Live | None = None
+
+
+class Model(Shape):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["local"]
+
+
+class ModelList(Shape):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Forget(Shape):
+    """Ours: how many messages, from the first question on, would make room if they were not sent
+    again."""
+
+    messages: int
+
+
+class Error(Shape):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    forget: Forget | None = None
+
+
+class ErrorBody(Shape):
+    error: Error
+
 
 class Completion:
-    """Shapes the answer to one request, of whose pictures `notes` say what is unusual."""
+    """Shapes the answers to one request, of whose pictures `notes` say what is unusual."""
 
     def __init__(self, model: str, notes: Sequence[str] = ()):
         self._notes = notes
-        self._shared = {
+        self._shared: dict[str, Any] = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, text: str, statistics: Statistics) -> dict[str, object]:
-        """An answer that is not streamed."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": statistics.finish_reason,
-        }
-        return {
-            **self._shared,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": usage(statistics, self._notes),
-        }
+    def whole(
+        self, texts: Sequence[str], statistics: Sequence[Statistics], live: Live | None = None
+    ) -> dict[str, object]:
+        """Return answers that are not streamed."""
+        choices = [
+            CompletionChoice(
+                index=index,
+                message=AnswerMessage(role="assistant", content=text, refusal=None),
+                logprobs=None,
+                finish_reason=finish_reason(found),
+            )
+            for index, (text, found) in enumerate(zip(texts, statistics, strict=True))
+        ]
+        return dump(
+            ChatCompletion(
+                **self._shared,
+                object="chat.completion",
+                choices=choices,
+                usage=usage(statistics, self._notes),
+                live=live,
+            )
+        )
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
-        """A piece of a streamed answer."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._shared, "object": "chat.completion.chunk", "choices": [choice]}
+    def chunk(
+        self, index: int, delta: Delta, reason: FinishReason | None = None
+    ) -> dict[str, object]:
+        """Return a piece of a streamed answer."""
+        choice = ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
+        return self._chunk(choices=[choice])
 
-    def last_chunk(self, statistics: Statistics) -> dict[str, object]:
-        """What a stream ends with, if usage was asked for."""
-        return {
-            **self._shared,
-            "object": "chat.completion.chunk",
-            "choices": [],
-            "usage": usage(statistics, self._notes),
-        }
+    def last_chunk(
+        self, statistics: Sequence[Statistics], live: Live | None = None
+    ) -> dict[str, object]:
+        """Return what a stream ends with, if usage was asked for."""
+        return self._chunk(choices=[], usage=usage(statistics, self._notes), live=live)
+
+    def _chunk(self, **fields: Any) -> dict[str, object]:
+        return dump(ChatCompletionChunk(**self._shared, object="chat.completion.chunk", **fields))
 
 
-def usage(statistics: Statistics, notes: Sequence[str] = ()) -> dict[str, object]:
-    """OpenAI's token counts; ours beside them, in `timing`, in seconds, and as a line for people,
-    with the notes."""
-    phases = ("preprocess", "vision", "prefill", "first_token")
-    return {
-        "prompt_tokens": statistics.prompt_tokens,
-        "completion_tokens": statistics.generated_tokens,
-        "total_tokens": statistics.prompt_tokens + statistics.generated_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": statistics.reused_tokens,
-            "image_tokens": statistics.image_tokens,
-        },
-        "timing": {
-            "tiles": statistics.tiles,
-            **{phase: round(getattr(statistics, f"{phase}_seconds"), 4) for phase in phases},
-            "tokens_per_second": round(statistics.tokens_per_second, 2),
-            "about": " · ".join([statistics.describe(), *notes]),
-        },
-    }
+def finish_reason(statistics: Statistics) -> FinishReason:
+    return "stop" if statistics.finish_reason == "stop" else "length"
+
+
+def usage(statistics: Sequence[Statistics], notes: Sequence[str] = ()) -> Usage:
+    """Return OpenAI's token counts of a request's answers, the prompt counted once; ours beside
+    them: phases of the first answer, and the speed of each one."""
+    first, reasons = statistics[0], [found.finish_reason for found in statistics]
+    total = replace(
+        first,
+        generated_tokens=sum(found.generated_tokens for found in statistics),
+        decode_seconds=sum(found.decode_seconds for found in statistics),
+        finish_reason=next((reason for reason in reasons if reason != "stop"), "stop"),
+    )
+    return Usage(
+        prompt_tokens=total.prompt_tokens,
+        completion_tokens=total.generated_tokens,
+        total_tokens=total.prompt_tokens + total.generated_tokens,
+        prompt_tokens_details=TokenDetails(
+            cached_tokens=total.reused_tokens, image_tokens=total.image_tokens
+        ),
+        timing=Timing(
+            tiles=total.tiles,
+            preprocess=round(total.preprocess_seconds, 4),
+            vision=round(total.vision_seconds, 4),
+            prefill=round(total.prefill_seconds, 4),
+            first_token=round(total.first_token_seconds, 4),
+            tokens_per_second=round(total.tokens_per_second, 2),
+            about=" · ".join([total.describe(), *notes]),
+        ),
+    )
 
 
 def error_body(
     message: str,
     kind: str = "invalid_request_error",
     code: str | None = None,
-    forget: int | None = None,
+    param: str | None = None,
+    forget: Forget | None = None,
 ) -> dict[str, object]:
-    """Return OpenAI's shape of an error.
+    """Return OpenAI's shape of an error."""
+    return dump(
+        ErrorBody(error=Error(message=message, type=kind, param=param, code=code, forget=forget))
+    )
 
-    Args:
-        forget: ours: how many messages, from the first question on, would make room if they were
-            not sent again.
-    """
-    ours = {} if forget is None else {"forget": {"messages": forget}}
-    return {"error": {"message": message, "type": kind, "param": None, "code": code, **ours}}
+
+def dump(value: Shape) -> dict[str, object]:
+    """Return an answer as it is sent."""
+    return value.model_dump(exclude_defaults=True)
 
 
 def event(value: Mapping[str, object]) -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode("utf-8", "replace")

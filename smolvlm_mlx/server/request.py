@@ -1,179 +1,284 @@
 """What may be asked: the body of OpenAI's chat completions.
 
 Reference: platform.openai.com/docs/api-reference/chat. Fields that change nothing here are taken
-and ignored; those that ask for what is not done are refused by name.
+and ignored; those that ask for what is not done are refused by name (`fields`).
 """
 
+import json
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ..errors import PromptError, cut
+from ..errors import SmolVLMError, cut, quote
 from ..generation.options import Options
-from ..options import Option, options_of
+from ..inputs.fetch import FetchLimits
+from ..inputs.media import Recent
+from ..inputs.messages import Message
+from ..inputs.settings import ImageOptions
+from ..options import options_of
 from ..tasks.options import CHAT
+from . import fields
+from .fields import Fields, RequestError, wrong
+from .parts import MediaPart, RequestMessage
 
 ID = "^[0-9a-f]{8,32}$"
+MAX_MEDIA = 256  # more than the longest context of the family has room for
+UNLIMITED = 2**31  # tokens; the context ends an answer before
+NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(BaseModel):
-    url: str
-    # A request of "low" pictures alone: one tile each.
-    detail: Literal["auto", "low", "high"] | None = None
-
-
-class ImagePart(BaseModel):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-    name: str | None = None  # ours: of the picture, for the history
-
-
-class VideoPart(BaseModel):
-    """Ours, after image_url; its options are those of `inputs.messages`."""
-
-    type: Literal["video_url"]
-    video_url: ImageUrl
+class JsonSchema(Fields):
     name: str | None = None
-    fps: float | None = None
-    max_frames: int | None = None
-    start: float | None = None
-    end: float | None = None
+    strict: bool | None = None
+    json_schema: dict[str, object] | None = Field(None, alias="schema")
 
 
-class RequestMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart | VideoPart] = Field(min_length=1)
-
-
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-    json_schema: dict[str, object] = Field(alias="schema")
-
-
-class ResponseFormat(BaseModel):
+class ResponseFormat(Fields):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
+    # Of a json_object, as llama.cpp has it.
+    object_schema: dict[str, object] | None = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def has_its_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise wrong("json_schema", "missing; give {name, schema}")
+        return self
 
 
-class StreamOptions(BaseModel):
-    include_usage: bool = False
+class StreamOptions(Fields):
+    include_usage: bool | None = None
 
 
-# Options that OpenAI has in a form of its own, and those that are refused: the engine's cache is
-# shared by all requests, and special tokens are no text for a client.
-OPENAI_FORM, REFUSED = {"max_tokens", "seed", "stop"}, {"kv_bits", "skip_special_tokens"}
+def as_list(stop: object) -> object:
+    if isinstance(stop, str):
+        stop = [stop]
+    return [text for text in stop if text != ""] if isinstance(stop, list) else stop
+
+
+Stop = Annotated[
+    list[str],
+    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
+    Field(max_length=64),
+]
+Most = Annotated[int, Field(ge=-1, json_schema_extra={"not": {"const": 0}})]
+
+# Options that OpenAI has in a form of its own; the others have their own names.
+OPENAI_FORM = {"max_tokens", "seed", "stop"}
 AS_THEY_ARE = {
-    option.name: option for option in options_of(Options) if option.name not in OPENAI_FORM
+    option.name: (kind, option)
+    for kind in (Options, ImageOptions)
+    for option in options_of(kind)
+    if option.name not in OPENAI_FORM and option.name not in fields.REQUEST
 }
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions, with the other options of an answer under their own
-    names (see `_Request`), as other servers have them. Ours are `conversation`, the id under which
-    the history keeps it, and `live`, the id of a camera whose answers are compared: what comes of
-    that stands beside the usage, which is then always sent."""
+if TYPE_CHECKING:
+    OptionFields = Fields
+else:
+    OptionFields = create_model(
+        "OptionFields",
+        __base__=Fields,
+        **{
+            name: (option.type | None, Field(None, description=option.help))
+            for name, (_, option) in AS_THEY_ARE.items()
+        },
+    )
+
+
+class ChatRequest(OptionFields):
+    """The body of POST /v1/chat/completions, with the other options of an answer, and those of
+    pictures, under their own names, as other servers have them. Ours are `conversation`, the id
+    under which the history keeps it, and `live`, the id of a camera whose answers are compared:
+    what comes of that stands beside the usage, which is then always sent."""
+
+    refused = fields.REQUEST
 
     messages: list[RequestMessage] = Field(min_length=1)
-    model: str = ""
-    stream: bool = False
+    model: str | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    max_tokens: Most | None = Field(None, description="-1: as many as there is room for.")
+    max_completion_tokens: Most | None = Field(None, description="Goes before max_tokens.")
+    stop: Stop | None = None
     seed: int | None = None
+    n: int | None = Field(None, ge=1, le=16, description="How many answers.")
     response_format: ResponseFormat | None = None
+    tools: list[object] | None = Field(
+        None, description="Ignored with tool_choice none, else refused."
+    )
+    functions: list[object] | None = None
+    tool_choice: object = None
+    function_call: object = None
     conversation: str | None = Field(None, pattern=ID)
     live: str | None = Field(None, pattern=ID)
-    # Asked for, these would change the answer.
-    n: Literal[1] | None = None
-    tools: list[None] | None = Field(None, max_length=0)
-    functions: list[None] | None = Field(None, max_length=0)
-    logprobs: Literal[False] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    frequency_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
-    presence_penalty: Literal[0] | float | None = Field(None, ge=0, le=0)
 
     @classmethod
     def parse(cls, body: bytes) -> "ChatRequest":
         """Check a body.
 
         Raises:
-            PromptError: it is not JSON, or a field cannot be used; the first is named.
+            RequestError: it is not JSON, or a field cannot be used; the first is named.
         """
+        value = _json(body)
+        if not isinstance(value, dict):
+            raise RequestError(f"the body is {_shown(value)}, not an object with messages")
         try:
-            return _Request.model_validate_json(body)
+            return cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            kinds = ("list[", "Text", "Image", "Video")
-            where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
-            raise PromptError(cut(f"{where or 'body'}: {first['msg']}")) from None
+            raise _request_error(error.errors(include_url=False)[0]) from None
+
+    @field_validator(*AS_THEY_ARE)
+    @classmethod
+    def is_in_range(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        try:
+            if value is not None:
+                kind: Any = AS_THEY_ARE[name][0]
+                kind(**{name: value})
+        except SmolVLMError as error:
+            raise PydanticCustomError("value", "{words}", {"words": str(error)}) from None
+        return value
+
+    @field_validator("max_tokens", "max_completion_tokens")
+    @classmethod
+    def is_not_zero(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise PydanticCustomError("value", "must be above 0, or -1: as long as there is room")
+        return value
+
+    @model_validator(mode="after")
+    def asks_for_what_is_done(self) -> "ChatRequest":
+        choice = self.tool_choice or self.function_call or "auto"
+        if choice != "none" and (self.tools or self.functions):
+            raise wrong("tools" if self.tools else "functions", NO_TOOLS)
+        if choice not in ("none", "auto"):
+            raise wrong("tool_choice" if self.tool_choice else "function_call", NO_TOOLS)
+        if len(self.media) > MAX_MEDIA:
+            words = f"{len(self.media)} pictures and videos; the limit is {MAX_MEDIA} a request"
+            raise wrong("messages", words)
+        return self
 
     def options(self, defaults: Options = CHAT) -> Options:
-        """How the answer is generated: as it says, and as `defaults` where it says nothing.
-
-        Raises:
-            GenerationError: a value is out of range.
-        """
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        """How the answer is generated, where it says nothing as the defaults are."""
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         given = {
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
-            "seed": None if self.seed is None else self.seed % 2**63,
-            "stop": None if stop is None else tuple(stop),
-            **self.model_dump(include=set(AS_THEY_ARE)),
+            "max_tokens": UNLIMITED if most == -1 else most,
+            "seed": None if self.seed is None else self.seed % 2**64,
+            "stop": None if self.stop is None else tuple(self.stop),
+            **self._given(Options),
         }
-        return replace(defaults, **{n: value for n, value in given.items() if value is not None})
+        return replace(defaults, **{name: v for name, v in given.items() if v is not None})
+
+    def image_options(self, defaults: ImageOptions) -> ImageOptions:
+        """How pictures are cut, where it says nothing as the defaults are."""
+        return ImageOptions(**self._given(ImageOptions)).over(defaults)
+
+    def _given(self, kind: type) -> dict[str, Any]:
+        names = [name for name, (owner, _) in AS_THEY_ARE.items() if owner is kind]
+        return {name: getattr(self, name) for name in names}
 
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
-        return self.live is not None or (
-            self.stream_options is not None and self.stream_options.include_usage
-        )
-
-    def wants_one_tile(self) -> bool:
-        """Whether every picture is to be one tile: there is one, and `detail` is "low" for all of
-        them."""
-        pictures = [part for part in self.media if isinstance(part, ImagePart)]
-        return bool(pictures) and all(picture.image_url.detail == "low" for picture in pictures)
+        options = self.stream_options
+        return self.live is not None or bool(options and options.include_usage)
 
     def schema_wanted(self) -> dict[str, object] | None:
         """The JSON schema of the answer, {} for any object, None for text."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
-        if wanted.type == "json_object":
-            return {}
-        if wanted.json_schema is None:
-            raise PromptError("response_format.json_schema: missing; give {name, schema}")
-        return wanted.json_schema.json_schema
+        named = wanted.json_schema.json_schema if wanted.json_schema else None
+        return (named if wanted.type == "json_schema" else wanted.object_schema) or {}
 
     @property
-    def media(self) -> list[ImagePart | VideoPart]:
+    def media(self) -> list[MediaPart]:
         """Its pictures and videos, in order."""
-        contents = [
-            message.content for message in self.messages if not isinstance(message.content, str)
+        parts = [part for message in self.messages for part in message.content]
+        return [part for part in parts if isinstance(part, MediaPart)]
+
+    def read(self, limits: FetchLimits, recent: Recent, one_tile: ImageOptions) -> list[Message]:
+        """Its messages, with their pictures and videos; `one_tile` is how those of `detail` "low"
+        are cut. A system that says nothing is left out.
+
+        Raises:
+            RequestError: a picture or video cannot be read within the limits; its part is named.
+        """
+        low = self.image_options(one_tile)
+        messages = [
+            message.read(f"messages.{number}", limits, recent, low)
+            for number, message in enumerate(self.messages)
         ]
-        return [part for content in contents for part in content if not isinstance(part, TextPart)]
-
-    def raw_messages(self) -> list[dict[str, object]]:
-        """As `inputs.messages` parses them; a developer is a system."""
-        messages = [message.model_dump() for message in self.messages]
-        return [
-            {**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages
-        ]
+        return [m for m in messages if m.role != "system" or m.text or m.media]
 
 
-def _field(option: Option) -> Any:
-    """Its type, and null for its default; of one that is refused, the default alone."""
-    kind: Any = Literal.__getitem__(option.default) if option.name in REFUSED else option.type
-    return kind | None, Field(None, description=option.help)
+# ---- JSON, and what is wrong with it
 
 
-_Request = create_model(
-    "ChatRequest", __base__=ChatRequest, **{n: _field(option) for n, option in AS_THEY_ARE.items()}
-)
+def _json(body: bytes) -> object:
+    """The value of a body. Stricter than `json.loads`: no NaN, and each key once."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise RequestError(f"the key {quote(twice)} is there twice; send it once")
+        return value
+
+    try:
+        return json.loads(body, parse_float=_number, parse_constant=refuse, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {cut(str(error))}") from None
+
+
+def _number(text: str) -> float | int:
+    """JSON has one kind of numbers: 5.0 is as good as 5."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _request_error(error: ErrorDetails) -> RequestError:
+    """What pydantic says in a line, without its classes and tags."""
+    where, kind, words = list(error["loc"]), error["type"], error["msg"]
+    context, given = error.get("ctx", {}), error["input"]
+    if where[:1] == ["messages"] and len(where) > 4:
+        del where[4]  # the tag of the part's type
+    if kind == "missing":
+        words = "missing"
+    elif kind == "field":
+        where.append(context["name"])
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        where.append("type")
+        words = "missing"
+        if kind == "union_tag_invalid":
+            words = f"must be one of {context['expected_tags']}, not {quote(context['tag'])}"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        words = f"must be an object, not {_shown(given)}"
+    elif kind == "value" and where:
+        words = words.removeprefix(f"{where[-1]} ")
+    elif words.startswith("Input should be"):
+        words = f"{words.replace('Input should be', 'must be')}, not {_shown(given)}"
+    return RequestError(words, ".".join(map(str, where)))
+
+
+def _shown(value: object) -> str:
+    """A value of JSON, short."""
+    if isinstance(value, str):
+        return quote(value, 40)
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return cut(json.dumps(value), 40)

@@ -233,8 +233,6 @@ class Chat:
         try:
             for event in events:
                 if isinstance(event, Text):
-                    # The template has the space before it.
-                    event = event if text else Text(event.piece.lstrip())
                     text += event.piece
                     messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
                 yield event

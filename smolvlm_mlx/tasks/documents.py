@@ -166,7 +166,7 @@ class Reader:
         doctags: ask for DocTags, keep their tokens in the text and stop at their end; off, ask for
             words.
         prompt: ask this instead.
-        options: how pages are generated; `skip_special_tokens` and `stop` go by `doctags`.
+        options: how pages are generated; `skip_special_tokens` goes by `doctags`.
         image_options: how pictures are cut, where it is not as the checkpoint says.
 
     Raises:
@@ -182,16 +182,14 @@ class Reader:
         options: Options = DOCUMENTS,
         image_options: ImageOptions | None = None,
     ):
-        if doctags and END not in processor.tokenizer.added:
+        if doctags and processor.tokenizer.doctags_end is None:
             raise PromptError(
                 f"DocTags needs a document checkpoint, such as {DOCUMENT_MODEL}: this one has no "
                 f"{END} token; for its words as they come, use the output text"
             )
         self._model, self._processor, self._doctags = model, processor, doctags
         self._prompt = prompt or (PROMPT if doctags else TASKS["ocr"].prompt)
-        self._options = replace(
-            options, skip_special_tokens=not doctags, stop=(END,) if doctags else ()
-        )
+        self._options = replace(options, skip_special_tokens=not doctags)
         self._image_options = image_options or ImageOptions()
         self._engine = Engine(model, processor)
 
@@ -222,7 +220,7 @@ class Reader:
 
     def _text(self, stream: Stream) -> tuple[str, bool]:
         """What was read, and whether the rest was a loop."""
-        tokenizer, skip = self._processor.tokenizer, self._options.skip_special_tokens
+        tokenizer = self._processor.tokenizer
         watch, text = LoopWatch(lambda ids: tokenizer.decode(ids, skip_special_tokens=False)), ""
         for event in stream:
             if isinstance(event, Text):
@@ -230,9 +228,5 @@ class Reader:
                 kept = watch.push(stream.token_ids[-1])
                 if kept is not None:
                     stream.close()
-                    return tokenizer.decode(stream.token_ids[:kept], skip), True
-        at_tag = (
-            stream.statistics.finish_reason == "stop"
-            and stream.token_ids[-1] not in tokenizer.end_ids
-        )
-        return text + (END if at_tag else ""), False
+                    return tokenizer.decode(stream.token_ids[:kept], not self._doctags), True
+        return text, False

@@ -17,7 +17,7 @@ from typing import Any
 
 from platformdirs import user_cache_path, user_data_path
 
-from ..errors import HistoryError, quote
+from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Attachment, Frames, Video
 from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
@@ -79,7 +79,8 @@ class History:
     process.
 
     Raises:
-        HistoryError: from every method: the file cannot be used, or there is no such conversation.
+        HistoryError: from every method: the file cannot be used; NoConversationError: it is not
+            there.
     """
 
     def __init__(self, path: Path | None = None):
@@ -123,7 +124,9 @@ class History:
             )
             data = dict(database.execute(pictures, (id,)).fetchall())
         if not texts:
-            raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
+            raise NoConversationError(
+                f"no conversation {quote(id)}; `smolvlm-mlx history` lists them"
+            )
         return parse_messages([_from_stored(text, data) for text in texts])
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
@@ -144,7 +147,7 @@ class History:
         """The id that begins so."""
         ids = [s.id for s in self.list() if beginning and s.id.startswith(beginning)]
         if len(ids) != 1:
-            raise HistoryError(
+            raise NoConversationError(
                 f"{len(ids) or 'no'} conversations begin with {quote(beginning)}; `smolvlm-mlx "
                 "history` lists them"
             )
@@ -154,7 +157,9 @@ class History:
         """Forget a conversation, and the pictures that are in no other."""
         with self._open() as database:
             if not database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
-                raise HistoryError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
+                raise NoConversationError(
+                    f"no conversation {quote(id)}; `smolvlm-mlx history` lists them"
+                )
             _forget_unused(database)
 
     @contextmanager

@@ -147,8 +147,6 @@ class Live:
         try:
             for event in events:
                 if isinstance(event, Text):
-                    if not description.text:  # the template has the space before it
-                        event = Text(event.piece.lstrip())
                     description.text += event.piece
                 if isinstance(event, End):
                     self._judge.judge(description.text, tile)

@@ -70,6 +70,16 @@ class Running:
         wait_until(lambda: self.scheduler.occupancy == (0, 0))
 
 
+def head(server: Running, length: int | str, path: str = "/v1/chat/completions") -> bytes:
+    """The request line and headers of a POST with the token."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: 127.0.0.1:{server.port}",
+        f"Authorization: Bearer {TOKEN}",
+    ]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60  # a net
     while not condition():

@@ -1,0 +1,201 @@
+"""The description of the API in its own terms: made of the models of what may be asked and what is
+answered.
+
+Reference: spec.openapis.org/oas/v3.1.0.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from ..tasks.history import Summary
+from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, Shape
+from .request import ChatRequest
+
+Object = dict[str, Any]  # of JSON
+
+ERRORS = {
+    400: "The request cannot be understood, or not be done.",
+    401: "The token is missing or wrong.",
+    403: "The name that the server is called by, or the origin, is not allowed.",
+    404: "There is no such thing.",
+    405: "The path has no such method.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    500: "The server failed.",
+    503: "As many answers are waiting as may, or the engine has failed.",
+}
+EVERYWHERE = {400, 401, 403, 405, 408, 413, 500}
+RED_DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD"
+    "3A0FDAAAAAElFTkSuQmCC"
+)
+EXAMPLES: dict[str, Object] = {
+    "text": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50},
+    "picture": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": RED_DOT}},
+                    {"type": "text", "text": "What color is it?"},
+                ],
+            }
+        ],
+        "max_tokens": 50,
+    },
+    "stream": {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 50,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+}
+
+
+class Health(Shape):
+    status: Literal["ok", "failed"]
+    model: str
+    running: int
+    waiting: int
+
+
+class Conversation(Shape):
+    id: str
+    messages: Sequence[Mapping[str, object]]
+
+
+class ConversationList(Shape):
+    kept: bool
+    conversations: Sequence[Summary]
+
+
+ANSWERS: list[type[Shape]] = [
+    ChatCompletion,
+    ChatCompletionChunk,
+    Conversation,
+    ConversationList,
+    ErrorBody,
+    Health,
+    Model,
+    ModelList,
+]
+
+
+@cache
+def document() -> Object:
+    """Return the OpenAPI document of all routes but those of the page's files."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "smolvlm-mlx",
+            "version": "1",
+            "description": "OpenAI's chat completions by SmolVLM. HEAD is where GET is.",
+        },
+        "security": [{"token": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
+    }
+
+
+def _paths() -> Object:
+    id = _parameter("id", "path", {"type": "string", "minLength": 1}, required=True)
+    words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
+    return {
+        "/health": {
+            "get": {
+                **_operation("Whether the server answers; needs no token.", Health),
+                "security": [],
+            }
+        },
+        "/openapi.json": {"get": _operation("This description.", None)},
+        "/v1/models": {"get": _operation("The model, under each of its names.", ModelList)},
+        "/v1/models/{id}": {
+            "parameters": [id],
+            "get": _operation("The model under a name of it.", Model, 404),
+        },
+        "/v1/chat/completions": {"post": _chat()},
+        "/conversations": {
+            "parameters": [words],
+            "get": _operation("Conversations that are kept.", ConversationList),
+        },
+        "/conversations/{id}": {
+            "parameters": [id],
+            "get": _operation("A conversation.", Conversation, 404),
+            "delete": {
+                "summary": "Forget a conversation.",
+                "responses": {"204": {"description": "It is forgotten."}, **_errors(404)},
+            },
+        },
+    }
+
+
+def _chat() -> Object:
+    chat = _operation("Answer a conversation.", ChatCompletion, 503)
+    content = _json(ChatRequest)
+    content["application/json"]["examples"] = {
+        name: {"value": value} for name, value in EXAMPLES.items()
+    }
+    chat["requestBody"] = {"required": True, "content": content}
+    chat["responses"]["200"]["content"]["text/event-stream"] = {"schema": _server_sent_event()}
+    return chat
+
+
+def _server_sent_event() -> Object:
+    """Return the schema of each event of a stream."""
+    shapes: list[type[Shape]] = [ChatCompletionChunk, ErrorBody]
+    content = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"oneOf": [_reference(shape) for shape in shapes]},
+    }
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, content]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def _operation(summary: str, answer: type[Shape] | None, *more: int) -> Object:
+    """Return one whose answer is JSON; it has these errors, beside those that all have."""
+    content = (
+        {"application/json": {"schema": {"type": "object"}}} if answer is None else _json(answer)
+    )
+    answers = {"200": {"description": "It is so.", "content": content}}
+    return {"summary": summary, "responses": {**answers, **_errors(*more)}}
+
+
+def _errors(*more: int) -> Object:
+    return {
+        str(status): {"description": ERRORS[status], "content": _json(ErrorBody)}
+        for status in sorted({*EVERYWHERE, *more})
+    }
+
+
+def _json(model: type[BaseModel]) -> Object:
+    return {"application/json": {"schema": _reference(model)}}
+
+
+def _reference(model: type[BaseModel]) -> Object:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _parameter(
+    name: str, where: str, schema: Object, about: str = "", required: bool = False
+) -> Object:
+    return {
+        "name": name,
+        "in": where,
+        "required": required,
+        "schema": schema,
+        **({"description": about} if about else {}),
+    }
+
+
+def _schemas() -> Object:
+    asked: list[tuple[type[BaseModel], Literal["validation", "serialization"]]]
+    asked = [(ChatRequest, "validation"), *[(model, "serialization") for model in ANSWERS]]
+    _, found = models_json_schema(asked, ref_template="#/components/schemas/{model}")
+    return dict(found["$defs"])
