@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import load
+from smolvlm_mlx.checkpoint import reader
 from smolvlm_mlx.cli.options import flag_of
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.options import Options
@@ -19,6 +20,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.options import options_of
+from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.checkpoints import Loaded
 from tests.support.cli import let_answer
@@ -55,7 +57,7 @@ SPLIT = (["--split"], True)  # for frames of a camera, which are one tile each
 REFUSED = {
     "chat": {"skip_special_tokens"},
     "chat --web": {"skip_special_tokens", "kv_bits"},
-    "document": {"stop", "skip_special_tokens"},
+    "document": {"skip_special_tokens"},
     "live": {"longest_edge", "max_tiles"},
     "serve": {"kv_bits"},
 }
@@ -105,8 +107,8 @@ def asked(endless_answers: Loaded, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     monkeypatch.setattr(Engine, "row", keep_options)
     monkeypatch.setattr(Processor, "prepare", keep_messages)
-    for place in ("checkpoint.reader", "tasks.evaluation"):
-        monkeypatch.setattr(f"smolvlm_mlx.{place}.load", lambda *_, **__: (copy(model), processor))
+    for module in (reader, evaluation):
+        monkeypatch.setattr(module, "load", lambda *_, **__: (copy(model), processor))
     return found
 
 

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import load
+from smolvlm_mlx.bench import bench
+from smolvlm_mlx.checkpoint import convert, reader
 from smolvlm_mlx.cli.main import app
 from smolvlm_mlx.cli.options import flag_of
+from smolvlm_mlx.data import rows
 from smolvlm_mlx.errors import SmolVLMError, TrainingError, VideoError
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.options import options_of
+from smolvlm_mlx.tasks import captions, documents, evaluation
 from smolvlm_mlx.tasks.history import History
+from smolvlm_mlx.tasks.live import Live
+from smolvlm_mlx.training import run
 from smolvlm_mlx.training.plan import Plan
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, let_answer
@@ -92,6 +98,7 @@ FLAGS: dict[str, list[str]] = {
         "| --open",
         "--token other | --allow-urls",
         "--token other | --no-history",
+        "--token other | --alias short",
     ],
 }
 # Where a flag is tried that needs more than this.
@@ -157,36 +164,30 @@ def trace(model: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
     """What the commands' work is called with, which is not done where it takes long."""
     found: Trace = []
 
-    def watch(place: str, work: Callable[..., Any] | None = None) -> None:
+    def watch(owner: Any, name: str, work: Callable[..., Any] | None = None) -> None:
         def called(*arguments: Any, **named: Any) -> Any:
-            found.append((place, plain([*arguments, *sorted(named.items())])))
+            found.append((name, plain([*arguments, *sorted(named.items())])))
             if work is None:
                 raise EnoughError("enough")
             return work(*arguments, **named)
 
-        monkeypatch.setattr(f"smolvlm_mlx.{place}", called)
+        monkeypatch.setattr(owner, name, called)
 
     def opened(open_model: Callable[[], object], *more: Any) -> None:
         open_model()
         raise EnoughError("enough")
 
-    from smolvlm_mlx.tasks.documents import find_pages
-    from smolvlm_mlx.tasks.live import Live
-
-    watch("checkpoint.reader.load", lambda *_, **__: (copy(model[0]), model[1]))
-    watch("data.rows.read_rows", lambda *_: ["one", "two"])
-    watch("tasks.documents.find_pages", find_pages)
-    watch("bench.bench.bench_in_steps", opened)
-    watch("tasks.live.Live.__init__", Live.__init__)
-    for place in (
-        "tasks.captions.Captioner",
-        "tasks.documents.Reader",
-        "tasks.evaluation.evaluate_in_steps",
-        "tasks.live.Live.watch",
-        "training.run.prepare_in_steps",
-        "checkpoint.convert.convert_in_steps",
-    ):
-        watch(place)
+    watch(reader, "load", lambda *_, **__: (copy(model[0]), model[1]))
+    watch(rows, "read_rows", lambda *_: ["one", "two"])
+    watch(documents, "find_pages", documents.find_pages)
+    watch(bench, "bench_in_steps", opened)
+    watch(Live, "__init__", Live.__init__)
+    watch(Live, "watch")
+    watch(captions, "Captioner")
+    watch(documents, "Reader")
+    watch(evaluation, "evaluate_in_steps")
+    watch(run, "prepare_in_steps")
+    watch(convert, "convert_in_steps")
     monkeypatch.setattr("smolvlm_mlx.tasks.history.data_folder", lambda: tmp_path / "data")
     return found
 
@@ -236,6 +237,7 @@ def ask(client: httpx2.Client) -> list[object]:
         body = question("Hi", "http://127.0.0.1/a.png")
         told = client.post("/v1/chat/completions", json=body, headers=headers)
         found += [told.text, client.get("/conversations", headers=headers).text]
+        found.append(client.get("/v1/models/short", headers=headers).status_code)
     return found
 
 
@@ -302,7 +304,7 @@ def test_every_option_of_a_plan_reaches_it(
         plans.append(plan)
         raise TrainingError("enough")
 
-    monkeypatch.setattr("smolvlm_mlx.training.run.prepare_in_steps", prepare)
+    monkeypatch.setattr(run, "prepare_in_steps", prepare)
     flags, value = PLAN[name]
     check_refused(call("finetune", "a.jsonl", "out", "-m", "tiny", *flags.split()), "enough")
     assert plans == [replace(Plan(), **{name: value})]

@@ -79,8 +79,9 @@ def serve(
     start = Start([*given(context, options), *given(context, image_options)])
     secret = None if no_token else token or new_token()
     with listen(host, port) as listener:
+        settings, keep_history = (options, image_options), not no_history
         service = load_service(
-            model, loading, options, image_options, not no_history, allow_urls, start, alias or ()
+            model, loading, *settings, keep_history, allow_urls, start, alias or ()
         )
         run_server(service, listener, secret, open_page, allow_host or (), origins)
 

@@ -83,6 +83,7 @@ class Service:
     Attributes:
         model: its name here; `aliases` are others.
         options, image_options: of answers, where a request says nothing else.
+        start: what the page begins with.
         created: when it was loaded, in seconds since 1970.
     """
 

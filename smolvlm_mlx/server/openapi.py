@@ -115,6 +115,7 @@ def _paths() -> Object:
             }
         },
         "/openapi.json": {"get": _operation("This description.", None)},
+        "/page/start": {"get": _operation("What the page begins with.", None)},
         "/v1/models": {"get": _operation("The model, under each of its names.", ModelList)},
         "/v1/models/{id}": {
             "parameters": [id],
