@@ -100,6 +100,11 @@ def test_chosen_letters(prediction: str, letter: str | None) -> None:
     assert chosen_letter(prediction, CITIES) == letter
 
 
+@pytest.mark.parametrize("choices", [("0", "10"), ("10", "0")])
+def test_of_choices_that_end_in_one_place_the_longest_is_chosen(choices: tuple[str, ...]) -> None:
+    assert chosen_letter("They are 10 in number", choices) == LETTERS[choices.index("10")]
+
+
 def test_a_choice_within_another() -> None:
     choices = ("0", "10", "100", "The end.", ".5", "?")
     assert [chosen_letter(choice, choices) for choice in choices[:-1]] == ["A", "B", "C", "D", "E"]

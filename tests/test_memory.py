@@ -1,5 +1,6 @@
 """What training will take: by hand, as measured, and no more than the presets promise."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def test_a_step_takes_what_was_estimated(
     batch = Batch(input_ids, loss_mask, pictures, processor.settings)
     trainer = Trainer(model, Settings(steps=1, warmup=1), tmp_path)
     mx.eval(model.parameters(), trainer.optimizer.state)
+    gc.collect()  # models of other tests
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     trainer.run(lambda step: [batch])

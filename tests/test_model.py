@@ -361,6 +361,34 @@ def test_rows_of_a_batch_come_and_go(tiny: Path) -> None:
     assert len({len(row) for row in rows}) > 2
 
 
+def test_a_shorter_fork_leaves_a_longer_one_its_own(tiny: Path) -> None:
+    model = load(tiny, "float32")[0].language_model
+    cache = model.make_cache(64)
+    model(mx.array([[5, 9, 200, 31, 7]]), cache)
+    longer = [layer.fork() for layer in cache]
+    kept = [np.array(layer.keys) for layer in longer]
+    for layer in cache:
+        layer.trim(1)
+        layer.fork()
+    mx.eval(model(mx.array([[77]]), cache))  # where the longer one has its last token
+    for layer, keys in zip(longer, kept, strict=True):
+        np.testing.assert_array_equal(np.array(layer.keys), keys)
+
+
+def test_a_batch_holds_no_columns_that_none_of_its_rows_needs() -> None:
+    short, long = (
+        KVCache.of(mx.ones((1, 2, tokens, 4)) * tokens, mx.ones((1, 2, tokens, 4)))
+        for tokens in (3, 9)
+    )
+    batch = BatchKVCache([short, long])
+    assert (batch.end, batch.offset.tolist()) == (9, [3, 9])
+    batch.keep(mx.array([0]))
+    assert (batch.end, batch.offset.tolist()) == (3, [3])
+    assert (
+        np.array(batch.keys[..., : batch.end, :]).tolist() == (3 * np.ones((1, 2, 3, 4))).tolist()
+    )
+
+
 def test_quantized_cache_is_close(tiny: Path) -> None:
     model, _ = load(tiny, "float32")
     ids = mx.array([[5, 9, 200, 31, 7, 7, 120, 64]])

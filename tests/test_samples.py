@@ -165,6 +165,12 @@ def test_options() -> None:
     )
 
 
+@pytest.mark.parametrize("empty", [None, "", math.nan])
+def test_a_category_that_is_empty_is_none(empty: object) -> None:
+    assert sample(**QUESTION, category=empty).category == ""
+    assert sample(**QUESTION, category=3).category == "3"
+
+
 def test_messages() -> None:
     system = {"role": "system", "content": "Be short."}
     made = sample(
