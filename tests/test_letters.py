@@ -3,7 +3,7 @@ letters."""
 
 import string
 
-from smolvlm_mlx.data.letters import LETTERS, chosen_letter, label
+from smolvlm_mlx.data.letters import LETTERS, chosen_letter, label, letter_of
 from smolvlm_mlx.tasks.metrics import METRICS
 
 import pytest
@@ -98,6 +98,11 @@ def test_words_are_no_letters(text: str) -> None:
 )
 def test_chosen_letters(prediction: str, letter: str | None) -> None:
     assert chosen_letter(prediction, CITIES) == letter
+
+
+def test_an_answer_that_differs_in_case_is_a_choice_if_only_one_does() -> None:
+    assert letter_of("red", ["Blue", "Red"]) == "B"
+    assert letter_of("red", ["Red", "rED"]) is None
 
 
 @pytest.mark.parametrize("choices", [("0", "10"), ("10", "0")])

@@ -165,6 +165,12 @@ def test_options() -> None:
     )
 
 
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_an_answer_of_several_that_is_missing_is_named(missing: object) -> None:
+    with pytest.raises(DataError, match="answers holds null, number 2 of 3"):
+        sample(question="?", answers=["x", missing, "y"])
+
+
 @pytest.mark.parametrize("empty", [None, "", math.nan])
 def test_a_category_that_is_empty_is_none(empty: object) -> None:
     assert sample(**QUESTION, category=empty).category == ""
