@@ -382,3 +382,17 @@ def test_names_and_origins_that_are_allowed_are_let_in(
         "other.example:{port}": 403,
     }
     assert opened[0].startswith("http://127.0.0.2:" if "--host" in flags else "http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_is_set_in_a_running_chat_or_refused_by_name(
+    name: str, folder: Path, asked: Asked, call: Any
+) -> None:
+    value = CHANGES[name][2]
+    words = " ".join(value) if isinstance(value, tuple) else "off" if value is False else value
+    flags = ["-m", "tiny", "-n", 2, "--no-history", "-i", folder / "a.png"]
+    code, _, err = call("chat", *flags, stdin=f"/settings {name} {words}\nHi\n")
+    if name in REFUSED["chat"]:
+        assert (code, f"no setting '{name}'" in err) == (1, True)
+    else:
+        assert (code, asked.has(name)) == (0, {value}), err
