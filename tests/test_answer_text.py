@@ -107,11 +107,22 @@ def test_a_page_from_python(document_checkpoint: Path, page: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("skip", [{}, {"skip_special_tokens": None}], ids=["untold", "null"])
-def test_a_page_by_the_api(
-    serving_documents: Running, page: Path, stream: bool, skip: dict[str, Any]
+def test_a_page_by_the_api(serving_documents: Running, page: Path, stream: bool) -> None:
+    """Also if the client says so, as docling's does."""
+    for skip in ({}, {"skip_special_tokens": None}, {"skip_special_tokens": False}):
+        assert post(serving_documents, page, stream=stream, **skip) == (PAGE, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_page_without_its_tags_by_the_api(
+    serving_documents: Running, page: Path, stream: bool
 ) -> None:
-    assert post(serving_documents, page, stream=stream, **skip) == (PAGE, "stop")
+    words = re.sub(r"<[^<>]+>", "", PAGE)
+    text, finish = post(
+        serving_documents, page, stream=stream, skip_special_tokens=True, max_tokens=130
+    )
+    assert text.startswith(f"{words}x")  # no tag is there to end it
+    assert finish == "length"
 
 
 def test_tags_come_one_by_one(document_checkpoint: Path, page: Path) -> None:
