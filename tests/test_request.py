@@ -94,6 +94,11 @@ def test_an_option_is_described_as_everywhere(kind: type, name: str) -> None:
         assert name in own or described[name]["description"] == help
 
 
+def test_no_tokens_at_all_fit_no_description() -> None:
+    kinds = ChatRequest.model_json_schema()["properties"]["max_tokens"]["anyOf"]
+    assert kinds == [{"type": "integer", "minimum": -1, "not": {"const": 0}}, {"type": "null"}]
+
+
 @pytest.mark.parametrize(
     ("fields", "changes"),
     [

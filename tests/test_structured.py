@@ -12,12 +12,15 @@ import pytest
 
 
 class Answers:
-    """What a schema leaves of a model that would rather have any added token than text."""
+    """What a schema leaves of a model that would rather have white space than other text, and any
+    added token rather than that."""
 
     def __init__(self, loaded: Loaded):
         self.tokenizer, width = loaded[1].tokenizer, loaded[0].config.text_config.vocab_size
         self._grammars = Grammars(self.tokenizer, width)
-        self._logits = mx.array([float(id in self.tokenizer.added.values()) for id in range(width)])
+        spaces = [float(self.tokenizer.bytes_of(id, False).isspace()) for id in range(width)]
+        added = [2.0 * (id in self.tokenizer.added.values()) for id in range(width)]
+        self._logits = mx.array(added) + mx.array(spaces)
 
     def answer(self, schema: dict[str, Any]) -> str:
         constrain, ids = self._grammars.json(schema), [0]  # of the prompt the last
@@ -52,3 +55,8 @@ def test_no_added_token_stands_within_a_string(answers: Answers) -> None:
     answer = answers.answer({"type": "string", "minLength": 9, "maxLength": 9})
     assert len(json.loads(answer)) == 9
     assert not any(token in answer for token in answers.tokenizer.added)
+
+
+def test_there_is_no_white_space_to_go_on_with_for_ever(answers: Answers) -> None:
+    item = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    assert answers.answer({**item, "additionalProperties": False}) == '{"a":1}'
