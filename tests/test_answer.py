@@ -144,6 +144,7 @@ def test_the_prompt_is_counted_once_and_the_answers_together(
     assert usage["completion_tokens"] == sum(counts)
     assert usage["total_tokens"] == alone["prompt_tokens"] + sum(counts)
     assert usage["prompt_tokens_details"]["image_tokens"] == 208
+    assert usage["timing"]["preprocess"] > 0
     assert f"{alone['prompt_tokens']} + {sum(counts)} tokens" in usage["timing"]["about"]
 
 
