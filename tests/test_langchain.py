@@ -101,5 +101,10 @@ def test_langchain_raises_openais_errors_with_our_line(chat: Any) -> None:
 def test_langchain_asks_several_at_once(chat: Any) -> None:
     questions = ["What color is grass?", "What color is the sky?", "What comes after 3?"]
     assert [answer.content for answer in chat.batch(questions)] == ["green", "blue", "4"]
-    answers = asyncio.run(chat.abatch(questions))
-    assert [answer.content for answer in answers] == ["green", "blue", "4"]
+
+    async def ask() -> list[str]:
+        answers = await chat.abatch(questions)
+        await chat.root_async_client.close()
+        return [answer.content for answer in answers]
+
+    assert asyncio.run(ask()) == ["green", "blue", "4"]
