@@ -180,6 +180,12 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
 
 
 @pytest.fixture
+def url(seeing: "Running") -> str:
+    """What people set as the base URL."""
+    return f"http://127.0.0.1:{seeing.port}/v1"
+
+
+@pytest.fixture
 def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
     """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
     from tests.support.http import slow_down

@@ -1,13 +1,14 @@
 """docling, with this server as its model of pages: the pipeline that people run, without torch.
 
 `DocumentConverter` imports torch for its speech recognition, which pages do not need; the pipeline
-below it is the same. What is not installed is skipped.
+below it is the same.
 """
 
 import io
 import json
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.support.speaking import make_granite
 
 import pytest
 from PIL import Image
+
+if find_spec("docling") is None:
+    pytest.skip("no docling: pip install '.[clients]'", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using legacy VLM options:DeprecationWarning")
 
@@ -42,7 +46,6 @@ NAMES = {
 @pytest.fixture(scope="module")
 def docling() -> Any:
     """What is used of docling here."""
-    pytest.importorskip("docling.pipeline.vlm_pipeline")
     return SimpleNamespace(
         **{
             name: getattr(import_module(module), name)

@@ -18,7 +18,7 @@ from tests.support.checkpoints import load_processor
 from tests.support.http import TOKEN, Running
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from starlette.routing import BaseRoute, Mount, Route
 
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
@@ -92,7 +92,13 @@ def try_out(api: Any, path: str, method: str, mode: str, count: int) -> None:
         those.allow_header_conformance,
     ]
 
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
     @given(case=api[path][method].as_strategy(generation_mode=GenerationMode(mode)))
     def ask(case: Any) -> None:
         response = case.call_and_validate(headers=HEADERS, checks=checks)

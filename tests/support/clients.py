@@ -1,7 +1,8 @@
 """What clients ask for, in OpenAI's form, and what the model says to it without them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from examples.demo import draw
 from smolvlm_mlx import Engine, Options
@@ -11,6 +12,7 @@ from tests.support.checkpoints import Loaded
 from tests.support.pictures import data_url
 
 from PIL import Image
+from pydantic import BaseModel
 
 DEMO = draw()
 OPTIONS = {option.name for option in options_of(Options)}
@@ -69,3 +71,73 @@ def answer_to(asked: Asked, loaded: Loaded) -> str:
     )
     answer = "".join(event.piece for event in stream if isinstance(event, Text))
     return answer.removeprefix(" ")
+
+
+SQUARE = Image.new("RGB", (64, 64), "red")
+GRASS: list[Any] = [user("What color is grass?")]
+VARIED = [user("Describe the picture.")]  # there is none, so what is sampled varies
+OPENAI_FIELDS = {
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "response_format",
+}
+
+REQUESTS = {
+    "words": Asked(GRASS, answer="green"),
+    "system": Asked([says("system", "Be brief."), user("What comes after 3?")], {"max_tokens": 9}),
+    "picture": Asked([user("What does the text say?", DEMO)], answer="HAT"),
+    "two pictures": Asked([user("Do both pictures have a red shape?", DEMO, SQUARE)]),
+    "low detail": Asked(
+        [user("Describe the picture.", DEMO, detail="low")], {"max_tokens": 20}, one_tile=True
+    ),
+    "sampled": Asked(VARIED, SAMPLED),
+    "top_k": Asked(VARIED, {**SAMPLED, "top_k": 4}),
+    "top_p": Asked(VARIED, {**SAMPLED, "top_p": 0.7}),
+    "min_p": Asked(VARIED, {**SAMPLED, "min_p": 0.05}),
+    "repetition": Asked(VARIED, {"repetition_penalty": 1.5, "max_tokens": 12}),
+    "presence": Asked(VARIED, {"presence_penalty": 2.0, "max_tokens": 12}),
+    "frequency": Asked(VARIED, {"frequency_penalty": 2.0, "max_tokens": 12}),
+    "short": Asked([user("Describe the picture.", DEMO)], {"max_tokens": 3}, "A large"),
+    "stop": Asked([user("Describe the picture.", DEMO)], {"stop": [" in"]}, "A large red circle"),
+    "schema": Asked(GRASS, {"response_format": form_of(COLOR)}, schema=COLOR),
+    "follow-up": Asked(
+        [
+            user("My favorite color is red."),
+            says("assistant", "OK."),
+            user("What is my favorite color?"),
+        ],
+        answer="red",
+    ),
+}
+
+
+class Color(BaseModel):
+    color: Literal["pink", "green"]
+
+
+Ask = Callable[[Asked, bool], str]
+
+
+def check(name: str, ask: Ask, loaded: Loaded) -> None:
+    """A client's answer to a request is the model's, whole and streamed."""
+    asked = REQUESTS[name]
+    answer = answer_to(asked, loaded)
+    assert asked.answer in (None, answer)
+    assert ask(asked, False) == answer
+    assert ask(asked, True) == answer
+
+
+def split(fields: dict[str, Any]) -> dict[str, Any]:
+    """As openai takes them: fields that are not OpenAI's are its `extra_body`."""
+    known = {name: value for name, value in fields.items() if name in OPENAI_FIELDS}
+    extra = {name: value for name, value in fields.items() if name not in OPENAI_FIELDS}
+    return {**known, "extra_body": extra}
+
+
+def are_different(answers: Sequence[str]) -> bool:
+    return len(answers) == len(set(answers)) == 3
