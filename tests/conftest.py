@@ -35,10 +35,11 @@ from tests.support.rows import KINDS, SHORT
 
 import mlx.core as mx
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file, save_file
 
-settings.register_profile("no clock", deadline=None)
+# The health check allows 30 seconds for the first ten examples, which a busy machine may need.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
 if TYPE_CHECKING:

@@ -72,6 +72,16 @@ def test_what_another_conversation_holds_is_not_taken_from_it() -> None:
     np.testing.assert_array_equal(np.array(first[0].keys[..., :4, :]), np.ones((1, 1, 4, 64)))
 
 
+def test_what_another_begins_with_takes_no_place() -> None:
+    cache = PrefixCache(entries=3)
+    for keys in ([7, 8], [1, 2], [1, 2, 3], [1, 2, 3]):
+        cache.put(keys, layers(len(keys)))
+    cache.put([1, 2, 3, 4], layers(4, quantized=True), 8)
+    assert cache.pop([1, 2, 3, 4])[1] == 3
+    assert cache.pop([1, 2, 3, 4, 5], 8)[1] == 4
+    assert cache.pop([7, 8, 9])[1] == 2
+
+
 def test_bounds() -> None:
     one = sum(array.nbytes for layer in layers(4) for array in layer.state)
     cache = PrefixCache(entries=9, most_bytes=2 * one)

@@ -109,19 +109,25 @@ def test_no_tokens_at_all_fit_no_description() -> None:
         ({"stop": []}, {"stop": ()}),
         ({"stop": ["", "x"]}, {"stop": ("x",)}),
         ({"stop": "x"}, {"stop": ("x",)}),
-        ({"seed": -1}, {"seed": 2**64 - 1}),
+        ({"seed": -2}, {"seed": 2**64 - 2}),
         ({"seed": 2**64 + 3}, {"seed": 3}),
         (
             {"top_k": 4.0, "temperature": 1, "max_tokens": 5e0},
             {"top_k": 4, "temperature": 1.0, "max_tokens": 5},
         ),
         ({"temperature": 0}, {"temperature": 0.0}),
+        ({"top_k": -1}, {"top_k": 0}),
     ],
 )
 def test_a_value_means_what_it_means_elsewhere(
     fields: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     assert ask(**fields).options(SERVER) == replace(SERVER, **changes)
+
+
+def test_seed_minus_1_is_another_one_each_time() -> None:
+    seeds = {ask(seed=-1).options(replace(SERVER, seed=3)).seed for _ in range(3)}
+    assert len(seeds) == 3
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,8 @@ def test_a_value_means_what_it_means_elsewhere(
         ({"split": "yes"}, "split: must be a valid boolean, not 'yes'"),
         ({"n": 0}, "n: must be greater than or equal to 1, not 0"),
         ({"n": 17}, "n: must be less than or equal to 16, not 17"),
+        ({"stop": 5}, "stop: must be a text or a list of texts"),
+        ({"top_k": -2}, "top_k: -2 is negative"),
         ({"stop": [None]}, "stop.0: must be a valid string, not null"),
         ({"stream": "no"}, "stream: must be a valid boolean, not 'no'"),
         ({"stream_options": 5}, "stream_options: must be an object, not 5"),
@@ -213,6 +221,7 @@ def test_the_form_of_an_answer(wanted: Any, schema: Any) -> None:
         ("extra_body", {"top_k": 1}), ("sampling_params", {"top_k": 1}), ("prompt", "x"),
         ("input", "x"), ("instructions", "x"), ("max_output_tokens", 5), ("stop_sequences", ["a"]),
         ("detail", "low"), ("fps", 1), ("max_frames", 8), ("random_seed", 1), ("max_time", 5),
+        ("stop_sequence", "a"), ("stop_regex", "a"), ("regex", "a"), ("ebnf", "x"),
         # misspelled
         ("temprature", 0.5), ("Temperature", 0.5), ("maxTokens", 5), ("max_token", 5),
         ("topP", 0.5), ("top-k", 5), ("topK", 5), ("minp", 0.1), ("seeds", 1), ("stops", ["a"]),
@@ -336,6 +345,7 @@ VIDEO = "data:video/mp4;base64," + base64.b64encode(encode_video(4)).decode()
         {"type": "image_url", "image_url": {"url": URL, "detail": "original"}},
         {"type": "image_url", "image_url": {"url": URL, "detail": None}, "name": None},
         {"type": "image_url", "image_url": URL},
+        {"type": "image_url", "image_url": f"\n {URL}\n"},
         {"type": "image_url", "image_url": URL.rstrip("=")},
         {"type": "image_url", "image_url": URL.replace("image/png", "image/jpeg")},
         {"type": "image_url", "image_url": URL.replace("image/png", "application/octet-stream")},
@@ -406,7 +416,7 @@ LONG_VIDEO = {"type": "video_url", "video_url": VIDEO}
     [
         (None, ".content: missing; give text or a list of parts"),
         ([], ".content: missing; give text or a list of parts"),
-        (5, ".content: must be a valid list, not 5"),
+        (5, ".content: must be a text or a list of parts"),
         (["a"], ".content.0: must be an object, not 'a'"),
         ([{"type": "text"}], ".content.0.text: missing"),
         ([{"text": "a"}], ".content.0.type: missing"),
@@ -645,6 +655,9 @@ def test_as_many_pictures_as_there_is_room_for(server: Running) -> None:
 # ---- bodies
 
 
+HALF = "the body holds half a surrogate pair, which is no character; remove it"
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -654,6 +667,9 @@ def test_as_many_pictures_as_there_is_room_for(server: Running) -> None:
         (b"[" * 100_000, "the body is not JSON: "),
         (b'"' + b"\xff" * 50, "the body is not JSON: "),
         (b"1" * 5000, "the body is not JSON: "),
+        (b'{"temperature\\ud83d": 1}', HALF),
+        (b'{"x": {"stop": ["\\uDE00"]}}', HALF),
+        (b'{"x": "\xed\xa0\xbd"}', "the body is not JSON: "),
         (b'{"messages": NaN}', "the body is not JSON: NaN is no JSON"),
         (b'{"messages": -Infinity}', "the body is not JSON: -Infinity is no JSON"),
         (b"[]", "the body is a list, not an object with messages"),

@@ -130,6 +130,33 @@ def test_what_goes_on_reuses(engine: Started) -> None:
     assert other.statistics.reused_tokens > other.statistics.image_tokens
 
 
+@pytest.mark.parametrize("engine", [2], indirect=True)
+def test_several_answers_to_a_prompt_take_one_place(engine: Started) -> None:
+    first = Asked(engine.processor, "What is this about?", Options(max_tokens=12))
+    all_wait = threading.Event()
+
+    def put(event: Event | SmolVLMError) -> None:
+        assert all_wait.wait(60)  # and so does the engine
+        first.take(event)
+
+    first.put = put
+    engine.submit(first)
+    inputs = engine.processor(messages("And what else is there?"))
+    jobs = [
+        Asked(engine.processor, "", Options(max_tokens=2 + seed, temperature=2.0, seed=seed))
+        for seed in range(6)  # of which 4 are made at once
+    ]
+    for job in jobs:
+        job.inputs = inputs
+        engine.submit(job)
+    all_wait.set()
+    assert len({job.wait() for job in jobs}) > 1
+    assert [job.statistics.reused_tokens for job in jobs[1:]] == [len(inputs.input_ids) - 1] * 5
+    again = ask(engine, "What is this about?")
+    again.wait()
+    assert again.statistics.reused_tokens == again.statistics.prompt_tokens - 1
+
+
 @pytest.mark.parametrize("engine", [1], indirect=True)
 def test_a_cancelled_question_leaves_what_it_took(
     engine: Started, monkeypatch: pytest.MonkeyPatch

@@ -421,7 +421,8 @@ def test_a_live_camera_is_told_when_its_answer_stays_the_same(
     assert camera(server, other, "red", stream)["number"] == 1
     assert camera(server, mine, "red", stream, "other")["stuck"] is False
     asked = question("Hello", max_tokens=1, live=mine)
-    assert server.complete(asked).json()["error"]["message"] == "live: the request has no picture"
+    error = server.complete(asked).json()["error"]
+    assert (error["message"], error["param"]) == ("live: the request has no picture", "live")
     assert server.complete({**asked, "live": "../x"}).status_code == 400
     assert "live" not in server.complete(question("Hello", max_tokens=1)).json()
 

@@ -76,7 +76,8 @@ class PrefixCache:
             return layers, count
 
     def put(self, keys: Sequence[Key], layers: list[KVCache], kv_bits: int | None = None) -> None:
-        """Hold a KV cache whose tokens have these keys; those given longest ago make room.
+        """Hold a KV cache whose tokens have these keys, in place of those that it begins with; ones
+        given longest ago make room.
 
         Of an interrupt between two layers the tokens stay that all layers have. What it left
         uncomputed is computed now: another thread, which may be the next to use it, could not.
@@ -87,8 +88,14 @@ class PrefixCache:
         for layer in layers:
             layer.trim(layer.offset - count)
         mx.async_eval([layer.state for layer in layers])
+        held = list(keys[:count])
         with self._lock:
-            self._entries.append(_Entry(list(keys[:count]), layers, kv_bits))
+            self._entries = [
+                entry
+                for entry in self._entries
+                if entry.kv_bits != kv_bits or entry.keys != held[: len(entry.keys)]
+            ]
+            self._entries.append(_Entry(held, layers, kv_bits))
             while len(self._entries) > self._most_entries or (
                 len(self._entries) > 1 and self._nbytes > self._most_bytes
             ):

@@ -178,9 +178,7 @@ class Scheduler:
             job.put(error)
             return
         cache, logits = reading.result
-        with self._changed:
-            is_shared = any(other.inputs is job.inputs for other in self._waiting)
-        if is_shared:  # with another answer to it, which then does not read it again
+        if self._has_sibling(job):  # which then does not read the prompt again
             self._engine.prompts.keep(row, [layer.fork() for layer in cache])
         self._decoder.add([row], cache, logits)
         self._running[row] = job
@@ -199,6 +197,13 @@ class Scheduler:
                     job.put(row.error or End(row.statistics))
 
     def _end(self, row: Row) -> None:
-        """Take an answer out; its keys and values are kept for what goes on from it."""
-        del self._running[row]
-        self._engine.prompts.keep(row, self._decoder.take(row))
+        """Take an answer out; its keys and values are kept for what goes on from it, of several to
+        one prompt those of the last."""
+        job, cache = self._running.pop(row), self._decoder.take(row)
+        if not self._has_sibling(job):
+            self._engine.prompts.keep(row, cache)
+
+    def _has_sibling(self, job: Job) -> bool:
+        """Whether another answer to the same inputs is being made, or waits."""
+        with self._changed:
+            return any(other.inputs is job.inputs for other in self._jobs() if other is not job)

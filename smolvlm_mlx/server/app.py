@@ -176,7 +176,7 @@ class Service:
         # Not by `body()`, which Starlette keeps until the answer's end.
         asked = ChatRequest.parse(b"".join([piece async for piece in request.stream()]))
         if asked.live is not None and not asked.media:
-            raise PromptError("live: the request has no picture")
+            raise RequestError("the request has no picture", "live")
         options, schema = asked.options(self.options), asked.schema_wanted()
         image_options = asked.image_options(self.image_options)
         limits = replace(STRANGERS, allow_urls=self.allow_urls)

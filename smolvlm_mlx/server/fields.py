@@ -23,10 +23,10 @@ _RENAMED = {
     "temperature": "temp do_sample",
     "repetition_penalty": "repeat_penalty rep_pen",
     "repetition_context": "repetition_context_size repeat_last_n rep_pen_range",
-    "stop": "stop_sequences stop_strings stop_words",
-    "seed": "random_seed",
+    "stop": "stop_sequences stop_sequence stop_strings stop_words stop_str",
+    "seed": "random_seed sampling_seed",
     "n": "num_return_sequences n_choices",
-    "response_format": "guided_json structured_outputs json_schema format",
+    "response_format": "guided_json structured_outputs json_schema response_schema format",
     "longest_edge, split and max_tiles": "resize_shape min_pixels max_pixels mm_processor_kwargs",
     "messages": "prompt input system instructions system_prompt image images videos files",
     "detail, in the part of a picture": "detail image_detail",
@@ -45,16 +45,17 @@ _NOT_DONE = set(
     "encoder_repetition_penalty presence_context_size frequency_context_size guidance_scale "
     "cfg_scale negative_prompt logits_processors "
     # ends
-    "min_tokens min_length max_time t_max_predict_ms ignore_eos stop_token_ids bad_words "
-    "allowed_token_ids "
+    "min_tokens min_new_tokens min_length max_time t_max_predict_ms ignore_eos stop_token_ids "
+    "stop_regex bad_words allowed_token_ids "
     # forms
-    "guided_regex guided_choice guided_grammar grammar structural_tag verbosity "
+    "guided_regex guided_choice guided_grammar regex ebnf grammar structural_tag verbosity "
     # prompts
     "chat_template chat_template_kwargs continue_final_message add_generation_prompt template "
     "role_mapping safe_prompt add_special_tokens transforms documents truncate_prompt_tokens "
     "num_ctx n_ctx n_keep num_keep "
     # what else an answer may be made with
-    "prediction audio modalities web_search_options adapters adapter lora draft_model".split()
+    "prediction audio modalities web_search_options adapters adapter lora lora_path "
+    "draft_model".split()
 )
 # Where an empty value or 0 is not the only one that asks for nothing.
 _NOTHING_ASKED: dict[str, object] = {

@@ -5,7 +5,8 @@ import json
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import SmolVLMError
 from ..inputs import messages
@@ -22,6 +23,8 @@ def as_object(url: object) -> object:
 def as_parts(content: object) -> object:
     if content is None:
         return []
+    if not isinstance(content, str | list):
+        raise PydanticCustomError("value", "must be a text or a list of parts")
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
@@ -80,7 +83,7 @@ class MediaPart(Part):
 
 
 class Url(Fields):
-    url: str
+    url: Annotated[str, StringConstraints(strip_whitespace=True)]
     detail: Detail | None = None
 
 

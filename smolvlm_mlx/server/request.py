@@ -5,6 +5,8 @@ and ignored; those that ask for what is not done are refused by name (`fields`).
 """
 
 import json
+import re
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +36,7 @@ from .parts import MediaPart, RequestMessage
 ID = "^[0-9a-f]{8,32}$"
 MAX_MEDIA = 256  # more than the longest context of the family has room for
 UNLIMITED = 2**31  # tokens; the context ends an answer before
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
 
 
@@ -63,7 +66,9 @@ class StreamOptions(Fields):
 def as_list(stop: object) -> object:
     if isinstance(stop, str):
         stop = [stop]
-    return [text for text in stop if text != ""] if isinstance(stop, list) else stop
+    if not isinstance(stop, list):
+        raise PydanticCustomError("value", "must be a text or a list of texts")
+    return [text for text in stop if text != ""]
 
 
 Stop = Annotated[
@@ -111,7 +116,7 @@ class ChatRequest(OptionFields):
     max_tokens: Most | None = Field(None, description="-1: as many as there is room for.")
     max_completion_tokens: Most | None = Field(None, description="Goes before max_tokens.")
     stop: Stop | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, description="-1: another one each time.")
     n: int | None = Field(None, ge=1, le=16, description="How many answers.")
     response_format: ResponseFormat | None = None
     tools: list[object] | None = Field(
@@ -137,6 +142,11 @@ class ChatRequest(OptionFields):
             return cls.model_validate(value)
         except ValidationError as error:
             raise _request_error(error.errors(include_url=False)[0]) from None
+
+    @field_validator("top_k", mode="before")
+    @classmethod
+    def has_no_bound(cls, value: object) -> object:
+        return 0 if value == -1 else value  # as vLLM and SGLang call it
 
     @field_validator(*AS_THEY_ARE)
     @classmethod
@@ -172,9 +182,11 @@ class ChatRequest(OptionFields):
     def options(self, defaults: Options = CHAT) -> Options:
         """How the answer is generated, where it says nothing as the defaults are."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        # As in llama.cpp and vLLM -1 stands for none, also where the server has one.
+        seed = secrets.randbits(64) if self.seed == -1 else self.seed
         given = {
             "max_tokens": UNLIMITED if most == -1 else most,
-            "seed": None if self.seed is None else self.seed % 2**64,
+            "seed": None if seed is None else seed % 2**64,
             "stop": None if self.stop is None else tuple(self.stop),
             **self._given(Options),
         }
@@ -226,7 +238,8 @@ class ChatRequest(OptionFields):
 
 
 def _json(body: bytes) -> object:
-    """The value of a body. Stricter than `json.loads`: no NaN, and each key once."""
+    """The value of a body. Stricter than `json.loads`: no NaN, each key once, and text that is
+    text: pydantic and tokenizers fail on half a surrogate pair."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
@@ -240,7 +253,14 @@ def _json(body: bytes) -> object:
         return value
 
     try:
-        return json.loads(body, parse_float=_number, parse_constant=refuse, object_pairs_hook=once)
+        text = body.decode(json.detect_encoding(body))
+        value = json.loads(text, parse_float=_number, parse_constant=refuse, object_pairs_hook=once)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        words = "the body holds half a surrogate pair, which is no character; remove it"
+        raise RequestError(words) from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {cut(str(error))}") from None
 
