@@ -7,6 +7,7 @@ Modules that hold such dataclasses import nothing heavy, so that --help answers 
 import inspect
 import textwrap
 from dataclasses import dataclass, field, fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,13 +34,18 @@ def option(default: T, help: str, *, flag: str = "", short: str = "") -> T:
     return field(default=default, metadata={"help": help, "flag": flag, "short": short})
 
 
-def options_of(kind: type) -> list[Option]:
+def options_of(kind: type) -> tuple[Option, ...]:
     """Return the options of a dataclass whose fields are made by `option`."""
+    return _options_of(kind)
+
+
+@cache  # annotations take longer to read than all that is done with them
+def _options_of(kind: type) -> tuple[Option, ...]:
     types = get_type_hints(kind)
-    return [
+    return tuple(
         Option(field.name, types[field.name], field.default, **field.metadata)
         for field in fields(kind)
-    ]
+    )
 
 
 # ---- documentation
@@ -79,6 +85,8 @@ def settle(values: Any, error: type[SmolVLMError]) -> None:
     problems = []
     for option in options_of(type(values)):
         given = getattr(values, option.name)
+        if given is option.default or type(given) is option.type:
+            continue  # most, and the rest takes longer
         try:
             object.__setattr__(values, option.name, _as_type(option.type, given))
         except TypeError:

@@ -125,6 +125,44 @@ def test_a_page_without_its_tags_by_the_api(
     assert finish == "length"
 
 
+def test_captions_are_words_unless_tags_are_asked_for(
+    document_checkpoint: Path, page: Path, tmp_path: Path, call: Any
+) -> None:
+    model = ("--model", document_checkpoint, "--max-tokens", 140)
+    words = re.sub(r"<[^<>]+>", "", PAGE)
+    for number, (flags, want) in enumerate(
+        [
+            (("--preset", "ocr"), f"{words}x"),
+            (("--preset", "ocr", "--prompt", "Read it."), f"{words}x"),
+            (("--no-skip-special-tokens",), PAGE),
+            (("--prompt", PROMPT), PAGE),
+            (("--prompt", PROMPT, "--skip-special-tokens"), f"{words}x"),
+        ]
+    ):
+        out = tmp_path / f"{number}.jsonl"
+        assert call("caption", *model, *flags, page.parent, "--out", out)[0] == 0
+        (line,) = out.read_text().splitlines()
+        caption = json.loads(line)["caption"]
+        assert caption == want if want == PAGE else caption.startswith(want)
+
+
+def test_scores_are_of_words_unless_tags_are_asked_for(
+    document_checkpoint: Path, page: Path, tmp_path: Path, call: Any
+) -> None:
+    words = re.sub(r"<[^<>]+>", "", PAGE)
+    answers = [words[:8], PAGE]
+    row = {"image": str(page), "question": "What?", "answers": answers}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    command = ("evaluate", tmp_path / "rows.jsonl", "--model", document_checkpoint)
+    for flags, score in (((), 0.0), (("--no-skip-special-tokens",), 1.0)):
+        more = ("--metric", "exact", "--json", "--max-tokens", 140, *flags)
+        code, out, _ = call(*command, *more, "--out", tmp_path / f"{score}")
+        assert (code, json.loads(out)[0]["mean"]) == (0, score)
+        (results,) = (tmp_path / f"{score}").glob("*.jsonl")
+        said = json.loads(results.read_text().splitlines()[1])["prediction"]
+        assert said == PAGE if flags else said.startswith(words)
+
+
 def test_tags_come_one_by_one(document_checkpoint: Path, page: Path) -> None:
     pieces = list(stream_generate(*load(document_checkpoint), PROMPT, images=[page]))
     assert [piece for piece in pieces if piece in TAGS] == TAGS_OF_PAGE

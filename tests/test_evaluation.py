@@ -306,7 +306,7 @@ def test_what_cannot_be_asked_is_wrong(data: Path, fake: Fake, call: Any, tmp_pa
     with rows.open("a") as file:
         file.write("no JSON\n")
     asked = fake(tiny={**RIGHT, "What shape?": GenerationError("too long")})
-    result = evaluate("tiny", rows, tmp_path / "tiny.jsonl", options=Options(max_tokens=64))
+    result = evaluate("tiny", rows, tmp_path / "tiny.jsonl")
     assert asked == ["What color?", "What shape?"]
     assert [answer.score for answer in result.answers] == [1, 0, 0, 0, 0, 0]
     assert result.categories == {"color": Score(3, 1 / 3), "number": Score(1, 0), "": Score(2, 0)}

@@ -37,6 +37,7 @@ TASKS: dict[str, Any] = {
     "max_tokens": 9,
     "schema": {"type": "object"},
     "most_characters": 50,
+    "words": True,
 }
 OPTIONS: dict[str, Any] = {
     "max_tokens": 9,

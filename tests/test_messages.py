@@ -287,3 +287,29 @@ def test_a_place_for_a_video_is_none_for_a_picture() -> None:
         with_media(asked(VIDEO_PLACE), PICTURE)
     with pytest.raises(PromptError, match="0 videos, and 1 parts"):
         with_media(asked(VIDEO_PLACE))
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 1), (8, 6, 3), (8, 6, 4)])
+def test_an_array_of_one_picture_is_no_video(shape: tuple[int, ...]) -> None:
+    """Its rows are no frames."""
+    picture = np.zeros(shape, np.uint8)
+    for videos in (picture, [picture, picture]):
+        with pytest.raises(PromptError, match=r"^video 1: an array \(8, 6, \d\) is one picture"):
+            user_message("What?", videos=videos)
+    part: Any = {"type": "video", "frames": picture}
+    with pytest.raises(PromptError, match="is one picture"):
+        parse_messages([{"role": "user", "content": [part]}])
+    (grey,) = user_message("What?", videos=np.zeros((3, 8, 6), np.uint8)).media_parts
+    assert isinstance(grey, VideoPart)
+    assert isinstance(grey.video, Frames)
+    assert len(grey.video.frames) == 3
+
+
+def test_paths_come_as_numpy_has_them(tmp_path: Path) -> None:
+    """From a column of a table, all or one by one."""
+    for name in ("a.png", "b.png"):
+        PICTURE.save(tmp_path / name)
+    names = np.array([str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+    for images in (names, names.astype(object)):
+        assert [each.name for each in user_message("What?", images).media] == ["a.png", "b.png"]
+    assert [each.name for each in user_message("What?", names[1]).media] == ["b.png"]

@@ -1,8 +1,11 @@
 """From Python, pictures and options are taken on every road: each option is a keyword, with its
 words in help(), and what is wrong is one line."""
 
+import copy
+import json
+import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType
@@ -280,6 +283,18 @@ def test_prepared_inputs_take_no_pictures_and_no_options_of_pictures(loaded: Loa
     assert generate(*loaded, inputs, max_tokens=2, images=[], image_options=ImageOptions())
 
 
+def test_model_and_processor_in_another_order_are_told(loaded: Loaded, tiny: Path) -> None:
+    model, processor = loaded
+    wrong: list[tuple[Any, Any]] = [(processor, model), (model, processor.tokenizer), (tiny, None)]
+    for first, second in wrong:
+        kinds = f"^a {type(first).__name__} is given as model and a {type(second).__name__} as"
+        for call in (generate, stream_generate, Chat, Engine):
+            question = () if isinstance(call, type) else (QUESTION,)
+            with pytest.raises(GenerationError, match=kinds) as raised:
+                call(first, second, *question)
+            one_line(raised.value)
+
+
 # ---- values of every type
 
 EVERY: list[Any] = [
@@ -347,6 +362,21 @@ def test_numbers_and_texts_are_brought_to_their_types() -> None:
     assert Options(**loose) == Options(max_tokens=5, top_p=0.5, stop=("a", "b"))
     assert Options(stop="a") == Options(stop=("a",))  # type: ignore[arg-type]
     assert ImageOptions(max_tiles=np.int32(3)) == ImageOptions(max_tiles=3)  # type: ignore[arg-type]
+
+
+def test_annotations_are_read_once_for_all_options() -> None:
+    """That takes longer than all else about them."""
+    assert options_of(Options) is options_of(Options)
+
+
+def test_options_are_values() -> None:
+    """Keys, copies and pickles of them are equal, whatever the numbers came as."""
+    loose: dict[str, Any] = {"max_tokens": np.int64(5), "stop": ["a"], "temperature": np.float64(1)}
+    options = Options(**loose)
+    assert {options: 1}[Options(max_tokens=5, stop=("a",), temperature=1)] == 1
+    assert pickle.loads(pickle.dumps(options)) == copy.deepcopy(options) == replace(options)
+    assert replace(options, stop="a") == options  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(options)))["stop"] == ["a"]
 
 
 # ---- what is asked

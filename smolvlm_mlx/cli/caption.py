@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..tasks.lines import Line
 
 SHOWN = 10  # files that failed
+DEFAULTS = {"max_tokens": "as the preset", "skip_special_tokens": "with a preset"}
 MAX_PATH = 10_000  # characters; those of a path as Python writes it
 
 Presets = Annotated[
@@ -44,7 +45,7 @@ def caption(
     prompt: Prompt = None,
     schema: Schema = None,
     model_path: Model = DEFAULT_MODEL,
-    options: Annotated[Options, Flags(defaults={"max_tokens": "as the preset"})] = Options(),
+    options: Annotated[Options, Flags(defaults=DEFAULTS)] = Options(),
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:

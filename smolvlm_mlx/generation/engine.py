@@ -41,6 +41,9 @@ class Engine:
         cache_folder: image tokens are kept there too, for other processes and later days.
         conversations: how many are remembered, so that each may go on where it was.
         image_cache_bytes: most memory for image tokens.
+
+    Raises:
+        GenerationError: these are no model and no processor, or the other way round.
     """
 
     def __init__(
@@ -52,6 +55,11 @@ class Engine:
         conversations: int = 1,
         image_cache_bytes: int = 2**28,
     ):
+        if not (isinstance(model, SmolVLM) and isinstance(processor, Processor)):
+            raise GenerationError(
+                f"a {type(model).__name__} is given as model and a {type(processor).__name__} as "
+                "processor; give both as load(...) returns them, in this order"
+            )
         self.model, self.processor = model, processor
         image_cache = ImageCache(model, cache_folder, image_cache_bytes)
         self.prompts = PromptReader(model, image_cache, PrefixCache(conversations))

@@ -84,4 +84,5 @@ def _changed(kind: type[Kind], given: Kind | None, keywords: Keywords) -> Kind:
         )
     names = {option.name for option in options_of(kind)}
     changes: Any = {name: value for name, value in keywords.items() if name in names}
-    return replace(given or kind(), **changes)
+    options = given or kind()
+    return replace(options, **changes) if changes else options

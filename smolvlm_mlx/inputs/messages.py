@@ -20,7 +20,7 @@ from ..errors import PromptError, quote
 from .fetch import DEFAULT_LIMITS, FetchLimits, one_of
 from .image import IMAGE_KEYS
 from .media import Attachment, Frames, Recent, Video
-from .rgb import is_array
+from .rgb import shape_of
 from .settings import ImageOptions
 from .video import LIMITS as VIDEO_LIMITS
 from .video import VIDEO_OPTIONS
@@ -167,10 +167,14 @@ def with_media(messages: Messages, images: object = (), videos: object = ()) -> 
 
 
 def listed(given: object) -> list[object]:
-    """Several pictures or videos as a list; one alone as a list of it, none for None."""
+    """Several pictures or videos as a list, or as a column of a table; one alone as a list of it,
+    none for None."""
     if given is None:
         return []
-    is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping) or is_array(given)
+    shape = shape_of(given)
+    is_one = isinstance(given, str | bytes | bytearray | memoryview | Mapping) or (
+        shape is not None and len(shape) != 1
+    )
     if is_one or hasattr(given, "read") or not isinstance(given, Iterable):
         return [given]
     return list(given)
@@ -294,9 +298,7 @@ class _Parser:
         options = _video_options(part)
         key, video = _source(part, "video", VIDEO_KEYS, where)
         if key == "frames" or (key == "video" and _are_frames(video)):
-            if isinstance(video, str | bytes | Mapping) or not isinstance(video, Iterable):
-                raise PromptError(f"{where}: frames {quote(video)} are no list of pictures")
-            frames = list(video)
+            frames = _frames(video, where)
             return lambda: VideoPart(
                 Frames([self._frame(frame) for frame in frames], options.get("fps")), options
             )
@@ -314,7 +316,19 @@ def _video_options(part: RawMessage) -> dict[str, Any]:
 
 
 def _are_frames(video: object) -> bool:
-    return isinstance(video, list | tuple) or is_array(video)
+    return isinstance(video, list | tuple) or shape_of(video) is not None
+
+
+def _frames(video: object, where: str) -> list[object]:
+    if isinstance(video, str | bytes | Mapping) or not isinstance(video, Iterable):
+        raise PromptError(f"{where}: frames {quote(video)} are no list of pictures")
+    shape = shape_of(video) or ()
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        raise PromptError(
+            f"{where}: an array {shape} is one picture; a video is an array (frames, H, W[, 1 | 3 "
+            "| 4]) or a list of its frames"
+        )
+    return list(video)
 
 
 def _source(part: RawMessage, kind: str, keys: Sequence[str], where: str) -> tuple[str, object]:

@@ -56,9 +56,12 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def is_array(source: object) -> bool:
-    """Whether it is an array, of NumPy, MLX or others."""
-    return hasattr(source, "shape") and hasattr(source, "dtype")
+def shape_of(source: object) -> tuple[int, ...] | None:
+    """The shape of an array, of NumPy, MLX or others; None of what is no array, such as a text of
+    NumPy's."""
+    is_array = hasattr(source, "dtype") and not isinstance(source, str)
+    shape: tuple[int, ...] | None = getattr(source, "shape", None) if is_array else None
+    return shape
 
 
 def as_array(source: Any) -> npt.NDArray[Any] | None:
@@ -67,7 +70,7 @@ def as_array(source: Any) -> npt.NDArray[Any] | None:
     Raises:
         ImageError: NumPy cannot read it, such as bfloat16.
     """
-    if not is_array(source):
+    if shape_of(source) is None:
         return None
     try:
         return np.asarray(source)

@@ -38,12 +38,13 @@ from .lines import Line, current, read_lines, stat_of, write_csv, write_lines
 @dataclass(frozen=True)
 class Task:
     """What is asked about each picture. With a JSON schema of an object, its properties are the
-    line's fields."""
+    line's fields. Where `words` are asked for, a document checkpoint's tags are left out untold."""
 
     prompt: str
     max_tokens: int = 256
     schema: Mapping[str, object] | None = None
     most_characters: int | None = None  # a longer answer ends with its last whole sentence or word
+    words: bool = False
 
     def fields(self, text: str, ended: bool) -> Line:
         """An answer as fields of a line."""
@@ -77,16 +78,17 @@ _KEYWORDS = {
     "additionalProperties": False,
 }
 TASKS = {
-    "caption": Task(CAPTION_QUESTION, 128),
+    "caption": Task(CAPTION_QUESTION, 128, words=True),
     "alt": Task(
         "Write alternative text for this image: one sentence of fewer than 125 characters.",
         max_tokens=64,
         most_characters=124,
+        words=True,
     ),
     "keywords": Task(
-        "Give this image a title, a description and keywords, as JSON.", 512, _KEYWORDS
+        "Give this image a title, a description and keywords, as JSON.", 512, _KEYWORDS, words=True
     ),
-    "ocr": Task("Read all the text in this image.", 1024),
+    "ocr": Task("Read all the text in this image.", 1024, words=True),
 }
 
 
@@ -149,7 +151,10 @@ class Captioner:
     ):
         self._engine, self._model, self._processor = Engine(model, processor), model, processor
         self._image_options = image_options or ImageOptions()
-        self._options = options or Options(max_tokens=task.max_tokens)
+        options = options or Options(max_tokens=task.max_tokens)
+        if task.words and options.skip_special_tokens is None:
+            options = replace(options, skip_special_tokens=True)
+        self._options = options
         self._task = task = replace(task, max_tokens=self._options.max_tokens)
         if task.schema is not None and self._options.stop:
             raise GenerationError("stop: an answer that fits a schema ends by itself; leave it out")

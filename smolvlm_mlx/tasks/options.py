@@ -24,4 +24,5 @@ Metric = Literal[
 DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"  # which writes DocTags
 CHAT = Options(max_tokens=1024)
 DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
-EVALUATION = LIVE = Options(max_tokens=64)
+LIVE = Options(max_tokens=64)
+EVALUATION = Options(max_tokens=64, skip_special_tokens=True)  # benchmarks' answers are words
