@@ -152,7 +152,7 @@ class Service:
     def _models(self) -> list[Model]:
         return [
             Model(id=name, object="model", created=self.created, owned_by="local")
-            for name in dict.fromkeys([self.model, *self.aliases])
+            for name in dict.fromkeys(filter(None, [self.model, *self.aliases]))
         ]
 
     async def list_conversations(self, request: Request) -> Response:

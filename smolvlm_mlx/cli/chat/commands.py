@@ -69,7 +69,8 @@ def _read(session: Session, text: str) -> Line:
     read = read_line(text, session.names())
     first = text.split()[0] if text.strip() else ""
     if re.fullmatch(r"/[\w?-]*", first) and read.begins_with != "path":
-        near = get_close_matches(first.lower(), COMMANDS, 1)
+        begun = [name for name in COMMANDS if len(first) > 2 and name.startswith(first.lower())]
+        near = begun or get_close_matches(first.lower(), COMMANDS, 1)
         hint = f"is it {near[0]}? " if near else ""
         raise PromptError(f"no command {quote(first)}; {hint}/help lists them, {ASK}")
     missing = read.missing
