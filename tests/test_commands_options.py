@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import EAI_NONAME, gaierror
 from typing import Any
 
 from smolvlm_mlx import load
@@ -20,10 +21,11 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.options import options_of
+from smolvlm_mlx.server import security
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.checkpoints import Loaded
-from tests.support.cli import let_answer
+from tests.support.cli import check_refused, let_answer
 from tests.support.http import question
 from tests.support.pictures import data_url
 from tests.support.rows import write_rows
@@ -285,12 +287,14 @@ def test_instructions_go_before_those_of_a_conversation_that_goes_on(
     for before, flags, now in [
         ("Be long.", ["--system", "Be brief."], "Be brief."),
         ("Be long.", [], "Be long."),
+        ("Be long.", ["--system", ""], None),
     ]:
         id = new_id()
         History().save(id, [text_message("system", before), user_message("Before?")])
         asking = ("chat", "-m", "tiny", "-n", 2, "--resume", id)
         assert call(*asking, *flags, stdin="And now?\n")[0] == 0
-        assert History().load(id)[0] == text_message("system", now)
+        systems = [message.text for message in History().load(id) if message.role == "system"]
+        assert systems == ([now] if now else [])
 
 
 # ---- what would change nothing, and what contradicts itself
@@ -299,24 +303,14 @@ def test_instructions_go_before_those_of_a_conversation_that_goes_on(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ("generate Hi --fps 2 --end 3", "--fps, --end: there is no --video"),
         ("chat --resume last --no-history", "--resume needs the history"),
         ("chat --web --kv-bits 4", "--kv-bits: not with --web"),
         ("info --image {a}", "--image: of which checkpoint?"),
-        ("info --revision v1", "--revision: of which checkpoint?"),
-        ("info tiny --max-tiles 3", "--max-tiles: there is no --image"),
-        ("document {a} --pages 2 --output text", "--pages: of PDFs"),
-        ("document {a} --dpi 99 --output text", "--dpi: of PDFs"),
         ("live {a} --camera 0", "a file and --camera"),
         ("serve --no-token --token x", "--token and --no-token"),
         ("serve --token=", "--token is empty"),
         ("serve --allow-origin friend.example", "'friend.example': give one such as https://"),
         ("serve --allow-origin https://a.example/b", "'https://a.example/b': give one such as"),
-        ("finetune {a} out --method full --rank 4", "--rank: of an adapter"),
-        ("finetune {a} out --steps 4 --epochs 2", "--epochs: --steps stands in its place"),
-        ("finetune {a} out --validation {a} --validation-share 0.1", "--validation-share: --valid"),
-        ("bench --random 256M --revision v1", "--revision: random weights have none"),
-        ("convert tiny {out} --group-size 32", "--group-size needs --bits"),
         *[
             (f"{words} --revision v1", "revision 'v1': 'tiny' is a folder")
             for words in (
@@ -335,7 +329,7 @@ def test_instructions_go_before_those_of_a_conversation_that_goes_on(
         ],
     ],
 )
-def test_what_would_change_nothing_is_refused_by_name(
+def test_what_cannot_be_done_is_refused_by_name(
     words: str, error: str, folder: Path, tmp_path: Path, call: Any
 ) -> None:
     names = {"a": "a.png", "rows": "rows.jsonl", "clip": "clip.mp4"}
@@ -344,6 +338,89 @@ def test_what_would_change_nothing_is_refused_by_name(
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("smolvlm-mlx: ")
     assert error in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "why"),
+    [
+        ("generate Hi -m tiny -n 2 --fps 2 --end 3", "--fps, --end", "there is no --video"),
+        ("info tiny --max-tiles 3", "--max-tiles", "there is no --image"),
+        ("info --revision v1", "--revision", "there is no checkpoint"),
+        ("document {a} -m tiny --output text --pages 2", "--pages", "no page is a PDF's"),
+        ("document {a} -m tiny --output text --dpi 99", "--dpi", "no page is a PDF's"),
+        ("convert tiny {out} --group-size 32", "--group-size", "nothing is quantized"),
+        ("generate Hi -m tiny -n 2 --revision main", "", ""),
+    ],
+)
+def test_what_changes_nothing_is_told_and_done_without(
+    words: str, flags: str, why: str, folder: Path, tmp_path: Path, call: Any
+) -> None:
+    code, _, err = call(*words.format(a=folder / "a.png", out=tmp_path / "out").split())
+    assert code == 0
+    assert err.startswith(f"smolvlm-mlx: {flags}: changes nothing, {why}" if flags else "")
+
+
+def test_a_host_that_is_not_there_is_said_in_words(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_server(address: object, **_: object) -> None:
+        raise gaierror(EAI_NONAME, "no such name")
+
+    monkeypatch.setattr("smolvlm_mlx.cli.serve.create_server", create_server)
+    error = "smolvlm-mlx: x.y:80: cannot listen there (no such name); choose another --host or"
+    assert call("serve", "--host", "x.y", "--port", "80")[2].startswith(error)
+
+
+def test_the_user_s_own_large_picture_is_shown_to_the_page_and_answered(
+    tmp_path: Path, asked: Asked, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of more pixels than others may send."""
+    Image.new("RGB", (8000, 6300)).save(tmp_path / "photo.jpg")
+    found = list[httpx2.Response]()
+
+    def ask(client: httpx2.Client) -> None:
+        part = client.get("/page/start").json()["content"][0]
+        body = question("Hi", f"data:image/jpeg;base64,{part['base64']}", max_tokens=2)
+        found.append(client.post("/v1/chat/completions", json=body))
+
+    let_answer(monkeypatch, ask)
+    flags = ["-m", "tiny", "--no-history", "-i", tmp_path / "photo.jpg"]
+    assert call("chat", "--web", *flags)[0] == 0
+    assert found[0].status_code == 200, found[0].text
+    monkeypatch.setattr(security, "MAX_BODY_BYTES", 1000)
+    check_refused(call("chat", "--web", *flags), "--image: ", "the page can send 700")
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "why"),
+    [
+        ("--method full --rank 4 --dropout 0", "--rank, --dropout", "--method full has no adapter"),
+        ("--steps 4 --epochs 2", "--epochs", "--steps stands in its place"),
+        ("--validation a --validation-share 0.1", "--validation-share", "--validation stands"),
+    ],
+)
+def test_training_tells_of_what_changes_nothing_before_it_begins(
+    words: str, flags: str, why: str, tmp_path: Path, call: Any
+) -> None:
+    arguments = [tmp_path / "no.jsonl", tmp_path / "out", "-m", "tiny", *words.split()]
+    note, error = call("finetune", *arguments)[2].splitlines()
+    assert note.startswith(f"smolvlm-mlx: {flags}: changes nothing, {why}")
+    assert "no.jsonl" in error
+
+
+def test_a_revision_is_of_the_hub_s_checkpoints_where_folders_are_compared_with_them(
+    folder: Path, tmp_path: Path, asked: Asked, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = list[object](), reader.load
+
+    def keep(model: str, dtype: None, revision: str | None, **more: Any) -> Any:
+        loaded.append((model, revision))
+        return load(model, dtype, revision, **more)
+
+    monkeypatch.setattr(evaluation, "load", keep)
+    rows, out = folder / "rows.jsonl", tmp_path / "out"
+    assert call("evaluate", rows, "-m", "a/b", "-m", "tiny", "--revision", "v1", "-o", out)[0] == 0
+    assert loaded == [("a/b", "v1"), ("tiny", None)]
 
 
 ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.* is local on Linux")
@@ -356,6 +433,7 @@ ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.* is
         ("--allow-host box.local --allow-host box:80", ["box.local:{port}", "box:80"], None),
         pytest.param("--host 127.0.0.2", ["127.0.0.2:{port}"], None, marks=ONLY_LINUX),
         ("--allow-origin https://Friend.example/", [], "https://friend.example"),
+        ("--allow-origin null", [], "null"),
     ],
 )
 def test_names_and_origins_that_are_allowed_are_let_in(
@@ -396,3 +474,11 @@ def test_an_option_is_set_in_a_running_chat_or_refused_by_name(
         assert (code, f"no setting '{name}'" in err) == (1, True)
     else:
         assert (code, asked.has(name)) == (0, {value}), err
+
+
+def test_a_setting_that_is_named_alone_is_shown_and_stays(asked: Asked, call: Any) -> None:
+    lines = ["/settings temperature 0.5", "/settings --temperature", "/settings top-k 5", "Hi"]
+    flags = ["-m", "tiny", "-n", 2, "--no-history"]
+    code, _, err = call("chat", *flags, stdin="\n".join(lines))
+    assert (code, asked.has("temperature"), asked.has("top_k")) == (0, {0.5}, {5})
+    assert [line.split() for line in err.splitlines()][:2] == [["temperature", "0.5"]] * 2

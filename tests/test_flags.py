@@ -130,7 +130,7 @@ ELSEWHERE = {
         ),
     },
     "convert": {"--check": "test_cli.py::test_convert"},
-    "info": {"--revision": "test_commands_options.py::test_what_would_change_nothing_is_refused"},
+    "info": {"--revision": "test_commands_options.py::test_what_cannot_be_done_is_refused"},
     "bench": {
         "--random": "test_bench.py::test_too_little_memory",
         "--bits": "test_bench.py::test_what_cannot_be_measured_is_one_line",

@@ -366,6 +366,17 @@ def open_settings(page: Any) -> None:
     page.click("#settings summary")
 
 
+def test_a_wrong_value_below_more_is_shown_when_the_dialog_is_left(page: Any) -> None:
+    open_settings(page)
+    change(page, "max_tiles", "2.5")
+    page.click("#settings summary")
+    page.get_by_role("button", name="Done").click()
+    page.locator("#max_tiles").wait_for()
+    change(page, "max_tiles", "2")
+    page.get_by_role("button", name="Done").click()
+    page.locator("#settings").wait_for(state="hidden")
+
+
 def test_every_option_of_the_list_is_a_setting_that_is_asked_with(page: Any) -> None:
     bodies = watch_requests(page)
     open_settings(page)

@@ -246,7 +246,7 @@ def test_the_model_is_listed_under_each_of_its_names(
 ) -> None:
     import openai as module
 
-    monkeypatch.setattr(server.service, "aliases", ["gpt-4o", "org/name", "tiny"])
+    monkeypatch.setattr(server.service, "aliases", ["", "gpt-4o", "org/name", "tiny"])
     listed = openai.models.list().data
     assert [model.id for model in listed] == ["tiny", "gpt-4o", "org/name"]
     for model in listed:

@@ -168,6 +168,7 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
     [
         ("/edti hello", "no command '/edti'; is it /edit?"),
         ("/imgae cat.jpg", "no command '/imgae'; is it /image?"),
+        ("/set seed 3", "no command '/set'; is it /settings?"),
         ("/edti", "no command '/edti'; is it /edit?"),
         ("/xyzzy hello", "no command '/xyzzy'; /help lists them"),
         ("/ hello", "no command '/'"),

@@ -24,14 +24,23 @@ PATTERNS = [
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the
-    hub (cached, resumed, offline if the cache has it). Only what the hub has has a revision."""
+    hub (cached, resumed, offline if the cache has it). What a folder holds is its only revision,
+    `main`."""
+    folder = find_folder(path_or_id)
+    if folder is None:
+        return _download(str(path_or_id), revision)
+    if revision not in (None, "main"):
+        raise CheckpointError(
+            f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and has no "
+            "others; leave it out, or give a hub id"
+        )
+    return folder
+
+
+def find_folder(path_or_id: str | Path) -> Path | None:
+    """The folder of a checkpoint that is here, None where it is an id of the hub."""
     try:
         folder = TINY if str(path_or_id) == "tiny" else expanded(path_or_id)
-        if folder.is_dir() and revision is not None:
-            raise CheckpointError(
-                f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and has "
-                "none; leave it out, or give a hub id"
-            )
         if folder.is_dir():
             return folder
         if folder.exists():
@@ -45,7 +54,7 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
             f"no folder {quote(folder, end=True)}, and no hub id like "
             "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
         )
-    return _download(str(path_or_id), revision)
+    return None
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -12,7 +12,7 @@ from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
 from ..events import Reading, Work
-from .options import Flags, Loading, typed
+from .options import Flags, Loading, note_unused
 
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
@@ -89,8 +89,8 @@ def _check_model(context: typer.Context, model: str | None, random: str | None) 
         raise BenchError(
             "give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B"
         )
-    if random and (flags := typed(context, "revision")):
-        raise BenchError(f"{flags}: random weights have none; give a checkpoint, or leave it out")
+    if random:
+        note_unused(context, "random weights have none", "revision")
 
 
 def _stored(model: str, loading: Loading, bits: int | None) -> "Open":

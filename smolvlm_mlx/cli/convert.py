@@ -8,7 +8,7 @@ import typer
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..errors import ConversionError
-from .options import Flags, Loading, typed
+from .options import Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -63,8 +63,8 @@ def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Reci
         )
     if vision and own.bits is None:
         raise ConversionError("--quantize-vision needs --bits")
-    if recipe is None and not own.quantizes and (flags := typed(context, "group_size")):
-        raise ConversionError(f"{flags} needs --bits")
+    if recipe is None and not own.quantizes:
+        note_unused(context, "nothing is quantized without --bits", "group_size")
     return RECIPES[recipe] if recipe else own
 
 

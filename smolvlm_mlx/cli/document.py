@@ -11,7 +11,7 @@ from ..errors import DataError, SmolVLMError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import DOCUMENT_MODEL, DOCUMENTS, Output
-from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model, typed
+from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model, note_unused
 
 if TYPE_CHECKING:
     from ..tasks.documents import Page, PageSource, Reader
@@ -55,9 +55,8 @@ def document(
 
     _check(output, out, files)
     sources, failed = _find_pages(files, pages, dpi)
-    flags = typed(context, "pages", "dpi")
-    if flags and all(source.number is None for source in sources):
-        raise DataError(f"{flags}: of PDFs, and none of the files is one")
+    if all(source.number is None for source in sources):
+        note_unused(context, "no page is a PDF's", "pages", "dpi")
     reader = Reader(*loading.load(model_path), output != "text", prompt, options, image_options)
     finished: list[Page] = []
     try:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +69,7 @@ def evaluate(
             metric=metric,
             options=options,
             image_options=image_options,
-            **vars(loading),
+            **vars(_loading(loading, name, models)),
         )
         results.append(follow(steps, count_bar(name)))
     _show(results, as_json)
@@ -81,6 +81,15 @@ def _check_adapter(adapter: Path | None, models: list[str]) -> None:
             "--adapter belongs to one checkpoint; give one --model, or fuse it with convert "
             "--adapter"
         )
+
+
+def _loading(loading: Loading, model: str, models: list[str]) -> Loading:
+    """Beside checkpoints of the hub, a folder is compared with their revision."""
+    from ..checkpoint.hub import find_folder
+
+    if loading.revision is None or not find_folder(model) or all(map(find_folder, models)):
+        return loading
+    return replace(loading, revision=None)
 
 
 def _file_name(model: str) -> str:

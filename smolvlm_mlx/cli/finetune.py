@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import TrainingError
 from ..events import Work
 from ..training.plan import PRESETS, Plan, Preset
-from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, note_unused
 
 if TYPE_CHECKING:
     from ..training.run import Run
@@ -67,7 +66,7 @@ def finetune(
 
     if preset is not None:
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
-    _check_unused(context, plan, validation)
+    _note_unused(context, plan, validation)
     steps = prepare_in_steps(
         model,
         data,
@@ -84,14 +83,13 @@ def finetune(
         _train(run, resume)
 
 
-def _check_unused(context: typer.Context, plan: Plan, validation: str | None) -> None:
-    """What would change nothing is refused."""
-    if plan.method == "full" and (flags := typed(context, "rank", "alpha", "dropout")):
-        raise TrainingError(f"{flags}: of an adapter, which --method full has not")
-    if plan.steps is not None and (flags := typed(context, "epochs")):
-        raise TrainingError(f"{flags}: --steps stands in its place; give one of them")
-    if validation is not None and (flags := typed(context, "validation_share")):
-        raise TrainingError(f"{flags}: --validation stands in its place; give one of them")
+def _note_unused(context: typer.Context, plan: Plan, validation: str | None) -> None:
+    if plan.method == "full":
+        note_unused(context, "--method full has no adapter", "rank", "alpha", "dropout")
+    if plan.steps is not None:
+        note_unused(context, "--steps stands in its place", "epochs")
+    if validation is not None:
+        note_unused(context, "--validation stands in its place", "validation_share")
 
 
 def _train(run: "Run", resume: bool) -> None:

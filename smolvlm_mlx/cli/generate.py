@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import GenerationError, VideoError
+from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model, typed
+from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model, note_unused
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -53,8 +53,8 @@ def generate(
     from ..inputs.video import VIDEO_OPTIONS
 
     # A missing question or a wrong path is told before a model is loaded.
-    if not video and (flags := typed(context, *VIDEO_OPTIONS)):
-        raise VideoError(f"{flags}: there is no --video")
+    if not video:
+        note_unused(context, "there is no --video", *VIDEO_OPTIONS)
     part_options = {"fps": fps, "max_frames": max_frames, "start": start, "end": end}
     messages = _messages(system, _question(prompt), image or [], video or [], part_options)
     started = time.perf_counter()

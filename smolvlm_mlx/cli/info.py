@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import CheckpointError, ImageError, quote
+from ..errors import CheckpointError, quote
 from ..inputs.settings import ImageOptions
-from .options import Flags, Loading, typed
+from .options import Flags, Loading, note_unused
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
@@ -31,11 +31,12 @@ def info(
     loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:
     """Show a checkpoint's parts and tokens, and what this machine computes with."""
-    of_a_model = typed(context, "image", *vars(image_options), "revision")
-    if model is None and of_a_model:
-        raise CheckpointError(f"{of_a_model}: of which checkpoint? give a folder or hub id")
-    if image is None and (flags := typed(context, *vars(image_options))):
-        raise ImageError(f"{flags}: there is no --image")
+    if model is None and image is not None:
+        raise CheckpointError("--image: of which checkpoint? give a folder or hub id")
+    if model is None:
+        note_unused(context, "there is no checkpoint", "revision")
+    if image is None:
+        note_unused(context, "there is no --image", *vars(image_options))
     if model is not None:
         _print_model(model, loading.revision, image, image_options)
     _print_machine()

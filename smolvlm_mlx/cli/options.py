@@ -128,10 +128,17 @@ def given(context: typer.Context, values: Any) -> dict[str, Any]:
 
 
 def typed(context: typer.Context, *names: str) -> str:
-    """Return the flags of those parameters that were typed, for an error that refuses them; "" if
-    there are none."""
+    """Return the flags of those parameters that were typed, for people to read; "" if there are
+    none."""
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     return ", ".join(flags[name] for name in names if _is_typed(context, name))
+
+
+def note_unused(context: typer.Context, why: str, *names: str) -> None:
+    """Say which flags of those parameters were typed though they change nothing, and go on: scripts
+    pass the same flags to all that they do."""
+    if flags := typed(context, *names):
+        print(f"smolvlm-mlx: {flags}: changes nothing, {why}", file=sys.stderr)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

@@ -3,7 +3,7 @@ otherwise."""
 
 import os
 from collections.abc import Sequence
-from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server, socket
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server, gaierror, socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -174,7 +174,9 @@ def _address(listener: socket) -> tuple[str, int]:
 
 
 def _origin(origin: str) -> str:
-    """An origin as browsers send it."""
+    """An origin as browsers send it; that of a page in a file is null."""
+    if origin == "null":
+        return origin
     scheme, _, host = origin.rstrip("/").partition("://")
     if not scheme or not host or "/" in host:
         raise ServerError(
@@ -205,9 +207,11 @@ def listen(host: str, port: int) -> socket:
     try:
         listener = create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
+        # A name that is not found has a number of its own.
+        number = None if isinstance(error, gaierror) else error.errno
+        why = os.strerror(number) if number else str(error.strerror or error)
         raise ServerError(
-            f"{host}:{port}: cannot listen there ({why}); choose another --port"
+            f"{host}:{port}: cannot listen there ({why}); choose another --host or --port"
         ) from error
     # Without it answers wait 40 ms; asyncio sets it for its own sockets alone.
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)

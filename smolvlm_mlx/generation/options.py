@@ -21,11 +21,15 @@ class Options:
 
     max_tokens: int = option(512, "Longest answer, in tokens.", short="-n")
     temperature: float = option(
-        0.0, "Divides the logits, after penalties; 0: always the likeliest token.", short="-t"
+        0.0, "0: always the likeliest token; the higher, the more varied.", short="-t"
     )
-    top_k: int = option(0, "Sample from so many likeliest tokens, after temperature; 0: all.")
-    top_p: float = option(1.0, "Of these, from the likeliest up to this probability; after top_k.")
-    min_p: float = option(0.0, "Of these, from ones this likely beside the likeliest; after top_p.")
+    top_k: int = option(0, "Sample from so many likeliest tokens; 0: all. After temperature.")
+    top_p: float = option(
+        1.0, "Sample from the likeliest tokens up to this probability. After top_k."
+    )
+    min_p: float = option(
+        0.0, "Sample from tokens this likely, relative to the likeliest. After top_p."
+    )
     repetition_penalty: float = option(
         1.0, "Above 1, tokens of question and answer become less likely."
     )
@@ -33,10 +37,10 @@ class Options:
         0, "So many of the newest tokens count for repetition_penalty; 0: all."
     )
     presence_penalty: float = option(
-        0.0, "Lowers the logit of each token that is in the answer (-2 to 2)."
+        0.0, "Above 0, tokens that are in the answer become less likely (-2 to 2)."
     )
     frequency_penalty: float = option(
-        0.0, "Lowers a token's logit each time it is in the answer (-2 to 2)."
+        0.0, "Above 0, tokens become less likely each time they come (-2 to 2)."
     )
     seed: int | None = option(None, "Makes sampling repeatable.")
     stop: tuple[str, ...] = option((), "End the answer before this text. Repeatable.")

@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..generation.options import Options
 from ..generation.scheduler import BusyError, Scheduler
+from ..inputs.fetch import FetchLimits
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
 from ..inputs.messages import Message, notes, to_json
@@ -84,6 +85,7 @@ class Service:
         model: its name here; `aliases` are others.
         options, image_options: of answers, where a request says nothing else.
         start: what the page begins with.
+        limits: for pictures and videos of requests.
         created: when it was loaded, in seconds since 1970.
     """
 
@@ -96,6 +98,7 @@ class Service:
     start: Start = field(default_factory=Start)
     allow_urls: bool = False
     aliases: Sequence[str] = ()
+    limits: FetchLimits = STRANGERS
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -149,7 +152,7 @@ class Service:
     def _models(self) -> list[Model]:
         return [
             Model(id=name, object="model", created=self.created, owned_by="local")
-            for name in dict.fromkeys([self.model, *self.aliases])
+            for name in dict.fromkeys(filter(None, [self.model, *self.aliases]))
         ]
 
     async def list_conversations(self, request: Request) -> Response:
@@ -179,7 +182,7 @@ class Service:
             raise RequestError("the request has no picture", "live")
         options, schema = asked.options(self.options), asked.schema_wanted()
         image_options = asked.image_options(self.image_options)
-        limits = replace(STRANGERS, allow_urls=self.allow_urls)
+        limits = replace(self.limits, allow_urls=self.allow_urls)
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -70,7 +71,7 @@ def chat(
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
         session.restart(history.load(id), id)
-        conversation.system = system or conversation.system
+        conversation.system = conversation.system if system is None else system
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
     screen.run(session)
@@ -84,17 +85,29 @@ def _run_page(
     start: "Start",
 ) -> None:
     """The conversation in the browser, until Ctrl-C."""
+    from ...server.security import MAX_BODY_BYTES
+
     with listen(LOCAL, 0) as listener:
         service = load_service(model, loading, *settings, keep_history, start=start)
+        # Whoever has the token is the user, whose own pictures may be large.
+        service.limits = replace(service.limits, max_bytes=MAX_BODY_BYTES, max_pixels=None)
         run_server(service, listener, new_token(), open_page=True)
 
 
 def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":
     """What the page begins with."""
     from ...inputs.media import attach
+    from ...server.security import MAX_BODY_BYTES
     from ...server.start import Start
 
-    return Start(typed, system, [attach(source) for source in sources], id)
+    media = [attach(source) for source in sources]
+    size, most = sum(len(each.data) for each in media), MAX_BODY_BYTES * 7 // 10  # in base64
+    if size > most:
+        raise PromptError(
+            f"--image: {size:,} bytes, and the page can send {most:,}; make them smaller, or leave "
+            "out --web"
+        )
+    return Start(typed, system, media, id)
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":

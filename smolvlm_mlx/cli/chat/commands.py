@@ -69,7 +69,8 @@ def _read(session: Session, text: str) -> Line:
     read = read_line(text, session.names())
     first = text.split()[0] if text.strip() else ""
     if re.fullmatch(r"/[\w?-]*", first) and read.begins_with != "path":
-        near = get_close_matches(first.lower(), COMMANDS, 1)
+        begun = [name for name in COMMANDS if len(first) > 2 and name.startswith(first.lower())]
+        near = begun or get_close_matches(first.lower(), COMMANDS, 1)
         hint = f"is it {near[0]}? " if near else ""
         raise PromptError(f"no command {quote(first)}; {hint}/help lists them, {ASK}")
     missing = read.missing
@@ -88,7 +89,7 @@ def _read(session: Session, text: str) -> Line:
 
 def _parse(option: Option, value: str, default: Any) -> Any:
     """A setting's value as it was typed; `none` and `default` are the default."""
-    if value in ("", "none", "default"):
+    if value in ("none", "default"):
         return default
     if get_origin(option.type) is tuple:
         return tuple(split_words(value))
@@ -233,20 +234,21 @@ def new(session: Session) -> None:
 
 def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
-    name, _, value = rest.strip().partition(" ")
-    chat = session.chat
+    typed, _, value = rest.strip().partition(" ")
+    name, chat = typed.lstrip("-").replace("-", "_"), session.chat  # as a flag, too
     known = {
         o.name: o
         for kind in (Options, ImageOptions)
         for o in options_of(kind)
         if o.name not in WITHOUT
     }
-    if not name:
+    if name and name not in known:
+        raise GenerationError(f"no setting {quote(typed)}; there are {', '.join(known)}")
+    if not value.strip():
         values = {**vars(chat.options), **vars(chat.image_options)}
-        session.screen.say("\n".join(f"{name:20} {_written(values[name])}" for name in known))
+        shown = [name] if name else known
+        session.screen.say("\n".join(f"{name:20} {_written(values[name])}" for name in shown))
         return
-    if name not in known:
-        raise GenerationError(f"no setting {quote(name)}; there are {', '.join(known)}")
     parsed = _parse(known[name], value.strip(), vars(CHAT).get(name, known[name].default))
     if name in vars(CHAT):
         chat.options = replace(chat.options, **{name: parsed})

@@ -75,7 +75,7 @@ async function showModel() {
 async function begin() {
   const { system, content, conversation } = await start;
   if (conversation) await openKept(conversation);
-  if (system) $("system").value = system;
+  if (system !== null) $("system").value = system;
   const pictures = content.filter(part => part.type !== "text").map(fromPart);
   if (pictures.length) exchangeWaiting(pictures);
 }

@@ -34,6 +34,7 @@ function title({ name, help }) {
 
 function field(setting) {
   const node = input(setting);
+  node.oninvalid = () => { $("more").open = true; };  // or the browser could not say what is wrong
   const show = () => { node.value = kept(setting) ?? written(setting.value); };
   node.onchange = () => {
     const isServers = !node.value || node.value === written(setting.value);
@@ -49,7 +50,7 @@ function input({ name: id, kind }) {
   if (kind === "flag") return make("select", { id }, ...["", "on", "off"].map(choice));
   if (kind === "texts") return make("textarea", { id, placeholder: "none; one a line" });
   const step = kind === "whole" ? "1" : "any";
-  return make("input", { id, type: "number", step, placeholder: "none" });
+  return make("input", { id, type: "number", step, placeholder: "as usual" });
 }
 
 function choice(value) {

@@ -8,7 +8,7 @@ export const start = load();
 
 async function load() {
   const response = await call("/page/start");
-  if (!response.ok) return { settings: [], content: [] };
+  if (!response.ok) return { settings: [], system: null, content: [] };
   const found = await response.json();
   if (sessionStorage.getItem("run") === found.run) {
     return { ...found, content: [], conversation: null };
