@@ -15,6 +15,7 @@ from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.server.fields import RequestError
 from smolvlm_mlx.server.request import ChatRequest
+from tests.support.changes import CHANGES, VALUES
 from tests.support.http import Running, always, question
 from tests.support.pictures import PICTURE, data_url
 from tests.support.videos import encode_video
@@ -48,24 +49,6 @@ def refusal(**fields: Any) -> RequestError:
 
 # ---- options
 
-# By name: what is asked for, what the engine gets.
-GIVEN: dict[str, tuple[Any, Any]] = {
-    "max_tokens": (5, 5),
-    "temperature": (1.5, 1.5),
-    "top_p": (0.3, 0.3),
-    "top_k": (2, 2),
-    "min_p": (0.9, 0.9),
-    "repetition_penalty": (3, 3.0),
-    "repetition_context": (20, 20),
-    "presence_penalty": (-1.5, -1.5),
-    "frequency_penalty": (0.5, 0.5),
-    "seed": (7, 7),
-    "stop": (["a", "b"], ("a", "b")),
-    "skip_special_tokens": (False, False),
-    "longest_edge": (512, 512),
-    "split": (False, False),
-    "max_tiles": (4, 4),
-}
 REFUSED = {"kv_bits": 4}
 OPTIONS = [(kind, each.name) for kind in (Options, ImageOptions) for each in options_of(kind)]
 
@@ -76,8 +59,8 @@ def test_an_option_reaches_the_engine_or_is_refused_by_name(kind: type, name: st
         assert refusal(**{name: REFUSED[name]}).param == name
         assert ask(**{name: None}).options(SERVER) == SERVER
         return
-    value, want = GIVEN[name]
-    for asked, changes in ((value, {name: want}), (None, {})):
+    value = VALUES[name]
+    for asked, changes in ((value, {name: value}), (None, {})):
         request = ask(**{name: asked})
         options, cut = request.options(SERVER), request.image_options(PICTURES)
         assert options == replace(SERVER, **(changes if kind is Options else {}))
@@ -543,27 +526,6 @@ def test_a_client_is_understood(body: dict[str, Any], changes: dict[str, Any]) -
 
 # ---- a real server
 
-CUT = {"max_tokens": 24}
-WARM = {**CUT, "temperature": 1.5, "seed": 1}
-# By name: a request, and a value that changes its answer.
-CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
-    "max_tokens": (CUT, 12),
-    "temperature": ({**CUT, "seed": 1}, 1.5),
-    "top_p": (WARM, 0.3),
-    "top_k": (WARM, 2),
-    "min_p": (WARM, 0.9),
-    "repetition_penalty": (CUT, 3.0),
-    "repetition_context": ({**CUT, "repetition_penalty": 3.0}, 2),
-    "presence_penalty": (CUT, 2.0),
-    "frequency_penalty": (CUT, 2.0),
-    "seed": (WARM, 2),
-    "stop": (CUT, "what the answer has"),
-    "skip_special_tokens": (WARM, False),
-    "longest_edge": (CUT, 64),
-    "split": (CUT, False),
-    "max_tiles": (CUT, 1),
-}
-
 
 @pytest.fixture
 def goes_on(server: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
@@ -586,9 +548,10 @@ def test_an_option_changes_the_answer_of_a_server(kind: type, name: str, goes_on
         assert name in error["message"]
         return
     fields, value = CHANGES[name]
-    before = content(goes_on, {**asked, **fields})
+    asked |= {"max_tokens": 24, **fields}
+    before = content(goes_on, asked)
     value = before[4:6] if name == "stop" else value
-    assert content(goes_on, {**asked, **fields, name: value}) != before
+    assert content(goes_on, {**asked, name: value}) != before
 
 
 def test_the_likeliest_token_alone_is_one_answer_whatever_the_seed(goes_on: Running) -> None:
