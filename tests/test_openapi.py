@@ -92,7 +92,7 @@ def try_out(api: Any, path: str, method: str, mode: str, count: int) -> None:
         those.allow_header_conformance,
     ]
 
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=count, derandomize=True, database=None)
     @given(case=api[path][method].as_strategy(generation_mode=GenerationMode(mode)))
     def ask(case: Any) -> None:
         response = case.call_and_validate(headers=HEADERS, checks=checks)

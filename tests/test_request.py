@@ -227,6 +227,8 @@ def test_what_is_meant_is_said() -> None:
         {"guided_json": None, "grammar": "", "options": {}, "extra_body": {}, "documents": []},
         {"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": False},
         {"reasoning_effort": "low", "thinking": {"type": "disabled"}, "think": False},
+        {"n_probs": 0, "dynatemp_range": 0, "xtc_probability": 0, "dry_multiplier": 0},
+        {"repeat_penalty": 1.0, "timings_per_token": False, "reasoning_effort": "medium"},
         {"cache_prompt": True, "keep_alive": "5m", "priority": 0, "request_id": "x", "ttl": 300},
         {"models": ["x"], "conversation_id": "x", "max_retries": 2, "add_special_tokens": False},
         {"chat_id": "x", "session_id": "x", "id": "x", "background_tasks": {}, "features": {}},
@@ -439,91 +441,6 @@ def test_an_error_names_the_message(messages: Any, error: str) -> None:
     assert str(refusal(messages=messages)).startswith(f"messages{error}")
 
 
-# ---- what real clients send
-
-
-OPEN_WEBUI = {
-    "model": "tiny",
-    "stream": True,
-    "stream_options": {"include_usage": True},
-    "temperature": 0.8,
-    "top_p": 0.9,
-    "min_p": 0.05,
-    "max_tokens": 128,
-    "frequency_penalty": 0.5,
-    "presence_penalty": 0.0,
-    "seed": 42,
-    "stop": ["\n\n"],
-    "logit_bias": {},
-    "reasoning_effort": "medium",
-    "messages": [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": ""}, image_url({"url": URL})]},
-        {"role": "assistant", "content": ""},
-        {"role": "user", "content": "And now?"},
-    ],
-}
-IMMICH_MEMORIES = {
-    "model": "tiny",
-    "max_tokens": 500,
-    "temperature": 0.0,
-    "repetition_penalty": 1.0,
-    "chat_template_kwargs": {"enable_thinking": False},
-    "messages": [
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "Describe each."},
-                *[image_url({"url": URL, "detail": "low"})] * 24,
-            ],
-        }
-    ],
-}
-DOCLING = {
-    "model": "tiny",
-    "max_tokens": 4096,
-    "skip_special_tokens": False,
-    "temperature": 0.0,
-    "messages": [
-        {
-            "role": "user",
-            "content": [image_url({"url": URL}), {"type": "text", "text": "Convert this page."}],
-        }
-    ],
-}
-LLAMA_CPP = {
-    "messages": HELLO,
-    "max_tokens": -1,
-    "n_probs": 0,
-    "mirostat": 0,
-    "typical_p": 1,
-    "dynatemp_range": 0,
-    "xtc_probability": 0,
-    "dry_multiplier": 0,
-    "repeat_penalty": 1.0,
-    "cache_prompt": True,
-    "timings_per_token": False,
-    "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
-}
-
-
-@pytest.mark.parametrize(
-    ("body", "changes"),
-    [
-        (OPEN_WEBUI, {"temperature": 0.8, "frequency_penalty": 0.5, "stop": ("\n\n",)}),
-        (IMMICH_MEMORIES, {"max_tokens": 500, "temperature": 0.0}),
-        (DOCLING, {"max_tokens": 4096, "skip_special_tokens": False, "temperature": 0.0}),
-        (LLAMA_CPP, {"max_tokens": 2**31}),
-    ],
-)
-def test_a_client_is_understood(body: dict[str, Any], changes: dict[str, Any]) -> None:
-    request = ask(**body)
-    options = vars(request.options(SERVER))
-    assert {name: options[name] for name in changes} == changes
-    media = sum(len(message.media) for message in request.read(LIMITS, Recent(), ONE_TILE))
-    assert media == json.dumps(body).count("data:")
-
-
 # ---- a real server
 
 
@@ -643,7 +560,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | NUMBERS | st.text(max_size=9),
     lambda values: st.lists(values, max_size=3) | objects(values),
-    max_leaves=8,
+    max_leaves=5,
 )
 FIELDS = sorted(ChatRequest.model_json_schema()["properties"])
 TYPES = ["text", "image_url", "input_image", "image", "video_url", "refusal", "x"]

@@ -314,16 +314,9 @@ def test_another_method_is_told_which_there_are(
 
 
 def test_what_a_request_leaves_open_is_as_the_server_was_told(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+    server: Running, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.service, "options", Options(max_tokens=3, stop=("x",)))
-    jobs, submit = list[Job](), server.scheduler.submit
-
-    def watched(job: Job) -> None:
-        jobs.append(job)
-        submit(job)
-
-    monkeypatch.setattr(server.scheduler, "submit", watched)
     server.complete(question("Hello"))
     server.complete(question("Hello", max_tokens=2, temperature=0.5, stop=["y", "z"], seed=1))
     assert [job.options for job in jobs] == [

@@ -27,12 +27,12 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     hub (cached, resumed, offline if the cache has it). Only what the hub has has a revision."""
     try:
         folder = TINY if str(path_or_id) == "tiny" else expanded(path_or_id)
-        if folder.is_dir() and revision is not None:
-            raise CheckpointError(
-                f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and has "
-                "none; leave it out, or give a hub id"
-            )
         if folder.is_dir():
+            if revision is not None:
+                raise CheckpointError(
+                    f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and "
+                    "has none; leave it out, or give a hub id"
+                )
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
