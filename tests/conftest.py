@@ -194,6 +194,20 @@ def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]
     return slow_down(server, monkeypatch)
 
 
+@pytest.fixture
+def jobs(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
+    """Those that come to the server."""
+    jobs: list[Job] = []
+    submit = server.scheduler.submit
+
+    def watched(job: "Job") -> None:
+        jobs.append(job)
+        submit(job)
+
+    monkeypatch.setattr(server.scheduler, "submit", watched)
+    return jobs
+
+
 # ---- the beginning and the end of a run
 
 

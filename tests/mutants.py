@@ -166,10 +166,10 @@ def _operators(node: ast.AST) -> Iterator[tuple[ast.expr, ast.AST, ast.expr]]:
 
 
 class Map:
-    """Which tests run each line, and the seconds that each takes."""
+    """Which tests run each line (FILE:LINE), and the seconds that each takes."""
 
-    def __init__(self, contexts: dict[str, dict[int, list[str]]], seconds: dict[str, float]):
-        self._contexts, self._seconds = contexts, seconds
+    def __init__(self, lines: dict[str, list[str]], seconds: dict[str, float]):
+        self._lines, self._seconds = lines, seconds
 
     @classmethod
     def made(cls) -> "Map":
@@ -180,19 +180,19 @@ class Map:
             print("running the suite once, to see which tests run which lines", flush=True)
             kept.parent.mkdir(exist_ok=True)
             kept.write_text(json.dumps(_measured()))
-        raw = json.loads(kept.read_text())
-        contexts = {
-            file: {int(line): tests for line, tests in lines.items()}
-            for file, lines in raw["contexts"].items()
-        }
-        return cls(contexts, raw["seconds"])
+        return cls(**json.loads(kept.read_text()))
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that run a line: those of its own test file first, then the quickest; of a line
         that is run at import, those of its file."""
-        lines, own = self._contexts.get(mutant.file, {}), f"/test_{Path(mutant.file).stem}.py"
-        tests = lines.get(mutant.line) or sorted({test for some in lines.values() for test in some})
-        return sorted(tests, key=lambda test: (own not in test, self.seconds(test)))
+        tests = self._lines.get(f"{mutant.file}:{mutant.line}") or {
+            test
+            for place, some in self._lines.items()
+            if place.startswith(f"{mutant.file}:")
+            for test in some
+        }
+        own = f"/test_{Path(mutant.file).stem}.py"
+        return sorted(tests, key=lambda test: (own not in test, self.seconds(test), test))
 
     def seconds(self, test: str) -> float:
         return self._seconds.get(test, 0.0)
@@ -211,18 +211,17 @@ def _measured() -> dict[str, object]:
         )
         data = coverage.CoverageData(str(data_file))
         data.read()
-        contexts = {
-            str(Path(file).relative_to(ROOT)): {
-                line: sorted({name.rpartition("|")[0] for name in names if name})
-                for line, names in data.contexts_by_lineno(file).items()
-            }
+        lines = {
+            f"{Path(file).relative_to(ROOT)}:{line}": sorted(tests)
             for file in data.measured_files()
+            for line, names in data.contexts_by_lineno(file).items()
+            if (tests := {name.rpartition("|")[0] for name in names if name})
         }
         cases = ElementTree.parse(report).iter("testcase")
         seconds = {
             f"{case.get('file')}::{case.get('name')}": float(case.get("time", 0)) for case in cases
         }
-    return {"contexts": contexts, "seconds": seconds}
+    return {"lines": lines, "seconds": seconds}
 
 
 # ---- trying
@@ -236,14 +235,7 @@ class Copy:
 
     @classmethod
     def made(cls, folder: Path) -> "Copy":
-        names = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for name in names:
+        for name in _git("ls-files", "-co", "--exclude-standard"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         return cls(folder)
@@ -306,7 +298,8 @@ def survivors(mutants: Sequence[Mutant], tests: Map, copies: int) -> Iterator[tu
 
 def _key(mutant: Mutant, tests: Sequence[str]) -> str:
     """Names a mutant of this state of its file and its tests."""
-    text = [*map(str, asdict(mutant).values()), (ROOT / mutant.file).read_text("utf-8"), *tests]
+    files = sorted({mutant.file, *(test.partition("::")[0] for test in tests)})
+    text = [repr(mutant), *tests, *((ROOT / file).read_text("utf-8") for file in files)]
     return sha256("\0".join(text).encode()).hexdigest()[:16]
 
 

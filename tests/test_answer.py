@@ -18,19 +18,6 @@ import pytest
 SAMPLED = {"temperature": 1.5, "seed": 7, "max_tokens": 12}
 
 
-@pytest.fixture
-def jobs(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Those that come."""
-    jobs, submit = list[Job](), server.scheduler.submit
-
-    def watched(job: Job) -> None:
-        jobs.append(job)
-        submit(job)
-
-    monkeypatch.setattr(server.scheduler, "submit", watched)
-    return jobs
-
-
 def texts(server: Running, **more: Any) -> list[str]:
     body = server.complete(question("Hello", **{**SAMPLED, **more})).json()
     assert [choice["index"] for choice in body["choices"]] == list(range(more.get("n") or 1))

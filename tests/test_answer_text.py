@@ -11,6 +11,7 @@ from typing import Any
 from smolvlm_mlx import Chat, Options, generate, load, stream_generate
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.tasks.documents import PROMPT
+from tests.support.checkpoints import Loaded
 from tests.support.http import Running, question, serving
 from tests.support.speaking import PAGE, TAGS, make_family, make_granite
 
@@ -28,6 +29,11 @@ def document_checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) 
     if request.param == "granite":
         return make_granite(out, f"{PAGE}x")
     return make_family(out, f" {PAGE}x", TAGS)
+
+
+@pytest.fixture(scope="module")
+def reader(document_checkpoint: Path) -> Loaded:
+    return load(document_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +100,24 @@ def test_a_page_by_the_command(document_checkpoint: Path, page: Path, call: Any)
     assert (code, out, err) == (0, f"{PAGE}\n", "")
 
 
-def test_a_page_from_python(document_checkpoint: Path, page: Path) -> None:
-    loaded = load(document_checkpoint)
-    assert generate(*loaded, PROMPT, images=[page]) == PAGE
-    stream = stream_generate(*loaded, PROMPT, images=[page])
-    assert "".join(stream) == PAGE
+def test_a_page_from_python(reader: Loaded, page: Path) -> None:
+    """Each tag comes by itself."""
+    stream = stream_generate(*reader, PROMPT, images=page)
+    pieces = list(stream)
+    assert "".join(pieces) == PAGE
+    assert [piece for piece in pieces if piece in TAGS] == TAGS_OF_PAGE
+    assert set(TAGS_OF_PAGE) == set(TAGS)
     assert stream.statistics.finish_reason == "stop"
-    prompt = loaded[1]([{"role": "user", "content": PROMPT}])
-    assert Engine(*loaded).batch([prompt] * 2) == [(PAGE, True)] * 2
-    chat = Chat(*loaded)
+    prompt = reader[1]([{"role": "user", "content": PROMPT}])
+    assert Engine(*reader).batch([prompt] * 2) == [(PAGE, True)] * 2
+    chat = Chat(*reader)
     assert "".join(chat.ask(PROMPT, [page])) == chat.messages[-1].text == PAGE
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_page_by_the_api(serving_documents: Running, page: Path, stream: bool) -> None:
     """Also if the client says so, as docling's does."""
-    for skip in ({}, {"skip_special_tokens": None}, {"skip_special_tokens": False}):
+    for skip in ({}, {"skip_special_tokens": False}):
         assert post(serving_documents, page, stream=stream, **skip) == (PAGE, "stop")
 
 
@@ -163,16 +171,9 @@ def test_scores_are_of_words_unless_tags_are_asked_for(
         assert said == PAGE if flags else said.startswith(words)
 
 
-def test_tags_come_one_by_one(document_checkpoint: Path, page: Path) -> None:
-    pieces = list(stream_generate(*load(document_checkpoint), PROMPT, images=[page]))
-    assert [piece for piece in pieces if piece in TAGS] == TAGS_OF_PAGE
-    assert set(TAGS_OF_PAGE) == set(TAGS)
-
-
-def test_a_page_without_its_tags_goes_on(document_checkpoint: Path, page: Path) -> None:
-    options = Options(skip_special_tokens=True, max_tokens=200)
+def test_a_page_without_its_tags_goes_on(reader: Loaded, page: Path) -> None:
     words = re.sub(r"<[^<>]+>", "", PAGE)
-    answer = generate(*load(document_checkpoint), PROMPT, options, images=[page])
+    answer = generate(*reader, PROMPT, images=page, skip_special_tokens=True, max_tokens=130)
     assert answer.startswith(f"{words}x")
 
 

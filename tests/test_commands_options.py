@@ -20,10 +20,10 @@ from smolvlm_mlx.inputs.messages import Message, VideoPart, text_message, user_m
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
-from smolvlm_mlx.options import options_of
 from smolvlm_mlx.server import security
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.changes import ANSWERS, CHANGES, EVERY, PICTURES, VALUES
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, let_answer
 from tests.support.http import question
@@ -35,27 +35,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-WARM = ["-t", "1.5", "--seed", "1"]
-# By name: flags, and others beside them that give another answer, and what the engine is asked.
-CHANGES: dict[str, tuple[Sequence[str], Sequence[str], object]] = {
-    "max_tokens": ([], ["-n", "3"], 3),
-    "temperature": (["--seed", "1"], ["-t", "1.5"], 1.5),
-    "top_p": (WARM, ["--top-p", "0.3"], 0.3),
-    "top_k": (WARM, ["--top-k", "2"], 2),
-    "min_p": (WARM, ["--min-p", "0.9"], 0.9),
-    "repetition_penalty": ([], ["--repetition-penalty", "3"], 3.0),
-    "repetition_context": (["--repetition-penalty", "3"], ["--repetition-context", "1"], 1),
-    "presence_penalty": ([], ["--presence-penalty", "2"], 2.0),
-    "frequency_penalty": ([], ["--frequency-penalty", "2"], 2.0),
-    "seed": (WARM, ["--seed", "2"], 2),
-    "stop": ([], ["--stop", "D", "--stop", "X"], ("D", "X")),
-    "kv_bits": ([], ["--kv-bits", "4"], 4),
-    "skip_special_tokens": ([], ["--no-skip-special-tokens"], False),
-    "longest_edge": ([], ["--longest-edge", "64"], 64),
-    "split": ([], ["--no-split"], False),
-    "max_tiles": ([], ["--max-tiles", "3"], 3),
-}
-SPLIT = (["--split"], True)  # for frames of a camera, which are one tile each
 REFUSED = {
     "chat": {"skip_special_tokens"},
     "chat --web": {"skip_special_tokens", "kv_bits"},
@@ -63,8 +42,20 @@ REFUSED = {
     "live": {"longest_edge", "max_tiles"},
     "serve": {"kv_bits"},
 }
-ANSWERS, PICTURES = options_of(Options), options_of(ImageOptions)
-NAMES = [option.name for option in (*ANSWERS, *PICTURES)]
+NAMES = [option.name for option in EVERY]
+
+
+def typed(**values: Any) -> list[str]:
+    """The flags of options."""
+    words = list[str]()
+    for option in EVERY:
+        flag, value = flag_of(option), values.get(option.name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None:
+            each = value if isinstance(value, tuple) else (value,)
+            words += [word for one in each for word in (flag, str(one))]
+    return words
 
 
 @dataclass
@@ -173,6 +164,11 @@ def commands(folder: Path, tmp_path: Path, call: Any, monkeypatch: pytest.Monkey
     return Commands(folder, tmp_path, call, monkeypatch)
 
 
+def one_tile(name: str) -> list[str]:
+    """For a test of an option that is none of pictures, which is then quicker."""
+    return [] if name in {option.name for option in PICTURES} else ["--no-split"]
+
+
 COMMANDS = [
     "generate", "caption", "chat", "chat --web", "document", "evaluate", "live", "serve",
 ]  # fmt: skip
@@ -183,10 +179,9 @@ COMMANDS = [
 def test_an_option_reaches_the_engine_or_is_refused_by_name(
     command: str, name: str, commands: Commands, asked: Asked
 ) -> None:
-    _, flags, value = CHANGES[name]
-    if (command, name) == ("live", "split"):
-        flags, value = SPLIT
-    code, _, err = commands.run(command, "-n", "2", *flags)
+    value = (command, name) == ("live", "split") or VALUES[name]  # a frame is one tile
+    flags = typed(**{name: value})
+    code, _, err = commands.run(command, "-n", "2", *one_tile(name), *flags)
     if name in REFUSED.get(command, ()):
         assert code in (1, 2)
         assert flags[0] in err
@@ -202,15 +197,13 @@ def test_an_option_changes_the_answer(
 ) -> None:
     if name in REFUSED.get(command, ()):
         return
-    before, flags, _ = CHANGES[name]
-    tiles = [] if name in {option.name for option in PICTURES} else ["--no-split"]
-    answers = [
-        commands.run(command, "-n", "24", *tiles, *more)
-        for more in (before, [*before, *flags], [*before, *flags])
-    ]
-    texts = [text for code, text, _ in answers if code == 0]
-    assert len(texts) == 3
-    assert texts[0] != texts[1] == texts[2]
+    beside, value = CHANGES[name]
+    before = ["-n", "24", *one_tile(name), *typed(**beside)]
+    flags = [*before, *typed(**{name: value})]
+    tried = [before, flags, flags] if "--seed" in flags else [before, flags]
+    answers = [commands.run(command, *words) for words in tried]
+    assert {code for code, _, _ in answers} == {0}
+    assert answers[0][1] != answers[1][1] == answers[-1][1]
 
 
 FRAMES = {"fps": 0.5, "max_frames": 2, "start": 1.5, "end": 2.5}
@@ -226,13 +219,6 @@ def test_what_is_seen_of_a_video_reaches_the_engine_and_changes_the_answer(
     assert asked.videos == [{}, {name: FRAMES[name]}]
     assert [code for code, _, _ in answers] == [0, 0]
     assert answers[0][1] != answers[1][1]
-
-
-def test_every_option_has_a_flag_in_the_tables_above() -> None:
-    for option in (*ANSWERS, *PICTURES):
-        typed = {flag.replace("--no-", "--") for flag in CHANGES[option.name][1]}
-        assert typed & {flag_of(option), option.short}
-    assert {*VIDEO_OPTIONS} == FRAMES.keys()
 
 
 # ---- the page, and everything else that a server is told
@@ -261,8 +247,8 @@ def test_what_is_typed_for_the_page_is_what_it_begins_with(
     assert values["max_tokens"] == 30
     assert values["stop"] == ["a", "b"]
     assert values["max_tiles"] == 3
-    typed = {setting["name"] for setting in start["settings"] if setting["typed"]}
-    assert typed == {"max_tokens", "stop", "max_tiles"}
+    given = {setting["name"] for setting in start["settings"] if setting["typed"]}
+    assert given == {"max_tokens", "stop", "max_tiles"}
     assert values.keys() == {*NAMES} - REFUSED["chat --web"]
 
 
@@ -466,7 +452,7 @@ def test_names_and_origins_that_are_allowed_are_let_in(
 def test_an_option_is_set_in_a_running_chat_or_refused_by_name(
     name: str, folder: Path, asked: Asked, call: Any
 ) -> None:
-    value = CHANGES[name][2]
+    value = VALUES[name]
     words = " ".join(value) if isinstance(value, tuple) else "off" if value is False else value
     flags = ["-m", "tiny", "-n", 2, "--no-history", "-i", folder / "a.png"]
     code, _, err = call("chat", *flags, stdin=f"/settings {name} {words}\nHi\n")

@@ -26,6 +26,7 @@ from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
+from smolvlm_mlx.server.start import Start
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.http import question
 from tests.support.messages import media_of
@@ -100,7 +101,7 @@ def test_without_a_history_nothing_is_kept(
         options = ["-m", tiny, "-n", 2, *([] if keeps else ["--no-history"])]
         assert call("chat", *options, stdin=f"What is {tmp_path}/cat.png?\n")[0] == 0
     else:
-        service = load_service(str(tiny), Loading(), Options(), ImageOptions(), keeps)
+        service = load_service(str(tiny), Loading(), Options(), ImageOptions(), Start(), keeps)
         asked = question("What?", data_url(), max_tokens=2, conversation="0123456789abcdef")
 
         async def ask() -> bool:

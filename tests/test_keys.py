@@ -20,6 +20,7 @@ from smolvlm_mlx.inputs.video import VideoSampling
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import Captioner, Task
+from tests.support.changes import ANSWERS, PICTURES, VALUES
 from tests.support.checkpoints import Loaded
 from tests.support.pictures import PICTURE
 from tests.support.videos import encode_video
@@ -34,27 +35,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 TASK = Task("Describe the picture.")
 TASKS: dict[str, Any] = {
     "prompt": "What is this?",
-    "max_tokens": 9,
+    "max_tokens": VALUES["max_tokens"],
     "schema": {"type": "object"},
     "most_characters": 50,
     "words": True,
 }
-OPTIONS: dict[str, Any] = {
-    "max_tokens": 9,
-    "temperature": 1.0,
-    "top_p": 0.5,
-    "top_k": 5,
-    "min_p": 0.1,
-    "repetition_penalty": 1.2,
-    "repetition_context": 20,
-    "presence_penalty": 0.5,
-    "frequency_penalty": 0.5,
-    "seed": 1,
-    "stop": (".",),
-    "kv_bits": 8,
-    "skip_special_tokens": False,
-}
-IMAGE_OPTIONS: dict[str, Any] = {"longest_edge": 128, "split": False, "max_tiles": 3}
 
 
 def runs(loaded: Loaded) -> Iterator[tuple[str, str]]:
@@ -66,11 +51,11 @@ def runs(loaded: Loaded) -> Iterator[tuple[str, str]]:
             yield name, Captioner(*loaded, replace(TASK, max_tokens=TASKS[name])).run
         else:
             yield name, Captioner(*loaded, replace(TASK, **{name: TASKS[name]}), options=usual).run
-    for name in (option.name for option in options_of(Options)):
-        options = replace(usual, **{name: OPTIONS[name]})
+    for name in (option.name for option in ANSWERS):
+        options = replace(usual, **{name: VALUES[name]})
         yield f"option {name}", Captioner(*loaded, TASK, options=options).run
-    for name in (option.name for option in options_of(ImageOptions)):
-        image_options = ImageOptions(**{name: IMAGE_OPTIONS[name]})
+    for name in (option.name for option in PICTURES):
+        image_options = ImageOptions(**{name: VALUES[name]})
         yield f"option {name}", Captioner(*loaded, TASK, "", image_options).run
 
 

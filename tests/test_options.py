@@ -3,7 +3,8 @@ where several answers are made at once."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,12 @@ from smolvlm_mlx.events import End, Event, Text
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.messages import user_message
-from smolvlm_mlx.inputs.processor import Inputs, Processor
+from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.settings import ImageOptions
-from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.options import option, options_of
 from smolvlm_mlx.training.plan import Plan
+from tests.support.changes import ANSWERS, CHANGES, PICTURES
+from tests.support.checkpoints import Loaded
 
 import pytest
 import typer
@@ -29,42 +31,25 @@ Road = Callable[[Inputs, Options], list[str]]  # answers to one prompt, once or 
 
 SHORT = Options(max_tokens=24)
 WARM = replace(SHORT, temperature=1.5, seed=1)
-# By name: options, and others that differ in this one and give another answer.
-CHANGES: dict[str, tuple[Options, Any]] = {
-    "max_tokens": (SHORT, 12),
-    "temperature": (replace(SHORT, seed=1), 1.5),
-    "top_p": (WARM, 0.3),
-    "top_k": (WARM, 2),
-    "min_p": (WARM, 0.9),
-    "repetition_penalty": (SHORT, 3.0),
-    "repetition_context": (replace(SHORT, repetition_penalty=3.0), 2),
-    "presence_penalty": (SHORT, 2.0),
-    "frequency_penalty": (SHORT, 2.0),
-    "seed": (WARM, 2),
-    "stop": (SHORT, ("^6",)),
-    "kv_bits": (SHORT, 4),
-    "skip_special_tokens": (SHORT, False),
-}
 REFUSED = {"scheduler": {"kv_bits"}}
 PHOTO = Image.radial_gradient("L").resize((400, 300)).convert("RGB")  # 4 x 3 tiles and the whole
-IMAGE_CHANGES: dict[str, Any] = {"longest_edge": 128, "split": False, "max_tiles": 3}
-ROADS = ["stream", "batch", "scheduler"]
+QUESTION = "Which colors are there?"
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny: Path) -> tuple[SmolVLM, Processor]:
+def loaded(tiny: Path) -> Loaded:
     model, processor = load(tiny, "float32")
     processor.tokenizer.end_ids = frozenset()  # answers go on, and so have time to differ
     return model, processor
 
 
 @pytest.fixture(scope="module")
-def question(loaded: tuple[SmolVLM, Processor]) -> Inputs:
-    return loaded[1]([{"role": "user", "content": "Which colors are there?"}])
+def question(loaded: Loaded) -> Inputs:
+    return loaded[1]([{"role": "user", "content": QUESTION}])
 
 
 @pytest.fixture(scope="module")
-def scheduler(loaded: tuple[SmolVLM, Processor]) -> Iterator[Scheduler]:
+def scheduler(loaded: Loaded) -> Iterator[Scheduler]:
     scheduler = Scheduler(lambda: Engine(*loaded, conversations=4))
     scheduler.start()
     yield scheduler
@@ -93,7 +78,7 @@ def together(scheduler: Scheduler, inputs: Inputs, several: Sequence[Options]) -
 
 
 @pytest.fixture(scope="module")
-def roads(loaded: tuple[SmolVLM, Processor], scheduler: Scheduler) -> dict[str, Road]:
+def roads(loaded: Loaded, scheduler: Scheduler) -> dict[str, Road]:
     return {
         "stream": lambda inputs, options: ["".join(stream_generate(*loaded, inputs, options))],
         "batch": lambda inputs, options: [
@@ -103,73 +88,72 @@ def roads(loaded: tuple[SmolVLM, Processor], scheduler: Scheduler) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
+@pytest.fixture(scope="module")
+def alone(loaded: Loaded, question: Inputs) -> Callable[[Options], str]:
+    """The answer to the question by itself."""
+    return cache(lambda options: generate(*loaded, question, options))
+
+
+@pytest.fixture(scope="module")
+def seen(loaded: Loaded) -> Callable[[ImageOptions], str]:
+    """The answer about the photo, as it is cut."""
+    return cache(lambda cut: generate(*loaded, "What?", SHORT, images=PHOTO, image_options=cut))
+
+
+def changed(name: str) -> tuple[Options, Options]:
+    """Options without and with a change of this one."""
+    beside, value = CHANGES[name]
+    before = replace(SHORT, **beside)
+    return before, replace(before, **{name: value})
+
+
+@pytest.mark.parametrize("name", [option.name for option in ANSWERS])
 def test_an_option_says_the_same_everywhere(
     name: str,
-    road: str,
     roads: dict[str, Road],
-    loaded: tuple[SmolVLM, Processor],
+    loaded: Loaded,
     question: Inputs,
+    alone: Callable[[Options], str],
 ) -> None:
-    before, value = CHANGES[name]
-    options = replace(before, **{name: value})
-    want = generate(*loaded, question, options)
-    assert want != generate(*loaded, question, before)
-    if name in REFUSED.get(road, ()):
-        with pytest.raises(GenerationError, match=name):
-            roads[road](question, options)
-    else:
-        assert set(roads[road](question, options)) == {want}
-
-
-def test_answers_made_at_once_each_obey_their_own_options(
-    loaded: tuple[SmolVLM, Processor], question: Inputs, scheduler: Scheduler
-) -> None:
-    changed = {name: replace(before, **{name: value}) for name, (before, value) in CHANGES.items()}
-    several = [options for name, options in changed.items() if name != "kv_bits"]
-    want = [generate(*loaded, question, options) for options in several]
-    assert together(scheduler, question, several) == want
-
-
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("name", [option.name for option in options_of(ImageOptions)])
-def test_an_option_of_pictures_says_the_same_everywhere(
-    name: str, road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor]
-) -> None:
-    changed = ImageOptions(**{name: IMAGE_CHANGES[name]})
-    want = generate(*loaded, "What?", SHORT, images=[PHOTO], image_options=changed)
-    assert want != generate(*loaded, "What?", SHORT, images=[PHOTO])
-    inputs = loaded[1]([user_message("What?", [PHOTO])], changed)
-    assert set(roads[road](inputs, SHORT)) == {want}
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
-def test_a_conversation_obeys_every_option(name: str, loaded: tuple[SmolVLM, Processor]) -> None:
-    before, value = CHANGES[name]
-    options = replace(before, **{name: value})
-    want = generate(*loaded, "Which colors are there?", options)
+    before, options = changed(name)
+    want = alone(options)
+    assert want != alone(before)
+    for road, answers in roads.items():
+        if name in REFUSED.get(road, ()):
+            with pytest.raises(GenerationError, match=name):
+                answers(question, options)
+        else:
+            assert set(answers(question, options)) == {want}, road
     chat = Chat(*loaded, options)
-    assert "".join(chat.ask("Which colors are there?")) == want
+    assert "".join(chat.ask(QUESTION)) == want
     assert "".join(chat.retry(before)) != want
 
 
-@pytest.mark.parametrize("name", [option.name for option in options_of(ImageOptions)])
-def test_a_conversation_obeys_every_option_of_pictures(
-    name: str, loaded: tuple[SmolVLM, Processor]
+def test_answers_made_at_once_each_obey_their_own_options(
+    question: Inputs, scheduler: Scheduler, alone: Callable[[Options], str]
 ) -> None:
-    changed = ImageOptions(**{name: IMAGE_CHANGES[name]})
-    want = generate(*loaded, "What?", SHORT, images=[PHOTO], image_options=changed)
-    assert "".join(Chat(*loaded, SHORT, image_options=changed).ask("What?", [PHOTO])) == want
+    several = [changed(option.name)[1] for option in ANSWERS if option.name != "kv_bits"]
+    assert together(scheduler, question, several) == [alone(options) for options in several]
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("name", [option.name for option in PICTURES])
+def test_an_option_of_pictures_says_the_same_everywhere(
+    name: str, roads: dict[str, Road], loaded: Loaded, seen: Callable[[ImageOptions], str]
+) -> None:
+    options = ImageOptions(**{name: CHANGES[name][1]})
+    want = seen(options)
+    assert want != seen(ImageOptions())
+    inputs = loaded[1]([user_message("What?", PHOTO)], options)
+    for road, answers in roads.items():
+        assert set(answers(inputs, SHORT)) == {want}, road
+    assert "".join(Chat(*loaded, SHORT, image_options=options).ask("What?", PHOTO)) == want
+
+
 def test_more_than_there_are_is_all(
-    road: str, roads: dict[str, Road], loaded: tuple[SmolVLM, Processor], question: Inputs
+    roads: dict[str, Road], question: Inputs, alone: Callable[[Options], str]
 ) -> None:
-    want = generate(*loaded, question, WARM)
-    assert generate(*loaded, question, replace(WARM, top_k=10**30)) == want
-    assert set(roads[road](question, replace(WARM, top_k=10**30))) == {want}
+    for answers in roads.values():
+        assert set(answers(question, replace(WARM, top_k=10**30))) == {alone(WARM)}
 
 
 # ---- the command line
@@ -195,7 +179,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("command", ["generate", "chat", "live", "caption", "document", "evaluate"])
 def test_a_command_has_every_option_but_those_it_cannot_honour(command: str) -> None:
     known = flags(command)
-    for each in (*options_of(Options), *options_of(ImageOptions)):
+    for each in (*ANSWERS, *PICTURES):
         if each.name in LEFT_OUT.get(command, ()):
             assert flag_of(each) not in known
         else:

@@ -77,12 +77,10 @@ def serve(
         raise ServerError("--token is empty; leave it out for a random one")
     origins = [_origin(origin) for origin in allow_origin or []]
     start = Start([*given(context, options), *given(context, image_options)])
+    settings = (options, image_options, start)
     secret = None if no_token else token or new_token()
     with listen(host, port) as listener:
-        settings, keep_history = (options, image_options), not no_history
-        service = load_service(
-            model, loading, *settings, keep_history, allow_urls, start, alias or ()
-        )
+        service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
         run_server(service, listener, secret, open_page, allow_host or (), origins)
 
 
@@ -91,16 +89,15 @@ def load_service(
     loading: Loading,
     options: Options,
     image_options: ImageOptions,
+    start: "Start",
     keep_history: bool,
     allow_urls: bool = False,
-    start: "Start | None" = None,
     aliases: Sequence[str] = (),
 ) -> "Service":
     """Load a model in the engine's thread, for requests that name no files of this machine."""
     from ..generation.engine import Engine
     from ..generation.scheduler import Scheduler
     from ..server.app import Service
-    from ..server.start import Start
     from ..tasks.history import History, cache_folder
 
     folder = cache_folder() if keep_history else None
@@ -116,7 +113,7 @@ def load_service(
         history,
         image_options,
         options,
-        start or Start(),
+        start,
         allow_urls,
         aliases,
     )

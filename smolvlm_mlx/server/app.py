@@ -238,7 +238,7 @@ class Service:
                 yield event(completion.last_chunk(answer.statistics, self._judged(answer)))
             yield b"data: [DONE]\n\n"
         except SmolVLMError as error:
-            yield event(_error_body(error))
+            yield event(_told(error))
         finally:
             answer.cancel()
             self._keep(answer)
@@ -265,7 +265,7 @@ class Service:
         self.history.save(conversation, [*answer.messages, answer.message()], self.model)
 
 
-def _error_body(error: SmolVLMError, forget: Forget | None = None) -> dict[str, object]:
+def _told(error: SmolVLMError, forget: Forget | None = None) -> dict[str, object]:
     """Return what a client is told of an error: its code, and which part of the request it is
     about, where that is known."""
     codes = {ContextFullError: "context_length_exceeded", ModelError: "model_not_found"}
@@ -285,7 +285,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
         with suppress(PromptError):  # there is no second turn
             forget = Forget(messages=len(messages[oldest_turn(messages)]))
     headers = {"retry-after": "1"} if isinstance(error, BusyError) else None
-    return JSONResponse(_error_body(error, forget), STATUSES.get(type(error), 400), headers)
+    return JSONResponse(_told(error, forget), STATUSES.get(type(error), 400), headers)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -1,8 +1,6 @@
-"""Fields of a request that are none here. Those that would change the answer are refused by name,
-as are misspelled ones; the rest, such as `user`, is ignored.
-
-The names are those of OpenAI's API and of the servers of vLLM, llama.cpp, LM Studio, Ollama,
-mlx-lm and mlx-vlm.
+"""Fields that a request does not have here: those of OpenAI's API and of the servers of vLLM,
+llama.cpp, LM Studio, Ollama, mlx-lm and mlx-vlm. One that would change the answer is refused by
+name, as is a misspelled one; the rest, such as `user`, is ignored.
 """
 
 from collections.abc import Mapping
@@ -60,10 +58,10 @@ _NOT_DONE = set(
 # Where an empty value or 0 is not the only one that asks for nothing.
 _NOTHING_ASKED: dict[str, object] = {
     **dict.fromkeys(
-        "best_of num_beams length_penalty typical_p typical typ_p tfs tfs_z".split(), 1
+        "best_of num_beams num_return_sequences length_penalty typical_p typical typ_p tfs tfs_z "
+        "repeat_penalty rep_pen encoder_repetition_penalty guidance_scale cfg_scale".split(),
+        1,
     ),
-    **dict.fromkeys("repeat_penalty rep_pen guidance_scale cfg_scale".split(), 1),
-    **dict.fromkeys("encoder_repetition_penalty num_return_sequences".split(), 1),
     "add_generation_prompt": True,
     "modalities": ["text"],
     "verbosity": "medium",

@@ -60,8 +60,8 @@ def chat(
     id = None if history is None or resume is None else _find(history, resume)
     if web:
         typed = [*given(context, options), *given(context, image_options)]
-        settings = (options, image_options)
-        _run_page(model, loading, settings, not no_history, _start(typed, system, image or [], id))
+        settings = (options, image_options, _start(typed, system, image or [], id))
+        _run_page(model, loading, settings, not no_history)
         return
     loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(
@@ -80,15 +80,14 @@ def chat(
 def _run_page(
     model: str,
     loading: Loading,
-    settings: tuple[Options, ImageOptions],
+    settings: "tuple[Options, ImageOptions, Start]",
     keep_history: bool,
-    start: "Start",
 ) -> None:
     """The conversation in the browser, until Ctrl-C."""
     from ...server.security import MAX_BODY_BYTES
 
     with listen(LOCAL, 0) as listener:
-        service = load_service(model, loading, *settings, keep_history, start=start)
+        service = load_service(model, loading, *settings, keep_history)
         # Whoever has the token is the user, whose own pictures may be large.
         service.limits = replace(service.limits, max_bytes=MAX_BODY_BYTES, max_pixels=None)
         run_server(service, listener, new_token(), open_page=True)
