@@ -142,8 +142,7 @@ def test_every_route_is_described_with_its_methods(server: Running) -> None:
     assert described == {
         route.path.replace(":path", ""): (route.methods or set()) - {"HEAD"}
         for route in flat(server.service.routes())
-        if route.path not in assets.ASSETS
-        and not route.path.startswith(("/models", "/chat", "/page"))
+        if route.path not in assets.ASSETS and not route.path.startswith(("/models", "/chat"))
     }
 
 

@@ -87,7 +87,7 @@ ANSWERS: list[type[Shape]] = [
 
 @cache
 def document() -> Object:
-    """Return the OpenAPI document of all routes but those of the page alone."""
+    """Return the OpenAPI document of all routes but the files of the page."""
     return {
         "openapi": "3.1.0",
         "info": {
