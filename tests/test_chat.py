@@ -37,15 +37,14 @@ from smolvlm_mlx.tasks.chat import oldest_turn
 from smolvlm_mlx.tasks.history import History
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
-from tests.support.pictures import encoded
+from tests.support.pictures import encoded, noise
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from PIL import Image
 
 SHORT = Options(max_tokens=6)
-PICTURES = [Image.effect_noise((90, 60), 40 + 20 * number).convert("RGB") for number in range(4)]
+PICTURES = [noise(90, 60, number) for number in range(4)]
 
 
 @pytest.fixture
@@ -437,15 +436,15 @@ def test_a_decoded_picture_is_converted_once(
 
 
 def test_a_picture_beyond_the_usual_limits_stays_readable(loaded: Loaded, tmp_path: Path) -> None:
-    noise = Image.effect_noise((2700, 2700), 60).convert("RGB")
-    data = encoded(noise, "BMP")
+    picture = noise(2700, 2700)
+    data = encoded(picture, "BMP")
     assert len(data) > MAX_IMAGE_BYTES
     held = Attachment(data, FetchLimits(max_bytes=len(data)))
     first, settings = held.tiled(loaded[1].settings), loaded[1].settings
     assert held.tiled(replace(settings, split=False)).layout != first.layout
     assert held.preview.size == (1024, 1024)
     kept = History(tmp_path / "history.sqlite3")
-    message = user_message("What?", [held, noise])  # of which one becomes a PNG of its own
+    message = user_message("What?", [held, picture])  # of which one becomes a PNG of its own
     kept.save("a", [message])
     for (again,) in (kept.load("a"), from_json(to_json([message]))):
         assert [picture.size for picture in again.media] == [(2700, 2700)] * 2

@@ -27,18 +27,17 @@ from smolvlm_mlx.tasks.docling import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
 from smolvlm_mlx.training.plan import PRESETS
 from tests.support.cli import ENVIRONMENT, check_refused, run, start
-from tests.support.pictures import PICTURE, animated, encoded, tall
+from tests.support.pictures import PICTURE, animated, encoded, noise, tall
 from tests.support.places import ROOT
 from tests.support.videos import encode_video
 
 import pytest
-from PIL import Image
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "noise.png"
-    Image.effect_noise((90, 60), 80).convert("RGB").save(path)
+    noise(90, 60).save(path)
     return path
 
 

@@ -10,6 +10,7 @@ from smolvlm_mlx.data.columns import IMAGES, VIDEOS, is_near
 from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import FetchError
+from tests.support.pictures import noise
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 FOLDER = Path("/data/set")
 PNG = io.BytesIO()
-Image.effect_noise((8, 8), 50).save(PNG, "PNG")
+noise(8, 8).save(PNG, "PNG")
 BASE64 = base64.b64encode(PNG.getvalue()).decode()
 DECODED = Image.new("RGB", (8, 8))
 A = {**IMAGE, "path": "/data/set/a.jpg"}

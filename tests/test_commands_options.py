@@ -27,7 +27,7 @@ from tests.support.changes import ANSWERS, CHANGES, EVERY, PICTURES, VALUES
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, let_answer
 from tests.support.http import question
-from tests.support.pictures import data_url
+from tests.support.pictures import data_url, noise
 from tests.support.rows import write_rows
 from tests.support.videos import encode_video
 
@@ -113,7 +113,7 @@ def parts_of(message: Any) -> Sequence[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture, a video, and a question of a data set."""
     folder = tmp_path_factory.mktemp("files")
-    Image.effect_noise((90, 60), 80).convert("RGB").save(folder / "a.png")
+    noise(90, 60).save(folder / "a.png")
     (folder / "clip.mp4").write_bytes(encode_video(40, 10))
     write_rows(
         folder / "rows.jsonl", {"image": "a.png", "question": "What color?", "answer": "red"}

@@ -16,14 +16,14 @@ from smolvlm_mlx.generation.prefill import PromptReader
 from smolvlm_mlx.model import KVCache
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
+from tests.support.pictures import noise
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from PIL import Image
 
 SHORT = Options(max_tokens=12)
-PICTURE = Image.effect_noise((90, 60), 80).convert("RGB")
+PICTURE = noise(90, 60)
 
 
 def finish(stream: Any) -> str:

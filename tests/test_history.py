@@ -30,14 +30,13 @@ from smolvlm_mlx.server.start import Start
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.http import question
 from tests.support.messages import media_of
-from tests.support.pictures import data_url
+from tests.support.pictures import data_url, noise
 
 import httpx2
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
-PICTURE = Attachment(Image.effect_noise((30, 20), 60).convert("RGB"), name="cat.png")
+PICTURE = Attachment(noise(30, 20), name="cat.png")
 
 
 def asked(words: str, *pictures: Attachment) -> Message:

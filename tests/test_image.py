@@ -15,7 +15,7 @@ from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from smolvlm_mlx.inputs.image import STRANGERS, decode_image, limits_of, load_image
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import make_tiles
-from tests.support.pictures import animated, draw, encoded
+from tests.support.pictures import animated, draw, encoded, noise
 from tests.support.places import ROOT
 
 import numpy as np
@@ -102,7 +102,7 @@ def test_formats_and_truncated_files(kind: str) -> None:
 def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_note(
     kind: str, options: dict[str, Any]
 ) -> None:
-    picture = Image.effect_noise((320, 240), 60).convert("RGB")
+    picture = noise(320, 240)
     whole = encoded(picture, kind, quality=95, **options)
     for count in (len(whole) // 10, len(whole) // 2):
         cut = decode_image(whole[:-count], DEFAULT_LIMITS)
@@ -119,8 +119,8 @@ def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_note(
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGBA"])
 def test_a_png_of_every_mode_may_lack_its_last_bytes(mode: str) -> None:
-    noise = Image.effect_noise((320, 240), 60)
-    picture = Image.fromarray(np.asarray(noise, np.uint16) * 257) if mode == "I;16" else noise
+    grey = noise(320, 240).convert("L")
+    picture = Image.fromarray(np.asarray(grey, np.uint16) * 257) if mode == "I;16" else grey
     data = encoded(picture if mode == "I;16" else picture.convert(mode), "PNG")
     cut = decode_image(data[: -len(data) // 4], DEFAULT_LIMITS)
     assert cut.note == "its last bytes are missing"

@@ -21,7 +21,7 @@ from smolvlm_mlx.options import options_of
 from smolvlm_mlx.server.start import WITHOUT, Start
 from smolvlm_mlx.tasks.history import new_id
 from tests.support.http import TOKEN, Running, always
-from tests.support.pictures import PICTURE
+from tests.support.pictures import PICTURE, noise
 from tests.support.videos import encode_video
 
 import numpy as np
@@ -93,7 +93,7 @@ def ask(page: Any, text: str, answers: int) -> str:
 
 
 def test_a_whole_conversation(page: Any, server: Running, tmp_path: Path) -> None:
-    Image.effect_noise((90, 60), 60).convert("RGB").save(tmp_path / "cat.png")
+    noise(90, 60).save(tmp_path / "cat.png")
     assert "token" not in page.url
     page.click("#open-settings")
     page.fill("#max_tokens", "6")
@@ -154,7 +154,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
 
 
 def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
-    Image.effect_noise((90, 60), 60).convert("RGB").save(tmp_path / "cat.png")
+    noise(90, 60).save(tmp_path / "cat.png")
     page.evaluate("localStorage.setItem('max_tokens', '4')")
     page.reload()
     page.set_input_files("#files", tmp_path / "cat.png")

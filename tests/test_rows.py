@@ -12,6 +12,7 @@ from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, ImageError
 from smolvlm_mlx.inputs.image import load_image
 from tests.support.messages import text
+from tests.support.pictures import noise
 from tests.support.rows import IMAGE, QUESTION, outcome
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
 
 def test_a_picture_in_a_cell(tmp_path: Path) -> None:
     """As VLMEvalKit's tables have them, in base64 of any length."""
-    picture = Image.effect_noise((400, 400), 50)
+    picture = noise(400, 400)
     picture.save(tmp_path / "a.png")
     cell = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
     assert len(cell) > 131_072  # csv's usual limit

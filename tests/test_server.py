@@ -1107,5 +1107,5 @@ def test_a_port_that_is_taken(tiny: Path, server: Running) -> None:
     assert code == 1
     assert error == (
         f"smolvlm-mlx: 127.0.0.1:{server.port}: cannot listen there (Address already in use); "
-        "choose another --port\n"
+        "choose another --host or --port\n"
     )

@@ -22,7 +22,7 @@ from smolvlm_mlx.server.openai import usage
 from smolvlm_mlx.tasks.live import Live
 from tests.support.checkpoints import Loaded
 from tests.support.http import Running, question
-from tests.support.pictures import PICTURE, data_url
+from tests.support.pictures import PICTURE, data_url, noise
 
 import mlx.core as mx
 import pytest
@@ -104,8 +104,8 @@ def test_each_phase_has_its_own_seconds(loaded: Loaded, clock: Clock) -> None:
 
 
 def test_a_videos_seconds_are_those_of_its_frames(loaded: Loaded, clock: Clock) -> None:
-    noise = [Image.effect_noise((64, 64), 40 + number).convert("RGB") for number in range(12)]
-    part = {"type": "video", "frames": noise, "fps": 1}
+    frames = [noise(64, 64, number) for number in range(12)]
+    part = {"type": "video", "frames": frames, "fps": 1}
     stream = Engine(*loaded).stream([{"role": "user", "content": [part]}], SHORT)
     list(stream)
     read = -(-stream.statistics.prompt_tokens // 100)
@@ -200,7 +200,7 @@ def last(answer: Any) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_is_told_what_it_took(stream: bool, server: Running, clock: Clock) -> None:
-    picture = Image.effect_noise((80 + stream, 60), 80).convert("RGB")  # which no test had before
+    picture = noise(80 + stream, 60)  # which no test had before
     asked = question("What?", data_url(picture), max_tokens=4, stream=stream)
     asked |= {"stream_options": {"include_usage": True}} if stream else {}
     inputs = server.service.processor([user_message("What?", [picture])])

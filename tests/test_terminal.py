@@ -25,6 +25,7 @@ from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 from tests.support.messages import media_of
+from tests.support.pictures import noise
 
 import pytest
 from PIL import Image
@@ -59,7 +60,7 @@ class Screen:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "my picture.png"
-    Image.effect_noise((90, 60), 60).convert("RGB").save(path)
+    noise(90, 60).save(path)
     return path
 
 

@@ -15,16 +15,16 @@ from smolvlm_mlx.generation import image_cache as features_module
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.image_cache import ImageCache, encode_tiles, tiles_at_once
 from smolvlm_mlx.generation.stream import TextStream
+from tests.support.pictures import noise
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 T = TypeVar("T")
 SHORT = Options(max_tokens=8)
-PICTURE = Image.effect_noise((150, 100), 80).convert("RGB")
+PICTURE = noise(150, 100)
 LAZY = pytest.mark.parametrize("lazy", [False, True, "vision"])
 
 
@@ -191,7 +191,7 @@ def test_seeds(tiny: Path) -> None:
 
 
 def test_a_video(tiny: Path, tmp_path: Path) -> None:
-    frames = [Image.effect_noise((64, 48), 10 * number).convert("RGB") for number in range(1, 6)]
+    frames = [noise(64, 48, number) for number in range(1, 6)]
     path = tmp_path / "clip.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
     messages = [

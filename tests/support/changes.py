@@ -22,7 +22,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "presence_penalty": ({}, 2.0),
     "frequency_penalty": ({}, 2.0),
     "seed": (WARM, 2),
-    "stop": ({}, ("^6", "D")),  # which answers of the small checkpoint have
+    "stop": ({}, ("^6", "D", "rE")),  # which answers of the small checkpoint have
     "kv_bits": ({}, 4),
     "skip_special_tokens": (WARM, False),
     "longest_edge": ({}, 64),
