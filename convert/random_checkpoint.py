@@ -9,7 +9,7 @@ machine makes the same file.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,11 @@ def make(
     return out
 
 
-def _tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges: a token a byte, with the family's special tokens around
-    them."""
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: id for id, token in enumerate([*SPECIAL, *bytes_])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+def byte_level(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: Iterable[str]
+) -> Tokenizer:
+    """Byte-level BPE as the family has it, with special tokens."""
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -96,9 +95,16 @@ def _tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*SPECIAL, *LATER)]
+        [AddedToken(token, normalized=False, special=True) for token in special]
     )
     return tokenizer
+
+
+def _tokenizer() -> Tokenizer:
+    """Without merges: a token a byte, with the family's special tokens around them."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: id for id, token in enumerate([*SPECIAL, *bytes_])}
+    return byte_level(vocabulary, [], (*SPECIAL, *LATER))
 
 
 def _config(model_type: str, vocab_size: int, image_token_id: int, tied: bool) -> dict[str, Any]:

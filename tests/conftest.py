@@ -2,6 +2,7 @@
 device that sums the same way each time; the command line and the server; and what the end of a run
 says."""
 
+import gc
 import importlib
 import io
 import json
@@ -184,6 +185,13 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
 def url(seeing: "Running") -> str:
     """What people set as the base URL."""
     return f"http://127.0.0.1:{seeing.port}/v1"
+
+
+@pytest.fixture(scope="module")
+def tidy() -> "Iterator[None]":
+    """What a file's clients leave open is gone before other files' tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

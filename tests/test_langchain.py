@@ -1,8 +1,6 @@
 """langchain-openai is told what the model says."""
 
 import asyncio
-import gc
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +11,7 @@ from tests.support.clients import (
     REQUESTS,
     SAMPLED,
     TOOL,
+    UNTIDY,
     VARIED,
     Ask,
     Asked,
@@ -29,19 +28,7 @@ import pytest
 if find_spec("langchain_openai") is None:
     pytest.skip("no langchain_openai: pip install '.[clients]'", allow_module_level=True)
 
-# What clients warn of among themselves; and they leave connections open.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tidy() -> Iterator[None]:
-    """What clients leave open is gone before other tests."""
-    yield
-    gc.collect()
+pytestmark = UNTIDY
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """litellm is told what the model says, and raises its own errors."""
 
 import asyncio
-import gc
 import json
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +13,7 @@ from tests.support.clients import (
     REQUESTS,
     SAMPLED,
     TOOL,
+    UNTIDY,
     VARIED,
     Ask,
     Asked,
@@ -29,19 +29,7 @@ import pytest
 if find_spec("litellm") is None:
     pytest.skip("no litellm: pip install '.[clients]'", allow_module_level=True)
 
-# What clients warn of among themselves; and they leave connections open.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tidy() -> Iterator[None]:
-    """What clients leave open is gone before other tests."""
-    yield
-    gc.collect()
+pytestmark = UNTIDY
 
 
 @pytest.fixture(scope="module")

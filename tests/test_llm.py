@@ -1,10 +1,8 @@
 """llm, which puts pictures after the words, is told what the model says."""
 
 import asyncio
-import gc
 import json
 import re
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +15,7 @@ from tests.support.clients import (
     GRASS,
     SAMPLED,
     SQUARE,
+    UNTIDY,
     Asked,
     answer_to,
     says,
@@ -32,19 +31,7 @@ from PIL import Image
 if find_spec("llm") is None:
     pytest.skip("no llm: pip install '.[clients]'", allow_module_level=True)
 
-# What clients warn of among themselves; and they leave connections open.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*' attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tidy() -> Iterator[None]:
-    """What clients leave open is gone before other tests."""
-    yield
-    gc.collect()
+pytestmark = UNTIDY
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Parrot:
         job.statistics.generated_tokens, job.statistics.finish_reason = 2, "stop"
         job.put(End(job.statistics))
 
-    def check_room(self, tiles: int) -> None:
+    def check(self, tiles: int, schema: object) -> None:
         pass
 
     def close(self) -> None:

@@ -214,7 +214,7 @@ def test_errors(change: dict[str, Any], error: str, stream: bool, openai: Any) -
         "messages": [{"role": "user", "content": "Hello"}],
         **change,
     }
-    with pytest.raises(module.APIError) as caught:
+    with pytest.raises(module.BadRequestError) as caught:
         for _ in openai.chat.completions.create(**asked, stream=stream):
             pass
     assert error in str(caught.value)

@@ -183,6 +183,14 @@ class Engine:
         constraint = None if schema is None else self._grammars.json(schema)
         return Row(options, self.processor.tokenizer, constraint, statistics)
 
+    def check_schema(self, schema: Schema) -> None:
+        """Check a schema, from any thread, before work is done for its answer.
+
+        Raises:
+            GenerationError: it cannot be used.
+        """
+        self._grammars.grammar(schema)
+
     @cached_property
     def _grammars(self) -> "Grammars":
         from .structured import Grammars  # which few answers need

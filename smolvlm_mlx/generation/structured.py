@@ -3,6 +3,7 @@ chosen (llguidance)."""
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -36,6 +37,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         plain = TokenizerWrapper(PlainText(tokenizer, vocab_size))
         self._tokenizer = LLTokenizer(plain, vocab_size, sorted(tokenizer.end_ids))
+        self._checked = lru_cache(16)(self._check)
 
     def json(self, schema: Mapping[str, object] | None = None) -> LogitsProcessor:
         """For one answer: a JSON object, or what a JSON schema describes. Of the prompt it is given
@@ -44,17 +46,7 @@ class Grammars:
         Raises:
             GenerationError: the schema is none, or uses what is not supported.
         """
-        compact = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(compact))
-            problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
-        except (ValueError, RecursionError) as error:
-            problem = str(error)
-        if problem:
-            raise GenerationError(
-                f"the JSON schema cannot be used: {cut(' '.join(problem.split()))}"
-            )
-        matcher, read = LLMatcher(self._tokenizer, grammar), 1
+        matcher, read = LLMatcher(self._tokenizer, self.grammar(schema)), 1
 
         def constrain(tokens: mx.array, logits: mx.array) -> mx.array:
             nonlocal read
@@ -67,3 +59,25 @@ class Grammars:
             return mx.where(mx.array(marks == 200), logits, mx.array(-mx.inf, logits.dtype))
 
         return constrain
+
+    def grammar(self, schema: Mapping[str, object] | None = None) -> str:
+        """The grammar of a schema, for llguidance; what was checked lately is not checked again.
+
+        Raises:
+            GenerationError: as `json`.
+        """
+        compact = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
+        try:
+            grammar, problem = self._checked(json.dumps(compact))
+        except (ValueError, RecursionError) as error:
+            grammar, problem = "", str(error)
+        if problem:
+            raise GenerationError(
+                f"the JSON schema cannot be used: {cut(' '.join(problem.split()))}"
+            )
+        return grammar
+
+    def _check(self, schema: str) -> tuple[str, str]:
+        """The grammar of a schema, and what is wrong with it."""
+        grammar = LLMatcher.grammar_from_json_schema(schema)
+        return grammar, LLMatcher.validate_grammar(grammar, self._tokenizer)

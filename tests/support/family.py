@@ -7,11 +7,11 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from convert.random_checkpoint import MARKERS, preprocessor_config, tokenizer_config
+from convert.random_checkpoint import MARKERS, byte_level, preprocessor_config, tokenizer_config
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from tests.support.places import REAL_FILES
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 # What the published files hold of the keys that shape a model; all else in them is left out, as the
 # files leave out much.
@@ -164,15 +164,4 @@ def _tokenizer(later: Sequence[str]) -> Tokenizer:
     # The rest are pairs of bytes, which no merge makes: parts of characters, when they are decoded.
     tokens = [*_AT_0, *alphabet, *map("".join, merges), *map("".join, product(alphabet, alphabet))]
     vocabulary = {token: id for id, token in enumerate(islice(dict.fromkeys(tokens), 49152))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*_AT_0, *later)]
-    )
-    return tokenizer
+    return byte_level(vocabulary, merges, (*_AT_0, *later))
