@@ -116,9 +116,7 @@ def test_what_came_before_an_error_is_read_first() -> None:
     asyncio.run(read())
 
 
-@pytest.mark.parametrize(
-    ("stream", "wakes"), [(False, [0, 0, 0, 1, 1]), (True, [0, 0, 1, 1, 1])]
-)
+@pytest.mark.parametrize(("stream", "wakes"), [(False, [0, 0, 0, 1, 1]), (True, [0, 0, 1, 1, 1])])
 def test_the_loop_is_woken_for_what_is_sent(
     stream: bool, wakes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

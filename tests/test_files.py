@@ -1,10 +1,8 @@
 """Files and folders appear whole or not at all; JSON is read within limits; a path may begin with a
 person."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from smolvlm_mlx import files
 from smolvlm_mlx.errors import CheckpointError

@@ -225,8 +225,7 @@ NOTHING = "0 + 0 tokens · first after 0.00 s · interrupted"
         ),
         (
             Statistics("length", 5, generated_tokens=2, decode_seconds=0.5),
-            "5 + 2 tokens · first after 0.00 s · then 2.0 tokens/s · "
-            "cut off at the longest length",
+            "5 + 2 tokens · first after 0.00 s · then 2.0 tokens/s · cut off at the longest length",
             "preprocess 0 ms · vision 0 ms · prefill 0 ms · 2.0 tokens/s",
         ),
     ],
