@@ -6,7 +6,7 @@ import re
 import socket
 from typing import Any
 
-from smolvlm_mlx.errors import GenerationError
+from smolvlm_mlx.errors import GenerationError, SmolVLMError
 from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
@@ -122,7 +122,8 @@ def test_the_loop_is_woken_for_what_is_sent(
 ) -> None:
     """Not for each token of an answer that is sent whole, nor for what nobody is told."""
     asked = ChatRequest.parse(json.dumps(question("Hello", stream=stream)).encode())
-    events = (Reading(1, 2, "tiles"), Text(""), Text("a"), End(Statistics()), GenerationError("no"))
+    events: list[Event | SmolVLMError] = [Reading(1, 2, "tiles"), Text(""), Text("a")]
+    events += [End(Statistics()), GenerationError("no")]
 
     async def push() -> None:
         woken, loop = list[Any](), asyncio.get_running_loop()

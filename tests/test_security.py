@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 from smolvlm_mlx.inputs.settings import ImageOptions
@@ -29,18 +30,50 @@ async def length(scope: Any, receive: Any, send: Any) -> None:
 
 
 def answered(
-    receive: Callable[[], Any], *headers: tuple[bytes, bytes]
+    guard: Guard, receive: Callable[[], Any], *headers: tuple[bytes, bytes], **scope: str
 ) -> tuple[int, dict[bytes, bytes], bytes]:
-    """Status, headers and body that a guard before `length` answers with."""
+    """Status, headers and body that a guard answers with."""
     sent = list[Any]()
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    guard = Guard(length, ["a:1"], None, (), ())
-    asyncio.run(guard({**HTTP, "headers": [HOST, *headers]}, receive, send))
+    asyncio.run(guard({**HTTP, **scope, "headers": headers}, receive, send))
     start, *parts = sent
     return start["status"], dict(start["headers"]), b"".join(part["body"] for part in parts)
+
+
+@pytest.mark.parametrize("hosts", [["a:1"], ["A:1"], ["b:1"], [], ["a:1", "a:1"]])
+@pytest.mark.parametrize("origin", [None, "http://a:1", "https://friend", "http://evil"])
+def test_who_may_ask(hosts: list[str], origin: str | None) -> None:
+    """By method, path and token too: whom the application answers is told the length, 0."""
+    guard = Guard(length, ["a:1"], "right", ["https://friend"], ["/open"])
+    is_friend = origin == "https://friend"
+
+    async def nothing() -> Any:
+        return {"type": "http.request"}
+
+    for method, path, token in product(
+        ("GET", "OPTIONS"), ("/", "/open"), ("", "Bearer right", "bearer right", "Basic right")
+    ):
+        headers = [(b"host", host.encode()) for host in hosts]
+        headers += [(b"authorization", token.encode())] if token else []
+        headers += [(b"origin", origin.encode())] if origin else []
+        status, got, body = answered(guard, nothing, *headers, method=method, path=path)
+        if hosts not in (["a:1"], ["A:1"]) or origin == "http://evil":
+            want = 403, b"is not allowed; --allow-"
+        elif method == "OPTIONS" and is_friend:
+            want = 200, b"{}"
+        elif method == "GET" and path == "/" and not token.lower().startswith("bearer"):
+            want = 401, b'"authentication_error"'
+        else:
+            want = 200, b"0"
+        assert (status, want[1] in body) == (want[0], True), (method, path, token)
+        assert got.get(b"access-control-allow-origin") == (b"https://friend" if is_friend else None)
+        assert (got[b"cache-control"], b"www-authenticate" in got) == (b"no-store", status == 401)
+
+
+OPEN = Guard(length, ["a:1"], None, (), ())
 
 
 def test_the_limits() -> None:
@@ -59,9 +92,8 @@ def test_a_body_may_be_as_large_as_the_limit(
     async def receive() -> Any:
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
-    got, headers, body = answered(
-        receive, *[(b"content-length", str(size).encode())] if told else []
-    )
+    lengths = [(b"content-length", str(size).encode())] if told else []
+    got, headers, body = answered(OPEN, receive, HOST, *lengths)
     assert (got, headers[b"x-content-type-options"]) == (status, b"nosniff")
     why = f"the body has {size} bytes; the limit is 1000" if told else "more than 1000 bytes"
     assert (body == b"1000") if status == 200 else (why.encode() in body)
@@ -71,7 +103,7 @@ def test_a_body_that_ends_before_its_end_is_refused() -> None:
     async def gone() -> Any:
         return {"type": "http.disconnect"}
 
-    status, _, body = answered(gone)
+    status, _, body = answered(OPEN, gone, HOST)
     assert status == 400
     assert b"the body was not sent to its end" in body
 
