@@ -155,7 +155,7 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0)
-    pytest.fail("it did not come")
+    raise AssertionError("it did not come")
 
 
 def test_only_headers_are_waited_for(deadlines: list[asyncio.TimerHandle]) -> None:
@@ -172,9 +172,8 @@ def test_only_headers_are_waited_for(deadlines: list[asyncio.TimerHandle]) -> No
     async def talk() -> None:
         config = uvicorn.Config(app, lifespan="off", log_level="warning")
         config.load()
-        protocol = partial(
-            HeaderTimeoutProtocol, config=config, server_state=ServerState(), app_state={}
-        )
+        state = ServerState()
+        protocol = partial(HeaderTimeoutProtocol, config=config, server_state=state, app_state={})
         loop = asyncio.get_running_loop()
         async with await loop.create_server(protocol, "127.0.0.1", 0) as listener:
             reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
@@ -188,8 +187,9 @@ def test_only_headers_are_waited_for(deadlines: list[asyncio.TimerHandle]) -> No
             await reader.readuntil(b"\r\n\r\n2")
             writer.write(ASKED[:20])
             await until(lambda: states() == [False, False, True])
+            assert len(state.connections) == 1
             writer.close()
-            await until(lambda: states() == [False] * 3)
+            await until(lambda: states() == [False] * 3 and not state.connections)
 
     asyncio.run(talk())
     assert pending == [False] * 3  # the first's, and both of the second
