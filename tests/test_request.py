@@ -202,6 +202,23 @@ def test_the_form_of_an_answer(wanted: Any, schema: Any) -> None:
     assert ask(response_format=wanted).schema_wanted() == schema
 
 
+@pytest.mark.parametrize(
+    ("fields", "wants"),
+    [
+        ({}, False),
+        ({"stream_options": {}}, False),
+        ({"stream_options": {"include_usage": False}}, False),
+        ({"stream_options": {"include_usage": True}}, True),
+        ({"live": "00000000"}, True),
+        ({"live": "00000000", "stream_options": {"include_usage": False}}, True),
+    ],
+)
+def test_a_stream_ends_with_the_usage_where_it_is_wanted(
+    fields: dict[str, Any], wants: bool
+) -> None:
+    assert ask(stream=True, **fields).wants_usage() is wants
+
+
 # ---- fields that are none here
 
 
