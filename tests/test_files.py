@@ -6,7 +6,7 @@ from pathlib import Path
 
 from smolvlm_mlx import files
 from smolvlm_mlx.errors import CheckpointError
-from smolvlm_mlx.files import expanded, new_folder, read_json, write_file
+from smolvlm_mlx.files import expanded, new_folder, read_json, read_json_if_there, write_file
 
 import pytest
 
@@ -137,6 +137,36 @@ def test_a_file_of_json_may_be_as_large_as_its_bound(
     path.write_text("{}" + " " * (2**20 - 1))
     with pytest.raises(CheckpointError, match=r"config\.json: larger than 1 MiB; this is no "):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "said"),
+    [
+        ("config.json", None, "{folder}: no config.json; give the folder of a SmolVLM checkpoint"),
+        ("n" * 300, None, "{file}: cannot be read (File name too long)"),
+        (".", None, "{file}: not a file"),
+        ("config.json", "{", "{file}: damaged, not JSON (Expecting property name"),
+        ("config.json", "\xff", "{file}: damaged, not JSON ("),
+        ("config.json", "[" * 100_000, "{file}: damaged, not JSON ("),
+        ("config.json", "[1]", "{file}: holds a list, not an object"),
+        ("config.json", "null", "{file}: holds a NoneType, not an object"),
+    ],
+)
+def test_a_file_that_is_not_json_is_one_line(
+    name: str, holds: str | None, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    if holds is not None:
+        file.write_bytes(holds.encode("latin-1"))
+    with pytest.raises(CheckpointError) as caught:
+        read_json(file)
+    assert str(caught.value).startswith(said.format(folder=tmp_path, file=file))
+
+
+def test_a_file_may_be_left_out(tmp_path: Path) -> None:
+    assert read_json_if_there(tmp_path / "config.json") == {}
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert read_json_if_there(tmp_path / "config.json") == {"a": 1}
 
 
 def test_json_may_be_64_deep(tmp_path: Path) -> None:

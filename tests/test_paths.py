@@ -142,14 +142,6 @@ def test_text_shows_its_beginning_and_a_path_its_end() -> None:
     ]
 
 
-def test_what_is_long_is_cut_to_its_length() -> None:
-    assert [quote("a" * 78), quote("a" * 78, end=True)] == ["'" + "a" * 78 + "'"] * 2
-    assert quote("a" * 79) == "'" + "a" * 75 + "...'"
-    assert quote("a" * 79, end=True) == "'..." + "a" * 75 + "'"
-    assert quote([1] * 99) == f"[{'1, ' * 25}1..."
-    assert [cut("a" * 120), cut("a" * 121)] == ["a" * 120, "a" * 117 + "..."]
-
-
 def test_an_url_shows_its_host() -> None:
     with pytest.raises(FetchError, match=r"'https://example\.com/xxx"):
         load_image({"url": "https://example.com/" + "x" * 500}, FetchLimits(allow_urls=False))
