@@ -8,7 +8,7 @@ sizes, stand here.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from .errors import CheckpointError, quote
@@ -75,7 +75,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim == 0 and self.num_attention_heads > 0:
+        if self.head_dim == 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
     @property
@@ -277,8 +277,6 @@ def _section(
     for field in fields(cls):  # type: ignore[arg-type]
         value = raw.get(field.name)
         if value is None:
-            if field.default is MISSING:
-                problems.append(f"{name}: {field.name} is missing")
             continue
         problem = _problem(value, field.type, field.default, _LARGEST_OF.get(field.name, _LARGEST))
         if problem:

@@ -9,6 +9,7 @@ one, is loaded before `mlx.core` is imported.
 
 import ctypes
 import sys
+from contextlib import suppress
 
 SLOW_TRAINING = (
     "training on the CPU multiplies with MLX's own slow BLAS; OpenBLAS is about 30 times faster: "
@@ -20,20 +21,16 @@ _remedy = (
 _openblas: ctypes.CDLL | None = None
 
 
-def load_openblas() -> bool:
-    """Load OpenBLAS before MLX. Returns whether MLX uses it (always False outside Linux, where it
-    is not wanted)."""
+def load_openblas() -> None:
+    """Load OpenBLAS, if it is there, before MLX (not outside Linux, where it is not wanted)."""
     global _openblas, _remedy
-    if sys.platform != "linux" or _openblas is not None:
-        return _openblas is not None
+    if sys.platform != "linux":
+        return
     if "mlx.core" in sys.modules:
         _remedy = "import smolvlm_mlx before mlx (transformers imports mlx too)"
-        return False
-    try:
+        return
+    with suppress(OSError):
         _openblas = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return False
-    return True
 
 
 def training_problem() -> str | None:

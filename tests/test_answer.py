@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 import socket
 from typing import Any
 
-from smolvlm_mlx.errors import GenerationError
-from smolvlm_mlx.events import End, Event, Statistics, Text
+from smolvlm_mlx.errors import GenerationError, SmolVLMError
+from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
 from smolvlm_mlx.server.request import ChatRequest
@@ -45,8 +46,9 @@ def test_answers_without_a_seed_differ(server: Running) -> None:
     assert len(set(texts(server, n=4, seed=None))) == 4
 
 
-def test_the_largest_seed_has_a_next_one(server: Running) -> None:
-    assert len(set(texts(server, n=2, seed=2**64 - 1))) == 2
+def test_the_largest_seed_has_a_next_one(server: Running, jobs: list[Job]) -> None:
+    assert len(set(texts(server, n=3, seed=2**64 - 2))) == 3
+    assert [job.options.seed for job in jobs] == [2**64 - 2, 2**64 - 1, 0]
 
 
 def test_more_answers_than_are_made_at_once_all_come(server: Running) -> None:
@@ -57,7 +59,8 @@ def test_a_stream_names_the_answer_of_each_piece(server: Running) -> None:
     whole = texts(server, n=3)
     got = chunks(server, n=3)
     assert [chunk["choices"][0]["index"] for chunk in got[:3]] == [0, 1, 2]
-    assert all(chunk["choices"][0]["delta"]["role"] == "assistant" for chunk in got[:3])
+    begins = {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["delta"] for chunk in got[:3]] == [begins] * 3
     streamed, ends = ["", "", ""], dict[int, str]()
     for chunk in got[3:]:
         (choice,) = chunk["choices"]
@@ -68,7 +71,8 @@ def test_a_stream_names_the_answer_of_each_piece(server: Running) -> None:
             ends[choice["index"]] = choice["finish_reason"]
     assert streamed == whole
     assert set(ends) == {0, 1, 2}
-    assert len({chunk["id"] for chunk in got}) == 1
+    (id,) = {chunk["id"] for chunk in got}
+    assert re.fullmatch("chatcmpl-[0-9a-f]{24}", id)
     assert all("usage" not in chunk for chunk in got)
 
 
@@ -110,6 +114,38 @@ def test_what_came_before_an_error_is_read_first() -> None:
         assert answer.message().interrupted
 
     asyncio.run(read())
+
+
+@pytest.mark.parametrize(("stream", "wakes"), [(False, [0, 0, 0, 1, 1]), (True, [0, 0, 1, 1, 1])])
+def test_the_loop_is_woken_for_what_is_sent(
+    stream: bool, wakes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each token of an answer that is sent whole, nor for what nobody is told."""
+    asked = ChatRequest.parse(json.dumps(question("Hello", stream=stream)).encode())
+    events: list[Event | SmolVLMError] = [Reading(1, 2, "tiles"), Text(""), Text("a")]
+    events += [End(Statistics()), GenerationError("no")]
+
+    async def push() -> None:
+        woken, loop = list[Any](), asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_soon_threadsafe", woken.append)
+        for event, count in zip(events, wakes, strict=True):
+            answer = Answer(asked, [])
+            answer.push(answer.choices[0], event)
+            assert len(woken) == count, event
+            woken.clear()
+
+    asyncio.run(push())
+
+
+def test_an_answer_that_is_broken_off_is_kept_as_far_as_it_came() -> None:
+    async def push() -> None:
+        answer = Answer(ChatRequest.parse(json.dumps(question("Hello")).encode()), [])
+        answer.push(answer.choices[0], Text("Hel"))
+        assert (answer.message().text, answer.message().interrupted) == ("Hel", True)
+        answer.push(answer.choices[0], End(Statistics()))
+        assert (answer.message().text, answer.message().interrupted) == ("Hel", False)
+
+    asyncio.run(push())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -170,21 +206,30 @@ def test_where_not_all_answers_find_a_place_none_is_made(
 
     def full(job: Job) -> None:
         if len(came) == 2:
-            raise BusyError("full")
+            raise BusyError("f" * 301)
         came.append(job)
 
     monkeypatch.setattr(server.scheduler, "submit", full)
     answer = server.complete(question("Hello", n=4))
-    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "full")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "f" * 297 + "...")
     assert [job.cancelled for job in came] == [True, True]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_history_keeps_the_first_answer(stream: bool, server: Running) -> None:
-    id = f"00000000000000{stream:02d}"
+def test_the_history_keeps_the_first_answer(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, save, saved = f"00000000000000{stream:02d}", server.history.save, list[str]()
+
+    def watched(id: str, messages: Any, model: str) -> None:
+        saved.append(model)
+        save(id, messages, model)
+
+    monkeypatch.setattr(server.history, "save", watched)
     first = texts(server, n=3)[0]
     server.complete(question("Hello", n=3, conversation=id, stream=stream, **SAMPLED))
     kept = server.history.load(id)
     server.history.delete(id)
+    assert saved == ["tiny"]  # once
     assert [message.text for message in kept] == ["Hello", first.rstrip()]
     assert not kept[-1].interrupted

@@ -3,15 +3,18 @@ told."""
 
 import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.config import ModelConfig, RopeScaling
+from smolvlm_mlx.config import ModelConfig, RopeScaling, TextConfig, VisionConfig
 from smolvlm_mlx.errors import CheckpointError, quote
 from tests.support.family import FAMILY, SOURCES, TEXT_256M, VISION_VIDEO
 from tests.support.places import REAL_FILES
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 # (decoder width, layers, heads, key-value heads, MLP, rope), (vision width, layers, heads, MLP,
 # patch, tile), (vocabulary, image id, tokens a tile)
@@ -70,6 +73,54 @@ def test_published_parameter_counts() -> None:
         "SmolVLM2-2.2B-Instruct": 2_246_784_880,
     }.items():
         assert ModelConfig.from_dict(FAMILY[name]).parameters == pytest.approx(count, rel=1e-3)
+
+
+def test_parameters_are_those_of_the_weights(tiny: Path) -> None:
+    """But the biases, the norms of the vision tower and the last norm."""
+    config = ModelConfig.from_dict(json.loads((tiny / "config.json").read_text()))
+    counted = {
+        name: weights.size
+        for name, weights in load_file(tiny / "model.safetensors").items()
+        if not name.endswith("bias") and name != "model.text_model.norm.weight"
+    }
+    norms = [name for name in counted if "vision" in name and "norm" in name]
+    assert len(norms) == 2 * config.vision_config.num_hidden_layers + 1
+    assert config.parameters == sum(counted[name] for name in counted.keys() - norms)
+
+
+def test_what_is_left_out_is_as_in_the_reference() -> None:
+    """In transformers 5.23: configuration_llama.py, configuration_smolvlm.py, whose vision tower
+    and connector are those of the first family."""
+    assert asdict(TextConfig()) == {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_scaling": None,
+    }
+    assert asdict(VisionConfig()) == {
+        "hidden_size": 1152,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 32,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+    }
+    config = ModelConfig(TextConfig(), VisionConfig(), "smolvlm")
+    assert (config.image_token_id, config.scale_factor) == (128257, 2)
+    assert RopeScaling("llama3") == RopeScaling("llama3", 1.0, 1.0, 4.0, 8192)
 
 
 def changed(section: str | None = None, **values: Any) -> dict[str, Any]:
@@ -161,6 +212,18 @@ COUNTS += [
 COUNTS += [(None, "image_token_id"), (None, "scale_factor")]
 
 
+LARGEST = [
+    ("text_config", "vocab_size", 1_000_000),
+    ("text_config", "max_position_embeddings", 1_000_000),
+    ("text_config", "num_hidden_layers", 1000),
+    ("text_config", "num_attention_heads", 1024),
+    ("text_config", "head_dim", 4096),
+    ("vision_config", "num_hidden_layers", 1000),
+    ("vision_config", "num_attention_heads", 1024),
+    ("vision_config", "image_size", 16384),
+]
+
+
 def refused(raw: dict[str, Any]) -> str:
     with pytest.raises(CheckpointError) as caught:
         ModelConfig.from_dict(raw)
@@ -182,9 +245,29 @@ def test_absurd_counts(section: str | None, key: str) -> None:
             )
 
 
+@pytest.mark.parametrize(("section", "key", "largest"), LARGEST)
+def test_a_count_may_be_as_large_as_its_bound(section: str, key: str, largest: int) -> None:
+    """How large all of it may be together is only asked of what is fine by itself."""
+    beside, low = {"scale_factor": -1}, 0 if key == "head_dim" else 1
+    assert key not in refused({**changed(section, **{key: largest}), **beside})
+    above = refused({**changed(section, **{key: largest + 1}), **beside})
+    assert f"{key} is {largest + 1}, not an integer from {low} to {largest}" in above
+
+
+def test_a_layer_may_be_as_wide_as_the_largest_count() -> None:
+    values = {"num_attention_heads": 1000, "num_key_value_heads": 1000, "num_hidden_layers": 1}
+    text = ModelConfig.from_dict(changed("text_config", head_dim=1000, **values)).text_config
+    assert text.num_attention_heads * text.head_dim == 1_000_000
+
+
+def test_a_tile_may_be_one_patch() -> None:
+    config = ModelConfig.from_dict(changed("vision_config", patch_size=512) | {"scale_factor": 1})
+    assert (config.vision_config.patches_per_side, config.tokens_per_tile) == (1, 1)
+
+
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
 def test_absurd_numbers(key: str) -> None:
-    for value in [-1, 0, 10**4000, 1e300, True, "1", math.nan, -math.inf, [], {}]:
+    for value in [-1, 0, 10**4000, 1e300, 1e12, True, "1", math.nan, -math.inf, [], {}]:
         assert f"{key} is " in refused(changed("text_config", **{key: value}))
 
 

@@ -12,7 +12,7 @@ from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import Service, make_app
 from smolvlm_mlx.server.openai import ChatCompletion, ChatCompletionChunk, ErrorBody
-from smolvlm_mlx.server.openapi import EXAMPLES, document
+from smolvlm_mlx.server.openapi import ANSWERS, EXAMPLES, document
 from smolvlm_mlx.tasks.history import History
 from tests.support.checkpoints import load_processor
 from tests.support.http import TOKEN, Running
@@ -71,6 +71,7 @@ OPERATIONS = [
     for method in ("get", "post", "delete")
     if method in operations
 ]
+EVERYWHERE = {400, 401, 403, 405, 408, 413, 500}  # errors that each of them may have
 # What has no parameter, and no body, has nothing that is wrong.
 FALLIBLE = [(path, method) for path, method in OPERATIONS if "{" in path or method == "post"]
 
@@ -133,7 +134,7 @@ def test_1000_answers_are_as_described(path: str, method: str, mode: str, api: A
 def test_the_examples_are_answered(name: str, server: Running) -> None:
     answer = server.complete({**EXAMPLES[name], "max_tokens": 3})
     assert answer.status_code == 200
-    if EXAMPLES[name].get("stream"):
+    if name == "stream":
         *_, last, _ = check_stream(answer.text)
         assert ChatCompletionChunk.model_validate_json(last).usage is not None
     else:
@@ -183,20 +184,57 @@ def test_every_error_is_described(server: Running, monkeypatch: pytest.MonkeyPat
             assert answer.status_code == status
             assert answer.headers["content-type"] == "application/json"
             assert ErrorBody.model_validate(answer.json()).error.message
-    described = {
-        int(status)
-        for operations in document()["paths"].values()
-        for method in {"get", "post", "delete"} & set(operations)
-        for status in operations[method]["responses"]
-    }
-    assert described == {*asked, 200, 204, 408, 500}
+    assert {*asked, 408, 500} == {*EVERYWHERE, 404, 503}  # all that are described
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_an_operation_has_its_answer_and_its_errors(path: str, method: str) -> None:
+    described = document()["paths"][path][method]["responses"]
+    errors = EVERYWHERE | ({404} if "{" in path else set()) | ({503} if method == "post" else set())
+    assert [*map(int, described)] == [204 if method == "delete" else 200, *sorted(errors)]
+    for status in errors:
+        assert described[str(status)]["content"] == {
+            "application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+        }
 
 
 def test_the_description_is_one_of_openapi(server: Running) -> None:
     with server.client() as client:
         told = client.get("/openapi.json").json()
     assert told == document()
-    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(told)))
-    assert names <= set(told["components"]["schemas"])
-    request = told["components"]["schemas"]["ChatRequest"]["properties"]
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(told)))
+    schemas = told["components"]["schemas"]
+    assert references <= {f"#/components/schemas/{name}" for name in schemas}
+    request = schemas["ChatRequest"]["properties"]
     assert {"messages", "n", "stream", "max_tokens", "seed"} <= set(request)
+    # What is sent is all said, so that a field that is none fits no description.
+    for shape in ANSWERS:
+        assert schemas[shape.__name__]["additionalProperties"] is False
+
+
+def test_what_is_asked_with_is_described() -> None:
+    paths, text = document()["paths"], {"type": "string"}
+    id = {"name": "id", "in": "path", "required": True, "schema": {**text, "minLength": 1}}
+    assert paths["/v1/models/{id}"]["parameters"] == [id]
+    assert paths["/conversations/{id}"]["parameters"] == [id]
+    (words,) = paths["/conversations"]["parameters"]
+    about = {"description": words["description"]}
+    assert words == {"name": "words", "in": "query", "required": False, "schema": text, **about}
+    body = paths["/v1/chat/completions"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert body["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")
+    examples = body["content"]["application/json"]["examples"]
+    assert examples == {name: {"value": value} for name, value in EXAMPLES.items()}
+
+
+def test_each_event_of_a_stream_is_described() -> None:
+    answers = document()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert answers.keys() == {"application/json", "text/event-stream"}
+    event = answers["text/event-stream"]["schema"]
+    assert (event["type"], event["required"]) == ("object", ["data"])
+    end, chunk = event["properties"]["data"]["anyOf"]
+    assert end == {"const": "[DONE]"}
+    assert [each["$ref"].rpartition("/")[2] for each in chunk["contentSchema"]["oneOf"]] == [
+        "ChatCompletionChunk",
+        "ErrorBody",
+    ]

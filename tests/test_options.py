@@ -18,7 +18,7 @@ from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Inputs
 from smolvlm_mlx.inputs.settings import ImageOptions
-from smolvlm_mlx.options import option, options_of
+from smolvlm_mlx.options import completed, option, options_of
 from smolvlm_mlx.training.plan import Plan
 from tests.support.changes import ANSWERS, CHANGES, PICTURES
 from tests.support.checkpoints import Loaded
@@ -154,6 +154,27 @@ def test_more_than_there_are_is_all(
 ) -> None:
     for answers in roads.values():
         assert set(answers(question, replace(WARM, top_k=10**30))) == {alone(WARM)}
+
+
+# ---- what is said about them
+
+
+@dataclass(frozen=True)
+class Few:
+    length: int = option(5, " ".join("a" * 60))
+    words: tuple[str, ...] = option(("a",), "Of a list.")
+
+
+def test_a_docstring_has_its_options_in_lines() -> None:
+    fields = [
+        "Fields:",
+        "    length = 5: " + " ".join("a" * 40),  # one more would make it 97 long
+        "        " + " ".join("a" * 20),
+        "    words = ('a',): Of a list.",
+    ]
+    assert completed(None, "Fields", Few).splitlines() == fields
+    doc = completed("Some.\n\n        More.\n    ", "Fields", Few)
+    assert doc.splitlines() == ["Some.", "", "More.", "", *fields]
 
 
 # ---- the command line

@@ -77,6 +77,27 @@ def test_an_option_is_described_as_everywhere(kind: type, name: str) -> None:
         assert name in own or described[name]["description"] == help
 
 
+def test_what_is_ours_is_explained() -> None:
+    described = ChatRequest.model_json_schema()["properties"]
+    explained = {name for name, each in described.items() if "description" in each}
+    theirs = {"max_tokens", "max_completion_tokens", "seed", "n", "tools"}
+    assert explained == theirs | ({name for _, name in OPTIONS} - {"stop", *REFUSED})
+
+
+def test_what_comes_in_two_forms_is_described_in_both() -> None:
+    def kinds(schema: Any) -> list[str]:
+        if "anyOf" in schema:
+            return [kind for each in schema["anyOf"] for kind in kinds(each)]
+        return [schema.get("type", "object")]
+
+    schema = ChatRequest.model_json_schema()
+    of = {name: each["properties"] for name, each in schema["$defs"].items()}
+    assert kinds(schema["properties"]["stop"]) == ["string", "array", "null"]
+    assert kinds(of["RequestMessage"]["content"]) == ["string", "array", "null"]
+    assert kinds(of["ImageUrlPart"]["image_url"]) == ["object", "string"]
+    assert kinds(of["VideoUrlPart"]["video_url"]) == ["object", "string"]
+
+
 def test_no_tokens_at_all_fit_no_description() -> None:
     kinds = ChatRequest.model_json_schema()["properties"]["max_tokens"]["anyOf"]
     assert kinds == [{"type": "integer", "minimum": -1, "not": {"const": 0}}, {"type": "null"}]
@@ -100,12 +121,18 @@ def test_no_tokens_at_all_fit_no_description() -> None:
         ),
         ({"temperature": 0}, {"temperature": 0.0}),
         ({"top_k": -1}, {"top_k": 0}),
+        ({"seed": 2.0**53 - 1}, {"seed": 2**53 - 1}),
     ],
 )
 def test_a_value_means_what_it_means_elsewhere(
     fields: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     assert ask(**fields).options(SERVER) == replace(SERVER, **changes)
+
+
+def test_64_texts_may_end_an_answer() -> None:
+    assert len(ask(stop=["x"] * 64).options().stop) == 64
+    assert refusal(stop=["x"] * 65).param == "stop"
 
 
 def test_seed_minus_1_is_another_one_each_time() -> None:
@@ -129,6 +156,9 @@ def test_seed_minus_1_is_another_one_each_time() -> None:
         ({"split": "yes"}, "split: must be a valid boolean, not 'yes'"),
         ({"n": 0}, "n: must be greater than or equal to 1, not 0"),
         ({"n": 17}, "n: must be less than or equal to 16, not 17"),
+        ({"seed": 2.0**53}, "seed: must be a valid integer, not 9007199254740992.0"),
+        ({"split": 10**40}, f"split: must be a valid boolean, not 1{'0' * 36}..."),
+        ({"conversation": "../x"}, "conversation: String should match pattern '^[0-9a-f]{8,32}$'"),
         ({"stop": 5}, "stop: must be a text or a list of texts"),
         ({"top_k": -2}, "top_k: -2 is negative"),
         ({"stop": [None]}, "stop.0: must be a valid string, not null"),
@@ -172,6 +202,23 @@ def test_the_form_of_an_answer(wanted: Any, schema: Any) -> None:
     assert ask(response_format=wanted).schema_wanted() == schema
 
 
+@pytest.mark.parametrize(
+    ("fields", "wants"),
+    [
+        ({}, False),
+        ({"stream_options": {}}, False),
+        ({"stream_options": {"include_usage": False}}, False),
+        ({"stream_options": {"include_usage": True}}, True),
+        ({"live": "00000000"}, True),
+        ({"live": "00000000", "stream_options": {"include_usage": False}}, True),
+    ],
+)
+def test_a_stream_ends_with_the_usage_where_it_is_wanted(
+    fields: dict[str, Any], wants: bool
+) -> None:
+    assert ask(stream=True, **fields).wants_usage() is wants
+
+
 # ---- fields that are none here
 
 
@@ -189,6 +236,7 @@ def test_the_form_of_an_answer(wanted: Any, schema: Any) -> None:
         ("length_penalty", 2.0), ("use_beam_search", True), ("prompt_logprobs", 1),
         ("include_stop_str_in_output", True), ("truncate_prompt_tokens", 5),
         ("allowed_token_ids", [1]), ("chat_template", "x"), ("chat_template_kwargs", {"x": 1}),
+        ("chat_template_kwargs", "x"), ("chat_template_kwargs", {"thinking": True, "x": 1}),
         ("add_generation_prompt", False), ("continue_final_message", True), ("documents", [{}]),
         ("mm_processor_kwargs", {"max_pixels": 9}), ("return_token_ids", True),
         # llama.cpp's, LM Studio's and Ollama's
@@ -217,6 +265,9 @@ def test_a_field_that_would_change_the_answer_is_refused_by_name(name: str, valu
     assert str(refused).startswith(f"{name}: ")
 
 
+THINKING = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort")
+
+
 def test_what_is_meant_is_said() -> None:
     assert str(refusal(temprature=1)) == "temprature: is no field; did you mean temperature?"
     assert str(refusal(num_predict=1)) == "num_predict: say max_tokens"
@@ -235,6 +286,8 @@ def test_what_is_meant_is_said() -> None:
         {"ignore_eos": False, "stop_token_ids": [], "add_generation_prompt": True, "echo": False},
         {"guided_json": None, "grammar": "", "options": {}, "extra_body": {}, "documents": []},
         {"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": False},
+        {"chat_template_kwargs": dict.fromkeys(THINKING, 1), **dict.fromkeys(THINKING, "x")},
+        {f"x{number}": number for number in range(99)},  # with messages 100
         {"reasoning_effort": "low", "thinking": {"type": "disabled"}, "think": False},
         {"n_probs": 0, "dynatemp_range": 0, "xtc_probability": 0, "dry_multiplier": 0},
         {"repeat_penalty": 1.0, "timings_per_token": False, "reasoning_effort": "medium"},
@@ -284,7 +337,7 @@ def texts(messages: list[Message]) -> list[tuple[str, str]]:
 
 
 def test_roles_become_those_that_checkpoints_know() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "sum", "arguments": "[1, 2]"}}
+    call = {"id": "1", "type": "function", "function": {"name": "größe", "arguments": "[1, 2]"}}
     messages = [
         {"role": "system", "content": ""},
         {"role": "developer", "content": "Be brief."},
@@ -300,7 +353,7 @@ def test_roles_become_those_that_checkpoints_know() -> None:
     assert texts(said(*messages)) == [
         ("system", "Be brief."),
         ("user", "Add"),
-        ("assistant", '{"name": "sum", "arguments": "[1, 2]"}'),
+        ("assistant", '{"name": "größe", "arguments": "[1, 2]"}'),
         ("user", "3"),
         ("assistant", 'So {"name": "x", "arguments": ""}'),
         ("user", "4"),
@@ -431,6 +484,11 @@ def test_an_error_names_the_part(content: Any, error: str) -> None:
     assert refused.param == f"messages.1{error.partition(':')[0]}"
 
 
+def test_256_pictures_may_be_asked_about() -> None:
+    pictures = [image_url(URL)] * 256
+    assert len(ask(messages=[{"role": "user", "content": [*pictures, WORDS]}]).media) == 256
+
+
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
@@ -556,6 +614,7 @@ HALF = "the body holds half a surrogate pair, which is no character; remove it"
         (b"null", "the body is null, not an object with messages"),
         (b'"' + b"x" * 999 + b'"', "the body is 'xxxx"),
         (b'{"seed": 1, "seed": 2}', "the key 'seed' is there twice; send it once"),
+        (b'{"n": 1, "seed": 1, "seed": 2}', "the key 'seed' is there twice; send it once"),
         (b'{"messages": [{"role": 1, "role": 2}]}', "the key 'role' is there twice; send it once"),
         (b"{}", "messages: missing"),
         (json.dumps({f"x{n}": n for n in range(101)}).encode(), "x100: more than 100 fields"),

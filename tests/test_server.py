@@ -369,7 +369,7 @@ def test_what_is_unusual_about_a_picture_is_told_with_its_answer(
     asked |= {"stream_options": {"include_usage": True}} if stream else {}
     assert "picture: its last bytes are missing" in server.complete(asked).text
     # It is told once: of the pictures that came with the question.
-    asked["messages"] += [said, {"role": "user", "content": "And now?"}]
+    asked["messages"] += [{"role": "user", "content": "And now?"}]
     assert "missing" not in server.complete(asked).text
 
 
@@ -378,7 +378,8 @@ def camera(
 ) -> dict[str, Any]:
     """What a live camera is told of its next answer."""
     picture = data_url(Image.new("RGB", (64, 64), color))
-    asked = question("Is there any text?", picture, max_tokens=20, live=id, **always(text))
+    asked = question("Is there any text?", picture, max_tokens=20, live=id, split=False)
+    asked |= always(text)
     answer = server.complete({**asked, "stream": stream})
     if not stream:
         return dict(answer.json()["live"])
@@ -452,9 +453,15 @@ def test_a_request_is_not_held_while_it_is_answered(
     monkeypatch.setattr(server.scheduler, "submit", submitted)
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b""}
     app = make_app(server.service, ["a:1"], None)
+
+    async def ask() -> None:
+        await app({**scope, "headers": [(b"host", b"a:1")]}, receive, send)
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1  # nothing goes on, though nobody has left
+
     tracemalloc.start()
     try:
-        asyncio.run(app({**scope, "headers": [(b"host", b"a:1")]}, receive, send))
+        asyncio.run(ask())
     finally:
         tracemalloc.stop()
     assert len(held) >= 2
@@ -467,6 +474,10 @@ def test_the_camera_that_asked_longest_ago_is_forgotten() -> None:
         judge_of(id).judge("same", tile)
         numbers.append(judge_of(id).number)
     assert numbers == [1, 1, 2, 1, 3, 4, 1]
+    judge_of = judges()
+    for camera in (*range(32), 0, 32, 0, 1):
+        judge_of(str(camera)).judge("same", tile)
+    assert [judge_of(camera).number for camera in ("0", "1", "32")] == [3, 1, 1]
 
 
 def test_a_full_context_says_what_may_be_forgotten(server: Running) -> None:
@@ -929,14 +940,44 @@ def test_a_bug_is_an_error_of_the_same_shape(
 # ---- the history
 
 
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_history_that_cannot_be_written_is_the_servers_failure(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = question("Hello", max_tokens=1, conversation="00000000feedbeef")
+    asked = question("Hello", max_tokens=1, conversation="00000000feedbeef", stream=stream)
     monkeypatch.setattr(server.history, "path", Path("/dev/null/history.sqlite3"))
     answer = server.complete(asked)
-    assert answer.status_code == 500
-    assert "go on with --no-history" in answer.json()["error"]["message"]
+    assert answer.status_code == (200 if stream else 500)
+    error = json.loads(answer.text.removesuffix("\n\n").rpartition("data: ")[2])["error"]
+    assert error["type"] == "server_error"
+    assert "go on with --no-history" in error["message"]
+
+
+def test_200_conversations_are_listed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, str]]()
+
+    def listed(most: int, words: str) -> list[Any]:
+        asked.append((most, words))
+        return []
+
+    monkeypatch.setattr(server.history, "list", listed)
+    with server.client() as client:
+        assert client.get("/conversations").json() == {"kept": True, "conversations": []}
+        client.get("/conversations?words=red+cat")
+    assert asked == [(200, ""), (200, "red cat")]
+
+
+def test_without_a_history_there_is_no_conversation(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.service, "history", None)
+    with server.client() as client:
+        assert client.get("/conversations").json() == {"kept": False, "conversations": []}
+        for method in ("GET", "DELETE"):
+            answer = client.request(method, "/conversations/00000000")
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"]) == (404, "invalid_request_error")
+            assert error["message"] == "no history is kept (--no-history)"
 
 
 def test_conversations_are_kept(server: Running) -> None:
@@ -954,7 +995,10 @@ def test_conversations_are_kept(server: Running) -> None:
             ("0123456789abcdef", "What is this?")
         ]
         assert client.get("/conversations?words=nothing").json()["conversations"] == []
-        loaded = client.get("/conversations/0123456789abcdef").json()["messages"]
+        told = client.get("/conversations/0123456789abcdef").json()
+        assert told.keys() == {"id", "messages"}
+        assert told["id"] == "0123456789abcdef"
+        loaded = told["messages"]
         assert base64.b64decode(loaded[0]["content"][0]["base64"]) == messages[0].media[0].data
         assert client.delete("/conversations/0123456789abcdef").status_code == 204
         assert client.get("/conversations/0123456789abcdef").status_code == 404

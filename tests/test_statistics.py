@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from smolvlm_mlx import Chat, Options
@@ -174,7 +174,8 @@ def test_the_peak_of_memory_is_that_of_the_answer_alone(loaded: Loaded) -> None:
 
 
 def test_usage_has_each_number_under_its_name() -> None:
-    found, note = Statistics("length", 500, 300, 208, 13, 21, 1.00004, 2.0, 4.0, 10.0, 0), "a note"
+    found = Statistics("length", 500, 300, 208, 13, 21, 1.00004, 2.00004, 4.00004, 9.99, 0)
+    note = "a note"
     about = "13 tiles · 500 + 21 tokens, 300 reused · first after 7.00 s · then 2.0 tokens/s"
     assert usage([found], [note]).model_dump() == {
         "prompt_tokens": 500,
@@ -186,11 +187,59 @@ def test_usage_has_each_number_under_its_name() -> None:
             "preprocess": 1.0,
             "vision": 2.0,
             "prefill": 4.0,
-            "first_token": 7.0,
+            "first_token": 7.0001,
             "tokens_per_second": 2.0,
             "about": f"{about} · cut off at the longest length · {note}",
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (["stop", "stop"], ""),
+        (["stop", "length"], " · cut off at the longest length"),
+        (["interrupted", "stop", "length"], " · interrupted"),
+    ],
+)
+def test_several_answers_are_told_of_in_one_line(ends: list[Any], said: str) -> None:
+    several = [Statistics(end, 9, generated_tokens=3, decode_seconds=2.0) for end in ends]
+    about = usage(several).timing.about
+    speed = (3 * len(ends) - 1) / (2 * len(ends))
+    counts = f"9 + {3 * len(ends)} tokens"
+    assert about == f"{counts} · first after 0.00 s · then {speed:.1f} tokens/s{said}"
+
+
+NOTHING = "0 + 0 tokens · first after 0.00 s · interrupted"
+
+
+@pytest.mark.parametrize(
+    ("found", "line", "phases"),
+    [
+        (Statistics(), NOTHING, "preprocess 0 ms · vision 0 ms · prefill 0 ms"),
+        (
+            Statistics("stop", 500, 300, 208, 13, 21, 1.0, 2.0, 4.0, 10.0, 3_000_000_000),
+            "13 tiles · 500 + 21 tokens, 300 reused · first after 7.00 s · then 2.0 tokens/s · "
+            "3.00 GB",
+            "preprocess 1000 ms · vision 2000 ms · prefill 4000 ms · 2.0 tokens/s",
+        ),
+        (
+            Statistics("length", 5, generated_tokens=2, decode_seconds=0.5),
+            "5 + 2 tokens · first after 0.00 s · then 2.0 tokens/s · cut off at the longest length",
+            "preprocess 0 ms · vision 0 ms · prefill 0 ms · 2.0 tokens/s",
+        ),
+    ],
+)
+def test_what_an_answer_took_is_a_line_for_people(
+    found: Statistics, line: str, phases: str
+) -> None:
+    assert (found.describe(), found.describe_phases()) == (line, phases)
+
+
+def test_nothing_is_counted_at_first() -> None:
+    found = asdict(Statistics())
+    assert found.pop("finish_reason") == "interrupted"
+    assert set(found.values()) == {0}
 
 
 def last(answer: Any) -> Any:
@@ -206,7 +255,7 @@ def test_a_request_is_told_what_it_took(stream: bool, server: Running, clock: Cl
     inputs = server.service.processor([user_message("What?", [picture])])
     tokens, placeholder = inputs.input_ids.tolist(), server.service.processor.tokenizer.added
     for cached in (None, len(tokens) - 1):
-        clock.now = 0.0
+        clock.now = 5.0
         answer = server.complete(asked)
         found = (last(answer) if stream else answer.json())["usage"]
         assert found["prompt_tokens"] == len(tokens)

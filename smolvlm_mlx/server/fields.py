@@ -129,7 +129,7 @@ class RequestError(PromptError):
 class Fields(BaseModel):
     """An object of a request. What is unknown in it is ignored, if it changes nothing."""
 
-    model_config = ConfigDict(strict=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True)
     refused: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")

@@ -34,11 +34,6 @@ Detail = Literal["auto", "low", "high", "original"]
 class Part(Fields):
     refused = PART
 
-    @property
-    def is_low(self) -> bool:
-        """Whether it is a picture for which one tile is enough."""
-        return False
-
     def raw(self) -> dict[str, object]:
         """As `inputs.messages` parses it."""
         raise NotImplementedError
@@ -52,8 +47,6 @@ class Part(Fields):
             (part,) = messages.parse_messages(raw, limits, recent)[0].parts
         except SmolVLMError as error:
             raise RequestError(str(error).removeprefix("message 1: "), where) from error
-        if self.is_low and isinstance(part, messages.ImagePart):
-            return replace(part, options=low)
         return part
 
 
@@ -80,6 +73,14 @@ class MediaPart(Part):
     @property
     def is_low(self) -> bool:
         return self.detail == "low"
+
+    def read(
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+    ) -> messages.Part:
+        part = super().read(where, limits, recent, low)
+        if self.is_low and isinstance(part, messages.ImagePart):
+            return replace(part, options=low)
+        return part
 
 
 class Url(Fields):
@@ -158,7 +159,7 @@ class RequestMessage(Fields):
     refused = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content = Field([], validate_default=True)
+    content: Content = Field([])
     name: str | None = None
     refusal: str | None = None
     tool_call_id: str | None = None

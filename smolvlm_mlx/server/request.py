@@ -141,7 +141,7 @@ class ChatRequest(OptionFields):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise _request_error(error.errors(include_url=False)[0]) from None
+            raise _request_error(error.errors()[0]) from None
 
     @field_validator("top_k", mode="before")
     @classmethod
