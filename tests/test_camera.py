@@ -50,9 +50,12 @@ def test_only_the_newest_frame_is_kept_and_the_others_are_counted() -> None:
         assert source.newest() is None
 
 
-def test_every_frame_is_taken_or_counted() -> None:
+def test_every_frame_is_taken_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(camera, "perf_counter", lambda: next(clock) ** 2)
     with Camera(encode_video(12, 50)) as source:
         frames = list(source)
+    assert [frame.seconds for frame in frames] == [4 * n + 1 for n in range(len(frames))]
     numbers = [number_of(frame) for frame in frames]
     assert numbers == sorted(set(numbers))
     assert len(frames) + sum(frame.dropped for frame in frames) == 12
@@ -128,6 +131,7 @@ def test_a_file_of_which_nothing_can_be_decoded_is_one_line() -> None:
 
 def test_close_ends_a_thread_that_waits_for_the_next_frame() -> None:
     with Camera(encode_video(3, 10, "matroska", times=[0, 4000, 8000])) as source:
+        assert [thread.daemon for thread in reading()] == [True]  # a driver may never return
         assert number_of(source.newest()) == 0
     assert reading() == []
     assert source.newest() is None
@@ -240,6 +244,25 @@ def test_cameras_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
         VideoError, match="cameras are read on macOS and Linux; give a video file instead"
     ):
         Camera("0")
+
+
+def test_a_camera_that_does_not_open_in_time_is_closed_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, allowed = Device([NOT_YET]), threading.Event()
+
+    def ask(name: str, **options: Any) -> Device:
+        assert allowed.wait(60)
+        return device(name, **options)
+
+    monkeypatch.setattr(av, "open", ask)
+    monkeypatch.setattr(camera, "SILENCE", 0.01)
+    name = "Front camera " * 20
+    said = rf"^camera '\.\.\..*{name[-60:]}' does not open; {camera.ALLOWING[sys.platform]}$"
+    with pytest.raises(VideoError, match=said):
+        Camera(name)
+    allowed.set()
+    wait_for_end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux")
