@@ -260,7 +260,7 @@ def test_each_address_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", silent)
     addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    with pytest.raises(FetchError, match="no complete answer within 600 s$"):
+    with pytest.raises(FetchError, match=r"no complete answer within 600 s$"):
         get_url("http://a.b/", FetchLimits(timeout=600), resolve=resolver(addresses))
     assert asked == addresses
     assert shares == pytest.approx([200, 300, 600], abs=60)
@@ -427,7 +427,7 @@ def test_redirects_are_followed_three_times() -> None:
 
     with server(script) as port:
         assert get(port, path="/3") == b"there"
-        with pytest.raises(FetchError, match="more than 3 redirects, the last to 'http://.*/0';"):
+        with pytest.raises(FetchError, match=r"more than 3 redirects, the last to 'http://.*/0';"):
             get(port, path="/4")
 
 
@@ -465,7 +465,7 @@ def test_an_answer_has_at_most_a_hundred_headers() -> None:
         assert get(port) == b"x"
     with (
         server(answer(b"x", *["X: y"] * 100)) as port,
-        pytest.raises(FetchError, match="it answers with more than 100 headers$"),
+        pytest.raises(FetchError, match=r"it answers with more than 100 headers$"),
     ):
         get(port)
 
@@ -711,9 +711,9 @@ def test_text_without_a_scheme() -> None:
     assert fetch(base64.b64encode(data).decode()) == data
     name = "a long name of a picture that is not there at all"
     for text in (name, name.replace(" ", "_"), name.replace(" ", "\0")):
-        with pytest.raises(FetchError, match="; nor is it the path of an existing file$"):
+        with pytest.raises(FetchError, match=r"; nor is it the path of an existing file$"):
             fetch(text)
-    with pytest.raises(FetchError, match="; and local files are not read here$"):
+    with pytest.raises(FetchError, match=r"; and local files are not read here$"):
         fetch(name, FetchLimits(allow_paths=False))
 
 

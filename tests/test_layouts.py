@@ -263,6 +263,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"question": "a", "answers": ["b", None]}, "no answer: answers holds null, number 2 of 2"),
     ({"question": "a", "answer": b"b"}, "the answer is bytes, not text"),
     ({"question": "a", "choices": ["b", None], "answer": "A"}, "choices holds null"),
+    ({"question": "a", "choices": "A. b", "answer": "A"}, "choices is no list of up to 26, nor"),
+    (
+        {"question": "a", "choices": {"label": ["A", "B"], "text": 5}, "answer": "A"},
+        "choices is no list of up to 26, nor an object or lines by letter",
+    ),
     ({"image": "a.png", "text": "Which?", "answer": "a"}, "neither messages, nor question"),
     ({"image": "a.png", "label": 3}, "neither messages, nor question and answer"),
 ]
