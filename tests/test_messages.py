@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options
-from smolvlm_mlx.errors import ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import FetchError, ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.inputs.fetch import FetchLimits
 from smolvlm_mlx.inputs.media import Attachment, Frames, Video
 from smolvlm_mlx.inputs.messages import (
     ImagePart,
@@ -228,6 +229,16 @@ def test_a_video_among_pictures_is_told(clip: Path, file: Path) -> None:
         user_message(QUESTION, videos=file)
     with pytest.raises(SmolVLMError, match="frames as one list"):
         user_message(QUESTION, videos=[PICTURE, PICTURE])
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_paths_and_urls_may_be_refused(kind: str, file: Path) -> None:
+    for key in (kind, "path", "url"):
+        for source in (str(file), "https://example.com/a.png"):
+            part = {"type": kind, key: source}
+            none = FetchLimits(allow_paths=False, allow_urls=False)
+            with pytest.raises(FetchError, match=r"(URLs|local files) are not .* here"):
+                parse_messages([{"role": "user", "content": [part]}], none)
 
 
 # ---- places in a conversation
