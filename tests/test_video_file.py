@@ -8,8 +8,9 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from smolvlm_mlx.inputs.video_file import VideoFile
+from smolvlm_mlx.inputs.video_file import VideoFile, opened
 from tests.support.videos import (
     CODECS,
     GOPS,
@@ -108,6 +109,28 @@ def test_the_frame_of_a_variable_rate_is_the_one_on_the_screen(container: str) -
         start = rng.uniform(0, 8.6)
         clip = decode(data, VideoSampling(max_frames=1, start=start, end=start + 1))
         assert seconds[read_number(clip.frames[0])] == max(at for at in seconds if at <= start)
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_times_are_those_of_the_packets_where_they_are_true(
+    container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is quick. Others are taken from all frames, decoded."""
+    watched: list[str] = []
+    watch = VideoFile.watch
+
+    def counted(file: VideoFile) -> None:
+        watched.append(codec)
+        watch(file)
+
+    monkeypatch.setattr(VideoFile, "watch", counted)
+    codecs = dict.fromkeys(codec for codec, _ in combinations(container) if codec != "mpeg1video")
+    for codec in codecs:
+        file = VideoFile(encode_numbers(24, container, codec, rate=1))
+        assert list(file.timeline.times) == list(range(24))
+        assert file.timeline.duration == 24
+    untrue = ("libx264", "libx265") if container in ("mpeg", "vob", "h264", "hevc") else ()
+    assert watched == [codec for codec in codecs if codec in untrue]
 
 
 def test_a_recording_of_a_screen_is_sampled_by_the_clock() -> None:
@@ -212,6 +235,17 @@ def test_half_of_a_download_is_said_and_its_last_whole_frame_is_there(
     assert re.fullmatch(note, clip.note)
     assert len(clip.frames) == len(decode_sequentially(half))
     assert decode(data, VideoSampling()).note == ""
+
+
+def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
+    for wrong, said in (
+        (b"\1" * 999, "Invalid data found when processing input"),
+        (encode_numbers(9, "mp4", "mpeg4"), "odd"),
+    ):
+        with pytest.raises(VideoError) as caught, opened(wrong):
+            raise ValueError("odd")
+        start = "the video cannot be decoded, it may be damaged: "
+        assert str(caught.value) == f"{start}'{said}'"
 
 
 def test_one_frame_is_asked_for_without_decoding_the_others() -> None:
