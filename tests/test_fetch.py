@@ -637,6 +637,22 @@ def test_path_that_cannot_be_read(name: str) -> None:
             read(name)
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("", r"^no such file: '\.\.\..*/folder/a\.png'$"),
+        (
+            "file://host/",
+            r"^'\.\.\..*/folder/a\.png' names a file of another machine; write file:///path$",
+        ),
+        ("file://[", r"^'\.\.\..*/folder/a\.png' is not a URL: "),
+    ],
+)
+def test_the_end_of_a_long_path_is_said(start: str, said: str) -> None:
+    with pytest.raises(FetchError, match=said):
+        read_path(f"{start}{'folder/' * 20}a.png")
+
+
 def test_sources_can_be_switched_off(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"picture")
     limits = FetchLimits(allow_paths=False, allow_urls=False)
@@ -645,6 +661,8 @@ def test_sources_can_be_switched_off(tmp_path: Path) -> None:
             fetch(source, limits)
     with pytest.raises(FetchError, match="URLs are not fetched here"):
         fetch("http://example.com/", limits)
+    with pytest.raises(FetchError, match=r": '\.\.\..*/folder/a\.png'; send the bytes as a data"):
+        fetch(f"{'folder/' * 20}a.png", limits)
     assert fetch("data:image/png;base64,YWJj", limits) == b"abc"
 
 

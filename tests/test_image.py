@@ -172,6 +172,15 @@ def test_bytes_that_are_nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(caught.value).startswith(f"{name} is not a readable picture; give one of JPEG")
 
 
+def test_the_end_of_a_long_path_is_said(tmp_path: Path) -> None:
+    path = tmp_path / ("folder " * 20) / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(b"\1" * 9)
+    for source in (path, str(path), {"path": str(path)}, {"image": str(path)}):
+        with pytest.raises(ImageError, match=r"^'\.\.\..*folder /a\.png' is not a readable"):
+            load_image(source)
+
+
 def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("pillow_heif") is None:
         pytest.skip("needs pillow-heif")

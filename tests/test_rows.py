@@ -64,6 +64,11 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: 
         read_rows(source)
 
 
+def test_the_end_of_a_long_name_is_said() -> None:
+    with pytest.raises(DataError, match=r"^'\.\.\..*/folder/a\.jsonl': no such file or folder"):
+        read_rows(f"{'folder/' * 20}a.jsonl")
+
+
 @pytest.mark.parametrize("source", [".", "owner/name"])
 def test_without_datasets(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
