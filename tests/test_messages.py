@@ -197,6 +197,8 @@ def test_floats_from_0_to_1_are_the_same_picture(
         ({"type": "picture"}, "image 1: part 'picture' is not 'text', 'image' or 'video'"),
         (io.StringIO("a"), 'the file is open as text; open it with "rb"'),
         (np.zeros((3, 40, 50), np.uint8), r"uint8 (3, 40, 50); put the channels last"),
+        (np.zeros((1, 40, 50), np.uint8), r"uint8 (1, 40, 50); put the channels last"),
+        (np.zeros((4, 40, 50), np.uint8), r"uint8 (4, 40, 50); put the channels last"),
         (np.zeros((2, 40, 50, 3), np.uint8), "this one is uint8 (2, 40, 50, 3)"),
         (np.zeros((40, 50, 3), np.int64), "uint8, or floats from 0 to 1, of (H, W[, 1 | 3 | 4])"),
         (np.zeros((40, 50, 3), bool), "this one is bool"),

@@ -220,7 +220,9 @@ def test_settings_from_dict() -> None:
     expected = ImageSettings(512, 2048, False, None, (0.5, 0.4, 0.3), (1, 1, 1), 0.5)
     assert ImageSettings.from_dict(raw) == expected
     # The reference's class defaults.
-    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364)
+    half = (0.5, 0.5, 0.5)
+    usual = ImageSettings(364, 4 * 364, True, None, half, half, 1 / 255, resample=1)
+    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364) == usual
 
 
 def test_settings_name_every_problem() -> None:
