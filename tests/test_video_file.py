@@ -237,6 +237,29 @@ def test_half_of_a_download_is_said_and_its_last_whole_frame_is_there(
     assert decode(data, VideoSampling()).note == ""
 
 
+@pytest.mark.parametrize(
+    ("seconds", "note"),
+    [(3.0, ""), (3.1, "its pictures end after 2.0 of 3.1 seconds"), (0.5, ""), (0.0, "")],
+)
+def test_a_second_may_be_missing_of_what_a_file_says(seconds: float, note: str) -> None:
+    data = bytearray(encode_numbers(50, "matroska", "mpeg4"))
+    at = data.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
+    data[at : at + 8] = struct.pack(">d", seconds * 1000)
+    file = VideoFile(bytes(data))
+    assert (file.timeline.duration, file.note) == (2, note)
+    file.watch()
+    assert (file.timeline.duration, file.note) == (2, note)
+
+
+def test_frames_of_the_most_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_numbers(2, "mp4", "mpeg4")
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 64 * 48)
+    assert len(decode(data, VideoSampling()).frames) == 1
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match=r"^frames of more than 3071 pixels; make the video small"):
+        VideoFile(data)
+
+
 def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
     for wrong, said in (
         (b"\1" * 999, "Invalid data found when processing input"),
