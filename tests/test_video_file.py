@@ -1,16 +1,18 @@
 """Every frame is the one that a player shows at its time, in every container and codec, however its
 key frames lie."""
 
+import io
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 from typing import Any
 
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from smolvlm_mlx.inputs.video_file import VideoFile, opened
+from smolvlm_mlx.inputs.video_file import TimesError, VideoFile, opened
 from tests.support.videos import (
     CODECS,
     GOPS,
@@ -182,11 +184,7 @@ def test_an_edit_list_is_obeyed(frames: int) -> None:
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("container", ["matroska", "mp4"])
 def test_what_is_called_a_key_frame_need_not_be_one(container: str, codec: str) -> None:
-    def lie(_: int, packet: Any) -> bool:
-        packet.is_keyframe = True
-        return True
-
-    data = remux(encode_numbers(COUNT, "mp4", codec), container, lie)
+    data = called_keys(encode_numbers(COUNT, "mp4", codec), container)
     check(data, SPARSE)
     check_single(data, Random(0), 3)
 
@@ -271,7 +269,127 @@ def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
         assert str(caught.value) == f"{start}'{said}'"
 
 
-def test_one_frame_is_asked_for_without_decoding_the_others() -> None:
-    file = VideoFile(encode_numbers(250, "mp4", "libx264"))
-    ((number, frame),) = file.frames([200])
-    assert (number, read_number(frame.to_image())) == (200, 200)
+# ---- how much is decoded
+
+
+class Counted:
+    """A video and its stream, whose decoder has one thread; the packets that it gets are noted."""
+
+    def __init__(self, own: Any, packets: list[Any]):
+        self.own, self.packets, self.codec_context = own, packets, self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def demux(self, stream: "Counted") -> Any:
+        return self.own.demux(stream.own)
+
+    def seek(self, at: int, stream: "Counted", **options: Any) -> None:
+        self.own.seek(at, stream=stream.own, **options)
+
+    def decode(self, packet: Any) -> Any:
+        self.packets += [packet] if packet is not None else []
+        return self.own.codec_context.decode(packet)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The packets that are decoded."""
+    packets: list[Any] = []
+
+    @contextmanager
+    def counted(data: bytes) -> Iterator[tuple[Counted, Counted]]:
+        with opened(data) as (file, stream):
+            stream.thread_type = "NONE"
+            yield Counted(file, packets), Counted(stream, packets)
+
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.opened", counted)
+    return packets
+
+
+def called_keys(data: bytes, container: str = "mp4") -> bytes:
+    """A video each frame of which is called a key frame."""
+
+    def lie(_: int, packet: Any) -> bool:
+        packet.is_keyframe = True
+        return True
+
+    return remux(data, container, lie)
+
+
+ASKED = ([0], [5], [12], [13], [200], [249], [100, 104, 200])
+NO_B_FRAMES = GOPS[-1]
+# With a key frame every 12: from the one before it, if it is not near. Packets to be read that are
+# called key frames, and are none, are tried, further and further back.
+DECODED: list[tuple[str, bool, list[int]]] = [
+    (NO_B_FRAMES, False, [1, 6, 13, 2, 9, 10, 18]),
+    ("closed", False, [2, 7, 14, 3, 10, 10, 20]),
+    ("one key frame", False, [2, 7, 14, 15, 202, 250, 202]),
+    ("all key frames", False, [1, 6, 13, 1, 1, 1, 6]),
+    (NO_B_FRAMES, True, [1, 6, 13, 26, 78, 46, 152]),
+    ("one key frame", True, [2, 7, 14, 571, 1496, 772, 1375]),
+]
+
+
+@pytest.mark.parametrize(("gop", "lies", "want"), DECODED)
+def test_no_more_is_decoded_than_is_needed(
+    gop: str, lies: bool, want: list[int], decoded: list[Any]
+) -> None:
+    for container in ("mp4",) if lies else ("mp4", "matroska"):
+        data = encode_numbers(250, container, "mpeg4", gop)
+        file, counts = VideoFile(called_keys(data) if lies else data), []
+        for numbers in ASKED:
+            decoded.clear()
+            found = list(file.frames(numbers))
+            assert [number for number, _ in found] == numbers
+            assert [read_number(frame.to_image()) for _, frame in found] == numbers
+            counts.append(len(decoded))
+        assert counts == want
+
+
+def test_frames_are_not_those_of_the_packets_where_one_holds_none() -> None:
+    def empty(number: int, packet: Any) -> bool:
+        if number == 3:
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    file = VideoFile(remux(encode_numbers(COUNT, "mp4", "mjpeg"), "matroska", empty))
+    with pytest.raises(TimesError):
+        list(file.frames([10]))
+    file.watch()
+    ((number, frame),) = file.frames([10])
+    assert (number, read_number(frame.to_image())) == (10, 11)
+
+
+def test_sound_may_be_longer() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        audio: Any = output.add_stream("aac", rate=8000)
+        video: Any = output.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(32):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            samples.sample_rate, samples.pts = 8000, number * 1024
+            output.mux(audio.encode(samples))
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        for _ in range(10):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        output.mux(video.encode(None))
+        output.mux(audio.encode(None))
+    whole = VideoFile(file.getvalue())
+    assert (whole.timeline.duration, whole.note) == (1, "")
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_a_rate_is_constant_in_every_container(container: str) -> None:
+    codec = next(codec for codec, _ in combinations(container))
+    told = VideoFile(encode_numbers(COUNT, container, codec)).timeline
+    assert told.is_constant
+    assert (told.fps, told.duration) == pytest.approx((25, COUNT / 25))
+
+
+@pytest.mark.parametrize(("late", "is_constant"), [(18, True), (25, False)])
+def test_a_rate_is_not_constant_if_a_frame_is_late(late: int, is_constant: bool) -> None:
+    times = [number * 40 + late * (number == 3) for number in range(30)]
+    told = VideoFile(encode_numbers(30, "matroska", "mpeg4", NO_B_FRAMES, times=times)).timeline
+    assert told.is_constant is is_constant
