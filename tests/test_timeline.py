@@ -91,6 +91,8 @@ def test_a_long_last_frame_is_not_the_end() -> None:
     assert chosen == pytest.approx([0, 1, 2, 3], abs=0.05)
     part = choose(told, VideoSampling(start=50, end=55))
     assert part == [30]
+    told = timeline([*range(11)], last=10)
+    assert choose(told, VideoSampling(start=5, end=20, max_frames=4)) == [5, 8, 10]
 
 
 def test_a_part_of_a_variable_rate_is_chosen_by_the_clock() -> None:

@@ -25,6 +25,7 @@ from tests.support.videos import (
 import av
 import numpy as np
 import pytest
+from av.codec.context import ThreadType
 
 COUNT = 70
 DENSE = VideoSampling(fps=10, max_frames=64)
@@ -113,26 +114,65 @@ def test_the_frame_of_a_variable_rate_is_the_one_on_the_screen(container: str) -
         assert seconds[read_number(clip.frames[0])] == max(at for at in seconds if at <= start)
 
 
-@pytest.mark.parametrize("container", CODECS)
-def test_times_are_those_of_the_packets_where_they_are_true(
-    container: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which is quick. Others are taken from all frames, decoded."""
-    watched: list[str] = []
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[VideoFile]:
+    """Videos whose times were taken from all frames, decoded, which is not quick."""
+    files: list[VideoFile] = []
     watch = VideoFile.watch
 
     def counted(file: VideoFile) -> None:
-        watched.append(codec)
+        files.append(file)
         watch(file)
 
     monkeypatch.setattr(VideoFile, "watch", counted)
+    return files
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_times_are_those_of_the_packets_where_they_are_true(
+    container: str, watched: list[VideoFile]
+) -> None:
     codecs = dict.fromkeys(codec for codec, _ in combinations(container) if codec != "mpeg1video")
     for codec in codecs:
         file = VideoFile(encode_numbers(24, container, codec, rate=1))
         assert list(file.timeline.times) == list(range(24))
         assert file.timeline.duration == 24
-    untrue = ("libx264", "libx265") if container in ("mpeg", "vob", "h264", "hevc") else ()
-    assert watched == [codec for codec in codecs if codec in untrue]
+        untrue = container in ("mpeg", "vob", "h264", "hevc") and codec in ("libx264", "libx265")
+        assert (file in watched) is untrue
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video"])
+def test_a_recording_is_read_quickly_wherever_it_begins(
+    container: str, codec: str, watched: list[VideoFile]
+) -> None:
+    gop = GOPS[-1]
+    data = remux(encode_numbers(COUNT, container, codec, gop), container, lambda n, _: n >= 5)
+    assert len(VideoFile(data).timeline.times) == len(decode_sequentially(data))
+    assert watched == []
+
+
+def test_a_recording_without_a_key_frame_is_watched(watched: list[VideoFile]) -> None:
+    def cut(number: int, packet: Any) -> bool:
+        if number == 8:
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return number >= 5
+
+    data = remux(encode_numbers(COUNT, "matroska", "mpeg4", "one key frame"), "matroska", cut)
+    file = VideoFile(data)
+    assert len(file.timeline.times) == len(decode_sequentially(data))
+    assert watched == [file]
+
+
+def test_one_of_which_nothing_can_be_decoded_is_one_line() -> None:
+    def empty(_: int, packet: Any) -> bool:
+        memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    with pytest.raises(
+        VideoError, match="^no frame of the video can be decoded, it may be damaged"
+    ):
+        VideoFile(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty))
 
 
 def test_a_recording_of_a_screen_is_sampled_by_the_clock() -> None:
@@ -272,6 +312,11 @@ def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
 # ---- how much is decoded
 
 
+def test_several_threads_decode() -> None:
+    with opened(encode_numbers(2, "mp4", "mpeg4")) as (_, stream):
+        assert stream.thread_type == ThreadType.AUTO
+
+
 class Counted:
     """A video and its stream, whose decoder has one thread; the packets that it gets are noted."""
 
@@ -386,6 +431,24 @@ def test_a_rate_is_constant_in_every_container(container: str) -> None:
     told = VideoFile(encode_numbers(COUNT, container, codec)).timeline
     assert told.is_constant
     assert (told.fps, told.duration) == pytest.approx((25, COUNT / 25))
+
+
+@pytest.mark.parametrize(
+    ("container", "times", "duration"),
+    [
+        ("mp4", [0, 40, 80, 1000], 1.04),
+        ("matroska", [0, 1000, 1040], 1.08),
+        ("flv", [0, 40, 80, 1000], 1.92),  # which does not say it: as long as the one before
+    ],
+)
+def test_the_last_frame_is_shown_as_long_as_its_packet_says(
+    container: str, times: list[int], duration: float
+) -> None:
+    codec = "flv" if container == "flv" else "mpeg4"
+    file = VideoFile(encode_numbers(len(times), container, codec, NO_B_FRAMES, times=times))
+    assert file.timeline.duration == pytest.approx(duration)
+    file.watch()
+    assert file.timeline.duration == pytest.approx(duration)
 
 
 @pytest.mark.parametrize(("late", "is_constant"), [(18, True), (25, False)])

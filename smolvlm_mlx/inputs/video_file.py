@@ -56,7 +56,7 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
 
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(io.BytesIO(data), mode="r", options=options) as file:
+        with av.open(io.BytesIO(data), options=options) as file:
             stream = file.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise VideoError(
@@ -260,7 +260,7 @@ class _Index:
                     return
 
         with suppress(av.FFmpegError):
-            file.seek(at, stream=stream, backward=True)
+            file.seek(at, stream=stream)  # or before
             frames = dropwhile(lambda frame: not frame.key_frame, _decode(stream, near(), []))
             first = next(frames, None)
             is_found = first is not None and first.pts is not None and first.pts <= target
