@@ -5,7 +5,6 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -16,6 +15,7 @@ from smolvlm_mlx.inputs.video_file import TimesError, VideoFile, opened
 from tests.support.videos import (
     CODECS,
     GOPS,
+    called_keys,
     decode_sequentially,
     encode_numbers,
     read_number,
@@ -25,7 +25,6 @@ from tests.support.videos import (
 import av
 import numpy as np
 import pytest
-from av.codec.context import ThreadType
 
 COUNT = 70
 DENSE = VideoSampling(fps=10, max_frames=64)
@@ -169,9 +168,7 @@ def test_one_of_which_nothing_can_be_decoded_is_one_line() -> None:
         memoryview(packet).cast("B")[:] = bytes(packet.size)
         return True
 
-    with pytest.raises(
-        VideoError, match="^no frame of the video can be decoded, it may be damaged"
-    ):
+    with pytest.raises(VideoError, match=r"^no frame of the video can be decoded, it may be"):
         VideoFile(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty))
 
 
@@ -309,89 +306,6 @@ def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
         assert str(caught.value) == f"{start}'{said}'"
 
 
-# ---- how much is decoded
-
-
-def test_several_threads_decode() -> None:
-    with opened(encode_numbers(2, "mp4", "mpeg4")) as (_, stream):
-        assert stream.thread_type == ThreadType.AUTO
-
-
-class Counted:
-    """A video and its stream, whose decoder has one thread; the packets that it gets are noted."""
-
-    def __init__(self, own: Any, packets: list[Any]):
-        self.own, self.packets, self.codec_context = own, packets, self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.own, name)
-
-    def demux(self, stream: "Counted") -> Any:
-        return self.own.demux(stream.own)
-
-    def seek(self, at: int, stream: "Counted", **options: Any) -> None:
-        self.own.seek(at, stream=stream.own, **options)
-
-    def decode(self, packet: Any) -> Any:
-        self.packets += [packet] if packet is not None else []
-        return self.own.codec_context.decode(packet)
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The packets that are decoded."""
-    packets: list[Any] = []
-
-    @contextmanager
-    def counted(data: bytes) -> Iterator[tuple[Counted, Counted]]:
-        with opened(data) as (file, stream):
-            stream.thread_type = "NONE"
-            yield Counted(file, packets), Counted(stream, packets)
-
-    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.opened", counted)
-    return packets
-
-
-def called_keys(data: bytes, container: str = "mp4") -> bytes:
-    """A video each frame of which is called a key frame."""
-
-    def lie(_: int, packet: Any) -> bool:
-        packet.is_keyframe = True
-        return True
-
-    return remux(data, container, lie)
-
-
-ASKED = ([0], [5], [12], [13], [200], [249], [100, 104, 200])
-NO_B_FRAMES = GOPS[-1]
-# With a key frame every 12: from the one before it, if it is not near. Packets to be read that are
-# called key frames, and are none, are tried, further and further back.
-DECODED: list[tuple[str, bool, list[int]]] = [
-    (NO_B_FRAMES, False, [1, 6, 13, 2, 9, 10, 18]),
-    ("closed", False, [2, 7, 14, 3, 10, 10, 20]),
-    ("one key frame", False, [2, 7, 14, 15, 202, 250, 202]),
-    ("all key frames", False, [1, 6, 13, 1, 1, 1, 6]),
-    (NO_B_FRAMES, True, [1, 6, 13, 26, 78, 46, 152]),
-    ("one key frame", True, [2, 7, 14, 571, 1496, 772, 1375]),
-]
-
-
-@pytest.mark.parametrize(("gop", "lies", "want"), DECODED)
-def test_no_more_is_decoded_than_is_needed(
-    gop: str, lies: bool, want: list[int], decoded: list[Any]
-) -> None:
-    for container in ("mp4",) if lies else ("mp4", "matroska"):
-        data = encode_numbers(250, container, "mpeg4", gop)
-        file, counts = VideoFile(called_keys(data) if lies else data), []
-        for numbers in ASKED:
-            decoded.clear()
-            found = list(file.frames(numbers))
-            assert [number for number, _ in found] == numbers
-            assert [read_number(frame.to_image()) for _, frame in found] == numbers
-            counts.append(len(decoded))
-        assert counts == want
-
-
 def test_frames_are_not_those_of_the_packets_where_one_holds_none() -> None:
     def empty(number: int, packet: Any) -> bool:
         if number == 3:
@@ -445,7 +359,7 @@ def test_the_last_frame_is_shown_as_long_as_its_packet_says(
     container: str, times: list[int], duration: float
 ) -> None:
     codec = "flv" if container == "flv" else "mpeg4"
-    file = VideoFile(encode_numbers(len(times), container, codec, NO_B_FRAMES, times=times))
+    file = VideoFile(encode_numbers(len(times), container, codec, GOPS[-1], times=times))
     assert file.timeline.duration == pytest.approx(duration)
     file.watch()
     assert file.timeline.duration == pytest.approx(duration)
@@ -454,5 +368,5 @@ def test_the_last_frame_is_shown_as_long_as_its_packet_says(
 @pytest.mark.parametrize(("late", "is_constant"), [(18, True), (25, False)])
 def test_a_rate_is_not_constant_if_a_frame_is_late(late: int, is_constant: bool) -> None:
     times = [number * 40 + late * (number == 3) for number in range(30)]
-    told = VideoFile(encode_numbers(30, "matroska", "mpeg4", NO_B_FRAMES, times=times)).timeline
+    told = VideoFile(encode_numbers(30, "matroska", "mpeg4", GOPS[-1], times=times)).timeline
     assert told.is_constant is is_constant
