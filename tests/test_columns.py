@@ -132,6 +132,10 @@ def test_what_is_about_a_picture_is_no_second_one(beside: dict[str, Any]) -> Non
     assert shown(image="x/a.jpg", **beside) == [{**A, "path": "/data/set/x/a.jpg"}]
 
 
+def test_the_name_of_a_video_is_no_second_one() -> None:
+    assert shown(video="x/a.mp4", link="a.mp4") == [{**CLIP, "path": "/data/set/x/a.mp4"}]
+
+
 # ---- what would be lost
 
 

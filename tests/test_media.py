@@ -32,6 +32,12 @@ def test_what_has_no_file_is_named_by_its_kind(tmp_path: Path) -> None:
     assert [held.name for held in videos] == ["video", "clip.mp4", "film"]
 
 
+def test_a_preview_is_small() -> None:
+    large = encoded(Image.new("RGB", (2000, 16)), "PNG")
+    for held in (Attachment(large), Video(encode_video(1, size=(2000, 16)))):
+        assert (held.size, held.preview.size) == ((2000, 16), (1024, 8))
+
+
 WRONG: list[tuple[Any, str]] = [
     (b"\1" * 9, " is not a readable picture; "),
     (encoded(Image.new("RGB", (9, 9)), "BMP")[:30], " cannot be decoded, it may be damaged: "),
