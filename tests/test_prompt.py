@@ -563,6 +563,22 @@ def test_all_hostile_templates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kilobytes < template.MEMORY / 1024
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("'Roles must\talternate'", "Roles must alternate"),
+        ("'<a at 0xF0a> b'", "<a> b"),
+        ("'x' * 167", "x" * 167),
+        ("'x' * 168", "x" * 164 + "..."),
+    ],
+)
+def test_what_a_template_raises_is_said_in_one_line(raised: str, said: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        render(f"{{{{ raise_exception({raised}) }}}}")
+    start = "the checkpoint's chat template fails: jinja2.exceptions.TemplateError: "
+    assert str(caught.value) == start + said
+
+
 def test_a_long_conversation_is_no_hostile_one() -> None:
     source = FAMILY_TEMPLATE + "{# changed #}"
     messages = [user_message("word " * 200, [PICTURE]) for _ in range(300)]
