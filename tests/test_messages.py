@@ -15,6 +15,7 @@ from smolvlm_mlx.inputs.messages import (
     ImagePart,
     TextPart,
     VideoPart,
+    notes,
     parse_messages,
     user_message,
     with_media,
@@ -141,6 +142,7 @@ def test_frames_are_a_video(form: str) -> None:
     (part,) = message.media_parts
     assert isinstance(part, VideoPart)
     assert isinstance(part.video, Frames)
+    assert message.media == notes([message]) == []  # they have no file
 
 
 def test_pictures_stand_before_videos_and_both_before_the_text(file: Path, clip: Path) -> None:
