@@ -8,7 +8,7 @@ from smolvlm_mlx.errors import ImageError, VideoError
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.inputs import video
 from smolvlm_mlx.inputs.fetch import FetchLimits
-from smolvlm_mlx.inputs.media import Attachment, Frames, Video
+from smolvlm_mlx.inputs.media import Attachment, Frames, Recent, Video
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.video import VideoSampling
 from tests.support.pictures import PICTURE, encoded
@@ -30,6 +30,20 @@ def test_what_has_no_file_is_named_by_its_kind(tmp_path: Path) -> None:
     videos = [Video(data), Video(tmp_path / "clip.mp4"), Video(data, name="film")]
     assert [held.name for held in pictures] == ["picture", "cat.png", "dog"]
     assert [held.name for held in videos] == ["video", "clip.mp4", "film"]
+
+
+def test_the_last_sixteen_pictures_are_kept() -> None:
+    recent = Recent()
+    files = [encoded(Image.new("RGB", (4, 4), (shade, 0, 0)), "PNG") for shade in range(17)]
+
+    def owned(number: int) -> Attachment:
+        return recent.attachment(files[number], FetchLimits(), None)
+
+    first = [owned(number) for number in range(16)][0]
+    assert owned(0) is first
+    for number in range(1, 17):
+        owned(number)
+    assert owned(0) is not first
 
 
 def test_a_preview_is_small() -> None:
