@@ -39,7 +39,9 @@ def test_the_last_sixteen_pictures_are_kept() -> None:
     def owned(number: int) -> Attachment:
         return recent.attachment(files[number], FetchLimits(), None)
 
-    first = [owned(number) for number in range(16)][0]
+    first = owned(0)
+    for number in range(1, 16):
+        owned(number)
     assert owned(0) is first
     for number in range(1, 17):
         owned(number)

@@ -292,6 +292,13 @@ def test_settings_name_every_problem() -> None:
         assert f"{name} is " in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [0, 0.0, -1, True, "1"])
+def test_a_factor_is_above_nothing(wrong: object) -> None:
+    said = f"^preprocessor_config.json: rescale_factor is {wrong!r}, must be a number above 0$"
+    with pytest.raises(ImageError, match=said):
+        ImageSettings.from_dict({"rescale_factor": wrong})
+
+
 def test_settings_that_are_switched_off_are_those_that_change_nothing() -> None:
     raw = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False, "resample": 3}
     settings = ImageSettings.from_dict(raw)

@@ -56,7 +56,7 @@ def opened(data: bytes) -> "Iterator[tuple[InputContainer, VideoStream]]":
 
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(io.BytesIO(data), options=options) as file:
+        with av.open(io.BytesIO(data), mode="r", options=options) as file:
             stream = file.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise VideoError(
