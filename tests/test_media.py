@@ -6,11 +6,11 @@ from typing import Any
 
 from smolvlm_mlx.errors import ImageError, VideoError
 from smolvlm_mlx.events import Work
-from smolvlm_mlx.inputs import video
 from smolvlm_mlx.inputs.fetch import FetchLimits
 from smolvlm_mlx.inputs.media import Attachment, Frames, Recent, Video
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.video import VideoSampling
+from smolvlm_mlx.inputs.video_file import upright
 from tests.support.pictures import PICTURE, encoded
 from tests.support.videos import encode_video
 
@@ -78,13 +78,12 @@ def test_what_is_wrong_with_a_video_begins_with_the_end_of_its_name(data: bytes,
 
 def test_frames_of_a_video_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    upright = video.upright
 
     def counted(frame: Any) -> Image.Image:
         made.append(frame)
         return upright(frame)
 
-    monkeypatch.setattr(video, "upright", counted)
+    monkeypatch.setattr("smolvlm_mlx.inputs.video.upright", counted)
     held = Video(encode_video(30))
     assert len(made) == 1
     cut = [

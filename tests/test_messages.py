@@ -142,7 +142,7 @@ def test_frames_are_a_video(form: str) -> None:
     (part,) = message.media_parts
     assert isinstance(part, VideoPart)
     assert isinstance(part.video, Frames)
-    assert message.media == notes([message]) == []  # they have no file
+    assert (message.media, notes([message])) == ([], [])  # they have no file
 
 
 def test_pictures_stand_before_videos_and_both_before_the_text(file: Path, clip: Path) -> None:

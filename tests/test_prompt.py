@@ -269,11 +269,11 @@ def test_homes_of_the_template_as_transformers_has_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
 def test_of_several_templates_the_one_named_default_is_used(name: str, tmp_path: Path) -> None:
-    named = [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
+    named = ["odd", {"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
     for several in (named, {"rag": "a", "default": "b"}):
         (tmp_path / name).write_text(json.dumps({"chat_template": several}))
         assert chat_template(tmp_path) == "b"
-    (tmp_path / name).write_text(json.dumps({"chat_template": named[:1]}))
+    (tmp_path / name).write_text(json.dumps({"chat_template": named[:2]}))
     with pytest.raises(CheckpointError) as raised:
         chat_template(tmp_path)
     assert str(raised.value) == (

@@ -232,6 +232,7 @@ def test_turns() -> None:
     assert made.answers == ("Yes.",)
 
 
+SAYS_NOTHING = "the assistant's last message is empty"
 WRONG: list[tuple[Any, str]] = [
     *[(["question"], "a list, not an object"), (None, "a NoneType, not an object")],
     *[
@@ -256,7 +257,7 @@ WRONG: list[tuple[Any, str]] = [
     *[
         ({"messages": [USER, {**ASSISTANT, "content": empty}]}, f"no answer: {said}")
         for empty, said in (
-            *((none, "the assistant's last message is empty") for none in ("", None, [])),
+            *[("", SAYS_NOTHING), (None, SAYS_NOTHING), ([], SAYS_NOTHING)],
             ([text(" ")], "the conversation is empty"),
         )
     ],

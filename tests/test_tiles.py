@@ -112,9 +112,9 @@ def test_sides_are_resized_in_two_threads_where_that_is_worth_it(
     halves: list[Any] = []
 
     class Pool(ThreadPoolExecutor):
-        def map(self, work: Any, *items: Any, **options: Any) -> Any:
+        def map(self, work: Any, *items: Any) -> Any:  # type: ignore[override]
             halves.append(items)
-            return super().map(work, *items, **options)
+            return super().map(work, *items)
 
     monkeypatch.setattr("smolvlm_mlx.inputs.tiles.THREADED_PIXELS", (100, 400))
     picture = draw("RGB", *size)
