@@ -78,7 +78,8 @@ def test_sampling(count: int, fps: float, values: dict[str, Any], want: list[int
 def test_sampling_that_a_checkpoint_names() -> None:
     usual = VideoSampling(1.0, 64, 512, with_times=True, start=None, end=None)
     assert VideoSampling() == usual
-    for size in (None, {}, 0):
+    nothing: list[Any] = [None, {}, 0]
+    for size in nothing:
         given = VideoSampling.from_dict({"video_sampling": {"video_size": size}}, 96)
         assert given == replace(usual, longest_edge=96)
     for size in (384, {"longest_edge": 384}):
