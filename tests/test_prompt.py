@@ -580,6 +580,7 @@ def test_what_a_template_raises_is_said_in_one_line(raised: str, said: str) -> N
 
 
 def test_a_long_conversation_is_no_hostile_one() -> None:
+    assert (template.MEMORY, template.MAX_CHARACTERS) == (2**29, 2**24)
     source = FAMILY_TEMPLATE + "{# changed #}"
     messages = [user_message("word " * 200, [PICTURE]) for _ in range(300)]
     assert render(source, messages) == render(None, messages)
