@@ -16,6 +16,9 @@ NOT_PUBLIC = """
 """.split()
 
 
+LONG = "folder/" * 20
+
+
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 def test_address_that_is_not_public(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_public(address)
@@ -36,6 +39,8 @@ def test_address_that_is_public(address: str) -> None:
     ("url", "message"),
     [
         ("ftp://example.com/a", "only http and https"),
+        (f"ftp://a.b/{LONG}a.png", r"^URL 'ftp://a\.b/folder/.*\.\.\.' has scheme 'ftp'; only"),
+        (f"file:///{LONG}a.png", r"^URL '\.\.\..*/folder/a\.png' has scheme 'file'; only"),
         ("http://user:secret@example.com/", "user name or password"),
         ("http://user@example.com/", "user name or password"),
         ("http:///a.png", "names no host"),
@@ -52,3 +57,41 @@ def test_url_that_is_refused(url: str, message: str) -> None:
         check_url(url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://example.com/", ("example.com", 80)),
+        ("https://example.com/", ("example.com", 443)),
+        ("https://example.com:80/", ("example.com", 80)),
+        ("http://[2001:db8::1]:81/", ("2001:db8::1", 81)),
+        ("http://Bücher.example/", ("xn--bcher-kva.example", 80)),
+    ],
+)
+def test_addresses_are_asked_for_once_with_their_port(
+    url: str, asked: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def resolve(host: str, port: int, **options: object) -> list[tuple[object, ...]]:
+        calls.append((host, port, options))
+        return [(2, 1, 6, "", (address, port)) for address in ("8.8.8.8", "1.1.1.1", "8.8.8.8")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert public_addresses(check_url(url)) == ["8.8.8.8", "1.1.1.1"]
+    assert calls == [(*asked, {"type": socket.SOCK_STREAM})]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [([], "no address"), (["10.0.0.1", "8.8.8.8", "10.0.0.2", "10.0.0.3"], "10.0.0.1, 10.0.0.2")],
+)
+def test_two_addresses_are_named_of_those_that_are_not_public(
+    found: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [(2, 1, 6, "", (address, 80)) for address in found]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    with pytest.raises(FetchError) as caught:
+        public_addresses(check_url("http://example.com/"))
+    assert str(caught.value) == f"host 'example.com' is not on the public internet ({said})"

@@ -4,7 +4,7 @@ and counted together."""
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.data.benchmarks import LAYOUTS
+from smolvlm_mlx.data.benchmarks import LAYOUTS, find_beside
 from smolvlm_mlx.data.rows import Row, read_rows
 from smolvlm_mlx.data.samples import Sample, make_sample
 from smolvlm_mlx.errors import DataError
@@ -348,6 +348,16 @@ def test_videos_in_a_folder_beside_that_of_the_rows_are_found(tmp_path: Path) ->
     (tmp_path / "video" / "1_plotQA" / "abc_D-1.mp4").touch()
     (video, _) = sample(MLVU, tmp_path / "json").messages[0]["content"]
     assert video["path"].endswith("/video/1_plotQA/abc_D-1.mp4")
+
+
+def test_only_files_of_that_kind_are_found_beside_the_rows(tmp_path: Path) -> None:
+    for folder in ("a/clip.mp4", "b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("b/clip.mp4", "b/clip.txt", "own.mp4", "b/own.mp4"):
+        (tmp_path / name).touch()
+    assert find_beside("clip", tmp_path, (".mp4",)) == str(tmp_path / "b" / "clip.mp4")
+    for name in ("own.mp4", "https://a.b/clip.mp4"):  # it is there itself
+        assert find_beside(name, tmp_path, (".mp4",)) == name
 
 
 def test_a_name_that_is_there_twice_is_told(tmp_path: Path) -> None:

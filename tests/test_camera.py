@@ -50,68 +50,60 @@ def test_only_the_newest_frame_is_kept_and_the_others_are_counted() -> None:
         assert source.newest() is None
 
 
-def test_every_frame_is_taken_or_counted() -> None:
+def test_every_frame_is_taken_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(camera, "perf_counter", lambda: next(clock) ** 2)
     with Camera(encode_video(12, 50)) as source:
         frames = list(source)
+    assert [frame.seconds for frame in frames] == [4 * n + 1 for n in range(len(frames))]
     numbers = [number_of(frame) for frame in frames]
     assert numbers == sorted(set(numbers))
     assert len(frames) + sum(frame.dropped for frame in frames) == 12
-    assert frames[0].image.size == (64, 48)
+    image = frames[0].image
+    assert image.size == (64, 48)
+    assert Frame(image) == Frame(image, dropped=0, seconds=0.0)
 
 
-def test_a_file_plays_at_its_own_pace_from_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each frame's time is waited for, in a pretended clock."""
     waits: list[float] = []
-    now, looked = 100.0, False
 
     class Pretended(threading.Event):
-        """Somebody who looks is waited for; the time of a frame is not."""
+        """Somebody who looks is waited for, before anything is played."""
+
+        looked = False
 
         def wait(self, timeout: float | None = None) -> bool:
-            nonlocal now, looked
             if timeout is None:
-                looked = super().wait()
-                return looked
-            assert looked  # nothing is played before
+                Pretended.looked = super().wait()
+                return Pretended.looked
+            assert Pretended.looked
             waits.append(round(timeout, 6))
-            now += timeout
             return False
 
-    monkeypatch.setattr(camera, "monotonic", lambda: now)
+    monkeypatch.setattr(camera, "monotonic", lambda: 100 + sum(waits))
     monkeypatch.setattr(camera, "Event", Pretended)
+    return waits
+
+
+def test_a_file_plays_at_its_own_pace_from_the_first_look(waits: list[float]) -> None:
     with Camera(encode_video(6, 20)) as source:
-        for _ in source:
-            pass
+        assert list(source)
     assert waits == [0, *[0.05] * 5]
 
 
-def test_a_pause_is_bounded_and_times_that_go_back_do_not_matter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(camera, "LONGEST_PAUSE", 0.01)
+def test_a_pause_is_bounded(waits: list[float]) -> None:
     with Camera(encode_video(3, 10, "matroska", times=[0, 3_600_000, 7_200_000])) as source:
-        source.newest()
-        wait_for_end()
-        assert number_of(source.newest()) == 2
+        assert number_of(list(source)[-1]) == 2
+    assert waits == [0, 5, 5]
 
 
-def test_frames_that_are_decoded_in_another_order_keep_their_pace(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_frames_that_are_decoded_in_another_order_keep_their_pace(waits: list[float]) -> None:
     """AVI has the times of decoding alone."""
-    now = 0.0
-
-    class Pretended(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            nonlocal now
-            now += timeout or 0.0
-            return super().wait() if timeout is None else False
-
-    monkeypatch.setattr(camera, "monotonic", lambda: now)
-    monkeypatch.setattr(camera, "Event", Pretended)
     with Camera(encode_numbers(51, "avi", "libx264")) as source:
-        for _ in source:
-            pass
-    assert now == pytest.approx(2)
+        assert list(source)
+    assert sum(waits) == pytest.approx(2)
 
 
 def test_a_file_of_which_nothing_can_be_decoded_is_one_line() -> None:
@@ -128,6 +120,7 @@ def test_a_file_of_which_nothing_can_be_decoded_is_one_line() -> None:
 
 def test_close_ends_a_thread_that_waits_for_the_next_frame() -> None:
     with Camera(encode_video(3, 10, "matroska", times=[0, 4000, 8000])) as source:
+        assert [thread.daemon for thread in reading()] == [True]  # a driver may never return
         assert number_of(source.newest()) == 0
     assert reading() == []
     assert source.newest() is None
@@ -240,6 +233,25 @@ def test_cameras_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
         VideoError, match="cameras are read on macOS and Linux; give a video file instead"
     ):
         Camera("0")
+
+
+def test_a_camera_that_does_not_open_in_time_is_closed_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, allowed = Device([NOT_YET]), threading.Event()
+
+    def ask(name: str, **options: Any) -> Device:
+        assert allowed.wait(60)
+        return device(name, **options)
+
+    monkeypatch.setattr(av, "open", ask)
+    monkeypatch.setattr(camera, "SILENCE", 0.01)
+    name = "Front camera " * 20
+    said = rf"^camera '\.\.\..*{name[-60:]}' does not open; {camera.ALLOWING[sys.platform]}$"
+    with pytest.raises(VideoError, match=said):
+        Camera(name)
+    allowed.set()
+    wait_for_end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux")

@@ -10,6 +10,7 @@ from smolvlm_mlx.data.columns import IMAGES, VIDEOS, is_near
 from smolvlm_mlx.data.rows import Row
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import FetchError
+from tests.support.messages import text
 from tests.support.pictures import noise
 from tests.support.rows import IMAGE, QUESTION, outcome
 
@@ -51,6 +52,7 @@ def test_a_picture_in_any_usual_column_is_shown(column: str) -> None:
 @pytest.mark.parametrize("column", [*VIDEOS, "video_1"])
 def test_a_video_in_any_usual_column_is_shown(column: str) -> None:
     assert shown(**{column: "a.mp4"}) == [CLIP]
+    assert shown(**{column: "https://a.b/c"}) == [{"type": "video", "url": "https://a.b/c"}]
 
 
 @pytest.mark.parametrize("column", ["file_name", "filename", "image", "img_path"])
@@ -130,6 +132,10 @@ def test_what_is_about_a_picture_is_no_second_one(beside: dict[str, Any]) -> Non
     assert shown(image="x/a.jpg", **beside) == [{**A, "path": "/data/set/x/a.jpg"}]
 
 
+def test_the_name_of_a_video_is_no_second_one() -> None:
+    assert shown(video="x/a.mp4", link="a.mp4") == [{**CLIP, "path": "/data/set/x/a.mp4"}]
+
+
 # ---- what would be lost
 
 
@@ -148,6 +154,7 @@ LOST: list[Any] = [
     *["a.jpg", "b/a.PNG", "my a.webp", "a.mp4", "https://a.b/c.png?size=3", BASE64],
     *["data:image/png;base64,AAAA", b"PNG", DECODED, {"bytes": b"PNG"}, {"path": "a.jpg"}],
     *[["a.jpg", "b.jpg"], [{"bytes": None, "path": "a.tif"}], {"url": "https://a.b/c.png"}],
+    dict.fromkeys(["bytes", "url", "base64", "image", "video"]) | {"path": "a.jpg"},
 ]
 
 
@@ -173,7 +180,9 @@ def test_columns_of_other_things_are_left_alone(value: Any) -> None:
 
 @pytest.mark.parametrize("column", ["image_id", "video_id", "videoID"])
 def test_a_picture_that_is_only_named_is_told(column: str) -> None:
-    assert said(**{column: 123}).startswith(f"{column} names a ")
+    parts = [{"role": "user", "content": [text("Which?")]}]
+    for raw in (QUESTION, {"messages": parts, "answer": "this"}):
+        assert outcome(Row("here", {**raw, column: 123})).startswith(f"{column} names a ")
     assert said(**{column: 123}, image="a.jpg", video="a.mp4") == "this"
 
 

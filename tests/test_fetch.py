@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import io
 import os
 import socket
 import ssl
@@ -11,20 +12,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import FetchError
 from smolvlm_mlx.inputs.addresses import is_public
 from smolvlm_mlx.inputs.fetch import (
+    DEFAULT_LIMITS,
     MAX_IMAGE_BYTES,
     FetchLimits,
     decode_base64,
     fetch,
     fetch_url,
+    read_opened,
     read_path,
 )
 
+import httpx2
 import pytest
 
 SMALL = FetchLimits(max_bytes=1000, timeout=60)
@@ -244,6 +249,23 @@ def test_the_next_address_is_tried() -> None:
         assert get_url(url, resolve=found) == b"picture"
 
 
+def test_each_address_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    shares: list[float] = []
+
+    async def silent(_: object, request: httpx2.Request) -> None:
+        asked.append(request.url.host)
+        shares.append(request.extensions["timeout"]["connect"])
+        raise httpx2.ConnectTimeout("")
+
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", silent)
+    addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    with pytest.raises(FetchError, match=r"no complete answer within 600 s$"):
+        get_url("http://a.b/", FetchLimits(timeout=600), resolve=resolver(addresses))
+    assert asked == addresses
+    assert shares == pytest.approx([200, 300, 600], abs=60)
+
+
 def test_redirect_to_a_private_address() -> None:
     found = resolver(["127.0.0.1"], ["169.254.169.254"])
     reply = answer(b"", "Location: http://inside.example/secret", status="302 Found")
@@ -317,11 +339,11 @@ def test_body_that_ends_early() -> None:
         get(port)
 
 
-def test_chunked_body_that_ends_early() -> None:
+@pytest.mark.parametrize("came", [b"", b"abc"])
+def test_chunked_body_that_ends_early(came: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    script = answer_with(head + b"5\r\nabc")
     with (
-        server(script) as port,
+        server(answer_with(head + b"5\r\n" + came)) as port,
         pytest.raises(FetchError, match="without sending complete message body"),
     ):
         get(port)
@@ -405,11 +427,13 @@ def test_redirects_are_followed_three_times() -> None:
 
     with server(script) as port:
         assert get(port, path="/3") == b"there"
-        with pytest.raises(FetchError, match="more than 3 redirects"):
+        with pytest.raises(FetchError, match=r"more than 3 redirects, the last to 'http://.*/0';"):
             get(port, path="/4")
 
 
 def test_content_encoding_is_refused() -> None:
+    with server(answer(b"x", "Content-Encoding:  Identity ")) as port:
+        assert get(port) == b"x"
     with (
         server(answer(b"x", "Content-Encoding: gzip")) as port,
         pytest.raises(FetchError, match="'gzip'"),
@@ -432,6 +456,16 @@ def test_answer_that_is_not_http(reply: bytes) -> None:
     with (
         server(lambda client, _: client.sendall(reply)) as port,
         pytest.raises(FetchError, match="cannot fetch"),
+    ):
+        get(port)
+
+
+def test_an_answer_has_at_most_a_hundred_headers() -> None:
+    with server(answer(b"x", *["X: y"] * 99)) as port:
+        assert get(port) == b"x"
+    with (
+        server(answer(b"x", *["X: y"] * 100)) as port,
+        pytest.raises(FetchError, match=r"it answers with more than 100 headers$"),
     ):
         get(port)
 
@@ -528,6 +562,7 @@ def test_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         str(file),
         "~/a picture.png",
         file.as_uri(),
+        file.as_uri().replace("file", "FILE"),
         f"file://localhost{file.as_uri()[7:]}",
     ):
         assert fetch(name) == read_path(name) == b"picture"
@@ -544,6 +579,34 @@ def test_path_size(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="holds 20971521 bytes; the limit is 20971520"):
         read_path(file, FetchLimits())
     assert len(read_path(file)) == MAX_IMAGE_BYTES + 1, "the user's own"
+
+
+def test_a_file_may_grow_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, measured = tmp_path / "a", os.fstat
+    file.write_bytes(b"x" * 1000)
+
+    def then_grown(descriptor: int) -> os.stat_result:
+        status = measured(descriptor)
+        with file.open("ab") as more:
+            more.write(b"x" * 9)
+        return status
+
+    monkeypatch.setattr(os, "fstat", then_grown)
+    with pytest.raises(FetchError, match="holds 1001 bytes; the limit is 1000"):
+        read_path(file, SMALL)
+
+
+def test_of_an_open_file_one_byte_more_than_the_limit_is_read() -> None:
+    file = io.BytesIO(bytes(2000))
+    file.seek(1500)
+    assert read_opened(file, SMALL) == bytes(1001)
+    assert file.tell() == 1001
+
+
+def test_limits() -> None:
+    own = FetchLimits(2**30, max_pixels=None, timeout=20.0, allow_paths=True, allow_urls=True)
+    assert own == DEFAULT_LIMITS
+    assert FetchLimits() == replace(own, max_bytes=20 * 2**20)
 
 
 def test_path_that_is_not_a_regular_file(tmp_path: Path) -> None:
@@ -574,6 +637,22 @@ def test_path_that_cannot_be_read(name: str) -> None:
             read(name)
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("", r"^no such file: '\.\.\..*/folder/a\.png'$"),
+        (
+            "file://host/",
+            r"^'\.\.\..*/folder/a\.png' names a file of another machine; write file:///path$",
+        ),
+        ("file://[", r"^'\.\.\..*/folder/a\.png' is not a URL: "),
+    ],
+)
+def test_the_end_of_a_long_path_is_said(start: str, said: str) -> None:
+    with pytest.raises(FetchError, match=said):
+        read_path(f"{start}{'folder/' * 20}a.png")
+
+
 def test_sources_can_be_switched_off(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"picture")
     limits = FetchLimits(allow_paths=False, allow_urls=False)
@@ -582,6 +661,8 @@ def test_sources_can_be_switched_off(tmp_path: Path) -> None:
             fetch(source, limits)
     with pytest.raises(FetchError, match="URLs are not fetched here"):
         fetch("http://example.com/", limits)
+    with pytest.raises(FetchError, match=r": '\.\.\..*/folder/a\.png'; send the bytes as a data"):
+        fetch(f"{'folder/' * 20}a.png", limits)
     assert fetch("data:image/png;base64,YWJj", limits) == b"abc"
 
 
@@ -605,6 +686,9 @@ def test_base64(text: str) -> None:
     assert decode_base64(text) == b"abcd"
 
 
+LONG = "data:image/png;name=abcdefghijklmnopqrstuvwxyz"
+
+
 @pytest.mark.parametrize("size", range(1, 9))
 def test_base64_of_either_alphabet_padded_or_not(size: int) -> None:
     data = bytes(range(255, 255 - size, -1))
@@ -616,13 +700,16 @@ def test_base64_of_either_alphabet_padded_or_not(size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("YWJjZ", "not valid base64"),
+        ("YWJjZ", "^'base64 text' of 8 letters is not valid base64: "),
         ("YWJj*A==", "not valid base64"),
         ("é" * 8, "not valid base64"),
-        ("", "is empty"),
-        ("data:image/png;base64,", "is empty"),
-        ("data:image/png,abc", "is not base64; write data:"),
+        ("", "^'base64 text' is empty$"),
+        ("data:image/png;base64,", "^'data:image/png;base64' is empty$"),
+        ("data:image/png,abc", "^data: URL 'data:image/png' is not base64; write data:image/png;"),
         ("data:image/png;base64", "is not base64; write data:"),
+        (f"{LONG},abc", f"^data: URL '{LONG[:40]}' is not base64"),
+        (f"{LONG};base64,?", f"^'{LONG[:40]}' of 4 letters is not valid base64"),
+        (f"{LONG};base64,", f"^'{LONG[:40]}' is empty$"),
     ],
 )
 def test_base64_that_is_refused(text: str, message: str) -> None:
@@ -640,10 +727,18 @@ def test_base64_size(size: int) -> None:
 def test_text_without_a_scheme() -> None:
     data = bytes(range(60))
     assert fetch(base64.b64encode(data).decode()) == data
-    with pytest.raises(FetchError, match="nor is it the path of an existing file"):
-        fetch("a long name of a picture that is not there at all")
-    with pytest.raises(FetchError, match="nor is it the path of an existing file"):
-        fetch("a_long_name_of_a_picture_that_is_not_there_at_all")
+    name = "a long name of a picture that is not there at all"
+    for text in (name, name.replace(" ", "_"), name.replace(" ", "\0")):
+        with pytest.raises(FetchError, match=r"; nor is it the path of an existing file$"):
+            fetch(text)
+    with pytest.raises(FetchError, match=r"; and local files are not read here$"):
+        fetch(name, FetchLimits(allow_paths=False))
+
+
+def test_few_letters_are_a_path() -> None:
+    assert fetch("A" * 32) == bytes(24)
+    with pytest.raises(FetchError, match=f"^no such file: '{'A' * 31}'$"):
+        fetch("A" * 31)
 
 
 def test_messages_are_short_and_hold_no_base64() -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.errors import FetchError, ImageError
+from smolvlm_mlx.errors import FetchError, ImageError, quote
 from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits
 from smolvlm_mlx.inputs.image import STRANGERS, decode_image, limits_of, load_image
 from smolvlm_mlx.inputs.settings import ImageSettings
@@ -48,6 +48,11 @@ def test_part_that_is_not_one_picture(part: dict[str, Any]) -> None:
 
 def test_orientation_of_a_file_is_applied_and_of_a_picture_not() -> None:
     exif = Image.Exif()
+    for orientation in range(1, 10):
+        exif[0x0112] = orientation
+        turned = decode_image(encoded(draw("RGB", 61, 40), "PNG", exif=exif), DEFAULT_LIMITS)
+        assert turned.size == turned.image.size
+        assert turned.size == ((40, 61) if 5 <= orientation <= 8 else (61, 40))
     exif[0x0112] = 6
     data = encoded(draw("RGB", 61, 40), "PNG", exif=exif)
     assert load_image(data).size == (40, 61)
@@ -153,9 +158,27 @@ def test_a_picture_of_several_says_that_the_first_was_used(kind: str, note: str)
     assert decode_image(still, DEFAULT_LIMITS).note == ""
 
 
-def test_bytes_that_are_nothing_known() -> None:
-    with pytest.raises(ImageError, match="is not a readable picture; give one of JPEG"):
-        load_image(b"\xd7\xcd\xc6\x9a" + b"\0" * 60)
+def test_bytes_that_are_nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the name that was given, unless that is the picture itself."""
+    unknown = b"\xd7\xcd\xc6\x9a" + b"\0" * 56
+    text, url = base64.b64encode(unknown).decode(), f"HTTP://a.b/{'c' * 80}"
+    monkeypatch.setattr("smolvlm_mlx.inputs.image.read_source", lambda *_: unknown)
+    for source, name in (
+        *[(unknown, "the picture"), (text, "the picture"), ("data:,", "the picture")],
+        *[(text[4:], f"'{text[4:]}'"), (url, quote(url))],
+    ):
+        with pytest.raises(ImageError) as caught:
+            load_image(source)
+        assert str(caught.value).startswith(f"{name} is not a readable picture; give one of JPEG")
+
+
+def test_the_end_of_a_long_path_is_said(tmp_path: Path) -> None:
+    path = tmp_path / ("folder " * 20) / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(b"\1" * 9)
+    for source in (path, str(path), {"path": str(path)}, {"image": str(path)}):
+        with pytest.raises(ImageError, match=r"^'\.\.\..*folder /a\.png' is not a readable"):
+            load_image(source)
 
 
 def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +259,7 @@ def test_the_users_own_pictures_may_be_larger(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_a_url_leads_to_has_the_limits_of_strangers() -> None:
+    assert FetchLimits(20 * 2**20, 50_000_000, allow_paths=False) == STRANGERS
     url = "HTTPS://example.com/cat.jpg"
     for part in (url, {"image": url}, {"url": url}, {"type": "image", "url": url}):
         limits = limits_of(part, DEFAULT_LIMITS)
@@ -246,16 +270,18 @@ def test_what_a_url_leads_to_has_the_limits_of_strangers() -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(640, 400), (400, 640)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_large_jpeg_is_decoded_smaller(
-    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, size: tuple[int, int], orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a power of two that leaves the longer side as long as asked, and only above the limit."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(draw("RGB", 640, 400).convert(mode), "JPEG", exif=exif)
+    data = encoded(draw("RGB", *size).convert(mode), "JPEG", exif=exif)
+    monkeypatch.setattr("smolvlm_mlx.inputs.image.MAX_PIXELS", 640 * 400)
     whole = decode_image(data, DEFAULT_LIMITS, edge=100)
-    assert whole.image.size == whole.size == ((640, 400) if orientation == 1 else (400, 640))
+    assert whole.image.size == whole.size == (size if orientation == 1 else size[::-1])
     monkeypatch.setattr("smolvlm_mlx.inputs.image.MAX_PIXELS", 640 * 400 - 1)
     for edge, side in ((640, 640), (321, 640), (320, 320), (100, 160), (80, 80), (1, 80)):
         smaller = decode_image(data, DEFAULT_LIMITS, edge=edge)

@@ -13,7 +13,22 @@ from typing import Any
 
 from smolvlm_mlx.errors import ImageError, SmolVLMError, VideoError
 from smolvlm_mlx.inputs.image import load_image
-from smolvlm_mlx.inputs.kinds import ANIMATION, PICTURE, START, kind_of, wrong_kind
+from smolvlm_mlx.inputs.kinds import (
+    ANIMATION,
+    BOXES,
+    HTML,
+    PDF,
+    PICTURE,
+    SOUND,
+    START,
+    SVG,
+    TEXT,
+    VIDEO,
+    WEIGHTS,
+    Kind,
+    kind_of,
+    wrong_kind,
+)
 from smolvlm_mlx.inputs.media import Attachment, Video, attach
 from tests.support.pdfs import pictures_as_pdf
 from tests.support.pictures import animated, draw, encoded
@@ -179,6 +194,57 @@ def test_a_pdf_is_sent_to_document(tmp_path: Path) -> None:
 def test_a_folder_is_named(tmp_path: Path) -> None:
     for call in (load_image, Attachment, Video, attach):
         assert "is a folder; give a file of it" in said(call, tmp_path)
+
+
+def stream(first: int, step: int, count: int) -> bytes:
+    """Bytes with a G every so often, as MPEG-TS has them."""
+    data = bytearray(first + step * 2 + 9)
+    for place in range(count):
+        data[first + place * step] = ord("G")
+    return bytes(data)
+
+
+def boxes(*brands: str, size: int | None = None) -> bytes:
+    """The beginning of a file of boxes: its brand, and what it is compatible with."""
+    data = b"ftyp" + "".join(brands).encode()
+    return (len(data) + 4 if size is None else size).to_bytes(4) + data
+
+
+# How files begin, beside what is no such file though it begins nearly so.
+BEGINNINGS: list[tuple[bytes, Kind | None]] = [
+    *((b"\0\0\0\x0c" + box + b"qt  ", VIDEO) for box in BOXES),
+    *((b"\0\0\0\x0c" + box + b"qt ", None) for box in BOXES),
+    *[(boxes("M4A ", "isom"), SOUND), (boxes("M4B "), SOUND), (boxes("isom", "avis"), VIDEO)],
+    *[(boxes("avif", "0000", "avis"), ANIMATION), (boxes("avif", "0000", "mif1"), PICTURE)],
+    *[(boxes("avis"), ANIMATION), (boxes("msf1", "hevc"), ANIMATION), (boxes("mif2"), PICTURE)],
+    *[(boxes("heic", "0000", "hevx", size=size), PICTURE) for size in (0, 12, 16)],
+    *[(boxes("mifx"), PICTURE), (boxes("msfx", "0000", "msf1"), ANIMATION)],
+    *[(b"BM" + bytes(8), PICTURE), (b"BM1234\0\0\0", None), (b"BMW drives", TEXT)],
+    *[(b"AB" + bytes(8), None), (b"P6 4 4 255", PICTURE), (b"Pf\n", PICTURE), (b"P7 a", TEXT)],
+    *[(b"PC games", TEXT), (b"P66 a", TEXT), (b"Q6 a", TEXT)],
+    *[(b"RIFF0000WEBPVP8X0000" + bytes([flags]), ANIMATION) for flags in (2, 0x12)],
+    (b"RIFF0000WEBPVP8X0000\x10\2", PICTURE),
+    *[(b"RIFF0000WEBPVP8 0000\2", PICTURE), (b"RIFF0000AVI ", VIDEO), (b"RIFF0000WAVE", SOUND)],
+    *[(b"FORM0000AIFF", SOUND), (b"FORM0000ILBM", TEXT)],
+    *[(b"OggS\0\1vorbis", SOUND), (b"OggS\0OpusHead", SOUND), (b"OggS\0theora", VIDEO)],
+    *[(b"OggS\0theora\1vorbis", VIDEO), (b"OggS\0theora\1Opus", VIDEO)],
+    *((stream(first, step, 3), VIDEO) for first, step in ((0, 188), (4, 192))),
+    *((stream(first, step, 2), None) for first, step in ((0, 188), (4, 192))),
+    *((size.to_bytes(8, "little") + b'{"a"', WEIGHTS) for size in (8, 61, 2**30 - 1)),
+    *[((2**30).to_bytes(8, "little") + b'{"a"', None), (bytes(8) + b'["a"', None)],
+    *[(b" " * 1019 + b"%PDF-", PDF), (b" " * 1020 + b"%PDF-", TEXT)],
+    *[("Ä".encode() * START, TEXT), (b"a" + "Ä".encode() * START, TEXT), (b"\xc4a", None)],
+    *[("a\t\n\r\f\x1b ".encode(code), TEXT) for code in ("utf-8", "utf-16")],
+    *[(b"a\x1f", None), (b"a\0", None), (b"\xff\xfea", TEXT), (b"\xfe\xff\0a", TEXT)],
+    *[(f"\ufeff \r\n{head}".encode(), HTML) for head in ("<HTML", "<head><svg", "<!DocType HTML")],
+    *[(f"\ufeff \r\n{head}".encode(), SVG) for head in ("<SVG", "<?xml <svg", "<!-- --><svg")],
+    *[(b"<!-- -->", TEXT), (b"see <svg", TEXT), (b"see <html", TEXT)],
+]
+
+
+@pytest.mark.parametrize(("start", "kind"), BEGINNINGS, ids=lambda value: repr(value)[:40])
+def test_a_file_is_what_it_begins_as(start: bytes, kind: Kind | None) -> None:
+    assert kind_of(start) is kind
 
 
 def test_sound_of_an_mp4_is_no_video() -> None:

@@ -75,6 +75,11 @@ ONE: dict[str, dict[str, Any]] = {
         "prompt": [{"role": "user", "content": "Which?"}],
         "completion": [{"role": "assistant", "content": "This."}],
     },
+    "TRL prompt and a text": {
+        "images": ["a.png"],
+        "prompt": [{"role": "user", "content": "Which?"}],
+        "completion": "This.",
+    },
     "ms-swift": {"query": "<image>Which?", "response": "This.", "images": ["a.png"]},
     "ms-swift with a marker": {"query": "<img>a.png</img>Which?", "response": "This."},
     "ms-swift messages": {
@@ -263,6 +268,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"question": "a", "answers": ["b", None]}, "no answer: answers holds null, number 2 of 2"),
     ({"question": "a", "answer": b"b"}, "the answer is bytes, not text"),
     ({"question": "a", "choices": ["b", None], "answer": "A"}, "choices holds null"),
+    ({"question": "a", "options": 5, "answer": "A"}, "options is no list of up to 26, nor"),
+    ({"question": "a", **dict.fromkeys("ABD", "b"), "answer": "A"}, "choices is no list of up to"),
+    ({"question": "a", "choices": "A. b", "answer": "A"}, "choices is no list of up to 26, nor"),
+    (
+        {"question": "a", "choices": {"label": ["A", "B"], "text": 5}, "answer": "A"},
+        "choices is no list of up to 26, nor an object or lines by letter",
+    ),
     ({"image": "a.png", "text": "Which?", "answer": "a"}, "neither messages, nor question"),
     ({"image": "a.png", "label": 3}, "neither messages, nor question and answer"),
 ]

@@ -94,6 +94,8 @@ def test_words_are_no_letters(text: str) -> None:
         *[("Rome, I think, and not Paris", "A"), ("it is york", "D"), ("New York or York", "D")],
         *[("York, New York", "C"), ("Ｒｏｍｅ", "B")],
         *[("", None), ("I do not know.", None), ("...", None), ("Ro", None)],
+        *[("I choose A instead", "A"), ("Yes, A instead", "A"), ("Yes. A better one", None)],
+        *[("New\u3000York", "C"), ("It is this:\nb\nof course", None), ("e", None)],
     ],
 )
 def test_chosen_letters(prediction: str, letter: str | None) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options
-from smolvlm_mlx.errors import ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import FetchError, ImageError, PromptError, SmolVLMError
+from smolvlm_mlx.inputs.fetch import FetchLimits
 from smolvlm_mlx.inputs.media import Attachment, Frames, Video
 from smolvlm_mlx.inputs.messages import (
     ImagePart,
     TextPart,
     VideoPart,
+    notes,
     parse_messages,
     user_message,
     with_media,
@@ -140,6 +142,7 @@ def test_frames_are_a_video(form: str) -> None:
     (part,) = message.media_parts
     assert isinstance(part, VideoPart)
     assert isinstance(part.video, Frames)
+    assert (message.media, notes([message])) == ([], [])  # they have no file
 
 
 def test_pictures_stand_before_videos_and_both_before_the_text(file: Path, clip: Path) -> None:
@@ -196,6 +199,8 @@ def test_floats_from_0_to_1_are_the_same_picture(
         ({"type": "picture"}, "image 1: part 'picture' is not 'text', 'image' or 'video'"),
         (io.StringIO("a"), 'the file is open as text; open it with "rb"'),
         (np.zeros((3, 40, 50), np.uint8), r"uint8 (3, 40, 50); put the channels last"),
+        (np.zeros((1, 40, 50), np.uint8), r"uint8 (1, 40, 50); put the channels last"),
+        (np.zeros((4, 40, 50), np.uint8), r"uint8 (4, 40, 50); put the channels last"),
         (np.zeros((2, 40, 50, 3), np.uint8), "this one is uint8 (2, 40, 50, 3)"),
         (np.zeros((40, 50, 3), np.int64), "uint8, or floats from 0 to 1, of (H, W[, 1 | 3 | 4])"),
         (np.zeros((40, 50, 3), bool), "this one is bool"),
@@ -228,6 +233,16 @@ def test_a_video_among_pictures_is_told(clip: Path, file: Path) -> None:
         user_message(QUESTION, videos=file)
     with pytest.raises(SmolVLMError, match="frames as one list"):
         user_message(QUESTION, videos=[PICTURE, PICTURE])
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_paths_and_urls_may_be_refused(kind: str, file: Path) -> None:
+    for key in (kind, "path", "url"):
+        for source in (str(file), "https://example.com/a.png"):
+            part = {"type": kind, key: source}
+            none = FetchLimits(allow_paths=False, allow_urls=False)
+            with pytest.raises(FetchError, match=r"(URLs|local files) are not .* here"):
+                parse_messages([{"role": "user", "content": [part]}], none)
 
 
 # ---- places in a conversation

@@ -34,18 +34,28 @@ def page_of(width: float, height: float, more: str = "") -> str:
     return f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {width} {height}] {more} >>"
 
 
-def error_of(*arguments: object) -> str:
+def error_of(path: Path, *arguments: int) -> str:
+    """What is said of a file, by the end of its name."""
     with pytest.raises(ImageError) as caught:
-        render_page(*arguments)  # type: ignore[arg-type]
-    message = str(caught.value)
+        render_page(path, *arguments)
+    start, name, message = str(caught.value).partition(f"{path.name}'")
+    assert start.startswith("'...")
     assert "\n" not in message
-    return message
+    return f"{name}{message}"
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
+    """Its name is longer than a message may be."""
+    folder = tmp_path / ("folder " * 15)
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def three(folder: Path) -> Path:
     pytest.importorskip("pypdfium2")
-    return pictures_as_pdf(tmp_path / "three.pdf")
+    return pictures_as_pdf(folder / "three.pdf")
 
 
 def test_pages_are_drawn_one_at_a_time_at_a_resolution(three: Path) -> None:
@@ -74,8 +84,11 @@ def test_huge_pages_are_drawn_as_large_as_they_may_be(tmp_path: Path) -> None:
     image = render_page(poster, 1, max_pixels=20_000)
     assert image.size == (200, 100)
     assert image.getpixel((50, 50)) == (255, 255, 255)
+    assert (pdf.MAX_PAGE_PIXELS, pdf.MAX_SIDE) == (2**24, 2**15)
     ribbon = written_pdf(tmp_path / "ribbon.pdf", CATALOG, ONE_PAGE, page_of(14000, 1))
-    assert render_page(ribbon, 1, dpi=1200).width <= pdf.MAX_SIDE
+    assert render_page(ribbon, 1, dpi=1200).size == (pdf.MAX_SIDE, 3)
+    dot = written_pdf(tmp_path / "dot.pdf", CATALOG, ONE_PAGE, page_of(0.5, 0.5))
+    assert render_page(dot, 1, dpi=1200).size == (9, 9)
 
 
 @pytest.mark.usefixtures("three")
@@ -95,32 +108,48 @@ def test_what_is_filled_into_a_form_is_drawn(tmp_path: Path) -> None:
     assert (image.getpixel((75, 25)), image.getpixel((25, 75))) == ((255, 255, 255), (0, 0, 0))
 
 
-def test_what_is_wrong_with_a_file(three: Path, tmp_path: Path) -> None:
+def refused(*_: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_what_is_wrong_with_a_file(
+    three: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = three.read_bytes()
-    (tmp_path / "damaged.pdf").write_bytes(b"%PDF-1.4\n" + b"\xff" * 400)
+    (folder / "damaged.pdf").write_bytes(b"%PDF-1.4\n" + b"\xff" * 400)
     assert "damaged.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(
-        tmp_path / "damaged.pdf", 1
+        folder / "damaged.pdf", 1
     )
-    (tmp_path / "cut.pdf").write_bytes(data[: len(data) // 3])
-    assert "cut.pdf': " in error_of(tmp_path / "cut.pdf", 1)
-    empty = written_pdf(tmp_path / "empty.pdf", CATALOG, "<< /Type /Pages /Kids [] /Count 0 >>")
+    (folder / "cut.pdf").write_bytes(data[: len(data) // 3])
+    assert "cut.pdf': " in error_of(folder / "cut.pdf", 1)
+    empty = written_pdf(folder / "empty.pdf", CATALOG, "<< /Type /Pages /Kids [] /Count 0 >>")
     assert "empty.pdf': it cannot be read; the PDF is damaged or without pages" in error_of(
         empty, 1
     )
-    lost = written_pdf(tmp_path / "lost.pdf", CATALOG, ONE_PAGE)
+    lost = written_pdf(folder / "lost.pdf", CATALOG, ONE_PAGE)
     assert "lost.pdf': page 1 cannot be read" in error_of(lost, 1)
     key = f"<{'41' * 32}>"
     locked = written_pdf(
-        tmp_path / "locked.pdf",
+        folder / "locked.pdf",
         *(CATALOG, ONE_PAGE, page_of(100, 100)),
         f"<< /Filter /Standard /V 1 /R 2 /O {key} /U {key} /P -4 >>",
         trailer="/Encrypt 4 0 R /ID [<41> <41>]",
     )
     assert "locked.pdf': locked with a password; save a copy without it" in error_of(locked, 1)
     assert "there is no page 4; it has 3" in error_of(three, 4)
-    assert "dpi 0 is not in 18..1200" in error_of(three, 1, 0)
-    assert "no such file" in error_of_opening(tmp_path / "missing.pdf")
-    assert "not a file" in error_of_opening(tmp_path)
+    for crop in ("[100 0 200 100]", "[0 100 100 200]"):
+        void = written_pdf(
+            folder / "void.pdf", CATALOG, ONE_PAGE, page_of(100, 100, f"/CropBox {crop}")
+        )
+        assert "void.pdf': page 1 is empty: " in error_of(void, 1)
+    for dpi in (17.9, 1200.1):
+        with pytest.raises(ImageError, match=rf"^dpi {dpi} is not in 18\.\.1200$"):
+            render_page(three, 1, dpi)
+    assert "no such file" in error_of_opening(folder / "missing.pdf")
+    assert "not a file" in error_of_opening(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        assert error_of_opening(three).endswith("three.pdf': cannot be read (Permission denied)")
 
 
 def error_of_opening(path: Path) -> str:
@@ -129,10 +158,10 @@ def error_of_opening(path: Path) -> str:
     return str(caught.value)
 
 
-def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    path = pictures_as_pdf(tmp_path / "a.pdf")
-    assert "is a PDF; to read it, pip install 'smolvlm-mlx[documents]'" in error_of(path, 1)
+    path = pictures_as_pdf(folder / "a.pdf")
+    assert error_of(path, 1) == "a.pdf' is a PDF; to read it, pip install 'smolvlm-mlx[documents]'"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def placed(content: Any, *images: Any, videos: Any = (), role: str = "user") -> 
         ([text("Which?"), {**IMAGE, "index": 0, "text": None}], [text("Which?"), A]),
         ([{**IMAGE, "image": None, "path": None}, text("<b>")], [A, text("<b>")]),
         ([text("Which?")], [A, text("Which?")]),
+        ([{"type": "audio"}], [A, {"type": "audio"}]),
     ],
 )
 def test_one_picture(content: Any, parts: list[Any]) -> None:

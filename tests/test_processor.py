@@ -17,6 +17,8 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE, ChatTemplate, image_text
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.inputs.tiles import make_tiles, normalize, plan_tiles
+from smolvlm_mlx.inputs.tokenizer import special_tokens
+from smolvlm_mlx.inputs.video import VideoSampling
 from smolvlm_mlx.training.dataset import make_example
 from tests.support.checkpoints import load_processor
 from tests.support.family import FIRST, SECOND
@@ -192,6 +194,33 @@ def test_files_that_do_not_fit_the_model(tiny: Path) -> None:
     other = replace(config, vision_config=replace(config.vision_config, image_size=128))
     with pytest.raises(CheckpointError, match="tiles of 64 pixels, the vision tower wants 128"):
         Processor.from_folder(tiny, other)
+
+
+def test_a_tokenizer_without_a_token_for_pictures_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["added_tokens"] = [each for each in raw["added_tokens"] if each["content"] != "<image>"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(
+        CheckpointError, match=r"^tokenizer\.json: no <image> token; copy tokenizer"
+    ):
+        load_processor(folder)
+
+
+def test_what_a_checkpoint_says_of_templates_and_videos_counts(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ bos_token }}"}')
+    raw = json.loads((folder / "preprocessor_config.json").read_text())
+    raw["video_sampling"] = {"fps": 2, "max_frames": 3, "video_size": {"longest_edge": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(raw))
+    own = load_processor(folder)
+    assert own.template.source == "{{ bos_token }}"
+    assert own.template.special_tokens == special_tokens(folder) != {}
+    assert own.sampling == VideoSampling(2, 3, 32)
+    assert own.one_tile.given == {"split": False, "longest_edge": 32}
+    bare = Processor(own.tokenizer, own.settings, 4)
+    assert (bare.template.source, bare.template.special_tokens) == (FAMILY_TEMPLATE, {})
+    assert bare.sampling == VideoSampling(longest_edge=own.settings.tile_size)
 
 
 def test_settings_that_transformers_5_saved_are_read(tiny: Path, tmp_path: Path) -> None:

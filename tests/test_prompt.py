@@ -269,11 +269,11 @@ def test_homes_of_the_template_as_transformers_has_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
 def test_of_several_templates_the_one_named_default_is_used(name: str, tmp_path: Path) -> None:
-    named = [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
+    named = ["odd", {"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]
     for several in (named, {"rag": "a", "default": "b"}):
         (tmp_path / name).write_text(json.dumps({"chat_template": several}))
         assert chat_template(tmp_path) == "b"
-    (tmp_path / name).write_text(json.dumps({"chat_template": named[:1]}))
+    (tmp_path / name).write_text(json.dumps({"chat_template": named[:2]}))
     with pytest.raises(CheckpointError) as raised:
         chat_template(tmp_path)
     assert str(raised.value) == (
@@ -563,7 +563,24 @@ def test_all_hostile_templates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kilobytes < template.MEMORY / 1024
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("'Roles must\talternate'", "Roles must alternate"),
+        ("'<a at 0xF0a> b'", "<a> b"),
+        ("'x' * 167", "x" * 167),
+        ("'x' * 168", "x" * 164 + "..."),
+    ],
+)
+def test_what_a_template_raises_is_said_in_one_line(raised: str, said: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        render(f"{{{{ raise_exception({raised}) }}}}")
+    start = "the checkpoint's chat template fails: jinja2.exceptions.TemplateError: "
+    assert str(caught.value) == start + said
+
+
 def test_a_long_conversation_is_no_hostile_one() -> None:
+    assert (template.MEMORY, template.MAX_CHARACTERS) == (2**29, 2**24)
     source = FAMILY_TEMPLATE + "{# changed #}"
     messages = [user_message("word " * 200, [PICTURE]) for _ in range(300)]
     assert render(source, messages) == render(None, messages)

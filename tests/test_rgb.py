@@ -67,6 +67,13 @@ def test_a_transparent_picture_lies_on_white(mode: str) -> None:
     assert squares(load_image(three().convert(mode))) == ON_WHITE
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1)])
+def test_a_grey_array_has_its_value_in_each_channel(shape: tuple[int, ...]) -> None:
+    values = np.arange(6, dtype=np.uint8)
+    loaded = np.asarray(load_image(values.reshape(shape)))
+    assert np.array_equal(loaded, values.reshape(2, 3, 1).repeat(3, axis=2))
+
+
 @pytest.mark.parametrize("mode", ["LA", "La"])
 def test_transparent_grey_lies_on_white(mode: str) -> None:
     grey = Image.new("LA", (2, 2), (10, 128)).convert(mode)
@@ -143,9 +150,11 @@ def test_a_picture_that_changes_afterwards_is_not_ours() -> None:
         (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),  # 16 bits: scaled
         # Nothing to clip: as in the reference.
         (np.array([[0, 200, 255]], np.uint16), [0, 200, 255]),
+        (np.array([[0, 128, 256]], np.uint16), [0, 0, 1]),
         (np.array([[0, 25700, 65535]], np.int32), [0, 100, 255]),
         (np.array([[0, 0.2, 1]], np.float32), [0, 51, 255]),
         (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
+        (np.array([[0, 1, 2]], np.float32), [0, 1, 2]),
     ],
 )
 @pytest.mark.parametrize("as_file", [True, False])

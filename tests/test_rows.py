@@ -2,12 +2,14 @@
 in a line."""
 
 import base64
+import csv
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.data.rows import Row, read_rows, rows_fingerprint
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, ImageError
 from smolvlm_mlx.inputs.image import load_image
@@ -19,14 +21,15 @@ import pytest
 from PIL import Image
 
 
-def test_bad_lines_are_rows(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_bad_lines_are_rows(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
     good = json.dumps(
         {**QUESTION, "image": "a.png", "category": "a\u2028b\x85c"}, ensure_ascii=False
     )
     file.write_text(f"\ufeff{good}\n\n  \n{{bad\n5\n{'[' * 100_000}\n{good}", encoding="utf-8")
     rows = read_rows(str(file))
-    assert [row.where for row in rows] == [f"data.jsonl:{line}" for line in (1, 4, 5, 6, 7)]
+    assert [row.where for row in rows] == [f"{name}:{line}" for line in (1, 4, 5, 6, 7)]
     said = ["this", "no JSON (Expecting property name", "a int, not an object", "no JSON (", "this"]
     assert all(outcome(row).startswith(start) for row, start in zip(rows, said, strict=True))
     assert make_sample(rows[0]).messages[0]["content"][0] == {
@@ -42,10 +45,10 @@ UNREADABLE = "cannot be read (.*); it must be JSON lines in UTF-8"
     ("content", "said"), [("", "no rows"), ("\n \n", "no rows"), ('{}\n"é"', UNREADABLE)]
 )
 def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text(content, encoding="latin-1")
-    with pytest.raises(DataError, match=rf"data\.jsonl: {said}$"):
-        read_rows(file)
+    for name in ("data.jsonl", "data.json"):
+        (tmp_path / name).write_text(content, encoding="latin-1")
+        with pytest.raises(DataError, match=rf"{name}: {said}$"):
+            read_rows(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,11 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: 
         DataError, match=r"no such file or folder, and no hub dataset id like owner/name$"
     ):
         read_rows(source)
+
+
+def test_the_end_of_a_long_name_is_said() -> None:
+    with pytest.raises(DataError, match=r"^'\.\.\..*/folder/a\.jsonl': no such file or folder"):
+        read_rows(f"{'folder/' * 20}a.jsonl")
 
 
 @pytest.mark.parametrize("source", [".", "owner/name"])
@@ -151,12 +159,14 @@ def only_row(file: Path, content: str) -> Any:
     [
         ("data.json", json.dumps([RAW], indent=2)),
         ("data.json", json.dumps({"version": 1, "data": [RAW]})),
+        ("data.json", json.dumps({"tags": ["a"], "notes": [], "data": [RAW]})),
         ("data.json", json.dumps({"1": RAW})),
         ("data.json", json.dumps(RAW)),
         ("data.json", json.dumps(RAW) + "\n"),
         ("data.json", "\ufeff" + json.dumps([RAW])),
         ("data.jsonl", json.dumps(RAW)),
         ("data.jsonl", json.dumps([RAW], indent=2)),
+        ("data.jsonl", "\ufeff" + json.dumps([RAW])),
         ("data.JSON", json.dumps([RAW])),
         ("data.txt", json.dumps(RAW)),
     ],
@@ -186,7 +196,8 @@ def test_cells_may_be_json_and_rows_may_be_wrong(tmp_path: Path) -> None:
         'Which?,a,"[""a"", ""b""]"\n'
         "Which?\n"
         "Which?,a,b,c\n"
-        '"Which\n?",[a,\n'
+        '"Which\r\n?",[a,\n',
+        newline="",
     )
     rows = read_rows(file)
     assert [row.where for row in rows] == [f"data.csv:{line}" for line in (2, 3, 4, 5, 7)]
@@ -194,6 +205,7 @@ def test_cells_may_be_json_and_rows_may_be_wrong(tmp_path: Path) -> None:
         *["2", "a", "not 3 cells, as the header has", "not 3 cells, as the header has", "[a"]
     ]
     assert make_sample(rows[1]).choices == ("a", "b")
+    assert make_sample(rows[4]).messages[0]["content"] == "Which\r\n?"
 
 
 def test_cells_may_be_lists_as_pandas_writes_them(tmp_path: Path) -> None:
@@ -202,8 +214,8 @@ def test_cells_may_be_lists_as_pandas_writes_them(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("question,answer,answer\nWhich?,a,b\n")
-    with pytest.raises(DataError, match=r"two columns are named 'answer'; rename one$"):
+    (tmp_path / "data.csv").write_text("question,answer,answer,question\nWhich?,a,b,c\n")
+    with pytest.raises(DataError, match=r"two columns are named 'question'; rename one$"):
         read_rows(tmp_path / "data.csv")
 
 
@@ -212,7 +224,7 @@ def test_a_picture_in_a_cell(tmp_path: Path) -> None:
     picture = noise(400, 400)
     picture.save(tmp_path / "a.png")
     cell = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
-    assert len(cell) > 131_072  # csv's usual limit
+    csv.field_size_limit(131_072)  # as it usually is
     header = "index\timage\tquestion\tA\tB\tC\tanswer\tcategory\tsplit"
     (tmp_path / "bench.tsv").write_text(
         f"{header}\n0\t{cell}\tWhich?\tcat\tdog\t\tB\tanimals\tdev\n"
@@ -221,6 +233,7 @@ def test_a_picture_in_a_cell(tmp_path: Path) -> None:
     made = make_sample(row)
     assert load_image(made.messages[0]["content"][0]).size == (400, 400)
     assert (made.choices, made.answers, made.category) == (("cat", "dog"), ("B",), "animals")
+    assert csv.field_size_limit() == 2**31 - 1
 
 
 @pytest.mark.parametrize(
@@ -307,10 +320,11 @@ def test_a_class_is_its_name(tmp_path: Path, hub: Any) -> None:
     """Which datasets store by number."""
     label = hub.ClassLabel(names=["cat", "dog"])
     features = hub.Features(question=hub.Value("string"), label=label)
-    data = {"question": ["Which?"] * 3, "label": [1, -1, None]}
+    data = {"question": ["Which?"] * 4, "label": [1, 0, -1, None]}
     hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
     rows = read_rows(tmp_path)
-    assert [outcome(row) for row in rows] == ["dog", *["no answer: label is null"] * 2]
+    assert [outcome(row) for row in rows] == ["dog", "cat", *["no answer: label is null"] * 2]
+    assert len({rows_fingerprint([row]) for row in rows}) == 4
 
 
 def test_a_dataset_that_was_saved_to_disk(tmp_path: Path, hub: Any) -> None:
@@ -328,11 +342,32 @@ def test_a_file_has_no_subsets(tmp_path: Path) -> None:
 
 def test_a_parquet_file(tmp_path: Path, hub: Any) -> None:
     image = {"bytes": b"no picture", "path": None}
-    data = {"image": [image], "question": ["Which?"], "answer": [3]}
-    features = hub.Features(
-        image=hub.Image(), question=hub.Value("string"), answer=hub.Value("int64")
-    )
-    hub.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "data.parquet")
-    (row,) = read_rows(tmp_path / "data.parquet")
-    assert make_sample(row).messages[0]["content"][0] == {**IMAGE, "image": b"no picture"}
-    assert outcome(row) == "3"
+    data = {"image": [image], "video": ["a.mp4"], "question": ["Which?"], "answer": [3]}
+    texts = {name: hub.Value("string") for name in ("video", "question")}
+    features = hub.Features(image=hub.Image(), answer=hub.Value("int64"), **texts)
+    file = tmp_path / "data.parquet"
+    hub.Dataset.from_dict(data, features=features).to_parquet(file)
+    (row,) = read_rows(file)
+    clip = {"type": "video", "path": str(tmp_path / "a.mp4")}
+    assert make_sample(row).messages[0]["content"][:2] == [clip, {**IMAGE, "image": b"no picture"}]
+    assert (outcome(row), row.where) == ("3", f"{file}:1")
+    assert isinstance(row.raw, Mapping)
+    assert ("caption" in row.raw, len(row.raw)) == (False, 4)
+
+
+# ---- which rows they were
+
+
+def test_a_fingerprint_of_rows_is_that_of_their_text() -> None:
+    """It is kept beside what was made of them, and tells other rows."""
+    kept, broken = "d0d5982f24d7732d", Row("a:2", DataError("no JSON"))
+    for picture in (b"1", b"2"):
+        row = Row("a:1", {"image": picture, "answer": "é"})
+        assert rows_fingerprint([row, broken]) == kept
+    others = [[row], [broken, row], [Row("a:1", {"answer": "e"}), broken], [Row("b:1", 1)]]
+    assert len({kept, *map(rows_fingerprint, others)}) == 5
+
+
+def test_cells_of_a_table_may_have_any_keys(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("question,answer\nWhich?,\"{(1, 2): 'a', 'b': 'c'}\"\n")
+    assert len(rows_fingerprint(read_rows(tmp_path / "data.csv"))) == 16

@@ -1,6 +1,7 @@
 """Rows of all forms to conversations; what is wrong with a row is said of that row."""
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,14 @@ def test_a_number_among_numbers_is_the_one_that_is_written_so(
     assert sample(question="Which?", choices=choices, answer=answer).answers == (right,)
 
 
-@pytest.mark.parametrize("answer", ["b", "(B)", "B. that", "That", "that ", 1, ["that", "no"]])
+@pytest.mark.parametrize(
+    "answer", ["b", "(B)", "B. that", "That", "that ", 1, ["that", "no"], ["no", "that"]]
+)
 def test_the_letter_of_the_answer_is_learned_however_it_is_given(answer: object) -> None:
     name = "answers" if isinstance(answer, list) else "answer"
-    made = sample(question="Which?", choices=["this", "that"], **{name: answer})
-    assert made.whole[-1]["content"] == "B"
+    for picture in ({}, {"image": "b.png"}):
+        made = sample(question="Which?", choices=["this", "that"], **{name: answer}, **picture)
+        assert made.whole[-1]["content"] == "B"
 
 
 def test_what_the_conversation_says_is_learned_and_the_answers_are_compared() -> None:
@@ -136,6 +140,7 @@ ANSWERS: list[Any] = [
     ({"answer": {"total": "12.50", "é": None}}, ('{"total": "12.50", "é": null}',)),
     *[({"answer": [1, 2.5]}, ("[1, 2.5]",)), ({"answer": True}, ("true",))],
     ({"answers": [{"answer": "red", "answer_id": 1}, {"answer": "blue"}]}, ("red", "blue")),
+    ({"answer": {"when": date(2026, 1, 2)}}, ('{"when": "2026-01-02"}',)),
     ({"answers": [["a"], False, {"b": 1}]}, ('["a"]', "false", '{"b": 1}')),
 ]
 
@@ -227,6 +232,7 @@ def test_turns() -> None:
     assert made.answers == ("Yes.",)
 
 
+SAYS_NOTHING = "the assistant's last message is empty"
 WRONG: list[tuple[Any, str]] = [
     *[(["question"], "a list, not an object"), (None, "a NoneType, not an object")],
     *[
@@ -249,8 +255,11 @@ WRONG: list[tuple[Any, str]] = [
     *[({"question": "Which?", **none}, "no answer: ") for none in NO_ANSWERS],
     *[({"messages": [USER], **none}, "no answer: ") for none in NO_ANSWERS],
     *[
-        ({"messages": [USER, {**ASSISTANT, "content": empty}]}, "no answer")
-        for empty in ("", None, [], [text(" ")])
+        ({"messages": [USER, {**ASSISTANT, "content": empty}]}, f"no answer: {said}")
+        for empty, said in (
+            *[("", SAYS_NOTHING), (None, SAYS_NOTHING), ([], SAYS_NOTHING)],
+            ([text(" ")], "the conversation is empty"),
+        )
     ],
     *[
         ({"messages": wrong}, "messages is no list")
@@ -260,6 +269,8 @@ WRONG: list[tuple[Any, str]] = [
         ({"messages": [USER, {**ASSISTANT, "content": wrong}]}, "the assistant's ")
         for wrong in (["Hi"], [IMAGE, text("Hi")], [{"type": "thinking", "thinking": "Hm"}])
     ],
+    ({"messages": [ASSISTANT]}, "no question: nothing is said before the answer"),
+    ({"messages": [{**USER, "images": []}, ASSISTANT]}, "This."),
     *[
         ({"messages": [{**USER, key: value}, ASSISTANT]}, "message 1 holds a picture or video")
         for key, value in (("images", ["a.png"]), ("image", "a.png"), ("video", b"MP4"))

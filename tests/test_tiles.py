@@ -90,6 +90,42 @@ def test_resize_in_two_threads_is_exact(
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(picture.resize(to, filter)))
 
 
+@pytest.mark.parametrize(
+    ("size", "to", "count"),
+    [
+        # Both sides, one, none.
+        *[((10, 10), (5, 5), 2), ((10, 10), (20, 15), 2), ((10, 10), (5, 10), 1)],
+        *[((10, 10), (10, 15), 1), ((10, 10), (10, 10), 0)],
+        # As many pixels as are worth it.
+        *[((9, 11), (5, 5), 0), ((20, 20), (10, 10), 2), ((20, 21), (10, 10), 0)],
+        # What Pillow does in the other order.
+        *[((10, 10), (8, 6), 2), ((10, 10), (8, 5), 0), ((10, 10), (12, 9), 0)],
+        *[((10, 10), (12, 10), 1), ((10, 10), (10, 5), 0)],
+        # What has no halves.
+        *[((100, 1), (50, 1), 0), ((100, 2), (50, 2), 1), ((10, 10), (1, 10), 0)],
+        ((10, 10), (2, 10), 1),
+    ],
+)
+def test_sides_are_resized_in_two_threads_where_that_is_worth_it(
+    size: tuple[int, int], to: tuple[int, int], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves: list[Any] = []
+
+    class Pool(ThreadPoolExecutor):
+        def map(self, work: Any, *items: Any) -> Any:  # type: ignore[override]
+            halves.append(items)
+            return super().map(work, *items)
+
+    monkeypatch.setattr("smolvlm_mlx.inputs.tiles.THREADED_PIXELS", (100, 400))
+    picture = draw("RGB", *size)
+    for filter in (Image.Resampling.NEAREST, Image.Resampling.LANCZOS):
+        halves.clear()
+        with Pool(2) as pool:
+            ours = resize(picture, to, pool, filter)
+        assert len(halves) == (0 if filter == Image.Resampling.NEAREST else count)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(picture.resize(to, filter)))
+
+
 def test_order_of_tiles() -> None:
     """Row by row, then the whole picture: four quarters of one colour each."""
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
@@ -133,6 +169,9 @@ def test_sizes_of_the_two_resizes() -> None:
     assert plan_tiles((1600, 1065), SMALL_MODEL).resized == (2048, 1364)
     # 5000 x 3334, then 4096 at most.
     assert plan_tiles((300, 200), replace(SMALL_MODEL, longest_edge=5000)).resized == (4096, 2731)
+    for size, resized in {(9000, 1): (2048, 1), (1, 9000): (1, 2048)}.items():
+        assert plan_tiles(size, SMALL_MODEL).resized == resized
+    assert plan_tiles((65_535, 1), replace(SMALL_MODEL, longest_edge=5000)).resized == (4096, 1)
     assert plan_tiles((1600, 1067), replace(SMALL_MODEL, split=False)) == TileLayout(
         0, 0, (2048, 1366), (512, 512)
     )
@@ -220,7 +259,9 @@ def test_settings_from_dict() -> None:
     expected = ImageSettings(512, 2048, False, None, (0.5, 0.4, 0.3), (1, 1, 1), 0.5)
     assert ImageSettings.from_dict(raw) == expected
     # The reference's class defaults.
-    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364)
+    half = (0.5, 0.5, 0.5)
+    usual = ImageSettings(364, 4 * 364, True, None, half, half, 1 / 255, resample=1)
+    assert ImageSettings.from_dict({}) == ImageSettings(364, 4 * 364) == usual
 
 
 def test_settings_name_every_problem() -> None:
@@ -249,6 +290,13 @@ def test_settings_name_every_problem() -> None:
         "do_resize",
     ):
         assert f"{name} is " in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [0, 0.0, -1, True, "1"])
+def test_a_factor_is_above_nothing(wrong: object) -> None:
+    said = f"^preprocessor_config.json: rescale_factor is {wrong!r}, must be a number above 0$"
+    with pytest.raises(ImageError, match=said):
+        ImageSettings.from_dict({"rescale_factor": wrong})
 
 
 def test_settings_that_are_switched_off_are_those_that_change_nothing() -> None:

@@ -52,6 +52,30 @@ def test_a_rate_that_the_file_names_wrongly_is_measured() -> None:
     assert (told.fps, told.duration) == pytest.approx((30, 10))
 
 
+@pytest.mark.parametrize(
+    ("times", "last", "want"),
+    [
+        ([5.0], 0.0, (10, True, 0.1)),
+        ([5.0], 5.0, (0.2, False, 5)),
+        ([0.0, 0.1, 0.2], 0.15, (10, True, 0.3)),
+        ([0.0, 0.1, 0.2], 0.2, (7.5, False, 0.4)),
+        ([0.0, 0.1, 0.2], 0.25, (3 / 0.45, False, 0.45)),
+        ([0.0, 0.1, 1.0], 0.0, (3 / 1.9, False, 1.9)),
+        ([0.0, 0.1, 1.0], 0.5, (2, False, 1.5)),
+        ([0.0, 0.15, 0.2], 0.1, (10, False, 0.3)),
+        ([0.0, 0.0], 0.0, (20, False, 0.1)),
+        ([0.0, 0.5, 1.0], 0.0, (2, True, 1.5)),
+        ([0.0, 0.5, 1.0], 0.7, (2, True, 1.5)),
+        ([0.0, 0.5, 1.0], 0.8, (3 / 1.8, False, 1.8)),
+    ],
+)
+def test_rate_and_length(times: list[float], last: float, want: tuple[float, bool, float]) -> None:
+    """At 10 a second, as the file says."""
+    told = timeline(times, last=last)
+    assert told.is_constant is want[1]
+    assert (told.fps, told.duration) == pytest.approx(want[::2])
+
+
 def test_times_in_any_order_count_from_the_first() -> None:
     told = timeline([1.6, 1.4, 1.5, 9.0], last=2.0)
     assert told.times.tolist() == pytest.approx([0, 0.1, 0.2, 7.6])
@@ -68,6 +92,8 @@ def test_a_long_last_frame_is_not_the_end() -> None:
     assert chosen == pytest.approx([0, 1, 2, 3], abs=0.05)
     part = choose(told, VideoSampling(start=50, end=55))
     assert part == [30]
+    told = timeline([*range(11)], last=10)
+    assert choose(told, VideoSampling(start=5, end=20, max_frames=4)) == [5, 8, 10]
 
 
 def test_a_part_of_a_variable_rate_is_chosen_by_the_clock() -> None:
@@ -97,3 +123,10 @@ def test_times_go_on_where_another_count_begins(
     stamps: list[float | None], want: list[float]
 ) -> None:
     assert list(unwrap(stamps, 0.1, 10)) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "want"), [(4.0, -16.0), (3.0, 1.0), (30.0, 10.0), (30.5, 1.0), (19.0, -1.0)]
+)
+def test_frames_go_back_and_ahead_so_far(stamp: float, want: float) -> None:
+    assert list(unwrap([20.0, stamp], 1, 10)) == [0, want]

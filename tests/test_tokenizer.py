@@ -101,6 +101,17 @@ def test_user_text_is_kept_as_it_is(tokenizer: Tokenizer) -> None:
         )
 
 
+def test_the_longest_added_token_is_found_and_one_of_a_letter_is_text(tiny: Path) -> None:
+    library = BPETokenizer.from_file(str(tiny / "tokenizer.json"))
+    library.add_tokens(["é", "<>", "<>x"])
+    tokenizer = Tokenizer(library)
+    longest, shorter = (tokenizer.added[token] for token in ("<>x", "<>"))
+    letter = tokenizer.encode_text("é")
+    assert letter != [tokenizer.added["é"]]
+    assert tokenizer.encode_prompt("<>xé<>", "\ufdd0") == [longest, *letter, shorter]
+    assert tokenizer.guard("a<é>", "|") == "a<|é>"
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc80b", "<\ud83d>"])
 def test_half_a_character(text: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptError, match="half a surrogate pair"):

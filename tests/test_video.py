@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from threading import Event
@@ -19,13 +20,16 @@ from smolvlm_mlx.errors import FetchError, PromptError, VideoError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.inputs.fetch import FetchLimits
 from smolvlm_mlx.inputs.media import VIDEO_SUFFIXES, Attachment, Video, attach, is_named_video
 from smolvlm_mlx.inputs.video import (
+    LIMITS,
     Clip,
     VideoSampling,
     decode,
     decode_in_steps,
     in_words,
+    read_video,
     sample,
     words,
 )
@@ -56,17 +60,41 @@ from PIL import Image
         (50, 10, {"start": 2, "end": 4}, [20, 39]),
         (50, 10, {"start": 4.9, "end": 100}, [49]),
         (50, 10, {"start": 100}, [49]),
+        (50, 10, {"start": 4}, [40]),
+        (50, 10, {"end": 2}, [0, 19]),
+        (100, 10, {"end": 2.5}, [0, 24]),
+        (100, 10, {"end": 2.6}, [0, 12, 25]),
+        (100, 100, {"fps": 100, "start": 0.29, "end": 0.57}, list(range(29, 57))),
+        # So much longer than frames are wanted of it, and just not.
+        (61, 10, {"max_frames": 4}, [10, 23, 37, 51]),
+        (60, 10, {"max_frames": 4}, [0, 19, 39, 59]),
+        (5, 2.4, {"fps": 0.05, "max_frames": 1}, [0]),
     ],
 )
 def test_sampling(count: int, fps: float, values: dict[str, Any], want: list[int]) -> None:
     assert sample(count, fps, VideoSampling().changed(values)) == want
 
 
+def test_sampling_that_a_checkpoint_names() -> None:
+    usual = VideoSampling(1.0, 64, 512, with_times=True, start=None, end=None)
+    assert VideoSampling() == usual
+    nothing: list[Any] = [None, {}, 0]
+    for size in nothing:
+        given = VideoSampling.from_dict({"video_sampling": {"video_size": size}}, 96)
+        assert given == replace(usual, longest_edge=96)
+    for size in (384, {"longest_edge": 384}):
+        sampling = {"fps": 2, "max_frames": 8, "video_size": size}
+        given = VideoSampling.from_dict({"video_sampling": sampling}, 96)
+        assert given == VideoSampling(2, 8, 384)
+    first = VideoSampling(float("inf"), 50, 96, with_times=False)
+    assert VideoSampling.from_dict({"video_sampling": None}, 96) == first
+
+
 def test_the_first_family_takes_fifty_frames_without_words() -> None:
     sampling = VideoSampling.from_dict({}, 64)
     assert len(sample(3000, 30, sampling)) == 50
     assert sample(20, 30, sampling) == list(range(20))
-    assert set(words(Clip((None,) * 3, (0.0,) * 3, 1.0), sampling.with_times)) == {""}
+    assert words(Clip((None,) * 3, (0.0,) * 3, 1.0), sampling.with_times) == [""] * 4
 
 
 @pytest.mark.parametrize(
@@ -75,7 +103,14 @@ def test_the_first_family_takes_fifty_frames_without_words() -> None:
         ({"fps": 0}, "fps is 0, not a positive number"),
         ({"fps": "fast"}, "fps is 'fast'"),
         ({"max_frames": 0}, "max_frames is 0"),
-        ({"start": -1}, "start is -1"),
+        *[({"max_frames": 1.5}, "max_frames is 1.5"), ({"max_frames": True}, "max_frames is True")],
+        *[
+            ({"start": -1}, "start is -1"),
+            ({"end": -1}, "end is -1"),
+            ({"end": True}, "end is True"),
+        ],
+        *[({"start": "1"}, "start is '1'"), ({"fps": float("nan")}, "fps is nan, not a positive")],
+        *[({"end": 0}, "end 0 is not after start 0.0"), ({"start": 3, "end": 2}, "end 2 is not")],
         ({"start": 3, "end": 3}, "end 3 is not after start 3"),
     ],
 )
@@ -248,6 +283,11 @@ def test_sound_alone_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Video(tmp_path / "none.mp4")
     with pytest.raises(VideoError, match="a video cannot be of type int"):
         Video(5)
+    data = encode_video(2)
+    assert read_video(data, FetchLimits(max_bytes=len(data))) == data
+    with pytest.raises(VideoError, match=rf"^a video of {len(data)} bytes; the limit is \d+$"):
+        read_video(data, FetchLimits(max_bytes=len(data) - 1))
+    assert FetchLimits(256 * 2**20, timeout=120.0) == LIMITS
 
 
 def repeated(data: bytes, times: int) -> bytes:

@@ -1,6 +1,7 @@
 """Every frame is the one that a player shows at its time, in every container and codec, however its
 key frames lie."""
 
+import io
 import re
 import struct
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs.video import VideoSampling, decode
-from smolvlm_mlx.inputs.video_file import VideoFile
+from smolvlm_mlx.inputs.video_file import TimesError, VideoFile, opened
 from tests.support.videos import (
     CODECS,
     GOPS,
+    called_keys,
     decode_sequentially,
     encode_numbers,
     read_number,
@@ -110,6 +113,65 @@ def test_the_frame_of_a_variable_rate_is_the_one_on_the_screen(container: str) -
         assert seconds[read_number(clip.frames[0])] == max(at for at in seconds if at <= start)
 
 
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[VideoFile]:
+    """Videos whose times were taken from all frames, decoded, which is not quick."""
+    files: list[VideoFile] = []
+    watch = VideoFile.watch
+
+    def counted(file: VideoFile) -> None:
+        files.append(file)
+        watch(file)
+
+    monkeypatch.setattr(VideoFile, "watch", counted)
+    return files
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_times_are_those_of_the_packets_where_they_are_true(
+    container: str, watched: list[VideoFile]
+) -> None:
+    codecs = dict.fromkeys(codec for codec, _ in combinations(container) if codec != "mpeg1video")
+    for codec in codecs:
+        file = VideoFile(encode_numbers(24, container, codec, rate=1))
+        assert list(file.timeline.times) == list(range(24))
+        assert file.timeline.duration == 24
+        untrue = container in ("mpeg", "vob", "h264", "hevc") and codec in ("libx264", "libx265")
+        assert (file in watched) is untrue
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska"])
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video"])
+def test_a_recording_is_read_quickly_wherever_it_begins(
+    container: str, codec: str, watched: list[VideoFile]
+) -> None:
+    gop = GOPS[-1]
+    data = remux(encode_numbers(COUNT, container, codec, gop), container, lambda n, _: n >= 5)
+    assert len(VideoFile(data).timeline.times) == len(decode_sequentially(data))
+    assert watched == []
+
+
+def test_a_recording_without_a_key_frame_is_watched(watched: list[VideoFile]) -> None:
+    def cut(number: int, packet: Any) -> bool:
+        if number == 8:
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return number >= 5
+
+    data = remux(encode_numbers(COUNT, "matroska", "mpeg4", "one key frame"), "matroska", cut)
+    file = VideoFile(data)
+    assert len(file.timeline.times) == len(decode_sequentially(data))
+    assert watched == [file]
+
+
+def test_one_of_which_nothing_can_be_decoded_is_one_line() -> None:
+    def empty(_: int, packet: Any) -> bool:
+        memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    with pytest.raises(VideoError, match=r"^no frame of the video can be decoded, it may be"):
+        VideoFile(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty))
+
+
 def test_a_recording_of_a_screen_is_sampled_by_the_clock() -> None:
     """A frame a second for 20 seconds, then 60 a second for 2."""
     times = [*range(0, 20_000, 1000), *range(20_000, 22_000, 16)]
@@ -159,11 +221,7 @@ def test_an_edit_list_is_obeyed(frames: int) -> None:
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("container", ["matroska", "mp4"])
 def test_what_is_called_a_key_frame_need_not_be_one(container: str, codec: str) -> None:
-    def lie(_: int, packet: Any) -> bool:
-        packet.is_keyframe = True
-        return True
-
-    data = remux(encode_numbers(COUNT, "mp4", codec), container, lie)
+    data = called_keys(encode_numbers(COUNT, "mp4", codec), container)
     check(data, SPARSE)
     check_single(data, Random(0), 3)
 
@@ -214,7 +272,101 @@ def test_half_of_a_download_is_said_and_its_last_whole_frame_is_there(
     assert decode(data, VideoSampling()).note == ""
 
 
-def test_one_frame_is_asked_for_without_decoding_the_others() -> None:
-    file = VideoFile(encode_numbers(250, "mp4", "libx264"))
-    ((number, frame),) = file.frames([200])
-    assert (number, read_number(frame.to_image())) == (200, 200)
+@pytest.mark.parametrize(
+    ("seconds", "note"),
+    [(3.0, ""), (3.1, "its pictures end after 2.0 of 3.1 seconds"), (0.5, ""), (0.0, "")],
+)
+def test_a_second_may_be_missing_of_what_a_file_says(seconds: float, note: str) -> None:
+    data = bytearray(encode_numbers(50, "matroska", "mpeg4"))
+    at = data.index(b"\x44\x89\x88") + 3  # Duration, in milliseconds
+    data[at : at + 8] = struct.pack(">d", seconds * 1000)
+    file = VideoFile(bytes(data))
+    assert (file.timeline.duration, file.note) == (2, note)
+    file.watch()
+    assert (file.timeline.duration, file.note) == (2, note)
+
+
+def test_frames_of_the_most_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_numbers(2, "mp4", "mpeg4")
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 64 * 48)
+    assert len(decode(data, VideoSampling()).frames) == 1
+    monkeypatch.setattr("smolvlm_mlx.inputs.video_file.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match=r"^frames of more than 3071 pixels; make the video small"):
+        VideoFile(data)
+
+
+def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
+    for wrong, said in (
+        (b"\1" * 999, "Invalid data found when processing input"),
+        (encode_numbers(9, "mp4", "mpeg4"), "odd"),
+    ):
+        with pytest.raises(VideoError) as caught, opened(wrong):
+            raise ValueError("odd")
+        start = "the video cannot be decoded, it may be damaged: "
+        assert str(caught.value) == f"{start}'{said}'"
+
+
+def test_frames_are_not_those_of_the_packets_where_one_holds_none() -> None:
+    def empty(number: int, packet: Any) -> bool:
+        if number == 3:
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    file = VideoFile(remux(encode_numbers(COUNT, "mp4", "mjpeg"), "matroska", empty))
+    with pytest.raises(TimesError):
+        list(file.frames([10]))
+    file.watch()
+    ((number, frame),) = file.frames([10])
+    assert (number, read_number(frame.to_image())) == (10, 11)
+
+
+def test_sound_may_be_longer() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        audio: Any = output.add_stream("aac", rate=8000)
+        video: Any = output.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(32):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            samples.sample_rate, samples.pts = 8000, number * 1024
+            output.mux(audio.encode(samples))
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        for _ in range(10):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        output.mux(video.encode(None))
+        output.mux(audio.encode(None))
+    whole = VideoFile(file.getvalue())
+    assert (whole.timeline.duration, whole.note) == (1, "")
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_a_rate_is_constant_in_every_container(container: str) -> None:
+    codec = next(codec for codec, _ in combinations(container))
+    told = VideoFile(encode_numbers(COUNT, container, codec)).timeline
+    assert told.is_constant
+    assert (told.fps, told.duration) == pytest.approx((25, COUNT / 25))
+
+
+@pytest.mark.parametrize(
+    ("container", "times", "duration"),
+    [
+        ("mp4", [0, 40, 80, 1000], 1.04),
+        ("matroska", [0, 1000, 1040], 1.08),
+        ("flv", [0, 40, 80, 1000], 1.92),  # which does not say it: as long as the one before
+    ],
+)
+def test_the_last_frame_is_shown_as_long_as_its_packet_says(
+    container: str, times: list[int], duration: float
+) -> None:
+    codec = "flv" if container == "flv" else "mpeg4"
+    file = VideoFile(encode_numbers(len(times), container, codec, GOPS[-1], times=times))
+    assert file.timeline.duration == pytest.approx(duration)
+    file.watch()
+    assert file.timeline.duration == pytest.approx(duration)
+
+
+@pytest.mark.parametrize(("late", "is_constant"), [(18, True), (25, False)])
+def test_a_rate_is_not_constant_if_a_frame_is_late(late: int, is_constant: bool) -> None:
+    times = [number * 40 + late * (number == 3) for number in range(30)]
+    told = VideoFile(encode_numbers(30, "matroska", "mpeg4", GOPS[-1], times=times)).timeline
+    assert told.is_constant is is_constant

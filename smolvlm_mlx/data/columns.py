@@ -296,8 +296,7 @@ def holds_media(value: object) -> bool:
             return True
         return _suffix(value) in PICTURE_SUFFIXES + VIDEO_SUFFIXES
     if isinstance(value, Mapping):
-        inner = [each for each in value.values() if each is not None]
-        return bool(inner) and set(value) <= _SOURCES and any(map(holds_media, inner))
+        return set(value) <= _SOURCES and any(map(holds_media, value.values()))
     return isinstance(value, list | tuple) and len(value) > 0 and holds_media(value[0])
 
 
@@ -311,7 +310,7 @@ def _is_beside(column: str, value: object, media: Sequence[RawPart]) -> bool:
     shown = [part.get("path") or part.get("url") for part in media if part["type"] == kind]
     if not shown:
         return False
-    names = {Path(str(source)).name for source in shown if source is not None}
+    names = {Path(str(source)).name for source in shown}
     return value.startswith(("http://", "https://")) or None in shown or Path(value).name in names
 
 

@@ -46,10 +46,10 @@ def place(
             [next(filled) if isinstance(p, _Slot) and p.kind == kind else p for p in parts]
             for parts in contents
         ]
-        user = next((n for n, m in enumerate(messages) if m["role"] == "user"), None)
-        if first and user is None:
-            raise DataError(f"{len(pool)} {kind}s, and no message of a user to show them in")
-        if first and user is not None:
+        if first:
+            user = next((n for n, m in enumerate(messages) if m["role"] == "user"), None)
+            if user is None:
+                raise DataError(f"{len(pool)} {kind}s, and no message of a user to show them in")
             contents[user] = [*first, *contents[user]]
     return [
         {"role": message["role"], "content": _content(message["content"], parts)}

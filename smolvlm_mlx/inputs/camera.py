@@ -71,7 +71,6 @@ class Camera:
         # Released when there is something new. A Condition that Ctrl-C interrupts may be left half
         # locked, a lock may not.
         self._news = Lock()
-        self._news.acquire()
         self._frame: VideoFrame | None = None  # the newest, until it is taken
         self._missed = 0
         self._opened = self._over = False

@@ -263,9 +263,7 @@ async def _get(
     # A timeout of httpx2 starts anew with each byte; this one ends a drip of bytes as well.
     async with (
         asyncio.timeout(deadline - time.monotonic()),
-        httpx2.AsyncHTTPTransport(
-            verify=ssl.create_default_context(), trust_env=False
-        ) as transport,
+        httpx2.AsyncHTTPTransport(verify=ssl.create_default_context()) as transport,
         contextlib.AsyncExitStack() as opened,
         contextlib.aclosing(await _send(transport, parts, addresses, deadline, opened)) as answer,
     ):

@@ -56,7 +56,7 @@ class Attachment:
         self, source: object, limits: FetchLimits = DEFAULT_LIMITS, name: str | None = None
     ):
         self._limits, self._file = limits_of(source, limits), name or name_of(source)
-        with named(self._file if is_decoded(source) else None):
+        with named(self._file):
             self._source = read_image(source, limits)
         self.name = self._file or "picture"
         decoded = self._decode(PREVIEW_EDGE)
@@ -204,7 +204,7 @@ def is_named_video(path: str | Path) -> bool:
     """Whether a path, or that of a URL, ends as a video's does."""
     name = str(path)
     if name.lower().startswith(("http://", "https://")):
-        name = re.split("[?#]", name, maxsplit=1)[0]
+        name = re.split("[?#]", name)[0]
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 

@@ -260,7 +260,7 @@ class _Index:
                     return
 
         with suppress(av.FFmpegError):
-            file.seek(at, stream=stream, backward=True)
+            file.seek(at, stream=stream)  # or before
             frames = dropwhile(lambda frame: not frame.key_frame, _decode(stream, near(), []))
             first = next(frames, None)
             is_found = first is not None and first.pts is not None and first.pts <= target

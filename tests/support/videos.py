@@ -179,6 +179,16 @@ def remux(
     return file.getvalue()
 
 
+def called_keys(data: bytes, container: str = "mp4") -> bytes:
+    """A video each frame of which is called a key frame."""
+
+    def lie(_: int, packet: Any) -> bool:
+        packet.is_keyframe = True
+        return True
+
+    return remux(data, container, lie)
+
+
 def encode_clip(scenes: list[Scene], container: str, codec: str) -> bytes:
     """A real video of the scenes, each shown for a second, ten frames a second."""
     frames, file = [draw(scene) for scene in scenes for _ in range(10)], io.BytesIO()
