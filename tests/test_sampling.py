@@ -206,8 +206,9 @@ def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top
 def test_what_may_be_sampled_is_transformers_rule_in_1440_combinations() -> None:
     """A temperature changes what top_p keeps, and each limit sees what the one before has left."""
     for seed, limits in enumerate(COMBINATIONS):
-        logits = some_logits(seed)[seed % 3]
-        found = np.array(truncate(mx.array(logits)[None], *limits))[0]
+        rows = some_logits(seed)
+        found = np.array(truncate(mx.array(rows), *limits))[seed % 3]
+        logits = rows[seed % 3]
         np.testing.assert_allclose(
             found, kept(logits, *limits), rtol=1e-5, err_msg=f"{limits} {seed}"
         )
@@ -245,6 +246,7 @@ def tokens_by_hand(logits: np.ndarray, prompt: list[int], options: Options) -> A
     [
         {"repetition_penalty": 1.3},
         {"repetition_penalty": 0.7},
+        {"repetition_penalty": 2.0},
         {"repetition_penalty": 3.0, "repetition_context": 1},
         {"repetition_penalty": 3.0, "repetition_context": 7},
         {"repetition_penalty": 3.0, "repetition_context": 500},
