@@ -244,8 +244,11 @@ def test_cached_and_chunked_equal_whole(tiny: Path) -> None:
 def test_cache_grows_trims_and_makes_masks() -> None:
     cache, rng = KVCache(capacity=2), np.random.default_rng(0)
     parts = [mx.array(rng.standard_normal((1, 2, n, 4), np.float32)) for n in (1, 3, 5)]
+    columns = []
     for part in parts:
         keys, values = cache.update_and_fetch(part, part * 2)
+        columns.append(cache.keys.shape[2])
+    assert columns == [2, 4, 16]  # twice as many, and again, until it is enough
     np.testing.assert_array_equal(np.array(keys), np.array(mx.concatenate(parts, axis=2)))
     np.testing.assert_array_equal(np.array(values), 2 * np.array(keys))
     assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (
@@ -269,15 +272,15 @@ def test_cache_grows_trims_and_makes_masks() -> None:
 def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny, "float32")[0].language_model
     rng, hidden, caches = np.random.default_rng(read), [], []
-    parts = [
-        mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))
-    ] * 2
+    parts = [rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32)] * 2
+    if read == 37:  # and scores that are far apart
+        parts[0] = parts[0] * np.array([1, 100], np.float32)[:, None, None]
     step = Mock(wraps=cpu.decode_step)
     monkeypatch.setattr(cpu, "decode_step", step)
     for each in (model, load(tiny, "float32", fuse=False)[0].language_model):
         cache = each.make_cache(read)
         for layer in cache:
-            layer.update_and_fetch(*parts)
+            layer.update_and_fetch(*map(mx.array, parts))
         hidden.append([np.array(each(mx.array([[token]]), cache)) for token in (5, 9, 200)])
         caches.append([np.array(layer.row()[0][..., : layer.offset, :]) for layer in cache])
     assert step.call_count == 3
@@ -387,6 +390,28 @@ def test_a_batch_holds_no_columns_that_none_of_its_rows_needs() -> None:
     assert (
         np.array(batch.keys[..., : batch.end, :]).tolist() == (3 * np.ones((1, 2, 3, 4))).tolist()
     )
+
+
+def test_a_batch_grows_with_what_comes() -> None:
+    rng = np.random.default_rng(0)
+    rows = [mx.array(rng.standard_normal((1, 2, tokens, 4), np.float32)) for tokens in (3, 9)]
+    batch = BatchKVCache([KVCache.of(row, -row) for row in rows])
+    assert batch.keys.shape[2] == 9 + 256
+    columns = []
+    for tokens in (1, 300, 5, 250, 800):
+        new = mx.array(rng.standard_normal((2, 2, tokens, 4), np.float32))
+        keys, values = batch.update_and_fetch(new, -new)
+        columns.append(batch.keys.shape[2])
+        for number, row in enumerate(rows):
+            rows[number] = mx.concatenate([row, new[number : number + 1]], axis=2)
+            length = rows[number].shape[2]
+            assert batch.offset[number].item() == length
+            for have, want in ((keys, rows[number]), (values, -rows[number])):
+                np.testing.assert_array_equal(
+                    np.array(have[number : number + 1, :, -length:]), np.array(want)
+                )
+    # By as many as there are, or as come.
+    assert columns == [265, 565, 565, 565, 1365]
 
 
 def test_quantized_cache_is_close(tiny: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
-from smolvlm_mlx.events import End, Event, Text
+from smolvlm_mlx.events import End, Event, Reading, Text
+from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import BusyError, Job, Scheduler
@@ -298,6 +299,55 @@ def test_no_more_are_decoded_together_or_wait_than_may(
     for job in jobs:
         job.wait()
     assert max(sizes) == 4
+
+
+def test_answers_go_on_while_a_prompt_is_read(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between each two of its chunks a token, of each answer."""
+    monkeypatch.setattr(prefill, "CHUNK", dict.fromkeys(prefill.CHUNK, 64))
+    long = Asked(engine.processor, "What is this about? " * 20, Options(max_tokens=2))
+    order, read = list[str](), len(long.inputs.input_ids)
+    first = Asked(engine.processor, "Hello", Options(max_tokens=60))
+
+    def put(event: Event | SmolVLMError) -> None:
+        if isinstance(event, Text):
+            if not order:
+                engine.submit(long)
+            order.append("answer")
+        first.take(event)
+
+    def also(event: Event | SmolVLMError) -> None:
+        order.append("read" if isinstance(event, Reading) else "said")
+        long.take(event)
+
+    first.put, long.put = put, also
+    engine.submit(first)
+    first.wait()
+    long.wait()
+    begun = order.index("read")
+    chunks = 1 + -(-read // 64)
+    assert chunks > 3
+    assert order[begun : begun + 2 * chunks - 1] == ["read", "answer"] * (chunks - 1) + ["read"]
+
+
+def test_closing_ends_what_is_made_and_takes_no_more(tiny: Path) -> None:
+    engine = Started(lambda: Engine(*load(tiny, "float32")), most_answers=1)
+    engine.start()
+    (thread,) = [each for each in threading.enumerate() if each.name == "engine"]
+    assert thread.daemon  # or the process would not end while an answer is made
+    begun = threading.Event()
+    job = Asked(engine.processor, "Hello", Options(max_tokens=1000))
+    job.put = lambda event: begun.set() if isinstance(event, Text) else None
+    engine.submit(job)
+    waiting = ask(engine, "Never begun")
+    assert begun.wait(60)
+    engine.close()
+    assert job.statistics.generated_tokens < 1000
+    assert (waiting.statistics.generated_tokens, waiting.over.is_set()) == (0, False)
+    assert not thread.is_alive()
+    with pytest.raises(BusyError, match="answers are waiting already"):
+        ask(engine, "Hello")
 
 
 def test_a_full_queue(engine: Started) -> None:
