@@ -258,8 +258,10 @@ def test_what_is_no_json_is_named(text: str, tiny: Path, adapters: Folders, tmp_
 
 @pytest.mark.parametrize(
     "folder",
-    ["nothing/there", "there/" * 100 + "there", "~nobody-of-this-name/adapter"]
-    + ["x" * 5000 + "there", "a\0b"],
+    [
+        *("nothing/there", "there/" * 100 + "there", "~nobody-of-this-name/adapter"),
+        *("x" * 5000 + "there", "a\0b"),
+    ],
 )
 def test_a_folder_that_is_none(folder: str, tiny: Path, tmp_path: Path) -> None:
     """Of a long name the end is told."""

@@ -214,6 +214,12 @@ def test_what_may_be_sampled_is_transformers_rule_in_1440_combinations() -> None
         )
 
 
+def test_as_much_as_top_p_is_enough() -> None:
+    for top_p, count in ((0.25, 1), (0.5, 2), (0.75, 3), (0.8, 4)):
+        found = np.array(truncate(mx.zeros((1, 4)), 1.0, top_p, 0.0, 0))
+        assert np.isfinite(found).sum() == count
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
 def test_one_of_one_is_always_the_same(temperature: float) -> None:
     for seed in range(4):

@@ -1,0 +1,73 @@
+"""Answers that are made together: each row's tokens, and how much is computed for them."""
+
+from typing import Any
+
+from smolvlm_mlx import Options
+from smolvlm_mlx.generation.decoding import Decoder, Row
+from smolvlm_mlx.generation.prefill import make_cache, prefill
+from smolvlm_mlx.model.language import LanguageModel
+from tests.support.checkpoints import Loaded
+
+import mlx.core as mx
+import pytest
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each step that goes through the decoder's layers."""
+    found, hidden_states = list[int](), LanguageModel.hidden_states
+
+    def counted(self: Any, inputs: Any, *others: Any) -> mx.array:
+        if inputs is not None:  # or it is a prompt
+            found.append(inputs.shape[0])
+        return hidden_states(self, inputs, *others)
+
+    monkeypatch.setattr(LanguageModel, "hidden_states", counted)
+    return found
+
+
+def answers(loaded: Loaded, rows: list[Row], ids: list[list[int]]) -> list[list[int]]:
+    """The tokens of rows that begin together, after prompts of one length."""
+    decoder, cache = Decoder(loaded[0]), make_cache(loaded[0], 64)
+    for row, prompt in zip(rows, ids, strict=True):
+        row.begin(prompt, 99)
+    decoder.add(rows, cache, prefill(loaded[0], mx.array(ids), None, cache))
+    while not all(row.over for row in rows):
+        decoder.step()
+    return [row.token_ids for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "widths_of_steps"),
+    [
+        ([4], [1, 1, 1]),
+        ([2, 5], [2, 2, 1, 1]),
+        ([2, 3, 6], [3, 3, 3, 1, 1]),
+        ([2, 4, 6, 8], [4, 4, 4, 4, 2, 2, 1]),
+        ([1, 1, 1, 4], [1, 1, 1]),
+    ],
+)
+def test_rows_that_are_over_are_not_computed_when_they_are_half(
+    lengths: list[int], widths_of_steps: list[int], loaded: Loaded, widths: list[int]
+) -> None:
+    """The step after is under way with all that were there before."""
+    rows = [Row(Options(max_tokens=length)) for length in lengths]
+    ids = [[5, 9, 200, number] for number in range(len(rows))]
+    together = answers(loaded, rows, ids)
+    assert [len(tokens) for tokens in together] == lengths
+    assert widths == widths_of_steps
+    for length, prompt, tokens in zip(lengths, ids, together, strict=True):
+        assert answers(loaded, [Row(Options(max_tokens=length))], [prompt]) == [tokens]
+
+
+def test_rows_without_a_processor_share_their_sampler() -> None:
+    for options in (Options(), Options(temperature=1.0), Options(repetition_context=9)):
+        assert Row(options).sampler is Row(options).sampler is not None
+    for each in (
+        {"repetition_penalty": 1.1},
+        {"repetition_penalty": 2.0},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+    ):
+        assert Row(Options(**each)).sampler is None  # type: ignore[arg-type]
+    assert Row(Options(temperature=1.0, seed=1)).sampler is not Row(Options()).sampler
