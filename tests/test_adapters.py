@@ -1,6 +1,7 @@
 """An adapter changes what it learned, on its base and the conversions of it; fused it is the same;
 no other file gets through."""
 
+import gc
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from smolvlm_mlx.checkpoint.adapters import (
     save_adapter,
 )
 from smolvlm_mlx.checkpoint.choices import Recipe
-from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
 from smolvlm_mlx.checkpoint.reader import load
 from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, quote
 from tests.support.checkpoints import logits, weights_of
@@ -143,6 +144,15 @@ def test_fused_and_quantized_at_once_or_one_after_another(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice")
     )
     assert once == twice
+
+
+def test_fused_layers_do_not_stay_in_memory(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    gc.collect()  # models of other tests
+    before, held = mx.get_active_memory(), list[int]()
+    for _ in convert_in_steps(tiny, tmp_path / "out", FLOAT32, adapter=adapters["lora"]):
+        held.append(mx.get_active_memory() - before)
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert max(held) < size / 3
 
 
 def test_quantized_twice_is_refused(bases: Folders, adapters: Folders, tmp_path: Path) -> None:

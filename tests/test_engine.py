@@ -19,7 +19,7 @@ from smolvlm_mlx.generation.prefill import PromptReader
 from smolvlm_mlx.generation.prefix_cache import PrefixCache
 from smolvlm_mlx.generation.scheduler import Scheduler
 from smolvlm_mlx.generation.stream import Stream, TextStream
-from smolvlm_mlx.model import KVCache, QuantizedKVCache
+from smolvlm_mlx.model import KVCache, QuantizedKVCache, optimize
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
 from tests.support.pictures import noise
@@ -263,6 +263,7 @@ DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {
     LanguageModel.make_cache: {"capacity": 256},
     QuantizedKVCache: {"group_size": 64},
     load: {"fuse": True, "lazy": False},
+    optimize: {"lazy": False},
 }
 
 

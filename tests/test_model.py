@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-from convert.random_checkpoint import TILE
+from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import device, load
+from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
@@ -440,6 +441,45 @@ def test_mlx_lm_caches_work(tiny: Path) -> None:
     )
 
 
+def test_norms_and_masks_are_as_config_and_cache_say(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = json.loads((tiny / "config.json").read_text())
+    raw["text_config"] |= {"rms_norm_eps": 0.25, "num_hidden_layers": 1}
+    raw["vision_config"]["layer_norm_eps"] = 0.5
+    model = SmolVLM(ModelConfig.from_dict(raw))
+    norms = {type(m): set[float]() for m in (model.language_model.norm, nn.LayerNorm(1))}
+    for module in model.modules():
+        if type(module) in norms:
+            norms[type(module)].add(module.eps)
+    assert norms == {nn.RMSNorm: {0.25}, nn.LayerNorm: {0.5}}
+    assert not model.language_model.checkpointed
+    assert not model.vision_model.encoder.checkpointed
+    asked, make_mask = Mock(return_value=None), KVCache.make_mask
+    monkeypatch.setattr(KVCache, "make_mask", asked)
+    model(mx.array([[5, 9, 200]]))
+    asked.assert_called_once_with(3, return_array=False, window_size=None)  # the causal, by name
+    assert make_mask(KVCache(), 3) == "causal"
+
+
+@pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own kernels")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numpy_multiplies_in_float32_and_only_there(
+    dtype: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of six matrices, the patches', the connector's, three of seven, and the head's."""
+    model, _ = load(make(tmp_path / "a", tied=tied), dtype)
+    calls = {}
+    for name in ("product", "attention", "gelu_tanh", "swiglu"):
+        calls[name] = Mock(wraps=getattr(cpu, name))
+        monkeypatch.setattr(cpu, name, calls[name])
+    mx.eval(model(mx.array([[5, *[model.config.image_token_id] * 16, 9, 200]]), pattern(1)))
+    want = {"product": 2 * 6 + 1 + 1 + 3 * 7 + 1, "attention": 5, "gelu_tanh": 2, "swiglu": 3}
+    found = {name: call.call_count for name, call in calls.items()}
+    assert found == (want if dtype == "float32" else dict.fromkeys(want, 0))
+
+
 def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> None:
     model, _ = load(tiny, "float32")
     ids = mx.array([[model.config.image_token_id] * 15 + [5]])
@@ -492,10 +532,14 @@ def test_joining_needs_equal_forms() -> None:
     assert gpu.join(a, quantized[1]) is None
     assert gpu.join(quantized[0], nn.QuantizedLinear.from_linear(b, 64, 8)) is None
     assert gpu.join(a, nn.Linear(64, 8, bias=False)) is None
+    assert gpu.join(a, nn.Linear(32, 8)) is None
+    b.set_dtype(mx.bfloat16)
+    assert gpu.join(a, b) is None
+    assert joined.trainable_parameters() == {}
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "true and false", "numbers"])
-@pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (1, 9)])
+@pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (2, 9), (1, 9)])
 def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     rng = np.random.default_rng(0)
     queries, keys, values = (
@@ -513,6 +557,11 @@ def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     arrays = (mx.array(array) for array in (queries, keys, values))
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=masks[kind])
     np.testing.assert_allclose(have, np.array(want), rtol=0, atol=1e-5)
+
+
+def test_a_mask_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask 'sliding' is not causal"):
+        cpu.added_by("sliding", 3, 3)
 
 
 def test_cpu_attention_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
