@@ -1,6 +1,7 @@
 """Numbers: those of transformers (tests/goldens/model.json, model_16bit.json), and the fast paths
 equal to the slow one."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -536,6 +537,21 @@ def test_joining_needs_equal_forms() -> None:
     b.set_dtype(mx.bfloat16)
     assert gpu.join(a, b) is None
     assert joined.trainable_parameters() == {}
+
+
+def test_joining_takes_the_memory_of_one_layer_at_a_time(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(tiny, "float32", fuse=False)
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        optimize(model)
+    mx.eval(model.parameters())
+    largest = model.language_model.layers[0].mlp.gate_up_proj.weight.nbytes
+    assert largest <= mx.get_peak_memory() - before < 1.5 * largest
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "true and false", "numbers"])

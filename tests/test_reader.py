@@ -1,6 +1,7 @@
 """Loading is strict: every layout and dtype that is meant loads with the same numbers, all else is
 named."""
 
+import gc
 import json
 import os
 import shutil
@@ -608,6 +609,18 @@ def test_what_is_lazy_is_read_when_it_is_used(
             True: set(),
         }[lazy]
     )
+
+
+@pytest.mark.parametrize(("fuse", "most"), [(False, 1.25), (True, 0.9)])
+def test_what_is_cast_does_not_stay(tiny: Path, fuse: bool, most: float) -> None:
+    """Weights are in memory once, half as large, and what makes them fast goes layer by layer."""
+    load(tiny, "bfloat16", fuse=fuse)
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load(tiny, "bfloat16", fuse=fuse)
+    size = (tiny / "model.safetensors").stat().st_size
+    assert 0.5 * size < mx.get_peak_memory() - before < most * size
 
 
 @pytest.mark.parametrize("tied", [False, True])
