@@ -10,7 +10,7 @@ from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.compare import compare, conversations
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.reader import load
-from smolvlm_mlx.errors import CheckpointError
+from smolvlm_mlx.errors import AdapterError, CheckpointError
 from smolvlm_mlx.inputs.settings import ImageOptions
 
 import mlx.core as mx
@@ -95,6 +95,13 @@ def test_fewer_bits_are_farther_away(tiny: Path, tmp_path: Path) -> None:
         distances.append(sum(agreement.kl for agreement in found) / len(found))
     assert 0 < distances[0] < 0.05
     assert distances[0] < distances[1] < distances[2]
+
+
+def test_revision_and_adapter_are_the_references(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="revision 'v2'"):
+        compare(tiny, tiny, "v2")
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
+        compare(tiny, tmp_path / "nothing", adapter=tmp_path)
 
 
 def test_different_models_are_not_compared(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.events import Statistics, Text
+from smolvlm_mlx.events import Reading, Statistics, Text
 from smolvlm_mlx.generation import image_cache, prefill
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.engine import Engine
@@ -19,6 +19,7 @@ from smolvlm_mlx.generation.prefill import PromptReader
 from smolvlm_mlx.generation.prefix_cache import PrefixCache
 from smolvlm_mlx.generation.scheduler import Scheduler
 from smolvlm_mlx.generation.stream import Stream, TextStream
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.model import KVCache, QuantizedKVCache, optimize
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
@@ -243,6 +244,27 @@ def test_the_first_token_waits_for_no_other(
     events = PromptReader(loaded[0]).answer(inputs, Row(SHORT))
     # Then the next is under way while one is read.
     assert [len(steps) for event in events if isinstance(event, Text)] == [1, *range(3, 13), 12]
+
+
+def test_what_is_read_is_told(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames and tiles, two at a time; what does not fill a chunk is left for the tiles."""
+    patches = loaded[0].config.vision_config.patches_per_side ** 2
+    monkeypatch.setattr(image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, 2 * patches))
+    video = {"type": "video", "frames": [noise(64, 64, seed) for seed in range(5)], "fps": 1}
+    engine = Engine(*loaded)
+
+    def told(part: Any) -> list[Reading]:
+        events = engine.stream([{"role": "user", "content": [part]}], Options(max_tokens=1))
+        return [each for each in events if isinstance(each, Reading) and each.what != "tokens"]
+
+    read = [Reading(done, 5, "frames") for done in (0, 2)]
+    assert told(video) == [*read, Reading(0, 1, "tiles"), Reading(1, 1, "tiles")]
+    count = len({*loaded[1]([user_message("", [PICTURE])]).tile_digests})
+    assert count > 4
+    assert told({"type": "image", "image": PICTURE}) == [
+        Reading(done, count, "tiles") for done in (*range(0, count, 2), count)
+    ]
+    assert told({"type": "image", "image": PICTURE}) == []
 
 
 DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {

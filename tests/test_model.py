@@ -4,6 +4,8 @@ equal to the slow one."""
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,7 +17,8 @@ from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
-from smolvlm_mlx.model.language import Attention
+from smolvlm_mlx.model.language import Attention, LanguageModel
+from tests.support.bundled import BUNDLED
 from tests.support.checkpoints import copy
 
 import mlx.core as mx
@@ -479,6 +482,26 @@ def test_numpy_multiplies_in_float32_and_only_there(
     want = {"product": 2 * 6 + 1 + 1 + 3 * 7 + 1, "attention": 5, "gelu_tanh": 2, "swiglu": 3}
     found = {name: call.call_count for name, call in calls.items()}
     assert found == (want if dtype == "float32" else dict.fromkeys(want, 0))
+
+
+@pytest.mark.parametrize("dtypes", list(product((mx.float32, mx.bfloat16), repeat=2)), ids=str)
+def test_inputs_and_weights_of_two_dtypes(dtypes: tuple[mx.Dtype, mx.Dtype]) -> None:
+    """As the plain kinds do."""
+    x = pattern(1)[0, :1, :8, :1].reshape(1, 1, 8).astype(dtypes[0])
+    config = replace(BUNDLED.text_config, hidden_size=8, intermediate_size=16, vocab_size=30)
+    layer, decoder = nn.Linear(8, 5), LanguageModel(config, tied=True)
+    decoder.set_dtype(dtypes[1])
+    layer.set_dtype(dtypes[1])
+    want = layer(x), decoder.head(x), decoder.layers[0].mlp(x)
+    for module in (layer, decoder, *decoder.layers[0].mlp.leaf_modules().values()):
+        cpu.swap(module)
+    for have, plain in zip(
+        (layer(x), decoder.head(x), decoder.layers[0].mlp(x)), want, strict=True
+    ):
+        assert have.dtype == plain.dtype
+        np.testing.assert_allclose(
+            *(np.array(y.astype(mx.float32)) for y in (have, plain)), rtol=0.02, atol=0.02
+        )
 
 
 def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> None:
