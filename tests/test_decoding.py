@@ -5,6 +5,7 @@ from typing import Any
 from smolvlm_mlx import Options
 from smolvlm_mlx.generation.decoding import Decoder, Row
 from smolvlm_mlx.generation.prefill import make_cache, prefill
+from smolvlm_mlx.model import BatchKVCache, KVCache, ints
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
 
@@ -58,6 +59,52 @@ def test_rows_that_are_over_are_not_computed_when_they_are_half(
     assert widths == widths_of_steps
     for length, prompt, tokens in zip(lengths, ids, together, strict=True):
         assert answers(loaded, [Row(Options(max_tokens=length))], [prompt]) == [tokens]
+
+
+def test_one_that_is_left_goes_on_as_if_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another, of another length, had come later."""
+    kinds, hidden_states = list[tuple[int, type]](), LanguageModel.hidden_states
+
+    def seen(self: Any, inputs: Any, cache: Any, *others: Any) -> mx.array:
+        if inputs is not None:
+            kinds.append((inputs.shape[0], type(cache[0])))
+        return hidden_states(self, inputs, cache, *others)
+
+    monkeypatch.setattr(LanguageModel, "hidden_states", seen)
+    decoder, rows = Decoder(loaded[0]), [Row(Options(max_tokens=length)) for length in (6, 2)]
+    ids = [[5, 9, 200, 31], [7, 7]]
+    for row, prompt in zip(rows, ids, strict=True):
+        row.begin(prompt, 99)
+        cache = make_cache(loaded[0], 64)
+        decoder.add([row], cache, prefill(loaded[0], mx.array([prompt]), None, cache))
+        decoder.step()
+    while not rows[0].over:
+        decoder.step()
+    assert kinds[0] == (1, KVCache)
+    assert (2, BatchKVCache) in kinds
+    assert kinds[-1] == (1, KVCache)
+    assert {kind for width, kind in kinds if width == 1} == {KVCache}
+    for row, prompt in zip(rows, ids, strict=True):
+        alone = Row(row.options)
+        assert answers(loaded, [alone], [prompt]) == [row.token_ids]
+
+
+def test_a_constraint_sees_its_own_answer_until_it_is_over(loaded: Loaded) -> None:
+    """The prompt's last token, and what was chosen; not what is computed beside others after it."""
+    seen = list[list[int]]()
+
+    def constraint(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(ints(tokens))
+        return logits
+
+    lengths, ids = (2, 4, 4), [[5, 9, 200, number] for number in range(3)]
+    rows = [Row(Options(max_tokens=length)) for length in lengths]
+    rows[0] = Row(Options(max_tokens=2), constraint=constraint)
+    (first, *_) = answers(loaded, rows, ids)
+    assert seen == [[0], [0, first[0]]]
+    assert first == answers(loaded, [Row(Options(max_tokens=2))], ids[:1])[0]
 
 
 def test_rows_without_a_processor_share_their_sampler() -> None:

@@ -140,3 +140,13 @@ def test_a_character_that_is_unfinished_at_the_end_of_the_page_is_marked() -> No
     end = DOCTAGS.doctags_end
     assert end is not None
     assert stream.add_token(half) + stream.add_token(end) == "\ufffd</doctag>"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_character_that_is_unfinished_at_the_end_is_marked(ends: bool) -> None:
+    """At an end token, and where no more tokens may come."""
+    stream = StreamingDetokenizer(PLAIN)
+    (half, *_), (end,) = PLAIN.encode_text("é"), PLAIN.encode_prompt(END_OF_UTTERANCE, "\ufdd0")
+    assert stream.add_token(half) == ""
+    assert (stream.add_token(end) if ends else stream.finalize()) == "\ufffd"
+    assert stream.ended is ends
