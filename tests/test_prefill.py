@@ -1,9 +1,11 @@
 """Prompts are read chunk by chunk, into caches with room for their answers."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-from smolvlm_mlx import Options
+from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation import engine as engine_module
@@ -14,6 +16,7 @@ from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.bundled import BUNDLED
 from tests.support.checkpoints import Loaded
+from tests.support.pictures import noise
 
 import mlx.core as mx
 import numpy as np
@@ -96,6 +99,23 @@ def test_a_cache_has_room_for_prompt_and_answer(
     inputs = loaded[1]([{"role": "user", "content": "Hello"}])
     engine.batch([inputs], options)
     assert {layer.keys.shape[2] for layer in made} == {len(inputs.input_ids) + 21}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_tower_is_let_go_where_it_is_told(
+    keep: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its memory; text is answered as before."""
+    model, processor = load(tiny, "float32")
+    clear_cache = Mock(wraps=mx.clear_cache)
+    monkeypatch.setattr(mx, "clear_cache", clear_cache)
+    options, picture = Options(max_tokens=4), noise(90, 60)
+    want = "".join(stream_generate(model, processor, "What?", options, images=picture))
+    given = {"images": picture, "keep_vision": keep}
+    assert "".join(stream_generate(model, processor, "What?", options, **given)) == want  # type: ignore[arg-type]
+    assert ("vision_model" in model, "connector" in model) == (keep, keep)
+    assert clear_cache.call_count == (0 if keep else 1)
+    assert generate(model, processor, "Hi", options) == generate(*load(tiny), "Hi", options)
 
 
 @pytest.mark.parametrize(("head_dim", "group_size"), [(32, 32), (64, 64), (128, 64)])

@@ -109,3 +109,27 @@ def test_it_may_be_closed_by_its_own_step(wait: bool) -> None:
 
     streams.append(Stream(events(), Row(Options())))
     assert list(streams[0]) == [Reading(0, 1, "tokens"), Text("a")]
+
+
+def test_who_waits_for_the_end_waits_for_who_ends_it() -> None:
+    """Also the thread that made the event before."""
+    ending, may = threading.Event(), threading.Event()
+
+    def events() -> Generator[Event]:
+        try:
+            yield Reading(0, 1, "tokens")
+            yield Text("a")
+        finally:
+            ending.set()
+            assert may.wait(60)
+
+    stream = Stream(events(), Row(Options()))
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        assert [pool.submit(next, stream).result(60) for _ in range(2)][1] == Text("a")
+        closing = other.submit(stream.close)
+        assert ending.wait(60)
+        waiting = pool.submit(stream.close, True)
+        assert wait_for([waiting], timeout=0.05).not_done
+        may.set()
+        closing.result(60)
+        waiting.result(60)
