@@ -107,6 +107,36 @@ def test_a_constraint_sees_its_own_answer_until_it_is_over(loaded: Loaded) -> No
     assert first == answers(loaded, [Row(Options(max_tokens=2))], ids[:1])[0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_end_their_own_row(
+    temperature: float, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [[5, 9, 200, number] for number in range(3)]
+
+    def made(bad: int | None) -> list[Row]:
+        rows = [Row(Options(max_tokens=5, temperature=temperature, seed=each)) for each in range(3)]
+        healthy = LanguageModel.logits
+
+        def logits(self: LanguageModel, hidden: mx.array) -> mx.array:
+            values = healthy(self, hidden)
+            if len(values) == 3 and bad is not None:
+                values[bad, 7] = float("nan")
+            return values
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModel, "logits", logits)
+            answers(loaded, rows, ids)
+        return rows
+
+    want = [row.token_ids for row in made(None)]
+    for bad in range(3):
+        rows = made(bad)
+        assert [row.error is not None for row in rows] == [each == bad for each in range(3)]
+        assert [row.token_ids for row in rows] == [
+            [] if each == bad else tokens for each, tokens in enumerate(want)
+        ]
+
+
 def test_rows_without_a_processor_share_their_sampler() -> None:
     for options in (Options(), Options(temperature=1.0), Options(repetition_context=9)):
         assert Row(options).sampler is Row(options).sampler is not None

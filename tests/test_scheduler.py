@@ -14,6 +14,7 @@ from smolvlm_mlx.events import End, Event, Reading, Text
 from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.prefix_cache import PrefixCache
 from smolvlm_mlx.generation.scheduler import BusyError, Job, Scheduler
 from smolvlm_mlx.inputs.processor import Processor
 from tests.support.pictures import PICTURE
@@ -156,6 +157,37 @@ def test_several_answers_to_a_prompt_take_one_place(engine: Started) -> None:
     again = ask(engine, "What is this about?")
     again.wait()
     assert again.statistics.reused_tokens == again.statistics.prompt_tokens - 1
+
+
+def test_of_several_answers_to_a_prompt_that_of_the_last_to_end_is_kept(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.processor.tokenizer, "end_ids", frozenset())
+    kept, put, both_wait = list[int](), PrefixCache.put, threading.Event()
+
+    def counted(self: PrefixCache, keys: Any, *others: Any) -> None:
+        kept.append(len(keys))
+        put(self, keys, *others)
+
+    monkeypatch.setattr(PrefixCache, "put", counted)
+    first, second = (
+        Asked(engine.processor, "Hello", Options(max_tokens=tokens)) for tokens in (12, 3)
+    )
+    second.inputs = first.inputs
+    take = first.take
+
+    def held(event: Event | SmolVLMError) -> None:
+        assert both_wait.wait(60)
+        take(event)
+
+    first.put = held
+    for job in (first, second):
+        engine.submit(job)
+    both_wait.set()
+    for job in (first, second):
+        job.wait()
+    prompt = len(first.inputs.input_ids)
+    assert kept == [prompt, prompt, prompt + 12]  # what each begins beside the other, and the end
 
 
 @pytest.mark.parametrize("engine", [1], indirect=True)
