@@ -9,9 +9,11 @@ from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError
 from smolvlm_mlx.events import Reading
 from smolvlm_mlx.generation import engine as engine_module
+from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation import prefill as prefill_module
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefill import PromptReader, make_cache, prefill_in_steps
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.model import KVCache, QuantizedKVCache, SmolVLM
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.bundled import BUNDLED
@@ -99,6 +101,16 @@ def test_a_cache_has_room_for_prompt_and_answer(
     inputs = loaded[1]([{"role": "user", "content": "Hello"}])
     engine.batch([inputs], options)
     assert {layer.keys.shape[2] for layer in made} == {len(inputs.input_ids) + 21}
+
+
+def test_tiles_are_named_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are cut."""
+    inputs = loaded[1]([user_message("What?", noise(90, 60))])
+    again = Mock(side_effect=AssertionError)
+    monkeypatch.setattr(image_cache, "digest_tiles", again)
+    engine, options = Engine(*loaded), Options(max_tokens=2)
+    ((text, _),) = engine.batch([inputs], options)
+    assert generate(*loaded, inputs, options) == text
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -419,14 +419,23 @@ def test_what_cannot_be_loaded_is_told() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_leaves_nobody_waiting(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["add", "step"])
+def test_a_bug_leaves_nobody_waiting(
+    where: str, engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is told once."""
+
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Decoder, "add", broken)
-    job = ask(engine, "Hello")
+    monkeypatch.setattr(Decoder, where, broken)
+    job, put = Asked(engine.processor, "Hello", Options(max_tokens=12)), list[object]()
+    job.put = lambda event: (put.append(event), job.take(event))[1]  # type: ignore[func-returns-value]
+    engine.submit(job)
     with pytest.raises(GenerationError, match="the engine has failed"):
         job.wait()
+    engine.close()
+    assert [type(event) for event in put if not isinstance(event, Reading)] == [GenerationError]
     with pytest.raises(BusyError, match="the engine has failed"):
         ask(engine, "Hello")
     assert engine.failed
