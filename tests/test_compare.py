@@ -39,7 +39,7 @@ def boxes(picture: Image.Image) -> dict[tuple[int, ...], tuple[int, ...]]:
 def test_the_pictures_are_what_the_answers_say() -> None:
     """And stay as they are, or distances of today and tomorrow would not be comparable."""
     pictures = {
-        name: [Image.open(io.BytesIO(each.data)) for each in messages[0].media]  # type: ignore[union-attr]
+        name: [Image.open(io.BytesIO(each.data)) for each in messages[0].media]
         for name, messages in conversations().items()
     }
     assert {name: len(some) for name, some in pictures.items()} == {
@@ -72,7 +72,7 @@ def test_the_distance_is_its_formula(tiny: Path, tmp_path: Path) -> None:
         compare(tiny, tmp_path / "2bit"), conversations().values(), strict=True
     ):
         inputs = processor(messages, ImageOptions(split=False), add_generation_prompt=False)
-        assert len(inputs.tiles) == len(messages[0].media)  # type: ignore[union-attr]
+        assert len(inputs.tiles) == len(messages[0].media)
         tiles = mx.array(inputs.pixel_values) if len(inputs.tiles) else None
         is_text = inputs.input_ids != models[0].config.image_token_id
         want, have = (

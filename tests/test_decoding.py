@@ -1,6 +1,7 @@
 """Answers that are made together: each row's tokens, and how much is computed for them."""
 
 from typing import Any
+from unittest.mock import Mock
 
 from smolvlm_mlx import Options
 from smolvlm_mlx.generation.decoding import Decoder, Row
@@ -135,6 +136,19 @@ def test_logits_that_are_not_finite_end_their_own_row(
         assert [row.token_ids for row in rows] == [
             [] if each == bad else tokens for each, tokens in enumerate(want)
         ]
+
+
+@pytest.mark.parametrize(
+    ("penalties", "calls"), [((1.0, 1.0, 1.0), 4), ((1.0, 1.0, 1.3), 3 * 4), ((1.3, 1.0, 1.0), 12)]
+)
+def test_rows_that_are_chosen_alike_are_chosen_at_once(
+    penalties: tuple[float, ...], calls: int, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Row(Options(max_tokens=4, repetition_penalty=each)) for each in penalties]
+    argmax = Mock(wraps=mx.argmax)
+    monkeypatch.setattr(mx, "argmax", argmax)
+    answers(loaded, rows, [[5, 9, 200, number] for number in range(3)])
+    assert argmax.call_count == calls
 
 
 def test_rows_without_a_processor_share_their_sampler() -> None:

@@ -4,6 +4,8 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 from smolvlm_mlx.checkpoint.safetensors import (
     listed,
@@ -85,6 +87,23 @@ def test_bytes_are_the_same_to_the_last(nbytes: int, tmp_path: Path) -> None:
     tensors = {tensor.key: tensor for tensor in read_header(path)}
     same = {name for name, tensor in tensors.items() if same_bytes(tensors["base"], tensor)}
     assert same == {"base", "copy"}
+
+
+def test_bytes_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sizes, opened = tmp_path / "a.safetensors", list[int](), Path.open
+    save_file({name: np.zeros(2**21 + 7, np.uint8) for name in "ab"}, path)
+    first, second = read_header(path)
+
+    def recorded(path: Path, mode: str) -> Any:
+        file = Mock(wraps=opened(path, mode))
+        file.__enter__ = lambda _: file
+        file.__exit__ = lambda *_: file.close()
+        file.read = lambda size, read=file.read: (sizes.append(size), read(size))[1]
+        return file
+
+    monkeypatch.setattr(Path, "open", recorded)
+    assert same_bytes(first, second)
+    assert sizes == [2**20] * 4 + [7] * 2
 
 
 def test_bytes_of_another_kind_are_not_the_same(tmp_path: Path) -> None:

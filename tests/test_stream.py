@@ -60,7 +60,8 @@ def test_closing_ends_it_at_once(wait: bool) -> None:
     assert next(stream) == "a"
     stream.close(wait)
     assert made.is_closed
-    assert list(stream) == list(stream.events) == []
+    assert list(stream) == []
+    assert list(stream.events) == []
     stream.close(wait)
 
 
