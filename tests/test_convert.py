@@ -213,6 +213,12 @@ def test_blocks_of_config(tiny: Path, tmp_path: Path) -> None:
     }
 
 
+def test_of_embeddings_alone_the_block_has_their_bits(tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "out", Recipe(embedding_bits=6))
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["quantization"] == {"group_size": 64, "bits": 6, "mode": "affine"}
+
+
 def test_8_bit_is_close(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out", "8bit-vision")
     have, want = logits(tmp_path / "out"), logits(tiny)

@@ -145,10 +145,12 @@ def test_rows_that_are_chosen_alike_are_chosen_at_once(
     penalties: tuple[float, ...], calls: int, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [Row(Options(max_tokens=4, repetition_penalty=each)) for each in penalties]
-    argmax = Mock(wraps=mx.argmax)
+    argmax, async_eval = Mock(wraps=mx.argmax), Mock(wraps=mx.async_eval)
     monkeypatch.setattr(mx, "argmax", argmax)
+    monkeypatch.setattr(mx, "async_eval", async_eval)
     answers(loaded, rows, [[5, 9, 200, number] for number in range(3)])
     assert argmax.call_count == calls
+    assert async_eval.call_count == 4  # each step is under way at once
 
 
 def test_rows_without_a_processor_share_their_sampler() -> None:

@@ -402,6 +402,9 @@ def test_a_batch_grows_with_what_comes() -> None:
     rows = [mx.array(rng.standard_normal((1, 2, tokens, 4), np.float32)) for tokens in (3, 9)]
     batch = BatchKVCache([KVCache.of(row, -row) for row in rows])
     assert batch.keys.shape[2] == 9 + 256
+    even = BatchKVCache([KVCache.of(rows[0], rows[0])] * 2)  # which hides nothing from one token
+    assert (even.make_mask(1), batch.make_mask(1) is None) == (None, False)
+    assert np.array(even.make_mask(2))[0, 0].tolist() == [[True] * 4 + [False], [True] * 5]
     columns = []
     for tokens in (1, 300, 5, 250, 800):
         new = mx.array(rng.standard_normal((2, 2, tokens, 4), np.float32))
@@ -558,6 +561,21 @@ def test_joining_needs_equal_forms() -> None:
     b.set_dtype(mx.bfloat16)
     assert gpu.join(a, b) is None
     assert joined.trainable_parameters() == {}
+
+
+def test_an_activation_is_one_kernel_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once, for all shapes."""
+
+    def double(x: mx.array) -> mx.array:
+        return x * 2
+
+    compile_ = Mock(return_value=swiglu)
+    monkeypatch.setattr(mx, "compile", compile_)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    assert gpu.compiled(double) is double
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert gpu.compiled(double) is gpu.compiled(double) is swiglu
+    compile_.assert_called_once_with(double, shapeless=True)
 
 
 def test_joining_takes_the_memory_of_one_layer_at_a_time(

@@ -7,10 +7,11 @@ from unittest.mock import Mock
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import ContextFullError
-from smolvlm_mlx.events import Reading
+from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.generation import engine as engine_module
 from smolvlm_mlx.generation import image_cache
 from smolvlm_mlx.generation import prefill as prefill_module
+from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefill import PromptReader, make_cache, prefill_in_steps
 from smolvlm_mlx.inputs.messages import user_message
@@ -51,11 +52,20 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     ],
 )
 def test_a_chunk_is_of_so_many_tokens(
-    rows: int, tokens: int, chunks: list[int], loaded: Loaded, sizes: list[tuple[int, int]]
+    rows: int,
+    tokens: int,
+    chunks: list[int],
+    loaded: Loaded,
+    sizes: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Which is computed before the next."""
     model, ids = loaded[0], np.random.default_rng(0).integers(3, 250, (rows, tokens))
-    steps = prefill_in_steps(model, mx.array(ids), None, make_cache(model, tokens))
-    done = list(steps)
+    evaluate, done = Mock(wraps=mx.eval), list[int]()
+    monkeypatch.setattr(mx, "eval", evaluate)
+    for read in prefill_in_steps(model, mx.array(ids), None, make_cache(model, tokens)):
+        done.append(read)
+        assert evaluate.call_count == len(done)
     assert sizes == [(rows, chunk) for chunk in chunks]
     assert done == np.cumsum(chunks).tolist()
 
@@ -101,6 +111,20 @@ def test_a_cache_has_room_for_prompt_and_answer(
     inputs = loaded[1]([{"role": "user", "content": "Hello"}])
     engine.batch([inputs], options)
     assert {layer.keys.shape[2] for layer in made} == {len(inputs.input_ids) + 21}
+
+
+def test_what_is_read_is_computed(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its seconds would be another phase's."""
+    evaluate = Mock(wraps=mx.eval)
+    monkeypatch.setattr(mx, "eval", evaluate)
+    inputs = loaded[1]([user_message("What?", noise(90, 60))])
+    tiles = image_cache.encode_tiles(loaded[0], inputs.tiles, inputs.settings)
+    assert evaluate.call_args.args[0] is tiles
+    reading = Work(PromptReader(loaded[0]).read(inputs, Row(Options(max_tokens=4))))
+    for _ in reading:
+        pass
+    _, logits = reading.result
+    assert evaluate.call_args.args[0] is logits
 
 
 def test_tiles_are_named_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
@@ -44,6 +45,24 @@ def test_options_at_their_edges(name: str, good: list[Any], bad: list[Any]) -> N
     for value in bad:
         with pytest.raises(GenerationError, match=name):
             Options(**{name: value})
+
+
+def test_options_untold() -> None:
+    assert asdict(Options()) == {
+        "max_tokens": 512,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "repetition_context": 0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": None,
+        "stop": (),
+        "kv_bits": None,
+        "skip_special_tokens": None,
+    }
 
 
 def test_one_stop_string_is_not_its_letters() -> None:
