@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,17 @@ WRONG: dict[str, list[Any]] = {
     "base": [5, []],
     "base_name": [5, ["tiny"]],
 }
+
+
+def test_what_is_saved_is_read_again(adapters: Folders) -> None:
+    for kind, folder in adapters.items():
+        config = AdapterConfig.from_folder(folder)
+        assert (config.fine_tune_type, config.rank, config.scale, config.dropout) == (
+            *(kind, 4),
+            *(2.0, 0.1),
+        )
+        text = (folder / "adapter_config.json").read_text()
+        assert text == json.dumps(asdict(config), indent=2) + "\n"  # for people
 
 
 FINE: dict[str, list[Any]] = {

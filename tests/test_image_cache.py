@@ -173,6 +173,27 @@ def test_a_damaged_file_costs_time_only(
     )
 
 
+def test_what_is_in_memory_is_not_looked_for_in_the_file(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, settings = ImageCache(loaded[0], tmp_path), loaded[1].settings
+    assert encode_tiles(loaded[0], tiles(1, 2), settings, cache) is not None
+    asked, connect = list[str](), sqlite3.connect
+
+    def connected(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.set_trace_callback(asked.append)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    assert len(cache.get(digest_tiles(tiles(1, 2)), settings)) == 2
+    assert asked == []
+    assert len(cache.get(digest_tiles(tiles(1, 2, 3)), settings)) == 2
+    assert [text.startswith("SELECT digest") for text in asked].count(True) == 1
+    # What a power cut loses is computed again.
+    assert "PRAGMA synchronous = NORMAL" in asked
+
+
 @pytest.mark.parametrize(
     ("error", "undeletable", "tries"),
     [
