@@ -28,9 +28,11 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def answers(loaded: Loaded, rows: list[Row], ids: list[list[int]]) -> list[list[int]]:
+def answers(
+    loaded: Loaded, rows: list[Row], ids: list[list[int]], kv_bits: int | None = None
+) -> list[list[int]]:
     """The tokens of rows that begin together, after prompts of one length."""
-    decoder, cache = Decoder(loaded[0]), make_cache(loaded[0], 64)
+    decoder, cache = Decoder(loaded[0]), make_cache(loaded[0], 64, kv_bits)
     for row, prompt in zip(rows, ids, strict=True):
         row.begin(prompt, 99)
     decoder.add(rows, cache, prefill(loaded[0], mx.array(ids), None, cache))
@@ -60,6 +62,13 @@ def test_rows_that_are_over_are_not_computed_when_they_are_half(
     assert widths == widths_of_steps
     for length, prompt, tokens in zip(lengths, ids, together, strict=True):
         assert answers(loaded, [Row(Options(max_tokens=length))], [prompt]) == [tokens]
+
+
+def test_rows_in_few_bits_come_and_go_as_well(loaded: Loaded) -> None:
+    lengths, ids = (2, 7, 5, 2), [[5, 9, 200, number] for number in range(4)]
+    together = answers(loaded, [Row(Options(max_tokens=each)) for each in lengths], ids, 8)
+    for length, prompt, tokens in zip(lengths, ids, together, strict=True):
+        assert answers(loaded, [Row(Options(max_tokens=length))], [prompt], 8) == [tokens]
 
 
 def test_one_that_is_left_goes_on_as_if_alone(

@@ -95,6 +95,11 @@ def test_stop_strings_see_the_text_without_it(said: str, stop: str, text: str, e
     assert ("".join(pieces), found) == (text, ended)
 
 
+def test_a_stop_string_that_waited_for_a_longer_one_ends_the_answer() -> None:
+    pieces, ended, _ = read(PLAIN, "xab", ["b", "abc"])
+    assert ("".join(pieces), ended) == ("xa", True)
+
+
 # ---- special tokens, and the end of a page
 
 PAGE = "<doctag><text>Words</text></doctag>"

@@ -254,6 +254,7 @@ def test_cache_grows_trims_and_makes_masks() -> None:
         keys, values = cache.update_and_fetch(part, part * 2)
         columns.append(cache.keys.shape[2])
     assert columns == [2, 4, 16]  # twice as many, and again, until it is enough
+    assert cache.is_trimmable()
     np.testing.assert_array_equal(np.array(keys), np.array(mx.concatenate(parts, axis=2)))
     np.testing.assert_array_equal(np.array(values), 2 * np.array(keys))
     assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (
@@ -270,6 +271,17 @@ def test_cache_grows_trims_and_makes_masks() -> None:
         [True, True, True, False],
         [True] * 4,
     ]
+
+
+def test_a_cache_is_made_once_for_what_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pad, part = Mock(wraps=mx.pad), mx.ones((1, 2, 2, 4))
+    monkeypatch.setattr(mx, "pad", pad)
+    cache = KVCache(capacity=4)
+    for _ in range(2):
+        cache.update_and_fetch(part, part)
+    assert pad.call_count == 2  # keys and values
+    cache.update_and_fetch(part, part)
+    assert pad.call_count == 4
 
 
 @pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own step")
@@ -512,6 +524,15 @@ def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> No
         model(ids, pattern(1))
     with pytest.raises(ValueError, match="15 image placeholders in input_ids for 0 image tokens"):
         model(ids)
+
+
+def test_patches_are_embedded_as_by_the_convolution(tiny: Path) -> None:
+    embeddings = load(tiny, "float32", fuse=False)[0].vision_model.embeddings
+    tiles = pattern(2)
+    want = embeddings.patch_embedding(tiles).reshape(2, 64, -1) + embeddings.position_embedding(
+        mx.arange(64)
+    )
+    np.testing.assert_allclose(np.array(embeddings(tiles)), np.array(want), rtol=0, atol=ATOL)
 
 
 def test_every_tile_reaches_its_placeholders(tiny: Path) -> None:

@@ -204,6 +204,7 @@ def test_type_checkers_know_every_keyword() -> None:
     assert listed.keys() == {option.name for option in EVERY}
     for option in EVERY:
         assert option.name == "stop" or listed[option.name] == option.type
+    assert not Keywords.__required_keys__
 
 
 # ---- what is no option

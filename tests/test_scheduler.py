@@ -418,10 +418,38 @@ def test_what_cannot_be_loaded_is_told() -> None:
         Scheduler(fail).start()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> None:
+    config = engine.model.config
+    most = (config.text_config.max_position_embeddings - 1) // config.tokens_per_tile
+    engine.check(most, SCHEMA)
+    with pytest.raises(ContextFullError, match=rf"\({most + 1} tiles\)"):
+        engine.check(most + 1, None)
+    with pytest.raises(GenerationError, match="the JSON schema cannot be used"):
+        engine.check(0, {"type": "nonsense"})
+
+
+@pytest.fixture
+def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What ended a thread, and would be shown with its traceback."""
+    found = list[object]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_type))
+    return found
+
+
+def test_a_bug_while_loading_is_told_and_shown(uncaught: list[object]) -> None:
+    def broken() -> Any:
+        raise ZeroDivisionError
+
+    scheduler = Scheduler(broken)
+    with pytest.raises(ZeroDivisionError):
+        scheduler.start()
+    scheduler.close()
+    assert uncaught == [ZeroDivisionError]
+
+
 @pytest.mark.parametrize("where", ["add", "step"])
 def test_a_bug_leaves_nobody_waiting(
-    where: str, engine: Started, monkeypatch: pytest.MonkeyPatch
+    where: str, engine: Started, uncaught: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is told once."""
 
@@ -435,6 +463,7 @@ def test_a_bug_leaves_nobody_waiting(
     with pytest.raises(GenerationError, match="the engine has failed"):
         job.wait()
     engine.close()
+    assert uncaught == [ZeroDivisionError]
     assert [type(event) for event in put if not isinstance(event, Reading)] == [GenerationError]
     with pytest.raises(BusyError, match="the engine has failed"):
         ask(engine, "Hello")
