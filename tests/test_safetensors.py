@@ -98,7 +98,14 @@ def test_bytes_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Monke
         file = Mock(wraps=opened(path, mode))
         file.__enter__ = lambda _: file
         file.__exit__ = lambda *_: file.close()
-        file.read = lambda size, read=file.read: (sizes.append(size), read(size))[1]
+        read = file.read
+
+        def counted(size: int) -> bytes:
+            sizes.append(size)
+            data: bytes = read(size)
+            return data
+
+        file.read = counted
         return file
 
     monkeypatch.setattr(Path, "open", recorded)
