@@ -1,12 +1,13 @@
 """An adapter changes what it learned, on its base and the conversions of it; fused it is the same;
 no other file gets through."""
 
+import gc
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from smolvlm_mlx.checkpoint.adapters import (
     save_adapter,
 )
 from smolvlm_mlx.checkpoint.choices import Recipe
-from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
 from smolvlm_mlx.checkpoint.reader import load
 from smolvlm_mlx.errors import AdapterError, CheckpointError, ConversionError, quote
 from tests.support.checkpoints import logits, weights_of
@@ -145,6 +146,15 @@ def test_fused_and_quantized_at_once_or_one_after_another(
     assert once == twice
 
 
+def test_fused_layers_do_not_stay_in_memory(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
+    gc.collect()  # models of other tests
+    before, held = mx.get_active_memory(), list[int]()
+    for _ in convert_in_steps(tiny, tmp_path / "out", FLOAT32, adapter=adapters["lora"]):
+        held.append(mx.get_active_memory() - before)
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert max(held) < size / 3
+
+
 def test_quantized_twice_is_refused(bases: Folders, adapters: Folders, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="quantized to 8 bits already"):
         convert(bases["8 bits"], tmp_path / "out", "4bit", adapter=adapters["lora"])
@@ -173,7 +183,12 @@ def test_it_fits_every_conversion_of_its_base(bases: Folders, adapters: Folders)
 def test_it_does_not_fit_another_base(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
     base = re.escape(quote(tiny, end=True))
     reason = f"this adapter was trained on {base} and does not fit this checkpoint"
-    check_refused(make(tmp_path / "other", seed=1), adapters["lora"], tmp_path / "out", reason)
+    other = make(tmp_path / "other", seed=1)
+    check_refused(other, adapters["lora"], tmp_path / "out", reason)
+    # Of a long name the end, where folders differ.
+    name = "folder/" * 30 + "base"
+    long = changed(adapters["lora"], tmp_path / "long", base_name=name)
+    check_refused(other, long, tmp_path / "out", re.escape(f"trained on {quote(name, end=True)} "))
 
 
 def test_the_fingerprint_is_of_the_norms_and_of_all_of_them(tiny: Path) -> None:
@@ -192,19 +207,48 @@ def test_the_fingerprint_is_of_the_norms_and_of_all_of_them(tiny: Path) -> None:
     others = [{**alone, name: array + 1} for name, array in alone.items() if array is not None]
     assert len(others) == 17
     assert len({want, *map(fingerprint, others)}) == 18
+    assert want == "6ee6575b16a478d9"  # or adapters that were trained before would fit no more
 
 
 # ---- adapter_config.json
 
 WRONG: dict[str, list[Any]] = {
     "fine_tune_type": ["qlora", 1, ["lora"]],
-    "rank": ["4", 4.0, True, 0, -1, 10**9],
-    "scale": ["2", True, -1, float("nan"), float("inf"), 10**400],
+    "rank": ["4", 4.0, True, 0, -1, 4097, 10**9],
+    "scale": ["2", True, -1, 1e6, float("nan"), float("inf"), 10**400],
     "dropout": ["0", -0.1, 1, float("nan")],
     "modules": [UP, [], [UP, 1], {UP: 1}, [UP, UP], [UP] * 100_000],
     "base": [5, []],
     "base_name": [5, ["tiny"]],
 }
+
+
+def test_what_is_saved_is_read_again(adapters: Folders) -> None:
+    for kind, folder in adapters.items():
+        config = AdapterConfig.from_folder(folder)
+        assert (config.fine_tune_type, config.rank, config.scale, config.dropout) == (
+            *(kind, 4),
+            *(2.0, 0.1),
+        )
+        text = (folder / "adapter_config.json").read_text()
+        assert text == json.dumps(asdict(config), indent=2) + "\n"  # for people
+
+
+FINE: dict[str, list[Any]] = {
+    "fine_tune_type": ["lora", "dora"],
+    "rank": [1, 4096],
+    "scale": [0, 0.5, 999_999.9],
+    "dropout": [0, 0.999],
+    "modules": [[UP], [UP, "a"]],
+}
+
+
+@pytest.mark.parametrize("field", FINE)
+def test_a_field_is_read_up_to_its_edges(field: str, adapters: Folders, tmp_path: Path) -> None:
+    for number, value in enumerate(FINE[field]):
+        folder = changed(adapters["lora"], tmp_path / str(number), **{field: value})
+        want = tuple(value) if field == "modules" else value
+        assert getattr(AdapterConfig.from_folder(folder), field) == want
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(AdapterConfig)])
@@ -234,10 +278,16 @@ def test_what_is_no_json_is_named(text: str, tiny: Path, adapters: Folders, tmp_
 
 
 @pytest.mark.parametrize(
-    "folder", ["nothing/there", "~nobody-of-this-name/adapter", "x" * 5000, "a\0b"]
+    "folder",
+    [
+        *("nothing/there", "there/" * 100 + "there", "~nobody-of-this-name/adapter"),
+        *("x" * 5000 + "there", "a\0b"),
+    ],
 )
 def test_a_folder_that_is_none(folder: str, tiny: Path, tmp_path: Path) -> None:
-    check_refused(tiny, folder, tmp_path / "out", r"^.{,150}; give (a|an adapter's) folder")
+    """Of a long name the end is told."""
+    end = "there'.*" if folder.endswith("there") else ""
+    check_refused(tiny, folder, tmp_path / "out", rf"^.{{,150}}{end}; give (a|an adapter's) folder")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_bf16_config(tiny: Path, tmp_path: Path) -> None:
         json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", tiny)
     )
     assert have == {**want, "torch_dtype": "bfloat16"}
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert text == json.dumps(have, indent=2) + "\n"  # for people
 
 
 def test_what_prepares_pictures_positions_and_prompts_goes_along(
@@ -209,6 +211,12 @@ def test_blocks_of_config(tiny: Path, tmp_path: Path) -> None:
         },
         "4bit-vision": {**main, "bits": 4, "connector.modality_projection.proj": eight},
     }
+
+
+def test_of_embeddings_alone_the_block_has_their_bits(tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "out", Recipe(embedding_bits=6))
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["quantization"] == {"group_size": 64, "bits": 6, "mode": "affine"}
 
 
 def test_8_bit_is_close(tiny: Path, tmp_path: Path) -> None:
@@ -383,6 +391,23 @@ def test_no_space(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     out = tmp_path / "a" / "out"
     assert refused(ConversionError, tiny, out) == f"{out.parent}: 20 MiB free, 33 MiB needed"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_as_much_space_as_it_takes_is_enough(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And 32 MiB for all but the weights; a byte less is refused."""
+    usage, parts = shutil.disk_usage(tmp_path), convert(tiny, tmp_path / "a").parts
+    needed = sum(size for _, size in parts.values()) + 32 * 2**20
+    for number, free in enumerate((needed, needed - 1)):
+        found = type(usage)(usage.total, usage.used, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, found=found: found)
+        if free == needed:
+            convert(tiny, tmp_path / f"b{number}")
+        else:
+            assert "33 MiB free, 33 MiB needed" in refused(
+                ConversionError, tiny, tmp_path / f"b{number}"
+            )
 
 
 # ---- all or nothing

@@ -81,18 +81,26 @@ def test_no_other_character_is_lost(said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "stop", "text", "ended"),
+    ("said", "stop", "text", "ended", "tokens"),
     [
-        (" A cat", " ", "A", True),
-        (" A cat", " A", "A cat", False),
-        (" A cat", "A", "", True),
-        ("  A cat", " ", "", True),
-        (" A A cat", " A", "A", True),
+        (" A cat", " ", "A", True, 3),
+        (" A cat", " A", "A cat", False, 6),
+        (" A cat", "A", "", True, 2),
+        ("  A cat", " ", "", True, 1),
+        (" A A cat", " A", "A", True, 4),
     ],
 )
-def test_stop_strings_see_the_text_without_it(said: str, stop: str, text: str, ended: bool) -> None:
-    pieces, found, _ = read(PLAIN, said, [stop])
-    assert ("".join(pieces), found) == (text, ended)
+def test_stop_strings_see_the_text_without_it(
+    said: str, stop: str, text: str, ended: bool, tokens: int
+) -> None:
+    """And end the answer with the token that completes them."""
+    pieces, *found = read(PLAIN, said, [stop])
+    assert ("".join(pieces), found) == (text, [ended, tokens])
+
+
+def test_a_stop_string_that_waited_for_a_longer_one_ends_the_answer() -> None:
+    pieces, ended, _ = read(PLAIN, "xab", ["b", "abc"])
+    assert ("".join(pieces), ended) == ("xa", True)
 
 
 # ---- special tokens, and the end of a page
@@ -140,3 +148,13 @@ def test_a_character_that_is_unfinished_at_the_end_of_the_page_is_marked() -> No
     end = DOCTAGS.doctags_end
     assert end is not None
     assert stream.add_token(half) + stream.add_token(end) == "\ufffd</doctag>"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_character_that_is_unfinished_at_the_end_is_marked(ends: bool) -> None:
+    """At an end token, and where no more tokens may come."""
+    stream = StreamingDetokenizer(PLAIN)
+    (half, *_), (end,) = PLAIN.encode_text("é"), PLAIN.encode_prompt(END_OF_UTTERANCE, "\ufdd0")
+    assert stream.add_token(half) == ""
+    assert (stream.add_token(end) if ends else stream.finalize()) == "\ufffd"
+    assert stream.ended is ends

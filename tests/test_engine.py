@@ -2,18 +2,25 @@
 usable."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load, stream_generate
 from smolvlm_mlx.errors import GenerationError, PromptError
-from smolvlm_mlx.events import Statistics, Text
+from smolvlm_mlx.events import Reading, Statistics, Text
+from smolvlm_mlx.generation import image_cache, prefill
 from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.image_cache import ImageCache
 from smolvlm_mlx.generation.prefill import PromptReader
-from smolvlm_mlx.model import KVCache
+from smolvlm_mlx.generation.prefix_cache import PrefixCache
+from smolvlm_mlx.generation.scheduler import Scheduler
+from smolvlm_mlx.generation.stream import Stream, TextStream
+from smolvlm_mlx.inputs.messages import user_message
+from smolvlm_mlx.model import KVCache, QuantizedKVCache, optimize
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
 from tests.support.pictures import noise
@@ -237,6 +244,63 @@ def test_the_first_token_waits_for_no_other(
     events = PromptReader(loaded[0]).answer(inputs, Row(SHORT))
     # Then the next is under way while one is read.
     assert [len(steps) for event in events if isinstance(event, Text)] == [1, *range(3, 13), 12]
+
+
+def test_what_is_read_is_told(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames and tiles, two at a time; what does not fill a chunk is left for the tiles."""
+    patches = loaded[0].config.vision_config.patches_per_side ** 2
+    monkeypatch.setattr(image_cache, "CHUNK", dict.fromkeys(image_cache.CHUNK, 2 * patches))
+    video = {"type": "video", "frames": [noise(64, 64, seed) for seed in range(5)], "fps": 1}
+    engine = Engine(*loaded)
+
+    def told(part: Any) -> list[Reading]:
+        events = engine.stream([{"role": "user", "content": [part]}], Options(max_tokens=1))
+        return [each for each in events if isinstance(each, Reading) and each.what != "tokens"]
+
+    read = [Reading(done, 5, "frames") for done in (0, 2)]
+    assert told(video) == [*read, Reading(0, 1, "tiles"), Reading(1, 1, "tiles")]
+    count = len({*loaded[1]([user_message("", [PICTURE])]).tile_digests})
+    assert count > 4
+    assert told({"type": "image", "image": PICTURE}) == [
+        Reading(done, count, "tiles") for done in (*range(0, count, 2), count)
+    ]
+    assert told({"type": "image", "image": PICTURE}) == []
+
+
+DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {
+    Engine: {"cache_folder": None, "conversations": 1, "image_cache_bytes": 256 * 2**20},
+    Engine.stream: {"schema": None, "reserve_tokens": 1, "keep_vision": True},
+    stream_generate: {"keep_vision": True},
+    ImageCache: {"folder": None, "memory_bytes": 256 * 2**20, "disk_bytes": 1024 * 2**20},
+    PrefixCache: {"entries": 1, "most_bytes": 2048 * 2**20},
+    PrefixCache.pop: {"kv_bits": None},
+    PromptReader.room_after: {"reserve_tokens": 1},
+    PromptReader.room_for: {"reserve_tokens": 1},
+    PromptReader.read: {"reserve_tokens": 1, "keep_vision": True},
+    PromptReader.answer: {"reserve_tokens": 1, "keep_vision": True},
+    Scheduler: {"most_answers": 8, "most_waiting": 32},
+    Stream.close: {"wait": False},
+    TextStream.close: {"wait": False},
+    KVCache: {"capacity": 256},
+    LanguageModel.make_cache: {"capacity": 256},
+    QuantizedKVCache: {"group_size": 64},
+    load: {"fuse": True, "lazy": False},
+    optimize: {"lazy": False},
+}
+
+
+@pytest.mark.parametrize("function", DEFAULTS, ids=lambda each: each.__qualname__)
+def test_what_is_not_said(function: Callable[..., Any]) -> None:
+    parameters = signature(function).parameters
+    defaults = {name: parameters[name].default for name in DEFAULTS[function]}
+    assert defaults == DEFAULTS[function]
+
+
+def test_what_is_computed_at_once() -> None:
+    """Enough to fill a GPU, and no more than a CPU's memory is for."""
+    assert image_cache.CHUNK == {"metal": 8192, "cuda": 8192, "cpu": 1024}
+    assert prefill.CHUNK == {"metal": 2048, "cuda": 2048, "cpu": 256}
+    assert prefill.LEAST_CHUNK == 64
 
 
 # ---- what goes wrong

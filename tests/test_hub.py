@@ -84,6 +84,18 @@ def test_a_file(tiny: Path) -> None:
     assert refused(path) == f"{path} is a file; give the folder that holds config.json"
 
 
+def test_of_a_long_name_the_end_is_told(tmp_path: Path) -> None:
+    """Which is where names of folders differ."""
+    folder = tmp_path / ("a" * 90) / "the-end"
+    folder.mkdir(parents=True)
+    for path_or_id, revision, said in (
+        (folder, "v2", "the-end' is a folder, and has no"),
+        (f"{'x' * 5000}the-end", None, "the-end': File name too long; give a folder or hub id"),
+        (f"{'x/' * 60}the-end", None, "the-end', and no hub id like HuggingFaceTB/"),
+    ):
+        assert said in refused(path_or_id, revision)
+
+
 # ---- the cache, without a network
 
 

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import device, load
@@ -102,17 +103,25 @@ def test_memory_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert cache.nbytes == 3 * one.nbytes
     assert [encoded(loaded, cache, tiles(n), monkeypatch)[0] for n in (1, 3, 4)] == [0, 0, 0]
     assert encoded(loaded, cache, tiles(2), monkeypatch)[0] == 1
+    cache = ImageCache(loaded[0], memory_bytes=0)  # the last is held however large it is
+    encoded(loaded, cache, tiles(1, 2, 3), monkeypatch)
+    assert cache.nbytes == one.nbytes
+    assert encoded(loaded, cache, tiles(3), monkeypatch)[0] == 0
 
 
 def test_the_next_process_finds_them(
     loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "cache"
+    folder = tmp_path / "made" / "cache"
     _, first = encoded(loaded, ImageCache(loaded[0], folder), tiles(1, 2), monkeypatch)
     count, second = encoded(loaded, ImageCache(loaded[0], folder), tiles(2, 1), monkeypatch)
     assert count == 0
     np.testing.assert_array_equal(second[::-1], first)
     assert folder.stat().st_mode & 0o777 == 0o700
+    with closing(sqlite3.connect(folder / "features.sqlite3")) as database:  # as it has always been
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        lengths = database.execute("SELECT length(name), length(digest) FROM tiles").fetchall()
+    assert lengths == [(16, 16)] * 2
 
 
 def test_the_file_is_for_one_model_and_dtype(tiny: Path, tmp_path: Path) -> None:
@@ -162,3 +171,54 @@ def test_a_damaged_file_costs_time_only(
         encoded(loaded, ImageCache(loaded[0], tmp_path / "no folder"), tiles(1), monkeypatch)[0]
         == 1
     )
+
+
+def test_what_is_in_memory_is_not_looked_for_in_the_file(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, settings = ImageCache(loaded[0], tmp_path), loaded[1].settings
+    assert encode_tiles(loaded[0], tiles(1, 2), settings, cache) is not None
+    asked, connect = list[str](), sqlite3.connect
+
+    def connected(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.set_trace_callback(asked.append)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    assert len(cache.get(digest_tiles(tiles(1, 2)), settings)) == 2
+    assert asked == []
+    assert len(cache.get(digest_tiles(tiles(1, 2, 3)), settings)) == 2
+    assert [text.startswith("SELECT digest") for text in asked].count(True) == 1
+    # What a power cut loses is computed again.
+    assert "PRAGMA synchronous = NORMAL" in asked
+
+
+@pytest.mark.parametrize(
+    ("error", "undeletable", "tries"),
+    [
+        (sqlite3.OperationalError("locked"), False, [1, 1]),
+        (OSError("read-only"), False, [1, 1]),
+        (sqlite3.DatabaseError("damaged"), False, [2, 4]),  # each time begun anew once
+        (sqlite3.DatabaseError("damaged"), True, [1, 1]),
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_used_is_given_up(
+    loaded: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    undeletable: bool,
+    tries: list[int],
+) -> None:
+    """It may take seconds to find out that another process holds it."""
+    connect = Mock(side_effect=error)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    if undeletable:
+        monkeypatch.setattr(Path, "unlink", Mock(side_effect=OSError("read-only")))
+    cache, settings = ImageCache(loaded[0], tmp_path), loaded[1].settings
+    assert cache.get(digest_tiles(tiles(1)), settings) == {}
+    found = [connect.call_count]
+    cache.put({b"name": mx.zeros((4, 4))}, settings)
+    assert [*found, connect.call_count] == tries

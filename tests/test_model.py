@@ -1,19 +1,24 @@
 """Numbers: those of transformers (tests/goldens/model.json, model_16bit.json), and the fast paths
 equal to the slow one."""
 
+import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-from convert.random_checkpoint import TILE
+from convert.random_checkpoint import TILE, make
 from smolvlm_mlx import device, load
+from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.generation.prefill import prefill
 from smolvlm_mlx.model import BatchKVCache, KVCache, QuantizedKVCache, SmolVLM, optimize
 from smolvlm_mlx.model.activations import gelu_tanh, swiglu
 from smolvlm_mlx.model.fast import cpu, gpu, kernels
-from smolvlm_mlx.model.language import Attention
+from smolvlm_mlx.model.language import Attention, LanguageModel
+from tests.support.bundled import BUNDLED
 from tests.support.checkpoints import copy
 
 import mlx.core as mx
@@ -244,8 +249,12 @@ def test_cached_and_chunked_equal_whole(tiny: Path) -> None:
 def test_cache_grows_trims_and_makes_masks() -> None:
     cache, rng = KVCache(capacity=2), np.random.default_rng(0)
     parts = [mx.array(rng.standard_normal((1, 2, n, 4), np.float32)) for n in (1, 3, 5)]
+    columns = []
     for part in parts:
         keys, values = cache.update_and_fetch(part, part * 2)
+        columns.append(cache.keys.shape[2])
+    assert columns == [2, 4, 16]  # twice as many, and again, until it is enough
+    assert cache.is_trimmable()
     np.testing.assert_array_equal(np.array(keys), np.array(mx.concatenate(parts, axis=2)))
     np.testing.assert_array_equal(np.array(values), 2 * np.array(keys))
     assert (cache.offset, cache.trim(4), cache.offset, cache.trim(99), cache.offset) == (
@@ -264,20 +273,31 @@ def test_cache_grows_trims_and_makes_masks() -> None:
     ]
 
 
+def test_a_cache_is_made_once_for_what_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pad, part = Mock(wraps=mx.pad), mx.ones((1, 2, 2, 4))
+    monkeypatch.setattr(mx, "pad", pad)
+    cache = KVCache(capacity=4)
+    for _ in range(2):
+        cache.update_and_fetch(part, part)
+    assert pad.call_count == 2  # keys and values
+    cache.update_and_fetch(part, part)
+    assert pad.call_count == 4
+
+
 @pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own step")
 @pytest.mark.parametrize("read", [1, 37, 5000])
 def test_cpu_steps_are_mlx_steps(tiny: Path, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny, "float32")[0].language_model
     rng, hidden, caches = np.random.default_rng(read), [], []
-    parts = [
-        mx.array(rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32))
-    ] * 2
+    parts = [rng.standard_normal((1, model.layers[0].self_attn.kv_heads, read, 32), np.float32)] * 2
+    if read == 37:  # and scores that are far apart
+        parts[0] = parts[0] * np.array([1, 100], np.float32)[:, None, None]
     step = Mock(wraps=cpu.decode_step)
     monkeypatch.setattr(cpu, "decode_step", step)
     for each in (model, load(tiny, "float32", fuse=False)[0].language_model):
         cache = each.make_cache(read)
         for layer in cache:
-            layer.update_and_fetch(*parts)
+            layer.update_and_fetch(*map(mx.array, parts))
         hidden.append([np.array(each(mx.array([[token]]), cache)) for token in (5, 9, 200)])
         caches.append([np.array(layer.row()[0][..., : layer.offset, :]) for layer in cache])
     assert step.call_count == 3
@@ -389,6 +409,31 @@ def test_a_batch_holds_no_columns_that_none_of_its_rows_needs() -> None:
     )
 
 
+def test_a_batch_grows_with_what_comes() -> None:
+    rng = np.random.default_rng(0)
+    rows = [mx.array(rng.standard_normal((1, 2, tokens, 4), np.float32)) for tokens in (3, 9)]
+    batch = BatchKVCache([KVCache.of(row, -row) for row in rows])
+    assert batch.keys.shape[2] == 9 + 256
+    even = BatchKVCache([KVCache.of(rows[0], rows[0])] * 2)  # which hides nothing from one token
+    assert (even.make_mask(1), batch.make_mask(1) is None) == (None, False)
+    assert np.array(even.make_mask(2))[0, 0].tolist() == [[True] * 4 + [False], [True] * 5]
+    columns = []
+    for tokens in (1, 300, 5, 250, 800):
+        new = mx.array(rng.standard_normal((2, 2, tokens, 4), np.float32))
+        keys, values = batch.update_and_fetch(new, -new)
+        columns.append(batch.keys.shape[2])
+        for number, row in enumerate(rows):
+            rows[number] = mx.concatenate([row, new[number : number + 1]], axis=2)
+            length = rows[number].shape[2]
+            assert batch.offset[number].item() == length
+            for have, want in ((keys, rows[number]), (values, -rows[number])):
+                np.testing.assert_array_equal(
+                    np.array(have[number : number + 1, :, -length:]), np.array(want)
+                )
+    # By as many as there are, or as come.
+    assert columns == [265, 565, 565, 565, 1365]
+
+
 def test_quantized_cache_is_close(tiny: Path) -> None:
     model, _ = load(tiny, "float32")
     ids = mx.array([[5, 9, 200, 31, 7, 7, 120, 64]])
@@ -415,6 +460,63 @@ def test_mlx_lm_caches_work(tiny: Path) -> None:
     )
 
 
+def test_norms_and_masks_are_as_config_and_cache_say(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = json.loads((tiny / "config.json").read_text())
+    raw["text_config"] |= {"rms_norm_eps": 0.25, "num_hidden_layers": 1}
+    raw["vision_config"]["layer_norm_eps"] = 0.5
+    model = SmolVLM(ModelConfig.from_dict(raw))
+    norms = {type(m): set[float]() for m in (model.language_model.norm, nn.LayerNorm(1))}
+    for module in model.modules():
+        if type(module) in norms:
+            norms[type(module)].add(module.eps)
+    assert norms == {nn.RMSNorm: {0.25}, nn.LayerNorm: {0.5}}
+    assert not model.language_model.checkpointed
+    assert not model.vision_model.encoder.checkpointed
+    asked, make_mask = Mock(return_value=None), KVCache.make_mask
+    monkeypatch.setattr(KVCache, "make_mask", asked)
+    model(mx.array([[5, 9, 200]]))
+    asked.assert_called_once_with(3, return_array=False, window_size=None)  # the causal, by name
+    assert make_mask(KVCache(), 3) == "causal"
+
+
+@pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own kernels")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numpy_multiplies_in_float32_and_only_there(
+    dtype: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of six matrices, the patches', the connector's, three of seven, and the head's."""
+    model, _ = load(make(tmp_path / "a", tied=tied), dtype)
+    calls = {}
+    for name in ("product", "attention", "gelu_tanh", "swiglu"):
+        calls[name] = Mock(wraps=getattr(cpu, name))
+        monkeypatch.setattr(cpu, name, calls[name])
+    mx.eval(model(mx.array([[5, *[model.config.image_token_id] * 16, 9, 200]]), pattern(1)))
+    want = {"product": 2 * 6 + 1 + 1 + 3 * 7 + 1, "attention": 5, "gelu_tanh": 2, "swiglu": 3}
+    found = {name: call.call_count for name, call in calls.items()}
+    assert found == (want if dtype == "float32" else dict.fromkeys(want, 0))
+
+
+@pytest.mark.parametrize("dtypes", list(product((mx.float32, mx.bfloat16), repeat=2)), ids=str)
+def test_inputs_and_weights_of_two_dtypes(dtypes: tuple[mx.Dtype, mx.Dtype]) -> None:
+    """As the plain kinds do."""
+    x = pattern(1)[0, :1, :8, :1].reshape(1, 1, 8).astype(dtypes[0])
+    config = replace(BUNDLED.text_config, hidden_size=8, intermediate_size=16, vocab_size=30)
+    layer, decoder = nn.Linear(8, 5), LanguageModel(config, tied=True)
+    decoder.set_dtype(dtypes[1])
+    layer.set_dtype(dtypes[1])
+    want = layer(x), decoder.head(x), decoder.layers[0].mlp(x)
+    for module in (layer, decoder, *decoder.layers[0].mlp.leaf_modules().values()):
+        cpu.swap(module)
+    for have, plain in zip(
+        (layer(x), decoder.head(x), decoder.layers[0].mlp(x)), want, strict=True
+    ):
+        assert have.dtype == plain.dtype
+        assert bool(mx.allclose(have, plain, rtol=0.02, atol=0.02))
+
+
 def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> None:
     model, _ = load(tiny, "float32")
     ids = mx.array([[model.config.image_token_id] * 15 + [5]])
@@ -422,6 +524,15 @@ def test_placeholders_and_image_tokens_must_be_equal_in_number(tiny: Path) -> No
         model(ids, pattern(1))
     with pytest.raises(ValueError, match="15 image placeholders in input_ids for 0 image tokens"):
         model(ids)
+
+
+def test_patches_are_embedded_as_by_the_convolution(tiny: Path) -> None:
+    embeddings = load(tiny, "float32", fuse=False)[0].vision_model.embeddings
+    tiles = pattern(2)
+    want = embeddings.patch_embedding(tiles).reshape(2, 64, -1) + embeddings.position_embedding(
+        mx.arange(64)
+    )
+    np.testing.assert_allclose(np.array(embeddings(tiles)), np.array(want), rtol=0, atol=ATOL)
 
 
 def test_every_tile_reaches_its_placeholders(tiny: Path) -> None:
@@ -467,10 +578,44 @@ def test_joining_needs_equal_forms() -> None:
     assert gpu.join(a, quantized[1]) is None
     assert gpu.join(quantized[0], nn.QuantizedLinear.from_linear(b, 64, 8)) is None
     assert gpu.join(a, nn.Linear(64, 8, bias=False)) is None
+    assert gpu.join(a, nn.Linear(32, 8)) is None
+    b.set_dtype(mx.bfloat16)
+    assert gpu.join(a, b) is None
+    assert joined.trainable_parameters() == {}
+
+
+def test_an_activation_is_one_kernel_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made once, for all shapes."""
+
+    def double(x: mx.array) -> mx.array:
+        return x * 2
+
+    compile_ = Mock(return_value=swiglu)
+    monkeypatch.setattr(mx, "compile", compile_)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    assert gpu.compiled(double) is double
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert gpu.compiled(double) is gpu.compiled(double) is swiglu
+    compile_.assert_called_once_with(double, shapeless=True)
+
+
+def test_joining_takes_the_memory_of_one_layer_at_a_time(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(tiny, "float32", fuse=False)
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        optimize(model)
+    mx.eval(model.parameters())
+    largest = model.language_model.layers[0].mlp.gate_up_proj.weight.nbytes
+    assert largest <= mx.get_peak_memory() - before < 1.5 * largest
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "true and false", "numbers"])
-@pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (1, 9)])
+@pytest.mark.parametrize(("T", "C"), [(7, 7), (5, 300), (2, 9), (1, 9)])
 def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     rng = np.random.default_rng(0)
     queries, keys, values = (
@@ -488,6 +633,11 @@ def test_cpu_attention_is_mlx_attention(T: int, C: int, kind: str) -> None:
     arrays = (mx.array(array) for array in (queries, keys, values))
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=masks[kind])
     np.testing.assert_allclose(have, np.array(want), rtol=0, atol=1e-5)
+
+
+def test_a_mask_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask 'sliding' is not causal"):
+        cpu.added_by("sliding", 3, 3)
 
 
 def test_cpu_attention_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,12 @@ def test_bounds() -> None:
     cache = PrefixCache(entries=9, most_bytes=1)
     cache.put([1, 2, 3, 4], layers(4))  # the last is held however large it is
     assert cache.pop([1, 2])[1] == 1
+    for keys in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        cache.put(keys, layers(4))
+    assert [cache.pop([*keys, 9])[1] for keys in ([1, 2, 3, 4], [5, 6, 7, 8])] == [0, 4]
+    cache = PrefixCache()  # one conversation alone: it is taken out, and not copied
+    cache.put([1, 2, 3, 4], layers(4))
+    assert [cache.pop([1, 2, 9])[1] for _ in range(2)] == [2, 0]
 
 
 def test_an_interrupt_between_two_layers_leaves_the_tokens_that_all_have() -> None:

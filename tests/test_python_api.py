@@ -204,6 +204,7 @@ def test_type_checkers_know_every_keyword() -> None:
     assert listed.keys() == {option.name for option in EVERY}
     for option in EVERY:
         assert option.name == "stop" or listed[option.name] == option.type
+    assert not Keywords.__required_keys__
 
 
 # ---- what is no option
@@ -255,9 +256,14 @@ def test_what_is_given_for_options_is_options(wrong: Any, loaded: Loaded) -> Non
 
 def test_prepared_inputs_take_no_pictures_and_no_options_of_pictures(loaded: Loaded) -> None:
     inputs = loaded[1]([user_message(QUESTION, PICTURE)])
-    for more in ({"max_tiles": 1}, {"images": PICTURE}, {"videos": [[PICTURE]]}):
-        with pytest.raises(GenerationError, match="prepared inputs have their pictures"):
+    for more, name in (
+        ({"max_tiles": 1, "split": False}, "split, max_tiles"),
+        ({"images": PICTURE}, "image options"),
+        ({"videos": [[PICTURE]]}, "image options"),
+    ):
+        with pytest.raises(GenerationError, match="prepared inputs have their pictures") as raised:
             generate(*loaded, inputs, **more)
+        assert str(raised.value).endswith(f"give images, videos and {name} to the processor")
     assert generate(*loaded, inputs, max_tokens=2, images=[], image_options=ImageOptions())
 
 

@@ -1,6 +1,7 @@
 """Loading is strict: every layout and dtype that is meant loads with the same numbers, all else is
 named."""
 
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import save_file
 
 
@@ -581,6 +583,58 @@ def test_loading_does_not_write(tiny: Path, tmp_path: Path) -> None:
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
     } == before
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("lazy", [False, "vision", True])
+def test_what_is_lazy_is_read_when_it_is_used(
+    tiny: Path, tmp_path: Path, lazy: Any, fuse: bool
+) -> None:
+    """Else the file may change when the model is there."""
+    folder = copy(tiny, tmp_path / "a")
+    model, _ = load(folder, "float32", fuse=fuse, lazy=lazy)
+    assert not model.training
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))  # in place
+    kept = {
+        part
+        for part in ("vision_model", "connector", "language_model")
+        if any(
+            bool(weight.any()) for weight in dict(tree_flatten(model[part].parameters())).values()
+        )
+    }
+    assert (
+        kept
+        == {
+            False: {"vision_model", "connector", "language_model"},
+            "vision": {"language_model"},
+            True: set(),
+        }[lazy]
+    )
+
+
+@pytest.mark.parametrize(("fuse", "most"), [(False, 1.25), (True, 0.9)])
+def test_what_is_cast_does_not_stay(tiny: Path, fuse: bool, most: float) -> None:
+    """Weights are in memory once, half as large, and what makes them fast goes layer by layer."""
+    load(tiny, "bfloat16", fuse=fuse)
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load(tiny, "bfloat16", fuse=fuse)
+    size = (tiny / "model.safetensors").stat().st_size
+    assert 0.5 * size < mx.get_peak_memory() - before < most * size
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parts_are_counted_as_they_lie_in_the_file(tmp_path: Path, tied: bool) -> None:
+    folder = make(tmp_path / "a", dtype="bfloat16", tied=tied)
+    parts = open_checkpoint(folder).parts()
+    for part, found in parts.items():
+        some = [array for name, array in weights_of(folder).items() if name.startswith(part)]
+        assert found == (sum(a.size for a in some), sum(a.nbytes for a in some))
+    assert sum(size for _, size in parts.values()) == sum(
+        array.nbytes for array in weights_of(folder).values()
+    )
 
 
 def test_nothing_is_read_before_it_is_asked_for(tiny: Path) -> None:

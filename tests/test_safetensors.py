@@ -1,16 +1,26 @@
 """What is written is what safetensors and MLX read."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
-from smolvlm_mlx.checkpoint.safetensors import write_safetensors, write_safetensors_in_steps
+from smolvlm_mlx.checkpoint.safetensors import (
+    listed,
+    read_header,
+    same_bytes,
+    write_safetensors,
+    write_safetensors_in_steps,
+)
 from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16, mx.uint32)
 
@@ -56,6 +66,68 @@ def test_tensors_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
         assert size % 8 == 0
         assert json.loads(written[8 : 8 + size])["x" * length]["data_offsets"] == [0, 4]
         assert written[8 + size :] == np.float32(1.5).tobytes()
+        assert b" " not in written[8 : 8 + size].rstrip()
+
+
+def test_all_is_on_disk_before_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "a.safetensors", list[int]()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    write_safetensors(path, {"x": mx.zeros((3,))}, [mx.zeros((3,))])
+    assert synced == [path.stat().st_size]
+
+
+@pytest.mark.parametrize("nbytes", [1, 2, 2**20, 2**20 + 1, 2**21 + 7])
+def test_bytes_are_the_same_to_the_last(nbytes: int, tmp_path: Path) -> None:
+    path, base = tmp_path / "a.safetensors", np.random.default_rng(0).bytes(nbytes)
+    made = {"base": base, "copy": base} | {
+        f"other at {at}": base[:at] + bytes([base[at] ^ 1]) + base[at + 1 :]
+        for at in {0, nbytes // 2, nbytes - 1}
+    }
+    save_file({name: np.frombuffer(data, np.uint8) for name, data in made.items()}, path)
+    tensors = {tensor.key: tensor for tensor in read_header(path)}
+    same = {name for name, tensor in tensors.items() if same_bytes(tensors["base"], tensor)}
+    assert same == {"base", "copy"}
+
+
+def test_bytes_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sizes, opened = tmp_path / "a.safetensors", list[int](), Path.open
+    save_file({name: np.zeros(2**21 + 7, np.uint8) for name in "ab"}, path)
+    first, second = read_header(path)
+
+    def recorded(path: Path, mode: str) -> Any:
+        file = Mock(wraps=opened(path, mode))
+        file.__enter__ = lambda _: file
+        file.__exit__ = lambda *_: file.close()
+        read = file.read
+
+        def counted(size: int) -> bytes:
+            sizes.append(size)
+            data: bytes = read(size)
+            return data
+
+        file.read = counted
+        return file
+
+    monkeypatch.setattr(Path, "open", recorded)
+    assert same_bytes(first, second)
+    assert sizes == [2**20] * 4 + [7] * 2
+
+
+def test_bytes_of_another_kind_are_not_the_same(tmp_path: Path) -> None:
+    path, zeros = tmp_path / "a.safetensors", np.zeros((2, 4), np.float32)
+    kinds = {"a": zeros, "b": zeros.T.copy(), "c": zeros.view(np.int32)}
+    save_file(kinds, path)
+    a, b, c = read_header(path)
+    assert (same_bytes(a, a), same_bytes(a, b), same_bytes(a, c)) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(1, "p0"), (20, "p19"), (21, "p19; and 1 more"), (50, "p19; and 30 more")]
+)
+def test_of_many_problems_twenty_are_named(count: int, end: str) -> None:
+    text = listed([f"p{number}" for number in range(count)])
+    assert text.endswith(end)
+    assert text.count("p") == min(count, 20)
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
@@ -44,6 +45,24 @@ def test_options_at_their_edges(name: str, good: list[Any], bad: list[Any]) -> N
     for value in bad:
         with pytest.raises(GenerationError, match=name):
             Options(**{name: value})
+
+
+def test_options_untold() -> None:
+    assert asdict(Options()) == {
+        "max_tokens": 512,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "repetition_context": 0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": None,
+        "stop": (),
+        "kv_bits": None,
+        "skip_special_tokens": None,
+    }
 
 
 def test_one_stop_string_is_not_its_letters() -> None:
@@ -206,11 +225,18 @@ def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top
 def test_what_may_be_sampled_is_transformers_rule_in_1440_combinations() -> None:
     """A temperature changes what top_p keeps, and each limit sees what the one before has left."""
     for seed, limits in enumerate(COMBINATIONS):
-        logits = some_logits(seed)[seed % 3]
-        found = np.array(truncate(mx.array(logits)[None], *limits))[0]
+        rows = some_logits(seed)
+        found = np.array(truncate(mx.array(rows), *limits))[seed % 3]
+        logits = rows[seed % 3]
         np.testing.assert_allclose(
             found, kept(logits, *limits), rtol=1e-5, err_msg=f"{limits} {seed}"
         )
+
+
+def test_as_much_as_top_p_is_enough() -> None:
+    for top_p, count in ((0.25, 1), (0.5, 2), (0.75, 3), (0.8, 4)):
+        found = np.array(truncate(mx.zeros((1, 4)), 1.0, top_p, 0.0, 0))
+        assert np.isfinite(found).sum() == count
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 10.0])
@@ -245,6 +271,7 @@ def tokens_by_hand(logits: np.ndarray, prompt: list[int], options: Options) -> A
     [
         {"repetition_penalty": 1.3},
         {"repetition_penalty": 0.7},
+        {"repetition_penalty": 2.0},
         {"repetition_penalty": 3.0, "repetition_context": 1},
         {"repetition_penalty": 3.0, "repetition_context": 7},
         {"repetition_penalty": 3.0, "repetition_context": 500},

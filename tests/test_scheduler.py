@@ -10,9 +10,11 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
-from smolvlm_mlx.events import End, Event, Text
+from smolvlm_mlx.events import End, Event, Reading, Text
+from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.engine import Engine
+from smolvlm_mlx.generation.prefix_cache import PrefixCache
 from smolvlm_mlx.generation.scheduler import BusyError, Job, Scheduler
 from smolvlm_mlx.inputs.processor import Processor
 from tests.support.pictures import PICTURE
@@ -155,6 +157,37 @@ def test_several_answers_to_a_prompt_take_one_place(engine: Started) -> None:
     again = ask(engine, "What is this about?")
     again.wait()
     assert again.statistics.reused_tokens == again.statistics.prompt_tokens - 1
+
+
+def test_of_several_answers_to_a_prompt_that_of_the_last_to_end_is_kept(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.processor.tokenizer, "end_ids", frozenset())
+    kept, put, both_wait = list[int](), PrefixCache.put, threading.Event()
+
+    def counted(self: PrefixCache, keys: Any, *others: Any) -> None:
+        kept.append(len(keys))
+        put(self, keys, *others)
+
+    monkeypatch.setattr(PrefixCache, "put", counted)
+    first, second = (
+        Asked(engine.processor, "Hello", Options(max_tokens=tokens)) for tokens in (12, 3)
+    )
+    second.inputs = first.inputs
+    take = first.take
+
+    def held(event: Event | SmolVLMError) -> None:
+        assert both_wait.wait(60)
+        take(event)
+
+    first.put = held
+    for job in (first, second):
+        engine.submit(job)
+    both_wait.set()
+    for job in (first, second):
+        job.wait()
+    prompt = len(first.inputs.input_ids)
+    assert kept == [prompt, prompt, prompt + 12]  # what each begins beside the other, and the end
 
 
 @pytest.mark.parametrize("engine", [1], indirect=True)
@@ -300,6 +333,55 @@ def test_no_more_are_decoded_together_or_wait_than_may(
     assert max(sizes) == 4
 
 
+def test_answers_go_on_while_a_prompt_is_read(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between each two of its chunks a token, of each answer."""
+    monkeypatch.setattr(prefill, "CHUNK", dict.fromkeys(prefill.CHUNK, 64))
+    long = Asked(engine.processor, "What is this about? " * 20, Options(max_tokens=2))
+    order, read = list[str](), len(long.inputs.input_ids)
+    first = Asked(engine.processor, "Hello", Options(max_tokens=60))
+
+    def put(event: Event | SmolVLMError) -> None:
+        if isinstance(event, Text):
+            if not order:
+                engine.submit(long)
+            order.append("answer")
+        first.take(event)
+
+    def also(event: Event | SmolVLMError) -> None:
+        order.append("read" if isinstance(event, Reading) else "said")
+        long.take(event)
+
+    first.put, long.put = put, also
+    engine.submit(first)
+    first.wait()
+    long.wait()
+    begun = order.index("read")
+    chunks = 1 + -(-read // 64)
+    assert chunks > 3
+    assert order[begun : begun + 2 * chunks - 1] == ["read", "answer"] * (chunks - 1) + ["read"]
+
+
+def test_closing_ends_what_is_made_and_takes_no_more(tiny: Path) -> None:
+    engine = Started(lambda: Engine(*load(tiny, "float32")), most_answers=1)
+    engine.start()
+    (thread,) = [each for each in threading.enumerate() if each.name == "engine"]
+    assert thread.daemon  # or the process would not end while an answer is made
+    begun = threading.Event()
+    job = Asked(engine.processor, "Hello", Options(max_tokens=1000))
+    job.put = lambda event: begun.set() if isinstance(event, Text) else None
+    engine.submit(job)
+    waiting = ask(engine, "Never begun")
+    assert begun.wait(60)
+    engine.close()
+    assert job.statistics.generated_tokens < 1000
+    assert (waiting.statistics.generated_tokens, waiting.over.is_set()) == (0, False)
+    assert not thread.is_alive()
+    with pytest.raises(BusyError, match="answers are waiting already"):
+        ask(engine, "Hello")
+
+
 def test_a_full_queue(engine: Started) -> None:
     jobs = []
 
@@ -336,15 +418,53 @@ def test_what_cannot_be_loaded_is_told() -> None:
         Scheduler(fail).start()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_leaves_nobody_waiting(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> None:
+    config = engine.model.config
+    most = (config.text_config.max_position_embeddings - 1) // config.tokens_per_tile
+    engine.check(most, SCHEMA)
+    with pytest.raises(ContextFullError, match=rf"\({most + 1} tiles\)"):
+        engine.check(most + 1, None)
+    with pytest.raises(GenerationError, match="the JSON schema cannot be used"):
+        engine.check(0, {"type": "nonsense"})
+
+
+@pytest.fixture
+def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What ended a thread, and would be shown with its traceback."""
+    found = list[object]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_type))
+    return found
+
+
+def test_a_bug_while_loading_is_told_and_shown(uncaught: list[object]) -> None:
+    def broken() -> Any:
+        raise ZeroDivisionError
+
+    scheduler = Scheduler(broken)
+    with pytest.raises(ZeroDivisionError):
+        scheduler.start()
+    scheduler.close()
+    assert uncaught == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("where", ["add", "step"])
+def test_a_bug_leaves_nobody_waiting(
+    where: str, engine: Started, uncaught: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is told once."""
+
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Decoder, "add", broken)
-    job = ask(engine, "Hello")
+    monkeypatch.setattr(Decoder, where, broken)
+    job, put = Asked(engine.processor, "Hello", Options(max_tokens=12)), list[object]()
+    job.put = lambda event: (put.append(event), job.take(event))[1]  # type: ignore[func-returns-value]
+    engine.submit(job)
     with pytest.raises(GenerationError, match="the engine has failed"):
         job.wait()
+    engine.close()
+    assert uncaught == [ZeroDivisionError]
+    assert [type(event) for event in put if not isinstance(event, Reading)] == [GenerationError]
     with pytest.raises(BusyError, match="the engine has failed"):
         ask(engine, "Hello")
     assert engine.failed

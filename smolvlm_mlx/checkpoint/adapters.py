@@ -182,7 +182,6 @@ def load_adapter(model: SmolVLM, folder: str | Path, base: str) -> AdapterConfig
     model.load_weights(
         [(name, array.astype(dtype)) for name, array in weights.items()], strict=False
     )
-    model.eval()
     return config
 
 

@@ -53,7 +53,6 @@ class Row:
         self.statistics = statistics or Statistics()
         self.error: GenerationError | None = None
         self.prompt, self.keys = list[int](), list[Key]()
-        self.max_new_tokens = options.max_tokens
         self._text = None
         if tokenizer is not None:
             self._text = StreamingDetokenizer(tokenizer, options.stop, options.skip_special_tokens)

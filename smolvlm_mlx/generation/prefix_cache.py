@@ -36,7 +36,7 @@ def common(first: Sequence[Key], second: Sequence[Key]) -> int:
 @dataclass
 class _Entry:
     keys: list[Key]
-    layers: list[KVCache]  # of len(keys) tokens
+    layers: list[KVCache]  # of len(keys) tokens, or more
     kv_bits: int | None
 
 
@@ -85,8 +85,6 @@ class PrefixCache:
         count = min(layer.offset for layer in layers)
         if not count:
             return
-        for layer in layers:
-            layer.trim(layer.offset - count)
         mx.async_eval([layer.state for layer in layers])
         held = list(keys[:count])
         with self._lock:

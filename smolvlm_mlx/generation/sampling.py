@@ -71,7 +71,7 @@ def truncate(
     of these names, which keep all that are as likely as the last of `top_k`."""
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
-        least = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
+        least = mx.topk(logits, top_k).min(axis=-1, keepdims=True)
         logits = mx.where(logits < least, -mx.inf, logits)
     if top_p < 1:
         logits = _nucleus(logits, top_p)
@@ -83,7 +83,7 @@ def truncate(
 
 def _nucleus(logits: mx.array, top_p: float) -> mx.array:
     """The likeliest that together have `top_p` of the probability, one at least."""
-    order = mx.argsort(logits, axis=-1)
+    order = mx.argsort(logits)
     below = mx.cumsum(mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
     drop = below <= 1 - top_p
     drop[:, -1] = False

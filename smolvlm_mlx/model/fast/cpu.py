@@ -213,9 +213,7 @@ def _frequencies(theta: float, periods: tuple[float, ...] | None, d: int) -> Flo
     the prompt."""
     if periods is not None:
         return np.float32(1) / np.array(periods, np.float32)
-    return np.array(
-        mx.exp(mx.arange(0, -(d // 2), -1, dtype=mx.float32) * (math.log(theta) / (d // 2)))
-    )
+    return np.array(mx.exp(mx.arange(0, -(d // 2), -1) * (math.log(theta) / (d // 2))))
 
 
 def _normed(norm: nn.RMSNorm, y: Floats) -> Floats:

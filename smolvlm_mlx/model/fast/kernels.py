@@ -49,7 +49,7 @@ def attention(
     """
     (B, h, T, d), (_, k, C, _) = queries.shape, keys.shape
     # (B, k, h/k*T, d)
-    grouped: Floats = np.multiply(queries, scale, dtype=np.float32).reshape(B, k, h // k * T, d)
+    grouped: Floats = np.multiply(queries, scale).reshape(B, k, h // k * T, d)
     if added is not None:
         added = np.broadcast_to(added, (B, h, T, added.shape[-1]))
     out = np.empty((B, h, T, d), np.float32)
