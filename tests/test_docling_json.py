@@ -80,6 +80,19 @@ def test_tables_and_pictures_are_at_their_places_with_their_captions(
     assert len(found["texts"]) == 2
 
 
+def test_what_is_empty_is_not_there() -> None:
+    """And makes no line of the words beside it."""
+    found = converted("<text>a<formula></formula></text><text></text><code></code><title> </title>")
+    assert ([text["text"] for text in found["texts"]], found["groups"]) == (["a"], [])
+
+
+def test_code_has_the_first_language_that_is_named() -> None:
+    names = {"<_Python_>a": "Python", "<_C_>a<_Python_>b": "C", "a": "unknown", "<_x_>a": "unknown"}
+    for code, language in names.items():
+        found = converted(f"<code>{code}")["texts"]  # without an end, in which all would be text
+        assert {text["code_language"] for text in found} == {language}
+
+
 def test_less_than_four_places_are_none_and_more_are_left_out() -> None:
     first, second = items_of(
         f"<text><loc_1><loc_2><loc_3>a</text><text>{PLACE}<loc_9>Words</text>", "texts"

@@ -280,10 +280,11 @@ def test_validations_and_states_come_when_they_are_due(
     """The last step has both."""
     model, batches = of_text(shallow)
     settings = replace(BASE, steps=7, validate_every=validate_every, save_every=save_every)
-    trainer = Trainer(model, settings, tmp_path)
+    folder = tmp_path / "new" / "run"
+    trainer = Trainer(model, settings, folder)
 
     def saved_states() -> list[str]:
-        return [path.name for path in tmp_path.glob("state-*")]
+        return [path.name for path in folder.glob("state-*")]
 
     seen = [saved_states() for _ in trainer.run_in_steps(batches, lambda: batches(1))]
     seen.append(saved_states())
