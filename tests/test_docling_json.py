@@ -203,7 +203,9 @@ def test_a_region_of_keys_keeps_what_is_no_pair() -> None:
     )
     found = converted(page)
     graph = found["key_value_items"][0]["graph"]
-    cells = [(cell["cell_id"], cell["label"], cell["text"], cell["orig"]) for cell in graph["cells"]]
+    cells = [
+        (cell["cell_id"], cell["label"], cell["text"], cell["orig"]) for cell in graph["cells"]
+    ]
     values = [(number, "value", text, text) for number, text in ((1, "c"), (2, "d"), (3, "e"))]
     assert cells == [(0, "key", "b", "b"), *values]
     links = [(link["source_cell_id"], link["target_cell_id"]) for link in graph["links"]]

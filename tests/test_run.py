@@ -156,7 +156,11 @@ def test_the_best_weights_are_kept(shallow: Path, tmp_path: Path) -> None:
 
 # ---- what stands beside it
 
-HISTORY = [Record(1, 2.5, None, 1e-4, 30), Record(2, 2.0, 2.25, 2e-4, 31), Record(3, 1.5, None, 0, 7)]
+HISTORY = [
+    Record(1, 2.5, None, 1e-4, 30),
+    Record(2, 2.0, 2.25, 2e-4, 31),
+    Record(3, 1.5, None, 0, 7),
+]
 
 
 def test_what_is_left_out_is_written_before_training(shallow: Path, tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def test_a_plan() -> None:
 
 def test_presets_of_plans() -> None:
     common = {"max_tiles": 17, "checkpoint_layers": True}
-    assert PRESETS == {
+    assert {
         "8gb": {"rank": 8, "max_tokens": 1536, **common},
         "16gb": {"rank": 16, "max_tokens": 2048, **common},
-    }
+    } == PRESETS
 
 
 def test_settings_of_a_trainer() -> None:

@@ -104,8 +104,16 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "questions"),
+    [("ask", ("And now?",), 2), ("retry", (), 1), ("edit", ("And now?", PICTURE), 1)],
+)
 def test_the_next_question_waits_for_the_thread_of_the_last(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    arguments: tuple[Any, ...],
+    questions: int,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights that are not read yet may be used by one thread at a time."""
     chat = Chat(*load(tiny, lazy=True), SHORT)
@@ -126,11 +134,11 @@ def test_the_next_question_waits_for_the_thread_of_the_last(
         first = pool.submit(lambda: list(chat.ask("What is this?", [PICTURE])))
         assert inside.wait(60)
         chat.stop()
-        second = pool.submit(lambda: "".join(chat.ask("And now?")))
+        second = pool.submit(lambda: "".join(getattr(chat, method)(*arguments)))
         released.set()
         assert first.result() == []
         have = second.result()
-    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * questions
     monkeypatch.undo()
     assert have == generate(*load(tiny), chat.messages[:-1], SHORT).strip()
 
