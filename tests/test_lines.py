@@ -30,7 +30,7 @@ LINE = {"path": "a.png", "sha256": "0", "run": "r"}
 def test_what_is_no_line_is_something_else(line: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f"{json.dumps(LINE)}\n{line}\n")
-    with pytest.raises(DataError, match="a.jsonl: holds something else than captions; choose"):
+    with pytest.raises(DataError, match=r"a\.jsonl: holds something else than captions; choose"):
         read_lines(path, "r")
 
 
