@@ -193,6 +193,7 @@ def test_any_answer_can_be_read_again(fake: Fake, data: Path, tmp_path: Path) ->
     assert [answer.prediction for answer in first.answers] == [
         odd[question] for question in QUESTIONS
     ]
+    assert '"é"' in (tmp_path / "out.jsonl").read_text("utf-8")  # as people read it
 
 
 def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Path) -> None:
@@ -251,6 +252,8 @@ def test_another_runs_answers_are_not_taken(
     fake(tiny=RIGHT)
     evaluate(folder, data, file)
     before = file.read_bytes()
+    said = json.loads(before.splitlines()[0])
+    assert [len(said[part]) for part in ("weights", "data")] == [16, 16]
     if name == "weights":  # trained again into the same folder
         os.utime(weights, (1, 1))
     arguments: dict[str, Any] = {"model_path": folder, "data": data, "results": file}

@@ -85,7 +85,7 @@ def test_vqa_of_one_person() -> None:
         ],
         # What the original does not do, or does the wrong way round.
         *[("couldntve", "couldntve"), ("Im", "im"), ("lets", "lets"), ("somebody'd", "somebodyd")],
-        *[("somebodyd", "somebodyd")],
+        *[("somebodyd", "somebodyd"), ("." * 33 + "a", ".a")],
         # Punctuation goes where it is beside a space, and is a space where it never is.
         *[
             ("red/green", "red green"),
