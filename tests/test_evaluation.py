@@ -143,6 +143,18 @@ def test_two_checkpoints_are_compared_question_by_question(
     assert Result("one", first.answers[:1]).difference(Result("one", second.answers[:1])) == (0, 0)
 
 
+def test_the_checkpoint_is_loaded_as_it_is_asked_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any, **named: Any) -> None:
+        raise GenerationError(repr((arguments, named)))
+
+    monkeypatch.setattr(evaluation, "load", load)
+    with pytest.raises(GenerationError) as told:
+        evaluate("a", data, tmp_path / "a", adapter="b", dtype="float16", revision="c")
+    assert str(told.value) == repr((("a", "float16", "c"), {"adapter": "b"}))
+
+
 # ---- stopped and going on
 
 
