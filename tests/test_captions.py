@@ -755,7 +755,12 @@ class Group:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_keeps_its_own_lines_until_the_first_has_written_all(
-    rank: int, bundled: Loaded, pictures: list[Path], tmp_path: Path, monkeypatch: Any
+    rank: int,
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files, out, task = pictures[:2], tmp_path / "two.jsonl", Task(DESCRIBE.prompt, 4)
     seen: list[list[str]] = []
@@ -781,6 +786,12 @@ def test_a_process_keeps_its_own_lines_until_the_first_has_written_all(
     journal, written = f"two-{rank}.jsonl", [out.name] * (rank == 0)
     assert seen == [[journal, *written]]
     assert [path.name for path in tmp_path.glob("two*")] == written
+    # What it had, when both were stopped, is not asked again.
+    out.unlink(missing_ok=True)
+    write_lines(tmp_path / journal, [lines[rank]])
+    asked.clear()
+    assert Captioner(*bundled, task).write(files, out) == lines
+    assert asked == []
     other = b"[]"
     with pytest.raises(DataError, match="the machines do not see the same files; give all of"):
         Captioner(*bundled, task).write(files, out)

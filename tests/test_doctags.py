@@ -138,7 +138,7 @@ def test_keys_have_the_values_they_link_to_and_others_stand_alone() -> None:
     region = first(
         "<key_value_region><key_1>Name<link_2><link_3></key_1><value_2>Ada</value_2>"
         "<value_3>King</value_3><key_4>Born</key_4><value_4>1815</value_4><key_9>Died</key_9>"
-        "<value_7>London</value_7><key_10><text>Wrote</text></key_10></key_value_region>"
+        "<value_7>London</value_7><key_value_map></key_value_map><key_10><text>Wrote</text></key_10></key_value_region>"
     )
     assert key_values(region) == [
         ("Name", ["Ada", "King"]),

@@ -231,6 +231,7 @@ def test_the_seed_is_of_dropout(shallow: Path, tmp_path: Path) -> None:
         mx.random.seed(7)  # the adapter is the same
         path = layers_of(model, ["decoder"])[:1]
         add_adapter(model, AdapterConfig("lora", 4, 2.0, 0.5, path, "", ""))
+        model.eval()  # as it is loaded
         settings = replace(BASE, learning_rate=0.1, seed=seed)
         trainer = Trainer(model, settings, tmp_path / f"{number}")
         trainer.run(batches)

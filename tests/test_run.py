@@ -318,7 +318,9 @@ def test_a_finished_run_is_not_overwritten(
     shallow: Path, short_questions: Path, tmp_path: Path
 ) -> None:
     plan = replace(PLAN, steps=2)
-    prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    result = prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    again = prepare(shallow, short_questions, tmp_path / "run", plan)
+    assert again.train(resume=True) == result  # there is nothing left to do
     with pytest.raises(TrainingError, match="--resume"):
         prepare(shallow, short_questions, tmp_path / "run", plan).train()
     with pytest.raises(TrainingError, match="nothing to resume"):
