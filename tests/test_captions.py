@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,6 +33,7 @@ from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused
 from tests.support.pictures import PICTURE, encoded, tall
 from tests.support.places import ROOT
+from tests.support.processes import Group
 from tests.support.videos import encode_video
 
 import mlx.core as mx
@@ -316,6 +317,9 @@ def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
     assert "the limit of a side is 65535" in lines[0]["error"]
     assert [line.get("note") for line in lines[1:]] == ["its last bytes are missing", *[None] * 3]
     assert all(line["caption"] for line in lines[1:])
+    (folder / "b.jpg").rename(folder / "b again.jpg")  # whose answer is known
+    again = Captioner(*bundled, DESCRIBE).write([folder / "b again.jpg"], tmp_path / "a.jsonl")
+    assert [line["note"] for line in again] == ["its last bytes are missing"]
 
 
 @pytest.fixture
@@ -738,19 +742,6 @@ def test_two_processes_give_what_one_gives(count: int, bundled: Loaded, tmp_path
         "one.jsonl",
         "two.jsonl",
     ]
-
-
-@dataclass(frozen=True)
-class Group:
-    """One process of two, as `mlx.launch` starts them."""
-
-    number: int
-
-    def rank(self) -> int:
-        return self.number
-
-    def size(self) -> int:
-        return 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -36,6 +36,8 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
         example.input_ids[example.loss_mask], skip_special_tokens=False
     )
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
+    whole = processor.tokenizer.decode(example.input_ids[0], skip_special_tokens=False)
+    assert whole.rstrip().endswith(" Still red<end_of_utterance>")  # nothing begins an answer
 
 
 def test_a_video_is_learned_as_its_frames_and_counted(tiny: Path, tmp_path: Path) -> None:

@@ -236,6 +236,8 @@ def test_a_loop_is_told_at_its_least_length_and_not_before(block: str, least: in
     """In tokens: 256 of words, 1,024 of others, and 6 times in all."""
     assert watch("xyz" + (block * least)[:least]) == "xyz" + block
     assert watch("xyz" + (block * least)[: least - 1]) is None
+    assert watch((block * least)[:least]) == block  # from the page's beginning
+    assert watch((block * least)[: least - 1]) is None
 
 
 def test_words_in_no_table_are_prose() -> None:

@@ -468,6 +468,8 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
 
 
 def test_no_such_metric(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no questions to ask"):
+        evaluate("tiny", [], tmp_path / "out.jsonl")
     with pytest.raises(
         EvaluationError, match="metric 'nonsense' is not one of auto, vqa, vqav2, anls,"
     ):

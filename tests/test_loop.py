@@ -4,6 +4,7 @@ and when there is a validation and a saved state."""
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,14 @@ from smolvlm_mlx.model.vision import EncoderLayer
 from smolvlm_mlx.training.dataset import Batch, Batches, collate
 from smolvlm_mlx.training.loop import Settings, Trainer, image_tokens_of, loss_sum
 from tests.support.checkpoints import load_for_training
+from tests.support.processes import Group
 from tests.support.rows import examples_of
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
 # Steps are some 1e-3 a weight.
@@ -257,6 +259,31 @@ def test_both_families_learn(
     trainer.run(batches)
     np.testing.assert_allclose([record.loss for record in trainer.history], losses, rtol=1e-5)
     assert_close(trained_weights(model), weights)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_take_a_step_together(
+    rank: int, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its share of the batches; the first alone writes."""
+    settings, trainers = replace(BASE, steps=1), list[Trainer]()
+    for name in ("alone", "run"):
+        model, batches = of_text(shallow)
+        if trainers:
+            (theirs,) = batches(0)[1 - rank :: 2]
+            loss, others = nn.value_and_grad(model, loss_sum)(model, theirs)
+            monkeypatch.setattr(mx.distributed, "init", lambda: Group(rank))
+            monkeypatch.setattr(mx.distributed, "all_sum", lambda own: own + loss)
+            mean = partial(tree_map, lambda one, other: (one + other) / 2, others)
+            monkeypatch.setattr(nn, "average_gradients", mean)
+        trainers.append(Trainer(model, settings, tmp_path / name))
+        trainers[-1].run(batches, lambda: batches(1))
+    alone, together = trainers
+    assert together.history[0].loss == pytest.approx(alone.history[0].loss, rel=1e-6)
+    assert together.history[0].tokens == alone.history[0].tokens
+    assert_close(trained_weights(together.model), trained_weights(alone.model))
+    written = [path.name for path in sorted(tmp_path.glob("run/*"))]
+    assert written == ["best.safetensors", "state-0000001"] * (rank == 0)
 
 
 # ---- when it validates and saves

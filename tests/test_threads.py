@@ -4,6 +4,7 @@ has ended before the next."""
 import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -141,6 +142,34 @@ def test_the_next_question_waits_for_the_thread_of_the_last(
     assert [message.role for message in chat.messages] == ["user", "assistant"] * questions
     monkeypatch.undo()
     assert have == generate(*load(tiny), chat.messages[:-1], SHORT).strip()
+
+
+def test_what_is_undone_while_it_is_answered_elsewhere_changes_no_answer_before(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(*load(tiny), SHORT)
+    chat.processor.tokenizer.end_ids = frozenset()  # answers go on
+    list(chat.ask("What is this?"))
+    before, inside, released, answer = list(chat.messages), Event(), Event(), chat.ask("And now?")
+    next(answer)
+    logits = type(chat.model.language_model).logits
+
+    def held(self: Any, hidden: mx.array) -> mx.array:
+        inside.set()
+        assert released.wait(60)
+        return logits(self, hidden)
+
+    monkeypatch.setattr(type(chat.model.language_model), "logits", held)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: list(answer))
+        assert inside.wait(60)
+        undone = pool.submit(chat.undo)
+        with suppress(TimeoutError):
+            undone.result(0.05)  # it waits for the step
+        released.set()
+        first.result()
+        assert undone.result().text == "And now?"
+    assert chat.messages == before
 
 
 def test_a_stop_before_the_first_piece_keeps_the_question(tiny: Path) -> None:
