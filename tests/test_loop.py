@@ -266,19 +266,17 @@ def test_two_processes_take_a_step_together(
     rank: int, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with its share of the batches; the first alone writes."""
-    settings, trainers = replace(BASE, steps=1), list[Trainer]()
-    for name in ("alone", "run"):
-        model, batches = of_text(shallow)
-        if trainers:
-            (theirs,) = batches(0)[1 - rank :: 2]
-            loss, others = nn.value_and_grad(model, loss_sum)(model, theirs)
-            monkeypatch.setattr(mx.distributed, "init", lambda: Group(rank))
-            monkeypatch.setattr(mx.distributed, "all_sum", lambda own: own + loss)
-            mean = partial(tree_map, lambda one, other: (one + other) / 2, others)
-            monkeypatch.setattr(nn, "average_gradients", mean)
-        trainers.append(Trainer(model, settings, tmp_path / name))
-        trainers[-1].run(batches, lambda: batches(1))
-    alone, together = trainers
+    settings, (model, batches) = replace(BASE, steps=1), of_text(shallow)
+    alone = Trainer(model, settings, tmp_path / "alone")
+    alone.run(batches, lambda: batches(1))
+    model, _ = of_text(shallow)
+    loss, others = nn.value_and_grad(model, loss_sum)(model, batches(0)[1 - rank])
+    mean = partial(tree_map, lambda one, other: (one + other) / 2, others)
+    monkeypatch.setattr(mx.distributed, "init", lambda: Group(rank))
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda own: own + loss)
+    monkeypatch.setattr(nn, "average_gradients", mean)
+    together = Trainer(model, settings, tmp_path / "run")
+    together.run(batches, lambda: batches(1))
     assert together.history[0].loss == pytest.approx(alone.history[0].loss, rel=1e-6)
     assert together.history[0].tokens == alone.history[0].tokens
     assert_close(trained_weights(together.model), trained_weights(alone.model))
