@@ -28,12 +28,13 @@ from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_m
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
-from smolvlm_mlx.tasks.history import History, new_id
+from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
 from tests.support.http import question
 from tests.support.messages import media_of
 from tests.support.pictures import data_url, noise
 
 import httpx2
+import platformdirs
 import pytest
 from typer.testing import CliRunner
 
@@ -207,6 +208,11 @@ def test_names_are_eight_letters_and_numbers() -> None:
     names = {new_id() for _ in range(20)}
     assert len(names) == 20
     assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
+
+
+def test_folders_are_where_the_system_has_a_persons_own() -> None:
+    places = platformdirs.PlatformDirs("smolvlm-mlx", appauthor=False)
+    assert (data_folder(), cache_folder()) == (places.user_data_path, places.user_cache_path)
 
 
 def test_private(history: History) -> None:
