@@ -313,7 +313,7 @@ def test_edit_keeps_what_a_video_is_asked_with(loaded: Loaded) -> None:
     finish(chat.edit("What?", videos=frames))  # in place of both
     assert chat.messages[0].media_parts == [VideoPart(frames)]
     finish(chat.edit("What?", PICTURES[1]))
-    assert [part.image.size for part in chat.messages[0].media_parts] == [PICTURES[1].size]
+    assert [picture.size for picture in media_of(chat.messages)] == [PICTURES[1].size]
 
 
 def test_system(loaded: Loaded) -> None:

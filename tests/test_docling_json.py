@@ -138,8 +138,8 @@ def test_what_is_in_a_list_item_is_below_it(before: str, inner: str) -> None:
 
 def test_cells_are_where_they_are_and_as_wide() -> None:
     (table,) = items_of("<otsl><fcel>a<lcel><fcel>b<nl><ucel><xcel><fcel>c<nl></otsl>", "tables")
-    names = ("row_span", "col_span", "start_row_offset_idx", "end_row_offset_idx")
-    names += ("start_col_offset_idx", "end_col_offset_idx")
+    names = ["row_span", "col_span", "start_row_offset_idx", "end_row_offset_idx"]
+    names += ["start_col_offset_idx", "end_col_offset_idx"]
     cells = {cell["text"]: tuple(cell[n] for n in names) for cell in table["data"]["table_cells"]}
     assert cells == {"a": (2, 2, 0, 2, 0, 2), "b": (1, 1, 0, 1, 2, 3), "c": (1, 1, 1, 2, 2, 3)}
     assert (table["data"]["num_rows"], table["data"]["num_cols"]) == (2, 3)

@@ -83,7 +83,7 @@ def test_lines_are_written_as_they_read(tmp_path: Path) -> None:
 
 def test_a_table_has_what_people_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.csv"
-    lines = [
+    lines: list[dict[str, Any]] = [
         {**LINE, "stat": [1, 2], "caption": "=1+1", "keywords": ["a", "b", 1]},
         {**LINE, "path": "-b", "stat": None, "caption": "+1", "more": {"ü": [1]}},
         {**LINE, "path": "@", "caption": "-", "keywords": [], "more": 1.5},
