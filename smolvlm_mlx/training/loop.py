@@ -176,6 +176,8 @@ class Trainer:
             gradients = new if gradients is None else tree_map(mx.add, gradients, new)
             mx.eval(total, gradients)
         tokens = sum(batch.tokens for batch in batches)
+        if gradients is None:  # fewer batches than processes
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
         if self.group.size() > 1:
             total = mx.distributed.all_sum(total)
             gradients = tree_map(lambda g: g * self.group.size(), nn.average_gradients(gradients))
