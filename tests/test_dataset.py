@@ -6,6 +6,7 @@ from pathlib import Path
 
 from smolvlm_mlx import load
 from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.errors import PromptError
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.training.dataset import Dataset, check, collate, make_example
@@ -38,6 +39,11 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
     whole = processor.tokenizer.decode(example.input_ids[0], skip_special_tokens=False)
     assert whole.rstrip().endswith(" Still red<end_of_utterance>")  # nothing begins an answer
+
+
+def test_what_has_no_answer_cannot_be_learned(shallow: Path) -> None:
+    with pytest.raises(PromptError, match="no assistant's message to learn"):
+        make_example(load(shallow)[1], [{"role": "user", "content": "What?"}])
 
 
 def test_a_video_is_learned_as_its_frames_and_counted(tiny: Path, tmp_path: Path) -> None:

@@ -227,6 +227,16 @@ def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Pat
     assert asked == []
 
 
+def test_weights_that_cannot_be_looked_at_are_left_to_who_loads_them(
+    fake: Fake, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    fake(tiny=RIGHT)
+    assert evaluate(tmp_path / "tiny", data, tmp_path / "out.jsonl").score.mean == 1
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["weights"] == ""
+
+
 def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> None:
     """Its rows are at the same places, and mappings that are read from disk."""
     fake(tiny=RIGHT)

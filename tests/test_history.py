@@ -23,7 +23,7 @@ from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
 from smolvlm_mlx.errors import HistoryError
-from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
@@ -161,6 +161,13 @@ def changed(history: History, *statements: str) -> list[Any]:
     with closing(sqlite3.connect(history.path)) as database, database:
         *_, found = [database.execute(statement).fetchall() for statement in statements]
     return found
+
+
+def test_frames_without_a_file_are_refused(history: History) -> None:
+    frames = Frames([Attachment(noise(30, 20))])
+    with pytest.raises(HistoryError, match="a video of frames cannot be kept; give the file"):
+        history.save("a", [user_message("What?", videos=frames)])
+    assert history.list() == []
 
 
 def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:

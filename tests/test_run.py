@@ -79,6 +79,24 @@ def test_only_the_chosen_parts_are_trained(
         assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
 
 
+def test_what_is_trained_in_full_is_a_checkpoint(shallow: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", {"question": "a?", "answer": "a is 0"})
+    plan = replace(PLAN, method="full", parts=("connector",), steps=1, validation_share=0)
+    run = prepare(shallow, source, tmp_path / "out", plan)
+    assert run.train() == tmp_path / "out" / "checkpoint"
+    have, before = (
+        load(folder, fuse=False)[0] for folder in (tmp_path / "out" / "checkpoint", shallow)
+    )
+    for name, weight in have.named_parameters().items():
+        trained, untrained = (
+            model.named_parameters()[name].astype(mx.bfloat16).astype(weight.dtype)
+            for model in (run.model, before)
+        )
+        assert mx.array_equal(weight, trained), name
+        is_same = mx.array_equal(weight, untrained).item()
+        assert is_same == (not name.startswith("connector.")), name
+
+
 @pytest.mark.parametrize(
     "method",
     [
