@@ -332,6 +332,12 @@ def test_pages_come_when_they_are_finished(loaded: Loaded, script: Script) -> No
     assert drawn == ["'a.pdf', page 1", "'a.pdf', page 2"]
 
 
+def test_pages_are_cut_as_it_is_asked_for(loaded: Loaded) -> None:
+    for split, tiles in ((False, 1), (True, 13)):
+        reader = Reader(*loaded, image_options=ImageOptions(split=split), options=Options(1))
+        assert reader.read_image(picture()).statistics.tiles == tiles
+
+
 def test_a_checkpoint_without_doctags(tiny: Path) -> None:
     model, processor = load(tiny)
     with pytest.raises(
