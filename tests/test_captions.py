@@ -317,9 +317,9 @@ def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
     assert "the limit of a side is 65535" in lines[0]["error"]
     assert [line.get("note") for line in lines[1:]] == ["its last bytes are missing", *[None] * 3]
     assert all(line["caption"] for line in lines[1:])
-    equal = shutil.copy(folder / "b.jpg", folder / "d.jpg")
+    shutil.copy(folder / "b.jpg", folder / "d.jpg")
     monkeypatch.setattr(captions, "MOST_FILES", 1)  # its answer is known when it is read
-    files, short = [folder / "b.jpg", folder / "c.jpg", equal], Task(DESCRIBE.prompt, 2)
+    files, short = [folder / f"{name}.jpg" for name in "bcd"], Task(DESCRIBE.prompt, 2)
     again = Captioner(*bundled, short).write(files, tmp_path / "b.jsonl")
     assert [line.get("note") for line in again] == [lines[1]["note"], None, lines[1]["note"]]
 
