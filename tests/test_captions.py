@@ -33,9 +33,11 @@ from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused
 from tests.support.pictures import PICTURE, encoded, tall
 from tests.support.places import ROOT
+from tests.support.processes import Group
 from tests.support.videos import encode_video
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 DESCRIBE = Task("Describe the picture.", 64)
@@ -91,11 +93,13 @@ def test_captions_are_those_of_each_picture_alone(
     bundled: Loaded, pictures: list[Path], tmp_path: Path
 ) -> None:
     work = Work(Captioner(*bundled, DESCRIBE).write_in_steps(pictures, tmp_path / "a.jsonl"))
-    seen, lines = [(step.done, step.total) for step in work], work.result
+    # Each window's lines are in the file at once.
+    seen = [(step.done, step.total, len(read(tmp_path / "a.jsonl"))) for step in work]
+    lines = work.result
     assert [line["path"] for line in lines] == [str(path) for path in pictures]
     assert [line["caption"] for line in lines] == [alone(bundled, path) for path in pictures]
     assert read(tmp_path / "a.jsonl") == lines
-    assert seen == [(5, 8), (8, 8)]
+    assert seen == [(5, 8, 5), (8, 8, 8)]
     again = Captioner(*bundled, DESCRIBE).write_in_steps(pictures, tmp_path / "a.jsonl")
     assert [(step.done, step.total) for step in again] == [(8, 8)]
 
@@ -148,18 +152,23 @@ def test_a_batch_is_as_large_as_its_keys_and_values_may_be(
     assert asked == [together] * whole + [rest] * (rest > 0)
 
 
+@pytest.mark.parametrize(
+    ("room", "want"), [(3, [3, 6, 8]), (2.99, [2, 4, 6, 8]), (0.5, [1, 2, 3, 4, 5, 6, 7, 8])]
+)
 def test_a_window_is_as_large_as_its_pictures_may_be(
+    room: float,
+    want: list[int],
     bundled: Loaded,
     pictures: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     picture = 17 * 3 * bundled[1].settings.tile_size ** 2
-    monkeypatch.setattr(captions, "WINDOW_BYTES", 3 * picture)
-    steps = Captioner(*bundled, Task(DESCRIBE.prompt, 4)).write_in_steps(
+    monkeypatch.setattr(captions, "WINDOW_BYTES", int(room * picture))
+    steps = Captioner(*bundled, Task(DESCRIBE.prompt, 1)).write_in_steps(
         pictures, tmp_path / "a.jsonl"
     )
-    assert [step.done for step in steps] == [3, 6, 8]
+    assert [step.done for step in steps] == want
 
 
 def test_a_batch_that_cannot_be(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +231,24 @@ def test_a_run_goes_on_where_it_was_cut_off(
         assert out.read_bytes() == whole
 
 
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize(("piece", "again"), [(0, 3), (-1, 3), (9, 6)])
+def test_a_window_with_a_cut_line_is_answered_again_as_a_whole(
+    piece: int, again: int, bundled: Loaded, pictures: list[Path], tmp_path: Path, asked: list[int]
+) -> None:
+    """Of 5 and 1 pictures; what is answered together stays together."""
+    out, task = tmp_path / "a.jsonl", Task(DESCRIBE.prompt, 4)
+    Captioner(*bundled, task).write(pictures[:6], out)
+    assert sum(asked) == 6
+    lines = out.read_bytes().splitlines(keepends=True)
+    kept = b"".join(lines[:3]) if piece >= 0 else b"".join([*lines[:2], lines[5]])
+    out.write_bytes(kept + lines[3][: max(piece, 0)])
+    asked.clear()
+    Captioner(*bundled, task).write(pictures[:6], out)
+    assert sum(asked) == again
+    assert out.read_bytes() == b"".join(lines)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each batch had."""
@@ -277,7 +304,7 @@ def test_what_is_there_is_not_asked_again(
 
 
 def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
-    bundled: Loaded, tmp_path: Path
+    bundled: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -290,6 +317,11 @@ def test_an_odd_picture_ends_no_run_and_its_line_says_what_is_odd(
     assert "the limit of a side is 65535" in lines[0]["error"]
     assert [line.get("note") for line in lines[1:]] == ["its last bytes are missing", *[None] * 3]
     assert all(line["caption"] for line in lines[1:])
+    shutil.copy(folder / "b.jpg", folder / "d.jpg")
+    monkeypatch.setattr(captions, "MOST_FILES", 1)  # its answer is known when it is read
+    files, short = [folder / f"{name}.jpg" for name in "bcd"], Task(DESCRIBE.prompt, 2)
+    again = Captioner(*bundled, short).write(files, tmp_path / "b.jsonl")
+    assert [line.get("note") for line in again] == [lines[1]["note"], None, lines[1]["note"]]
 
 
 @pytest.fixture
@@ -418,6 +450,23 @@ def test_an_answer_that_fails_ends_no_other(
         alone(bundled, pictures[2]),
         alone(bundled, pictures[3]),
     ]
+    monkeypatch.undo()
+    again = write(bundled, folder, tmp_path / "a.jsonl")[1]
+    assert again["caption"] == alone(bundled, pictures[1])
+
+
+def test_a_prompt_as_long_as_the_context_is_said_of_its_file(
+    bundled: Loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = bundled
+    length = len(processor(ask(folder / "a.png", DESCRIBE.prompt)).input_ids)
+    for context in (length, length + 1):
+        text = replace(model.config.text_config, max_position_embeddings=context)
+        monkeypatch.setattr(model, "config", replace(model.config, text_config=text))
+        out = tmp_path / f"{context}.jsonl"
+        (line,) = Captioner(*bundled, DESCRIBE).write([folder / "a.png"], out)
+        told = f"{length} tokens, more than the model's context; use --max-tiles"
+        assert line.get("error") == (told if context == length else None)
 
 
 def test_a_schema_without_an_end_is_said_of_each_file(
@@ -510,6 +559,12 @@ def test_a_file_of_something_else(bundled: Loaded, pictures: list[Path], tmp_pat
         ("No sentence ends in here at all", 20, "No sentence ends in…"),
         ("Donaudampfschifffahrtsgesellschaft", 10, "Donaudamp…"),
         ("Two\nlines", 20, "Two lines"),
+        ("Two\n lines", 9, "Two lines"),
+        ("Two lines.", 9, "Two…"),
+        ("Three lines", 5, "Thre…"),
+        ("Three lines", 6, "Three…"),
+        ("One. Two. Three", 9, "One. Two."),
+        ("One. Two. Three", 8, "One."),
         ("3.5 metres are long enough. Yes they are", 30, "3.5 metres are long enough."),
     ],
 )
@@ -585,7 +640,15 @@ def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
         == alone(bundled, picture, Task(DESCRIBE.prompt, 3))
         != alone(bundled, picture)
     )
+    assert short.run == Captioner(*bundled, Task(DESCRIBE.prompt, 3)).run
     assert short.run != Captioner(*bundled, DESCRIBE).run
+    assert len(short.run) == 8
+    turned = dict(reversed(SCHEMA.items()))
+    runs = {Captioner(*bundled, Task("?", schema=each)).run for each in (SCHEMA, turned)}
+    assert len(runs) == 1  # a schema is the same in any order
+    told = Captioner(*bundled, Task("How many?", 9, SCHEMA), options=Options(max_tokens=2))
+    (line,) = told.write([picture], tmp_path / "b.jsonl")
+    assert line["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
     with pytest.raises(GenerationError, match="stop"):
         Captioner(*bundled, Task("How many?", schema=SCHEMA), options=Options(stop=("}",)))
 
@@ -681,6 +744,50 @@ def test_two_processes_give_what_one_gives(count: int, bundled: Loaded, tmp_path
         "one.jsonl",
         "two.jsonl",
     ]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_keeps_its_own_lines_until_the_first_has_written_all(
+    rank: int,
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, out, task = pictures[:2], tmp_path / "two.jsonl", Task(DESCRIBE.prompt, 4)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(captions, "MOST_FILES", 1)
+    lines = Captioner(*bundled, task).write(files, tmp_path / "one.jsonl")
+    other = json.dumps([lines[1 - rank]]).encode()
+
+    def gather(array: mx.array) -> mx.array:
+        own = np.array(array)
+        theirs = np.frombuffer(other, np.uint8)[None] if own.ndim == 2 else [len(other)]
+        if own.ndim == 2:
+            theirs = np.pad(theirs, ((0, 0), (0, own.size - len(other))))
+        return mx.array(np.concatenate([theirs, own] if rank else [own, theirs]))
+
+    def meet(array: mx.array) -> mx.array:
+        seen.append([path.name for path in sorted(tmp_path.glob("two*"))])
+        return array
+
+    monkeypatch.setattr(mx.distributed, "init", lambda: Group(rank))
+    monkeypatch.setattr(mx.distributed, "all_gather", gather)
+    monkeypatch.setattr(mx.distributed, "all_sum", meet)
+    assert Captioner(*bundled, task).write(files, out) == lines
+    journal, written = f"two-{rank}.jsonl", [out.name] * (rank == 0)
+    assert seen == [[journal, *written]]
+    assert [path.name for path in tmp_path.glob("two*")] == written
+    # What it had, when both were stopped, is not asked again.
+    out.unlink(missing_ok=True)
+    write_lines(tmp_path / journal, [lines[rank]])
+    asked.clear()
+    assert Captioner(*bundled, task).write(files, out) == lines
+    assert asked == []
+    other = b"[]"
+    with pytest.raises(DataError, match="the machines do not see the same files; give all of"):
+        Captioner(*bundled, task).write(files, out)
 
 
 @pytest.mark.slow

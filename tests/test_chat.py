@@ -33,6 +33,7 @@ from smolvlm_mlx.inputs.messages import (
     to_json,
     user_message,
 )
+from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.tasks.chat import oldest_turn
 from smolvlm_mlx.tasks.history import History
 from tests.support.checkpoints import Loaded
@@ -169,6 +170,43 @@ def test_an_interrupted_answer_stays_and_is_marked(loaded: Loaded) -> None:
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
 
 
+@pytest.mark.parametrize("method", ["ask", "retry", "edit", "undo", "restart", "open", "stop"])
+def test_what_a_person_does_next_ends_the_answer_under_way(
+    method: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    """Nothing more comes of it, also if somebody goes on reading."""
+    chat = Chat(*loaded, Options(max_tokens=40))
+    finish(chat.ask("Hello", options=SHORT))
+    chat.save(tmp_path / "chat.json")
+    answer = chat.ask("And now?")
+    next(answer)
+    arguments = {"ask": ("Go on",), "edit": ("Go on",), "open": (tmp_path / "chat.json",)}
+    getattr(chat, method)(*arguments.get(method, ()))
+    before = list(chat.messages)
+    assert list(answer) == []
+    assert answer.statistics.finish_reason == "interrupted"
+    assert chat.messages == before
+    assert len(before) == {"ask": 6, "undo": 2, "restart": 0, "open": 2}.get(method, 4)
+
+
+def test_tokens_are_those_of_the_conversation_without_what_begins_an_answer(
+    loaded: Loaded,
+) -> None:
+    chat = Chat(*loaded, SHORT)
+    assert chat.tokens() == 0
+    finish(chat.ask("Hello", [PICTURES[0]]))
+    parts = [loaded[1](chat.messages, add_generation_prompt=begun) for begun in (False, True)]
+    without, begun = (len(inputs.input_ids) for inputs in parts)
+    assert chat.tokens() == without < begun
+    chat.image_options = ImageOptions(split=False)
+    assert chat.tokens() < without
+
+
+def test_pictures_of_a_chat_are_cut_as_it_says(loaded: Loaded) -> None:
+    chat = Chat(*loaded, SHORT, image_options=ImageOptions(split=False))
+    assert finish(chat.ask("Hello", [PICTURES[0]])).statistics.tiles == 1
+
+
 def test_interrupted_by_the_keyboard(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = Chat(*loaded, SHORT)
     finish(chat.ask("Hello"))
@@ -197,8 +235,9 @@ def test_what_cannot_be_asked_changes_nothing(
         chat.ask("What?", [tmp_path / "none.png"])
     with pytest.raises(ImageError, match="is text; put it into the question"):
         chat.ask("What?", [b"nonsense"])
-    with pytest.raises(PromptError, match="there is no question 7; the conversation has 1"):
-        chat.edit("What?", turn=7)
+    for turn in (7, 1, -2):
+        with pytest.raises(PromptError, match=f"no question {turn}; the conversation has 1"):
+            chat.edit("What?", turn=turn)
     model = type(loaded[0].language_model)
     monkeypatch.setattr(model, "logits", lambda self, hidden: mx.full((1, 300), float("nan")))
     with pytest.raises(GenerationError, match="not finite"):
@@ -220,8 +259,9 @@ def test_a_full_context_is_told_and_the_oldest_turns_can_go(loaded: Loaded) -> N
     assert said(chat)[::2] == ["First", "Second"]
     pictures = media_of(chat.messages)
     assert oldest_turn(chat.messages) == slice(0, 2)
+    later = said(chat)[2:]
     chat.drop_oldest(keep_pictures=True)
-    assert said(chat)[0] == "Second"
+    assert said(chat) == later
     assert media_of(chat.messages) == pictures
     finish(chat.ask("Third"))
     chat.drop_oldest()
@@ -270,6 +310,10 @@ def test_edit_keeps_what_a_video_is_asked_with(loaded: Loaded) -> None:
     again = finish(chat.edit("What?")).statistics
     assert again.prompt_tokens == first.prompt_tokens
     assert chat.messages[0].media_parts[0] == VideoPart(frames, {"max_frames": 2})
+    finish(chat.edit("What?", videos=frames))  # in place of both
+    assert chat.messages[0].media_parts == [VideoPart(frames)]
+    finish(chat.edit("What?", PICTURES[1]))
+    assert [picture.size for picture in media_of(chat.messages)] == [PICTURES[1].size]
 
 
 def test_system(loaded: Loaded) -> None:
@@ -291,6 +335,7 @@ def test_saved_and_opened(loaded: Loaded, tmp_path: Path) -> None:
     chat.stop()
     path.unlink()  # the conversation owns its pictures
     chat.save(tmp_path / "chat.json")
+    assert (tmp_path / "chat.json").read_text().startswith('{\n "messages": [\n  {\n')
     other = Chat(*loaded, SHORT)
     other.open(tmp_path / "chat.json")
     assert said(other) == said(chat)

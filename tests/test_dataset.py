@@ -6,6 +6,7 @@ from pathlib import Path
 
 from smolvlm_mlx import load
 from smolvlm_mlx.data.rows import read_rows
+from smolvlm_mlx.errors import PromptError
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.training.dataset import Dataset, check, collate, make_example
@@ -36,6 +37,13 @@ def test_only_the_assistants_words_are_learned(shallow: Path) -> None:
         example.input_ids[example.loss_mask], skip_special_tokens=False
     )
     assert learned == " A red one.<end_of_utterance> Still red<end_of_utterance>"
+    whole = processor.tokenizer.decode(example.input_ids[0], skip_special_tokens=False)
+    assert whole.rstrip().endswith(" Still red<end_of_utterance>")  # nothing begins an answer
+
+
+def test_what_has_no_answer_cannot_be_learned(shallow: Path) -> None:
+    with pytest.raises(PromptError, match="no assistant's message to learn"):
+        make_example(load(shallow)[1], [{"role": "user", "content": "What?"}])
 
 
 def test_a_video_is_learned_as_its_frames_and_counted(tiny: Path, tmp_path: Path) -> None:
@@ -77,6 +85,9 @@ def test_what_is_validated_on_is_chosen_by_the_seed_and_asked_by_length(
         assert sorted(row.tokens for row in (*rest.rows, *held_out.rows)) == tokens
         chosen.append(held_out.rows)
     assert chosen[0] == chosen[1] != chosen[2]
+    # The same in each version: else no run that was begun would go on.
+    wheres = [[row.row.where.rpartition(":")[2] for row in rows] for rows in chosen[1:]]
+    assert wheres == [["2", "3", "8"], ["1", "5", "7"]]
     shapes = [batch.input_ids.shape for batch in dataset.all(3)]
     assert shapes == [(3, tokens[2]), (3, tokens[5]), (2, tokens[7])]
 
@@ -115,3 +126,14 @@ def test_an_epoch_has_every_row_once_and_its_own_order(shallow: Path, tmp_path: 
         assert {frozenset(batch) for batch in epoch} == {frozenset(pair) for pair in PAIRS}
     assert epochs() == [first, second]
     assert dataset.steps(2, 2) == 2
+
+
+def test_rows_are_sorted_by_length_within_32_batches(shallow: Path, tmp_path: Path) -> None:
+    """Pairs of 64 rows are neighbours, by a word; two more are in a pool of their own."""
+    processor = load(shallow)[1]
+    word = len(processor.tokenizer.encode_prompt(" so", "\ufdd0"))
+    for count, sorted_whole in ((64, True), (66, False)):
+        dataset = of_lengths(processor, tmp_path, range(1, count + 1))
+        batches = dataset.batches(2, count, seed=0)(0)
+        learned = [batch.loss_mask.sum(axis=1) for batch in batches]
+        assert (all(long - short == word for short, long in learned)) == sorted_whole

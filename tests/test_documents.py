@@ -216,8 +216,28 @@ def test_loops_of_every_length(size: int) -> None:
     copies = max(6, -(-LEAST_PROSE // size))
     assert watch("xyz" + block * copies) == "xyz" + block
     assert watch("xyz" + block * (copies - 1)) is None
-    assert watch("xyz" + (block + "-") * copies) is not None or size == 256
+    assert (watch("xyz" + (block + "-") * copies) is None) == (size == 256)  # the longest
     assert watch("".join(f"{block}{number}" for number in range(copies))) is None
+
+
+@pytest.mark.parametrize(
+    ("block", "least"),
+    [
+        ("a", 256),
+        (".", 1024),
+        ("ab", 256),
+        ("a" + "b" * 49, 300),
+        ("a" + "b" * 99, 600),
+        ("-+", 1024),
+    ],
+    ids=range(6),
+)
+def test_a_loop_is_told_at_its_least_length_and_not_before(block: str, least: int) -> None:
+    """In tokens: 256 of words, 1,024 of others, and 6 times in all."""
+    assert watch("xyz" + (block * least)[:least]) == "xyz" + block
+    assert watch("xyz" + (block * least)[: least - 1]) is None
+    assert watch((block * least)[:least]) == block  # from the page's beginning
+    assert watch((block * least)[: least - 1]) is None
 
 
 def test_words_in_no_table_are_prose() -> None:
@@ -234,6 +254,29 @@ def test_words_in_no_table_are_prose() -> None:
 def test_random_text_is_no_loop() -> None:
     random = Random(5)
     assert all(watch("".join(random.choices("abc", k=1500))) is None for _ in range(5))
+
+
+# ---- the pages of files
+
+
+def test_pages_of_files_come_in_order(tmp_path: Path) -> None:
+    """Of a PDF all, or those that are asked for; a picture is one, whatever is asked for."""
+    pytest.importorskip("pypdfium2")
+    pdf, image = pictures_as_pdf(tmp_path / "three.pdf"), tmp_path / f"{'x' * 90}.png"
+    picture().save(image)
+    every = find_pages([image, pdf])
+    assert [(page.path, page.number, page.dpi) for page in every] == [
+        (image, None, DPI),
+        *((pdf, number, DPI) for number in (1, 2, 3)),
+    ]
+    some = find_pages([pdf, image], "3,1-2", 36)
+    assert [(page.number, page.dpi) for page in some] == [(3, 36), (1, 36), (2, 36), (None, DPI)]
+    assert [page.name for page in some[2:]] == ["'three.pdf', page 2", f"'...{'x' * 71}.png'"]
+    assert (some[0].image().size, every[1].image().size) == ((50, 30), (200, 120))
+    assert every[0].image().size == (120, 90)
+    long = pictures_as_pdf(tmp_path / f"{'y' * 90}.pdf")
+    with pytest.raises(PromptError, match=r"'\.\.\.y{71}\.pdf'"):
+        find_pages([long], "4")
 
 
 # ---- what the model reads, and what is reused
@@ -287,6 +330,12 @@ def test_pages_come_when_they_are_finished(loaded: Loaded, script: Script) -> No
     assert drawn == ["'a.pdf', page 1"]
     assert next(pages).text == PAGE
     assert drawn == ["'a.pdf', page 1", "'a.pdf', page 2"]
+
+
+def test_pages_are_cut_as_it_is_asked_for(loaded: Loaded) -> None:
+    for split, tiles in ((False, 1), (True, 13)):
+        reader = Reader(*loaded, image_options=ImageOptions(split=split), options=Options(1))
+        assert reader.read_image(picture()).statistics.tiles == tiles
 
 
 def test_a_checkpoint_without_doctags(tiny: Path) -> None:

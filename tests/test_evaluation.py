@@ -143,6 +143,18 @@ def test_two_checkpoints_are_compared_question_by_question(
     assert Result("one", first.answers[:1]).difference(Result("one", second.answers[:1])) == (0, 0)
 
 
+def test_the_checkpoint_is_loaded_as_it_is_asked_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any, **named: Any) -> None:
+        raise GenerationError(repr((arguments, named)))
+
+    monkeypatch.setattr(evaluation, "load", load)
+    with pytest.raises(GenerationError) as told:
+        evaluate("a", data, tmp_path / "a", adapter="b", dtype="float16", revision="c")
+    assert str(told.value) == repr((("a", "float16", "c"), {"adapter": "b"}))
+
+
 # ---- stopped and going on
 
 
@@ -193,6 +205,7 @@ def test_any_answer_can_be_read_again(fake: Fake, data: Path, tmp_path: Path) ->
     assert [answer.prediction for answer in first.answers] == [
         odd[question] for question in QUESTIONS
     ]
+    assert '"é"' in (tmp_path / "out.jsonl").read_text("utf-8")  # as people read it
 
 
 def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Path) -> None:
@@ -212,6 +225,16 @@ def test_pictures_in_memory_are_the_same_the_next_time(fake: Fake, tmp_path: Pat
     asked = fake(tiny=RIGHT)
     assert evaluate("tiny", rows(), tmp_path / "out.jsonl") == first
     assert asked == []
+
+
+def test_weights_that_cannot_be_looked_at_are_left_to_who_loads_them(
+    fake: Fake, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    fake(tiny=RIGHT)
+    assert evaluate(tmp_path / "tiny", data, tmp_path / "out.jsonl").score.mean == 1
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["weights"] == ""
 
 
 def test_another_part_of_a_dataset_is_other_data(fake: Fake, tmp_path: Path) -> None:
@@ -251,6 +274,8 @@ def test_another_runs_answers_are_not_taken(
     fake(tiny=RIGHT)
     evaluate(folder, data, file)
     before = file.read_bytes()
+    said = json.loads(before.splitlines()[0])
+    assert [len(said[part]) for part in ("weights", "data")] == [16, 16]
     if name == "weights":  # trained again into the same folder
         os.utime(weights, (1, 1))
     arguments: dict[str, Any] = {"model_path": folder, "data": data, "results": file}
@@ -453,6 +478,8 @@ def test_json_and_limit(data: Path, fake: Fake, call: Any, tmp_path: Path) -> No
 
 
 def test_no_such_metric(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no questions to ask"):
+        evaluate("tiny", [], tmp_path / "out.jsonl")
     with pytest.raises(
         EvaluationError, match="metric 'nonsense' is not one of auto, vqa, vqav2, anls,"
     ):

@@ -19,10 +19,10 @@ def make(folder: Path, *names: str) -> Path:
 
 def test_what_is_passed_over_is_counted_by_ending(tmp_path: Path) -> None:
     folder = make(tmp_path, "b.png", "a.JPG", "deep/er/c.mp4", ".hidden.png", ".git/d.png")
-    make(folder, "notes.txt", "deep/more.TXT", "x.docx", "README", "odd.\x1b[31m")
+    make(folder, "notes.txt", "deep/more.TXT", "x.docx", "README", "odd.\x1b[31m", "a.c")
     found, passed_over = find_files([folder])
     assert [path.name for path in found] == ["a.JPG", "b.png", "c.mp4"]
-    assert passed_over == {".txt": 2, ".docx": 1, "without ending": 1, "'.\\x1b[31m'": 1}
+    assert passed_over == {".txt": 2, ".docx": 1, "without ending": 1, "'.\\x1b[31m'": 1, ".c": 1}
     assert passed_over_note(passed_over).startswith("passed over: 2 .txt, 1 ")
 
 
@@ -57,6 +57,12 @@ def test_nothing_to_be_found_is_an_error(tmp_path: Path) -> None:
         find_files([tmp_path, tmp_path / "none"])
     with pytest.raises(DataError, match=r"no pictures or videos in '[^']*'$"):
         find_files([tmp_path])
+    deep = "x" * 70 + "/" + "y" * 70
+    with pytest.raises(DataError, match=r"'\.\.\.x{4}/y{70}': no such file or folder"):
+        find_files([tmp_path / deep])
+    (tmp_path / deep).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"in '\.\.\.x{4}/y{70}'$"):
+        find_files([tmp_path / deep])
     make(tmp_path, "a.txt", "b.txt", "c.pdf")
     with pytest.raises(DataError, match=r"\(passed over: 2 \.txt, 1 \.pdf\)$"):
         find_files([tmp_path])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -22,17 +23,18 @@ from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
 from smolvlm_mlx.errors import HistoryError
-from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
-from smolvlm_mlx.tasks.history import History, new_id
+from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
 from tests.support.http import question
 from tests.support.messages import media_of
 from tests.support.pictures import data_url, noise
 
 import httpx2
+import platformdirs
 import pytest
 from typer.testing import CliRunner
 
@@ -154,7 +156,74 @@ def test_a_list_shows_what_a_conversation_now_is(history: History) -> None:
         assert (summary.title, summary.model) == (title, f"model {number}")
 
 
+def changed(history: History, *statements: str) -> list[Any]:
+    """Changes the file beside its owner; returns what the last statement finds."""
+    with closing(sqlite3.connect(history.path)) as database, database:
+        *_, found = [database.execute(statement).fetchall() for statement in statements]
+    return found
+
+
+def test_frames_without_a_file_are_refused(history: History) -> None:
+    frames = Frames([Attachment(noise(30, 20))])
+    with pytest.raises(HistoryError, match="a video of frames cannot be kept; give the file"):
+        history.save("a", [user_message("What?", videos=frames)])
+    assert history.list() == []
+
+
+def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:
+    history.save("a", TALK[:3], "before")
+    changed(
+        history,
+        "CREATE TRIGGER full BEFORE INSERT ON uses BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+    )
+    for id in ("a", "b"):
+        with pytest.raises(HistoryError, match="disk full; go on with --no-history, or move the"):
+            history.save(id, [asked("Other", PICTURE)], "after")
+    changed(history, "DROP TRIGGER full")
+    assert words(history.load("a")) == words(TALK[:3])
+    assert [(summary.id, summary.model) for summary in history.list()] == [("a", "before")]
+    assert media_of(history.load("a"))[0].data == PICTURE.data
+
+
+def test_only_what_is_new_is_written(history: History) -> None:
+    history.save("a", TALK[:2])
+    changed(
+        history,
+        "CREATE TABLE written (number INTEGER)",
+        "CREATE TRIGGER note AFTER INSERT ON messages BEGIN INSERT INTO written VALUES (NEW.number)"
+        "; END",
+    )
+
+    def written() -> list[int]:
+        found = changed(history, "SELECT number FROM written ORDER BY rowid")
+        changed(history, "DELETE FROM written")
+        return [number for (number,) in found]
+
+    for messages, numbers in (
+        (TALK, [2, 3, 4]),
+        (TALK, []),
+        ([*TALK[:4], text_message("assistant", "No.")], [4]),
+        (TALK[:3], []),
+        ([TALK[0], *TALK[2:]], [1, 2, 3]),
+    ):
+        history.save("a", messages)
+        assert written() == numbers
+        assert words(history.load("a")) == words(messages)
+
+
+def test_names_are_eight_letters_and_numbers() -> None:
+    names = {new_id() for _ in range(20)}
+    assert len(names) == 20
+    assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
+
+
+def test_folders_are_where_the_system_has_a_persons_own() -> None:
+    places = platformdirs.PlatformDirs("smolvlm-mlx", appauthor=False)
+    assert (data_folder(), cache_folder()) == (places.user_data_path, places.user_cache_path)
+
+
 def test_private(history: History) -> None:
+    history.path = history.path.parent / "more" / history.path.name
     history.save("a", TALK)
     assert history.path.parent.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in history.path.parent.iterdir()} == {0o600}

@@ -114,6 +114,34 @@ def test_a_picture_that_stands_still_is_not_read_again(bundled: Loaded) -> None:
     assert not second.unchanged  # nor is the picture another
 
 
+def test_pictures_that_come_again_are_not_encoded_again_where_there_is_room(
+    bundled: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoded = bundled[0], list[int]()
+    encode = type(model).encode_images
+
+    def counted(self: Any, tiles: Any) -> Any:
+        encoded.append(len(tiles))
+        return encode(self, tiles)
+
+    monkeypatch.setattr(type(model), "encode_images", counted)
+    one, other = picture("red"), picture("blue", 70)
+
+    def count(*images: Image.Image) -> int:
+        live = Live(*bundled, DESCRIBE, Options(max_tokens=1))
+        encoded.clear()
+        for image in images:
+            describe_one(live, image)
+        return sum(encoded)
+
+    assert count(one, one, other, one, other) == 2
+    config = model.config
+    kept = config.tokens_per_tile * config.text_config.hidden_size * 4  # bytes, of float32
+    for pictures, encodings in ((2, 2), (1.9, 4), (1, 4)):
+        monkeypatch.setattr(live_module, "IMAGE_CACHE_BYTES", int(pictures * kept))
+        assert count(one, one, other, one, other) == encodings
+
+
 def test_the_notice_comes_once_when_pictures_differ_and_answers_do_not(bundled: Loaded) -> None:
     live = Live(*bundled, "Is there any text?", Options(max_tokens=1))
     colors = ["red", "red", "green", "blue", "black", "red"]
@@ -155,6 +183,8 @@ def test_a_judge_counts_equal_answers_to_clearly_different_pictures() -> None:
     assert judged("same", tiles[3]) == (5, False, 3, True)  # as it was: still stuck
     assert judged("other", tiles[4]) == (6, False, 1, False)
     assert judged("same", tiles[0]) == (7, False, 1, False)
+    assert judged("same", tiles[0] + 7) == (8, False, 1, False)
+    assert judged("same", tiles[0] + 8) == (9, True, 2, False)  # just clear
 
 
 def test_difference() -> None:
@@ -198,6 +228,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_ended(bundled: Loaded) -> Non
     second = next(descriptions)
     assert first.statistics.finish_reason == "interrupted"
     assert list(first.stream) == []
+    assert (first.unchanged, first.stuck) == (False, False)
     assert "".join(second.stream) == whole
 
 
@@ -215,10 +246,13 @@ def test_the_least_interval(bundled: Loaded, monkeypatch: pytest.MonkeyPatch) ->
         SimpleNamespace(monotonic=lambda: now, sleep=sleep, perf_counter=lambda: now),
     )
     live = Live(*bundled, DESCRIBE, Options(max_tokens=1))
-    for description in live.watch([Frame(picture())] * 3, every=20):
+    for description in live.watch([Frame(picture(), seconds=0.25)] * 3, every=20):
+        assert description.statistics.preprocess_seconds == 0.25  # of the camera, and of ours
         "".join(description.stream)
         now += (15, 15, 30)[description.number - 1]
     assert waits == [5, 5, 0]
+    list(live.watch([Frame(picture())]))
+    assert waits[3:] == [0]
     with pytest.raises(GenerationError, match="the prompt has"):
         next(Live(*bundled, "word " * 3000).watch([Frame(picture())]))
 

@@ -2,7 +2,7 @@
 and when there is a validation and a saved state."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,15 @@ from smolvlm_mlx.model.vision import EncoderLayer
 from smolvlm_mlx.training.dataset import Batch, Batches, collate
 from smolvlm_mlx.training.loop import Settings, Trainer, image_tokens_of, loss_sum
 from tests.support.checkpoints import load_for_training
+from tests.support.processes import Group
 from tests.support.rows import examples_of
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optimizers
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
 # Steps are some 1e-3 a weight.
@@ -231,6 +233,7 @@ def test_the_seed_is_of_dropout(shallow: Path, tmp_path: Path) -> None:
         mx.random.seed(7)  # the adapter is the same
         path = layers_of(model, ["decoder"])[:1]
         add_adapter(model, AdapterConfig("lora", 4, 2.0, 0.5, path, "", ""))
+        model.eval()  # as it is loaded
         settings = replace(BASE, learning_rate=0.1, seed=seed)
         trainer = Trainer(model, settings, tmp_path / f"{number}")
         trainer.run(batches)
@@ -258,6 +261,50 @@ def test_both_families_learn(
     assert_close(trained_weights(model), weights)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_take_a_step_together(
+    rank: int, shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its share of the batches, of which there may be none; the first alone writes."""
+    settings, (model, batches) = replace(BASE, steps=3), of_text(shallow)
+    norms, clip = list[float](), optimizers.clip_grad_norm
+
+    def clipped(gradients: Any, largest: float) -> Any:
+        found, norm = clip(gradients, largest)
+        norms.append(norm.item())
+        return found, norm
+
+    monkeypatch.setattr(optimizers, "clip_grad_norm", clipped)
+    alone = Trainer(model, settings, tmp_path / "alone")
+    alone.run(batches, lambda: batches(1))
+    model, _ = of_text(shallow)
+    loss_and_gradients = nn.value_and_grad(model, loss_sum)
+
+    def theirs() -> Sequence[Batch]:
+        return batches(together.step)[1 - rank :: 2]
+
+    def summed(own: mx.array) -> mx.array:
+        return own + sum(loss_sum(model, batch) for batch in theirs())
+
+    def mean(own: Any) -> Any:
+        for batch in theirs():
+            own = tree_map(mx.add, own, loss_and_gradients(model, batch)[1])
+        return tree_map(lambda gradient: gradient / 2, own)
+
+    monkeypatch.setattr(mx.distributed, "init", lambda: Group(rank))
+    monkeypatch.setattr(mx.distributed, "all_sum", summed)
+    monkeypatch.setattr(nn, "average_gradients", mean)
+    together = Trainer(model, settings, tmp_path / "run")
+    together.run(batches, lambda: batches(1))
+    assert norms[:3] == pytest.approx(norms[3:], rel=1e-4)
+    for have, want in zip(together.history, alone.history, strict=True):
+        assert have.loss == pytest.approx(want.loss, rel=1e-5)
+        assert have.tokens == want.tokens
+    assert_close(trained_weights(together.model), trained_weights(alone.model))
+    written = [path.name for path in sorted(tmp_path.glob("run/*"))]
+    assert written == ["best.safetensors", "state-0000003"] * (rank == 0)
+
+
 # ---- when it validates and saves
 
 
@@ -280,10 +327,11 @@ def test_validations_and_states_come_when_they_are_due(
     """The last step has both."""
     model, batches = of_text(shallow)
     settings = replace(BASE, steps=7, validate_every=validate_every, save_every=save_every)
-    trainer = Trainer(model, settings, tmp_path)
+    folder = tmp_path / "new" / "run"
+    trainer = Trainer(model, settings, folder)
 
     def saved_states() -> list[str]:
-        return [path.name for path in tmp_path.glob("state-*")]
+        return [path.name for path in folder.glob("state-*")]
 
     seen = [saved_states() for _ in trainer.run_in_steps(batches, lambda: batches(1))]
     seen.append(saved_states())

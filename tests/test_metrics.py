@@ -85,7 +85,7 @@ def test_vqa_of_one_person() -> None:
         ],
         # What the original does not do, or does the wrong way round.
         *[("couldntve", "couldntve"), ("Im", "im"), ("lets", "lets"), ("somebody'd", "somebodyd")],
-        *[("somebodyd", "somebodyd")],
+        *[("somebodyd", "somebodyd"), ("." * 33 + "a", ".a")],
         # Punctuation goes where it is beside a space, and is a space where it never is.
         *[
             ("red/green", "red green"),
@@ -161,6 +161,7 @@ def test_normal_answers_by_definition(text: str) -> None:
         ("abcde", ["abcxy"], 0.6),
         ("abcd", ["abxy"], 0.5),  # exactly half
         ("12", ["13"], 0.5),
+        ("1", ["2"], 0),
         ("abcde", ["abxyz"], 0),
         ("a  b c", ["abc"], 4 / 6),  # the length counts all spaces
         ("abc", ["axy"], 0),
@@ -265,6 +266,8 @@ def test_edit_distance_by_definition(one: str, other: str) -> None:
         ],
         *[
             ("53%", "50%", 0),
+            ("4.755%", "0.05", 1),
+            ("4.745%", "0.05", 0),
             ("50", "50%", 0),
             (" 100 ", "100", 1),
             ("1e2", "100", 1),

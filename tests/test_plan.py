@@ -160,6 +160,14 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(
     assert prepare(shallow, data, base.out, BASE).trainer.resume()
 
 
+def test_the_least_values_are_taken() -> None:
+    ones = ("rank", "steps", "batch_size", "accumulate", "max_tokens", "max_tiles")
+    zeros = ("weight_decay", "dropout", "warmup", "validation_share", "seed")
+    given: dict[str, Any] = {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
+    plan = Plan(validate_every=1, save_every=1, **given)
+    assert {name: getattr(plan, name) for name in given} == given
+
+
 COUNTS, POSITIVE, SHARES = (-1, 0), (-1, 0, math.nan, math.inf), (-0.1, 1, math.nan)
 REFUSED: dict[str, Sequence[Any]] = {
     "method": ("magic",),

@@ -1,6 +1,7 @@
 """Fine-tuning learns the answers, and nothing else; goes on after a crash as if there had been
 none."""
 
+import json
 import random
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from convert.random_checkpoint import make
 from convert.tiny.conversations import write_questions
@@ -17,15 +19,16 @@ from smolvlm_mlx.checkpoint.choices import Part
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.events import Work
-from smolvlm_mlx.training.loop import loss_sum
+from smolvlm_mlx.training.loop import Record, loss_sum
 from smolvlm_mlx.training.plan import Method, Plan
-from smolvlm_mlx.training.run import Run, prepare
+from smolvlm_mlx.training.run import Run, draw_curve, prepare, write_curve
 from tests.support.places import ROOT
 from tests.support.rows import SHORT, write_rows
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("mlx_lm_imported", "on_the_cpu")
 PLAN = Plan(
@@ -74,6 +77,24 @@ def test_only_the_chosen_parts_are_trained(
     assert all(name.startswith(tuple(prefixes[part] for part in parts)) for name in trained)
     if method == "lora":
         assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b"}
+
+
+def test_what_is_trained_in_full_is_a_checkpoint(shallow: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", {"question": "a?", "answer": "a is 0"})
+    plan = replace(PLAN, method="full", parts=("connector",), steps=1, validation_share=0)
+    run = prepare(shallow, source, tmp_path / "out", plan)
+    assert run.train() == tmp_path / "out" / "checkpoint"
+    have, before = (
+        load(folder, fuse=False)[0] for folder in (tmp_path / "out" / "checkpoint", shallow)
+    )
+    for name, weight in have.named_parameters().items():
+        trained, untrained = (
+            model.named_parameters()[name].astype(mx.bfloat16).astype(weight.dtype)
+            for model in (run.model, before)
+        )
+        assert mx.array_equal(weight, trained), name
+        is_same = mx.array_equal(weight, untrained).item()
+        assert is_same == (not name.startswith("connector.")), name
 
 
 @pytest.mark.parametrize(
@@ -149,6 +170,83 @@ def test_the_best_weights_are_kept(shallow: Path, tmp_path: Path) -> None:
     assert best.validation_loss == pytest.approx(
         loss_sum(model, batch).item() / batch.tokens, rel=1e-5
     )
+
+
+# ---- what stands beside it
+
+HISTORY = [
+    Record(1, 2.5, None, 1e-4, 30),
+    Record(2, 2.0, 2.25, 2e-4, 31),
+    Record(3, 1.5, None, 0, 7),
+]
+
+
+def test_what_is_left_out_is_written_before_training(shallow: Path, tmp_path: Path) -> None:
+    """Of both files, with letters as they are, into a folder that was not there."""
+    row = {"question": "?", "answer": "!"}
+    data = write_rows(tmp_path / "data.jsonl", row, {**row, "image": "ü.png"})
+    others = write_rows(tmp_path / "others.jsonl", {"question": "?"}, row)
+    out = tmp_path / "new" / "out"
+    run = prepare(shallow, data, out, replace(PLAN, batch_size=2), validation=others)
+    assert [row.where for row in run.skipped] == ["data.jsonl:2", "others.jsonl:1"]
+    training = run.train_in_steps()
+    next(training)
+    training.close()
+    text = (out / "left-out.jsonl").read_text("utf-8")
+    assert [json.loads(line) for line in text.splitlines()] == [vars(row) for row in run.skipped]
+    assert "ü.png" in text
+
+
+def test_the_curve_is_a_line_a_step(tmp_path: Path) -> None:
+    write_curve(HISTORY, tmp_path / "loss.csv")
+    assert (tmp_path / "loss.csv").read_text().splitlines() == [
+        "step,loss,validation_loss,learning_rate,tokens",
+        "1,2.5,,0.0001,30",
+        "2,2.0,2.25,0.0002,31",
+        "3,1.5,,0,7",
+    ]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_the_curve_shows_both_losses(
+    validated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were measured, thin and with dots; without a line for what was not."""
+    kind = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = list[Any](), kind.savefig
+
+    def savefig(self: Any, *arguments: Any, **options: Any) -> None:
+        drawn.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, "savefig", savefig)
+    history = [replace(each, validation_loss=None) for each in HISTORY]
+    draw_curve(HISTORY if validated else history, tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (840, 480))
+    (axes,) = drawn[0].axes
+    lines = [
+        (line.get_label(), line.get_xydata().tolist(), line.get_marker(), line.get_markersize())
+        for line in axes.lines
+    ]
+    training = ("training", [[1, 2.5], [2, 2], [3, 1.5]], "None", 6)
+    assert lines == [training, *[("validation", [[2, 2.25]], "o", 3)] * validated]
+    assert axes.lines[0].get_linewidth() == 1
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.texts] == [label for label, *_ in lines]
+    assert not legend.get_frame_on()
+    said = (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale())
+    assert said == ("step", "loss (nats per token)", "log")
+    assert axes.xaxis.get_gridlines()[0].get_alpha() == 0.3
+    assert drawn[0].get_layout_engine() is not None  # nothing is cut off
+
+
+def test_without_matplotlib_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    draw_curve(HISTORY, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
 
 
 # ---- stopping and going on
@@ -238,7 +336,9 @@ def test_a_finished_run_is_not_overwritten(
     shallow: Path, short_questions: Path, tmp_path: Path
 ) -> None:
     plan = replace(PLAN, steps=2)
-    prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    result = prepare(shallow, short_questions, tmp_path / "run", plan).train()
+    again = prepare(shallow, short_questions, tmp_path / "run", plan)
+    assert again.train(resume=True) == result  # there is nothing left to do
     with pytest.raises(TrainingError, match="--resume"):
         prepare(shallow, short_questions, tmp_path / "run", plan).train()
     with pytest.raises(TrainingError, match="nothing to resume"):

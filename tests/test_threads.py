@@ -4,6 +4,7 @@ has ended before the next."""
 import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -104,8 +105,16 @@ def test_a_picture_is_cancelled_halfway(tiny: Path, lazy: Any, one_by_one: None)
     assert left[0] == elsewhere(lambda: len(chat.processor(chat.messages[:-1]).tiles)) - 2
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "questions"),
+    [("ask", ("And now?",), 2), ("retry", (), 1), ("edit", ("And now?", PICTURE), 1)],
+)
 def test_the_next_question_waits_for_the_thread_of_the_last(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    arguments: tuple[Any, ...],
+    questions: int,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights that are not read yet may be used by one thread at a time."""
     chat = Chat(*load(tiny, lazy=True), SHORT)
@@ -126,13 +135,41 @@ def test_the_next_question_waits_for_the_thread_of_the_last(
         first = pool.submit(lambda: list(chat.ask("What is this?", [PICTURE])))
         assert inside.wait(60)
         chat.stop()
-        second = pool.submit(lambda: "".join(chat.ask("And now?")))
+        second = pool.submit(lambda: "".join(getattr(chat, method)(*arguments)))
         released.set()
         assert first.result() == []
         have = second.result()
-    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * questions
     monkeypatch.undo()
     assert have == generate(*load(tiny), chat.messages[:-1], SHORT).strip()
+
+
+def test_what_is_undone_while_it_is_answered_elsewhere_changes_no_answer_before(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(*load(tiny), SHORT)
+    chat.processor.tokenizer.end_ids = frozenset()  # answers go on
+    list(chat.ask("What is this?"))
+    before, inside, released, answer = list(chat.messages), Event(), Event(), chat.ask("And now?")
+    next(answer)
+    logits = type(chat.model.language_model).logits
+
+    def held(self: Any, hidden: mx.array) -> mx.array:
+        inside.set()
+        assert released.wait(60)
+        return logits(self, hidden)
+
+    monkeypatch.setattr(type(chat.model.language_model), "logits", held)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: list(answer))
+        assert inside.wait(60)
+        undone = pool.submit(chat.undo)
+        with suppress(TimeoutError):
+            undone.result(0.05)  # it waits for the step
+        released.set()
+        first.result()
+        assert undone.result().text == "And now?"
+    assert chat.messages == before
 
 
 def test_a_stop_before_the_first_piece_keeps_the_question(tiny: Path) -> None:

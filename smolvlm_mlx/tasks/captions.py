@@ -223,14 +223,15 @@ class Captioner:
         if journal != whole:
             of_this, is_cut = read_lines(journal, self.run)
             found += of_this
-        self._known |= {line["sha256"]: line for line in found if "error" not in line}
         own = {path for window in windows for path in window}
         done = _kept(found, own, {str(path) for path in files})
         # A window is answered again as a whole: what is answered together stays together.
         if is_cut:
-            for window in windows:
-                if not all(path in done for path in window):
-                    done = {path: line for path, line in done.items() if path not in window}
+            broken = [window for window in windows if any(path not in done for path in window)]
+            again = {path for window in broken for path in window}
+            done = {path: line for path, line in done.items() if path not in again}
+            found = [line for line in found if line["path"] not in again]
+        self._known |= {line["sha256"]: line for line in found if "error" not in line}
         write_lines(journal, done.values())
         missing = [[path for path in window if path not in done] for window in windows]
         total = len(done) + sum(map(len, missing))

@@ -38,8 +38,8 @@ ELEMENTS = frozenset(
     "picture text title document_index code checkbox_selected checkbox_unselected form "
     "key_value_region key_value_map paragraph reference handwritten_text group".split()
 ).union(LISTS)
-_NAMES = "|".join(sorted(ELEMENTS, key=len, reverse=True))
-_SINGLE = "|".join(sorted(CELLS | CLASSES, key=len, reverse=True))
+_NAMES = "|".join(sorted(ELEMENTS))
+_SINGLE = "|".join(sorted(CELLS | CLASSES))
 _TOKEN = re.compile(
     rf"<(?P<slash>/?)(?P<name>{_NAMES}|section_header_level_\d{{1,4}}|(?:key|value)_\d{{1,4}})>"
     rf"|<(?P<single>{_SINGLE}|page_break|link_\d{{1,4}}|_[^<>\s]+_)>|<loc_(?P<place>\d{{1,5}})>"

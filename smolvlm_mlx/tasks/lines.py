@@ -93,7 +93,7 @@ def write_csv(path: Path, lines: Sequence[Line]) -> None:
     """
     keys = dict.fromkeys(key for line in lines for key in line)
     columns = [key for key in keys if key not in ("stat", "sha256", "run")]
-    text = io.StringIO(newline="")
+    text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)

@@ -100,7 +100,6 @@ class Live:
         question_first: bool = False,
         split: bool = False,
     ):
-        self.model = model
         self.processor = processor
         self.prompt = prompt
         self.options = options or Options()

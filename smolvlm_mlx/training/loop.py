@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Trainer:
     def best(self) -> Record | None:
         """The step with the lowest validation loss so far."""
         validated = [record for record in self.history if record.validation_loss is not None]
-        return min(validated, key=lambda record: record.validation_loss or 0.0, default=None)
+        return min(validated, key=attrgetter("validation_loss"), default=None)
 
     def run_in_steps(
         self, batches: Batches, validation: Callable[[], Iterable[Batch]] | None = None
@@ -159,7 +160,6 @@ class Trainer:
                 yield self.history[-1]
                 if self.step % self.settings.save_every == 0:
                     self.save()
-            upcoming.cancel()
         self.stop = False
         self.save()
         self.model.eval()
@@ -176,6 +176,8 @@ class Trainer:
             gradients = new if gradients is None else tree_map(mx.add, gradients, new)
             mx.eval(total, gradients)
         tokens = sum(batch.tokens for batch in batches)
+        if gradients is None:  # fewer batches than processes
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
         if self.group.size() > 1:
             total = mx.distributed.all_sum(total)
             gradients = tree_map(lambda g: g * self.group.size(), nn.average_gradients(gradients))

@@ -240,12 +240,12 @@ def write_curve(history: Sequence[Record], path: Path) -> None:
         writer.writerows(asdict(record) for record in history)
 
 
-def draw_curve(history: Sequence[Record], path: Path) -> bool:
-    """Training and validation loss by step, as PNG; False without matplotlib, which is an extra."""
+def draw_curve(history: Sequence[Record], path: Path) -> None:
+    """Training and validation loss by step, as PNG; nothing without matplotlib, an extra."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        return False
+        return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(
@@ -265,4 +265,3 @@ def draw_curve(history: Sequence[Record], path: Path) -> bool:
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    return True
