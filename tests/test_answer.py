@@ -99,6 +99,20 @@ def test_pieces_of_several_answers_come_as_they_are_made() -> None:
     assert (b_ends, a_ends) == ((1, "", True), (0, "", True))
 
 
+def test_others_go_on_while_an_answer_is_waited_for() -> None:
+    async def read() -> None:
+        answer = Answer(ChatRequest.parse(json.dumps(question("Hi", stream=True)).encode()), [])
+        coming = answer.read()
+        for event in (Text("a"), End(Statistics())):
+            waits = asyncio.ensure_future(anext(coming))
+            await asyncio.sleep(0)
+            assert not waits.done()
+            answer.push(answer.choices[0], event)
+            await waits
+
+    asyncio.run(read())
+
+
 def test_what_came_before_an_error_is_read_first() -> None:
     asked = ChatRequest.parse(json.dumps(question("Hello", stream=True)).encode())
 
