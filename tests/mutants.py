@@ -174,8 +174,9 @@ class Map:
 
     @classmethod
     def made(cls) -> "Map":
-        """Of one run of the suite, which is made again when a test was changed."""
-        state = sha256(b"".join(f.read_bytes() for f in sorted(ROOT.glob("tests/**/*.py"))))
+        """Of one run of the suite, which is made again when anything was changed."""
+        files = [*ROOT.glob("smolvlm_mlx/**/*.py"), *ROOT.glob("tests/**/*.py")]
+        state = sha256(b"".join(file.read_bytes() for file in sorted(files)))
         kept = KEPT / f"map-{state.hexdigest()[:16]}.json"
         if not kept.exists():
             print("running the suite once, to see which tests run which lines", flush=True)
@@ -200,20 +201,19 @@ class Map:
 
 
 def _measured() -> dict[str, object]:
+    """In a copy, as mutants are: what stands beside the tree is not beside the copy."""
     import coverage
 
     with tempfile.TemporaryDirectory() as folder:
+        copy = Copy.made(Path(folder).resolve() / "copy")
         report, data_file = Path(folder, "times.xml"), Path(folder, "coverage")
-        options = ["--cov=smolvlm_mlx", "--cov-context=test", "--cov-report="]
-        command = [sys.executable, "-m", "pytest", "-q", "-n2", *options]
-        command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]
-        subprocess.run(
-            command, cwd=ROOT, check=True, env={**_environment(), "COVERAGE_FILE": str(data_file)}
-        )
+        options = ["-n2", "--cov=smolvlm_mlx", "--cov-context=test", "--cov-report="]
+        options += [f"--junitxml={report}", "-o", "junit_family=xunit1"]
+        copy.pytest(*options, check=True, COVERAGE_FILE=str(data_file))
         data = coverage.CoverageData(str(data_file))
         data.read()
         lines = {
-            f"{Path(file).relative_to(ROOT)}:{line}": sorted(tests)
+            f"{Path(file).relative_to(copy.folder)}:{line}": sorted(tests)
             for file in data.measured_files()
             for line, names in data.contexts_by_lineno(file).items()
             if (tests := {name.rpartition("|")[0] for name in names if name})
@@ -255,22 +255,30 @@ class Copy:
     def _pass(self, tests: Sequence[str], seconds: float) -> bool:
         chosen = self.folder / ".chosen"
         chosen.write_text("\n".join(tests))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider"]
+        options = ["-x", "-n0", "-p", "no:cacheprovider", f"@{chosen}"]
         try:
-            result = subprocess.run(
-                [*command, f"@{chosen}"],
-                cwd=self.folder,
-                env={**_environment(), "PYTHONPATH": str(self.folder)},
-                capture_output=True,
-                timeout=SLOWEST + 2 * seconds,
-            )
+            return self.pytest(*options, hidden=True, timeout=SLOWEST + 2 * seconds) == 0
         except subprocess.TimeoutExpired:
             return False
-        return result.returncode == 0
 
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+    def pytest(
+        self,
+        *options: str,
+        check: bool = False,
+        hidden: bool = False,
+        timeout: float | None = None,
+        **environment: str,
+    ) -> int:
+        """How it ended, with the package of this copy."""
+        environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder)}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *options],
+            cwd=self.folder,
+            check=check,
+            capture_output=hidden,
+            timeout=timeout,
+            env={**os.environ, **environment},
+        ).returncode
 
 
 def survivors(mutants: Sequence[Mutant], tests: Map, copies: int) -> Iterator[tuple[Mutant, bool]]:
