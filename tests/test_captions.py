@@ -232,17 +232,24 @@ def test_a_run_goes_on_where_it_was_cut_off(
 
 
 @pytest.mark.usefixtures("small_windows")
-@pytest.mark.parametrize(("piece", "again"), [(0, 3), (-1, 3), (9, 6)])
+@pytest.mark.parametrize(
+    ("whole", "piece", "again"), [("012", 0, 3), ("015", 0, 3), ("012", 9, 6), ("501", 9, 5)]
+)
 def test_a_window_with_a_cut_line_is_answered_again_as_a_whole(
-    piece: int, again: int, bundled: Loaded, pictures: list[Path], tmp_path: Path, asked: list[int]
+    whole: str,
+    piece: int,
+    again: int,
+    bundled: Loaded,
+    pictures: list[Path],
+    tmp_path: Path,
+    asked: list[int],
 ) -> None:
     """Of 5 and 1 pictures; what is answered together stays together."""
     out, task = tmp_path / "a.jsonl", Task(DESCRIBE.prompt, 4)
     Captioner(*bundled, task).write(pictures[:6], out)
     assert sum(asked) == 6
     lines = out.read_bytes().splitlines(keepends=True)
-    kept = b"".join(lines[:3]) if piece >= 0 else b"".join([*lines[:2], lines[5]])
-    out.write_bytes(kept + lines[3][: max(piece, 0)])
+    out.write_bytes(b"".join(lines[int(number)] for number in whole) + lines[3][:piece])
     asked.clear()
     Captioner(*bundled, task).write(pictures[:6], out)
     assert sum(asked) == again

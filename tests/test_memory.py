@@ -179,7 +179,10 @@ def test_a_run_is_estimated_by_its_longest_rows(tiny: Path, tmp_path: Path) -> N
         chunk=tiles_at_once(run.model),
     )
     long = write_rows(tmp_path / "long.jsonl", {"question": "What?", "answer": "so " * 700})
-    run = prepare(tiny, long, tmp_path / "out", Plan(batch_size=4, validation_share=0))
+    plan = Plan(batch_size=4, validation_share=0)
+    run = prepare(tiny, long, tmp_path / "out", plan, dtype="float32")
+    given = {**GIVEN, "tokens": run.training.rows[0].tokens}
+    assert run.memory.activations == estimate(run.model.config, width=4, **given).activations
     assert run.memory.logits == 12 * 512 * run.model.config.text_config.vocab_size  # of one row
     assert (run.memory.vision, run.memory.pictures_apart) == (0, True)
 
