@@ -180,9 +180,10 @@ def test_what_is_in_memory_is_not_looked_for_in_the_file(
     assert encode_tiles(loaded[0], tiles(1, 2), settings, cache) is not None
     asked, connect = list[str](), sqlite3.connect
 
-    def connected(path: Path) -> sqlite3.Connection:
-        database = connect(path)
-        database.set_trace_callback(asked.append)
+    def connected(path: Path, **options: Any) -> sqlite3.Connection:
+        database = connect(path, **options)
+        if Path(path).is_relative_to(tmp_path):  # coverage has a database too
+            database.set_trace_callback(asked.append)
         return database
 
     monkeypatch.setattr(sqlite3, "connect", connected)
@@ -213,8 +214,13 @@ def test_a_file_that_cannot_be_used_is_given_up(
     tries: list[int],
 ) -> None:
     """It may take seconds to find out that another process holds it."""
-    connect = Mock(side_effect=error)
-    monkeypatch.setattr(sqlite3, "connect", connect)
+    connect, others = Mock(side_effect=error), sqlite3.connect
+
+    def connected(path: Path, **options: Any) -> sqlite3.Connection:
+        is_own = Path(path).is_relative_to(tmp_path)  # coverage has a database too
+        return connect(path) if is_own else others(path, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
     if undeletable:
         monkeypatch.setattr(Path, "unlink", Mock(side_effect=OSError("read-only")))
     cache, settings = ImageCache(loaded[0], tmp_path), loaded[1].settings
