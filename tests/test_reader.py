@@ -613,16 +613,17 @@ def test_what_is_lazy_is_read_when_it_is_used(
     )
 
 
-@pytest.mark.parametrize(("fuse", "most"), [(False, 1.25), (True, 0.9)])
+@pytest.mark.parametrize(("fuse", "most"), [(False, 1.25), (True, 1.0)])
 def test_what_is_cast_does_not_stay(tiny: Path, fuse: bool, most: float) -> None:
     """Weights are in memory once, half as large, and what makes them fast goes layer by layer."""
-    load(tiny, "bfloat16", fuse=fuse)
-    gc.collect()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    load(tiny, "bfloat16", fuse=fuse)
-    size = (tiny / "model.safetensors").stat().st_size
-    assert 0.5 * size < mx.get_peak_memory() - before < most * size
+    size, peaks = (tiny / "model.safetensors").stat().st_size, list[int]()
+    for _ in range(4):  # what is read and what is let go overlap as they may
+        gc.collect()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        load(tiny, "bfloat16", fuse=fuse)
+        peaks.append(mx.get_peak_memory() - before)
+    assert 0.5 * size < max(peaks) < most * size
 
 
 @pytest.mark.parametrize("tied", [False, True])
