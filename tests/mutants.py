@@ -186,14 +186,18 @@ class Map:
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that run a line: those of its own test file first, then the quickest; of a line
-        that is run at import, those of its file."""
-        tests = self._lines.get(f"{mutant.file}:{mutant.line}") or {
-            test
-            for place, some in self._lines.items()
-            if place.startswith(f"{mutant.file}:")
-            for test in some
-        }
+        that is run at import, those of its file, and if that is run at import alone, its own."""
         own = f"/test_{Path(mutant.file).stem}.py"
+        tests = (
+            self._lines.get(f"{mutant.file}:{mutant.line}")
+            or {
+                test
+                for place, some in self._lines.items()
+                if place.startswith(f"{mutant.file}:")
+                for test in some
+            }
+            or {test for test in self._seconds if own in test}
+        )
         return sorted(tests, key=lambda test: (own not in test, self.seconds(test), test))
 
     def seconds(self, test: str) -> float:

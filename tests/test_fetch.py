@@ -129,6 +129,18 @@ def test_where_an_event_loop_runs_already() -> None:
         assert asyncio.run(cell()) == b"picture"
 
 
+def test_a_fetch_does_not_keep_python_from_ending() -> None:
+    fetching = list[threading.Thread]()
+
+    def look(client: socket.socket, request: bytes) -> None:
+        fetching.extend(t for t in threading.enumerate() if t.name == "fetch")
+        answer(b"picture")(client, request)
+
+    with server(look) as port:
+        assert get(port) == b"picture"
+    assert [thread.daemon for thread in fetching] == [True]
+
+
 INTERRUPTED = """
 import os, signal, socket, threading
 from smolvlm_mlx.inputs import addresses, fetch

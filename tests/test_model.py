@@ -611,7 +611,7 @@ def test_joining_takes_the_memory_of_one_layer_at_a_time(
         optimize(model)
     mx.eval(model.parameters())
     largest = model.language_model.layers[0].mlp.gate_up_proj.weight.nbytes
-    assert largest <= mx.get_peak_memory() - before < 1.5 * largest
+    assert largest <= mx.get_peak_memory() - before < 2 * largest
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "true and false", "numbers"])
