@@ -84,6 +84,7 @@ def write_adapter(base: Path, out: Path, kind: str, trained: bool = True) -> Pat
         )
     out.mkdir()
     save_adapter(model, config, out)
+    assert len((out / "adapter_config.json").read_text().splitlines()) > 5  # for people too
     return out
 
 

@@ -76,6 +76,9 @@ def test_a_pdf_is_known_by_its_first_bytes(three: Path, tmp_path: Path) -> None:
     (tmp_path / "picture.png").rename(tmp_path / "picture.pdf")
     assert is_pdf(tmp_path / "named.png")
     assert not is_pdf(tmp_path / "picture.pdf")
+    for before, is_one in ((1019, True), (1020, False)):  # within the first kilobyte
+        (tmp_path / "late").write_bytes(b" " * before + b"%PDF-1.4\n")
+        assert is_pdf(tmp_path / "late") is is_one
 
 
 @pytest.mark.usefixtures("three")
