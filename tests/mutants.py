@@ -186,18 +186,17 @@ class Map:
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that run a line: those of its own test file first, then the quickest; of a line
-        that is run at import, those of its file, and if that is run at import alone, its own."""
+        that is run at import, those of its file and all of its own test file."""
         own = f"/test_{Path(mutant.file).stem}.py"
-        tests = (
-            self._lines.get(f"{mutant.file}:{mutant.line}")
-            or {
+        tests = self._lines.get(f"{mutant.file}:{mutant.line}") or {
+            *(test for test in self._seconds if own in test),
+            *(
                 test
                 for place, some in self._lines.items()
                 if place.startswith(f"{mutant.file}:")
                 for test in some
-            }
-            or {test for test in self._seconds if own in test}
-        )
+            ),
+        }
         return sorted(tests, key=lambda test: (own not in test, self.seconds(test), test))
 
     def seconds(self, test: str) -> float:
@@ -222,9 +221,10 @@ def _measured() -> dict[str, object]:
             for line, names in data.contexts_by_lineno(file).items()
             if (tests := {name.rpartition("|")[0] for name in names if name})
         }
-        cases = ElementTree.parse(report).iter("testcase")
         seconds = {
-            f"{case.get('file')}::{case.get('name')}": float(case.get("time", 0)) for case in cases
+            f"{case.get('file')}::{case.get('name')}": float(case.get("time", 0))
+            for case in ElementTree.parse(report).iter("testcase")
+            if case.find("skipped") is None
         }
     return {"lines": lines, "seconds": seconds}
 
