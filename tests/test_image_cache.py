@@ -180,7 +180,7 @@ def test_what_is_in_memory_is_not_looked_for_in_the_file(
     assert encode_tiles(loaded[0], tiles(1, 2), settings, cache) is not None
     asked, connect = list[str](), sqlite3.connect
 
-    def connected(path: Path, **options: Any) -> sqlite3.Connection:
+    def connected(path: Path, **options: Any) -> Any:
         database = connect(path, **options)
         if Path(path).is_relative_to(tmp_path):  # coverage has a database too
             database.set_trace_callback(asked.append)
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_used_is_given_up(
     """It may take seconds to find out that another process holds it."""
     connect, others = Mock(side_effect=error), sqlite3.connect
 
-    def connected(path: Path, **options: Any) -> sqlite3.Connection:
+    def connected(path: Path, **options: Any) -> Any:
         is_own = Path(path).is_relative_to(tmp_path)  # coverage has a database too
         return connect(path) if is_own else others(path, **options)
 
