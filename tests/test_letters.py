@@ -24,7 +24,7 @@ FORMS = (
     "The answer is: #|The answer is (#).|The answer is **#**.|The correct answer is option #.|"
     "Option #|Option (#)|The correct option is #.|Choice #|Choice: #|The letter is #.|\\boxed{#}|"
     "$\\boxed{#}$|\\boxed{\\text{#}}|\\boxed{(#)}|<answer>#</answer>|<answer> # </answer>|"
-    "<answer>(#)</answer>|（#）|Answer：#|(Z) is wrong. The answer is #."
+    "<answer>(#)</answer>|（#）|Answer：#|(Z) is wrong. The answer is #.|```\n#\n```|---\n#\n---"
 ).split("|")
 CAPITALS = (
     "I choose #|It is #, I say|Oslo, so #.|# is right|# because it is red|# - Oslo|#; Oslo|"

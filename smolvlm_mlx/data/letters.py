@@ -57,9 +57,10 @@ def _plain(text: str) -> str:
 
 
 def _whole(text: str, choices: Sequence[str]) -> str | None:
-    """The letter if the text is a letter with its own choice, or a choice as it stands."""
-    if ONE_LETTER.fullmatch(text):
-        return None  # it is no choice's text, but a letter that is set apart
+    """The letter if the text is one, a letter with its own choice, or a choice as it stands."""
+    if found := ONE_LETTER.fullmatch(text):
+        letter = found[1].upper()
+        return letter if letter in LETTERS[: len(choices)] else None
     known = {letter: _plain(each).lower() for letter, each in zip(LETTERS, choices, strict=False)}
     found, said = LABEL.match(text), text.lower()
     if found and known.get(found[1].upper()) == _plain(text[found.end() :]).lower():
