@@ -10,7 +10,7 @@ from typing import Any
 from smolvlm_mlx.errors import VideoError
 from smolvlm_mlx.inputs import camera
 from smolvlm_mlx.inputs.camera import Camera, Frame
-from tests.support.videos import encode_numbers, encode_video, remux, sound
+from tests.support.videos import encode_numbers, encode_video, sound, with_empty
 
 import av
 import numpy as np
@@ -107,12 +107,8 @@ def test_frames_that_are_decoded_in_another_order_keep_their_pace(waits: list[fl
 
 
 def test_a_file_of_which_nothing_can_be_decoded_is_one_line() -> None:
-    def empty(_: int, packet: Any) -> bool:
-        memoryview(packet).cast("B")[:] = bytes(packet.size)
-        return True
-
     with (
-        Camera(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty)) as source,
+        Camera(with_empty(encode_numbers(5, "mp4", "mjpeg"), "matroska")) as source,
         pytest.raises(VideoError, match="no frame of the video can be decoded"),
     ):
         source.newest()
@@ -155,6 +151,7 @@ class Device:
     def __init__(self, *turns: list[Any]):
         self.turns = list(turns)
         self.opened: tuple[str, str, dict[str, str]] = ("", "", {})
+        self.is_closed = False
 
     def __call__(self, name: str, **options: Any) -> "Device":
         self.opened = (name, options["format"], options["options"])
@@ -164,7 +161,7 @@ class Device:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self.is_closed = True
 
     def decode(self, video: int) -> Iterator[av.VideoFrame]:
         turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
@@ -253,6 +250,7 @@ def test_a_camera_that_does_not_open_in_time_is_closed_when_it_does(
         Camera(name)
     allowed.set()
     wait_for_end()
+    assert device.is_closed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux")

@@ -233,7 +233,8 @@ def test_a_run_goes_on_where_it_was_cut_off(
 
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize(
-    ("whole", "piece", "again"), [("012", 0, 3), ("015", 0, 3), ("012", 9, 6), ("501", 9, 5)]
+    ("whole", "piece", "again"),
+    [("012", 0, 3), ("015", 0, 3), ("012", 9, 6), ("501", 9, 5), ("01234", 9, 1), ("", 9, 6)],
 )
 def test_a_window_with_a_cut_line_is_answered_again_as_a_whole(
     whole: str,
@@ -254,6 +255,24 @@ def test_a_window_with_a_cut_line_is_answered_again_as_a_whole(
     Captioner(*bundled, task).write(pictures[:6], out)
     assert sum(asked) == again
     assert out.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_beside_a_cut_line_only_what_failed_is_asked_again(
+    bundled: Loaded, pictures: list[Path], tmp_path: Path, asked: list[int]
+) -> None:
+    """Not all of the window that the failed one is in."""
+    out, task = tmp_path / "a.jsonl", Task(DESCRIBE.prompt, 4)
+    Captioner(*bundled, task).write(pictures[:6], out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    failed = json.loads(lines[2])
+    failed = {name: failed[name] for name in ("path", "sha256", "run")} | {"error": "no memory"}
+    done = [*lines[:2], json.dumps(failed).encode() + b"\n", *lines[3:5]]
+    out.write_bytes(b"".join(done) + lines[5][:9])
+    asked.clear()
+    Captioner(*bundled, task).write(pictures[:6], out)
+    assert sum(asked) == 2
+    assert sorted(out.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
 @pytest.fixture

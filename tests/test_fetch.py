@@ -138,7 +138,8 @@ def test_a_fetch_does_not_keep_python_from_ending() -> None:
 
     with server(look) as port:
         assert get(port) == b"picture"
-    assert [thread.daemon for thread in fetching] == [True]
+    assert fetching
+    assert all(thread.daemon for thread in fetching)
 
 
 INTERRUPTED = """

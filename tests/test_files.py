@@ -1,6 +1,7 @@
 """Files and folders appear whole or not at all; JSON is read within limits; a path may begin with a
 person."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_all_of_a_folder_is_on_the_disk_before_it_appears(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
+    gc.collect()
     before = open_files()
     with new_folder(out) as partial:
         (partial / "a").mkdir()
@@ -77,7 +79,7 @@ def test_all_of_a_folder_is_on_the_disk_before_it_appears(
     assert {number for number, is_there in synced if not is_there} == inside
     # Then that it is there.
     assert [number for number, is_there in synced if is_there] == [tmp_path.stat().st_ino]
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_a_folder_that_may_not_stay_is_gone(

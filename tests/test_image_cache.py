@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_used_is_given_up(
 
     monkeypatch.setattr(sqlite3, "connect", connected)
     if undeletable:
-        monkeypatch.setattr(Path, "unlink", Mock(side_effect=OSError("read-only")))
+        (tmp_path / "features.sqlite3").mkdir()  # which is no file to delete
     cache, settings = ImageCache(loaded[0], tmp_path), loaded[1].settings
     assert cache.get(digest_tiles(tiles(1)), settings) == {}
     found = [connect.call_count]

@@ -1,7 +1,6 @@
 """How answers and errors look when they are sent: the fields of OpenAI's, all and no more."""
 
 import re
-import time
 from typing import Any
 
 from smolvlm_mlx.events import Statistics
@@ -19,6 +18,12 @@ from smolvlm_mlx.server.openai import (
 
 import pytest
 
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smolvlm_mlx.server.openai.time.time", lambda: 1234.9)
+
+
 LIVE = Live(number=1, unchanged=False, stuck=True, about="x")
 TOLD = {"number": 1, "unchanged": False, "stuck": True, "about": "x"}
 STATISTICS = [Statistics("stop", 9, generated_tokens=2), Statistics("length", 9)]
@@ -26,11 +31,9 @@ STATISTICS = [Statistics("stop", 9, generated_tokens=2), Statistics("length", 9)
 
 def of_one(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without what says that they belong together, which is checked."""
-    began = int(time.time())
     ids = {answer.pop("id") for answer in answers}
     assert [bool(re.fullmatch("chatcmpl-[0-9a-f]{24}", id)) for id in ids] == [True]
-    (created,) = {answer.pop("created") for answer in answers}
-    assert began - 60 <= created <= began
+    assert {answer.pop("created") for answer in answers} == {1234}
     assert {answer.pop("model") for answer in answers} == {"tiny"}
     return answers
 

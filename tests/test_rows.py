@@ -51,6 +51,13 @@ def test_files_without_rows(tmp_path: Path, content: str, said: str) -> None:
             read_rows(tmp_path / name)
 
 
+def test_where_a_file_is_no_utf8_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"question": "' + b"a" * 9000 + b'\xff"}\n')
+    with pytest.raises(DataError, match="byte 0xff in position 9014"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(
     "source",
     "nothing nothing.jsonl data/nothing.jsonl data/n.csv /a/b ./a ../b a/b/c a/".split(),
@@ -128,7 +135,7 @@ def test_stored_pictures(tmp_path: Path, hub: Any) -> None:
 
 
 def test_no_dataset(tmp_path: Path, hub: Any) -> None:
-    with pytest.raises(DataError, match="doesn't contain any data files"):
+    with pytest.raises(DataError, match="The directory at "):
         read_rows(tmp_path)
     (tmp_path / f"{tmp_path.name}.py").touch()
     with pytest.raises(DataError, match="Dataset scripts"):

@@ -226,19 +226,15 @@ def test_the_curve_shows_both_losses(
         assert (picture.format, picture.size) == ("PNG", (840, 480))
     (axes,) = drawn[0].axes
     lines = [
-        (line.get_label(), line.get_xydata().tolist(), line.get_marker(), line.get_markersize())
-        for line in axes.lines
+        (line.get_label(), line.get_xydata().tolist(), line.get_marker()) for line in axes.lines
     ]
-    training = ("training", [[1, 2.5], [2, 2], [3, 1.5]], "None", 6)
-    assert lines == [training, *[("validation", [[2, 2.25]], "o", 3)] * validated]
-    assert axes.lines[0].get_linewidth() == 1
+    training = ("training", [[1, 2.5], [2, 2], [3, 1.5]], "None")
+    assert lines == [training, *[("validation", [[2, 2.25]], "o")] * validated]
     legend = axes.get_legend()
     assert [text.get_text() for text in legend.texts] == [label for label, *_ in lines]
     assert not legend.get_frame_on()
     said = (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale())
     assert said == ("step", "loss (nats per token)", "log")
-    assert axes.xaxis.get_gridlines()[0].get_alpha() == 0.3
-    assert drawn[0].get_layout_engine() is not None  # nothing is cut off
 
 
 def test_without_matplotlib_there_is_no_picture(

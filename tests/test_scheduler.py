@@ -337,6 +337,7 @@ def test_answers_go_on_while_a_prompt_is_read(
     engine: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between each two of its chunks a token, of each answer."""
+    monkeypatch.setattr(engine.processor.tokenizer, "end_ids", frozenset())
     monkeypatch.setattr(prefill, "CHUNK", dict.fromkeys(prefill.CHUNK, 64))
     long = Asked(engine.processor, "What is this about? " * 20, Options(max_tokens=2))
     order, read = list[str](), len(long.inputs.input_ids)
@@ -366,9 +367,12 @@ def test_answers_go_on_while_a_prompt_is_read(
 def test_closing_ends_what_is_made_and_takes_no_more(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Started(lambda: Engine(*load(tiny, "float32")), most_answers=1)
+    engine, before = Started(lambda: Engine(*load(tiny, "float32")), 1), threading.enumerate()
     engine.start()
-    (thread,) = [each for each in threading.enumerate() if each.name == "engine"]
+    monkeypatch.setattr(engine.processor.tokenizer, "end_ids", frozenset())
+    (thread,) = [
+        each for each in threading.enumerate() if each.name == "engine" and each not in before
+    ]
     assert thread.daemon  # or the process would not end while an answer is made
     begun, closing, join = threading.Event(), threading.Event(), thread.join
     monkeypatch.setattr(thread, "join", lambda: (closing.set(), join()))
@@ -423,8 +427,10 @@ def test_what_cannot_be_loaded_is_told() -> None:
     def fail() -> Any:
         raise CheckpointError("no such folder")
 
+    scheduler = Scheduler(fail)
     with pytest.raises(CheckpointError, match="no such folder"):
-        Scheduler(fail).start()
+        scheduler.start()
+    scheduler.close()
 
 
 def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> None:
@@ -440,8 +446,15 @@ def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> Non
 @pytest.fixture
 def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What ended a thread, and would be shown with its traceback."""
-    found = list[object]()
-    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_type))
+    found, others = list[object](), threading.excepthook
+
+    def hook(args: Any) -> None:
+        if args.thread is not None and args.thread.name == "engine":
+            found.append(args.exc_type)
+        else:
+            others(args)
+
+    monkeypatch.setattr(threading, "excepthook", hook)
     return found
 
 

@@ -292,6 +292,13 @@ def test_settings_name_every_problem() -> None:
         assert f"{name} is " in str(caught.value)
 
 
+@pytest.mark.parametrize("factor", [2, 2**56, 10**19])
+def test_a_factor_may_be_an_integer(factor: int) -> None:
+    tiles = np.full((1, 8, 8, 3), 200, np.uint8)
+    made = [normalize(tiles, ImageSettings(8, 8, rescale_factor=f)) for f in (factor, 1.0 * factor)]
+    np.testing.assert_array_equal(*made)
+
+
 @pytest.mark.parametrize("wrong", [0, 0.0, -1, True, "1"])
 def test_a_factor_is_above_nothing(wrong: object) -> None:
     said = f"^preprocessor_config.json: rescale_factor is {wrong!r}, must be a number above 0$"

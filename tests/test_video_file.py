@@ -20,6 +20,7 @@ from tests.support.videos import (
     encode_numbers,
     read_number,
     remux,
+    with_empty,
 )
 
 import av
@@ -164,12 +165,8 @@ def test_a_recording_without_a_key_frame_is_watched(watched: list[VideoFile]) ->
 
 
 def test_one_of_which_nothing_can_be_decoded_is_one_line() -> None:
-    def empty(_: int, packet: Any) -> bool:
-        memoryview(packet).cast("B")[:] = bytes(packet.size)
-        return True
-
     with pytest.raises(VideoError, match=r"^no frame of the video can be decoded, it may be"):
-        VideoFile(remux(encode_numbers(5, "mp4", "mjpeg"), "matroska", empty))
+        VideoFile(with_empty(encode_numbers(5, "mp4", "mjpeg"), "matroska"))
 
 
 def test_a_recording_of_a_screen_is_sampled_by_the_clock() -> None:
@@ -237,14 +234,7 @@ def test_a_recording_may_begin_between_key_frames(container: str, gop: str, code
 def test_packets_without_a_frame_do_not_count() -> None:
     """Every seventh packet holds nothing that can be decoded."""
     whole = encode_numbers(COUNT, "mp4", "mjpeg")
-
-    def empty(number: int, packet: Any) -> bool:
-        if number % 7 == 3:
-            np.frombuffer(packet, np.uint8)  # a view of what it holds
-            memoryview(packet).cast("B")[:] = bytes(packet.size)
-        return True
-
-    data = remux(whole, "matroska", empty)
+    data = with_empty(whole, "matroska", lambda number: number % 7 == 3)
     clip = decode(data, VideoSampling(fps=25))
     shown = [read_number(frame) for frame in clip.frames]
     assert shown == [number for number in range(COUNT) if number % 7 != 3]
@@ -307,12 +297,8 @@ def test_what_cannot_be_decoded_is_said_in_the_words_of_ffmpeg() -> None:
 
 
 def test_frames_are_not_those_of_the_packets_where_one_holds_none() -> None:
-    def empty(number: int, packet: Any) -> bool:
-        if number == 3:
-            memoryview(packet).cast("B")[:] = bytes(packet.size)
-        return True
-
-    file = VideoFile(remux(encode_numbers(COUNT, "mp4", "mjpeg"), "matroska", empty))
+    whole = encode_numbers(COUNT, "mp4", "mjpeg")
+    file = VideoFile(with_empty(whole, "matroska", lambda number: number == 3))
     with pytest.raises(TimesError):
         list(file.frames([10]))
     file.watch()

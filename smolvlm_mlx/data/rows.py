@@ -113,6 +113,8 @@ def _json(path: Path) -> Iterator[tuple[int, object]]:
         return _json_lines(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_Number)
+    except UnicodeDecodeError:
+        raise
     except (ValueError, RecursionError):
         return _json_lines(path)
     if isinstance(whole, dict) and KNOWN.isdisjoint(whole):

@@ -24,4 +24,4 @@ def prefetch(items: Iterable[Item], most: int) -> Generator[Item]:
                 waiting.append(pool.submit(next, source, _END))
                 yield item
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -120,7 +120,7 @@ def normalize(tiles: Pixels, settings: ImageSettings) -> npt.NDArray[np.float32]
 def _tables(settings: ImageSettings) -> npt.NDArray[np.float32]:
     # The reference's own steps: float64 for the product, float32 from there on
     # (image_transforms.rescale, normalize).
-    levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)
+    levels = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
     # (256, 3), each channel's table in one piece
     return np.ascontiguousarray(((levels[:, None] - mean) / std).T).T

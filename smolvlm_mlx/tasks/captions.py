@@ -225,12 +225,12 @@ class Captioner:
             found += of_this
         own = {path for window in windows for path in window}
         done = _kept(found, own, {str(path) for path in files})
-        # A window is answered again as a whole: what is answered together stays together.
-        if is_cut:
-            broken = [window for window in windows if any(path not in done for path in window)]
-            again = {path for window in broken for path in window}
-            done = {path: line for path, line in done.items() if path not in again}
-            found = [line for line in found if line["path"] not in again]
+        # What is answered together stays together: a window that was cut off is answered again.
+        written = {line["path"] for line in found}
+        cut = next((w for w in windows if is_cut and found and found[-1]["path"] in w), [])
+        if not written.issuperset(cut):
+            done = {path: line for path, line in done.items() if path not in cut}
+            found = [line for line in found if line["path"] not in cut]
         self._known |= {line["sha256"]: line for line in found if "error" not in line}
         write_lines(journal, done.values())
         missing = [[path for path in window if path not in done] for window in windows]

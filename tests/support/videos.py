@@ -179,6 +179,19 @@ def remux(
     return file.getvalue()
 
 
+def with_empty(
+    data: bytes, container: str, is_empty: Callable[[int], bool] = lambda number: True
+) -> bytes:
+    """A video some packets of which, by their number, hold zeros alone."""
+
+    def empty(number: int, packet: Any) -> bool:
+        if is_empty(number):
+            memoryview(packet).cast("B")[:] = bytes(packet.size)
+        return True
+
+    return remux(data, container, empty)
+
+
 def called_keys(data: bytes, container: str = "mp4") -> bytes:
     """A video each frame of which is called a key frame."""
 
