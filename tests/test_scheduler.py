@@ -375,7 +375,12 @@ def test_closing_ends_what_is_made_and_takes_no_more(
     ]
     assert thread.daemon  # or the process would not end while an answer is made
     begun, closing, join = threading.Event(), threading.Event(), thread.join
-    monkeypatch.setattr(thread, "join", lambda: (closing.set(), join()))
+
+    def joined() -> None:
+        closing.set()
+        join()
+
+    monkeypatch.setattr(thread, "join", joined)
     job = Asked(engine.processor, "Hello", Options(max_tokens=1000))
 
     def put(event: Event | SmolVLMError) -> None:

@@ -295,8 +295,10 @@ def test_settings_name_every_problem() -> None:
 @pytest.mark.parametrize("factor", [2, 2**56, 10**19])
 def test_a_factor_may_be_an_integer(factor: int) -> None:
     tiles = np.full((1, 8, 8, 3), 200, np.uint8)
-    made = [normalize(tiles, ImageSettings(8, 8, rescale_factor=f)) for f in (factor, 1.0 * factor)]
-    np.testing.assert_array_equal(*made)
+    whole, real = (
+        normalize(tiles, ImageSettings(8, 8, rescale_factor=f)) for f in (factor, float(factor))
+    )
+    np.testing.assert_array_equal(whole, real)
 
 
 @pytest.mark.parametrize("wrong", [0, 0.0, -1, True, "1"])
