@@ -58,7 +58,7 @@ test: $(VENV)/.dev ## run the tests, as many at a time as there are cores; ARGS=
 slow: $(VENV)/.dev ## run the tests marked slow
 	@$(OFFLINE) $(BIN)/python -m pytest -m "slow and not parity" $(ARGS)
 
-chaos: $(VENV)/.dev ## kill what writes at random moments, hundreds of times
+chaos: $(VENV)/.dev ## break what the program stands on, at random moments, and print a table of what was lost
 	@$(OFFLINE) $(BIN)/python -m pytest -m chaos $(ARGS)
 
 mutants: $(VENV)/.dev ## change what was changed since main in small ways, and see whether a test fails

@@ -1,15 +1,11 @@
 """A conversion gives the model that it says, in the size that it says, and all or nothing of it."""
 
 import errno
-import hashlib
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -28,7 +24,9 @@ from smolvlm_mlx.model import SmolVLM
 from tests.support import as_metal
 from tests.support.checkpoints import Tensors, copy, load_processor, logits, weights_of
 from tests.support.family import FAMILY
+from tests.support.kills import fingerprint, kill_converting
 from tests.support.places import ROOT
+from tests.support.tally import tally
 
 import mlx.core as mx
 import numpy as np
@@ -38,10 +36,6 @@ import pytest
 @pytest.fixture(scope="module")
 def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("checkpoints") / "tiny-bf16", dtype="bfloat16")
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def dequantized(folder: Path) -> Tensors:
@@ -517,63 +511,9 @@ def test_ctrl_c_in_the_middle(tiny: Path, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-KILLED = """
-import sys, time
-from smolvlm_mlx.checkpoint import convert as conversion, safetensors
-write = safetensors.write_safetensors_in_steps
-def slow(*arguments):  # so that there is time to be killed in
-    for step in write(*arguments):
-        time.sleep(0.001)
-        yield step
-conversion.write_safetensors_in_steps = slow
-print("ready", flush=True)
-for number in range(1000):
-    conversion.convert(sys.argv[1], f"{sys.argv[2]}/{number}", sys.argv[3])
-"""
-
-
-def kill_9(source: Path, parent: Path, times: int, seed: int) -> int:
-    """Kill converting processes at random moments; returns how many folders they had completed."""
-    rng, complete = random.Random(seed), 0
-    for at in range(times):
-        target = parent / str(at)
-        target.mkdir(parents=True)
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            KILLED,
-            str(source),
-            str(target),
-            rng.choice(["bf16", "8bit"]),
-        ]
-        environment = {**os.environ, **as_metal.environment(ROOT)}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0, 0.4))
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        for out in target.iterdir():
-            if not out.name.startswith("."):  # what is there is whole
-                load(out)
-                complete += 1
-        shutil.rmtree(target)
-    return complete
-
-
 def test_kill_9(tiny: Path, tmp_path: Path) -> None:
-    before = fingerprint(tiny)
-    kill_9(tiny, tmp_path / "out", times=3, seed=0)
-    assert fingerprint(tiny) == before
-
-
-@pytest.mark.chaos
-def test_kill_9_200_times(tiny: Path, tmp_path: Path) -> None:
-    before = fingerprint(tiny)
-    assert kill_9(tiny, tmp_path / "out", times=200, seed=1) > 0
-    assert fingerprint(tiny) == before
+    with tally("conversion") as count:
+        kill_converting(tiny, tmp_path / "out", 3, 0, count)
 
 
 # ---- sizes and memory

@@ -4,12 +4,9 @@ to."""
 import asyncio
 import io
 import json
-import os
 import random
 import re
-import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from contextlib import closing, nullcontext
@@ -30,8 +27,10 @@ from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
 from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
 from tests.support.http import question
+from tests.support.kills import kill_saving
 from tests.support.messages import media_of
 from tests.support.pictures import data_url, noise
+from tests.support.tally import tally
 
 import httpx2
 import platformdirs
@@ -338,51 +337,9 @@ def test_all_conversations_go_only_after_a_yes(
     assert len(history.list()) == left
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from smolvlm_mlx.tasks.history import History
-from smolvlm_mlx.inputs.media import Attachment
-from smolvlm_mlx.inputs.messages import text_message, user_message
-history, messages = History(Path(sys.argv[1])), []
-picture = Attachment(bytes.fromhex(sys.argv[2]))
-for turn in range(1000):
-    messages.append(user_message(f"question {turn}", [picture]))
-    messages.append(text_message("assistant", f"answer {turn}" * 50))
-    history.save(sys.argv[3], messages)
-    print(turn, flush=True)
-"""
-
-
-def kill_while_writing(path: Path, id: str, delay: float) -> None:
-    """A turn that was reported is there, and the file is whole, wherever the kill came."""
-    command = [sys.executable, "-c", WRITER, str(path), PICTURE.data.hex(), id]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        first = writer.stdout.readline()
-        time.sleep(delay)
-        os.kill(writer.pid, signal.SIGKILL)
-        reported = [first, *writer.stdout.read().splitlines()]
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    messages = History(path).load(id)
-    assert len(messages) % 2 == 0
-    assert len(messages) // 2 >= int(reported[-1] or -1) + 1
-    assert words(messages) == [
-        line
-        for turn in range(len(messages) // 2)
-        for line in (f"question {turn}", f"answer {turn}" * 50)
-    ]
-
-
 def test_killed_while_writing(tmp_path: Path) -> None:
     rng = random.Random(0)
-    for number in range(4):
-        kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.2))
-
-
-@pytest.mark.chaos
-def test_killed_while_writing_200_times(tmp_path: Path) -> None:
-    rng = random.Random(1)
-    for number in range(200):
-        kill_while_writing(tmp_path / "history.sqlite3", f"talk {number}", rng.uniform(0, 0.3))
+    with tally("history") as count:
+        for number in range(4):
+            talk = f"talk {number}"
+            kill_saving(tmp_path / "history.sqlite3", talk, rng.uniform(0, 0.2), count)

@@ -2,12 +2,7 @@
 none."""
 
 import json
-import random
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,6 @@ from smolvlm_mlx.events import Work
 from smolvlm_mlx.training.loop import Record, loss_sum
 from smolvlm_mlx.training.plan import Method, Plan
 from smolvlm_mlx.training.run import Run, draw_curve, prepare, write_curve
-from tests.support.places import ROOT
 from tests.support.rows import SHORT, write_rows
 
 import mlx.core as mx
@@ -349,46 +343,3 @@ def test_a_finished_run_is_not_overwritten(
         prepare(make(tmp_path / "base", seed=1), short_questions, tmp_path / "run", plan).train(
             resume=True
         )
-
-
-def command(shallow: Path, short_questions: Path, out: Path, *more: str) -> list[str]:
-    options = (
-        "--steps 12 --batch-size 2 --accumulate 1 --max-tiles 2 "
-        "--save-every 1 --validate-every 4 --dropout 0.1"
-    )
-    given = [str(short_questions), str(out), "-m", str(shallow), *options.split(), *more]
-    return [sys.executable, "-m", "smolvlm_mlx", "finetune", *given]
-
-
-@pytest.mark.chaos
-def test_20_kills_change_nothing(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
-    subprocess.run(
-        command(shallow, mixed_questions, tmp_path / "whole"),
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-    )
-    longest, rng, kills = time.monotonic() - started, random.Random(0), 0
-    out = tmp_path / "killed"
-    while kills < 20:
-        resume = ["--resume"] if list(out.glob("run/state-*")) else []
-        with subprocess.Popen(
-            command(shallow, mixed_questions, out, *resume), cwd=ROOT, stderr=subprocess.DEVNULL
-        ) as process:
-            time.sleep(rng.uniform(0.4, 1) * longest)
-            process.send_signal(signal.SIGKILL)
-        kills += process.returncode == -signal.SIGKILL
-        if (out / "adapter").exists():  # finished before the kill: begin again
-            assert_same(out, tmp_path / "whole")
-            shutil.rmtree(out)
-    resume = ["--resume"] if list(out.glob("run/state-*")) else []
-    subprocess.run(
-        command(shallow, mixed_questions, out, *resume), check=True, cwd=ROOT, capture_output=True
-    )
-    assert_same(out, tmp_path / "whole")
-
-
-def assert_same(out: Path, whole: Path) -> None:
-    for name in ("adapter/adapters.safetensors", "loss.csv"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()

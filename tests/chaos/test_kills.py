@@ -1,0 +1,25 @@
+"""`kill -9` at any moment: what was said to be written is there, and whole."""
+
+import random
+from pathlib import Path
+
+from tests.support.kills import kill_converting, kill_saving, kill_training
+from tests.support.tally import tally
+
+
+def test_history(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    with tally("history, kill -9") as count:
+        for number in range(100):
+            talk = f"talk {number}"
+            kill_saving(tmp_path / "history.sqlite3", talk, rng.uniform(0, 0.3), count)
+
+
+def test_conversion(tiny: Path, tmp_path: Path) -> None:
+    with tally("conversion, kill -9") as count:
+        kill_converting(tiny, tmp_path / "out", 100, 1, count)
+
+
+def test_training(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
+    with tally("fine-tuning, kill -9") as count:
+        kill_training(shallow, mixed_questions, tmp_path, 10, count)
