@@ -25,6 +25,10 @@ class ConversionError(SmolVLMError):
     """A conversion cannot be done as asked, or its result cannot be written."""
 
 
+class DeviceError(SmolVLMError):
+    """This machine, or the part of it that may be used, does not suffice."""
+
+
 class FetchError(SmolVLMError):
     """Bytes named by a path, URL, data: URL or base64 text cannot be had within the limits."""
 

@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 
 @dataclass
 class Statistics:
-    """What an answer took. Times in seconds, memory in bytes (MLX's own count of its arrays)."""
+    """What an answer took. Times in seconds, memory in bytes (MLX's arrays and the
+    freed buffers that it holds)."""
 
     finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
     prompt_tokens: int = 0

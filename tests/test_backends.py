@@ -40,7 +40,7 @@ try:
 except ValueError:
     seen["wired"] = mx.set_wired_limit(2**30) + mx.set_wired_limit(0)
 seen["dtype"], seen["name"] = device.default_dtype(), calibration.device_name()
-seen["memory"], seen["info"] = calibration.total_memory(), mx.device_info()
+seen["memory"], seen["info"] = device.total_memory(), mx.device_info()
 forms = ((64, 64), (72, 64), (72, 1), (32, 64))
 seen["fused"] = [calibration.is_fused(width, queries) for width, queries in forms]
 seen["checks"] = [check.value for check in checks.machine_checks()]

@@ -164,7 +164,7 @@ def test_a_plot_never_replaces_another_picture(run: Any, tmp_path: Path) -> None
 
 
 def test_too_little_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smolvlm_mlx.bench.machine.total_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("smolvlm_mlx.device.total_memory", lambda: 8 * 10**9)
     code, _, err = run("bench", "--random", "2.2B", "--dtype", "float32")
     assert code == 1
     assert "this machine has 8.0" in err

@@ -268,7 +268,7 @@ def test_what_is_read_is_told(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -
 
 
 DEFAULTS: dict[Callable[..., Any], dict[str, object]] = {
-    Engine: {"cache_folder": None, "conversations": 1, "image_cache_bytes": 256 * 2**20},
+    Engine: {"cache_folder": None, "conversations": 1, "image_cache_bytes": None},
     Engine.stream: {"schema": None, "reserve_tokens": 1, "keep_vision": True},
     stream_generate: {"keep_vision": True},
     ImageCache: {"folder": None, "memory_bytes": 256 * 2**20, "disk_bytes": 1024 * 2**20},

@@ -151,8 +151,10 @@ def test_the_checkpoint_is_loaded_as_it_is_asked_for(
 
     monkeypatch.setattr(evaluation, "load", load)
     with pytest.raises(GenerationError) as told:
-        evaluate("a", data, tmp_path / "a", adapter="b", dtype="float16", revision="c")
-    assert str(told.value) == repr((("a", "float16", "c"), {"adapter": "b"}))
+        evaluate(
+            "a", data, tmp_path / "a", adapter="b", dtype="float16", revision="c", memory="3GB"
+        )
+    assert str(told.value) == repr((("a", "float16", "c"), {"adapter": "b", "memory": "3GB"}))
 
 
 # ---- stopped and going on

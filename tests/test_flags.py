@@ -37,7 +37,13 @@ import pytest
 import typer
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-LOADING = ["| -m other", "| --dtype float16", "| --revision v1", "| --adapter {folder}"]
+LOADING = [
+    "| -m other",
+    "| --dtype float16",
+    "| --revision v1",
+    "| --adapter {folder}",
+    "| --memory 3GB",
+]
 WORDS = {  # of a command that does its work
     "generate": "generate Hi -n 4",
     "chat": "chat -n 4",
@@ -75,6 +81,7 @@ FLAGS: dict[str, list[str]] = {
         "| -m other",
         "| --dtype float16",
         "| --revision v1",
+        "| --memory 3GB",
         "| --preset 8gb",
         "| --validation {folder}/rows.jsonl",
         "| --subset train",
@@ -89,8 +96,8 @@ FLAGS: dict[str, list[str]] = {
         "--bits 4 | --quantize-vision",
         "| --dtype float32",
     ],
-    "info": ["| -i {folder}/a.png"],
-    "bench": ["| --dtype float16", "| --revision v1", "| --runs 2", "| --quick"],
+    "info": ["| -i {folder}/a.png", "| --memory 100MB"],
+    "bench": ["| --dtype float16", "| --revision v1", "| --memory 3GB", "| --runs 2", "| --quick"],
     "serve": [
         *LOADING,
         "| --token other",

@@ -30,12 +30,12 @@ FLOORS = [
     {"bench", "tasks", "training"},
     {"checkpoint", "data", "generation"},
     {"inputs", "model"},
-    {"config", "events", "files", "options"},
-    {"device", "errors"},
+    {"config", "device", "events", "files", "options"},
+    {"errors"},
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
-MAX_ROOMS, MAX_ARROWS = 18, 80
+MAX_ROOMS, MAX_ARROWS = 18, 82
 MAX_FILE_LINES = 400
 MAX_COLUMNS = 100
 MAX_FUNCTION_LINES = 40

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import device
 from ..checkpoint.presets import random_picture
 from ..events import Reading, Statistics, at_once
 from ..generation.decoding import Row
@@ -217,7 +218,7 @@ class Run:
             # One that does not know its digests yet.
             pictures = (TiledImage(picture.tiles, picture.layout),)
             first, ids = self._answer(Inputs(prompt, pictures, self.settings), ANSWER, reader)
-            self.peak_memory = max(self.peak_memory, mx.get_peak_memory())
+            self.peak_memory = max(self.peak_memory, device.peak_memory())
             longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
             return first, self._answer(Inputs(longer, pictures, self.settings), 1, reader)[0]
 

@@ -2,7 +2,6 @@
 paths are open."""
 
 import io
-import os
 import re
 import timeit
 from collections import Counter
@@ -40,7 +39,7 @@ def calibrate(dtype: mx.Dtype, repeats: int = 5) -> Machine:
         bandwidth=_bandwidth(mx.float32 if name == "cpu" else dtype, repeats),
         flops=_flops(dtype, repeats),
         kernel_seconds=_kernel_seconds(repeats),
-        memory=total_memory(),
+        memory=device.total_memory(),
     )
 
 
@@ -97,15 +96,6 @@ def dtype_name(dtype: mx.Dtype) -> str:
 def device_name() -> str:
     """The default device's name, as MLX has it."""
     return str(mx.device_info(mx.default_device()).get("device_name", device.name()))
-
-
-def total_memory() -> int:
-    """Bytes: the GPU's where it has its own, else the machine's; 0 if nobody says."""
-    details = mx.device_info(mx.default_device())
-    memory = int(details.get("memory_size") or details.get("total_memory") or 0)
-    if not memory and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory
 
 
 def is_fused(

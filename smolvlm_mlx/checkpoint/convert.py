@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .. import device
 from ..config import ModelConfig
 from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
@@ -78,6 +79,7 @@ def convert_in_steps(
     recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_checkpoint(find(source, revision))
     _check(checkpoint, recipe, out)
+    device.limit_memory()
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
         unread = SmolVLM(checkpoint.config, checkpoint.is_tied)

@@ -8,6 +8,7 @@ headers (see `safetensors`) are compared with those of the module tree that the 
 describes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,13 @@ class Checkpoint:
             shard.stat().st_size for shard in {tensor.shard for tensor in self.tensors.values()}
         )
 
+    def loaded_nbytes(self, dtype: mx.Dtype) -> int:
+        """Bytes of the weights in memory: what is quantized as it is, all else in `dtype`."""
+        return sum(
+            tensor.nbytes if tensor.dtype == "U32" else math.prod(tensor.shape) * dtype.size
+            for tensor in self.tensors.values()
+        )
+
     def parts(self) -> dict[str, tuple[int, int]]:
         """(parameters, bytes) of tower, connector and decoder; scales and biases are no
         parameters."""
@@ -142,6 +150,7 @@ def load(
     adapter: str | Path | None = None,
     fuse: bool = True,
     lazy: bool | Literal["vision"] = False,
+    memory: int | str | None = None,
 ) -> tuple[SmolVLM, Processor]:
     """Load a checkpoint for inference, by any thread, whichever loads it.
 
@@ -154,25 +163,39 @@ def load(
         lazy: read weights when they are first used: all of them, or with "vision" only those of the
             vision tower. The files must not change meanwhile, and only one thread at a time may use
             the model until they are read.
+        memory: most that this process may take, in bytes or as "6GB"; by default half of the
+            machine's. MLX's limits are set for it, and caches scaled (`generation.memory`).
 
     Raises:
         CheckpointError: not found, incomplete, damaged, or not a SmolVLM.
         AdapterError: the adapter is damaged or belongs to another base.
+        DeviceError: `memory` is no size, or not enough.
     """
     dtype = dtype or device.default_dtype()
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {quote(dtype)} is not one of {', '.join(DTYPES)}")
     checkpoint = open_checkpoint(find(path_or_id, revision))
+    device.limit_memory(memory, checkpoint.loaded_nbytes(DTYPES[dtype]))
+    return _load(checkpoint, DTYPES[dtype], adapter, fuse, lazy)
+
+
+def _load(
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype,
+    adapter: str | Path | None,
+    fuse: bool,
+    lazy: bool | Literal["vision"],
+) -> tuple[SmolVLM, Processor]:
     with ThreadPoolExecutor(1) as pool:  # the tokenizer is parsed while MLX reads weights
         processor = pool.submit(Processor.from_folder, checkpoint.folder, checkpoint.config)
         if lazy:  # what is not computed yet has to be on a stream that any thread can use
             with mx.stream(mx.new_thread_unsafe_stream(mx.default_device())):
                 reading = mx.new_thread_unsafe_stream(mx.cpu)
-                model = _fill(checkpoint, DTYPES[dtype], adapter, fuse, reading)
+                model = _fill(checkpoint, dtype, adapter, fuse, reading)
                 if lazy == "vision":
                     mx.eval(model.language_model.parameters())
         else:
-            model = _fill(checkpoint, DTYPES[dtype], adapter, fuse)
+            model = _fill(checkpoint, dtype, adapter, fuse)
     return model, processor.result()
 
 

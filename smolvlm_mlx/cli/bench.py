@@ -68,9 +68,7 @@ def bench(
     _check_model(context, model, random)
     if plot is not None:
         _check_picture(plot)
-    open_model = (
-        _random(random, loading.dtype, bits) if random else _stored(str(model), loading, bits)
-    )
+    open_model = _random(random, loading, bits) if random else _stored(str(model), loading, bits)
     plan = QUICK if quick else Plan()
     if runs is not None:
         plan = replace(plan, runs=runs)
@@ -106,20 +104,20 @@ def _stored(model: str, loading: Loading, bits: int | None) -> "Open":
     return opened
 
 
-def _random(name: choices.Size, dtype: str | None, bits: choices.Bits | None) -> "Open":
+def _random(name: choices.Size, loading: Loading, bits: choices.Bits | None) -> "Open":
     from .. import device
-    from ..bench.machine import total_memory
     from ..checkpoint.presets import SIZES, random_model, settings_of
     from ..checkpoint.reader import DTYPES
 
-    dtype = dtype or device.default_dtype()
+    dtype = loading.dtype or device.default_dtype()
     compute, config = DTYPES[dtype], SIZES[name]
-    needed, memory = config.parameters * compute.size * 5 // 4, total_memory()
+    needed, memory = config.parameters * compute.size * 5 // 4, device.total_memory()
     if 0 < memory < needed:
         raise BenchError(
             f"{name} in {dtype} needs {needed / 1e9:.1f} GB, this machine has {memory / 1e9:.1f}; "
             "try a smaller one"
         )
+    device.limit_memory(loading.memory, needed if bits is None else 0)
     return lambda: (random_model(config, compute, bits), settings_of(config))
 
 

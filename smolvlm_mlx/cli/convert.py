@@ -36,7 +36,7 @@ def convert(
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
-    loading: Annotated[Loading, Flags(without=("dtype",))] = Loading(),
+    loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
     check: Annotated[
         bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
     ] = False,

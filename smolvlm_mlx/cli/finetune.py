@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import device
 from ..events import Work
 from ..training.plan import PRESETS, Plan, Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, note_unused
@@ -76,6 +77,7 @@ def finetune(
         subset=subset,
         dtype=loading.dtype,
         revision=loading.revision,
+        memory=loading.memory,
     )
     run = follow(steps, count_bar("Checking conversations"))
     _print_run(run)
@@ -113,7 +115,6 @@ def _train(run: "Run", resume: bool) -> None:
 def _follow(run: "Run", resume: bool) -> Path | None:
     """Train, with loss, speed and memory in a bar on stderr; without a terminal, in a line for
     every tenth of the steps."""
-    import mlx.core as mx
     from rich.progress import MofNCompleteColumn, TextColumn
 
     from .show import bar
@@ -131,7 +132,7 @@ def _follow(run: "Run", resume: bool) -> Path | None:
             if best is not None:
                 now += f"  best {best.validation_loss:.4f} at {best.step}"
             speed = tokens / (time.perf_counter() - started)
-            now += f"  {speed:.0f} answer tokens/s  {mx.get_peak_memory() / 1e9:.2f} GB"
+            now += f"  {speed:.0f} answer tokens/s  {device.peak_memory() / 1e9:.2f} GB"
             shown.update(task, completed=record.step, now=now)
             due = record.step in (first, steps) or record.step % max(1, steps // 10) == 0
             if shown.disable and due:
@@ -143,7 +144,6 @@ def _follow(run: "Run", resume: bool) -> Path | None:
 
 def _print_run(run: "Run") -> None:
     """What is about to be trained, on what, and the memory it will take; on stderr."""
-    from .. import device
     from .show import console, print_rows, with_media
 
     err, plan, quantization = console(stderr=True), run.plan, run.checkpoint.quantization
@@ -175,7 +175,6 @@ def _print_run(run: "Run") -> None:
 
 def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
     """Where the result is, and how to use it."""
-    import mlx.core as mx
 
     from .show import console
 
@@ -189,7 +188,7 @@ def _print_result(run: "Run", result: Path | None, seconds: float) -> None:
         if best
         else f"step {step}, the last"
     )
-    err.print(f"{seconds:.0f} s, peak memory {mx.get_peak_memory() / 1e9:.2f} GB; kept: {chosen}")
+    err.print(f"{seconds:.0f} s, peak memory {device.peak_memory() / 1e9:.2f} GB; kept: {chosen}")
     if not (run.out / "loss.png").exists():
         err.print("loss.csv has the curve; for a picture of it: pip install 'smolvlm-mlx[plot]'")
     print(result)

@@ -34,16 +34,16 @@ def info(
     if model is None and image is not None:
         raise CheckpointError("--image: of which checkpoint? give a folder or hub id")
     if model is None:
-        note_unused(context, "there is no checkpoint", "revision")
+        note_unused(context, "there is no checkpoint", "revision", "memory")
     if image is None:
         note_unused(context, "there is no --image", *vars(image_options))
     if model is not None:
-        _print_model(model, loading.revision, image, image_options)
+        _print_model(model, loading, image, image_options)
     _print_machine()
 
 
 def _print_model(
-    model: str, revision: str | None, image: str | None, image_options: ImageOptions
+    model: str, loading: Loading, image: str | None, image_options: ImageOptions
 ) -> None:
     """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
     from .. import device
@@ -52,7 +52,7 @@ def _print_model(
     from ..inputs.media import Attachment
 
     picture = None if image is None else Attachment(image)
-    checkpoint = open_checkpoint(find(model, revision))
+    checkpoint = open_checkpoint(find(model, loading.revision))
     layout = "Hugging Face layout" if checkpoint.is_hf_layout else "MLX layout"
     print(
         f"{checkpoint.folder}: {checkpoint.config.model_type}, {layout}, "
@@ -68,6 +68,7 @@ def _print_model(
         )
     if left_out := checkpoint.left_out:
         print(f"left out: {len(left_out)} tensors that are computed, such as {quote(left_out[0])}")
+    _print_memory(checkpoint, loading.memory)
     _print_tokens(checkpoint, image, picture, image_options)
 
 
@@ -81,6 +82,19 @@ def _print_parts(checkpoint: "Checkpoint") -> None:
     total = sum(count for count, _ in parts.values())
     shown.add_row("in all", f"{total:,}", f"{checkpoint.nbytes / 1e6:,.1f}", "")
     console().print(shown)
+
+
+def _print_memory(checkpoint: "Checkpoint", most: str | None) -> None:
+    """What a process takes that answers with it, at most."""
+    from .. import device
+    from ..checkpoint.reader import DTYPES
+    from ..generation.memory import Memory
+
+    dtype = DTYPES[device.default_dtype()]
+    weights = checkpoint.loaded_nbytes(dtype)
+    device.limit_memory(most, weights)
+    memory = Memory.share(checkpoint.config, weights, dtype.size)
+    print(f"memory of a process: {memory.describe()}")
 
 
 def _kind(checkpoint: "Checkpoint", part: str) -> str:
@@ -137,13 +151,13 @@ def _print_machine() -> None:
     """Backend, memory, and whether the fast paths are open."""
     from .. import device
     from ..bench.diagnostics import machine_checks
-    from ..bench.machine import device_name, total_memory
+    from ..bench.machine import device_name
 
     lines = [
         f"mlx {version('mlx')} on {device.name()}: {device_name()}, {platform.machine()}, "
         f"{sys.platform}"
     ]
-    if memory := total_memory():
+    if memory := device.total_memory():
         lines.append(f"memory: {memory / 2**30:.1f} GiB")
     lines.append(f"compute dtype: {device.default_dtype()}")
     lines += [f"{check.name}: {check.value}" for check in machine_checks()]

@@ -47,6 +47,9 @@ class Loading:
         None, "What the model computes in; else as suits this machine."
     )
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+    memory: str | None = option(
+        None, "Most memory to take, such as 6GB; else half of the machine's."
+    )
 
     def load(
         self, model: str, lazy: bool | Literal["vision"] = False
@@ -54,7 +57,9 @@ class Loading:
         """As `checkpoint.reader.load`."""
         from ..checkpoint.reader import load
 
-        return load(model, self.dtype, self.revision, adapter=self.adapter, lazy=lazy)
+        return load(
+            model, self.dtype, self.revision, adapter=self.adapter, lazy=lazy, memory=self.memory
+        )
 
 
 @dataclass

@@ -22,6 +22,7 @@ from ..model import SmolVLM
 from .decoding import Decoder, Row
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
 from .keywords import Keywords, changed, takes_options
+from .memory import Memory, token_bytes
 from .options import Options
 from .prefill import PromptReader, make_cache, prefill
 from .prefix_cache import PrefixCache
@@ -40,7 +41,11 @@ class Engine:
     Args:
         cache_folder: image tokens are kept there too, for other processes and later days.
         conversations: how many are remembered, so that each may go on where it was.
-        image_cache_bytes: most memory for image tokens.
+        image_cache_bytes: most memory for image tokens; else as `memory` says.
+
+    Attributes:
+        memory: how what this process may take (`load`) is shared out.
+        token_bytes: of keys and values of a token.
 
     Raises:
         GenerationError: these are no model and no processor, or the other way round.
@@ -53,7 +58,7 @@ class Engine:
         *,
         cache_folder: Path | None = None,
         conversations: int = 1,
-        image_cache_bytes: int = 2**28,
+        image_cache_bytes: int | None = None,
     ):
         if not (isinstance(model, SmolVLM) and isinstance(processor, Processor)):
             raise GenerationError(
@@ -61,8 +66,19 @@ class Engine:
                 "processor; give both as load(...) returns them, in this order"
             )
         self.model, self.processor = model, processor
-        image_cache = ImageCache(model, cache_folder, image_cache_bytes)
-        self.prompts = PromptReader(model, image_cache, PrefixCache(conversations))
+        weights = sum(array.nbytes for array in model.named_parameters().values())
+        width = model.language_model.norm.weight.dtype.size
+        self.memory = memory = Memory.share(model.config, weights, width)
+        self.token_bytes = token_bytes(model.config, width)
+        image_cache = ImageCache(model, cache_folder, image_cache_bytes or memory.image_tokens)
+        kept = PrefixCache(conversations, memory.conversations)
+        self.prompts = PromptReader(model, image_cache, kept)
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether there is memory to make answers side by side that have so many tokens each,
+        prompt included. A batch is as wide as its longest; one alone is always made."""
+        needed = 2 * len(lengths) * max(lengths) * self.token_bytes  # a batch that grows is copied
+        return len(lengths) == 1 or needed <= self.memory.answers
 
     @takes_options
     def stream(

@@ -19,6 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .. import device
+from ..config import ModelConfig
 from ..events import Reading, at_once
 from ..inputs.image import Pixels
 from ..inputs.settings import ImageSettings
@@ -177,7 +178,12 @@ class _File:
 
 def tiles_at_once(model: SmolVLM) -> int:
     """How many tiles are encoded at once on this backend."""
-    return max(1, CHUNK[device.name()] // model.config.vision_config.patches_per_side**2)
+    return tiles_of(model.config)
+
+
+def tiles_of(config: ModelConfig) -> int:
+    """As `tiles_at_once`, of the model of this config."""
+    return max(1, CHUNK[device.name()] // config.vision_config.patches_per_side**2)
 
 
 def encode_tiles_in_steps(

@@ -164,5 +164,5 @@ class PromptReader:
                 yield Text(piece)
         finally:
             self.keep(row, cache)
-            row.statistics.peak_memory = mx.get_peak_memory()
+            row.statistics.peak_memory = device.peak_memory()
         yield End(row.statistics)

@@ -159,13 +159,22 @@ class Scheduler:
                 self._changed.wait()
             if self._closing and not self._running:
                 return False
-            room = len(self._running) < self._most_answers and not self._closing
-            self._beginning = job = self._waiting.popleft() if room and self._waiting else None
+            self._beginning = job = self._waiting.popleft() if self._has_room() else None
         if job is not None:
             self._begin(job)
             self._beginning = None
         self._step()
         return True
+
+    def _has_room(self) -> bool:
+        """Whether an answer waits that may begin: places are limited, and memory."""
+        if self._closing or not self._waiting or len(self._running) >= self._most_answers:
+            return False
+        job = self._waiting[0]
+        prompt = len(job.inputs.input_ids)
+        longest = min(job.options.max_tokens, self._engine.prompts.room_for(prompt, 0))
+        lengths = [len(row.prompt) + row.max_new_tokens for row in self._running]
+        return self._engine.fits([*lengths, prompt + longest])
 
     def _begin(self, job: Job) -> None:
         """Read a job's prompt, and put it into the batch; answers under way go on between its tiles

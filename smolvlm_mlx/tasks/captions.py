@@ -300,10 +300,8 @@ class Captioner:
         }
 
     def _batch_size(self, length: int) -> int:
-        text = self._model.config.text_config
-        width = self._model.language_model.norm.weight.dtype.size
-        token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * width
-        return max(1, CACHE_BYTES // (token * (length + self._options.max_tokens)))
+        row = self._engine.token_bytes * (length + self._options.max_tokens)
+        return max(1, min(CACHE_BYTES, self._engine.memory.answers) // row)
 
     def _line(self, file: _Read) -> Line:
         line: Line = {

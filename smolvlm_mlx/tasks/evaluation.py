@@ -124,6 +124,7 @@ def evaluate_in_steps(
     adapter: str | Path | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    memory: int | str | None = None,
     image_options: ImageOptions | None = None,
 ) -> Generator[Reading, None, Result]:
     """Answer every question of the data with one checkpoint.
@@ -140,14 +141,13 @@ def evaluate_in_steps(
     """
     rows = _questions(data, metric)
     image_options = image_options or ImageOptions()
-    checkpoint = {"model": str(model_path), "adapter": str(adapter or "")}
-    checkpoint["weights"] = _state(model_path, adapter)
+    weights = _state(model_path, adapter)
+    checkpoint = {"model": str(model_path), "adapter": str(adapter or ""), "weights": weights}
     run = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
     asked = {"options": asdict(options), "image_options": asdict(image_options)}
-    path = expanded(results)
-    done = _read_results(path, json.loads(json.dumps({**checkpoint, **run, **asked})))
+    done = _read_results(path := expanded(results), {**checkpoint, **run, **asked})
     if missing := [row for row in rows if row.where not in done]:
-        loaded = load(model_path, dtype, revision, adapter=adapter)
+        loaded = load(model_path, dtype, revision, adapter=adapter, memory=memory)
         with path.open("a", 1, "utf-8", "backslashreplace") as file:  # 1: by lines; surrogates
             for answer in _answer(*loaded, missing, options, image_options, metric):
                 file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
@@ -236,7 +236,7 @@ def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
             path.write_bytes(header)
             return {}
         whole = found[: found.rfind(b"\n") + 1]
-        answers = _parse_results(path, whole, run)
+        answers = _parse_results(path, whole, json.loads(header))
         os.truncate(path, len(whole))  # not before it is known to be ours
         return answers
     except OSError as error:

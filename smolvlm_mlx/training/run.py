@@ -17,12 +17,13 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .. import device
 from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
 from ..checkpoint.convert import write_trained
 from ..checkpoint.hub import find
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
 from ..data.rows import Row, read_rows
-from ..errors import DataError, TrainingError
+from ..errors import DataError, DeviceError, TrainingError, quote
 from ..events import Reading, at_once
 from ..files import expanded, new_folder
 from ..generation.image_cache import tiles_at_once
@@ -93,6 +94,7 @@ class Run:
                 else f"{self.out}: holds a run already; go on with --resume, or choose another "
                 "folder"
             )
+        device.hold_freed(self.memory.total - self.memory.weights)
         self.out.mkdir(parents=True, exist_ok=True)
         left_out = "".join(
             json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped
@@ -136,6 +138,7 @@ def prepare_in_steps(
     subset: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    memory: int | str | None = None,
 ) -> Generator[Reading, None, Run]:
     """Load the checkpoint, try every row of the data, and set up what is trained.
 
@@ -144,31 +147,50 @@ def prepare_in_steps(
         data: JSONL file, folder or hub dataset, see `data.samples`.
         validation: the same, in place of a share of `data`.
         subset: of a folder or hub dataset, such as "train".
+        memory: as `load` has it.
 
     Raises:
-        CheckpointError, DataError, TrainingError: the checkpoint, the data or the plan cannot be
-            used.
+        CheckpointError, DataError, TrainingError, DeviceError: checkpoint, data, plan, `memory`.
     """
     plan, out = plan or Plan(), expanded(out)
     checkpoint = _open(model_path, revision, plan)
     rows, others = read_rows(data, subset), [] if validation is None else read_rows(validation)
-    model, processor = load(checkpoint.folder, dtype, fuse=False)
+    model, processor = load(checkpoint.folder, dtype, fuse=False, memory=memory)
     processor.settings = replace(processor.settings, max_tiles=plan.max_tiles)
     training = yield from _check(processor, data, rows, plan)
-    if validation is not None:
-        held_out = yield from _check(processor, validation, others, plan)
-    else:
+    if validation is None:
         training, held_out = training.split(int(len(training) * plan.validation_share), plan.seed)
+    else:
+        held_out = yield from _check(processor, validation, others, plan)
     base = fingerprint(dict(checkpoint.read()))
-    computed_in = str(model.language_model.norm.weight.dtype).removeprefix("mlx.core.")
     adapter = _unfreeze(model, plan, base, str(model_path))
-    read = {"data": training.fingerprint, "validation": held_out.fingerprint, "base": base}
-    about = {**asdict(plan), **read, "dtype": computed_in}
+    about = _about(plan, training, held_out, base, model)
     trainer = Trainer(model, _settings(plan, training), out / "run", about)
-    return Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
+    run = Run(plan, out, checkpoint, model, training, held_out, trainer, adapter)
+    return _within(memory, run)
 
 
 prepare = at_once(prepare_in_steps)
+
+
+def _about(
+    plan: Plan, training: Dataset, held_out: Dataset, base: str, model: SmolVLM
+) -> dict[str, object]:
+    """What has to be the same for a run to go on: the plan, what it learns from, and in what it
+    computes."""
+    dtype = str(model.language_model.norm.weight.dtype).removeprefix("mlx.core.")
+    read = {"data": training.fingerprint, "validation": held_out.fingerprint, "base": base}
+    return {**asdict(plan), **read, "dtype": dtype}
+
+
+def _within(memory: int | str | None, run: Run) -> Run:
+    """Return the run, if it needs no more memory than that, by estimate."""
+    if memory is not None and (needed := run.memory.total) > device.memory_limit():
+        raise DeviceError(
+            f"memory {quote(memory)}: the run takes {needed / 1e9:.2f} GB by estimate; allow more, "
+            "or lower batch_size, max_tokens or max_tiles, or set checkpoint_layers"
+        )
+    return run
 
 
 def _open(model_path: str | Path, revision: str | None, plan: Plan) -> Checkpoint:
