@@ -146,7 +146,7 @@ def _bytes(size: int | str) -> int:
     Raises:
         DeviceError: it is none.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", str(size).strip().lower())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?([kmgt]?i?)b?", str(size).strip().lower())
     if found is None or found[2] not in UNITS or not (number := float(found[1])):
         raise DeviceError(f"memory {quote(size)}: give bytes, or a size such as 6GB")
     return int(number * UNITS[found[2]])

@@ -10,13 +10,13 @@ from typing import Any
 
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
-from smolvlm_mlx.events import End, Event, Reading, Text
+from smolvlm_mlx.events import Event, Reading, Text
 from smolvlm_mlx.generation import prefill
 from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefix_cache import PrefixCache
-from smolvlm_mlx.generation.scheduler import BusyError, Job, Scheduler
-from smolvlm_mlx.inputs.processor import Processor
+from smolvlm_mlx.generation.scheduler import BusyError, Scheduler
+from tests.support.crowd import Asked, messages
 from tests.support.pictures import PICTURE
 
 import pytest
@@ -32,30 +32,6 @@ SCHEMA = {
 }
 
 
-class Asked(Job):
-    """A job that keeps its answer."""
-
-    def __init__(self, processor: Processor, question: Any, options: Options, schema: Any = None):
-        super().__init__(processor(messages(question)), options, self.take, schema)
-        self.pieces: list[str] = []
-        self.error: SmolVLMError | None = None
-        self.over = threading.Event()
-
-    def take(self, event: Event | SmolVLMError) -> None:
-        if isinstance(event, Text):
-            self.pieces.append(event.piece)
-        if isinstance(event, SmolVLMError):
-            self.error = event
-        if isinstance(event, End | SmolVLMError):
-            self.over.set()
-
-    def wait(self) -> str:
-        assert self.over.wait(60)
-        if self.error is not None:
-            raise self.error
-        return "".join(self.pieces)
-
-
 class Started(Scheduler):
     """A scheduler that keeps what it has loaded."""
 
@@ -63,10 +39,6 @@ class Started(Scheduler):
         engine = super().start()
         self.model, self.processor = engine.model, engine.processor
         return engine
-
-
-def messages(question: Any) -> Any:
-    return [{"role": "user", "content": question}] if isinstance(question, str) else question
 
 
 def with_picture(text: str) -> Any:

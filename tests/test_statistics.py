@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smolvlm_mlx import Chat, Options
+from smolvlm_mlx import Chat, Options, device
 from smolvlm_mlx.events import End, Event, Statistics, Text
 from smolvlm_mlx.generation import image_cache, prefill
 from smolvlm_mlx.generation.engine import Engine
@@ -167,7 +167,7 @@ def test_the_peak_of_memory_is_that_of_the_answer_alone(loaded: Loaded) -> None:
     # At least the keys and values of 3 layers, 2 heads and 32 numbers of 4 bytes.
     least = 2 * 3 * 2 * 32 * 4 * (stream.statistics.prompt_tokens + 3)
     assert least <= stream.statistics.peak_memory < 2**20 * 100
-    assert stream.statistics.peak_memory == mx.get_peak_memory()
+    assert stream.statistics.peak_memory - mx.get_peak_memory() <= device.most_freed()
 
 
 # ---- what the API tells
