@@ -125,9 +125,9 @@ class StopStrings:
         """The part of the text so far that is certainly part of the answer."""
         if self.found:
             return ""
-        end, held, self._held = len(self._held), self._held + text, ""
-        unfinished = end - self._automaton.depth[self._state]
-        for end, character in enumerate(text, end + 1):
+        before, held, self._held = len(self._held), self._held + text, ""
+        unfinished = before - self._automaton.depth[self._state]
+        for end, character in enumerate(text, before + 1):
             self._state = self._automaton.step(self._state, character)
             # A stop string may have begun before the hit, and wait for its end.
             unfinished = end - self._automaton.depth[self._state]
