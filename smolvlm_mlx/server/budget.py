@@ -158,4 +158,7 @@ def _length(value: object) -> int:
 
 
 def _source_length(value: object) -> int:
-    return _length(value.get("url") if isinstance(value, dict) else value)
+    """How much of a picture or a video is there; an address is text."""
+    source = value.get("url") if isinstance(value, dict) else value
+    is_address = isinstance(source, str) and source[:4].lower() == "http"
+    return 0 if is_address else _length(source)
