@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from ..errors import ServerError
+from ..errors import ServerError, cut
 from ..inputs.media import Video
 from ..inputs.messages import ImagePart, Part, VideoPart
 from ..inputs.video import VideoSampling
@@ -60,7 +60,7 @@ class Budget:
             RequestError: there is more.
         """
         if count > getattr(self, name):
-            words = f"{count:.15g} {what}; the limit is {getattr(self, name)}"
+            words = f"{cut(f'{count}', 30)} {what}; the limit is {getattr(self, name)}"
             kind = BodySizeError if name == "body_bytes" else RequestError
             raise kind(words if param else f"the body has {words}", param)
 
