@@ -27,7 +27,6 @@ import pytest
 from PIL import Image
 
 DEFAULTS = {option.name: option.default for option in options_of(Budget)}
-DOT = data_url(Image.new("RGB", (1, 1)))
 SECONDS = 2.0  # of this thread alone; what is tried takes hundredths, and took many seconds
 
 
@@ -365,3 +364,10 @@ def test_the_limit_of_bytes_is_that_of_the_guard(server: Running) -> None:
         connection.settimeout(60)
         connection.sendall(head(server, DEFAULTS["body_bytes"] + 1))
         assert b" 413 " in connection.recv(999)
+
+
+def test_whole_numbers_that_no_float_can_hold_are_refused_by_name(server: Running) -> None:
+    for name in ("fps", "max_frames", "start", "end"):
+        error = post(server, content(video(4, 2, **{name: 10**400}))).json()["error"]
+        assert error["param"].startswith("messages.0.content.0")
+        assert name in error["message"]
