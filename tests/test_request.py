@@ -12,7 +12,9 @@ from smolvlm_mlx.inputs.image import STRANGERS
 from smolvlm_mlx.inputs.media import Attachment, Recent, Video
 from smolvlm_mlx.inputs.messages import ImagePart, Message, to_json
 from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.video import VideoSampling
 from smolvlm_mlx.options import options_of
+from smolvlm_mlx.server.budget import Budget, Spent
 from smolvlm_mlx.server.fields import RequestError
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.changes import CHANGES, VALUES
@@ -35,13 +37,17 @@ def ask(**fields: Any) -> ChatRequest:
     return ChatRequest.parse(json.dumps({"messages": HELLO, **fields}).encode())
 
 
+def spent() -> Spent:
+    return Spent(Budget(), VideoSampling())
+
+
 def said(*messages: Any) -> list[Message]:
-    return ask(messages=messages).read(LIMITS, Recent(), ONE_TILE)
+    return ask(messages=messages).read(LIMITS, Recent(), ONE_TILE, spent())
 
 
 def refusal(**fields: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        ask(**fields).read(LIMITS, Recent(), ONE_TILE)
+        ask(**fields).read(LIMITS, Recent(), ONE_TILE, spent())
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     return caught.value
@@ -155,7 +161,7 @@ def test_seed_minus_1_is_another_one_each_time() -> None:
         ({"max_tiles": 0}, "max_tiles: is 0, must be a whole number above 0"),
         ({"split": "yes"}, "split: must be a valid boolean, not 'yes'"),
         ({"n": 0}, "n: must be greater than or equal to 1, not 0"),
-        ({"n": 17}, "n: must be less than or equal to 16, not 17"),
+        ({"n": 17}, "n: 17 answers; the limit is 16"),
         ({"seed": 2.0**53}, "seed: must be a valid integer, not 9007199254740992.0"),
         ({"split": 10**40}, f"split: must be a valid boolean, not 1{'0' * 36}..."),
         ({"conversation": "../x"}, "conversation: String should match pattern '^[0-9a-f]{8,32}$'"),
@@ -440,7 +446,9 @@ def test_detail_low_is_one_tile_for_that_picture(form: str) -> None:
     details = ["low", "high", "auto", "original", None, "low"]
     messages = [{"role": "user", "content": [part(detail) for detail in details]}]
     for fields, low in (({}, ONE_TILE), ({"max_tiles": 2}, replace(ONE_TILE, max_tiles=2))):
-        (message,) = ask(messages=messages, **fields).read(LIMITS, Recent(), ONE_TILE)
+        (message,) = ask(messages=messages, **fields).read(
+            LIMITS, Recent(), ONE_TILE, Spent(Budget(), VideoSampling())
+        )
         options = [picture.options for picture in message.parts if isinstance(picture, ImagePart)]
         assert options == [low if detail == "low" else ImageOptions() for detail in details]
 
@@ -501,7 +509,7 @@ def test_256_pictures_may_be_asked_about() -> None:
         ([{"role": "user", "contents": "x"}], ".0.contents: is no field; did you mean content?"),
         (
             [{"role": "user", "content": [image_url(URL)] * 200}, *HELLO] * 2,
-            ": 400 pictures and videos; the limit is 256 a request",
+            ": 400 pictures and videos; the limit is 256",
         ),
     ],
 )
@@ -602,9 +610,9 @@ HALF = "the body holds half a surrogate pair, which is no character; remove it"
         (b"", "the body is not JSON: "),
         (b"{", "the body is not JSON: "),
         (b"messages=x", "the body is not JSON: "),
-        (b"[" * 100_000, "the body is not JSON: "),
+        (b"[" * 100_000, "the body has 100001 values; the limit is 20000"),
         (b'"' + b"\xff" * 50, "the body is not JSON: "),
-        (b"1" * 5000, "the body is not JSON: "),
+        (b"1" * 5000, "the body has 5000 characters in a number; the limit is 1000"),
         (b'{"temperature\\ud83d": 1}', HALF),
         (b'{"x": {"stop": ["\\uDE00"]}}', HALF),
         (b'{"x": "\xed\xa0\xbd"}', "the body is not JSON: "),
@@ -617,7 +625,10 @@ HALF = "the body holds half a surrogate pair, which is no character; remove it"
         (b'{"n": 1, "seed": 1, "seed": 2}', "the key 'seed' is there twice; send it once"),
         (b'{"messages": [{"role": 1, "role": 2}]}', "the key 'role' is there twice; send it once"),
         (b"{}", "messages: missing"),
-        (json.dumps({f"x{n}": n for n in range(101)}).encode(), "x100: more than 100 fields"),
+        (
+            json.dumps({f"x{n}": n for n in range(101)}).encode(),
+            "x100: 101 fields in one object",
+        ),
     ],
 )
 def test_a_body_that_is_no_request_is_one_line(body: bytes, error: str) -> None:
@@ -652,7 +663,7 @@ MESSAGES = st.fixed_dictionaries(
 def outcome(body: dict[str, Any]) -> ChatRequest | PromptError:
     try:
         request = ChatRequest.parse(json.dumps(body).encode())
-        request.read(LIMITS, Recent(), ONE_TILE)
+        request.read(LIMITS, Recent(), ONE_TILE, spent())
         return request
     except PromptError as error:
         return error

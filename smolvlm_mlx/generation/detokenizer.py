@@ -1,7 +1,9 @@
 """Tokens, one by one -> the text of an answer, up to its end."""
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ..inputs.tokenizer import Tokenizer
 
@@ -65,39 +67,84 @@ class StreamingDetokenizer:
         return piece
 
 
+class Automaton:
+    """Finds any of several texts, one character at a time, in a time that does not grow with their
+    number (Aho and Corasick, 1975). A state is the longest end of what was read that begins one of
+    the texts; 0, where none does, is the first.
+
+    Attributes:
+        depth: characters of each state.
+        whole: characters of the longest of the texts that each state ends with; 0: with none.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self._following: list[dict[str, int]] = [{}]
+        self._shorter, self.depth, self.whole = [0], [0], [0]
+        for text in texts:
+            state = 0
+            for depth, character in enumerate(text, 1):
+                state = self._following[state].setdefault(character, len(self.depth))
+                if state == len(self.depth):
+                    self._following.append({})
+                    self._shorter.append(0)
+                    self.depth.append(depth)
+                    self.whole.append(0)
+            self.whole[state] = len(text)
+        self._link()
+
+    def _link(self) -> None:
+        """Let each state know the next shorter one that what was read ends with, breadth first."""
+        states = deque([0])
+        while states:
+            state = states.popleft()
+            for character, after in self._following[state].items():
+                if state:
+                    self._shorter[after] = self.step(self._shorter[state], character)
+                self.whole[after] = self.whole[after] or self.whole[self._shorter[after]]
+                states.append(after)
+
+    def step(self, state: int, character: str) -> int:
+        """Return the state after one more character."""
+        while state and character not in self._following[state]:
+            state = self._shorter[state]
+        return self._following[state].get(character, 0)
+
+
+_automaton = lru_cache(8)(Automaton)  # several answers to one request share theirs
+
+
 class StopStrings:
     """Holds text back while it could still become a stop string; what comes after one is
     dropped."""
 
     def __init__(self, stops: Sequence[str]):
-        self._stops, self._held, self.found = tuple(stops), "", False
+        self._automaton, self._state = _automaton(tuple(stops)), 0
+        self._held, self._hit, self.found = "", -1, False  # _hit: where in _held a stop begins
 
     def push(self, text: str) -> str:
         """The part of the text so far that is certainly part of the answer."""
-        self._held += text
-        hit, held = self._hit(), self._held
-        # A stop string may have begun before the hit, and wait for its end.
-        starts = (
-            at for stop in self._stops for at in range(max(len(held) - len(stop) + 1, 0), len(held))
-        )
-        unfinished = min(
-            (at for at in starts if any(stop.startswith(held[at:]) for stop in self._stops)),
-            default=hit,
-        )
-        self.found = self.found or (hit < len(held) and hit <= unfinished)
-        ready = held[: min(hit, unfinished)]
-        self._held = "" if self.found else held[len(ready) :]
-        return ready
+        if self.found:
+            return ""
+        before, held, self._held = len(self._held), self._held + text, ""
+        unfinished = before - self._automaton.depth[self._state]
+        for end, character in enumerate(text, before + 1):
+            self._state = self._automaton.step(self._state, character)
+            # A stop string may have begun before the hit, and wait for its end.
+            unfinished = end - self._automaton.depth[self._state]
+            if whole := self._automaton.whole[self._state]:
+                self._hit = end - whole if self._hit < 0 else min(self._hit, end - whole)
+            if 0 <= self._hit <= unfinished:
+                self.found = True
+                return held[: self._hit]
+        self._held = held[unfinished:]
+        if self._hit >= 0:
+            self._hit -= unfinished
+        return held[:unfinished]
 
     def flush(self) -> str:
         """What was held back, when no more text comes."""
-        hit, held, self._held = self._hit(), self._held, ""
-        self.found = self.found or hit < len(held)
-        return held[:hit]
-
-    def _hit(self) -> int:
-        if self.found:
-            return 0
-        return min(
-            (at for at in map(self._held.find, self._stops) if at >= 0), default=len(self._held)
-        )
+        held, self._held = self._held, ""
+        if self._hit < 0:
+            return held
+        self.found = True
+        return held[: self._hit]

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import stat
+import string
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 MAX_PATH = 4096  # characters, of Linux; macOS has 1024
 MAX_IMAGE_BYTES = 20 * 2**20  # of a picture that is not the user's own file
+MAX_ESCAPED = 2**20  # characters of a data: URL; what escapes + and / alone has fewer in 20 MiB
 MAX_REDIRECTS = 3
 MAX_HEADERS = 100  # of an answer; httpx2 lets them have 100 KB together
 
@@ -173,17 +175,23 @@ def decode_base64(
             raise FetchError(
                 f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,..."
             )
-        payload = unquote(payload) if "%" in payload else payload
-    payload = "".join(payload.split())
+        if (escaped := payload.count("%")) > MAX_ESCAPED:
+            raise FetchError(
+                f"data: URL {quote(head[:40])} holds {escaped} escaped characters; the limit is "
+                f"{MAX_ESCAPED}: write base64 as it is"
+            )
+        payload = unquote(payload) if escaped else payload
+    # What is no ASCII becomes ?, which is no base64.
+    letters = payload.encode("ascii", "replace").translate(None, string.whitespace.encode())
     if not strict:
-        payload = payload.rstrip("=").replace("-", "+").replace("_", "/")
-        payload += "=" * (-len(payload) % 4)
-    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), quote(head), limits)
+        letters = letters.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        letters += b"=" * (-len(letters) % 4)
+    _check_size(len(letters) // 4 * 3 - letters[-2:].count(b"="), quote(head), limits)
     try:
-        data = base64.b64decode(payload, validate=True)
+        data = base64.b64decode(letters, validate=True)
     except ValueError as error:
         raise FetchError(
-            f"{quote(head[:40])} of {len(payload)} letters is not valid base64: {error}"
+            f"{quote(head[:40])} of {len(letters)} letters is not valid base64: {error}"
         ) from None
     if not data:
         raise FetchError(f"{quote(head[:40])} is empty")

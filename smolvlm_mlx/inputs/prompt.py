@@ -55,8 +55,9 @@ def image_text(layout: TileLayout, tokens_per_tile: int) -> str:
 def free_character(texts: Sequence[str]) -> str:
     """A character that is in none of the texts: one of Unicode's noncharacters, which are for such
     internal use."""
+    used = set[str]().union(*texts)
     for code in chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFD)):
-        if not any(chr(code) in text for text in texts):
+        if chr(code) not in used:
             return chr(code)
     raise PromptError("the text uses every character there is")
 

@@ -157,6 +157,8 @@ def _problems(values: Mapping[str, object]) -> list[str]:
         value = values.get(name)
         if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
             found.append(f"{name} is {quote(value)}, must be a whole number above 0")
+        elif type(value) is int and value >= 2**31:
+            found.append(f"{name} is {quote(value)}, must be below 2^31")
     if type(values["split"]) is not bool:
         found.append(f"split is {quote(values['split'])}, must be true or false")
     for name in ("mean", "std"):

@@ -18,6 +18,7 @@ from ..files import read_json_if_there
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 END_OF_DOCTAGS = "</doctag>"  # of a page, as document checkpoints write it
+LONG = 10_000  # characters, which take some milliseconds
 
 
 class Tokenizer:
@@ -96,6 +97,8 @@ class Tokenizer:
         if not text:
             return []
         try:
+            if len(text) > LONG:  # others may use Python meanwhile
+                return list(self._plain.encode_batch_fast([text])[0].ids)
             return list(self._plain.encode(text).ids)
         except TypeError as error:  # lone surrogates
             raise PromptError(

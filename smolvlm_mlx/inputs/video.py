@@ -62,9 +62,10 @@ class VideoSampling:
         numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
         for name, value in numbers.items():
             wrong = isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
-            if wrong or (name == "fps" and not value):
+            huge = type(value) is int and value >= 2**31  # some are beyond floats
+            if wrong or huge or (name == "fps" and not value):
                 raise VideoError(f"{name} is {quote(value)}, not a positive number")
-        if type(changed.max_frames) is not int or changed.max_frames < 1:
+        if type(changed.max_frames) is not int or not 1 <= changed.max_frames < 2**31:
             raise VideoError(
                 f"max_frames is {quote(changed.max_frames)}, not a whole number above 0"
             )

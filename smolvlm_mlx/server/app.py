@@ -43,6 +43,7 @@ from ..tasks.live import Judge
 from ..tasks.options import CHAT
 from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
+from .budget import BodySizeError, Budget, Spent
 from .fields import RequestError
 from .openai import (
     Completion,
@@ -73,7 +74,13 @@ class ModelError(SmolVLMError):
 
 
 # Of errors that are not the request's own.
-STATUSES = {BusyError: 503, HistoryError: 500, NoConversationError: 404, ModelError: 404}
+STATUSES = {
+    BodySizeError: 413,
+    BusyError: 503,
+    HistoryError: 500,
+    NoConversationError: 404,
+    ModelError: 404,
+}
 
 
 @dataclass
@@ -86,6 +93,8 @@ class Service:
         options, image_options: of answers, where a request says nothing else.
         start: what the page begins with.
         limits: for pictures and videos of requests.
+        budget: for requests as a whole.
+        parsing: so many bodies at once, each of which may take some hundred megabytes.
         created: when it was loaded, in seconds since 1970.
     """
 
@@ -99,6 +108,8 @@ class Service:
     allow_urls: bool = False
     aliases: Sequence[str] = ()
     limits: FetchLimits = STRANGERS
+    budget: Budget = field(default_factory=Budget)
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -177,7 +188,10 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
-        asked = ChatRequest.parse(b"".join([piece async for piece in request.stream()]))
+        body = b"".join([piece async for piece in request.stream()])
+        async with self.parsing:
+            asked = await anyio.to_thread.run_sync(ChatRequest.parse, body, self.budget)
+        del body
         if asked.live is not None and not asked.media:
             raise RequestError("the request has no picture", "live")
         options, schema = asked.options(self.options), asked.schema_wanted()
@@ -186,7 +200,8 @@ class Service:
         started = time.perf_counter()
 
         def prepare() -> tuple[list[Message], Inputs]:
-            messages = asked.read(limits, self.recent, self.processor.one_tile)
+            spent = Spent(self.budget, self.processor.sampling)
+            messages = asked.read(limits, self.recent, self.processor.one_tile, spent)
             request.state.messages = messages  # for `_on_error`, if they are too long
             self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
             return messages, self.processor(messages, image_options)

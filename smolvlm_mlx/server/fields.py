@@ -6,14 +6,14 @@ name, as is a misspelled one; the rest, such as `user`, is ignored.
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import PromptError
 
-MOST = 100  # fields of an object
+LONGEST = 100  # characters of a name that is compared with those of fields
 
 # What others call it: what it is called here.
 _RENAMED = {
@@ -89,17 +89,20 @@ PART = {
 
 
 def problem_of(
-    fields: Mapping[str, object], known: tuple[str, ...], refused: Mapping[str, str]
+    fields: Mapping[str, object], known: tuple[str, ...], refused: Mapping[str, str], most: int
 ) -> tuple[str, str] | None:
     """Return the first field that is unknown and would change the answer, and what is to be said
-    of it: one that is refused and asks for something, or one that is nearly known."""
-    for name in list(fields)[:MOST]:
+    of it: one that is refused and asks for something, one that is nearly known, or the first beyond
+    `most`."""
+    for name in list(fields)[:most]:
         if name in refused and name not in known:
             if not _asks_nothing(name, fields[name]):
                 return name, refused[name]
-        elif name not in {*known, *_HARMLESS} and (near := _nearest(name[:MOST], known)):
+        elif name not in {*known, *_HARMLESS} and (near := _nearest(name[:LONGEST], known)):
             return name, f"is no field; did you mean {near}?"
-    return (list(fields)[MOST], f"more than {MOST} fields") if len(fields) > MOST else None
+    if len(fields) <= most:
+        return None
+    return list(fields)[most], f"{len(fields)} fields in one object; the limit is {most}"
 
 
 @lru_cache(1024)
@@ -127,17 +130,19 @@ class RequestError(PromptError):
 
 
 class Fields(BaseModel):
-    """An object of a request. What is unknown in it is ignored, if it changes nothing."""
+    """An object of a request. What is unknown in it is ignored, if it changes nothing. The context
+    of its validation is the `Budget`."""
 
     model_config = ConfigDict(strict=True)
     refused: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def has_no_unknown(cls, value: object) -> object:
+    def has_no_unknown(cls, value: object, info: ValidationInfo) -> object:
+        budget: Any = info.context
         if isinstance(value, dict):
             known = tuple(field.alias or name for name, field in cls.model_fields.items())
-            if problem := problem_of(value, known, cls.refused):
+            if problem := problem_of(value, known, cls.refused, budget.fields):
                 raise wrong(*problem)
         return value
 

@@ -13,6 +13,7 @@ from ..inputs import messages
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Recent
 from ..inputs.settings import ImageOptions
+from .budget import Spent
 from .fields import MESSAGE, PART, Fields, RequestError, wrong
 
 
@@ -39,12 +40,15 @@ class Part(Fields):
         raise NotImplementedError
 
     def read(
-        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions, spent: Spent
     ) -> messages.Part:
         """As `inputs.messages` has it; see `RequestMessage.read`."""
         raw = [{"role": "user", "content": [self.raw()]}]
         try:
             (part,) = messages.parse_messages(raw, limits, recent)[0].parts
+            spent.add(part, where)
+        except RequestError:
+            raise
         except SmolVLMError as error:
             raise RequestError(str(error).removeprefix("message 1: "), where) from error
         return part
@@ -75,9 +79,9 @@ class MediaPart(Part):
         return self.detail == "low"
 
     def read(
-        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions, spent: Spent
     ) -> messages.Part:
-        part = super().read(where, limits, recent, low)
+        part = super().read(where, limits, recent, low, spent)
         if self.is_low and isinstance(part, messages.ImagePart):
             return replace(part, options=low)
         return part
@@ -180,7 +184,7 @@ class RequestMessage(Fields):
         return [json.dumps(call, ensure_ascii=False) for call in said]
 
     def read(
-        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions
+        self, where: str, limits: FetchLimits, recent: Recent, low: ImageOptions, spent: Spent
     ) -> messages.Message:
         """As `inputs.messages` has it. A developer is a system, and what a tool gave is said by the
         user: checkpoints know no other roles.
@@ -188,12 +192,13 @@ class RequestMessage(Fields):
         Args:
             where: it is in the request, for errors.
             low: how pictures of `detail` "low" are cut.
+            spent: counts what they cost.
 
         Raises:
-            RequestError: a picture or video cannot be read within the limits.
+            RequestError: a picture or video cannot be read within the limits, or is too much.
         """
         parts = [
-            part.read(f"{where}.content.{number}", limits, recent, low)
+            part.read(f"{where}.content.{number}", limits, recent, low, spent)
             for number, part in enumerate(self.content)
         ]
         words = [self.refusal] if self.refusal else []

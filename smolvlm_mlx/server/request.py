@@ -5,7 +5,6 @@ and ignored; those that ask for what is not done are refused by name (`fields`).
 """
 
 import json
-import re
 import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,13 +29,13 @@ from ..inputs.settings import ImageOptions
 from ..options import options_of
 from ..tasks.options import CHAT
 from . import fields
+from .body import read_json
+from .budget import DEFAULT_BUDGET, Budget, Spent
 from .fields import Fields, RequestError, wrong
 from .parts import MediaPart, RequestMessage
 
 ID = "^[0-9a-f]{8,32}$"
-MAX_MEDIA = 256  # more than the longest context of the family has room for
 UNLIMITED = 2**31  # tokens; the context ends an answer before
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
 
 
@@ -74,8 +73,9 @@ def as_list(stop: object) -> object:
 Stop = Annotated[
     list[str],
     BeforeValidator(as_list, json_schema_input_type=str | list[str]),
-    Field(max_length=64),
+    Field(json_schema_extra={"maxItems": Budget.stops}),
 ]
+Count = Annotated[int, Field(ge=1, json_schema_extra={"maximum": Budget.answers})]
 Most = Annotated[int, Field(ge=-1, json_schema_extra={"not": {"const": 0}})]
 
 # Options that OpenAI has in a form of its own; the others have their own names.
@@ -117,7 +117,7 @@ class ChatRequest(OptionFields):
     max_completion_tokens: Most | None = Field(None, description="Goes before max_tokens.")
     stop: Stop | None = None
     seed: int | None = Field(None, description="-1: another one each time.")
-    n: int | None = Field(None, ge=1, le=16, description="How many answers.")
+    n: Count | None = Field(None, description="How many answers.")
     response_format: ResponseFormat | None = None
     tools: list[object] | None = Field(
         None, description="Ignored with tool_choice none, else refused."
@@ -129,19 +129,24 @@ class ChatRequest(OptionFields):
     live: str | None = Field(None, pattern=ID)
 
     @classmethod
-    def parse(cls, body: bytes) -> "ChatRequest":
-        """Check a body.
+    def parse(cls, body: bytes, budget: Budget = DEFAULT_BUDGET) -> "ChatRequest":
+        """Check a body. It may take a second.
 
         Raises:
-            RequestError: it is not JSON, or a field cannot be used; the first is named.
+            RequestError: it is not JSON, has too much of something, or a field cannot be used; the
+                first is named.
         """
-        value = _json(body)
+        value = read_json(body, budget)
         if not isinstance(value, dict):
             raise RequestError(f"the body is {_shown(value)}, not an object with messages")
+        budget.check(value)
         try:
-            return cls.model_validate(value)
+            asked = cls.model_validate(value, context=budget)
         except ValidationError as error:
             raise _request_error(error.errors()[0]) from None
+        schema = json.dumps(asked.schema_wanted(), ensure_ascii=False)
+        budget.hold("schema_characters", len(schema), "characters of schema", "response_format")
+        return asked
 
     @field_validator("top_k", mode="before")
     @classmethod
@@ -174,9 +179,6 @@ class ChatRequest(OptionFields):
             raise wrong("tools" if self.tools else "functions", NO_TOOLS)
         if choice not in ("none", "auto"):
             raise wrong("tool_choice" if self.tool_choice else "function_call", NO_TOOLS)
-        if len(self.media) > MAX_MEDIA:
-            words = f"{len(self.media)} pictures and videos; the limit is {MAX_MEDIA} a request"
-            raise wrong("messages", words)
         return self
 
     def options(self, defaults: Options = CHAT) -> Options:
@@ -219,56 +221,25 @@ class ChatRequest(OptionFields):
         parts = [part for message in self.messages for part in message.content]
         return [part for part in parts if isinstance(part, MediaPart)]
 
-    def read(self, limits: FetchLimits, recent: Recent, one_tile: ImageOptions) -> list[Message]:
+    def read(
+        self, limits: FetchLimits, recent: Recent, one_tile: ImageOptions, spent: Spent
+    ) -> list[Message]:
         """Its messages, with their pictures and videos; `one_tile` is how those of `detail` "low"
-        are cut. A system that says nothing is left out.
+        are cut, `spent` counts what they cost. A system that says nothing is left out.
 
         Raises:
-            RequestError: a picture or video cannot be read within the limits; its part is named.
+            RequestError: a picture or video cannot be read within the limits, or is too much; its
+                part is named.
         """
         low = self.image_options(one_tile)
         messages = [
-            message.read(f"messages.{number}", limits, recent, low)
+            message.read(f"messages.{number}", limits, recent, low, spent)
             for number, message in enumerate(self.messages)
         ]
         return [m for m in messages if m.role != "system" or m.text or m.media]
 
 
-# ---- JSON, and what is wrong with it
-
-
-def _json(body: bytes) -> object:
-    """The value of a body. Stricter than `json.loads`: no NaN, each key once, and text that is
-    text: pydantic and tokenizers fail on half a surrogate pair."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise RequestError(f"the key {quote(twice)} is there twice; send it once")
-        return value
-
-    try:
-        text = body.decode(json.detect_encoding(body))
-        value = json.loads(text, parse_float=_number, parse_constant=refuse, object_pairs_hook=once)
-        if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeEncodeError:
-        words = "the body holds half a surrogate pair, which is no character; remove it"
-        raise RequestError(words) from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {cut(str(error))}") from None
-
-
-def _number(text: str) -> float | int:
-    """JSON has one kind of numbers: 5.0 is as good as 5."""
-    value = float(text)
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+# ---- what is wrong with it
 
 
 def _request_error(error: ErrorDetails) -> RequestError:

@@ -21,10 +21,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .budget import Budget
 from .openai import error_body
 
 HEADER_SECONDS, BODY_SECONDS = 10.0, 60.0
-MAX_BODY_BYTES = 64 * 2**20
+MAX_BODY_BYTES = Budget.body_bytes
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
