@@ -144,7 +144,7 @@ def run_server(
     import uvicorn
 
     from ..server.app import make_app
-    from ..server.security import HeaderTimeoutProtocol
+    from ..server.connections import Server, options
 
     address, port = _address(listener)
     _show_page(f"http://{address}:{port}", secret, open_page)
@@ -152,15 +152,13 @@ def run_server(
     names += [name if ":" in name else f"{name}:{port}" for name in hosts]
     config = uvicorn.Config(
         make_app(service, names, secret, list(origins)),
-        http=HeaderTimeoutProtocol,
-        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        h11_max_incomplete_event_size=32 * 1024,
+        **options(),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def _address(listener: socket) -> tuple[str, int]:
