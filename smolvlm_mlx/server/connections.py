@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import resource
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -27,7 +28,7 @@ DRAIN_SECONDS = 20.0  # in each of which a client has to read DRAIN_BYTES of wha
 DRAIN_BYTES = 2**17
 READ_BYTES = 2**15  # that are read, and parsed, in one go
 MAX_HEADER_BYTES = 2**15
-MAX_CONNECTIONS = 1024  # fewer where the program may have fewer descriptors
+MAX_CONNECTIONS = 512  # fewer where the program may have fewer descriptors
 
 QUEUE = 2048  # connections that the system holds until they are looked at
 
@@ -59,6 +60,16 @@ def options() -> dict[str, Any]:
     }
 
 
+class Buffer(threading.local):
+    """What a thread's connections are read into, one after the other."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_BYTES))
+
+
+BUFFER = Buffer()
+
+
 class Connection(H11Protocol, asyncio.BufferedProtocol):
     """HTTP/1.1 with deadlines. A request's own is `deadline` of its state, in the loop's time, for
     what reads its body."""
@@ -81,12 +92,11 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     # ---- what is read
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        self._read = bytearray(READ_BYTES)
-        return self._read
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return BUFFER.view
 
     def buffer_updated(self, count: int) -> None:
-        self.data_received(bytes(self._read[:count]))
+        self.data_received(bytes(BUFFER.view[:count]))
 
     def data_received(self, data: bytes) -> None:
         if self.is_ended or self.conn.their_state is h11.MUST_CLOSE:
@@ -225,7 +235,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             stages[cast(Connection, connection).stage].append(connection)
         waiting = max(stages[Stage.IDLE], stages[Stage.SENDING], key=len)
         others = stages[Stage.REFUSED] or (waiting if len(waiting) > 1 else stages[Stage.READING])
-        several = max_connections() // 16 + 1
+        several = max_connections() // 8 + 1
         for one in heapq.nsmallest(several, others, key=lambda one: one._since) or [self]:
             if one is not self or not others:
                 one.drop()
