@@ -1,5 +1,6 @@
 """Which addresses a URL may lead to."""
 
+import ipaddress
 import socket
 
 from smolvlm_mlx.errors import FetchError
@@ -33,6 +34,102 @@ def test_address_that_is_not_public(address: str, monkeypatch: pytest.MonkeyPatc
 )
 def test_address_that_is_public(address: str) -> None:
     assert is_public(address)
+
+
+# IANA's special-purpose registries, October 2025, with multicast and site-local addresses: whether
+# ours is public. Where it is not as "Globally Reachable" there, it says why.
+REGISTRY = {
+    "0.0.0.0/8": False,
+    "0.0.0.0/32": False,
+    "10.0.0.0/8": False,
+    "100.64.0.0/10": False,
+    "127.0.0.0/8": False,
+    "169.254.0.0/16": False,
+    "172.16.0.0/12": False,
+    "192.0.0.0/24": False,
+    "192.0.0.0/29": False,
+    "192.0.0.8/32": False,
+    "192.0.0.9/32": False,  # anycast to the nearest port control server, which is a router's
+    "192.0.0.10/32": False,  # anycast to the nearest TURN server
+    "192.0.0.170/32": False,
+    "192.0.0.171/32": False,
+    "192.0.2.0/24": False,
+    "192.31.196.0/24": True,
+    "192.52.193.0/24": True,
+    "192.88.99.0/24": False,
+    "192.168.0.0/16": False,
+    "192.175.48.0/24": True,
+    "198.18.0.0/15": False,
+    "198.51.100.0/24": False,
+    "203.0.113.0/24": False,
+    "224.0.0.0/4": False,
+    "240.0.0.0/4": False,
+    "255.255.255.255/32": False,
+    "::/3": False,  # with all that wraps an IPv4 address, NAT64 among them, but mapped ones
+    "::/128": False,
+    "::1/128": False,
+    "64:ff9b::/96": False,  # NAT64, of any IPv4 address
+    "64:ff9b:1::/48": False,
+    "100::/64": False,
+    "100:0:0:1::/64": False,
+    "2001::/23": False,
+    "2001::/32": False,
+    "2001:1::1/128": False,  # the three anycasts, as of IPv4
+    "2001:1::2/128": False,
+    "2001:1::3/128": False,
+    "2001:2::/48": False,
+    "2001:3::/32": False,  # AMT, a relay of the provider's
+    "2001:4:112::/48": False,  # AS112, within 2001::/23
+    "2001:10::/28": False,
+    "2001:20::/28": False,  # ORCHID, no addresses of the network
+    "2001:30::/28": False,  # drones, none either
+    "2001:db8::/32": False,
+    "2002::/16": False,
+    "2620:4f:8000::/48": True,
+    "3fff::/20": False,
+    "4000::/2": False,
+    "5f00::/16": False,
+    "8000::/1": False,
+    "fc00::/7": False,
+    "fe80::/10": False,
+    "fec0::/10": False,
+    "ff00::/8": False,
+}
+NETWORKS = {ipaddress.ip_network(network): public for network, public in REGISTRY.items()}
+
+
+def edges() -> list[str]:
+    """The first and last address of each network, and those beside it."""
+    found = set[str]()
+    for network in NETWORKS:
+        first, last = int(network[0]), int(network[-1])
+        for number in {first - 1, first, first + 1, (first + last) // 2, last - 1, last, last + 1}:
+            if 0 <= number < 2**network.max_prefixlen:
+                found.add(str(type(network[0])(number)))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("address", edges())
+def test_the_registries_of_special_addresses(address: str) -> None:
+    ip = ipaddress.ip_address(address)
+    within = [each for each in NETWORKS if each.version == ip.version and ip in each]
+    public = NETWORKS[max(within, key=lambda each: each.prefixlen)] if within else True
+    assert is_public(address) == public
+    assert is_public(f"{address}%eth0" if ip.version == 6 else address) == public
+    if ip.version == 4:
+        assert is_public(f"::ffff:{address}") == public
+        wrapped = f"{int(ip) >> 16:x}:{int(ip) & 0xFFFF:x}"
+        high, low = wrapped.split(":")
+        for form in (
+            f"::{wrapped}",
+            f"64:ff9b::{wrapped}",
+            f"64:ff9b:1::{wrapped}",
+            f"2002:{wrapped}::1",
+            f"2001:0:{wrapped}::{wrapped}",
+            f"::ffff:0:{wrapped}",
+            f"fe80::5efe:{high}:{low}",
+        ):
+            assert not is_public(form), form
 
 
 @pytest.mark.parametrize(

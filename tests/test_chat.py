@@ -4,6 +4,7 @@ interrupted."""
 import base64
 import json
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -39,6 +40,7 @@ from smolvlm_mlx.tasks.history import History
 from tests.support.checkpoints import Loaded
 from tests.support.messages import media_of
 from tests.support.pictures import encoded, noise
+from tests.support.videos import encode_video
 
 import mlx.core as mx
 import numpy as np
@@ -379,6 +381,36 @@ def test_no_conversation(text: str, error: str, loaded: Loaded, tmp_path: Path) 
     assert chat.messages == before
     with pytest.raises(PromptError, match=r"cannot be written \(No such file or directory\)"):
         chat.save(tmp_path / "none" / "chat.json")
+
+
+@pytest.mark.parametrize("file", ["cat.png", "two.mp4"])
+def test_a_conversation_from_elsewhere_leads_nowhere(
+    file: str, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it names is there, and could be read."""
+    (tmp_path / "cat.png").write_bytes(encoded(PICTURES[0], "PNG"))
+    (tmp_path / "two.mp4").write_bytes(encode_video(2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, chat = tmp_path / file, Chat(*loaded, SHORT)
+    image, video = ("image", "path", "url", "base64"), ("video", "path", "url", "base64")
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/{file}"
+        for name in (str(path), file, f"./{file}", f"~/{file}", path.as_uri(), url):
+            parts: list[dict[str, Any]] = [{"type": "image", key: name} for key in image]
+            parts += [{"type": "video", key: name} for key in video]
+            parts += [{"type": "video", "frames": [{key: name}]} for key in image]
+            parts += [{"type": "video", key: [name]} for key in ("video", "frames")]
+            parts += [{"type": f"{kind}_url", f"{kind}_url": name} for kind in ("image", "video")]
+            for part in parts:
+                talk = {"messages": [{"role": "user", "content": [part]}]}
+                (tmp_path / "chat.json").write_text(json.dumps(talk))
+                with pytest.raises(SmolVLMError):
+                    chat.open(tmp_path / "chat.json")
+                assert chat.messages == []
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
 
 
 def test_a_save_replaces_only_what_is_an_earlier_state_of_the_conversation(

@@ -19,7 +19,7 @@ from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
-from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.errors import FetchError, HistoryError
 from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
@@ -67,6 +67,20 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(main.app, ["history", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
+
+
+@pytest.mark.parametrize("named", [{"path": "cat.png"}, {"url": "https://a.example/cat.png"}])
+def test_a_database_from_elsewhere_leads_nowhere(
+    named: dict[str, str], history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.png").write_bytes(PICTURE.data)
+    history.save("a", TALK)
+    message = json.dumps({"role": "user", "content": [{"type": "image", **named}]})
+    with closing(sqlite3.connect(history.path)) as database, database:
+        database.execute("UPDATE messages SET message = ? WHERE number = 0", (message,))
+    with pytest.raises(FetchError, match="here"):
+        history.load("a")
 
 
 def test_saved_and_loaded(history: History) -> None:

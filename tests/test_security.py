@@ -2,35 +2,38 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import Any
 
+from smolvlm_mlx.generation.scheduler import BusyError
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server import security
 from smolvlm_mlx.server.app import Service, make_app
-from smolvlm_mlx.server.security import Guard, HeaderTimeoutProtocol
+from smolvlm_mlx.server.security import Guard
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 HTTP: dict[str, Any] = {"type": "http", "method": "POST", "path": "/"}
 HOST = (b"host", b"a:1")
 
 
 async def length(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers with the length of the body."""
-    message = await receive()
-    assert not message["more_body"]
-    body = str(len(message["body"])).encode()
-    headers = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    """An application that answers with the length of the body, or why it is refused."""
+    request = Request(scope, receive)
+    try:
+        response = Response(str(len(await request.body())))
+    except HTTPException as refused:
+        response = Response(refused.detail, refused.status_code)
+    except BusyError as busy:
+        response = Response(str(busy), 503)
+    await response(scope, receive, send)
 
 
 def answered(
-    guard: Guard, receive: Callable[[], Any], *headers: tuple[bytes, bytes], **scope: str
+    guard: Guard, receive: Callable[[], Any], *headers: tuple[bytes, bytes], **scope: Any
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body that a guard answers with."""
     sent = list[Any]()
@@ -74,11 +77,97 @@ def test_who_may_ask(hosts: list[str], origin: str | None) -> None:
 
 
 OPEN = Guard(length, ["a:1"], None, (), ())
+SENT = {True: (b"content-length", b"1000"), False: (b"transfer-encoding", b"chunked")}
 
 
 def test_the_limits() -> None:
-    assert (security.HEADER_SECONDS, security.BODY_SECONDS) == (10, 60)
     assert security.MAX_BODY_BYTES == 64 * 2**20
+    assert security.MAX_BODIES_BYTES == 512 * 2**20
+    assert (security.SMALL_BODY_BYTES, security.MAX_HEADERS) == (2**16, 100)
+
+
+@pytest.mark.parametrize(
+    ("refused", "headers", "scope"),
+    [
+        (401, [HOST], {"path": "/closed"}),
+        (403, [(b"host", b"b:1")], {}),
+        (403, [HOST, (b"origin", b"http://evil")], {}),
+        (400, [HOST], {"path": "http://a:1/"}),
+        (400, [HOST], {"path": "*", "method": "OPTIONS"}),
+        (400, [HOST, (b"content-length", b"3"), SENT[False]], {}),
+        (413, [HOST, (b"content-length", b"67108865")], {}),
+        (200, [HOST, (b"content-length", b"67108864")], {}),
+        (431, [HOST] * 101, {}),
+        (403, [HOST] * 100, {}),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_a_refusal_reads_nothing_and_ends_the_connection(
+    refused: int, headers: list[tuple[bytes, bytes]], scope: dict[str, str], method: str
+) -> None:
+    reads = list[str]()
+
+    async def receive() -> Any:
+        reads.append("once")
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    guard = Guard(length, ["a:1"], "right", (), ["/"])
+    if (refused, method) == (401, "OPTIONS"):
+        refused = 200  # which asks for nothing that a token keeps
+    asked = {"path": "/", "method": method, **scope}
+    status, got, _ = answered(guard, receive, *headers, **asked)
+    assert (status, len(reads)) == (refused, int(refused == 200))
+    assert got.get(b"connection") == (None if refused == 200 else b"close")
+
+
+def test_a_preflight_with_a_body_is_answered_without_it() -> None:
+    async def receive() -> Any:
+        raise AssertionError
+
+    guard = Guard(length, ["a:1"], "right", ["https://friend"], ())
+    headers = [HOST, (b"origin", b"https://friend")]
+    status, got, _ = answered(guard, receive, *headers, method="OPTIONS")
+    assert (status, b"connection" in got) == (200, False)
+    status, got, _ = answered(guard, receive, *headers, SENT[True], method="OPTIONS")
+    assert (status, got[b"connection"]) == (200, b"close")
+
+
+def test_bodies_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are read and answered now; a small one is always let in."""
+    monkeypatch.setattr(security, "MAX_BODIES_BYTES", 1000)
+    monkeypatch.setattr(security, "SMALL_BODY_BYTES", 10)
+
+    async def ask(guard: Guard, size: int, read: asyncio.Event, go_on: asyncio.Event) -> int:
+        sent = list[Any]()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"x" * size}
+
+        async def send(message: Any) -> None:
+            read.set()
+            await go_on.wait()
+            sent.append(message)
+
+        await guard({**HTTP, "headers": [HOST, SENT[False]]}, receive, send)
+        return int(sent[0]["status"])
+
+    async def run() -> list[int]:
+        guard, read, go_on, at_once = Guard(length, ["a:1"], None, (), ()), *events(3)
+        at_once.set()
+        first = asyncio.ensure_future(ask(guard, 600, read, go_on))
+        await read.wait()
+        meanwhile = [await ask(guard, size, read, at_once) for size in (400, 401, 10, 11, 400)]
+        go_on.set()
+        return [await first, *meanwhile, await ask(guard, 1000, read, at_once)]
+
+    assert asyncio.run(run()) == [200, 200, 503, 200, 200, 200, 200]
+    # The next two would be too many, but for the small one.
+    monkeypatch.setattr(security, "MAX_BODIES_BYTES", 600)
+    assert asyncio.run(run()) == [200, 503, 503, 200, 503, 503, 503]
+
+
+def events(count: int) -> list[asyncio.Event]:
+    return [asyncio.Event() for _ in range(count)]
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -87,14 +176,15 @@ def test_a_body_may_be_as_large_as_the_limit(
     size: int, status: int, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(security, "MAX_BODY_BYTES", 1000)
-    parts = [b"x" * 600, b"x" * (size - 600)]
+    parts = [b"x" * 600, b"x" * (size - 600), b"more"]
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+        return {"type": "http.request", "body": parts.pop(0), "more_body": len(parts) > 1}
 
-    lengths = [(b"content-length", str(size).encode())] if told else []
-    got, headers, body = answered(OPEN, receive, HOST, *lengths)
+    sent = (b"content-length", str(size).encode()) if told else SENT[False]
+    got, headers, body = answered(OPEN, receive, HOST, sent)
     assert (got, headers[b"x-content-type-options"]) == (status, b"nosniff")
+    assert (b"connection" in headers) == (status == 413)
     why = f"the body has {size} bytes; the limit is 1000" if told else "more than 1000 bytes"
     assert (body == b"1000") if status == 200 else (why.encode() in body)
 
@@ -103,9 +193,22 @@ def test_a_body_that_ends_before_its_end_is_refused() -> None:
     async def gone() -> Any:
         return {"type": "http.disconnect"}
 
-    status, _, body = answered(OPEN, gone, HOST)
-    assert status == 400
-    assert b"the body was not sent to its end" in body
+    status, headers, body = answered(OPEN, gone, HOST, SENT[True])
+    assert (status, headers[b"connection"]) == (400, b"close")
+    assert body == b"the body was not sent to its end"
+
+
+@pytest.mark.parametrize("state", [{}, {"state": {"deadline": 0.0}}])
+def test_a_body_that_is_late_is_refused(state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the deadline of its request, or one of its own where it has none."""
+    monkeypatch.setattr(security, "REQUEST_SECONDS", 0.05 if not state else 60.0)
+
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+
+    status, headers, body = answered(OPEN, silent, HOST, SENT[False], **state)
+    assert (status, headers[b"connection"]) == (408, b"close")
+    assert body.startswith(b"the request did not come within ")
 
 
 def test_the_scheduler_ends_with_the_server() -> None:
@@ -127,69 +230,3 @@ def test_the_scheduler_ends_with_the_server() -> None:
     service = Service(scheduler, nothing, "tiny", None, ImageOptions())
     asyncio.run(make_app(service, ["a:1"], None)({"type": "lifespan"}, receive, send))
     assert told == ["lifespan.startup.complete", "closed", "lifespan.shutdown.complete"]
-
-
-# ---- deadlines
-
-SECONDS = 12345.0  # which no other timer has
-ASKED = b"POST / HTTP/1.1\r\nHost: a:1\r\nContent-Length: 2\r\n\r\nhi"
-
-
-@pytest.fixture
-def deadlines(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.TimerHandle]:
-    """Those by which the headers of a request have to be there."""
-    deadlines, later = list[asyncio.TimerHandle](), asyncio.BaseEventLoop.call_later
-
-    def watched(self: Any, delay: float, *arguments: Any, **more: Any) -> asyncio.TimerHandle:
-        timer = later(self, delay, *arguments, **more)
-        deadlines.extend([timer] if delay == SECONDS else [])
-        return timer
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", watched)
-    monkeypatch.setattr(security, "HEADER_SECONDS", SECONDS)
-    return deadlines
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(100_000):  # a net
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not come")
-
-
-def test_only_headers_are_waited_for(deadlines: list[asyncio.TimerHandle]) -> None:
-    """Neither an answer, however long it takes, nor the time between requests."""
-    pending = list[bool]()  # while it is answered
-
-    def states() -> list[bool]:
-        return [not timer.cancelled() for timer in deadlines]
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        pending.extend(states())
-        await length(scope, receive, send)
-
-    async def talk() -> None:
-        config = uvicorn.Config(app, lifespan="off", log_level="warning")
-        config.load()
-        state = ServerState()
-        protocol = partial(HeaderTimeoutProtocol, config=config, server_state=state, app_state={})
-        loop = asyncio.get_running_loop()
-        async with await loop.create_server(protocol, "127.0.0.1", 0) as listener:
-            reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
-            await until(lambda: states() == [True])
-            writer.write(ASKED)
-            assert (await reader.readuntil(b"\r\n\r\n2")).startswith(b"HTTP/1.1 200 ")
-            assert states() == [False]
-            writer.write(ASKED[:20])
-            await until(lambda: states() == [False, True])
-            writer.write(ASKED[20:])
-            await reader.readuntil(b"\r\n\r\n2")
-            writer.write(ASKED[:20])
-            await until(lambda: states() == [False, False, True])
-            assert len(state.connections) == 1
-            writer.close()
-            await until(lambda: states() == [False] * 3 and not state.connections)
-
-    asyncio.run(talk())
-    assert pending == [False] * 3  # the first's, and both of the second

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.cli.serve import model_id
+from smolvlm_mlx.cli.serve import host_headers, listen, model_id
+from smolvlm_mlx.errors import ServerError
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
-from smolvlm_mlx.server import assets, security
+from smolvlm_mlx.server import assets, connections, security
 from smolvlm_mlx.server.app import judges, make_app
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
@@ -766,7 +767,7 @@ def test_large_bodies(server: Running) -> None:
 
 def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the server, and long before `raw` loses patience."""
-    monkeypatch.setattr(security, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
     with (
         listening(server.service, timeout_keep_alive=0.2, lifespan="off") as port,
         ThreadPoolExecutor() as pool,
@@ -791,24 +792,6 @@ def test_half_sent_requests_are_closed(server: Running, monkeypatch: pytest.Monk
         assert after_a_whole.count(b"HTTP/1.1 200") == 1  # and then the half one is given up
         refused = pool.map(lambda one: raw(short, one), junk)
         assert {answer[:12] for answer in refused} <= {b"", b"HTTP/1.1 400", b"HTTP/1.1 403"}
-
-
-def test_slow_bodies_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "BODY_SECONDS", 0.1)
-
-    async def silent() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        return {}
-
-    sent: list[dict[str, Any]] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    slow = security.Guard(None, ["a:1"], None, (), ())  # type: ignore[arg-type]  # never reached
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"a:1")]}
-    asyncio.run(slow(scope, silent, send))
-    assert sent[0]["status"] == 408
 
 
 def mutated(rng: random.Random) -> bytes:
@@ -1096,6 +1079,72 @@ def test_serve_without_a_token_lets_everyone_in(
         assert "token" not in found.printed
         assert found.status() == 200
         assert found.status(authorization="Bearer wrong") == 200
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("localhost", "127.0.0.1"),
+        ("LocalHost", "127.0.0.1"),
+        pytest.param("::1", "[::1]", marks=IPV6),
+        pytest.param("[::1]", "[::1]", marks=IPV6),
+        pytest.param("0:0:0:0:0:0:0:1", "[::1]", marks=IPV6),
+        pytest.param("::", "[::1]", marks=IPV6),
+    ],
+)
+def test_serve_prints_an_address_that_answers(
+    host: str, shown: str, served: Callable[..., Served]
+) -> None:
+    found = served("--host", host, "--no-token")
+    page, port = found.printed.split()[1].rstrip("/").rsplit(":", 1)
+    assert page == f"http://{shown}"
+    assert found.printed == f"page: {page}:{port}/\nAPI:  {page}:{port}/v1\n"
+    assert found.status() == 200  # with the printed address as Host
+    for name in ("127.0.0.1", "localhost", "[::1]"):
+        assert found.status(host=f"{name}:{port}", origin=f"http://{name}:{port}") == 200
+    for name in ("0.0.0.0", "[::]", "", "evil.example"):
+        assert found.status(host=f"{name}:{port}") == 403
+    with listen(host, 0) as listener:
+        socket.create_connection((shown.strip("[]"), listener.getsockname()[1]), 60).close()
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a" * 70, "a b", "256.0.0.1", "::g", "\0"])
+def test_a_host_that_is_none(host: str) -> None:
+    with pytest.raises(ServerError, match=r"cannot listen there \([^()]+\); choose another"):
+        listen(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("friend", {"friend:8080"}),
+        ("friend:1", {"friend:1"}),
+        ("10.0.0.1", {"10.0.0.1:8080"}),
+        ("FD00:0::5", {"[fd00::5]:8080"}),
+        ("[fd00::5]", {"[fd00::5]:8080"}),
+        ("[fd00::5]:1", {"[fd00::5]:1"}),
+        ("0.0.0.0", set()),
+        ("::", set()),
+        ("", set()),
+    ],
+)
+def test_what_browsers_call_a_host(name: str, sent: set[str]) -> None:
+    assert {*host_headers([name], 8080)} == sent
+    usual = {each.replace(":8080", ":80") for each in sent}
+    bare = {each.removesuffix(":80") for each in usual}
+    assert {*host_headers([name], 80)} == usual | bare
 
 
 @contextlib.contextmanager

@@ -2,8 +2,19 @@
 otherwise."""
 
 import os
-from collections.abc import Sequence
-from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server, gaierror, socket
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv6Address, ip_address
+from socket import (
+    AF_INET,
+    AI_PASSIVE,
+    IPPROTO_TCP,
+    SOCK_STREAM,
+    TCP_NODELAY,
+    create_server,
+    gaierror,
+    getaddrinfo,
+    socket,
+)
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,7 +92,7 @@ def serve(
     secret = None if no_token else token or new_token()
     with listen(host, port) as listener:
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
-        run_server(service, listener, secret, open_page, allow_host or (), origins)
+        run_server(service, listener, secret, open_page, [host, *(allow_host or ())], origins)
 
 
 def load_service(
@@ -138,36 +149,56 @@ def run_server(
 
     Args:
         secret: the token that requests need; None lets everyone in.
-        hosts: other names of this server, HOST:PORT; its own port where there is none.
+        hosts: names of this server, HOST or HOST:PORT, beside its local ones.
         origins: of web pages that may ask.
     """
     import uvicorn
 
     from ..server.app import make_app
-    from ..server.security import HeaderTimeoutProtocol
+    from ..server.connections import Server, options
 
     address, port = _address(listener)
     _show_page(f"http://{address}:{port}", secret, open_page)
-    names = [f"{name}:{port}" for name in (LOCAL, "localhost", "[::1]", address)]
-    names += [name if ":" in name else f"{name}:{port}" for name in hosts]
+    names = [*host_headers([LOCAL, "localhost", "::1", address, *hosts], port)]
     config = uvicorn.Config(
         make_app(service, names, secret, list(origins)),
-        http=HeaderTimeoutProtocol,
-        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        h11_max_incomplete_event_size=32 * 1024,
+        **options(),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def _address(listener: socket) -> tuple[str, int]:
     """Where a browser on this machine finds what listens, and its port."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": LOCAL, "::": "::1"}.get(host, host)  # of all addresses the local one
-    return f"[{host}]" if ":" in host else host, port
+    return _bracketed(host.partition("%")[0]), port
+
+
+def host_headers(names: Iterable[str], port: int) -> Iterator[str]:
+    """Yield what a browser sends as Host for each of these, HOST or HOST:PORT. "All addresses" are
+    the name of none."""
+    for name in map(_bracketed, names):
+        if name in ("", "0.0.0.0", "[::]"):
+            continue
+        if ":" in name.rpartition("]")[2]:
+            yield name
+            continue
+        yield f"{name}:{port}"
+        if port == 80:  # which browsers leave out
+            yield name
+
+
+def _bracketed(host: str) -> str:
+    """An IPv6 address as it stands in a URL; all else as it is."""
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return host
+    return f"[{address}]" if isinstance(address, IPv6Address) else host
 
 
 def _origin(origin: str) -> str:
@@ -201,12 +232,20 @@ def new_token() -> str:
 
 
 def listen(host: str, port: int) -> socket:
+    """Listen at an address, or at the first that a name has: one of IPv4 if there is one.
+
+    Raises:
+        ServerError: it is no address of this machine, or is taken.
+    """
+    bare = host.removeprefix("[").removesuffix("]")
     try:
-        listener = create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
-    except OSError as error:
+        found = getaddrinfo(bare or None, port, type=SOCK_STREAM, flags=AI_PASSIVE)
+        family, *_, address = min(found, key=lambda one: one[0] != AF_INET)
+        listener = create_server(address, family=family)
+    except (OSError, UnicodeError) as error:
         # A name that is not found has a number of its own.
-        number = None if isinstance(error, gaierror) else error.errno
-        why = os.strerror(number) if number else str(error.strerror or error)
+        number = None if isinstance(error, gaierror | UnicodeError) else error.errno
+        why = os.strerror(number) if number else getattr(error, "strerror", None) or "no host name"
         raise ServerError(
             f"{host}:{port}: cannot listen there ({why}); choose another --host or --port"
         ) from error

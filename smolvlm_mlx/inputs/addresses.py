@@ -12,13 +12,37 @@ from urllib.parse import SplitResult, urlsplit
 
 from smolvlm_mlx.errors import FetchError, quote
 
-# ipaddress (Python 3.11) counts these as global. The first two carry an IPv4 address that may be a
-# private one.
-NOT_PUBLIC = (
-    ipaddress.ip_network("64:ff9b::/96"),  # NAT64, RFC 6052
-    ipaddress.ip_network("2002::/16"),  # 6to4, RFC 3056
-    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays, RFC 7526
-    ipaddress.ip_network("fec0::/10"),  # site-local, RFC 3879
+# What of IANA's special-purpose registries, and of multicast, is not of the public internet, or may
+# lead to an address that is not: `is_global` of ipaddress differs between versions of Python.
+NOT_PUBLIC_V4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network, RFC 791
+        "10.0.0.0/8",  # private, RFC 1918
+        "100.64.0.0/10",  # shared by a provider's customers, RFC 6598
+        "127.0.0.0/8",  # loopback, RFC 1122
+        "169.254.0.0/16",  # link-local, RFC 3927
+        "172.16.0.0/12",  # private, RFC 1918
+        "192.0.0.0/24",  # protocol assignments, RFC 6890
+        "192.0.2.0/24",  # documentation, RFC 5737
+        "192.88.99.0/24",  # 6to4 relays, RFC 7526
+        "192.168.0.0/16",  # private, RFC 1918
+        "198.18.0.0/15",  # benchmarking, RFC 2544
+        "198.51.100.0/24",  # documentation, RFC 5737
+        "203.0.113.0/24",  # documentation, RFC 5737
+        "224.0.0.0/4",  # multicast, RFC 5771
+        "240.0.0.0/4",  # reserved, and broadcast, RFC 1112
+    )
+)
+PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")  # global unicast; nothing outside is, RFC 4291
+NOT_PUBLIC_V6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments, among them Teredo and ORCHID, RFC 2928
+        "2001:db8::/32",  # documentation, RFC 3849
+        "2002::/16",  # 6to4, RFC 3056
+        "3fff::/20",  # documentation, RFC 9637
+    )
 )
 
 
@@ -29,9 +53,9 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return ip.is_global and not (
-        ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
-    )
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in NOT_PUBLIC_V4)
+    return ip in PUBLIC_V6 and not any(ip in network for network in NOT_PUBLIC_V6)
 
 
 def check_url(url: str) -> SplitResult:

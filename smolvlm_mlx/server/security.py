@@ -2,30 +2,30 @@
 may take.
 
 `Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to
-point here, gets nothing), a bearer token for all but the page itself, and a limit on bodies.
-`HeaderTimeoutProtocol` closes connections whose requests do not come: uvicorn itself would hold
-them for ever.
+point here, gets nothing), a bearer token for all but the page itself, and limits of bodies, which
+are read only where a route asks for them. Who is refused before his body has come has his
+connection closed; `connections.py` has the rest of what connections may do.
 """
 
 import asyncio
 import hmac
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
-import anyio
-import h11
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..generation.scheduler import BusyError
 from .budget import Budget
+from .connections import REQUEST_SECONDS
 from .openai import error_body
 
-HEADER_SECONDS, BODY_SECONDS = 10.0, 60.0
 MAX_BODY_BYTES = Budget.body_bytes
+MAX_BODIES_BYTES = 2**29  # of all requests that are being read and answered
+SMALL_BODY_BYTES = 2**16  # such bodies are never too many
+MAX_HEADERS = 100
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -54,12 +54,14 @@ class Guard:
         self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
         self._hosts, self._cors = frozenset(host.lower() for host in hosts), frozenset(origins)
         self._origins = self._cors | {f"http://{host}" for host in self._hosts}
+        self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
+        origin, is_refused = headers.get("origin"), False
+        body = Body(self._bodies, scope, headers, receive)
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -67,53 +69,50 @@ class Guard:
                     *message.get("headers", []),
                     *SECURITY_HEADERS,
                     *self._cors_headers(origin),
+                    *([(b"connection", b"close")] if is_refused or body.is_coming else []),
                 ]
             await send(message)
 
         try:
             self._check(scope, headers, origin)
-            if scope["method"] == "OPTIONS" and origin in self._cors:
-                return await JSONResponse({})(scope, receive, secured)
-            received = _after(await self._body(scope, headers, receive), receive)
         except HTTPException as refused:
+            is_refused = True
             kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
             response = JSONResponse(
                 error_body(refused.detail, kind), refused.status_code, refused.headers
             )
             return await response(scope, receive, secured)
-        await self._app(scope, received, secured)
+        if scope["method"] == "OPTIONS" and origin in self._cors:
+            return await JSONResponse({})(scope, receive, secured)
+        try:
+            await self._app(scope, body.receive, secured)
+        finally:
+            body.forget()
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
+        if len(scope["headers"]) > MAX_HEADERS:
+            raise HTTPException(431, f"the request has more than {MAX_HEADERS} headers")
+        if not scope["path"].startswith("/"):
+            raise HTTPException(400, "the request names a whole URL; name the path alone")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             raise HTTPException(403, "this host name is not allowed; --allow-host adds one")
         if origin is not None and origin not in self._origins:
             raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
-        if self._token is None or scope["path"] in self._open_paths or scope["method"] == "OPTIONS":
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            given.encode(), self._token.encode()
-        ):
-            why = "no valid token; send the header: Authorization: Bearer TOKEN"
-            raise HTTPException(401, why, {"www-authenticate": "Bearer"})
-
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        is_open = scope["path"] in self._open_paths or scope["method"] == "OPTIONS"
+        if self._token is not None and not is_open:
+            self._check_token(headers, self._token)
         length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise HTTPException(400, "the body has a length, and is sent in chunks; do one of them")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body has {length} bytes; the limit is {MAX_BODY_BYTES}")
-        body = bytearray()
-        try:
-            with anyio.fail_after(BODY_SECONDS):
-                async for part in Request(scope, receive).stream():
-                    body += part
-                    if len(body) > MAX_BODY_BYTES:
-                        raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-            return bytes(body)
-        except ClientDisconnect:
-            raise HTTPException(400, "the body was not sent to its end") from None
-        except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+
+    def _check_token(self, headers: Headers, token: str) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), token.encode()):
+            why = "no valid token; send the header: Authorization: Bearer TOKEN"
+            raise HTTPException(401, why, {"www-authenticate": "Bearer"})
 
     def _cors_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._cors:
@@ -126,42 +125,55 @@ class Guard:
         ]
 
 
-def _after(body: bytes, receive: Receive) -> Receive:
-    """Receives the body that was read, then whatever comes after it: the client's leaving."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+@dataclass
+class Bodies:
+    """How many bytes the requests have that are being read and answered."""
 
-    async def receive_after() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return receive_after
+    size: int = 0
 
 
-class HeaderTimeoutProtocol(H11Protocol):
-    """HTTP/1.1 that waits HEADER_SECONDS for a request's headers, from the connection's first
-    moment on."""
+class Body:
+    """The body of a request, read within limits when the application asks for it, and what comes
+    after it: the client's leaving.
 
-    _deadline: asyncio.TimerHandle | None = None
+    Attributes:
+        is_coming: it has not come to its end.
+    """
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
+    def __init__(self, bodies: Bodies, scope: Scope, headers: Headers, receive: Receive):
+        self._bodies, self._receive, self._size = bodies, receive, 0
+        self.is_coming = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        now = asyncio.get_running_loop().time()
+        self._deadline = scope.get("state", {}).get("deadline", now + REQUEST_SECONDS)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
+    async def receive(self) -> Message:
+        """Return its next part.
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self._wait()
-        else:
-            self._stop_waiting()
+        Raises:
+            HTTPException, BusyError: it is too large, late, or too much beside those of others.
+        """
+        if not self.is_coming:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            why = f"the request did not come within {REQUEST_SECONDS:g} s"
+            raise HTTPException(408, why) from None
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body was not sent to its end")
+        self._count(len(message.get("body", b"")))
+        self.is_coming = message.get("more_body", False)
+        return message
 
-    def _wait(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+    def _count(self, size: int) -> None:
+        self._size, self._bodies.size = self._size + size, self._bodies.size + size
+        if self._size > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+        if self._bodies.size > MAX_BODIES_BYTES and self._size > SMALL_BODY_BYTES:
+            raise BusyError("other requests fill the memory that there is for them; try again")
 
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def forget(self) -> None:
+        """It has been answered."""
+        self._bodies.size -= self._size
+        self._size = 0

@@ -20,7 +20,7 @@ from platformdirs import user_cache_path, user_data_path
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Attachment, Frames, Video
-from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
+from ..inputs.messages import Message, VideoPart, from_json, raw_message
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -127,7 +127,7 @@ class History:
             raise NoConversationError(
                 f"no conversation {quote(id)}; `smolvlm-mlx history` lists them"
             )
-        return parse_messages([_from_stored(text, data) for text in texts])
+        return from_json([_from_stored(text, data) for text in texts])
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
         """The conversations, the latest first; with `words`, those that contain them, in upper or
@@ -213,7 +213,7 @@ def _to_stored(message: Message) -> str:
 
 
 def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
-    """A message as `parse_messages` takes it: with pictures and videos where their digests were."""
+    """A message as `from_json` takes it: with pictures and videos where their digests were."""
     message: dict[str, Any] = json.loads(text)
     for part in message["content"]:
         if "digest" in part:

@@ -14,7 +14,7 @@ from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.scheduler import Job, Scheduler
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model.language import LanguageModel
-from smolvlm_mlx.server import security
+from smolvlm_mlx.server import connections
 from smolvlm_mlx.server.app import Service, make_app
 from smolvlm_mlx.tasks.history import History
 
@@ -98,13 +98,11 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
     )
     config = uvicorn.Config(
         app,
-        http=security.HeaderTimeoutProtocol,
-        ws="none",
         log_level="warning",
         timeout_graceful_shutdown=1,
-        **options,
+        **{**connections.options(), **options},
     )
-    running = uvicorn.Server(config)
+    running = connections.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
