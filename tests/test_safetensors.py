@@ -142,20 +142,21 @@ def test_an_existing_file_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever write fails; in between there is the old one."""
-    path, write, count = tmp_path / "a.safetensors", os.write, 0
+    path, write, left = tmp_path / "a.safetensors", os.write, 0
     save_safetensors(path, {"a": mx.array([1.0, 2.0]), "step": mx.array(7, mx.uint64)})
     before = path.read_bytes()
 
     def failing(descriptor: int, data: bytes) -> int:
-        nonlocal count
-        count -= 1
+        nonlocal left
+        left -= 1
         assert path.read_bytes() == before
-        if not count:
+        if not left:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", failing)
-    for count in (1, 2):
+    for nth in (1, 2):
+        left = nth
         with pytest.raises(OSError, match="No space left"):
             save_safetensors(path, {"b": mx.zeros((3,))})
         assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, before)]
