@@ -120,6 +120,8 @@ def append_file(path: Path, data: bytes) -> None:
         try:
             write_all(descriptor, data)
             os.fsync(descriptor)
+            if not os.fstat(descriptor).st_nlink:  # removed meanwhile, with all that is in it
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(descriptor, end)
@@ -173,6 +175,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     made = [folder for folder in out.parents if not folder.exists()]
     try:
         with lock(out), _partial(out, Path.mkdir) as partial:
+            if os.path.lexists(out):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
             yield partial
             for path in (*partial.rglob("*"), partial):
                 _sync(path)

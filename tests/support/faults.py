@@ -104,6 +104,9 @@ def file_limit(size: int) -> Iterator[None]:
 if __name__ == "__main__":
     from smolvlm_mlx.__main__ import main
 
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
     folder, name, nth, *rest = sys.argv[1:]
     sys.argv = ["smolvlm-mlx", *rest]
     with at_call(Path(folder), name, {int(nth)}, kills):
