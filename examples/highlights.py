@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import load
-from smolvlm_mlx.files import write_file
+from smolvlm_mlx.errors import SmolVLMError
+from smolvlm_mlx.files import lock, new_file, write_file
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Video
@@ -111,10 +112,15 @@ def choose(
 def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
     """Copy the packets of these times, counted from the first frame, one interval after another,
     from the key frame at or before each start."""
-    with av.open(str(source), "r") as file, av.open(str(out), "w") as made:
+    with (
+        av.open(str(source), "r") as file,
+        new_file(out) as partial,
+        partial.open("wb") as target,  # whose errors are raised
+        av.open(target, "w") as made,
+    ):
         streams = [stream for stream in file.streams if stream.type in ("video", "audio")]
         copies = {stream.index: made.add_stream_from_template(stream) for stream in streams}
-        video, written = file.streams.video[0], 0.0
+        video, length = file.streams.video[0], 0.0
         begin, unit = next(file.decode(video)).time or 0.0, video.time_base or Fraction(1)
         file.seek(0)
         keys = [packet.pts or 0 for packet in file.demux(video) if packet.is_keyframe]
@@ -132,12 +138,12 @@ def cut(source: Path, out: Path, intervals: Sequence[Interval]) -> None:
                 if shown < first:
                     continue
                 last = max(last, shown + float((packet.duration or 0) * packet.time_base))
-                move = round((written - first) / packet.time_base)
+                move = round((length - first) / packet.time_base)
                 packet.dts = packet.dts + move
                 packet.pts = None if packet.pts is None else packet.pts + move
                 packet.stream = copies[packet.stream.index]
                 made.mux(packet)
-            written += last - (first or 0.0)
+            length += last - (first or 0.0)
 
 
 def packets_from(file: Any, streams: Sequence[Any], key: int) -> Iterator[Any]:
@@ -169,7 +175,14 @@ def main() -> None:
         help="Asked about each part; yes chooses it. Else the model decides what counts.",
     )
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(args.out / "notes.json"):
+            run(args)
+    except (SmolVLMError, OSError, av.FFmpegError) as error:
+        raise SystemExit(f"highlights: {error}") from error
+
+
+def run(args: argparse.Namespace) -> None:
     video = Video(args.video)
     parts = split(video.duration, args.seconds)
     chosen = choose(Narrator(args.model, video, args.out / "notes.json"), parts, args.question)

@@ -1,16 +1,24 @@
-"""JSON in, within limits and with one-line errors; whole files and folders out, or none."""
+"""JSON in, within limits and with one-line errors; whole files and folders out, or none.
 
+What is being written is beside its target, under a name of its own, and locked: a process that was
+killed holds no lock, and what it left is removed by whoever writes there next.
+"""
+
+import errno
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from .errors import CheckpointError
+from .errors import CheckpointError, SmolVLMError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64  # what is deeper overflows the stack of whoever prints or writes it
@@ -72,6 +80,86 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+# ---- writing
+
+MOST_AT_ONCE = 2**26  # bytes of one write; macOS refuses 2 GiB
+
+
+@contextmanager
+def written(path: Path, kind: type[SmolVLMError]) -> Iterator[None]:
+    """Within, what the disk refuses is an error of this kind: that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all bytes, however few the system takes at once.
+
+    Raises:
+        OSError: no space, ...
+    """
+    left = memoryview(data)
+    while left:
+        count = os.write(descriptor, left[:MOST_AT_ONCE])
+        if not count:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        left = left[count:]
+
+
+def append_file(path: Path, data: bytes) -> None:
+    """Write at the end of a file that is there, and sync it: all, or, on an error, nothing.
+
+    Raises:
+        OSError: no such file, no space, ...
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        end = os.fstat(descriptor).st_size
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+            if not os.fstat(descriptor).st_nlink:  # removed meanwhile, with all that is in it
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file, which appears whole or not at all; one that is there is replaced, behind
+    its link if it is one. A pipe or device, such as /dev/stdout, is written into.
+
+    Raises:
+        OSError: no access, no such folder, no space, ...
+    """
+    if path.is_fifo() or path.is_char_device():
+        with path.open("wb", 0) as file:
+            write_all(file.fileno(), data)
+        return
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with new_file(target) as partial, partial.open("wb", 0) as file:
+        write_all(file.fileno(), data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write into, with its ending, which becomes `path` at the end,
+    in place of one that is there; or is gone if anything fails.
+
+    Raises:
+        OSError: no access, no such folder, no space, ...
+    """
+    with _partial(path, lambda partial: partial.touch(exist_ok=False)) as partial:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` to write into, which becomes `out` at the end, or is gone if
@@ -81,45 +169,141 @@ def new_folder(out: Path) -> Iterator[Path]:
     failure.
 
     Raises:
+        BusyError: another process makes `out`.
         OSError: no access, not a folder, ...
     """
     made = [folder for folder in out.parents if not folder.exists()]
-    partial = out.with_name(f".{out.name[:40]}.partial-{secrets.token_hex(4)}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
-        partial.rename(out)
-        try:
-            _sync(out.parent)
-        except OSError:
-            out.rename(partial)
-            raise
-        made = []
+        with lock(out), _partial(out, Path.mkdir) as partial:
+            if os.path.lexists(out):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
+            partial.rename(out)
+            try:
+                _sync(out.parent)
+            except OSError:
+                out.rename(partial)
+                raise
+            made = []
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already, if all went well
         for folder in made:
             with suppress(OSError):  # not made after all, or someone else put something there
                 folder.rmdir()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file, which appears whole or not at all; one that is there is replaced.
+class BusyError(BlockingIOError):
+    """Another process writes there."""
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keep other processes from writing to `path` meanwhile, as far as they ask here; its folder
+    is made. Where the file system has no locks nobody is kept.
 
     Raises:
-        OSError: no access, no such folder, no space, ...
+        BusyError: another process does.
+        OSError: no access, ...
     """
-    partial = path.with_name(f".{path.name[:40]}.partial-{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name[:40]}.lock-{crc32(os.fsencode(path.name)):08x}")
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            if not _lock(descriptor, without=True):
+                raise BusyError(errno.EWOULDBLOCK, "another run writes to it", str(path))
+            if _is_at(file, descriptor):  # else whoever had it has removed it
+                try:
+                    yield
+                finally:
+                    _remove(file)
+                return
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A file or folder beside `path`, locked; removed, if it is there at the end."""
+    _sweep(path.parent)
+    while True:
+        name = f".{path.name[:40]}.partial-{_machine()}-{secrets.token_hex(4)}{path.suffix[:10]}"
+        partial = path.with_name(name)
+        make(partial)
+        try:
+            descriptor = _opened(partial)
+            if descriptor is not None:
+                try:
+                    yield partial
+                finally:
+                    os.close(descriptor)
+                return
+        finally:
+            _remove(partial)
+
+
+def _opened(partial: Path) -> int | None:
+    """Its descriptor, locked; None if another process has swept it in between."""
     try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    if _lock(descriptor, without=True) and _is_at(partial, descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what this person's processes of this machine, which are gone, were writing."""
+    pattern = re.compile(rf"\..{{1,40}}\.partial-{_machine()}-[0-9a-f]{{8}}(\.[^.]*)?", re.DOTALL)
+    names = list[str]()
+    with suppress(OSError):  # it may be written into, and not listed
+        names = os.listdir(folder)
+    for name in filter(pattern.fullmatch, names):
+        path = folder / name
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                is_own = os.fstat(descriptor).st_uid == os.getuid()
+                if is_own and _lock(descriptor, without=False):
+                    _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _machine() -> str:
+    """Part of the names of what is being written: locks may not be seen from other machines."""
+    return f"{crc32(os.uname().nodename.encode()):08x}"
+
+
+def _lock(descriptor: int, *, without: bool) -> bool:
+    """Hold an open file against other processes, until it is closed or the process is gone; False
+    if another does, and `without` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return without
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """As far as it can be; who writes there next tries again."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

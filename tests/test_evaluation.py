@@ -494,11 +494,11 @@ def test_no_such_metric(data: Path, tmp_path: Path) -> None:
         (["-m", "b", "--adapter", "x"], "--adapter belongs to one checkpoint"),
         (
             ["--out", "{data}"],
-            "questions.jsonl/a.jsonl: cannot be made or read (File exists: {data})",
+            "questions.jsonl/a.jsonl: cannot be written (File exists)",
         ),
         (
             ["--out", "{folder}/taken"],
-            "cannot be made or read (Is a directory: {folder}/taken/a.jsonl)",
+            "{folder}/taken/a.jsonl: cannot be written (Is a directory)",
         ),
     ],
 )

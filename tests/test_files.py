@@ -3,12 +3,32 @@ person."""
 
 import gc
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from smolvlm_mlx import files
-from smolvlm_mlx.errors import CheckpointError
-from smolvlm_mlx.files import expanded, new_folder, read_json, read_json_if_there, write_file
+from smolvlm_mlx.checkpoint.safetensors import save_safetensors
+from smolvlm_mlx.errors import CheckpointError, DataError
+from smolvlm_mlx.files import (
+    BusyError,
+    append_file,
+    expanded,
+    lock,
+    new_folder,
+    read_json,
+    read_json_if_there,
+    write_all,
+    write_file,
+    written,
+)
+from tests.support.faults import CALLS, ERRORS, at_call, file_limit, short
+from tests.support.places import ROOT
 
+import mlx.core as mx
 import pytest
 
 
@@ -123,6 +143,219 @@ def test_a_file_is_on_the_disk_before_it_is_replaced(
     assert sizes == [5]
     assert path.read_bytes() == (b"old" if fails else b"fresh")
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- each call of the system, failing
+
+
+def _folder(path: Path) -> None:
+    with new_folder(path / "a" / "b") as partial:
+        write_file(partial / "file", b"x" * 1000)
+        (partial / "below").mkdir()
+        write_file(partial / "below" / "file", b"y" * 1000)
+
+
+def _file(path: Path) -> None:
+    write_file(path / "a", b"new" * 1000)
+
+
+def _lines(path: Path) -> None:
+    append_file(path / "old", b"a line\n" * 1000)
+
+
+def _arrays(path: Path) -> None:
+    save_safetensors(path / "a", {"x": mx.ones((100,)), "y": mx.zeros((3, 3))})
+
+
+Tree = dict[str, bytes]
+
+
+def tree(folder: Path) -> Tree:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("make", [_folder, _file, _lines, _arrays])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("error", ERRORS)
+def test_whatever_fails_all_is_there_or_nothing(
+    make: Callable[[Path], None], call: str, error: str, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for name in ("old", "a")[: 1 if make is _folder else 2]:
+        (whole / name).write_bytes(b"old")
+    before = tree(whole)
+    with ExitStack() as counted:
+        counts = counted.enter_context(at_call(whole, call, (), short))
+        make(whole)
+    for nth in range(1, counts[0] + 1):
+        out = tmp_path / str(nth)
+        out.mkdir()
+        for name, data in before.items():
+            (out / name).write_bytes(data)
+        with at_call(out, call, {nth}, ERRORS[error]):
+            try:
+                make(out)
+                assert tree(out) == tree(whole)  # it was no matter, or tried again
+            except OSError:
+                assert tree(out) == before
+        if make is not _lines or tree(out) == before:
+            make(out)
+        assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("make", [_folder, _file, _lines, _arrays])
+def test_few_bytes_at_once_are_all_bytes_in_the_end(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    trees = list[Tree]()
+    for name, calls in (("whole", range(0)), ("short", range(10**9))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_bytes(b"old")
+        with at_call(tmp_path / name, "write", calls, short) as counts:
+            make(tmp_path / name)
+        trees.append(tree(tmp_path / name))
+    assert trees[0] == trees[1]
+    assert counts[0] > 400
+
+
+def test_a_write_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "a").open("wb") as file,
+        at_call(tmp_path, "write", {2}, lambda call, arguments: 0),
+    ):
+        write_all(file.fileno(), b"x")
+        with pytest.raises(OSError, match="Input/output error"):
+            write_all(file.fileno(), b"x")
+
+
+def test_a_full_disk_cuts_nothing_short(tmp_path: Path) -> None:
+    """And the process lives on after the signal."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one\n")
+    with file_limit(10):
+        append_file(path, b"three\n")
+        with pytest.raises(OSError, match="File too large"):
+            append_file(path, b"four\n")
+        with (
+            pytest.raises(DataError, match=r"a: cannot be written \(File too large\)"),
+            written(path, DataError),
+        ):
+            write_file(path, b"eleven bytes")
+    assert tree(tmp_path) == {"a": b"one\nthree\n"}
+
+
+def test_lines_are_added_to_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(FileNotFoundError):
+        append_file(path, b"x")
+    assert not path.exists()
+    path.write_bytes(b"")
+
+    def gone(call: Callable[[int], None], arguments: tuple[int]) -> None:
+        path.unlink()
+        call(*arguments)
+
+    with at_call(tmp_path, "fsync", {1}, gone), pytest.raises(FileNotFoundError):
+        append_file(path, b"x")
+
+
+def test_links_and_devices_stay(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    link, target = tmp_path / "link", tmp_path / "in" / "file"
+    link.symlink_to(target)
+    for data in (b"one", b"two"):
+        write_file(link, data)
+        assert link.is_symlink()
+        assert target.read_bytes() == data
+    assert [*target.parent.iterdir()] == [target]
+    controller, terminal = os.openpty()
+    write_file(Path(os.ttyname(terminal)), b"said")
+    assert os.read(controller, 10) == b"said"
+    os.close(controller)
+    os.close(terminal)
+    os.mkfifo(tmp_path / "pipe")
+    link.unlink()
+    link.symlink_to(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for path in (tmp_path / "pipe", link):
+        write_file(path, b"said")
+        assert os.read(reader, 10) == b"said"
+    os.close(reader)
+
+
+# ---- other processes
+
+HOLD = """
+import sys
+from pathlib import Path
+from smolvlm_mlx.files import lock, new_file, new_folder
+out = Path(sys.argv[1])
+with lock(out / "locked"), new_folder(out / "folder") as folder, new_file(out / "file.mp4") as file:
+    (folder / "inside").write_text("x")
+    file.write_text("x")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """What is a running one's stays, and what is named in another way, or on another machine."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=-1, stdout=-1
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        held = {path.name for path in tmp_path.iterdir()}
+        (file,) = (name for name in held if ".mp4.partial-" in name)
+        machine = file.split("-")[1]
+        others = {
+            ".a.partial-0123abcd",
+            f".a.partial-{(int(machine, 16) + 1) % 2**32:08x}-0123abcd",
+            f"a.partial-{machine}-0123abcd",
+            f".a.partial-{machine}-0123abcd.b.c",
+            f".a.partial-{machine}-0123abcg",
+        }
+        for name in others:
+            (tmp_path / name).write_text("mine")
+        (tmp_path / f".b.partial-{machine}-0123abcd").symlink_to(tmp_path / ".a.partial-0123abcd")
+        others.add(f".b.partial-{machine}-0123abcd")
+        for name in ("locked", "folder"):
+            with pytest.raises(BusyError, match="another run writes"), lock(tmp_path / name):
+                pass
+        write_file(tmp_path / "a", b"x")
+        assert {path.name for path in tmp_path.iterdir()} == {"a", *held, *others}
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    write_file(tmp_path / "a", b"x")
+    for name in ("locked", "folder"):
+        with lock(tmp_path / name):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *others, *held} - {
+        name for name in held if ".lock-" in name or ".partial-" in name
+    }
+
+
+def test_only_one_at_a_time_writes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ("n" * 255)
+    for _ in range(2):
+        with lock(path), lock(tmp_path / "new" / "other"):
+            with pytest.raises(BusyError), lock(path):
+                pass
+            with pytest.raises(BusyError), new_folder(path):
+                pass
+        assert list(path.parent.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "out"):
+        raise AssertionError
+    assert tree(tmp_path) == {"out": b""}
 
 
 # ---- JSON

@@ -1,16 +1,18 @@
 """What is written is what safetensors and MLX read."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 from smolvlm_mlx.checkpoint.safetensors import (
     listed,
     read_header,
     same_bytes,
+    save_safetensors,
     write_safetensors,
     write_safetensors_in_steps,
 )
@@ -136,12 +138,30 @@ def test_nothing_to_write(tmp_path: Path) -> None:
         assert list(file.keys()) == []
 
 
-def test_an_existing_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(b"mine")
-    with pytest.raises(FileExistsError):
-        write_safetensors(path, {}, [])
-    assert path.read_bytes() == b"mine"
+def test_an_existing_file_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever write fails; in between there is the old one."""
+    path, write, left = tmp_path / "a.safetensors", os.write, 0
+    save_safetensors(path, {"a": mx.array([1.0, 2.0]), "step": mx.array(7, mx.uint64)})
+    before = path.read_bytes()
+
+    def failing(descriptor: int, data: bytes) -> int:
+        nonlocal left
+        left -= 1
+        assert path.read_bytes() == before
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", failing)
+    for nth in (1, 2):
+        left = nth
+        with pytest.raises(OSError, match="No space left"):
+            save_safetensors(path, {"b": mx.zeros((3,))})
+        assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, before)]
+    save_safetensors(path, {"b": mx.zeros((3,))})
+    assert [*cast(dict[str, mx.array], mx.load(str(path)))] == ["b"]
 
 
 def test_arrays_have_to_be_those_announced(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import AdapterError, quote, reason
-from ..files import expanded, read_json
+from ..files import expanded, read_json, write_file
 from ..model import SmolVLM
-from .safetensors import listed, read_header
+from .safetensors import listed, read_header, save_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 # Parts whose layers can be adapted or trained, by the beginning of their parameters' names.
@@ -219,5 +219,5 @@ def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
     weights = {
         name: array.astype(mx.float32) for name, array in adapter_weights(model, config).items()
     }
-    mx.save_safetensors(str(folder / WEIGHTS), weights, {"format": "mlx"})
-    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    save_safetensors(folder / WEIGHTS, weights)
+    write_file(folder / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())

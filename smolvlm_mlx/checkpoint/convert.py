@@ -21,7 +21,7 @@ from .. import device
 from ..config import ModelConfig
 from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
-from ..files import expanded, new_folder
+from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
 from .choices import RECIPES, Recipe
@@ -145,12 +145,13 @@ def _write_folder(
                     f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed"
                 )
             yield from write_safetensors_in_steps(partial / "model.safetensors", plan.forms, arrays)
-            (partial / "config.json").write_text(json.dumps(plan.config_json(), indent=2) + "\n")
+            config = json.dumps(plan.config_json(), indent=2) + "\n"
+            write_file(partial / "config.json", config.encode())
             for name in COMPANIONS:
                 if (plan.checkpoint.folder / name).is_file():
                     if not (partial / name).parent.is_dir():
                         (partial / name).parent.mkdir()
-                    shutil.copyfile(plan.checkpoint.folder / name, partial / name)
+                    write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
             return written.nbytes, written.parts()
     except OSError as error:

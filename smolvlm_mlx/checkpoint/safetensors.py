@@ -20,10 +20,16 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, quote, reason
 from ..events import Reading, at_once
-from ..files import read_json
+from ..files import new_file, read_json, write_all
 
 _BLOCK = 2**20
-_CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
+_CODES = {
+    mx.float32: "F32",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.uint32: "U32",
+    mx.uint64: "U64",  # steps that an optimizer counts
+}
 # What a file's bytes are to NumPy, which has no bfloat16; safetensors are little-endian.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
@@ -157,18 +163,29 @@ def write_safetensors_in_steps(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8
-    with path.open("xb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+    with path.open("wb", buffering=0) as file:
+        write_all(file.fileno(), len(encoded).to_bytes(8, "little") + encoded)
         done = 0
         for (name, form), array in zip(forms.items(), arrays, strict=True):
             assert (array.shape, array.dtype) == (form.shape, form.dtype), name
             if array.dtype == mx.bfloat16:
                 array = array.view(mx.uint16)  # NumPy has no bfloat16
-            file.write(np.ascontiguousarray(np.asarray(array)).data)
+            flat = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
+            write_all(file.fileno(), flat.data)
             done += form.nbytes
             yield Reading(done, end, "bytes")
-        file.flush()
         os.fsync(file.fileno())
 
 
 write_safetensors = at_once(write_safetensors_in_steps)
+
+
+def save_safetensors(path: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Write arrays as a file that appears whole or not at all; `mx.save_safetensors` truncates in
+    place, and where a disk is full raises no OSError.
+
+    Raises:
+        OSError: no space, read-only, ...
+    """
+    with new_file(path) as partial:
+        write_safetensors(partial, arrays, arrays.values())

@@ -1,5 +1,6 @@
 """`smolvlm-mlx bench`: how fast a model runs here, and how fast it could."""
 
+import io
 import json
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -256,6 +257,8 @@ def draw(name: str, result: "Result", path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    from ..files import write_file, written
+
     machine = result.machine
     phases = [(phase, phase.work) for phase in result.phases if phase.work is not None]
     intensities = [work.flops / work.bytes for _, work in phases]
@@ -275,7 +278,7 @@ def draw(name: str, result: "Result", path: Path) -> None:
         frameon=False, fontsize=8, title="per cent of the limit, kernels included", title_fontsize=8
     )
     axes.grid(alpha=0.3, which="both")
-    try:
-        figure.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise BenchError(f"{path}: cannot be written ({error.strerror})") from error
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    with written(path, BenchError):
+        write_file(path, png.getvalue())

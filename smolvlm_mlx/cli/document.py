@@ -126,7 +126,7 @@ def _check(output: Output, out: Path | None, files: list[Path]) -> None:
 
 
 def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str) -> None:
-    from ..files import write_file
+    from ..files import write_file, written
     from ..tasks.docling import FORMATS, export, lost_note
 
     texts = [page.text for page in pages]
@@ -138,8 +138,6 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     if out is None:
         print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
         return
-    try:
+    with written(out, DataError):
         write_file(out, f"{text}\n".encode())
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror})") from error
     print(f"{out}: {len(pages)} pages", file=sys.stderr)

@@ -79,7 +79,7 @@ def export(
     ],
 ) -> None:
     """Write a conversation to a file."""
-    from ..files import write_file
+    from ..files import write_file, written
     from ..inputs.messages import to_json
 
     messages = _history().load(_history().find(id))
@@ -87,12 +87,10 @@ def export(
         text = json.dumps({"messages": to_json(messages)}, indent=1)
     else:
         text = as_text(messages) + "\n"
-    try:
+    with written(out, HistoryError):
         if out.exists():
             raise HistoryError(f"{out} exists already; choose another name")
         write_file(out, text.encode())
-    except OSError as error:
-        raise HistoryError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 @app.command()

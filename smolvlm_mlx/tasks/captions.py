@@ -23,6 +23,7 @@ import numpy as np
 from ..data.layouts import CAPTION_QUESTION
 from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
 from ..events import Reading, at_once
+from ..files import lock, written
 from ..generation.engine import Engine
 from ..generation.options import Options
 from ..inputs.image import DECODER_ERRORS
@@ -187,6 +188,15 @@ class Captioner:
         if out.exists() and not whole.exists():  # a table of captions has its lines beside it
             raise DataError(f"{out}: holds something else than captions; choose another --out")
         journal = whole if group.size() == 1 else whole.with_stem(f"{whole.stem}-{group.rank()}")
+        with written(out, DataError), lock(journal if group.rank() else whole):
+            return (yield from self._write(files, group, out, journal))
+
+    write = at_once(write_in_steps)
+
+    def _write(
+        self, files: Sequence[Path], group: mx.distributed.Group, out: Path, journal: Path
+    ) -> Generator[Reading, None, list[Line]]:
+        whole = out.with_suffix(".jsonl")
         done = yield from self._share(files, group, whole, journal)
         if group.size() > 1:
             done = _merge(group, done)
@@ -205,8 +215,6 @@ class Captioner:
             mx.eval(mx.distributed.all_sum(mx.array(1)))  # not before the first process has written
             journal.unlink()
         return list(lines.values())
-
-    write = at_once(write_in_steps)
 
     def _share(
         self, files: Sequence[Path], group: mx.distributed.Group, whole: Path, journal: Path

@@ -18,7 +18,7 @@ from typing import Unpack
 
 from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
-from ..files import expanded, write_file
+from ..files import expanded, write_file, written
 from ..generation.engine import Engine
 from ..generation.keywords import Keywords, changed, takes_options
 from ..generation.options import Options
@@ -217,14 +217,12 @@ class Chat:
             raise PromptError("there is nothing to save yet")
         path, messages = expanded(path), to_json(self.messages)
         data = json.dumps({"messages": messages}, indent=1).encode()
-        try:
+        with written(path, PromptError):
             if path.exists() and not self._is_earlier(path, messages):
                 raise PromptError(
                     f"{path}: exists already, and is not this conversation; choose another name"
                 )
             write_file(path, data)
-        except OSError as error:
-            raise PromptError(f"{path}: cannot be written ({error.strerror})") from error
         self._saved = sha256(data).digest()
 
     def _is_earlier(self, path: Path, messages: list[dict[str, object]]) -> bool:

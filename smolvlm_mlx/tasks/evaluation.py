@@ -18,7 +18,7 @@ from ..data.rows import Row, read_rows, rows_fingerprint
 from ..data.samples import Sample, make_sample
 from ..errors import EvaluationError, SmolVLMError, quote
 from ..events import Reading, at_once
-from ..files import expanded
+from ..files import append_file, expanded, lock, write_file, written
 from ..generation.engine import generate
 from ..generation.options import Options
 from ..inputs.prefetch import prefetch
@@ -145,18 +145,24 @@ def evaluate_in_steps(
     checkpoint = {"model": str(model_path), "adapter": str(adapter or ""), "weights": weights}
     run = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
     asked = {"options": asdict(options), "image_options": asdict(image_options)}
-    done = _read_results(path := expanded(results), {**checkpoint, **run, **asked})
-    if missing := [row for row in rows if row.where not in done]:
-        loaded = load(model_path, dtype, revision, adapter=adapter, memory=memory)
-        with path.open("a", 1, "utf-8", "backslashreplace") as file:  # 1: by lines; surrogates
+    path = expanded(results)
+    with written(path, EvaluationError), lock(path):
+        done = _read_results(path, {**checkpoint, **run, **asked})
+        if missing := [row for row in rows if row.where not in done]:
+            loaded = load(model_path, dtype, revision, adapter=adapter, memory=memory)
             for answer in _answer(*loaded, missing, options, image_options, metric):
-                file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+                append_file(path, _line(answer))
                 done[answer.where] = answer
                 yield Reading(len(done), len(rows), "questions")
     return Result(str(model_path), tuple(done[row.where] for row in rows))
 
 
 evaluate = at_once(evaluate_in_steps)
+
+
+def _line(answer: Answer) -> bytes:
+    text = json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # lone surrogates, of names of files
 
 
 def _questions(data: str | Path | Sequence[Row], metric: str) -> Sequence[Row]:
@@ -229,20 +235,14 @@ def _read_results(path: Path, run: Mapping[str, object]) -> dict[str, Answer]:
     """Answers of the same run that are there already, but for what failed; a line cut off by a
     crash is removed."""
     header = json.dumps(run).encode() + b"\n"
-    try:
-        found = path.read_bytes() if path.exists() else b""
-        if header.startswith(found):  # nothing there yet, or a first line cut off
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(header)
-            return {}
-        whole = found[: found.rfind(b"\n") + 1]
-        answers = _parse_results(path, whole, json.loads(header))
-        os.truncate(path, len(whole))  # not before it is known to be ours
-        return answers
-    except OSError as error:
-        raise EvaluationError(
-            f"{path}: cannot be made or read ({error.strerror}: {error.filename})"
-        ) from error
+    found = path.read_bytes() if path.exists() else b""
+    if header.startswith(found):  # nothing there yet, or a first line cut off
+        write_file(path, header)
+        return {}
+    whole = found[: found.rfind(b"\n") + 1]
+    answers = _parse_results(path, whole, json.loads(header))
+    os.truncate(path, len(whole))  # not before it is known to be ours
+    return answers
 
 
 def _parse_results(path: Path, whole: bytes, run: Mapping[str, object]) -> dict[str, Answer]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import write_file
+from ..files import append_file, write_file, written
 
 Line = dict[str, Any]
 FIELDS = ("path", "stat", "sha256", "run", "note", "error")
@@ -77,7 +77,7 @@ def current(line: Line) -> Line | None:
 
 
 def write_lines(path: Path, lines: Iterable[Line], *, append: bool = False) -> None:
-    """In place of what is there, as a whole; or at its end.
+    """In place of what is there, as a whole; or at the end of a file that is there.
 
     Raises:
         DataError: they cannot be written.
@@ -102,15 +102,12 @@ def write_csv(path: Path, lines: Sequence[Line]) -> None:
 
 def _write(path: Path, text: str, append: bool = False) -> None:
     data = text.encode("utf-8", "backslashreplace")  # lone surrogates, of paths that are not UTF-8
-    try:
+    with written(path, DataError):
         if append:
-            with path.open("ab") as file:
-                file.write(data)
-        else:
+            append_file(path, data)
+        elif not (path.is_file() and path.read_bytes() == data):  # a full disk holds no second one
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _cell(value: object) -> object:

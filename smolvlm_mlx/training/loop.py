@@ -23,9 +23,10 @@ import mlx.optimizers as optimizers
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
+from ..checkpoint.safetensors import save_safetensors
 from ..errors import TrainingError
 from ..events import at_once
-from ..files import new_folder
+from ..files import new_folder, write_file
 from ..generation.image_cache import encode_tiles
 from ..inputs.tiles import normalize
 from ..model import SmolVLM, ints
@@ -203,8 +204,7 @@ class Trainer:
         self.history.append(Record(step, loss, value, float(self.optimizer.learning_rate), tokens))
         if self.best is self.history[-1] and self.group.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            mx.save_safetensors(str(self.folder / "new.safetensors"), self._weights())
-            (self.folder / "new.safetensors").replace(self.folder / BEST)
+            save_safetensors(self.folder / BEST, self._weights())
 
     def validate(self, batches: Iterable[Batch]) -> float:
         """Mean loss over the tokens of `batches`, without dropout."""
@@ -228,12 +228,12 @@ class Trainer:
         if self.group.rank() or target.exists():
             return
         with new_folder(target) as partial:
-            mx.save_safetensors(str(partial / "weights.safetensors"), self._weights())
+            save_safetensors(partial / "weights.safetensors", self._weights())
             moments = dict(tree_flatten(self.optimizer.state))
-            mx.save_safetensors(str(partial / "optimizer.safetensors"), moments)
+            save_safetensors(partial / "optimizer.safetensors", moments)
             history = [asdict(record) for record in self.history]
             state = {"about": self._about, "random": _random_seed(), "history": history}
-            (partial / "state.json").write_text(json.dumps(state))
+            write_file(partial / "state.json", json.dumps(state).encode())
         for folder in self._states():
             if folder != target:
                 shutil.rmtree(folder)

@@ -7,6 +7,7 @@ state to resume from.
 """
 
 import csv
+import io
 import json
 import math
 import shutil
@@ -25,7 +26,7 @@ from ..checkpoint.reader import Checkpoint, load, open_checkpoint
 from ..data.rows import Row, read_rows
 from ..errors import DataError, DeviceError, TrainingError, quote
 from ..events import Reading, at_once
-from ..files import expanded, new_folder
+from ..files import expanded, lock, new_folder, write_file, written
 from ..generation.image_cache import tiles_at_once
 from ..inputs.processor import Processor
 from ..model import SmolVLM
@@ -85,8 +86,15 @@ class Run:
         Yields after each step. Closed, it leaves what was saved last, for `resume` to go on from.
 
         Raises:
-            TrainingError: there is nothing to resume, or the loss is not finite.
+            TrainingError: there is nothing to resume, the loss is not finite, or the folder cannot
+                be written.
         """
+        with written(self.out, TrainingError):
+            return (yield from self._train(resume))
+
+    train = at_once(train_in_steps)
+
+    def _train(self, resume: bool) -> Generator[Record, None, Path | None]:
         if self.trainer.resume() != resume:
             raise TrainingError(
                 f"{self.out}: nothing to resume; leave --resume out"
@@ -95,37 +103,44 @@ class Run:
                 "folder"
             )
         device.hold_freed(self.memory.total - self.memory.weights)
-        self.out.mkdir(parents=True, exist_ok=True)
-        left_out = "".join(
-            json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped
-        )
-        (self.out / "left-out.jsonl").write_text(left_out, encoding="utf-8")
-        yield from self.trainer.run_in_steps(
+        steps = self.trainer.run_in_steps(
             self.training.batches(self.plan.batch_size, self.plan.accumulate, self.plan.seed),
             (lambda: self.validation.all(self.plan.batch_size)) if len(self.validation) else None,
         )
+        if self.trainer.group.rank():  # under mlx.launch the first process writes
+            yield from steps
+        else:
+            with lock(self.trainer.folder):
+                yield from self._written(steps)
+        return self._target if self.trainer.step == self.trainer.settings.steps else None
+
+    def _written(self, steps: Generator[Record]) -> Generator[Record]:
+        left_out = "".join(
+            json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.skipped
+        )
+        write_file(self.out / "left-out.jsonl", left_out.encode())
+        yield from steps
         write_curve(self.trainer.history, self.out / "loss.csv")
         draw_curve(self.trainer.history, self.out / "loss.png")
-        if self.trainer.step < self.trainer.settings.steps:
-            return None
-        self.trainer.load_best()
-        return self._write_result()
-
-    train = at_once(train_in_steps)
+        if self.trainer.step == self.trainer.settings.steps:
+            self.trainer.load_best()
+            self._write_result()
 
     def stop(self) -> None:
         """End `train` after the step under way, with its state saved."""
         self.trainer.stop = True
 
-    def _write_result(self) -> Path:
-        target = self.out / ("checkpoint" if self.adapter is None else "adapter")
-        shutil.rmtree(target, ignore_errors=True)
+    @property
+    def _target(self) -> Path:
+        return self.out / ("checkpoint" if self.adapter is None else "adapter")
+
+    def _write_result(self) -> None:
+        shutil.rmtree(self._target, ignore_errors=True)
         if self.adapter is None:
-            write_trained(self.checkpoint, self.model.named_parameters(), target)
+            write_trained(self.checkpoint, self.model.named_parameters(), self._target)
         else:
-            with new_folder(target) as partial:
+            with new_folder(self._target) as partial:
                 save_adapter(self.model, self.adapter, partial)
-        return target
 
 
 def prepare_in_steps(
@@ -256,10 +271,11 @@ def _unfreeze(model: SmolVLM, plan: Plan, base: str, name: str) -> AdapterConfig
 
 def write_curve(history: Sequence[Record], path: Path) -> None:
     """One line a step, as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Record)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in history)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Record)])
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in history)
+    write_file(path, text.getvalue().encode())
 
 
 def draw_curve(history: Sequence[Record], path: Path) -> None:
@@ -286,4 +302,6 @@ def draw_curve(history: Sequence[Record], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    write_file(path, png.getvalue())

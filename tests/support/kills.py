@@ -20,6 +20,7 @@ from tests.support import as_metal
 from tests.support.pictures import noise
 from tests.support.places import ROOT
 from tests.support.tally import Tally
+from tests.support.writing import Bench
 
 # ---- the history
 
@@ -152,3 +153,21 @@ def same_run(out: Path, whole: Path) -> bool:
         (out / name).read_bytes() == (whole / name).read_bytes()
         for name in ("adapter/adapters.safetensors", "loss.csv")
     )
+
+
+# ---- other commands
+
+
+def kill_writing(bench: Bench, times: int, seed: int, count: Tally) -> None:
+    """What is there after a kill is whole, or goes on to it with the same command. Counts both."""
+    rng = random.Random(seed)
+    started = time.monotonic()
+    with bench.start(bench.new()) as process:
+        assert process.wait() == 0
+    longest = time.monotonic() - started
+    for number in range(times):
+        out = bench.new()
+        with bench.start(out) as process:
+            time.sleep(rng.uniform(0.4, 1) * longest)
+            process.send_signal(signal.SIGKILL)
+        bench.check_left(count, out, f"kill {number}")
