@@ -62,7 +62,7 @@ class Clock:
     @property
     def words(self) -> str:
         return (
-            f"takes more than {self._whole:g} s to decode; make it smaller or simpler, or set "
+            f"takes more than {self._whole:g} s; make it smaller or simpler, or set "
             f"{SECONDS_SETTING} higher"
         )
 
@@ -135,7 +135,10 @@ class Child:
         if code == -signal.SIGXCPU:
             return clock.words
         how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-        return f"cannot be decoded, it may be damaged: its decoder ended ({how})"
+        return (
+            f"cannot be decoded: its decoder ended ({how}); it is damaged, or needs more memory "
+            "than it may have"
+        )
 
     def kill(self) -> None:
         """End it, and wait for that."""

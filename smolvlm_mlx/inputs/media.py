@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -44,6 +44,7 @@ RECENT_BYTES = 2**27  # of encoded pictures of a server's last requests
 Result = TypeVar("Result")
 Cut = TypeVar("Cut")
 KEPT = Kept(KEPT_BYTES)
+AT_ONCE = BoundedSemaphore(4)  # pictures that are decoded or cut at the same time, by all threads
 # Each frame as soon as it is cut, and how many there are to be.
 Cutting = Generator[tuple[TiledImage, int], None, Result]
 
@@ -67,9 +68,10 @@ class Attachment:
         with named(self._file):
             self._source = read_image(source, limits)
         self.name = self._file or "picture"
-        decoded = self._decode(PREVIEW_EDGE)
+        with AT_ONCE:
+            decoded = self._decode(PREVIEW_EDGE)
+            KEPT.put(self, decoded.image, _bytes_of(decoded.image))  # until it is cut into tiles
         self.size, self.note = decoded.size, decoded.note
-        KEPT.put(self, decoded.image, _bytes_of(decoded.image))  # until it is cut into tiles
 
     def _decode(self, edge: int) -> Decoded:
         if not isinstance(self._source, bytes):
@@ -107,10 +109,11 @@ class Attachment:
             kept: TiledImage = held[1]
             return kept
         edge = min(settings.longest_edge, MAX_EDGE)
-        if not isinstance(held, Image.Image) or max(held.size) < min(edge, max(self.size)):
-            held = self._decode(edge).image
-        with named(self._file):
-            tiled = make_tiles(held, settings)
+        with AT_ONCE:
+            if not isinstance(held, Image.Image) or max(held.size) < min(edge, max(self.size)):
+                held = self._decode(edge).image
+            with named(self._file):
+                tiled = make_tiles(held, settings)
         KEPT.put(self, (settings, tiled), tiled.tiles.nbytes)
         return tiled
 

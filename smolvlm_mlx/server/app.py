@@ -74,6 +74,9 @@ class ModelError(SmolVLMError):
 
 # Of errors that are not the request's own.
 STATUSES = {BusyError: 503, HistoryError: 500, NoConversationError: 404, ModelError: 404}
+READERS = (
+    32  # requests whose media are decoded at once; the page and the history have other threads
+)
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Service:
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
+    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
 
     def routes(self) -> list[BaseRoute]:
         api = [
@@ -191,7 +195,7 @@ class Service:
             self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
             return messages, self.processor(messages, image_options)
 
-        messages, inputs = await anyio.to_thread.run_sync(prepare)
+        messages, inputs = await anyio.to_thread.run_sync(prepare, limiter=self.readers)
         answer = Answer(asked, messages)
         asked = answer.asked
         answer.submit(self.scheduler, inputs, options, schema, time.perf_counter() - started)
