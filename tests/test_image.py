@@ -12,7 +12,7 @@ from typing import Any
 
 from smolvlm_mlx.errors import FetchError, ImageError, quote
 from smolvlm_mlx.inputs.fetch import DEFAULT_LIMITS, FetchLimits
-from smolvlm_mlx.inputs.image import STRANGERS, decode_image, limits_of, load_image
+from smolvlm_mlx.inputs.image import STRANGERS, decode_here, decode_image, limits_of, load_image
 from smolvlm_mlx.inputs.settings import ImageSettings
 from smolvlm_mlx.inputs.tiles import make_tiles
 from tests.support.pictures import animated, draw, encoded, noise
@@ -206,7 +206,7 @@ def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImageError, match=r"pip install 'smolvlm-mlx\[heif\]'"):
-        load_image(file.getvalue())
+        decode_here(file.getvalue(), DEFAULT_LIMITS, "it", 64)
 
 
 # --- limits

@@ -7,31 +7,10 @@ from pathlib import Path
 from smolvlm_mlx.errors import ImageError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs import pdf
 from smolvlm_mlx.inputs.pdf import choose_pages, count_pages, is_pdf, render_page
-from tests.support.pdfs import COLORS, pictures_as_pdf
+from tests.support.pdfs import CATALOG, COLORS, ONE_PAGE, page_of, pictures_as_pdf, written_pdf
 
 import pytest
 from PIL import Image
-
-
-def written_pdf(path: Path, *objects: str, trailer: str = "") -> Path:
-    """A PDF of these objects, the first of which is its catalog."""
-    data, starts = b"%PDF-1.7\n", []
-    for number, content in enumerate(objects, 1):
-        starts.append(len(data))
-        data += f"{number} 0 obj\n{content}\nendobj\n".encode()
-    table = "".join(f"{start:010} 00000 n \n" for start in starts)
-    size = len(objects) + 1
-    end = f"trailer << /Size {size} /Root 1 0 R {trailer} >>\nstartxref\n{len(data)}\n%%EOF\n"
-    path.write_bytes(data + f"xref\n0 {size}\n0000000000 65535 f \n{table}{end}".encode())
-    return path
-
-
-CATALOG = "<< /Type /Catalog /Pages 2 0 R >>"
-ONE_PAGE = "<< /Type /Pages /Kids [3 0 R] /Count 1 >>"
-
-
-def page_of(width: float, height: float, more: str = "") -> str:
-    return f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {width} {height}] {more} >>"
 
 
 def error_of(path: Path, *arguments: int) -> str:

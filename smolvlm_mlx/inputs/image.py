@@ -27,6 +27,7 @@ from smolvlm_mlx.inputs.fetch import (
 )
 from smolvlm_mlx.inputs.kinds import wrong_kind
 from smolvlm_mlx.inputs.rgb import as_array, from_array, to_rgb
+from smolvlm_mlx.inputs.scans import USUAL_SCANS, check_scans, count_scans
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,9 @@ STRANGERS = FetchLimits(max_bytes=MAX_IMAGE_BYTES, max_pixels=MAX_PIXELS, allow_
 # Formats that Pillow decodes itself. Others start programs (EPS), draw (WMF) or have no signature
 # (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
+# How files of the formats begin whose decoders take so long for each pixel, and no longer.
+JPEG = b"\xff\xd8\xff"
+PLAIN = (JPEG, b"\x89PNG", b"GIF8", b"BM", b"qoif", b"P5", b"P6")
 # What Pillow's decoders raise on damaged files. There is no common base class.
 DECODER_ERRORS = (
     OSError,
@@ -105,14 +109,18 @@ def load_image(
 def limits_of(part: object, limits: FetchLimits) -> FetchLimits:
     """The limits for an image part: what a URL leads to is a stranger's."""
     _, source = _held(part)
-    text = source.lower() if isinstance(source, str) else ""
-    if not text.startswith(("http://", "https://")):
+    if not is_url(source):
         return limits
     return replace(
         limits,
         max_bytes=min(limits.max_bytes, STRANGERS.max_bytes),
         max_pixels=min(limits.max_pixels or MAX_PIXELS, MAX_PIXELS),
     )
+
+
+def is_url(source: object) -> bool:
+    """Whether a source is an address elsewhere, of what is a stranger's."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def is_decoded(part: object) -> bool:
@@ -144,7 +152,8 @@ def read_image(part: object, limits: FetchLimits = DEFAULT_LIMITS) -> bytes | Im
 def decode_image(
     data: bytes, limits: FetchLimits, name: str = "the picture", edge: int = MAX_EDGE
 ) -> Decoded:
-    """Decode an encoded picture.
+    """Decode an encoded picture: a stranger's, and one of a format whose decoders do more than one
+    thing for each pixel, in a process that can be ended (see `sandbox`).
 
     Args:
         name: for messages.
@@ -153,6 +162,17 @@ def decode_image(
     Raises:
         ImageError: it cannot be decoded, or is outside the limits.
     """
+    is_own = limits.max_pixels is None
+    has_scans = data.startswith(JPEG) and count_scans(data) > USUAL_SCANS
+    if is_own and data.startswith(PLAIN) and not has_scans:
+        return decode_here(data, limits, name, edge)
+    from smolvlm_mlx.inputs import sandbox
+
+    return sandbox.decode_image(data, limits, name, edge)
+
+
+def decode_here(data: bytes, limits: FetchLimits, name: str, edge: int) -> Decoded:
+    """As `decode_image`, in this process, where nothing ends it."""
 
     def decoded() -> Decoded:
         image, size, cut_off = _loaded(data, limits, name, edge)
@@ -175,7 +195,7 @@ def check_size(size: tuple[int, ...], limits: FetchLimits, name: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty: {width} x {height} pixels")
     check_side(size, name)
-    most = _most_pixels() if limits.max_pixels is None else limits.max_pixels
+    most = most_pixels(limits)
     if width * height > most:
         how = f"set {PIXELS_SETTING} higher or " if limits.max_pixels is None else ""
         raise ImageError(
@@ -196,7 +216,14 @@ def check_side(size: tuple[int, ...], name: str) -> None:
         )
 
 
-def _most_pixels() -> int:
+def most_pixels(limits: FetchLimits) -> int:
+    """How many pixels a picture may have.
+
+    Raises:
+        ImageError: the environment says something else than a number.
+    """
+    if limits.max_pixels is not None:
+        return limits.max_pixels
     given = os.environ.get(PIXELS_SETTING, str(OWN_PIXELS))
     if not (given.isdecimal() and int(given)):
         raise ImageError(f"{PIXELS_SETTING} is {quote(given)}, not a number of pixels")
@@ -248,6 +275,8 @@ def _loaded(
     image = _open(data, name)
     size, is_jpeg = image.size, image.format in ("JPEG", "MPO")
     check_size(size, limits, name)  # before anything is decoded
+    if is_jpeg:
+        check_scans(data, size, name)
     if size[0] * size[1] > MAX_PIXELS:
         # Only JPEG's decoder does this; what it gives is not smaller than asked.
         image.draft(None, (size[0] * edge // max(size) or 1, size[1] * edge // max(size) or 1))

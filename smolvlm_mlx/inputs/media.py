@@ -4,10 +4,12 @@ decoded once."""
 import io
 import os
 import re
-from collections.abc import Generator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from threading import BoundedSemaphore, Lock
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -17,11 +19,13 @@ from ..events import Work
 from .animation import as_video
 from .fetch import DEFAULT_LIMITS, FetchLimits, read_start
 from .image import MAX_EDGE, Decoded, decode_image, is_decoded, limits_of, read_image
+from .kept import Kept
 from .kinds import PICTURE, START, VIDEO, kind_of
+from .sandbox import decode_video
 from .settings import ImageSettings
 from .tiles import TiledImage, make_tiles
 from .video import LIMITS as VIDEO_LIMITS
-from .video import Clip, VideoSampling, decode_in_steps, read_video
+from .video import Clip, VideoSampling, decode_in_steps, is_strangers, read_video
 from .video_file import FALLBACK_FPS, VideoFile
 
 VIDEO_SUFFIXES = (  # server/page/pictures.js has the same
@@ -34,8 +38,13 @@ PICTURE_SUFFIXES = tuple(
 )
 PREVIEW = 1024
 PREVIEW_EDGE = 2048  # of a JPEG that is decoded smaller; what most settings cut into tiles
+KEPT_BYTES = 2**28  # of decoded pictures and tiles of all messages: those of 20 large pictures
+RECENT_BYTES = 2**27  # of encoded pictures of a server's last requests
 
 Result = TypeVar("Result")
+Cut = TypeVar("Cut")
+KEPT = Kept(KEPT_BYTES)
+AT_ONCE = BoundedSemaphore(4)  # pictures that are decoded or cut at the same time, by all threads
 # Each frame as soon as it is cut, and how many there are to be.
 Cutting = Generator[tuple[TiledImage, int], None, Result]
 
@@ -59,10 +68,10 @@ class Attachment:
         with named(self._file):
             self._source = read_image(source, limits)
         self.name = self._file or "picture"
-        decoded = self._decode(PREVIEW_EDGE)
+        with AT_ONCE:
+            decoded = self._decode(PREVIEW_EDGE)
+            KEPT.put(self, decoded.image, _bytes_of(decoded.image))  # until it is cut into tiles
         self.size, self.note = decoded.size, decoded.note
-        self._image: Image.Image | None = decoded.image  # until it is cut into tiles
-        self._tiled: tuple[ImageSettings, TiledImage] | None = None
 
     def _decode(self, edge: int) -> Decoded:
         if not isinstance(self._source, bytes):
@@ -87,19 +96,31 @@ class Attachment:
     @property
     def preview(self) -> Image.Image:
         """A copy of at most PREVIEW pixels a side, for people."""
-        image = (self._image or self._decode(PREVIEW_EDGE).image).copy()
+        held = KEPT.get(self)
+        image = held if isinstance(held, Image.Image) else self._decode(PREVIEW_EDGE).image
+        image = image.copy()
         image.thumbnail((PREVIEW, PREVIEW))
         return image
 
     def tiled(self, settings: ImageSettings) -> TiledImage:
-        """Its tiles; those of the last settings are kept."""
-        if self._tiled is None or self._tiled[0] != settings:
-            image, edge = self._image, min(settings.longest_edge, MAX_EDGE)
-            if image is None or max(image.size) < min(edge, max(self.size)):
-                image = self._decode(edge).image
+        """Its tiles; those of the last settings are kept as long as KEPT_BYTES allow."""
+        held = KEPT.get(self)
+        if isinstance(held, tuple) and held[0] == settings:
+            kept: TiledImage = held[1]
+            return kept
+        edge = min(settings.longest_edge, MAX_EDGE)
+        with AT_ONCE:
+            if not isinstance(held, Image.Image) or max(held.size) < min(edge, max(self.size)):
+                held = self._decode(edge).image
             with named(self._file):
-                self._tiled, self._image = (settings, make_tiles(image, settings)), None
-        return self._tiled[1]
+                tiled = make_tiles(held, settings)
+        KEPT.put(self, (settings, tiled), tiled.tiles.nbytes)
+        return tiled
+
+
+def _bytes_of(image: Image.Image) -> int:
+    """Bytes of memory; Pillow has four for an RGB pixel."""
+    return 4 * image.width * image.height
 
 
 class Video:
@@ -121,16 +142,17 @@ class Video:
         self._file = name or name_of(source)
         self.name = self._file or "video"
         shown = "the file" if self._file is None else quote(self._file, end=True)
-        data = read_video(source, limits, shown)
+        self.data, self._lost = read_video(source, limits, shown), ""
+        self._frames: VideoFile | None = None  # of a stranger's, which others decode
         with named(self._file):
-            self.data, self._lost = as_video(data)
-            self._frames = VideoFile(self.data)
-            looked = decode_in_steps(self._frames, VideoSampling(max_frames=1), lambda frame: frame)
+            if not is_strangers(source, limits):
+                self.data, self._lost = as_video(self.data)
+                self._frames = VideoFile(self.data)
+            looked = self._decoded(VideoSampling(max_frames=1), lambda frame: frame)
             first = Work(looked).finish()
         self.duration, self.preview = first.duration, first.frames[0]
         self.size, self.note = self.preview.size, self._noted(first)
         self.preview.thumbnail((PREVIEW, PREVIEW))
-        self._clip: tuple[VideoSampling, ImageSettings, Clip[TiledImage]] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -138,15 +160,24 @@ class Video:
         return sha256(self.data).hexdigest()
 
     def clip(self, sampling: VideoSampling, settings: ImageSettings) -> Cutting[Clip[TiledImage]]:
-        """Its frames, cut. Those of the last sampling and settings are kept, and not given one by
-        one again."""
-        if self._clip is None or self._clip[:2] != (sampling, settings):
-            with named(self._file):
-                clip = yield from decode_in_steps(
-                    self._frames, sampling, lambda frame: make_tiles(frame, settings)
-                )
-            self._clip, self.note = (sampling, settings, clip), self._noted(clip)
-        return self._clip[2]
+        """Its frames, cut. Those of the last sampling and settings are kept as long as KEPT_BYTES
+        allow, and not given one by one again."""
+        held = KEPT.get(self)
+        if isinstance(held, tuple) and held[:2] == (sampling, settings):
+            kept: Clip[TiledImage] = held[2]
+            return kept
+        with named(self._file):
+            clip = yield from self._decoded(sampling, lambda frame: make_tiles(frame, settings))
+        self.note, size = self._noted(clip), sum(frame.tiles.nbytes for frame in clip.frames)
+        KEPT.put(self, (sampling, settings, clip), size)
+        return clip
+
+    def _decoded(
+        self, sampling: VideoSampling, convert: Callable[[Image.Image], Cut]
+    ) -> Generator[tuple[Cut, int], None, Clip[Cut]]:
+        if self._frames is None:
+            return decode_video(self.data, sampling, convert)
+        return decode_in_steps(self._frames, sampling, convert)
 
     def _noted(self, clip: Clip[Any]) -> str:
         return ", ".join(filter(None, (self._lost, clip.note)))
@@ -178,18 +209,34 @@ class Frames:
 
 
 class Recent:
-    """The last `most` pictures that were owned, so that one that comes again is not decoded and cut
-    again."""
+    """The last pictures that were owned, so that one that comes again is not decoded and cut again:
+    up to `most` of them, and up to `most_bytes` as they came. What was made of them is in
+    KEPT_BYTES."""
 
-    def __init__(self, most: int = 16):
-        self._owned = lru_cache(most)(Attachment)
+    def __init__(self, most: int = 16, most_bytes: int = RECENT_BYTES):
+        self._most, self._most_bytes = most, most_bytes
+        self._owned: OrderedDict[object, Attachment] = OrderedDict()
+        self._lock = Lock()
 
     def attachment(self, source: object, limits: FetchLimits, name: str | None) -> Attachment:
         """As `Attachment`."""
         if is_decoded(source):
             return Attachment(source, limits, name)
-        data = read_image(source, limits)
-        return self._owned(data, limits_of(source, limits), name or name_of(source))
+        data, name = read_image(source, limits), name or name_of(source)
+        key = (data, limits_of(source, limits), name)
+        with self._lock:
+            owned = self._owned.get(key)
+        owned = owned or Attachment(data, key[1], name)  # outside of the lock: others go on
+        with self._lock:
+            self._owned[key] = owned
+            self._owned.move_to_end(key)
+            while self._owned and not self._fit():
+                self._owned.popitem(last=False)
+        return owned
+
+    def _fit(self) -> bool:
+        size = sum(len(owned.data) for owned in self._owned.values())
+        return len(self._owned) <= self._most and size <= self._most_bytes
 
 
 def attach(path: str | Path) -> "Attachment | Video":

@@ -246,7 +246,10 @@ class _Parser:
     def __init__(self, limits: FetchLimits = DEFAULT_LIMITS, recent: Recent | None = None):
         self._limits, self._own = limits, (recent or Recent()).attachment
         self._video_limits = replace(
-            VIDEO_LIMITS, allow_paths=limits.allow_paths, allow_urls=limits.allow_urls
+            VIDEO_LIMITS,
+            max_pixels=limits.max_pixels,
+            allow_paths=limits.allow_paths,
+            allow_urls=limits.allow_urls,
         )
 
     def message(self, message: object, where: str) -> Callable[[], Message]:

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import VideoError, quote
 from ..events import Work
 from .fetch import FetchLimits, one_of, read_source
+from .image import is_url
 from .kinds import wrong_kind
 from .prefetch import prefetch
 from .timeline import ROUNDING, Timeline
@@ -194,7 +195,7 @@ def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file
     Raises:
         FetchError, VideoError: it cannot be read.
     """
-    key, source = one_of(part, ("video", "path", "url", "base64"), "a video part", VideoError)
+    key, source = _held(part)
     data = read_source(key, source, limits)
     if data is None:
         raise VideoError(
@@ -206,6 +207,15 @@ def read_video(part: object, limits: FetchLimits = LIMITS, name: str = "the file
     if wrong := wrong_kind(data, "video"):
         raise VideoError(f"{name} {wrong}")
     return data
+
+
+def is_strangers(part: object, limits: FetchLimits) -> bool:
+    """Whether a video part came to a server, or leads to a URL."""
+    return limits.max_pixels is not None or is_url(_held(part)[1])
+
+
+def _held(part: object) -> tuple[str, object]:
+    return one_of(part, ("video", "path", "url", "base64"), "a video part", VideoError)
 
 
 def decode(data: bytes, sampling: VideoSampling) -> Clip[Image.Image]:

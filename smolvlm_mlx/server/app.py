@@ -81,6 +81,8 @@ STATUSES = {
     NoConversationError: 404,
     ModelError: 404,
 }
+# Requests whose media are decoded at once; the page and the history have other threads.
+READERS = 32
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Service:
     recent: Recent = field(default_factory=Recent)
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
+    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
 
     def routes(self) -> list[BaseRoute]:
         api = [
@@ -206,7 +209,7 @@ class Service:
             self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
             return messages, self.processor(messages, image_options)
 
-        messages, inputs = await anyio.to_thread.run_sync(prepare)
+        messages, inputs = await anyio.to_thread.run_sync(prepare, limiter=self.readers)
         answer = Answer(asked, messages)
         asked = answer.asked
         answer.submit(self.scheduler, inputs, options, schema, time.perf_counter() - started)

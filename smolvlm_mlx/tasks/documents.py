@@ -21,8 +21,9 @@ from ..generation.options import Options
 from ..generation.stream import Stream
 from ..inputs.image import load_image
 from ..inputs.messages import user_message
-from ..inputs.pdf import DPI, choose_pages, count_pages, is_pdf, render_page
+from ..inputs.pdf import DPI, choose_pages, is_pdf
 from ..inputs.processor import Processor
+from ..inputs.sandbox import count_pages, render_page
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .captions import TASKS
