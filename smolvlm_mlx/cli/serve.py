@@ -156,6 +156,7 @@ def run_server(
         ws="none",
         log_level="warning",
         access_log=False,
+        use_colors=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=32 * 1024,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...errors import PromptError, SmolVLMError
+from ...errors import PromptError, SmolVLMError, escaped
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
@@ -158,7 +158,7 @@ class PipeScreen:
     def picture(self, attachment: "Attachment | Video") -> None:
         """Not shown; only what is unusual about it is said."""
         if attachment.note:
-            self.say(f"{attachment.name}: {attachment.note}")
+            self.say(f"{escaped(attachment.name)}: {attachment.note}")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)
