@@ -32,18 +32,17 @@ def clean(text: str) -> str:
 
 
 def own(stream: TextIO) -> TextIO:
-    """The same stream for what is our own to say to a terminal, and for what is cleaned already."""
-    return (
-        cast(TextIO, Gate(stream.file, False, stream.vital)) if isinstance(stream, Gate) else stream
-    )
+    """The same stream for what is our own to say to a terminal, or is cleaned already."""
+    if isinstance(stream, Gate):
+        return cast(TextIO, Gate(stream.file, False, stream.vital))
+    return stream
 
 
 class Gate:
     """A stream to write text to, in place of `file`; None, where it is closed.
 
-    When stdout cannot be written, that is said on stderr and the program ends with 1, or as SIGPIPE
-    would end it where nobody reads any longer. When stderr cannot, nobody is left to tell, and the
-    work goes on.
+    When stdout cannot be written, that is said on stderr, unless nobody reads it any longer, and
+    the program ends with 1. When stderr cannot, nobody is left to tell, and the work goes on.
 
     Args:
         cleans: whether text is cleaned.
@@ -92,9 +91,8 @@ class Gate:
             os.close(nothing)
         if not self.vital:
             return
-        if error.errno == errno.EPIPE:
-            raise SystemExit(141)
-        print(f"smolvlm-mlx: stdout cannot be written ({error.strerror})", file=sys.stderr)
+        if error.errno != errno.EPIPE:
+            print(f"smolvlm-mlx: stdout cannot be written ({error.strerror})", file=sys.stderr)
         raise SystemExit(1)
 
 

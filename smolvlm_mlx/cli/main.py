@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SmolVLMError
+from ..errors import SmolVLMError, quote
 from . import (
     bench,
     caption,
@@ -58,6 +58,13 @@ def main() -> None:
         if invocation.debug:
             raise
         print(f"smolvlm-mlx: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        # Of the system, which refuses an endless name, one more open file, ...
+        if invocation.debug or error.errno is None:
+            raise
+        name = "" if error.filename is None else f"{quote(os.fsdecode(error.filename), end=True)}: "
+        print(f"smolvlm-mlx: {name}{error.strerror}", file=sys.stderr)
         sys.exit(1)
     finally:
         sys.stdout.flush()  # what cannot be written is told now

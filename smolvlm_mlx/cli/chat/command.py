@@ -1,8 +1,10 @@
 """`smolvlm-mlx chat`: a conversation in the terminal, or line by line over a pipe."""
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,7 +76,21 @@ def chat(
         conversation.system = conversation.system if system is None else system
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
-    screen.run(session)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _end)
+    try:
+        screen.run(session)
+    except (KeyboardInterrupt, SystemExit):
+        session.keep()  # also where that was what it came into
+        raise
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP end a chat as Ctrl-C ends an answer, with what is said kept; a second one
+    at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def _run_page(
