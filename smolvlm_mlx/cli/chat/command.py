@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -76,21 +77,32 @@ def chat(
         conversation.system = conversation.system if system is None else system
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, _end)
-    try:
+    with _ended_by_signals(session):
         screen.run(session)
+
+
+@contextmanager
+def _ended_by_signals(session: "Session") -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the chat with what is said kept, as Ctrl-C ends an answer; a
+    second one at once. `nohup` is obeyed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
     except (KeyboardInterrupt, SystemExit):
-        session.keep()  # also where that was what it came into
+        session.keep()  # also where one came into that
         raise
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP end a chat as Ctrl-C ends an answer, with what is said kept; a second one
-    at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def _run_page(
