@@ -75,13 +75,13 @@ def live(
     from itertools import islice
 
     from ..tasks.live import Live
-    from .show import Console
+    from .show import Console, shows_pictures
 
     with _open(file, camera) as source:
         loaded, split = loading.load(model), bool(image_options.split)
         seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
         console = Console()
-        is_screen = console.is_terminal and not console.is_dumb_terminal
+        is_screen = shows_pictures(console) and not console.is_dumb_terminal
         show = _Terminal(console, mirror).show if is_screen else _print_lines
         for description in islice(seen.watch(source, every), count):
             show(description)

@@ -1,5 +1,6 @@
 """What several commands show: tables, progress bars, rows that cannot be used."""
 
+import os
 import re
 import sys
 from collections.abc import Generator, Iterable, Sequence
@@ -37,6 +38,14 @@ class Console(rich.Console):
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control else Segment(clean(text), style)
+
+
+def shows_pictures(on: Console) -> bool:
+    """Whether it is a terminal that says how large it is; some say that they have no columns."""
+    try:
+        return on.is_terminal and min(os.get_terminal_size()) > 0
+    except OSError:
+        return False
 
 
 def console(stderr: bool = False) -> Console:

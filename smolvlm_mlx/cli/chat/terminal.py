@@ -26,7 +26,7 @@ from ...events import Event, Reading, Text
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
 from ..gate import clean, own
-from ..show import Console
+from ..show import Console, shows_pictures
 from .commands import COMMANDS, handle
 from .completion import CommandCompleter
 from .session import Session
@@ -104,7 +104,7 @@ class TerminalScreen:
         say what it is."""
         from textual_image.renderable import Image as Inline
 
-        if self.console.is_terminal:
+        if shows_pictures(self.console):
             width, height = attachment.size
             columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
             self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
