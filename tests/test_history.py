@@ -17,6 +17,7 @@ from typing import Any
 from smolvlm_mlx import Options
 from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
+from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
 from smolvlm_mlx.errors import FetchError, HistoryError
@@ -291,7 +292,9 @@ def test_a_conversation_cannot_command_the_terminal(
     history.save("abc", [asked("\x1b[31mred"), text_message("assistant", "\x9b2J[b]\ta")])
     assert run("show", "abc") == "User: \x1b[31mred\n\nAssistant: \x9b2J[b]\ta\n"
     assert "\x1b" not in run("list")
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    install()
     history_command.show(id="abc", debug=False)
     assert shown.getvalue() == "User: [31mred\n\nAssistant: 2J[b]\ta\n"
 

@@ -28,6 +28,8 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     `main`."""
     folder = find_folder(path_or_id)
     if folder is None:
+        if revision is not None and not revision.isprintable():
+            raise CheckpointError(f"revision {quote(revision)}: is no branch, tag or commit")
         return _download(str(path_or_id), revision)
     if revision not in (None, "main"):
         raise CheckpointError(

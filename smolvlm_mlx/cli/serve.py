@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ServerError, quote
+from ..errors import ServerError, quote, reason
 from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
@@ -164,6 +164,7 @@ def run_server(
         make_app(service, names, secret, list(origins)),
         log_level="warning",
         access_log=False,
+        use_colors=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         **options(),
@@ -242,9 +243,9 @@ def listen(host: str, port: int) -> socket:
         found = getaddrinfo(bare or None, port, type=SOCK_STREAM, flags=AI_PASSIVE)
         family, *_, address = min(found, key=lambda one: one[0] != AF_INET)
         listener = create_server(address, family=family)
-    except (OSError, UnicodeError) as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the latter for a name that is none
         # A name that is not found has a number of its own.
-        number = None if isinstance(error, gaierror | UnicodeError) else error.errno
+        number = None if isinstance(error, gaierror | TypeError | UnicodeError) else error.errno
         why = os.strerror(number) if number else getattr(error, "strerror", None) or "no host name"
         raise ServerError(
             f"{host}:{port}: cannot listen there ({why}); choose another --host or --port"
