@@ -70,7 +70,7 @@ def chat(
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
-        session.restart(history.load(id), id)
+        session.resume(history, id)
         conversation.system = conversation.system if system is None else system
         screen.say(as_text(conversation.messages))
     session.attach(image or [])
