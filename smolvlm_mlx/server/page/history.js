@@ -25,6 +25,7 @@ export async function openKept(id) {
   if (!response.ok) return say((await failure(response)).message);
   const { messages, version } = await response.json();
   open(id, messages, [version]);
+  closeList();
   refresh();
 }
 
@@ -47,7 +48,10 @@ export async function reopen() {
 // A conversation that was saved goes on as one of its own.
 export async function openFile(file) {
   try {
-    open(newId(), JSON.parse(await file.text()).messages, []);
+    const { messages } = JSON.parse(await file.text());
+    if (!messages.every(({ role }) => role)) throw new TypeError("no messages");
+    open(newId(), messages, []);
+    closeList();
   } catch {
     say(`${file.name} is no conversation that was saved`);
   }
@@ -59,7 +63,6 @@ function open(id, raw, known) {
   const hasInstructions = first?.role === "system" && !first.pictures.length;
   openConversation(id, hasInstructions ? messages.slice(1) : messages, known);
   $("system").value = hasInstructions ? first.text : "";
-  closeList();
 }
 
 async function remove(id, title) {

@@ -68,12 +68,13 @@ export async function failure(response) {
 // The chunks of the answer to a request, which may still be a promise.
 export async function* complete(request, signal) {
   const usage = { stream: true, stream_options: { include_usage: true } };
-  const response = await call("/v1/chat/completions", {
+  const asking = call("/v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify({ ...await request, ...usage }),
     signal,
   });
+  const response = await patiently(asking, Infinity);  // it is not idle while it reads pictures
   if (!response.ok) throw await failure(response);
   for await (const chunk of events(response)) {
     if (chunk.error) throw new Error(chunk.error.message);
@@ -107,10 +108,15 @@ async function next(reader) {
     if (error.name === "AbortError") throw error;
     throw new Error("the connection to the server broke");
   });
-  for (let idle = 0; idle < 2;) {
-    const came = await within(reading, QUIET);
+  return patiently(reading, 2);
+}
+
+// What a promise gives, as long as the server lives; it may be idle a few times when it is asked.
+async function patiently(promise, mayBeIdle) {
+  for (let idle = 0; idle < mayBeIdle;) {
+    const came = await within(promise, QUIET);
     if (came) return came;
-    const working = await Promise.race([reading, within(isWorking(), PATIENCE)]);
+    const working = await Promise.race([promise, within(isWorking(), PATIENCE)]);
     if (working === undefined) throw new Error("the server no longer answers");
     idle = working ? 0 : idle + 1;
   }
