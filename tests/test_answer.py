@@ -11,6 +11,7 @@ from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
 from smolvlm_mlx.server.request import ChatRequest
+from smolvlm_mlx.tasks.history import Place
 from tests.support.http import Running, head, question, wait_until
 from tests.support.pictures import data_url
 
@@ -235,9 +236,9 @@ def test_the_history_keeps_the_first_answer(
 ) -> None:
     id, save, saved = f"00000000000000{stream:02d}", server.history.save, list[str]()
 
-    def watched(id: str, messages: Any, model: str) -> None:
+    def watched(id: str, messages: Any, model: str, *more: Any) -> Place:
         saved.append(model)
-        save(id, messages, model)
+        return save(id, messages, model, *more)
 
     monkeypatch.setattr(server.history, "save", watched)
     first = texts(server, n=3)[0]

@@ -133,13 +133,14 @@ def test_without_a_history_nothing_is_kept(
 
 
 def test_saved_again(history: History) -> None:
-    history.save("a", TALK)
-    history.save("a", [*TALK[:4], text_message("assistant", "No.")])
+    place = history.save("a", TALK)
+    place = history.save("a", [*TALK[:4], text_message("assistant", "No.")], known=place.known)
     assert words(history.load("a"))[-1] == "No."
-    history.save("a", TALK[:3])
+    place = history.save("a", TALK[:3], known=place.known)
     assert len(history.load("a")) == 3
-    history.save("a", [asked("Nothing")])
+    place = history.save("a", [asked("Nothing")], known=place.known)
     assert words(history.load("a")) == ["Nothing"]
+    assert len(history.list()) == 1
 
 
 def test_the_latest_is_first_and_words_are_found(history: History) -> None:
@@ -162,10 +163,12 @@ def test_the_latest_is_first_and_words_are_found(history: History) -> None:
 
 
 def test_a_list_shows_what_a_conversation_now_is(history: History) -> None:
+    known: tuple[str, ...] = ()
     for number, (said, title) in enumerate(
         {"Old\n words": "Old words", "x" * 60: "x" * 60, "y" * 61: "y" * 59 + "…"}.items()
     ):
-        history.save("a", [asked(said)], f"model {number}")
+        place = history.save("a", [asked(said)], f"model {number}", known)
+        known = place.known
         (summary,) = history.list()
         assert (summary.title, summary.model) == (title, f"model {number}")
 
@@ -200,7 +203,7 @@ def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:
 
 
 def test_only_what_is_new_is_written(history: History) -> None:
-    history.save("a", TALK[:2])
+    known = history.save("a", TALK[:2]).known
     changed(
         history,
         "CREATE TABLE written (number INTEGER)",
@@ -220,7 +223,7 @@ def test_only_what_is_new_is_written(history: History) -> None:
         (TALK[:3], []),
         ([TALK[0], *TALK[2:]], [1, 2, 3]),
     ):
-        history.save("a", messages)
+        known = history.save("a", messages, known=known).known
         assert written() == numbers
         assert words(history.load("a")) == words(messages)
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -15,15 +16,18 @@ from typing import Any
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import VideoPart, text_message, user_message
+from smolvlm_mlx.inputs.messages import VideoPart, parse_messages, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.options import options_of
+from smolvlm_mlx.server import openai
 from smolvlm_mlx.server.start import WITHOUT, Start
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.http import TOKEN, Running, always
-from tests.support.pictures import PICTURE, noise
+from tests.support.http import TOKEN, Running, always, wait_until
+from tests.support.pictures import PICTURE, encoded, noise
 from tests.support.videos import encode_video
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,34 +57,43 @@ WATCH_POLICY = """
 """
 
 
-@pytest.fixture
-def page(server: Running) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_context(
-            viewport={"width": 390, "height": 760}, permissions=["camera"]
-        ).new_page()
-        problems: list[str] = []
-        opened.on("pageerror", lambda error: problems.append(str(error)))
-        opened.on(
-            "console",
-            lambda said: problems.extend([said.text] if "Content Security" in said.text else []),
-        )
-        opened.add_init_script(WATCH_POLICY)
-        opened.on(
-            "request",
-            lambda request: problems.extend(
-                [request.url]
-                if "127.0.0.1" not in request.url[:20]
-                and not request.url.startswith(("data:", "blob:"))
-                else []
-            ),
-        )
-        opened.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
-        assert problems == []
-        browser.close()
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    context = browser.new_context(
+        viewport={"width": 390, "height": 760}, permissions=["camera"], reduced_motion="reduce"
+    )
+    problems: list[str] = []
+    context.on("weberror", lambda error: problems.append(str(error.error)))
+    context.on(
+        "console",
+        lambda said: problems.extend([said.text] if "Content Security" in said.text else []),
+    )
+    context.add_init_script(WATCH_POLICY)
+    context.on(
+        "request",
+        lambda request: problems.extend(
+            [request.url]
+            if "127.0.0.1" not in request.url[:20]
+            and not request.url.startswith(("data:", "blob:"))
+            else []
+        ),
+    )
+    opened = context.new_page()
+    opened.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
+    yield opened
+    assert problems == []
+    context.close()
+    for talk in server.history.list():
+        server.history.delete(talk.id)
 
 
 def ask(page: Any, text: str, answers: int) -> str:
@@ -168,7 +181,8 @@ def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
     page.get_by_role("button", name="… but keep its pictures").click()
     # The picture is still too much.
     page.get_by_role("button", name="Forget the oldest turn").wait_for()
-    assert page.locator(".user .text").all_inner_texts() == [words.strip(), "And more"]
+    assert page.locator(".user .text").all_inner_texts() == [words.strip()]
+    assert page.input_value("#text") == "And more"
     assert page.locator(".user").nth(0).locator("img").count() == 1
     page.get_by_role("button", name="Forget the oldest turn").click()
     page.locator(".assistant").get_by_role("button", name="Retry").wait_for()
@@ -398,7 +412,7 @@ def test_every_option_of_the_list_is_a_setting_that_is_asked_with(page: Any) -> 
     for name in SETTINGS:  # empty is what the server has
         change(page, name, "")
     page.get_by_role("button", name="Done").click()
-    ask(page, "Hi", 1)
+    ask(page, "Hi", 2)
     assert not {*SETTINGS} & bodies[1].keys()
 
 
@@ -425,11 +439,11 @@ def test_what_was_typed_for_the_server_goes_before_what_the_browser_keeps(
     open_settings(page)
     change(page, "temperature", "0.75")
     page.reload()
-    ask(page, "Hi", 1)
+    ask(page, "Hi", 2)
     assert bodies[1]["temperature"] == 0.75
     monkeypatch.setattr(server.service, "start", Start(typed))
     page.reload()
-    ask(page, "Hi", 1)
+    ask(page, "Hi", 3)
     assert "temperature" not in bodies[2]
 
 
@@ -449,16 +463,416 @@ def test_the_page_begins_with_pictures_instructions_and_a_conversation(
     page.get_by_text("Yes.").wait_for()
     ask(page, "And this?", 2)
     said = bodies[0]["messages"]
-    assert bodies[0]["conversation"] == id
+    assert bodies[0]["conversation"]["id"] == id
     assert said[0] == {"role": "system", "content": "Be brief."}
     (clip, question), (picture, words) = said[1]["content"], said[3]["content"]
     assert (clip["fps"], clip["end"]) == (2.0, 2.5)  # what was seen of the video is seen again
     assert (question["text"], words["text"]) == ("Before?", "And this?")
     assert picture["name"] == "cat.png"
-    # Once: loaded again, the page is empty, and has its instructions.
+    # Once: loaded again, the page has what was said since.
     page.reload()
-    page.locator(".empty").wait_for()
+    page.locator(".assistant").nth(1).wait_for()
     page.locator("#max_tokens").wait_for(state="attached")
     assert page.input_value("#system") == "Be brief."
     assert page.locator("#waiting img").count() == 0
-    server.history.delete(id)
+
+
+# ---- what goes wrong
+
+
+BROKEN = b"\x89PNG\r\n\x1a\n" + bytes(300)
+
+
+def show_pictures(page: Any, tmp_path: Path, *names: str) -> None:
+    """Let pictures wait; those that are called broken cannot be read."""
+    for name in names:
+        if "broken" in name:
+            (tmp_path / name).write_bytes(BROKEN)
+        else:
+            noise(90, 60).save(tmp_path / name)
+    page.set_input_files("#files", [tmp_path / name for name in names])
+    page.locator("#waiting figure").nth(len(names) - 1).wait_for()
+
+
+def seen(page: Any) -> list[str]:
+    """The conversation: the pictures of each message, its text, and why it ends early."""
+    script = """articles => articles.map(article => [
+        ...[...article.querySelectorAll('figure > :first-child')].map(node => node.title),
+        ...[...article.querySelectorAll('.text, .cut')].map(node => node.textContent)].join('|'))"""
+    return list(page.locator(".message").evaluate_all(script))
+
+
+def few_tokens(page: Any) -> None:
+    page.evaluate("localStorage.setItem('max_tokens', '3')")
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["asked", "edited"])
+def test_an_unreadable_picture_stays_with_its_reason(
+    edited: bool, page: Any, server: Running, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    if edited:
+        ask(page, "First", 1)
+        page.get_by_role("button", name="Edit").click()
+    before = seen(page)
+    bodies = watch_requests(page)
+    show_pictures(page, tmp_path, "a.png", "broken.png", "b.png")
+    page.fill("#text", "What is this?")
+    page.press("#text", "Enter")
+    page.locator("figure.wrong").wait_for()
+    assert "is not a readable picture" in page.inner_text("figure.wrong figcaption")
+    names = "nodes => nodes.map(node => node.title)"
+    assert page.locator("#waiting figure > img").evaluate_all(names) == [
+        "a.png",
+        "broken.png",
+        "b.png",
+    ]
+    assert page.locator("figure.wrong > img").get_attribute("title") == "broken.png"
+    assert page.input_value("#text") == "What is this?"
+    assert seen(page) == before
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("button", name="Remove broken.png").click()
+    page.press("#text", "Enter")
+    page.get_by_role("button", name="Retry").wait_for()
+    assert seen(page)[0] == "a.png|b.png|What is this?"
+    ask(page, "And now?", 2)
+    said = [[part.get("name") for part in m["content"]] for m in bodies[-1]["messages"]]
+    assert said == [["a.png", "b.png", None], [None], [None]]
+    (talk,) = server.history.list()
+    assert talk.turns == 2
+
+
+def sse(*events: object) -> str:
+    return "".join(
+        f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events
+    )
+
+
+def piece(text: str, **more: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more}
+
+
+ERROR = {"error": {"message": "the engine failed", "type": "server_error"}}
+# Of an answer that has begun: how it ends, and what is said of it.
+CUTS: dict[str, tuple[str, str]] = {
+    "error": (sse(piece("Half"), ERROR, "[DONE]"), "the engine failed"),
+    "no end": (sse(piece("Half")), "the server ended the answer before its end"),
+    "half an event": (sse(piece("Half")) + "data: {", "the server ended the answer before its end"),
+    "finished but no end": (
+        sse({"choices": [{"delta": {"content": "Half"}, "finish_reason": "stop"}]}),
+        "the server ended the answer before its end",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_an_answer_that_is_cut_off_stays_and_is_asked_again(
+    kind: str, page: Any, server: Running, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    body, reason = CUTS[kind]
+    bodies = watch_requests(page)
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=body, content_type="text/event-stream"),
+    )
+    show_pictures(page, tmp_path, "a.png")
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.get_by_role("button", name="Retry").wait_for()
+    cut = ["a.png|What?", f"Half|Cut off: {reason}"]
+    assert seen(page) == cut
+    page.reload()  # it is still there, though no history has it
+    page.get_by_role("button", name="Retry").wait_for()
+    assert seen(page) == cut
+    page.unroute("**/v1/chat/completions")
+    # Asked again in vain, it stays as it was.
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("The server cannot be reached").wait_for()
+    assert seen(page) == cut
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="Retry").click()
+    page.locator(".cut").wait_for(state="detached")
+    page.get_by_role("button", name="Retry").wait_for()
+    assert len(bodies) == 3
+    for again in bodies[1:]:
+        assert (again["messages"], again["max_tokens"]) == (bodies[0]["messages"], 3)
+    (talk,) = server.history.list()
+    assert [message.text for message in server.history.load(talk.id)] == [
+        "What?",
+        seen(page)[1].rstrip(),
+    ]
+    page.reload()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert len(seen(page)) == 2
+
+
+def test_a_connection_that_breaks_cuts_the_answer_off(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 0
+
+    def breaking(value: Any) -> bytes:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise ConnectionResetError("the wire is cut")
+        return openai.event(value)
+
+    monkeypatch.setattr("smolvlm_mlx.server.app.event", breaking)
+    page.evaluate("localStorage.setItem('max_tokens', '40')")
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(
+            post_data=json.dumps({**route.request.post_data_json, **always("one two three four")})
+        ),
+    )
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.get_by_text("Cut off: the connection to the server broke").wait_for()
+    question, answer = seen(page)
+    assert question == "What?"
+    assert len(answer) > len("|Cut off: the connection to the server broke")
+
+
+# What comes in place of an answer, and what is said of it.
+REFUSALS: dict[str, tuple[dict[str, Any] | None, str]] = {
+    "away": (None, "The server cannot be reached"),
+    "busy": ({"status": 503, "json": {"error": {"message": "33 answers wait"}}}, "33 answers wait"),
+    "no JSON": ({"status": 500, "body": "<html>"}, "the server answers 500"),
+    "no token": ({"status": 401, "json": {"error": {"message": "x"}}}, "No valid token: open the"),
+    "error first": (
+        {"body": sse(ERROR, "[DONE]"), "content_type": "text/event-stream"},
+        "the engine failed",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_question_that_is_not_answered_goes_back(kind: str, page: Any, tmp_path: Path) -> None:
+    few_tokens(page)
+    answer, words = REFUSALS[kind]
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(**answer) if answer else route.abort("connectionrefused"),
+    )
+    show_pictures(page, tmp_path, "a.png")
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.get_by_text(words).wait_for()
+    for _ in range(2):
+        assert (page.input_value("#text"), seen(page)) == ("What?", [])
+        assert page.locator("#waiting img").get_attribute("title") == "a.png"
+        page.reload()  # after which it is still there
+        page.locator("#waiting img").wait_for()
+    page.unroute("**/v1/chat/completions")
+    page.press("#text", "Enter")
+    page.get_by_role("button", name="Retry").wait_for()
+    assert seen(page)[0] == "a.png|What?"
+    page.reload()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert page.input_value("#text") == ""
+    assert page.locator("#waiting img").count() == 0
+
+
+def test_a_silent_server_is_asked_whether_it_lives(
+    page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, calls, logits = threading.Event(), 0, LanguageModel.logits
+
+    def held(self: LanguageModel, hidden: mx.array) -> mx.array:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            more.wait(60)
+        return logits(self, hidden)
+
+    monkeypatch.setattr(LanguageModel, "logits", held)
+    page.clock.install()
+    page.reload()
+    page.evaluate("localStorage.setItem('max_tokens', '40')")
+    health: list[Any] = [None]
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(json=health[0]) if health[0] else route.continue_()
+
+    page.route("**/health", answer)
+    try:
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.continue_(
+                post_data=json.dumps({**route.request.post_data_json, **always("one two three")})
+            ),
+        )
+        page.fill("#text", "What?")
+        page.press("#text", "Enter")
+        page.locator(".assistant").wait_for()
+        for _ in range(4):  # the server is at it
+            seen_before = len(asked)
+            while len(asked) == seen_before:
+                page.clock.fast_forward(16_000)
+                page.wait_for_timeout(20)
+        assert page.locator(".cut").count() == 0
+        health[0] = {"running": 0, "waiting": 0}
+        while page.locator(".cut").count() == 0:
+            page.clock.fast_forward(16_000)
+            page.wait_for_timeout(20)
+        assert page.inner_text(".cut") == "Cut off: the server is no longer at this answer"
+    finally:
+        more.set()
+    server.wait_until_idle()
+
+
+def test_a_new_token_is_taken_from_the_address_or_from_another_tab(
+    page: Any, server: Running
+) -> None:
+    few_tokens(page)
+    address = f"http://127.0.0.1:{server.port}/#token="
+    for other in (False, True):
+        page.evaluate("sessionStorage.setItem('token', 'old')")
+        page.reload()
+        page.fill("#text", "What?")
+        page.press("#text", "Enter")
+        page.get_by_text("No valid token").wait_for()
+        assert page.input_value("#text") == "What?"
+        opened = page.context.new_page() if other else page
+        opened.goto(address + TOKEN)
+        page.get_by_text("No valid token").wait_for(state="detached")
+        page.locator("#model", has_text="tiny").wait_for()
+        page.press("#text", "Enter")
+        page.get_by_role("button", name="Retry").wait_for()
+    assert page.evaluate("document.querySelectorAll('#settings input').length") > 4
+
+
+def test_trouble_with_the_history_is_said(page: Any) -> None:
+    body = sse(piece("Yes."), {**piece(""), "choices": [], "notice": "not kept: disk full"})
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=body + sse("[DONE]"), content_type="text/event-stream"),
+    )
+    assert ask(page, "What?", 1) == "Yes."
+    page.get_by_text("not kept: disk full").wait_for()
+
+
+# ---- conversations that open again, and in several places
+
+
+@pytest.mark.parametrize("road", ["list", "reload", "command line", "file"])
+def test_a_conversation_of_any_form_opens_again(
+    road: str, page: Any, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_tokens(page)
+    picture = {
+        "type": "image",
+        "base64": base64.b64encode(encoded(PICTURE, "PNG")).decode(),
+        "name": "cat.png",
+    }
+    id = new_id()
+    raw = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Before"}, picture]},
+        {"role": "assistant", "content": "One", "interrupted": True},
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Two"}]},
+    ]
+    server.history.save(id, parse_messages(raw))
+    if road == "list":
+        page.reload()
+        page.locator("#list-toggle").click()
+        page.get_by_role("button", name="Before", exact=True).click()
+    elif road == "reload":
+        page.evaluate(f"sessionStorage.setItem('open', JSON.stringify('{id}'))")
+        page.reload()
+    elif road == "command line":
+        monkeypatch.setattr(server.service, "start", Start(conversation=id))
+        page.reload()
+    else:
+        (tmp_path / "talk.json").write_text(json.dumps({"messages": raw}))
+        page.set_input_files("#files", tmp_path / "talk.json")
+    page.get_by_role("button", name="Retry").wait_for()
+    assert seen(page) == ["cat.png|Before", "One", "What?", "Two"]
+    assert page.input_value("#system") == "Be brief."
+    assert page.locator(".assistant").first.get_by_text("interrupted").count() == 1
+    bodies = watch_requests(page)
+    ask(page, "And?", 3)
+    sent = bodies[0]["messages"][1]["content"]
+    assert [part["type"] for part in sent] == ["text", "image_url"]  # as it was said
+    talks = {talk.id: server.history.load(talk.id) for talk in server.history.list()}
+    (here,) = [messages for messages in talks.values() if len(messages) == 7]
+    assert [message.text for message in here[:-1]] == [
+        *("Be brief.", "Before", "One", "What?", "Two", "And?")
+    ]
+    assert here[2].interrupted
+    assert len(talks) == (2 if road == "file" else 1)
+
+
+def test_a_file_that_is_no_conversation_is_one_line(page: Any, tmp_path: Path) -> None:
+    for number, text in enumerate(("", "[]", "{}", '{"messages": 5}', '{"messages": [5]}')):
+        name = f"{number}.json"
+        (tmp_path / name).write_text(text)
+        page.set_input_files("#files", tmp_path / name)
+        page.get_by_text(f"{name} is no conversation that was saved").wait_for()
+    page.locator(".empty").wait_for()
+
+
+def test_two_tabs_lose_no_turn(page: Any, server: Running) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    (talk,) = server.history.list()
+    other = page.context.new_page()
+    other.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
+    other.locator("#list-toggle").click()
+    other.get_by_role("button", name="First", exact=True).click()
+    other.get_by_role("button", name="Retry").wait_for()
+    ask(page, "Here", 2)
+    ask(other, "There", 2)
+    other.get_by_text("has gone on elsewhere").wait_for()
+    ask(other, "There again", 3)
+    ask(page, "Here again", 3)
+    page.locator(".user").nth(1).get_by_role("button", name="Edit").click()
+    ask(page, "Here instead", 2)
+
+    def kept() -> dict[str, list[str]]:
+        return {
+            talk.title: [m.text for m in server.history.load(talk.id) if m.role == "user"]
+            for talk in server.history.list()
+        }
+
+    assert kept() == {
+        "First": ["First", "Here instead"],
+        "First (2)": ["First", "There", "There again"],
+    }
+    # Elsewhere it is edited, and here it is edited without knowing of that.
+    other.goto("about:blank")
+    server.history.save(
+        talk.id,
+        [*server.history.load(talk.id), user_message("Terminal")],
+        known=[server.history.read(talk.id).version],
+    )
+    page.locator(".user").nth(1).get_by_role("button", name="Edit").click()
+    ask(page, "Here at last", 2)
+    assert kept() == {
+        "First": ["First", "Here instead", "Terminal"],
+        "First (2)": ["First", "There", "There again"],
+        "First (3)": ["First", "Here at last"],
+    }
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_a_stopped_answer_makes_no_branch(page: Any, server: Running) -> None:
+    page.evaluate("localStorage.setItem('max_tokens', '3000')")
+    for number in range(3):
+        page.fill("#text", f"Question {number}")
+        page.press("#text", "Enter")
+        answer = page.locator(".assistant .text").nth(number)
+        while answer.count() == 0 or len(answer.inner_text()) < 3:
+            page.wait_for_timeout(20)
+        page.locator("#stop-answer").click()
+        page.locator(".assistant").nth(number).get_by_role("button", name="Retry").wait_for()
+        if number == 1:
+            server.wait_until_idle()
+    server.wait_until_idle()
+    wait_until(lambda: [talk.turns for talk in server.history.list()] == [3])

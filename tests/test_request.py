@@ -164,7 +164,10 @@ def test_seed_minus_1_is_another_one_each_time() -> None:
         ({"n": 17}, "n: 17 answers; the limit is 16"),
         ({"seed": 2.0**53}, "seed: must be a valid integer, not 9007199254740992.0"),
         ({"split": 10**40}, f"split: must be a valid boolean, not 1{'0' * 36}..."),
-        ({"conversation": "../x"}, "conversation: String should match pattern '^[0-9a-f]{8,32}$'"),
+        (
+            {"conversation": "../x"},
+            "conversation.id: String should match pattern '^[0-9a-f]{8,32}$'",
+        ),
         ({"stop": 5}, "stop: must be a text or a list of texts"),
         ({"top_k": -2}, "top_k: -2 is negative"),
         ({"stop": [None]}, "stop.0: must be a valid string, not null"),

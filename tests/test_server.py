@@ -980,7 +980,7 @@ def test_conversations_are_kept(server: Running) -> None:
         ]
         assert client.get("/conversations?words=nothing").json()["conversations"] == []
         told = client.get("/conversations/0123456789abcdef").json()
-        assert told.keys() == {"id", "messages"}
+        assert told.keys() == {"id", "messages", "version"}
         assert told["id"] == "0123456789abcdef"
         loaded = told["messages"]
         assert base64.b64decode(loaded[0]["content"][0]["base64"]) == messages[0].media[0].data

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ServerError, quote, reason
+from ..errors import ServerError, quote
 from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions

@@ -35,7 +35,12 @@ class Answer:
 
     Args:
         messages: the conversation; the first answer goes on with it.
+
+    Attributes:
+        kept_as: the id under which the history has it, as soon as it has.
     """
+
+    kept_as: str | None = None
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
         # Without what was parsed: its data: URLs need not be held until the answer's end.

@@ -186,8 +186,9 @@ class Service:
         if request.method == "DELETE":
             await anyio.to_thread.run_sync(self.history.delete, id)
             return Response(status_code=204)
-        messages = await anyio.to_thread.run_sync(self.history.load, id)
-        return JSONResponse(dump(Conversation(id=id, messages=to_json(messages))))
+        kept = await anyio.to_thread.run_sync(self.history.read, id)
+        told = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
+        return JSONResponse(dump(told))
 
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
@@ -222,7 +223,8 @@ class Service:
             )
         await self._wait(request, answer)
         texts = [choice.text for choice in answer.choices]
-        return JSONResponse(completion.whole(texts, answer.statistics, self._judged(answer)))
+        judged = self._judged(answer)
+        return JSONResponse(completion.whole(texts, answer.statistics, judged, answer.kept_as))
 
     async def _wait(self, request: Request, answer: Answer) -> None:
         """Wait for the answer's end; a client that goes away meanwhile is one."""
@@ -253,7 +255,8 @@ class Service:
                     yield event(completion.chunk(choice.index, Delta(), reason))
             self._keep(answer)
             if answer.asked.wants_usage():
-                yield event(completion.last_chunk(answer.statistics, self._judged(answer)))
+                judged = self._judged(answer)
+                yield event(completion.last_chunk(answer.statistics, judged, answer.kept_as))
             yield b"data: [DONE]\n\n"
         except SmolVLMError as error:
             yield event(_told(error))
@@ -280,7 +283,11 @@ class Service:
         if self.history is None or conversation is None or answer.kept:
             return
         answer.kept = True
-        self.history.save(conversation, [*answer.messages, answer.message()], self.model)
+        messages, known = [*answer.messages, answer.message()], conversation.known
+        place = self.history.save(
+            conversation.id, messages, self.model, known, conversation.version
+        )
+        answer.kept_as = place.id
 
 
 def _told(error: SmolVLMError, forget: Forget | None = None) -> dict[str, object]:

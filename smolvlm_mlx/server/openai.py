@@ -82,6 +82,7 @@ class ChatCompletion(Shape):
     choices: list[CompletionChoice]
     usage: Usage
     live: Live | None = None
+    conversation: str | None = None  # the id under which the history has it, maybe as a branch
 
 
 class Delta(Shape):
@@ -109,6 +110,7 @@ class ChatCompletionChunk(Shape):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     live: Live | None = None
+    conversation: str | None = None
 
 
 class Model(Shape):
@@ -154,7 +156,11 @@ class Completion:
         }
 
     def whole(
-        self, texts: Sequence[str], statistics: Sequence[Statistics], live: Live | None = None
+        self,
+        texts: Sequence[str],
+        statistics: Sequence[Statistics],
+        live: Live | None = None,
+        conversation: str | None = None,
     ) -> dict[str, object]:
         """Return answers that are not streamed."""
         choices = [
@@ -173,6 +179,7 @@ class Completion:
                 choices=choices,
                 usage=usage(statistics, self._notes),
                 live=live,
+                conversation=conversation,
             )
         )
 
@@ -184,10 +191,14 @@ class Completion:
         return self._chunk(choices=[choice])
 
     def last_chunk(
-        self, statistics: Sequence[Statistics], live: Live | None = None
+        self,
+        statistics: Sequence[Statistics],
+        live: Live | None = None,
+        conversation: str | None = None,
     ) -> dict[str, object]:
         """Return what a stream ends with, if usage was asked for."""
-        return self._chunk(choices=[], usage=usage(statistics, self._notes), live=live)
+        found = usage(statistics, self._notes)
+        return self._chunk(choices=[], usage=found, live=live, conversation=conversation)
 
     def _chunk(self, **fields: Any) -> dict[str, object]:
         return dump(ChatCompletionChunk(**self._shared, object="chat.completion.chunk", **fields))

@@ -65,6 +65,7 @@ class Health(Shape):
 
 class Conversation(Shape):
     id: str
+    version: str
     messages: Sequence[Mapping[str, object]]
 
 

@@ -169,6 +169,7 @@ class RequestMessage(Fields):
     tool_call_id: str | None = None
     tool_calls: list[dict[str, object]] | None = None
     function_call: dict[str, object] | None = None
+    interrupted: bool | None = None  # ours, of an answer that was cut off
 
     @model_validator(mode="after")
     def says_something(self) -> "RequestMessage":
@@ -204,4 +205,5 @@ class RequestMessage(Fields):
         words = [self.refusal] if self.refusal else []
         parts += [messages.TextPart(text) for text in words + self.calls]
         role = {"developer": "system", "tool": "user", "function": "user"}.get(self.role, self.role)
-        return messages.Message(role, tuple(parts) or (messages.TextPart(""),))
+        content = tuple(parts) or (messages.TextPart(""),)
+        return messages.Message(role, content, self.interrupted is True)

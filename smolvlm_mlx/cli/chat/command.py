@@ -21,7 +21,6 @@ from ..serve import LOCAL, listen, load_service, new_token, run_server
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
-    from ...inputs.messages import Message
     from ...server.start import Start
     from ...tasks.history import History
     from .session import Session
@@ -74,15 +73,15 @@ def chat(
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
-        _resume(session, history.load(id), id, system)
+        _resume(session, history, id, system)
     session.attach(image or [])
     with _ended_by_signals(session):
         screen.run(session)
 
 
-def _resume(session: "Session", messages: "list[Message]", id: str, system: str | None) -> None:
+def _resume(session: "Session", history: "History", id: str, system: str | None) -> None:
     """Go on with a conversation of the history, under another system message if one is given."""
-    session.restart(messages, id)
+    session.resume(history, id)
     session.chat.system = session.chat.system if system is None else system
     session.screen.say(as_text(session.chat.messages))
 

@@ -220,15 +220,14 @@ def open(session: Session, rest: str) -> None:
     if os.path.isfile(expanded(name)) or session.history is None:
         session.open(name)
     else:
-        id = session.history.find(name)
-        session.restart(session.history.load(id), id)
+        session.resume(session.history, session.history.find(name))
     session.screen.say(as_text(session.chat.messages))
 
 
 def new(session: Session) -> None:
     """begin a new conversation; the history keeps this one"""
     system = session.chat.system
-    session.restart([])
+    session.restart()
     session.chat.system = system
 
 

@@ -49,6 +49,7 @@ class Session:
     model: str
     history: History | None
     id: str = field(default_factory=new_id)
+    known: tuple[str, ...] = ()  # versions of what the history has
     pending: list[Attachment | Video] = field(default_factory=list)
     last: Statistics | None = None
     over: bool = False
@@ -133,10 +134,15 @@ class Session:
         """Bring the history up to date."""
         if self.history is None:
             return
-        if any(message.role == "user" for message in self.chat.messages):
-            self.history.save(self.id, self.chat.messages, self.model)
-        elif any(summary.id == self.id for summary in self.history.list()):
-            self.history.delete(self.id)
+        if not any(message.role == "user" for message in self.chat.messages):
+            return self.history.withdraw(self.id, self.known)
+        place = self.history.save(self.id, self.chat.messages, self.model, self.known)
+        if place.id != self.id:
+            self.screen.say(
+                f"another window has gone on with conversation {self.id}; this one is kept as "
+                f"{place.id}"
+            )
+        self.id, self.known = place.id, place.known
 
     def attach(self, sources: Sequence[Source | Attachment | Video]) -> None:
         """All of them, or none."""
@@ -147,18 +153,24 @@ class Session:
             self.screen.picture(attachment)
         self.pending += attached
 
-    def restart(self, messages: list[Message], id: str | None = None) -> None:
-        """Go on from these messages, as a conversation of their own unless it has an id."""
-        self.chat.restart(messages)
-        self._begin(id)
+    def restart(self, messages: Sequence[Message] = ()) -> None:
+        """Go on from these messages, as a conversation of their own."""
+        self.chat.restart(list(messages))
+        self._begin(new_id())
+
+    def resume(self, history: History, id: str) -> None:
+        """Go on with a conversation of the history."""
+        kept = history.read(id)
+        self.chat.restart(kept.messages)
+        self._begin(id, kept.version)
 
     def open(self, path: str) -> None:
         """Go on from a saved conversation, as one of its own."""
         self.chat.open(path)
-        self._begin(None)
+        self._begin(new_id())
 
-    def _begin(self, id: str | None) -> None:
-        self.id = id or new_id()
+    def _begin(self, id: str, *known: str) -> None:
+        self.id, self.known = id, known
         self.pending.clear()
 
 

@@ -1,14 +1,18 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
-import { $, grow, make, say } from "./dom.js";
-import { messageNode, updateText } from "./message.js";
-import { asPart, exchangeWaiting } from "./pictures.js";
+import { $, make, remember, remembered, say, write } from "./dom.js";
+import { messageNode, partsOf, toRaw, updateText } from "./message.js";
+import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { chosen } from "./settings.js";
 import { complete, newId } from "./stream.js";
 
-let conversation = { id: newId(), messages: [] };
+// `known` are the versions that the history may have of it, which this page has read or asked for.
+let conversation = { id: newId(), messages: [], known: [] };
 let running = null;  // the AbortController of the answer under way
 let editing = null;  // which message
+
+const NOT_ALONE = "This conversation has gone on elsewhere. What is said here is kept beside it, as "
+  + "a conversation of its own.";
 
 export const openId = () => conversation.id;
 
@@ -17,7 +21,8 @@ export const openId = () => conversation.id;
 export function show() {
   const messages = conversation.messages;
   const empty = { className: "empty", textContent: "Drop a picture, paste one, or just ask." };
-  const nodes = messages.map((message, at) => messageNode(message, running ? [] : buttons(at)));
+  const nodes = messages.map((message, at) => messageNode(
+    message, running ? [] : buttons(at), picture => removePicture(message, picture)));
   $("talk").replaceChildren(...(nodes.length ? nodes : [make("p", empty)]));
   $("talk").scrollTop = $("talk").scrollHeight;
 }
@@ -25,8 +30,16 @@ export function show() {
 function buttons(at) {
   const { role, text } = conversation.messages[at];
   if (role === "user") return [["Edit", () => edit(at)]];
+  if (role !== "assistant") return [];
   const copy = ["Copy", () => navigator.clipboard.writeText(text)];
   return at === conversation.messages.length - 1 ? [copy, ["Retry", retry]] : [copy];
+}
+
+function removePicture(message, picture) {
+  message.pictures = message.pictures.filter(other => other !== picture);
+  message.parts = message.parts?.filter(part => part !== picture);
+  say("");
+  show();
 }
 
 function showMore(asked, message) {
@@ -48,65 +61,120 @@ function setRunning(controller) {
 export function ask() {
   const text = $("text").value.trim();
   if (!text || running) return;
-  if (editing !== null) conversation.messages.length = editing;
+  const asked = conversation, before = [...asked.messages], at = editing;
+  const pictures = exchangeWaiting([]);
+  for (const picture of pictures) delete picture.problem;
+  if (at !== null) asked.messages.length = at;
   editing = null;
-  conversation.messages.push({ role: "user", text, pictures: exchangeWaiting([]) });
-  $("text").value = "";
-  grow();
-  answer();
+  asked.messages.push({ role: "user", text, pictures });
+  write("");
+  answer(ask, () => {
+    asked.messages = before;
+    if (asked !== conversation) return;
+    editing = at;
+    write([text, $("text").value].filter(Boolean).join("\n"));
+    exchangeWaiting([...pictures, ...exchangeWaiting([])]);
+  });
 }
 
 function retry() {
-  conversation.messages.pop();
-  answer();
+  const asked = conversation, before = asked.messages.pop();
+  answer(retry, () => asked.messages.push(before));
 }
 
-async function request() {
-  const messages = conversation.messages.map(({ role, text, pictures }) => (
-    { role, content: [...pictures.map(picture => asPart(picture)), { type: "text", text }] }));
+async function request(version) {
+  const messages = conversation.messages.map(toRaw);
   const instructions = $("system").value.trim();
   if (instructions) messages.unshift({ role: "system", content: instructions });
-  return { messages, conversation: conversation.id, ...await chosen() };
+  const { id, known } = conversation;
+  return { messages, conversation: { id, known, version }, ...await chosen() };
 }
 
-async function answer() {
+// Answer the last message. Where no answer begins, `takeBack` makes all as it was before `again`
+// was done.
+async function answer(again, takeBack) {
   say("");
-  const asked = conversation;
+  const asked = conversation, version = newId(), sent = [...asked.messages];
   const controller = new AbortController();
-  const chunks = complete(request(), controller.signal);
+  const chunks = complete(request(version), controller.signal);
   const message = { role: "assistant", text: "", pictures: [], interrupted: true };
   asked.messages.push(message);
   setRunning(controller);
   show();
+  remember("open", asked.id);
+  asked.known = [...asked.known.slice(0, 1), ...asked.known.slice(1).slice(-60), version];
   try {
-    for await (const { choices: [choice], usage } of chunks) {
-      message.text += choice?.delta.content ?? "";
-      if (choice?.delta.content) showMore(asked, message);
-      if (choice?.finish_reason) message.interrupted = false;
-      if (usage) message.about = usage.timing.about;
-    }
+    for await (const chunk of chunks) takeChunk(asked, message, version, chunk);
+    if (remembered("cut")?.id === asked.id) remember("cut", null);
   } catch (error) {
-    if (error.name !== "AbortError") failed(asked, error);
+    if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
   }
   setRunning(null);
   if (asked === conversation) show();
   document.dispatchEvent(new Event("answered"));
 }
 
-function failed(asked, error) {
+function takeChunk(asked, message, version, chunk) {
+  const { choices: [choice], usage, notice, conversation: keptAs } = chunk;
+  message.text += choice?.delta.content ?? "";
+  if (choice?.delta.content) showMore(asked, message);
+  if (choice?.finish_reason) delete message.interrupted;
+  if (usage) message.about = usage.timing.about;
+  if (notice && asked === conversation) say(notice);
+  if (!keptAs) return;
+  asked.known = [version];
+  if (keptAs === asked.id) return;
+  asked.id = keptAs;
+  if (asked !== conversation) return;
+  remember("open", keptAs);
+  say(NOT_ALONE);
+}
+
+// ---- what fails
+
+function failed(asked, sent, message, error, again, takeBack) {
+  if (message.text) {
+    message.cut = error.message;
+    const last = asked.messages.slice(-2);
+    remember("cut", { id: asked.id, before: asked.messages.length - 2, last });
+    return;
+  }
   asked.messages.pop();
+  takeBack();
+  if (asked !== conversation) return;
   say(error.message);
-  if (error.forget) offerRoom(asked, error.forget.messages);
+  const wrong = pictureOf(sent, error);
+  if (wrong) wrong.problem = error.message.replace(/^messages\.[\w.]*: /, "");
+  if (wrong) say("A picture cannot be used: remove it, and send again.");
+  showWaiting();
+  if (error.forget) offerRoom(asked, error.forget.messages, again);
+}
+
+// Which picture of the messages that were sent an error is about.
+function pictureOf(sent, { param, message }) {
+  const [, at, number] = /^messages\.(\d+)\.content\.(\d+)/.exec(param ?? "") ?? [];
+  const instructions = $("system").value.trim() ? 1 : 0;
+  if (at) return partsOf(sent[at - instructions])[number];
+  const named = sent.flatMap(({ pictures }) => pictures).filter(({ name }) => message.includes(name));
+  return named.length === 1 ? named[0] : undefined;
 }
 
 // Nothing is forgotten unasked. The server says how many messages the oldest turn has.
-function offerRoom(asked, count) {
+function offerRoom(asked, count, again) {
   const forget = keepPictures => {
+    if (asked !== conversation || running) return;
     const first = asked.messages.findIndex(message => message.role === "user");
     const gone = asked.messages.splice(first, count);
     const pictures = gone.flatMap(message => message.pictures);
-    if (keepPictures) asked.messages[first].pictures.unshift(...pictures);
-    if (asked === conversation) answer();
+    const next = asked.messages[first];
+    if (editing !== null) editing -= count;
+    if (keepPictures && next && editing !== first) {
+      next.pictures.unshift(...pictures);
+      next.parts?.unshift(...pictures);
+    } else if (keepPictures) {
+      exchangeWaiting([...pictures, ...exchangeWaiting([])]);
+    }
+    again();
   };
   const button = (textContent, onclick) => make("button", { type: "button", textContent, onclick });
   $("problem").append(button("Forget the oldest turn", () => forget(false)),
@@ -119,15 +187,14 @@ function edit(at) {
   const { text, pictures } = conversation.messages[at];
   editing = at;
   exchangeWaiting(pictures);
-  $("text").value = text;
-  grow();
+  write(text);
   $("text").focus();
   say("Editing a question: what came after it will be asked anew. Escape leaves it as it is.");
 }
 
 function leaveEditing() {
   if (editing !== null) {
-    $("text").value = "";
+    write("");
     exchangeWaiting([]);
   }
   editing = null;
@@ -144,13 +211,28 @@ export function leave() {
   else leaveEditing();
 }
 
-export function openConversation(id, messages) {
+export function openConversation(id, messages, known) {
   stopAnswer();
-  conversation = { id, messages };
   leaveEditing();
+  conversation = { id, messages, known };
+  remember("open", id);
+  addCut();
   show();
 }
 
+// An answer that was cut off, and its question, are still there if the history has not got them.
+function addCut() {
+  const { id, before, last } = remembered("cut") ?? {};
+  if (id !== conversation.id || before !== conversation.messages.length) return;
+  const isHere = picture => picture.url;
+  if (!last.every(({ pictures }) => pictures.every(isHere))) {
+    say("The last question's pictures were too large to be kept: Edit, and add them again.");
+  }
+  for (const message of last) {
+    conversation.messages.push({ ...message, pictures: message.pictures.filter(isHere) });
+  }
+}
+
 export function openEmpty() {
-  openConversation(newId(), []);
+  openConversation(newId(), [], []);
 }

@@ -13,8 +13,31 @@ export function say(text) {
   $("problem").textContent = text;
 }
 
-// Make the question's field as high as its text.
-export function grow() {
+// Write into the question's field. What is there stays when the page is loaded again.
+export function write(text) {
+  $("text").value = text;
+  written();
+}
+
+// The question's field has changed: make it as high as its text.
+export function written() {
+  remember("question", $("text").value);
   $("text").style.height = "auto";
   $("text").style.height = `${$("text").scrollHeight + 2}px`;
+}
+
+// ---- what this tab remembers, also when it is loaded again
+
+// Pictures are left out where they are too large for that.
+export function remember(name, value) {
+  try {
+    sessionStorage.setItem(name, JSON.stringify(value));
+  } catch {
+    const without = (key, inner) => (key === "url" ? undefined : inner);
+    sessionStorage.setItem(name, JSON.stringify(value, without));
+  }
+}
+
+export function remembered(name) {
+  return JSON.parse(sessionStorage.getItem(name));
 }

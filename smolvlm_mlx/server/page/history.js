@@ -1,15 +1,12 @@
 // The conversations that the server keeps: the list at the side.
 
 import { openConversation, openEmpty, openId } from "./conversation.js";
-import { $, make, say } from "./dom.js";
-import { fromPart } from "./pictures.js";
-import { call, failure } from "./stream.js";
+import { $, make, remembered, say } from "./dom.js";
+import { fromRaw } from "./message.js";
+import { call, failure, newId } from "./stream.js";
 
 export async function refresh() {
   const response = await call(`/conversations?words=${encodeURIComponent($("search").value)}`);
-  if (response.status === 401) {
-    return say("No valid token: open the address that the server printed.");
-  }
   if (!response.ok) return say((await failure(response)).message);
   const { conversations } = await response.json();
   $("list").replaceChildren(...conversations.map(entry));
@@ -26,20 +23,46 @@ function entry({ id, title }) {
 export async function openKept(id) {
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
-  const messages = (await response.json()).messages.map(fromKept);
-  const isSystem = message => message.role === "system";
-  $("system").value = messages.find(isSystem)?.text ?? "";
-  openConversation(id, messages.filter(message => !isSystem(message)));
+  const { messages, version } = await response.json();
+  open(id, messages, [version]);
   closeList();
   refresh();
 }
 
-// A message of the history, as the page has it.
-function fromKept({ role, content, interrupted }) {
-  const isText = part => part.type === "text";
-  const text = content.filter(isText).map(part => part.text).join("\n");
-  const pictures = content.filter(part => !isText(part)).map(fromPart);
-  return { role, text, pictures, interrupted };
+// Open what was open before the page was loaded again; whether it was there.
+export async function reopen() {
+  const id = remembered("open");
+  const response = id && await call(`/conversations/${id}`);
+  if (!response) return false;
+  if (response.ok) {
+    const { messages, version } = await response.json();
+    open(id, messages, [version]);
+    refresh();
+    return true;
+  }
+  if (response.status === 404) openConversation(id, [], []);  // it was never kept
+  else say((await failure(response)).message);
+  return false;
+}
+
+// A conversation that was saved goes on as one of its own.
+export async function openFile(file) {
+  try {
+    const { messages } = JSON.parse(await file.text());
+    if (!messages.every(({ role }) => role)) throw new TypeError("no messages");
+    open(newId(), messages, []);
+    closeList();
+  } catch {
+    say(`${file.name} is no conversation that was saved`);
+  }
+}
+
+function open(id, raw, known) {
+  const messages = raw.map(fromRaw);
+  const [first] = messages;
+  const hasInstructions = first?.role === "system" && !first.pictures.length;
+  openConversation(id, hasInstructions ? messages.slice(1) : messages, known);
+  $("system").value = hasInstructions ? first.text : "";
 }
 
 async function remove(id, title) {

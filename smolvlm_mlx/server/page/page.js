@@ -1,11 +1,11 @@
 // The start of the page: what each button, key and drop does.
 
 import { ask, leave, show, stopAnswer } from "./conversation.js";
-import { $, grow } from "./dom.js";
-import { openKept, refresh, startNew, toggleList } from "./history.js";
+import { $, remembered, say, write, written } from "./dom.js";
+import { openFile, openKept, refresh, reopen, startNew, toggleList } from "./history.js";
 import { toggleLive } from "./live.js";
 import {
-  add, closeCamera, exchangeWaiting, fromPart, openCamera, takePicture,
+  add, closeCamera, exchangeWaiting, fromPart, openCamera, recallWaiting, takePicture,
 } from "./pictures.js";
 import { showSettings } from "./settings.js";
 import { start } from "./start.js";
@@ -13,26 +13,33 @@ import { call } from "./stream.js";
 
 // ---- the question
 
-$("text").oninput = grow;
+$("text").oninput = written;
 $("text").onkeydown = event => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  ask();
+  ready.then(ask);
 };
 $("ask").onsubmit = event => {
   event.preventDefault();
-  ask();
+  ready.then(ask);
 };
 $("stop-answer").onclick = stopAnswer;
 addEventListener("keydown", event => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) leave();
 });
 
-// ---- pictures
+// ---- pictures, and conversations that were saved
+
+function take(files) {
+  const saved = files.filter(file => file.name.endsWith(".json"));
+  if (saved.length) openFile(saved[0]);
+  const others = files.filter(file => !saved.includes(file));
+  if (others.length) add(others);
+}
 
 $("add").onclick = () => $("files").click();
 $("files").onchange = () => {
-  add([...$("files").files]);
+  take([...$("files").files]);
   $("files").value = "";
 };
 addEventListener("paste", event => {
@@ -51,7 +58,7 @@ addEventListener("dragleave", event => {
 addEventListener("drop", event => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  add([...event.dataTransfer.files]);
+  take([...event.dataTransfer.files]);
 });
 $("camera").onclick = openCamera;
 $("take").onclick = takePicture;
@@ -66,6 +73,12 @@ $("new").onclick = startNew;
 $("search").oninput = refresh;
 $("list-toggle").onclick = toggleList;
 document.addEventListener("answered", refresh);
+document.addEventListener("token", async () => {
+  if (!(await start).run) return location.reload();  // it had no token, and so has no settings
+  say("");
+  showModel();
+  refresh();
+});
 
 async function showModel() {
   const response = await call("/v1/models");
@@ -74,14 +87,16 @@ async function showModel() {
 
 async function begin() {
   const { system, content, conversation } = await start;
-  if (conversation) await openKept(conversation);
-  if (system !== null) $("system").value = system;
+  const isOpen = conversation ? await openKept(conversation) : await reopen();
+  if (system !== null && (conversation || !isOpen)) $("system").value = system;
   const pictures = content.filter(part => part.type !== "text").map(fromPart);
   if (pictures.length) exchangeWaiting(pictures);
 }
 
+write(remembered("question") ?? "");
+recallWaiting();
 showSettings();
 show();
 showModel();
 refresh();
-begin();
+const ready = begin();

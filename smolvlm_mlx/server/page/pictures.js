@@ -1,8 +1,8 @@
 // Pictures and videos: how they look, how they are sent, and those that wait for the next question.
-// A picture is {url, name, video, options}: a data: URL, a name, whether it is a video, and which of
-// its frames are seen.
+// A picture is {url, name, video, options, problem}: a data: URL, a name, whether it is a video,
+// which of its frames are seen, and why it cannot be used, if it was tried.
 
-import { $, make, say } from "./dom.js";
+import { $, make, remember, remembered, say } from "./dom.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
 const VIDEO_ENDINGS = [
@@ -14,7 +14,7 @@ const PICTURE_NAMES = /\.(hei[cf]|avif|jp2|qoi|tiff?)$/i;
 
 let waiting = [];
 
-$("files").accept = ["image/*", "video/*", ...VIDEO_ENDINGS].join();
+$("files").accept = ["image/*", "video/*", ".json", ...VIDEO_ENDINGS].join();
 
 // Let other pictures wait; those that waited.
 export function exchangeWaiting(pictures) {
@@ -24,19 +24,32 @@ export function exchangeWaiting(pictures) {
   return before;
 }
 
-function showWaiting() {
+// Those that waited before the page was loaded again, if they were not too large to be kept.
+export function recallWaiting() {
+  const before = remembered("waiting") ?? [];
+  exchangeWaiting(before.filter(picture => picture.url));
+  const lost = before.filter(picture => !picture.url).map(picture => picture.name);
+  if (lost.length) say(`Add again what was too large to be kept: ${lost.join(", ")}`);
+}
+
+export function showWaiting() {
+  remember("waiting", waiting);
   const remove = picture => exchangeWaiting(waiting.filter(other => other !== picture));
   const thumbnails = waiting.map(picture => thumbnail(picture, () => remove(picture)));
   $("waiting").replaceChildren(...thumbnails);
 }
 
-export function thumbnail({ url: src, name: title, video }, remove) {
+export function thumbnail({ url: src, name: title, video, problem }, remove) {
   const figure = make("figure", {}, video
     ? make("video", { src, title, controls: true, muted: true })
     : make("img", { src, title, alt: title }));
   if (remove) {
     const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
     figure.append(make("button", { ...button, onclick: remove }));
+  }
+  if (problem) {
+    figure.className = "wrong";
+    figure.append(make("figcaption", { textContent: problem }));
   }
   return figure;
 }
@@ -48,10 +61,12 @@ export function asPart({ url, name, video, options }, more = {}) {
   return { type, [type]: { url: payload, ...more }, name, ...options };
 }
 
-// The picture of a part that comes from the server.
-export function fromPart({ type, base64, name, ...options }) {
-  const video = type === "video";
-  const url = `data:${video ? "video/mp4" : "image/png"};base64,${base64}`;
+// The picture of a part that comes from the server or a file; null if it is none.
+export function fromPart({ type, base64, name, image_url, video_url, ...options }) {
+  const video = ["video", "video_url"].includes(type);
+  const given = image_url?.url ?? image_url ?? video_url?.url ?? video_url;
+  const url = given ?? `data:${video ? "video/mp4" : "image/png"};base64,${base64}`;
+  if (!(given || base64) || !url.startsWith("data:")) return null;
   return { url, name: name || "picture", video, options };
 }
 
@@ -63,16 +78,21 @@ export async function add(files) {
       say(`${file.name} is no picture and no video`);
       continue;
     }
-    waiting.push({ url: await read(file), name: file.name || "pasted picture", video });
+    try {
+      waiting.push({ url: await read(file), name: file.name || "pasted picture", video });
+    } catch (error) {
+      say(`${file.name} cannot be read: ${error.message}`);
+    }
   }
   showWaiting();
   $("text").focus();
 }
 
 function read(file) {
-  return new Promise(done => {
+  return new Promise((done, fail) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);
+    reader.onerror = () => fail(reader.error);
     reader.readAsDataURL(file);
   });
 }

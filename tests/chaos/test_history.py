@@ -1,0 +1,180 @@
+"""Several who write at once, on one conversation and on many, killed and locked out: no turn that
+was reported as saved is missing in its conversation and the branches of it."""
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.tasks.history import History
+from tests.support.pictures import noise
+from tests.support.tally import tally
+
+# Asks, edits, undoes and begins again as windows do. A line for each turn that is saved, and for
+# each of its own that it takes back.
+WRITER = """
+import random, sys
+from pathlib import Path
+from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.messages import text_message, user_message
+from smolvlm_mlx.tasks.history import History, new_id
+
+path, name, picture, *talks = sys.argv[1:]
+history, rng, picture = History(Path(path)), random.Random(name), Attachment(bytes.fromhex(picture))
+
+def turns_of(messages):
+    return {message.text for message in messages if message.role == "user"}
+
+def say(*words):
+    print(*words, flush=True)
+
+def begin():
+    id = rng.choice(talks)
+    try:
+        kept = history.read(id)
+        return id, id, kept.messages, (kept.version,)
+    except HistoryError:
+        return id, id, [], ()
+
+talk, id, messages, known = begin()
+for number in range(100_000):
+    if rng.random() < 0.1:
+        talk, id, messages, known = begin()
+    before, asked, version = messages, f"{name}-{number}", new_id()
+    if messages and rng.random() < 0.3:
+        messages = messages[:2 * rng.randrange(len(messages) // 2)]
+    media = [picture] if rng.random() < 0.3 else []
+    messages = [*messages, user_message(asked, media), text_message("assistant", "answer " + asked)]
+    tried = (*known, version)
+    say("try", talk, asked, *(turns_of(before) - turns_of(messages)))
+    try:
+        place = history.save(id, messages, "tiny", known, version)
+    except HistoryError as error:
+        say("error", str(error).replace("\\n", "NEWLINE"))
+        messages, known = before, tried
+        continue
+    id, known = place.id, place.known
+    say("saved")
+"""
+
+
+class Writer:
+    """A process that writes until it is killed, and what it said."""
+
+    def __init__(self, path: Path, name: str, talks: list[str], picture: bytes):
+        command = [sys.executable, "-c", WRITER, str(path), name, picture.hex(), *talks]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def account(writers: list[Writer]) -> tuple[dict[str, str], set[str], list[str]]:
+    """The turns that were reported as saved with their conversations, those that somebody who knew
+    them may have taken back, and the errors."""
+    saved: dict[str, str] = {}
+    taken_back, errors = set[str](), list[str]()
+    for writer in writers:
+        tried: list[str] = []
+        for line in writer.lines:
+            word, *rest = line.split()
+            if word == "try":
+                tried = rest
+                taken_back |= {*rest[2:]}
+            elif word == "saved":
+                saved[tried[1]] = tried[0]
+            else:
+                errors.append(line)
+    return saved, taken_back, errors
+
+
+def lock(path: Path, over: threading.Event, rng: random.Random) -> None:
+    """Hold the file now and then, as a backup or another program does."""
+    while not over.wait(rng.uniform(0, 0.5)):
+        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            over.wait(rng.uniform(0, 0.5))
+            database.execute("ROLLBACK")
+
+
+def test_several_writers(tmp_path: Path) -> None:
+    path, rng, over = tmp_path / "history.sqlite3", random.Random(2), threading.Event()
+    picture, history = Attachment(noise(30, 20)).data, History(path)
+    history.list()
+    many = [f"talk{number}" for number in range(8)]
+    writers = [
+        Writer(path, f"w{number}", many if number % 2 else ["talk0"], picture)
+        for number in range(4)
+    ]
+    locker = threading.Thread(target=lock, args=(path, over, rng))
+    locker.start()
+    alive, end = [*writers], time.monotonic() + 25
+    while time.monotonic() < end:
+        time.sleep(rng.uniform(0.5, 3))
+        alive.pop(rng.randrange(4)).kill()
+        name = f"w{len(writers)}"
+        alive.append(Writer(path, name, many if rng.random() < 0.5 else ["talk0"], picture))
+        writers.append(alive[-1])
+    for writer in alive:
+        writer.kill()
+    over.set()
+    locker.join()
+    saved, taken_back, errors = account(writers)
+    union = {
+        message.text: talk.title
+        for talk in history.list()
+        for message in history.load(talk.id)
+        if message.role == "user"
+    }
+    with tally("history, several writers") as count:
+        for turn in saved:
+            count.case(turn in union or turn in taken_back, "lost", turn)
+        for error in errors:
+            fine = "locked" in error and "NEWLINE" not in error
+            count.case(fine, "wrong", error)
+        with closing(sqlite3.connect(path)) as database:
+            whole = database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            dangling = database.execute("PRAGMA foreign_key_check").fetchall()
+        count.case(whole and not dangling, "wrong", f"the file is damaged: {dangling}")
+        assert len(saved) > 100
+        assert len(saved.keys() - taken_back) > 50
+
+
+def test_a_locked_file_is_an_error_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    history = History(path)
+    history.list()
+    with (
+        tally("history, locked") as count,
+        closing(sqlite3.connect(path, isolation_level=None)) as database,
+    ):
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("BEGIN EXCLUSIVE")
+        for _ in range(2):
+            began = time.monotonic()
+            try:
+                history.delete("none")
+                count.case(False, "wrong", "no error")
+            except HistoryError as error:
+                count.case("locked" in str(error), "wrong", error)
+            count.case(time.monotonic() - began < 30, "hung", "30 s")
+        database.execute("ROLLBACK")
