@@ -185,9 +185,8 @@ def decode_base64(
     try:
         data = base64.b64decode(letters, validate=True)
     except ValueError as error:
-        raise FetchError(
-            f"{quote(head[:40])} of {len(letters)} letters is not valid base64: {error}"
-        ) from None
+        what = f"{quote(head[:40])} of {len(letters)} letters"
+        raise FetchError(f"{what} is not valid base64: {error}") from None
     if not data:
         raise FetchError(f"{quote(head[:40])} is empty")
     return data
