@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -205,6 +206,31 @@ def test_stop_strings_hold_back_no_more_than_they_must() -> None:
     assert whole.flush() == "aba"
     assert not whole.found
     assert StopStrings([]).push("anything") == "anything"
+
+
+def test_a_token_costs_the_same_however_many_stop_strings_there_are() -> None:
+    rng = random.Random(1)
+    stops = ["".join(rng.choices("ab", k=60)) for _ in range(3000)]
+    stop, began = StopStrings([*stops, "c"]), time.thread_time()
+    said = "".join(stop.push(rng.choice(["a", "b", "ab"])) for _ in range(3000))
+    said += stop.push("abc")
+    assert said.strip("ab") == ""
+    assert stop.found
+    assert time.thread_time() - began < 5  # it takes hundredths; looking for each took hours
+
+
+def test_stop_strings_within_and_behind_each_other() -> None:
+    for stops, pieces, said in (
+        (["abcd", "bc"], ["ab", "c", "x"], "a"),
+        (["abcd", "bc"], ["ab", "cd"], ""),
+        (["abcd", "bce"], ["abc", "e", "x"], "a"),
+        (["aab"], ["a", "a", "a", "b"], "a"),
+        (["abcde", "bcd", "c"], ["abcd"], "a"),
+        (["a" * 9, "a" * 4 + "b"], ["a" * 8, "b"], "aaaa"),
+    ):
+        stop = StopStrings(stops)
+        assert "".join([*map(stop.push, pieces), stop.flush()]) == said
+        assert stop.found
 
 
 def kept(logits: np.ndarray, temperature: float, top_p: float, min_p: float, top_k: int) -> Any:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import stat
-import string
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -176,13 +175,9 @@ def decode_base64(
                 f"data: URL {quote(head[:40])} is not base64; write data:image/png;base64,..."
             )
         if (escaped := payload.count("%")) > MAX_ESCAPED:
-            raise FetchError(
-                f"data: URL {quote(head[:40])} holds {escaped} escaped characters; the limit is "
-                f"{MAX_ESCAPED}: write base64 as it is"
-            )
+            raise FetchError(f"{escaped} escaped characters; the limit is {MAX_ESCAPED}")
         payload = unquote(payload) if escaped else payload
-    # What is no ASCII becomes ?, which is no base64.
-    letters = payload.encode("ascii", "replace").translate(None, string.whitespace.encode())
+    letters = payload.encode("ascii", "replace").translate(None, b" \t\n\r\v\f")
     if not strict:
         letters = letters.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         letters += b"=" * (-len(letters) % 4)
@@ -190,9 +185,8 @@ def decode_base64(
     try:
         data = base64.b64decode(letters, validate=True)
     except ValueError as error:
-        raise FetchError(
-            f"{quote(head[:40])} of {len(letters)} letters is not valid base64: {error}"
-        ) from None
+        what = f"{quote(head[:40])} of {len(letters)} letters"
+        raise FetchError(f"{what} is not valid base64: {error}") from None
     if not data:
         raise FetchError(f"{quote(head[:40])} is empty")
     return data

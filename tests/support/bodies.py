@@ -12,7 +12,6 @@ from tests.support.videos import encode_video
 
 from PIL import Image
 
-MIB = 2**20
 PICTURE = data_url(Image.new("RGB", (40, 30), "red"))
 VIDEO = "data:video/mp4;base64," + base64.b64encode(encode_video(4, 2)).decode()
 
@@ -136,7 +135,7 @@ START, END = b'{"max_tokens":1,"messages":[{"role":"user","content":', b"}]}"
 URL, AFTER = b'[{"type":"image_url","image_url":{"url":"data:image/png;base64,', b'"}}]'
 
 
-def slow(size: int = 64 * MIB) -> Iterator[tuple[str, bytes]]:
+def slow(size: int) -> Iterator[tuple[str, bytes]]:
     """Bodies of at most so many bytes, each with what it is."""
 
     def filled(first: bytes, again: bytes, last: bytes) -> bytes:
