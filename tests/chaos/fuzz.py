@@ -23,7 +23,8 @@ from typing import Any
 from tests.support import damage
 from tests.support.places import ROOT
 
-# What is tried, by name: what comes of a seed, "fine" or "refused"; it raises what else comes.
+# What is tried, by name: what comes of a seed, "fine", "refused" or, of a process that decodes,
+# "ended"; what else comes is raised.
 CASES: dict[str, Callable[[int], str]] = {
     "pictures": damage.picture,
     "pdfs": damage.pdf,
@@ -38,7 +39,7 @@ def run_batch(name: str, first: int, end: int) -> None:
     for seed in range(first, end):
         try:
             told = CASES[name](seed)
-        except Exception as error:  # noqa: BLE001: each is noted
+        except Exception as error:  # noqa: BLE001
             told = f"raised: {type(error).__name__}: {str(error)[:200]}"
         print(json.dumps([seed, told]), flush=True)
 
@@ -84,21 +85,20 @@ def fuzz(name: str, count: int, seed: int, state: Path, seconds: float) -> dict[
         first = done["next"]
         for at, told in outcomes(name, first, min(first + BATCH, seed + count), seconds):
             counts[told.partition(":")[0]] += 1
-            if told not in (damage.FINE, damage.REFUSED):
+            if told not in (damage.FINE, damage.REFUSED, damage.ENDED):
                 done["notes"].append([at, told])
             done["next"] = at + 1
         done["counts"] = dict(counts)
         beside = state.with_suffix(".new")
         beside.write_text(json.dumps(done))
         os.replace(beside, state)
-        print(
-            f"{time.strftime('%H:%M:%S')} {name}: {done['next'] - seed} of {count}, {dict(counts)}"
-        )
+        now = time.strftime("%H:%M:%S")
+        print(f"{now} {name}: {done['next'] - seed} of {count}, {done['counts']}", flush=True)
     return done
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Try damaged files, over time.")
     parser.add_argument("name", choices=CASES)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -48,8 +48,8 @@ def whole_pdfs() -> list[bytes]:
 
 
 def outcome(work: Callable[[], object]) -> str:
-    """FINE, REFUSED by one line, or ENDED by another. Raises what else is raised, and AssertionError
-    where a line is none, or says that time was over."""
+    """FINE, REFUSED by one line, or ENDED by another. Raises what else is raised, and
+    AssertionError where a line is none, or says that time was over."""
     try:
         work()
     except SmolVLMError as error:
