@@ -268,21 +268,34 @@ def test_they_end_with_whoever_asks(way: signal.Signals, working: "subprocess.Po
         time.sleep(0.01)
 
 
+FORK = """
+import os, sys
+from smolvlm_mlx.inputs import sandbox
+from smolvlm_mlx.inputs.image import STRANGERS
+
+def decode():
+    print(sandbox.decode_image(data, STRANGERS, "it", 4096).size, flush=True)
+
+data = sys.stdin.buffer.read()
+decode()
+pid = os.fork()
+decode()
+if not pid:
+    os._exit(0)
+os.waitpid(pid, 0)
+decode()
+"""
+
+
 def test_a_copy_of_the_process_has_its_own() -> None:
-    sandbox.decode_image(SMALL, STRANGERS, "it", 4096)
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            decoded = sandbox.decode_image(SMALL, STRANGERS, "it", 4096)
-            os.write(write, str(decoded.size).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as told:
-        assert told.read() == "(90, 60)"
-    os.waitpid(pid, 0)
-    assert sandbox.decode_image(SMALL, STRANGERS, "it", 4096).size == (90, 60)
+    forked = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORK],
+        cwd=ROOT,
+        input=SMALL,
+        capture_output=True,
+        check=True,
+    )
+    assert (forked.stdout, forked.stderr) == (b"(90, 60)\n" * 4, b"")
 
 
 # ---- which way

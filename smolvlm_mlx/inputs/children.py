@@ -6,6 +6,7 @@ pixels and a line of text.
 """
 
 import atexit
+import fcntl
 import json
 import os
 import select
@@ -82,11 +83,14 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            pipesize=PIPE,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
+        if sys.platform == "linux":
+            for pipe in (self._stdin, self._stdout):
+                with suppress(OSError):  # the system may want smaller ones
+                    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
 
     @property
     def lives(self) -> bool:
