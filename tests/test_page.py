@@ -765,9 +765,13 @@ def test_a_conversation_of_any_form_opens_again(
     road: str, page: Any, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_tokens(page)
-    picture = {"type": "image", "base64": base64.b64encode(encoded(PICTURE, "PNG")).decode(), "name": "cat.png"}
+    picture = {
+        "type": "image",
+        "base64": base64.b64encode(encoded(PICTURE, "PNG")).decode(),
+        "name": "cat.png",
+    }
     id = new_id()
-    raw = [
+    raw: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Before"}, picture]},
         {"role": "assistant", "content": "One", "interrupted": True},
