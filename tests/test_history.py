@@ -9,6 +9,7 @@ import re
 import sqlite3
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_m
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
-from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
+from smolvlm_mlx.tasks.history import History, Place, cache_folder, data_folder, new_id
 from tests.support.http import question
 from tests.support.kills import kill_saving
 from tests.support.messages import media_of
@@ -363,3 +364,239 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         for number in range(4):
             talk = f"talk {number}"
             kill_saving(tmp_path / "history.sqlite3", talk, rng.uniform(0, 0.2), count)
+
+
+# ---- several who write
+
+
+def turns(history: History) -> dict[str, list[str]]:
+    """The words of each conversation, by title."""
+    return {summary.title: words(history.load(summary.id)) for summary in history.list()}
+
+
+def said(*texts: str) -> list[Message]:
+    return [text_message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
+
+
+BASE = ["q", "a"]
+# What another has made of it meanwhile; what the first, who does not know that, then saves; what is
+# there in the end.
+MEANWHILE: dict[str, tuple[list[str], list[str], list[list[str]]]] = {
+    "both go on": ([*BASE, "2", "b"], [*BASE, "3", "c"], [[*BASE, "2", "b"], [*BASE, "3", "c"]]),
+    "edited here": ([*BASE, "2", "b"], ["Q", "A"], [[*BASE, "2", "b"], ["Q", "A"]]),
+    "edited there": (["Q", "A"], [*BASE, "2", "b"], [["Q", "A"], [*BASE, "2", "b"]]),
+    "edited in both": (["Q", "A"], ["R", "B"], [["Q", "A"], ["R", "B"]]),
+    "taken back here": ([*BASE, "2", "b"], BASE[:1], [[*BASE, "2", "b"]]),
+    "as it was": ([*BASE, "2", "b"], BASE, [[*BASE, "2", "b"]]),
+    "the same": ([*BASE, "2", "b"], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
+    "further than there": ([*BASE, "2"], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
+    "taken back there": (BASE[:1], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
+}
+
+
+@pytest.mark.parametrize("kind", MEANWHILE)
+def test_what_a_keeper_does_not_know_stays(kind: str, history: History) -> None:
+    theirs, mine, left = MEANWHILE[kind]
+    known = history.save("a", said(*BASE)).known
+    history.save("a", said(*theirs), known=known)
+    place = history.save("a", said(*mine), known=known)
+    assert sorted(turns(history).values()) == sorted(left)
+    # Whoever goes on from here does so in the place that was told, and again loses nothing.
+    history.save(place.id, said(*mine, "end"), known=place.known)
+    assert [*mine, "end"] in turns(history).values()
+    remains = set(theirs) - {*turns(history)}
+    assert remains <= {word for kept in turns(history).values() for word in kept}
+
+
+def test_branches_are_found_again_and_numbered(history: History) -> None:
+    known = history.save("a", said(*BASE)).known
+    history.save("a", said(*BASE, "2"), known=known)
+    # One who never learns where it went, and names no versions, still makes one branch only.
+    for length in range(4):
+        place = history.save("a", said(*BASE, *"xyzw"[: length + 1]))
+    assert turns(history) == {"q": [*BASE, "2"], "q (2)": [*BASE, *"xyzw"]}
+    # One who chose the name of the version may change what it wrote there.
+    history.save("a", said(*BASE, *"xyzw", "0"), version="0123", known=place.known)
+    again = history.save("a", said(*BASE, "V"), known=["0123"])
+    assert again.id == place.id
+    assert turns(history)["q (2)"] == [*BASE, "V"]
+    # A branch of a branch is one of the first.
+    history.save(again.id, said("other"))
+    assert set(turns(history)) == {"q", "q (2)", "other (3)"}
+    history.delete("a")
+    assert turns(history).keys() == {"q (2)", "other (3)"}
+
+
+def test_only_what_is_known_is_withdrawn(history: History) -> None:
+    known = history.save("a", said(*BASE)).known
+    later = history.save("a", said(*BASE, "2"), known=known).known
+    history.withdraw("a", known)
+    history.withdraw("none", known)
+    assert turns(history) == {"q": [*BASE, "2"]}
+    history.withdraw("a", later)
+    assert turns(history) == {}
+
+
+def test_threads_that_write_one_conversation_lose_nothing(history: History) -> None:
+    def write(name: int) -> None:
+        place, mine = Place("a"), list[str]()
+        for number in range(6):
+            mine += [f"{name}-{number}", "a"]
+            place = history.save(place.id, said(*mine), known=place.known)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    expected = {f"{name}-{number}" for name in range(4) for number in range(6)}
+    assert {word for kept in turns(history).values() for word in kept} == {*expected, "a"}
+    assert len(history.list()) == 4
+
+
+# ---- files of other versions, and damaged ones
+
+BEFORE_VERSIONS = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL,
+    created REAL NOT NULL, updated REAL NOT NULL);
+CREATE TABLE messages (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    number INTEGER NOT NULL, message TEXT NOT NULL, words TEXT NOT NULL,
+    PRIMARY KEY (conversation, number));
+CREATE TABLE pictures (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE uses (
+    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
+    digest TEXT NOT NULL REFERENCES pictures, PRIMARY KEY (conversation, digest));
+INSERT INTO conversations VALUES ('a', 'Before', 'tiny', 1.0, 2.0);
+INSERT INTO messages VALUES ('a', 0,
+    '{"role": "user", "content": [{"type": "image", "digest": "d", "name": "cat.png"},
+      {"type": "text", "text": "Before"}]}', 'Before cat.png');
+INSERT INTO messages VALUES ('a', 1, '{"role": "assistant", "content": "Yes."}', 'Yes.');
+"""
+
+
+def test_a_file_of_the_version_before_opens(history: History) -> None:
+    history.path.parent.mkdir()
+    with closing(sqlite3.connect(history.path)) as database, database:
+        database.executescript(BEFORE_VERSIONS)
+        database.execute("INSERT INTO pictures VALUES ('d', ?)", (PICTURE.data,))
+        database.execute("INSERT INTO uses VALUES ('a', 'd')")
+    (summary,) = history.list()
+    assert (summary.title, summary.turns) == ("Before", 1)
+    kept = history.read("a")
+    assert words(kept.messages) == ["Before", "Yes."]
+    assert media_of(kept.messages)[0].data == PICTURE.data
+    place = history.save("a", [*kept.messages, asked("Now")], known=[kept.version])
+    assert (place.id, words(history.load("a"))) == ("a", ["Before", "Yes.", "Now"])
+    # Who read it before that, does not know it any more.
+    assert history.save("a", said("Other"), known=[kept.version]).id != "a"
+
+
+def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(history: History) -> None:
+    history.path.parent.mkdir()
+    with closing(sqlite3.connect(history.path)) as database, database:
+        database.execute("CREATE TABLE other (x)")
+        database.execute("PRAGMA user_version = 2")
+    before = history.path.read_bytes()
+    for use in (history.list, lambda: history.save("a", TALK), lambda: history.load("a")):
+        with pytest.raises(HistoryError, match="a newer version of smolvlm-mlx"):
+            use()
+    assert history.path.read_bytes() == before
+    assert [path.name for path in history.path.parent.iterdir()] == [history.path.name]
+
+
+# What a newer version may have written, and what this one has of it.
+NEWER: list[tuple[Any, str, str]] = [
+    ({"role": "user", "content": "text alone", "mood": "glad"}, "user", "text alone"),
+    (
+        {"role": "user", "content": [{"type": "text", "text": "x", "bold": True}], "at": [1]},
+        *("user", "x"),
+    ),
+    (
+        {
+            "role": "assistant",
+            "content": [{"type": "audio", "digest": "DIGEST"}, {"type": "text", "text": "y"}],
+        },
+        *("assistant", "y"),
+    ),
+    ({"role": "user", "content": [{"type": "audio", "digest": 5}, 7]}, "user", ""),
+    (
+        {"role": "user", "content": [{"type": "image", "digest": "gone"}]},
+        *("user", "[picture: can no longer be read]"),
+    ),
+]
+
+
+def test_what_is_unknown_in_a_message_is_carried(history: History) -> None:
+    known = history.save("a", said(*"01234")).known
+    history.save("b", [asked("", PICTURE)])
+    stored = [json.dumps(raw).replace("DIGEST", PICTURE.digest) for raw, _, _ in NEWER]
+    with closing(sqlite3.connect(history.path)) as database, database:
+        for number, text in enumerate(stored):
+            database.execute(
+                "UPDATE messages SET message = ? WHERE conversation = 'a' AND number = ?",
+                (text, number),
+            )
+    kept = history.read("a")
+    assert (kept.version,) == known
+    assert [(m.role, m.text) for m in kept.messages] == [(role, text) for _, role, text in NEWER]
+    history.save("a", [*kept.messages[:4], asked("more")], known=known)
+    history.delete("b")
+    there = changed(history, "SELECT message FROM messages WHERE conversation = 'a'")
+    assert [text for (text,) in there][:4] == stored[:4]
+    # Also a picture that only the newer version shows.
+    assert changed(history, "SELECT digest FROM pictures") == [(PICTURE.digest,)]
+    assert history.list()[0].turns == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE pictures SET data = x'00ff'",
+        "UPDATE pictures SET data = ''",
+        "DELETE FROM uses",
+        "DELETE FROM pictures",
+    ],
+)
+def test_a_damaged_picture_is_named_in_its_place(damage: str, history: History) -> None:
+    known = history.save("a", TALK).known
+    changed(history, damage)
+    messages = history.load("a")
+    expected = ["Be brief.", "[cat.png: can no longer be read] What is THIS?", *words(TALK)[2:]]
+    assert words(messages) == expected
+    history.save("a", [*messages, asked("On")], known=known)
+    assert words(history.load("a")) == [*expected, "On"]
+
+
+def test_a_damaged_message_is_one_line_and_ends_no_list(history: History) -> None:
+    history.save("b", TALK)
+    for damage in ("{", "[]", "5", '{"role": "user"}', '{"role": 5, "content": "x"}', "null"):
+        known = history.save(damage, said("x")).known
+        update = "UPDATE messages SET message = ? WHERE conversation = ?"
+        with closing(sqlite3.connect(history.path)) as database, database:
+            database.execute(update, (damage, damage))
+        with pytest.raises(HistoryError, match="a message of the conversation is damaged"):
+            history.load(damage)
+        history.save(damage, said("y"), known=known)
+        assert words(history.load(damage)) == ["y"]
+    assert len(history.list()) == 7
+
+
+def test_a_reader_waits_for_no_writer(history: History) -> None:
+    history.save("a", TALK)
+    with closing(sqlite3.connect(history.path, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("UPDATE conversations SET title = 'Other'")
+        assert words(history.load("a")) == words(TALK)
+        assert [summary.title for summary in history.list()] == ["What is THIS?"]
+        database.execute("ROLLBACK")
+
+
+def test_a_locked_file_is_one_line(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    history.save("a", TALK)
+    monkeypatch.setattr("smolvlm_mlx.tasks.history.BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(history.path, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        for use in (lambda: history.save("a", TALK), lambda: history.delete("a")):
+            with pytest.raises(HistoryError, match="locked; go on with --no-history, or try again"):
+                use()
+        database.execute("ROLLBACK")
+    assert words(history.load("a")) == words(TALK)

@@ -771,7 +771,7 @@ def test_a_conversation_of_any_form_opens_again(
         "name": "cat.png",
     }
     id = new_id()
-    raw = [
+    raw: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Before"}, picture]},
         {"role": "assistant", "content": "One", "interrupted": True},

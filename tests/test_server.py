@@ -991,6 +991,37 @@ def test_conversations_are_kept(server: Running) -> None:
         assert client.delete("/conversations/0123456789abcdef").status_code == 404
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_that_went_on_elsewhere_becomes_a_branch(
+    stream: bool, server: Running
+) -> None:
+    def ask(text: str, **keeping: object) -> str:
+        """The id under which it is kept."""
+        more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        body = question(text, max_tokens=2, conversation={"id": "00000000cafe", **keeping}, **more)
+        answer = server.complete(body)
+        if stream:
+            *_, last, done = answer.text.strip().split("\n\n")
+            assert done == "data: [DONE]"
+            return str(json.loads(last.removeprefix("data: "))["conversation"])
+        return str(answer.json()["conversation"])
+
+    try:
+        assert ask("One", version="0000000a") == "00000000cafe"
+        with server.client() as client:
+            told = client.get("/conversations/00000000cafe").json()
+        assert told["version"] == "0000000a"
+        assert ask("Two", known=["0000000a"], version="0000000b") == "00000000cafe"
+        assert ask("Three", known=["0000000c", "0000000b"]) == "00000000cafe"
+        branch = ask("Four", known=["0000000a", "0000000b"])
+        assert branch != "00000000cafe"
+        titles = {talk.id: talk.title for talk in server.history.list()}
+        assert titles == {"00000000cafe": "Three", branch: "Four (2)"}
+    finally:
+        for talk in server.history.list():
+            server.history.delete(talk.id)
+
+
 def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -> None:
     asked = question("Hello", max_tokens=2000, stream=True, conversation="00000000deadbeef")
     with (

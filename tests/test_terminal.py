@@ -19,6 +19,7 @@ from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Video
+from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
@@ -149,6 +150,42 @@ def names(held: Sequence[Attachment | Video]) -> list[str]:
 
 
 LEAVING = ("exit", "QUIT", " :q ", "/exit", "/bye", "/q", "/Quit", "\ufeffexit")
+
+
+def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3")
+
+    def go_on(id: str, text: str) -> None:
+        kept = history.read(id)
+        history.save(id, [*kept.messages, user_message(text)], known=[kept.version])
+
+    def kept() -> dict[str, list[str]]:
+        return {
+            talk.title: [m.text for m in history.load(talk.id) if m.role == "user"]
+            for talk in history.list()
+        }
+
+    handle(session, "One")
+    handle(session, "Two")
+    handle(session, "/retry")
+    first = session.id
+    go_on(first, "Elsewhere")
+    handle(session, "/undo")
+    assert kept() == {"One": ["One", "Two", "Elsewhere"]}
+    handle(session, "Here")
+    assert session.id != first
+    assert any(
+        f"another window has gone on with conversation {first}" in said
+        for said in screen_of(session).said
+    )
+    handle(session, "/edit There")
+    assert kept() == {"One": ["One", "Two", "Elsewhere"], "One (2)": ["One", "There"]}
+    handle(session, f"/open {first}")
+    handle(session, "/undo")
+    handle(session, "/undo")
+    go_on(first, "Elsewhere")
+    handle(session, "/undo")  # all that it knows of
+    assert kept() == {"One": ["One", "Elsewhere"], "One (2)": ["One", "There"]}
 
 
 @pytest.mark.parametrize("line", LEAVING)

@@ -45,8 +45,8 @@ def known_of(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _known_part(part: dict[str, Any]) -> dict[str, Any] | None:
-    kind = part.get("type")
+def _known_part(part: Any) -> dict[str, Any] | None:
+    kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         return {"type": "text", "text": str(part["text"])}
     if kind not in ("image", "video") or not isinstance(part.get("digest"), str):
