@@ -2,8 +2,12 @@
 otherwise."""
 
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY, create_server, gaierror, socket
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +17,7 @@ from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import CHAT
-from .options import DEFAULT_MODEL, Flags, Loading, Model, given, typed
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
 
 if TYPE_CHECKING:
     from ..server.app import Service
@@ -21,7 +25,8 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
-GRACE_SECONDS = 8  # for answers under way, after SIGTERM
+GRACE_SECONDS = 6  # for answers under way, after SIGTERM
+HISTORY_SECONDS = 3  # to wait for another process that writes to it
 
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)]
 Token = Annotated[
@@ -69,19 +74,41 @@ def serve(
 
     How answers are generated and pictures are cut is for requests that say nothing of it.
     """
-    from ..server.start import Start
-
     if no_token and typed(context, "token"):
         raise ServerError("--token and --no-token; give one of them")
     if token == "":
         raise ServerError("--token is empty; leave it out for a random one")
     origins = [_origin(origin) for origin in allow_origin or []]
-    start = Start([*given(context, options), *given(context, image_options)])
-    settings = (options, image_options, start)
     secret = None if no_token else token or new_token()
-    with listen(host, port) as listener:
+    with leaving_at_once(), listen(host, port) as listener:
+        from ..server.start import Start
+
+        start = Start([*given(context, options), *given(context, image_options)])
+        settings = (options, image_options, start)
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
         run_server(service, listener, secret, open_page, allow_host or (), origins)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM within end the process where it is: nothing has to be finished, and in
+    Python's own end MLX's thread would abort while it computes."""
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End the process as a signal wants it: 130 after Ctrl-C, 0 after SIGTERM."""
+    with suppress(OSError, ValueError, RuntimeError):  # closed, or just being written to
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\n")
+    os._exit(INTERRUPTED if number == signal.SIGINT else 0)
 
 
 def load_service(
@@ -105,7 +132,7 @@ def load_service(
         lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
     )
     processor = scheduler.start().processor
-    history = History() if keep_history else None
+    history = History(timeout=HISTORY_SECONDS) if keep_history else None
     return Service(
         scheduler,
         processor,
@@ -134,16 +161,20 @@ def run_server(
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> None:
-    """Say where the page and the API are, and answer until Ctrl-C or SIGTERM.
+    """Say where the page and the API are, and answer until Ctrl-C or SIGTERM end the process.
 
     Args:
         secret: the token that requests need; None lets everyone in.
         hosts: other names of this server, HOST:PORT; its own port where there is none.
         origins: of web pages that may ask.
+
+    Raises ServerError: the engine has failed.
     """
     import uvicorn
 
+    from ..generation.scheduler import FAILED
     from ..server.app import make_app
+    from ..server.closing import Server
     from ..server.security import HeaderTimeoutProtocol
 
     address, port = _address(listener)
@@ -157,10 +188,14 @@ def run_server(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=1,  # after what `Server` waits for
         h11_max_incomplete_event_size=32 * 1024,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    # At its end uvicorn raises the signal again that it has ended for, which is `leave`'s.
+    server = Server(config, service.requests, service.scheduler, GRACE_SECONDS, leave)
+    server.run(sockets=[listener])
+    if service.scheduler.failed:
+        raise ServerError(FAILED)
 
 
 def _address(listener: socket) -> tuple[str, int]:

@@ -73,7 +73,7 @@ class CompletionChoice(Shape):
 
 
 class ChatCompletion(Shape):
-    """An answer that is not streamed."""
+    """An answer that is not streamed. Ours: `notice` says what went wrong beside it."""
 
     id: str
     object: Literal["chat.completion"]
@@ -82,6 +82,7 @@ class ChatCompletion(Shape):
     choices: list[CompletionChoice]
     usage: Usage
     live: Live | None = None
+    notice: str | None = None
 
 
 class Delta(Shape):
@@ -109,6 +110,7 @@ class ChatCompletionChunk(Shape):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     live: Live | None = None
+    notice: str | None = None
 
 
 class Model(Shape):
@@ -154,7 +156,11 @@ class Completion:
         }
 
     def whole(
-        self, texts: Sequence[str], statistics: Sequence[Statistics], live: Live | None = None
+        self,
+        texts: Sequence[str],
+        statistics: Sequence[Statistics],
+        live: Live | None = None,
+        notice: str | None = None,
     ) -> dict[str, object]:
         """Return answers that are not streamed."""
         choices = [
@@ -173,6 +179,7 @@ class Completion:
                 choices=choices,
                 usage=usage(statistics, self._notes),
                 live=live,
+                notice=notice,
             )
         )
 
@@ -184,10 +191,14 @@ class Completion:
         return self._chunk(choices=[choice])
 
     def last_chunk(
-        self, statistics: Sequence[Statistics], live: Live | None = None
+        self,
+        statistics: Sequence[Statistics] | None,
+        live: Live | None = None,
+        notice: str | None = None,
     ) -> dict[str, object]:
-        """Return what a stream ends with, if usage was asked for."""
-        return self._chunk(choices=[], usage=usage(statistics, self._notes), live=live)
+        """Return what a stream ends with, if usage was asked for or there is a notice."""
+        used = None if statistics is None else usage(statistics, self._notes)
+        return self._chunk(choices=[], usage=used, live=live, notice=notice)
 
     def _chunk(self, **fields: Any) -> dict[str, object]:
         return dump(ChatCompletionChunk(**self._shared, object="chat.completion.chunk", **fields))

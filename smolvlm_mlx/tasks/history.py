@@ -78,13 +78,16 @@ class History:
     """All conversations of a user. Every method is one transaction, from whatever thread or
     process.
 
+    Args:
+        timeout: seconds to wait for another process that writes.
+
     Raises:
         HistoryError: from every method: the file cannot be used; NoConversationError: it is not
             there.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path = path or data_folder() / "history.sqlite3"
+    def __init__(self, path: Path | None = None, timeout: float = 20):
+        self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
     def save(self, id: str, messages: Sequence[Message], model: str = "") -> None:
         """Write a conversation as it now is; what of it is there already stays."""
@@ -162,12 +165,15 @@ class History:
                 )
             _forget_unused(database)
 
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         private_folder(self.path.parent)
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as database:
+            with closing(self._connect()) as database:
                 for pragma in (
                     "journal_mode = WAL",
                     "synchronous = FULL",
