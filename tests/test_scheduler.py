@@ -384,9 +384,9 @@ def test_closing_ends_what_is_made_and_takes_no_more(
     assert thread.daemon  # or the process would not end while an answer is made
     begun, closing, join = threading.Event(), threading.Event(), thread.join
 
-    def joined() -> None:
+    def joined(seconds: float | None) -> None:
         closing.set()
-        join()
+        join(seconds)
 
     monkeypatch.setattr(thread, "join", joined)
     job = Asked(engine.processor, "Hello", Options(max_tokens=1000))
@@ -552,7 +552,7 @@ def test_an_error_ends_the_answers_of_its_step_alone(
     assert [ask(engine, text).wait() for text in ("Hello", "Other")] == want
     state = engine.state()
     assert (state.status, state.running, state.waiting, state.errors) == ("ok", 0, 0, 1)
-    assert state.last_error in str(error.value)
+    assert str(error.value).startswith(state.last_error.removesuffix("..."))
     shown = [record for record in caplog.records if record.exc_info]
     assert len(shown) == (what == "bug")  # its traceback, once
     assert len(caplog.records) == 1
@@ -560,20 +560,18 @@ def test_an_error_ends_the_answers_of_its_step_alone(
 
 
 def test_an_error_while_a_prompt_is_read_is_of_its_answer(
-    engine: Started, monkeypatch: pytest.MonkeyPatch
+    engine: Started, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that are being made go on to their ends."""
     want = ask(engine, "Hello", Options(max_tokens=40)).wait()
     first = Asked(engine.processor, "Hello", Options(max_tokens=40))
     second = Asked(engine.processor, with_picture("What?"), Options(max_tokens=4))
-    kept, take = list[int](), first.put
+    take = first.put
 
     def put(event: Event | SmolVLMError) -> None:
-        if isinstance(event, Text) and not second.pieces and second.error is None:
-            if not kept:
-                kept.append(1)
-                fail_once(monkeypatch, image_cache, "_encode", RuntimeError("no memory"))
-                engine.submit(second)
+        if isinstance(event, Text) and not first.pieces:
+            fail_once(monkeypatch, image_cache, "_encode", RuntimeError("no memory"))
+            engine.submit(second)
         take(event)
 
     first.put = put
@@ -582,8 +580,8 @@ def test_an_error_while_a_prompt_is_read_is_of_its_answer(
         second.wait()
     assert first.wait() == want
     again = ask(engine, with_picture("What?"), Options(max_tokens=4))
-    assert again.wait()
-    assert again.statistics.reused_tokens == 0
+    model, processor = load(tiny, "float32")
+    assert again.wait() == generate(model, processor, with_picture("What?"), Options(max_tokens=4))
 
 
 def test_an_error_of_a_grammar_is_of_its_answer(
