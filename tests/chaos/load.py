@@ -3,10 +3,10 @@
     python -m tests.chaos.load --minutes 10
 
 Most clients ask what is known, whole or streamed, and compare every answer; a quarter of them leave
-in the middle. One engine error a minute is thrown in the server's process, the history is locked for
-a while, and two clients send scan bombs and large pictures. Prints what was lost, mixed or doubled
-for those who stayed, how fast /health was, and the memory at the end beside that of the first
-minute.
+in the middle. One engine error a minute is thrown in the server's process, the history is locked
+for a while, and two clients send scan bombs and large pictures. Prints what was lost, mixed or
+doubled for those who stayed, how fast /health was, and the memory at the end beside that of the
+first minute.
 """
 
 import argparse

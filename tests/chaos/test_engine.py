@@ -42,8 +42,9 @@ def failing_at(number: int) -> Iterator[None]:
         yield
 
 
-def ask(server: Running, body: Body, want: str, may_fail: bool, count: Tally) -> bool:
+def ask(server: Running, known: tuple[Body, str], may_fail: bool, count: Tally) -> bool:
     """Ask, and compare; whether it was answered."""
+    body, want = known
     answer = server.complete(body)
     if answer.status_code == 200:
         got = answer.json()["choices"][0]["message"]["content"]
@@ -74,10 +75,10 @@ def test_one_failed_evaluation(tmp_path: Path) -> None:
             asked = [rng.choice(known) for _ in range(CLIENTS)]
             with failing_at(rng.randrange(1, 80)):
                 gone = pool.submit(leave, server, rng.choice(known)[0])
-                answered = list(pool.map(lambda each: ask(server, *each, True, count), asked))
+                answered = list(pool.map(lambda each: ask(server, each, True, count), asked))
                 gone.result()
             failed += answered.count(False)
-            ask(server, *rng.choice(known), False, count)
+            ask(server, rng.choice(known), False, count)
         server.wait_until_idle()
         count.case(failed > 0, "wrong", "nothing has failed")
 
