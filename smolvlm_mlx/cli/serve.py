@@ -172,7 +172,6 @@ def run_server(
     """
     import uvicorn
 
-    from ..generation.scheduler import FAILED
     from ..server.app import make_app
     from ..server.closing import Server
     from ..server.security import HeaderTimeoutProtocol
@@ -193,9 +192,7 @@ def run_server(
     )
     # At its end uvicorn raises the signal again that it has ended for, which is `leave`'s.
     server = Server(config, service.requests, service.scheduler, GRACE_SECONDS, leave)
-    server.run(sockets=[listener])
-    if service.scheduler.failed:
-        raise ServerError(FAILED)
+    server.run([listener])
 
 
 def _address(listener: socket) -> tuple[str, int]:

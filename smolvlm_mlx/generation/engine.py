@@ -142,9 +142,8 @@ class Engine:
     ) -> list[tuple[str, bool]]:
         """The answer to each of several prompts, and whether it came to its end by itself.
 
-        For many pictures with one question, whose prompts have one length T and differ in their
-        tiles only. The same model calls as in `stream`, without padding or masks: an answer is the
-        same as alone.
+        For many pictures with one question, whose prompts have one length T and differ in tiles
+        only. The same model calls as in `stream`, without padding: an answer is that of it alone.
 
         Raises:
             GenerationError: prompts of several lengths or longer than the context, or logits that

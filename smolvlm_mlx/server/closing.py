@@ -15,7 +15,8 @@ from anyio import CancelScope
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..generation.scheduler import ClosingError, Scheduler
+from ..errors import ServerError
+from ..generation.scheduler import FAILED, ClosingError, Scheduler
 from .openai import error_body
 
 LAST_SECONDS = 1.0  # for the words that end an answer, to clients that may read them slowly
@@ -110,6 +111,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._requests, self._scheduler, self._grace = requests, scheduler, grace
         self._leave = leave
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer until a signal comes.
+
+        Raises:
+            ServerError: the engine has failed.
+        """
+        super().run(sockets)
+        if self._scheduler.failed:
+            raise ServerError(FAILED)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends the server in order, but in time, and a second one at once."""
