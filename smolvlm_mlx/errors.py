@@ -53,6 +53,10 @@ class ContextFullError(GenerationError):
     """A conversation leaves no room for an answer in the model's context."""
 
 
+class EngineError(GenerationError):
+    """A step of an answer could not be computed: no memory, a GPU that gave up, or a bug."""
+
+
 class AdapterError(SmolVLMError):
     """An adapter cannot be read, is damaged, or belongs to another base."""
 

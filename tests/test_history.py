@@ -590,9 +590,9 @@ def test_a_reader_waits_for_no_writer(history: History) -> None:
         database.execute("ROLLBACK")
 
 
-def test_a_locked_file_is_one_line(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_file_is_one_line(history: History) -> None:
     history.save("a", TALK)
-    monkeypatch.setattr("smolvlm_mlx.tasks.history.BUSY_SECONDS", 0.1)
+    history = History(history.path, timeout=0.1)
     with closing(sqlite3.connect(history.path, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         for use in (lambda: history.save("a", TALK), lambda: history.delete("a")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.events import End, Text
-from smolvlm_mlx.generation.scheduler import BusyError, Job
+from smolvlm_mlx.generation.scheduler import BusyError, Job, State
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server import assets, security
 from smolvlm_mlx.server.app import Service, make_app
@@ -27,7 +27,8 @@ HEADERS = {"authorization": f"Bearer {TOKEN}"}
 class Parrot:
     """A scheduler whose answer is always there already."""
 
-    occupancy, failed = (0, 0), False
+    def state(self) -> State:
+        return State("ok", 1, 0, 1, "no memory", 0.25)
 
     def submit(self, job: Job) -> None:
         job.put(Text("Hel"))
@@ -38,7 +39,7 @@ class Parrot:
     def check(self, tiles: int, schema: object) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
         pass
 
 

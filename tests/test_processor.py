@@ -273,3 +273,33 @@ def test_published_counts_of_a_photo(family: Path) -> None:
         1304 - picture_tokens(first),
     }
     assert rest == {121}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("generation_config.json", {"eos_token_id": 100_000}),
+        ("generation_config.json", {"eos_token_id": [0, -1]}),
+        ("config.json", {"eos_token_id": 100_000}),
+        ("config.json", {"eos_token_id": [1, -1]}),
+    ],
+)
+def test_an_end_that_is_no_token_of_the_model_is_told(
+    file: str, change: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny, tmp_path / "copy")
+    raw = read_json(tiny / file)
+    (tmp_path / "copy" / file).write_text(json.dumps({**raw, **change}))
+    config = ModelConfig.from_dict(read_json(tmp_path / "copy" / "config.json"))
+    size = config.text_config.vocab_size
+    said = rf"the end token (100000|-1) is not in the vocabulary of {size} tokens"
+    with pytest.raises(CheckpointError, match=said):
+        Processor.from_folder(tmp_path / "copy", config)
+
+
+def test_an_end_of_the_tokenizer_that_the_model_has_not_is_told(tiny: Path) -> None:
+    config = ModelConfig.from_dict(read_json(tiny / "config.json"))
+    end = max(load_processor(tiny).tokenizer.end_ids)
+    smaller = replace(config, text_config=replace(config.text_config, vocab_size=end))
+    with pytest.raises(CheckpointError, match=f"the end token {end} is not in the vocabulary"):
+        Processor.from_folder(tiny, smaller)

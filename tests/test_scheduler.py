@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import Options, generate, load
-from smolvlm_mlx.errors import CheckpointError, ContextFullError, GenerationError, SmolVLMError
+from smolvlm_mlx.errors import (
+    CheckpointError,
+    ContextFullError,
+    EngineError,
+    GenerationError,
+    SmolVLMError,
+)
 from smolvlm_mlx.events import Event, Reading, Text
-from smolvlm_mlx.generation import prefill
-from smolvlm_mlx.generation.decoding import Decoder
+from smolvlm_mlx.generation import image_cache, prefill, scheduler
+from smolvlm_mlx.generation.decoding import Decoder, Row
+from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.prefix_cache import PrefixCache
-from smolvlm_mlx.generation.scheduler import BusyError, Scheduler
+from smolvlm_mlx.generation.scheduler import BusyError, ClosingError, Scheduler
 from tests.support.crowd import Asked, messages
+from tests.support.http import wait_until
 from tests.support.pictures import PICTURE
 
 import pytest
@@ -348,9 +356,9 @@ def test_closing_ends_what_is_made_and_takes_no_more(
     assert thread.daemon  # or the process would not end while an answer is made
     begun, closing, join = threading.Event(), threading.Event(), thread.join
 
-    def joined() -> None:
+    def joined(seconds: float | None) -> None:
         closing.set()
-        join()
+        join(seconds)
 
     monkeypatch.setattr(thread, "join", joined)
     job = Asked(engine.processor, "Hello", Options(max_tokens=1000))
@@ -366,9 +374,10 @@ def test_closing_ends_what_is_made_and_takes_no_more(
     assert begun.wait(60)
     engine.close()
     assert 0 < job.statistics.generated_tokens < 9  # with what was under way
-    assert (waiting.statistics.generated_tokens, waiting.over.is_set()) == (0, False)
+    assert isinstance(waiting.error, ClosingError)
+    assert (waiting.statistics.generated_tokens, waiting.pieces) == (0, [])
     assert not thread.is_alive()
-    with pytest.raises(BusyError, match="answers are waiting already"):
+    with pytest.raises(ClosingError, match="the server is shutting down"):
         ask(engine, "Hello")
 
 
@@ -404,10 +413,10 @@ def test_what_cannot_be_loaded_is_told() -> None:
     def fail() -> Any:
         raise CheckpointError("no such folder")
 
-    scheduler = Scheduler(fail)
+    made = Scheduler(fail)
     with pytest.raises(CheckpointError, match="no such folder"):
-        scheduler.start()
-    scheduler.close()
+        made.start()
+    made.close()
 
 
 def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> None:
@@ -439,34 +448,250 @@ def test_a_bug_while_loading_is_told_and_shown(uncaught: list[object]) -> None:
     def broken() -> Any:
         raise ZeroDivisionError
 
-    scheduler = Scheduler(broken)
+    made = Scheduler(broken)
     with pytest.raises(ZeroDivisionError):
-        scheduler.start()
-    scheduler.close()
+        made.start()
+    made.close()
     assert uncaught == [ZeroDivisionError]
 
 
-@pytest.mark.parametrize("where", ["add", "step"])
-def test_a_bug_leaves_nobody_waiting(
-    where: str, engine: Started, uncaught: list[object], monkeypatch: pytest.MonkeyPatch
+# ---- errors while answers are made
+
+
+KINDS = {
+    "no memory": RuntimeError("[metal::malloc] Attempting to allocate 9 bytes"),
+    "bad_alloc": MemoryError("std::bad_alloc"),
+    "bug": ZeroDivisionError("secret"),
+}
+SAID = {
+    "no memory": r"could not be computed \(\[metal::malloc\] .* what helps: fewer tiles",
+    "bad_alloc": r"could not be computed \(std::bad_alloc\); what helps: .* \(--max-tiles\)",
+    "bug": "^the engine failed; its log says why$",
+}
+
+
+def fail_once(patch: pytest.MonkeyPatch, kind: Any, name: str, error: Exception) -> None:
+    """A method raises at its next call."""
+    healthy = getattr(kind, name)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        setattr(kind, name, healthy)
+        raise error
+
+    patch.setattr(kind, name, broken)
+
+
+@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("where", ["take", "add", "step", "push"])
+def test_an_error_ends_the_answers_of_its_step_alone(
+    where: str,
+    what: str,
+    engine: Started,
+    uncaught: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those that wait are answered, and the next are as if nothing had been."""
+    want = [ask(engine, text).wait() for text in ("Hello", "Other")]
+    puts, begun = list[object](), threading.Event()
+    failing = Asked(engine.processor, "Another", Options(max_tokens=12))
+    take = failing.put
+
+    def put(event: Event | SmolVLMError) -> None:
+        if not puts:
+            fail_once(monkeypatch, Decoder, where, KINDS[what]) if where != "push" else None
+            waiting.extend(ask(engine, text) for text in ("Hello", "Other"))
+            begun.set()
+        if where == "push" and len(puts) == 3:
+            fail_once(monkeypatch, StreamingDetokenizer, "add_token", KINDS[what])
+        puts.append(event)
+        take(event)
+
+    waiting = list[Asked]()
+    failing.put = put
+    engine.submit(failing)
+    with pytest.raises(EngineError, match=SAID[what]) as error:
+        failing.wait()
+    assert "secret" not in str(error.value)
+    assert [type(event) for event in puts if isinstance(event, SmolVLMError)] == [EngineError]
+    assert begun.is_set()
+    answers = [job.wait() if job.over.wait(60) and job.error is None else "" for job in waiting]
+    assert [answer in ("", right) for answer, right in zip(answers, want, strict=True)] == [
+        True
+    ] * 2
+    if where == "push":
+        assert answers == want
+    assert [ask(engine, text).wait() for text in ("Hello", "Other")] == want
+    state = engine.state()
+    assert (state.status, state.running, state.waiting, state.errors) == ("ok", 0, 0, 1)
+    assert str(error.value).startswith(state.last_error.removesuffix("..."))
+    shown = [record for record in caplog.records if record.exc_info]
+    assert len(shown) == (what == "bug")  # its traceback, once
+    assert len(caplog.records) == 1
+    assert uncaught == []
+
+
+def test_an_error_while_a_prompt_is_read_is_of_its_answer(
+    engine: Started, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are being made go on to their ends."""
+    want = ask(engine, "Hello", Options(max_tokens=40)).wait()
+    first = Asked(engine.processor, "Hello", Options(max_tokens=40))
+    second = Asked(engine.processor, with_picture("What?"), Options(max_tokens=4))
+    take = first.put
+
+    def put(event: Event | SmolVLMError) -> None:
+        if isinstance(event, Text) and not first.pieces:
+            fail_once(monkeypatch, image_cache, "_encode", RuntimeError("no memory"))
+            engine.submit(second)
+        take(event)
+
+    first.put = put
+    engine.submit(first)
+    with pytest.raises(EngineError, match="no memory"):
+        second.wait()
+    assert first.wait() == want
+    again = ask(engine, with_picture("What?"), Options(max_tokens=4))
+    model, processor = load(tiny, "float32")
+    assert again.wait() == generate(model, processor, with_picture("What?"), Options(max_tokens=4))
+
+
+def test_an_error_of_a_grammar_is_of_its_answer(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = ask(engine, "Hello", Options(max_tokens=40)).wait()
+    row = Engine.row
+
+    def broken(self: Engine, options: Options, schema: Any, statistics: Any) -> Any:
+        def constrain(tokens: Any, logits: Any) -> Any:
+            if tokens.size > 3:
+                raise ValueError("no such state")
+            return logits
+
+        if schema is None:
+            return row(self, options, schema, statistics)
+        return Row(options, self.processor.tokenizer, constrain, statistics)
+
+    monkeypatch.setattr(Engine, "row", broken)
+    jobs = [ask(engine, "Hello", Options(max_tokens=40)), ask(engine, "Give", schema={})]
+    with pytest.raises(EngineError, match="its log says why"):
+        jobs[1].wait()
+    assert jobs[0].wait() == want
+
+
+def test_the_engine_is_failing_until_a_step_is_made(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, Decoder, "step", RuntimeError("no memory"))
+    with pytest.raises(EngineError):
+        ask(engine, "Hello").wait()
+    state = engine.state()
+    assert (state.status, state.errors, state.idle_seconds) == ("failing", 1, None)
+    ask(engine, "Hello").wait()
+    assert engine.state().status == "ok"
+
+
+def test_an_engine_without_a_step_for_long_is_stuck(
+    engine: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun = threading.Event(), threading.Event()
+    job = Asked(engine.processor, "Hello", Options(max_tokens=2))
+    take = job.put
+
+    def held(event: Event | SmolVLMError) -> None:
+        begun.set()
+        assert go.wait(60)
+        take(event)
+
+    job.put = held
+    engine.submit(job)
+    assert begun.wait(60)
+    state = engine.state()
+    assert (state.status, state.running) == ("ok", 1)
+    assert state.idle_seconds is not None
+    monkeypatch.setattr(scheduler, "STUCK_SECONDS", 0.0)
+    assert engine.state().status == "stuck"
+    go.set()
+    job.wait()
+    wait_until(lambda: engine.state().status == "ok")
+
+
+def test_a_thread_that_ends_leaves_nobody_waiting(
+    engine: Started, uncaught: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is told once."""
 
     def broken(*_: Any) -> None:
-        raise ZeroDivisionError
+        raise SystemExit
 
-    monkeypatch.setattr(Decoder, where, broken)
-    job, put = Asked(engine.processor, "Hello", Options(max_tokens=12)), list[object]()
-    job.put = lambda event: (put.append(event), job.take(event))[1]  # type: ignore[func-returns-value]
-    engine.submit(job)
-    with pytest.raises(GenerationError, match="the engine has failed"):
-        job.wait()
+    monkeypatch.setattr(Decoder, "step", broken)
+    jobs = [ask(engine, text, Options(max_tokens=12)) for text in ("Hello", "Other")]
+    for job in jobs:
+        with pytest.raises(GenerationError, match="the engine has failed"):
+            job.wait()
     engine.close()
-    assert uncaught == [ZeroDivisionError]
-    assert [type(event) for event in put if not isinstance(event, Reading)] == [GenerationError]
     with pytest.raises(BusyError, match="the engine has failed"):
         ask(engine, "Hello")
-    assert engine.failed
+    assert engine.state().status == "failed"
+
+
+# ---- who waits
+
+
+def test_those_who_left_take_no_place(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, go = Decoder.step, threading.Event()
+
+    def held(self: Decoder) -> Any:
+        assert go.wait(60)
+        return step(self)
+
+    monkeypatch.setattr(Decoder, "step", held)
+    jobs = [ask(engine, "Hello", Options(max_tokens=4))]
+    wait_until(lambda: engine.occupancy == (1, 0))
+    for _ in range(40):
+        ask(engine, "Hello").cancel()
+    assert engine.occupancy == (1, 0)
+    jobs += [ask(engine, "Hello", Options(max_tokens=4)) for _ in range(12)]
+    assert engine.occupancy == (1, 12)
+    go.set()
+    for job in jobs:
+        job.wait()
+
+
+def test_clients_take_turns(engine: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a question does not wait for all of one with many, and finds a place."""
+    begun, go = list[str](), threading.Event()
+    read = prefill.PromptReader.read
+
+    def named(self: Any, inputs: Any, row: Any) -> Any:
+        assert go.wait(60)
+        begun.append(names[id(inputs)])
+        return read(self, inputs, row)
+
+    monkeypatch.setattr(prefill.PromptReader, "read", named)
+    names, jobs = dict[int, str](), list[Asked]()
+
+    def asked(client: str, program: str, number: int) -> None:
+        job = Asked(engine.processor, "Hello", Options(max_tokens=2))
+        job.client, names[id(job.inputs)] = (client, program), f"{client}{program}{number}"
+        jobs.append(job)
+        engine.submit(job)
+        wait_until(lambda: engine.state().running == 1)
+
+    for number in range(13):
+        asked("a", "x", number)
+    with pytest.raises(BusyError, match="12 answers are waiting already"):
+        asked("a", "x", 13)
+    jobs.pop()
+    asked("b", "x", 0)
+    asked("a", "y", 0)
+    asked("b", "x", 1)
+    assert [isinstance(job.error, BusyError) for job in jobs[10:]] == [True] * 3 + [False] * 3
+    go.set()
+    for job in jobs[:10] + jobs[13:]:
+        job.wait()
+    assert begun[:6] == ["ax0", "ax1", "bx0", "ay0", "bx1", "ax2"]
+    assert begun[6:] == [f"ax{number}" for number in range(3, 10)]
 
 
 @pytest.mark.slow

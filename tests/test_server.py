@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from typing import Any
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.cli.serve import host_headers, listen, model_id
 from smolvlm_mlx.errors import ServerError
+from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, connections, security
@@ -538,12 +540,56 @@ def test_what_says_nothing_of_anyone_needs_no_token(path: str, server: Running) 
 
 def test_the_health_says_what_is_going_on(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with server.client() as client:
-        idle = {"status": "ok", "model": "tiny", "running": 0, "waiting": 0}
+        idle = {"status": "ok", "model": "tiny", "running": 0, "waiting": 0, "errors": 0}
         server.wait_until_idle()
-        assert client.get("/health").json() == idle
-        monkeypatch.setattr(server.scheduler, "failed", True)
-        failed = client.get("/health")
-    assert (failed.status_code, failed.json()) == (503, {**idle, "status": "failed"})
+        health = client.get("/health").json()
+        memory = health.pop("memory")
+        assert health == idle
+        assert memory["peak"] >= memory["active"] > 0
+        with monkeypatch.context() as patch:
+            patch.setattr(server.scheduler, "failed", True)
+            failed = client.get("/health")
+        assert (failed.status_code, failed.json()["status"]) == (503, "failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engines_error_is_of_its_answer(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 500, or an error event in a stream that has begun; the next request is answered."""
+    asked = question("Hello", max_tokens=8, stream=stream)
+    want, step = server.complete(asked), Decoder.step
+    with server.client() as client:
+        before = client.get("/health").json()["errors"]
+
+    def broken(self: Decoder) -> Any:
+        monkeypatch.setattr(Decoder, "step", step)
+        raise RuntimeError("[metal::malloc] Attempting to allocate 9 bytes")
+
+    monkeypatch.setattr(Decoder, "step", broken)
+    answer = server.complete(asked)
+    assert answer.status_code == (200 if stream else 500)
+    *_, last = answer.text.removesuffix("data: [DONE]\n\n").rstrip().rpartition("data: ")
+    error = json.loads(last)["error"]
+    assert error["type"] == "server_error"
+    assert "what helps: fewer tiles (--max-tiles)" in error["message"]
+    assert answer.text.endswith("data: [DONE]\n\n") == stream
+    with server.client() as client:
+        health = client.get("/health")
+    assert health.status_code == 200
+    assert (health.json()["status"], health.json()["errors"]) == ("failing", before + 1)
+    assert "metal::malloc" in health.json()["last_error"]
+    assert text_of(server.complete(asked)) == text_of(want)
+
+
+def text_of(answer: Any) -> str:
+    """An answer, whole or streamed."""
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines()]
+    values = [json.loads(line) for line in lines if line not in ("", "[DONE]")]
+    choices = [choice for value in values for choice in value["choices"]]
+    return "".join(
+        choice.get("message", choice.get("delta")).get("content", "") for choice in choices
+    )
 
 
 POLICY = (
@@ -894,7 +940,8 @@ def test_a_full_queue_says_so(server: Running, slow_model: list[Job]) -> None:
             connections.append(socket.create_connection(("127.0.0.1", server.port)))
             connections[-1].sendall(head(server, len(body)) + body)
         wait_until(partial(is_occupied, server, full))
-    answer = server.complete(question("One more"))
+    with server.client(**{"user-agent": ""}) as client:  # as those connections
+        answer = client.post("/v1/chat/completions", json=question("One more"))
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["error"]["type"] == "server_busy"
@@ -926,17 +973,49 @@ def test_a_bug_is_an_error_of_the_same_shape(
 # ---- the history
 
 
+def told(answer: Any) -> Any:
+    """The last that an answer says before its end."""
+    assert answer.status_code == 200
+    return json.loads(answer.text.removesuffix("data: [DONE]\n\n").rpartition("data: ")[2])
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_history_that_cannot_be_written_is_the_servers_failure(
+def test_a_history_that_cannot_be_written_costs_no_answer(
     stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = question("Hello", max_tokens=1, conversation="00000000feedbeef", stream=stream)
     monkeypatch.setattr(server.history, "path", Path("/dev/null/history.sqlite3"))
     answer = server.complete(asked)
-    assert answer.status_code == (200 if stream else 500)
-    error = json.loads(answer.text.removesuffix("\n\n").rpartition("data: ")[2])["error"]
-    assert error["type"] == "server_error"
-    assert "go on with --no-history" in error["message"]
+    assert told(answer)["notice"].startswith("not kept in the history: ")
+    assert "go on with --no-history" in told(answer)["notice"]
+    monkeypatch.undo()
+    del asked["conversation"]
+    assert text_of(answer) == text_of(server.complete(asked))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_history_that_does_not_answer_costs_no_answer(
+    stream: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And holds nothing up meanwhile."""
+    asked = question("Hello", max_tokens=1, conversation="00000000feedbeef", stream=stream)
+    held, go = threading.Event(), threading.Event()
+
+    def save(*_: Any) -> None:
+        held.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(server.history, "save", save)
+    monkeypatch.setattr("smolvlm_mlx.server.app.SAVE_SECONDS", 0.5)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.complete, asked)
+        assert held.wait(60)
+        with server.client() as client:
+            assert client.get("/health").json()["status"] == "ok"
+        assert not go.is_set()
+        notice = told(answer.result())["notice"]
+    go.set()
+    assert notice == "not kept in the history: it did not answer in 0.5 s"
 
 
 def test_200_conversations_are_listed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1211,7 +1290,7 @@ def terminated(
             coming = answer.iter_lines()
             next(coming)
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            assert process.wait(60) == 0
             with contextlib.suppress(httpx2.RemoteProtocolError):  # it may be broken off
                 lines.extend(coming)
         assert process.stderr is not None
@@ -1225,8 +1304,10 @@ def test_sigterm_lets_an_answer_end(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_it_in_time(endless: Path, tmp_path: Path) -> None:
-    with terminated(endless, tmp_path, 0.2, 90_000) as (lines, _):
-        assert "data: [DONE]" not in lines
+    with terminated(endless, tmp_path, 0.2, 90_000) as (lines, stderr):
+        assert "the server is shutting down" in lines[-4]
+        assert lines[-2:] == ["data: [DONE]", ""]
+        assert stderr == ""
 
 
 def test_a_port_that_is_taken(tiny: Path, server: Running) -> None:

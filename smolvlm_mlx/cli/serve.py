@@ -2,7 +2,10 @@
 otherwise."""
 
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
 from socket import (
     AF_INET,
@@ -15,6 +18,7 @@ from socket import (
     getaddrinfo,
     socket,
 )
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +28,7 @@ from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import CHAT
-from .options import DEFAULT_MODEL, Flags, Loading, Model, given, typed
+from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
 
 if TYPE_CHECKING:
     from ..server.app import Service
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
-GRACE_SECONDS = 8  # for answers under way, after SIGTERM
+GRACE_SECONDS = 6  # for answers under way, after SIGTERM
+HISTORY_SECONDS = 3  # to wait for another process that writes to it
 
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)]
 Token = Annotated[
@@ -80,19 +85,41 @@ def serve(
 
     How answers are generated and pictures are cut is for requests that say nothing of it.
     """
-    from ..server.start import Start
-
     if no_token and typed(context, "token"):
         raise ServerError("--token and --no-token; give one of them")
     if token == "":
         raise ServerError("--token is empty; leave it out for a random one")
     origins = [_origin(origin) for origin in allow_origin or []]
-    start = Start([*given(context, options), *given(context, image_options)])
-    settings = (options, image_options, start)
     secret = None if no_token else token or new_token()
-    with listen(host, port) as listener:
+    with leaving_at_once(), listen(host, port) as listener:
+        from ..server.start import Start
+
+        start = Start([*given(context, options), *given(context, image_options)])
+        settings = (options, image_options, start)
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
         run_server(service, listener, secret, open_page, [host, *(allow_host or ())], origins)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM within end the process where it is: nothing has to be finished, and in
+    Python's own end MLX's thread would abort while it computes."""
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End the process as a signal wants it: 130 after Ctrl-C, 0 after SIGTERM."""
+    with suppress(OSError, ValueError, RuntimeError):  # closed, or just being written to
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\n")
+    os._exit(INTERRUPTED if number == signal.SIGINT else 0)
 
 
 def load_service(
@@ -116,7 +143,7 @@ def load_service(
         lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
     )
     processor = scheduler.start().processor
-    history = History() if keep_history else None
+    history = History(timeout=HISTORY_SECONDS) if keep_history else None
     return Service(
         scheduler,
         processor,
@@ -145,17 +172,20 @@ def run_server(
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> None:
-    """Say where the page and the API are, and answer until Ctrl-C or SIGTERM.
+    """Say where the page and the API are, and answer until Ctrl-C or SIGTERM end the process.
 
     Args:
         secret: the token that requests need; None lets everyone in.
         hosts: names of this server, HOST or HOST:PORT, beside its local ones.
         origins: of web pages that may ask.
+
+    Raises ServerError: the engine has failed.
     """
     import uvicorn
 
     from ..server.app import make_app
-    from ..server.connections import Server, options
+    from ..server.closing import Server
+    from ..server.connections import options
 
     address, port = _address(listener)
     _show_page(f"http://{address}:{port}", secret, open_page)
@@ -166,10 +196,12 @@ def run_server(
         access_log=False,
         use_colors=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=1,  # after what `Server` waits for
         **options(),
     )
-    Server(config).run(sockets=[listener])
+    # At its end uvicorn raises the signal again that it has ended for, which is `leave`'s.
+    server = Server(config, service.requests, service.scheduler, GRACE_SECONDS, leave)
+    server.run([listener])
 
 
 def _address(listener: socket) -> tuple[str, int]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..errors import GenerationError
+from ..errors import GenerationError, SmolVLMError
 from ..events import Statistics
 from ..inputs.tokenizer import Tokenizer
 from ..model import BatchKVCache, KVCache, SmolVLM, ints
 from .detokenizer import StreamingDetokenizer
+from .failures import Contained
 from .options import Options
 from .prefix_cache import Key
 from .sampling import (
@@ -33,7 +34,7 @@ class Row:
     Attributes:
         token_ids: chosen so far, end tokens included.
         statistics: what it took so far.
-        error: what ended it, if its logits are not finite.
+        error: what ended it alone: logits that are not finite, its grammar, its detokenizer.
         keys: of its prompt, see `prefix_cache`.
 
     Args:
@@ -51,7 +52,8 @@ class Row:
         self.options = options
         self.token_ids = list[int]()
         self.statistics = statistics or Statistics()
-        self.error: GenerationError | None = None
+        self.error: SmolVLMError | None = None
+        self._failure: SmolVLMError | None = None  # that the next `push` tells
         self.prompt, self.keys = list[int](), list[Key]()
         self._text = None
         if tokenizer is not None:
@@ -90,10 +92,12 @@ class Row:
         return None if self._processors else self._sampler
 
     def choose(self, logits: mx.array) -> mx.array:
-        """Logits (1, V) -> the next token (1,), not evaluated."""
-        if self._processors and not self.over:
-            for process in self._processors:
-                logits = process(self._history, logits)
+        """Logits (1, V) -> the next token (1,), not evaluated. An error of what it asks beside the
+        sampler is its own."""
+        if self._processors and not self.over and self._failure is None:
+            with Contained(self._fail):
+                for process in self._processors:
+                    logits = process(self._history, logits)
         token = self._sampler(logits)
         if self._processors:
             self._history = mx.concatenate([self._history, token])
@@ -103,6 +107,9 @@ class Row:
         """Let it see the answer's tokens alone, and so many of the prompt's last."""
         return lambda tokens, logits: process(tokens[len(self.prompt) - before :], logits)
 
+    def _fail(self, error: SmolVLMError) -> None:
+        self._failure = error
+
     def push(self, token: int) -> str:
         """Take a token that was chosen; the text that it makes certain."""
         if token == NOT_FINITE:
@@ -110,11 +117,16 @@ class Row:
                 "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
             )
             return ""
+        self.error = self._failure
+        if self.error is not None:
+            return ""
         self.token_ids.append(token)
         piece = ""
         if self._text is not None:
-            piece = self._text.add_token(token)
-            piece += self._text.finalize() if self.over and not self.ended else ""
+            with Contained(self._fail):
+                piece = self._text.add_token(token)
+                piece += self._text.finalize() if self.over and not self.ended else ""
+            self.error = self._failure
         found = self.statistics
         found.generated_tokens = len(self.token_ids)
         found.decode_seconds = time.perf_counter() - self._started

@@ -20,6 +20,7 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .decoding import Decoder, Row
+from .failures import computing
 from .image_cache import ImageCache, encode_tiles, tiles_at_once
 from .keywords import Keywords, changed, takes_options
 from .memory import Memory, token_bytes
@@ -139,9 +140,10 @@ class Engine:
             if len(waiting) == tiles_at_once(self.model):  # what does not fill a chunk is left
                 yield Reading(encoded, total, "frames")
                 before, encoded = time.perf_counter(), encoded + len(waiting)
-                encode_tiles(
-                    self.model, np.concatenate(waiting), settings, self.prompts.image_cache
-                )
+                with computing():
+                    encode_tiles(
+                        self.model, np.concatenate(waiting), settings, self.prompts.image_cache
+                    )
                 waiting.clear()
                 statistics.vision_seconds += time.perf_counter() - before
         statistics.preprocess_seconds = time.perf_counter() - started - statistics.vision_seconds
@@ -156,13 +158,12 @@ class Engine:
     ) -> list[tuple[str, bool]]:
         """The answer to each of several prompts, and whether it came to its end by itself.
 
-        For many pictures with one question, whose prompts have one length T and differ in their
-        tiles only. The same model calls as in `stream`, without padding or masks: an answer is the
-        same as alone.
+        For many pictures with one question, whose prompts have one length T and differ in tiles
+        only. The same model calls as in `stream`, without padding: an answer is that of it alone.
 
         Raises:
             GenerationError: prompts of several lengths or longer than the context, or logits that
-                are not finite.
+                are not finite; EngineError, MLX's own.
         """
         context = self.model.config.text_config.max_position_embeddings
         lengths = {len(each.input_ids) for each in batch}
@@ -178,14 +179,15 @@ class Engine:
         decoder, texts = Decoder(self.model), dict.fromkeys(rows, "")
         digests = [digest for inputs in batch for digest in inputs.tile_digests]
         tiles = np.concatenate([inputs.tiles for inputs in batch])
-        image_tokens = encode_tiles(self.model, tiles, batch[0].settings, digests=digests)
-        ids = mx.array(np.stack([inputs.input_ids for inputs in batch]))
-        decoder.add(rows, cache, prefill(self.model, ids, image_tokens, cache))
-        while not all(row.over for row in rows):
-            for row, piece in decoder.step():
-                if row.error is not None:
-                    raise row.error
-                texts[row] += piece
+        with computing():
+            image_tokens = encode_tiles(self.model, tiles, batch[0].settings, digests=digests)
+            ids = mx.array(np.stack([inputs.input_ids for inputs in batch]))
+            decoder.add(rows, cache, prefill(self.model, ids, image_tokens, cache))
+            while not all(row.over for row in rows):
+                for row, piece in decoder.step():
+                    if row.error is not None:
+                        raise row.error
+                    texts[row] += piece
         return [(texts[row], row.ended) for row in rows]
 
     def row(

@@ -12,6 +12,7 @@ from ..events import End, Event, Reading, Text, Work, at_once
 from ..inputs.processor import Inputs
 from ..model import KVCache, QuantizedKVCache, SmolVLM
 from .decoding import Decoder, Row
+from .failures import computing
 from .image_cache import ImageCache, encode_tiles_in_steps
 from .prefix_cache import PrefixCache, prefix_keys
 
@@ -93,7 +94,8 @@ class PromptReader:
         """Read the prompt of an answer: returns its KV cache, and the logits (1, V) of its last
         token.
 
-        Closed early, or ended by an error, it keeps what was read for the next answer.
+        Closed early, it keeps what was read for the next answer; after an error nothing, for what
+        was being computed then may be broken.
 
         Raises:
             ContextFullError: there is no room for `reserve_tokens` after it; at once.
@@ -121,7 +123,7 @@ class PromptReader:
             mx.eval(filling.result)
             found.prefill_seconds = time.perf_counter() - encoded
             return cache, filling.result
-        except BaseException:
+        except (GeneratorExit, KeyboardInterrupt):
             self.keep(row, cache)
             raise
 
@@ -145,24 +147,33 @@ class PromptReader:
         if row.error is None:  # what gave such logits may be in the cache
             self.prefix_cache.put([*row.keys, *row.token_ids], cache, row.options.kv_bits)
 
+    def forget(self) -> None:
+        """Let go of the KV caches that are kept."""
+        self.prefix_cache.clear()
+
     def answer(
         self, inputs: Inputs, row: Row, reserve_tokens: int = 1, keep_vision: bool = True
     ) -> Generator[Event]:
         """Read a prompt, and make the answer to it.
 
         Raises:
-            ContextFullError: as `read`; GenerationError: logits that are not finite.
+            ContextFullError: as `read`; GenerationError: logits that are not finite; EngineError:
+                MLX could not compute it.
         """
-        cache, logits = yield from self.read(inputs, row, reserve_tokens, keep_vision)
-        decoder = Decoder(self.model)
-        decoder.add([row], cache, logits)
-        try:
-            while not row.over:
-                ((_, piece),) = decoder.step()
-                if row.error is not None:
-                    raise row.error
-                yield Text(piece)
-        finally:
+        with computing():
+            cache, logits = yield from self.read(inputs, row, reserve_tokens, keep_vision)
+            decoder = Decoder(self.model)
+            decoder.add([row], cache, logits)
+            try:
+                while not row.over:
+                    ((_, piece),) = decoder.step()
+                    if row.error is not None:
+                        raise row.error
+                    yield Text(piece)
+            except (GeneratorExit, KeyboardInterrupt):
+                self.keep(row, cache)
+                raise
+            finally:
+                row.statistics.peak_memory = device.peak_memory()
             self.keep(row, cache)
-            row.statistics.peak_memory = device.peak_memory()
         yield End(row.statistics)

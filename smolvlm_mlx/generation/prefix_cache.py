@@ -99,6 +99,11 @@ class PrefixCache:
             ):
                 del self._entries[0]
 
+    def clear(self) -> None:
+        """Hold nothing."""
+        with self._lock:
+            self._entries.clear()
+
     @property
     def _nbytes(self) -> int:
         return sum(

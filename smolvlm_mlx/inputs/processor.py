@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import CheckpointError, PromptError
 from ..events import Work
+from ..files import read_json_if_there
 from .media import Cutting
 from .messages import ImagePart, Message, Messages, TextPart, VideoPart, parse_messages
 from .prompt import IMAGE, ChatTemplate, free_character, image_text
@@ -118,6 +119,7 @@ class Processor:
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "
                 f"{config.image_token_id} in config.json"
             )
+        _check_ends(folder, tokenizer, config)
         return processor
 
     @property
@@ -258,3 +260,17 @@ class Processor:
         if isinstance(part, str):
             return {"type": "text", "text": self.tokenizer.guard(part, mark)}
         return {"type": "image"}
+
+
+def _check_ends(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Check that all ends of answers that its files name are tokens of the model."""
+    raw, size = read_json_if_there(folder / "config.json"), config.text_config.vocab_size
+    text = raw.get("text_config")
+    named = [raw.get("eos_token_id"), text.get("eos_token_id") if isinstance(text, dict) else None]
+    listed = [each for ends in named for each in (ends if isinstance(ends, list) else [ends])]
+    ends = {*tokenizer.end_ids, *(end for end in listed if isinstance(end, int))}
+    if bad := sorted(end for end in ends if not 0 <= end < size):
+        raise CheckpointError(
+            f"{folder}: the end token {bad[0]} is not in the vocabulary of {size} tokens; copy "
+            "config.json, generation_config.json and tokenizer.json from the original checkpoint"
+        )

@@ -58,12 +58,13 @@ class Answer:
         options: Options,
         schema: Schema | None,
         preprocess_seconds: float,
+        client: tuple[str, ...] = (),
     ) -> None:
-        """Have them made. With a seed each has one of its own: the first that of the request, the
-        others those that follow.
+        """Have them made for a client. With a seed each has one of its own: the first that of the
+        request, the others those that follow.
 
         Raises:
-            BusyError, ContextFullError: none is made.
+            BusyError, ClosingError, ContextFullError: none is made.
         """
         for choice in self.choices:
             seed = None if options.seed is None else (options.seed + choice.index) % 2**64
@@ -73,6 +74,7 @@ class Answer:
                 partial(self.push, choice),
                 schema,
                 Statistics(preprocess_seconds=preprocess_seconds),
+                client,
             )
         try:
             for choice in self.choices:

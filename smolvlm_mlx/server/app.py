@@ -12,15 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import anyio
+import mlx.core as mx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from ..errors import (
     ContextFullError,
+    EngineError,
     GenerationError,
     HistoryError,
     NoConversationError,
@@ -30,7 +33,7 @@ from ..errors import (
     quote,
 )
 from ..generation.options import Options
-from ..generation.scheduler import BusyError, Scheduler
+from ..generation.scheduler import BusyError, ClosingError, Scheduler
 from ..inputs.fetch import FetchLimits
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
@@ -44,6 +47,7 @@ from ..tasks.options import CHAT
 from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
 from .budget import BodySizeError, Budget, Spent
+from .closing import Requests, Tracked
 from .fields import RequestError
 from .openai import (
     Completion,
@@ -57,7 +61,7 @@ from .openai import (
     event,
     finish_reason,
 )
-from .openapi import Conversation, ConversationList, Health, document
+from .openapi import Conversation, ConversationList, Health, Memory, document
 from .request import ChatRequest
 from .security import Guard
 from .start import Start
@@ -77,12 +81,17 @@ class ModelError(SmolVLMError):
 STATUSES = {
     BodySizeError: 413,
     BusyError: 503,
+    ClosingError: 503,
+    EngineError: 500,
     HistoryError: 500,
     NoConversationError: 404,
     ModelError: 404,
 }
 # Requests whose media are decoded at once; the page and the history have other threads.
 READERS = 32
+OUR_ERRORS = (ClosingError, EngineError, HistoryError)
+SAVE_SECONDS = 5.0  # that an answer's end waits for the history
+END_SECONDS = 2.0  # that the server's end waits for the step under way
 
 
 @dataclass
@@ -98,6 +107,7 @@ class Service:
         budget: for requests as a whole.
         parsing: so many bodies at once, each of which may take some hundred megabytes.
         created: when it was loaded, in seconds since 1970.
+        requests: those under way.
     """
 
     scheduler: Scheduler
@@ -116,6 +126,7 @@ class Service:
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
     readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
+    requests: Requests = field(default_factory=Requests)
 
     def routes(self) -> list[BaseRoute]:
         api = [
@@ -140,15 +151,22 @@ class Service:
         )
 
     async def health(self, request: Request) -> Response:
-        running, waiting = self.scheduler.occupancy
-        failed = self.scheduler.failed
+        state = self.scheduler.state()
         health = Health(
-            status="failed" if failed else "ok",
+            status=state.status,
             model=self.model,
-            running=running,
-            waiting=waiting,
+            running=state.running,
+            waiting=state.waiting,
+            idle_seconds=None if state.idle_seconds is None else round(state.idle_seconds, 3),
+            errors=state.errors,
+            last_error=state.last_error or None,
+            memory=Memory(
+                active=mx.get_active_memory(),
+                peak=mx.get_peak_memory(),
+                cache=mx.get_cache_memory(),
+            ),
         )
-        return JSONResponse(dump(health), 503 if failed else 200)
+        return JSONResponse(dump(health), 200 if state.status in ("ok", "failing") else 503)
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(document())
@@ -210,24 +228,23 @@ class Service:
             self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
             return messages, self.processor(messages, image_options)
 
-        messages, inputs = await anyio.to_thread.run_sync(prepare, limiter=self.readers)
-        answer = Answer(asked, messages)
+        messages, inputs = await anyio.to_thread.run_sync(
+            prepare, abandon_on_cancel=True, limiter=self.readers
+        )
+        answer, took = Answer(asked, messages), time.perf_counter() - started
         asked = answer.asked
-        answer.submit(self.scheduler, inputs, options, schema, time.perf_counter() - started)
+        answer.submit(self.scheduler, inputs, options, schema, took, client_of(request))
         completion = Completion(self.model, notes(messages[-1:]))
         if asked.stream:
-            return StreamingResponse(
-                self._events(answer, completion),
-                headers={"x-accel-buffering": "no"},  # nginx, in between, passes on what comes
-                media_type="text/event-stream",
-            )
-        await self._wait(request, answer)
-        texts = [choice.text for choice in answer.choices]
-        judged = self._judged(answer)
-        return JSONResponse(completion.whole(texts, answer.statistics, judged, answer.kept_as))
+            return EventStream(self._events(answer, completion), answer)
+        notice = await self._wait(request, answer)
+        texts, live = [choice.text for choice in answer.choices], self._judged(answer)
+        told = completion.whole(texts, answer.statistics, live, answer.kept_as, notice)
+        return JSONResponse(told)
 
-    async def _wait(self, request: Request, answer: Answer) -> None:
-        """Wait for the answer's end; a client that goes away meanwhile is one."""
+    async def _wait(self, request: Request, answer: Answer) -> str | None:
+        """Wait for the answer's end; a client that goes away meanwhile is one. Returns what went
+        wrong beside it."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -241,7 +258,8 @@ class Service:
         finally:
             watcher.cancel()
             answer.cancel()
-            self._keep(answer)
+            notice = await self._keep(answer)
+        return notice
 
     async def _events(self, answer: Answer, completion: Completion) -> AsyncIterator[bytes]:
         try:
@@ -253,16 +271,18 @@ class Service:
                 if choice.over:
                     reason = finish_reason(choice.job.statistics)
                     yield event(completion.chunk(choice.index, Delta(), reason))
-            self._keep(answer)
-            if answer.asked.wants_usage():
-                judged = self._judged(answer)
-                yield event(completion.last_chunk(answer.statistics, judged, answer.kept_as))
-            yield b"data: [DONE]\n\n"
+            notice = await self._keep(answer)
+            used = answer.statistics if answer.asked.wants_usage() else None
+            if used is not None or notice is not None:
+                judged, kept_as = self._judged(answer), answer.kept_as
+                yield event(completion.last_chunk(used, judged, kept_as, notice))
         except SmolVLMError as error:
+            await self._keep(answer)
             yield event(_told(error))
         finally:
             answer.cancel()
-            self._keep(answer)
+            await self._keep(answer)
+        yield b"data: [DONE]\n\n"
 
     def _judged(self, answer: Answer) -> Live | None:
         """Return what a live camera is told beside the usage, nothing where none asks."""
@@ -277,24 +297,59 @@ class Service:
             about=f"frame {judge.number} · {job.statistics.describe_phases()}",
         )
 
-    def _keep(self, answer: Answer) -> None:
-        """Put a conversation that has a name into the history, once, and before its end is told."""
-        conversation = answer.asked.conversation
-        if self.history is None or conversation is None or answer.kept:
-            return
+    async def _keep(self, answer: Answer) -> str | None:
+        """Put a conversation that has a name into the history, once, and before its end is told;
+        returns why it is not kept. Also where its client has gone, which cancels what it does."""
+        conversation, history = answer.asked.conversation, self.history
+        if history is None or conversation is None or answer.kept:
+            return None
         answer.kept = True
         messages, known = [*answer.messages, answer.message()], conversation.known
-        place = self.history.save(
-            conversation.id, messages, self.model, known, conversation.version
-        )
-        answer.kept_as = place.id
+
+        def save() -> None:
+            id, version = conversation.id, conversation.version
+            answer.kept_as = history.save(id, messages, self.model, known, version).id
+
+        try:
+            with anyio.CancelScope(shield=True), anyio.fail_after(SAVE_SECONDS):
+                await anyio.to_thread.run_sync(save, abandon_on_cancel=True)
+        except TimeoutError:
+            return f"not kept in the history: it did not answer in {SAVE_SECONDS:g} s"
+        except (SmolVLMError, UnicodeError) as error:
+            return f"not kept in the history: {cut(str(error), 300)}"
+        return None
+
+
+def client_of(request: Request) -> tuple[str, str]:
+    """Return by what clients take turns: the address that a request comes from (behind a proxy on
+    this machine, the one that it names), and among those at one address what each program calls
+    itself. A token is that of the server and tells nobody apart, and a connection may be one of
+    many."""
+    address = request.client.host if request.client else ""
+    return address, request.headers.get("user-agent", "")
+
+
+class EventStream(StreamingResponse):
+    """A streamed answer: nobody waits for it when the response has ended, also one that never
+    began."""
+
+    def __init__(self, events: AsyncIterator[bytes], answer: Answer):
+        passed_on = {"x-accel-buffering": "no"}  # by nginx, in between, as it comes
+        super().__init__(events, headers=passed_on, media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancel()
 
 
 def _told(error: SmolVLMError, forget: Forget | None = None) -> dict[str, object]:
     """Return what a client is told of an error: its code, and which part of the request it is
     about, where that is known."""
     codes = {ContextFullError: "context_length_exceeded", ModelError: "model_not_found"}
-    kinds = {BusyError: "server_busy", HistoryError: "server_error"}
+    kinds = {BusyError: "server_busy"} | dict.fromkeys(OUR_ERRORS, "server_error")
     kind, code = kinds.get(type(error), "invalid_request_error"), codes.get(type(error))
     param = error.param if isinstance(error, RequestError) else None
     return error_body(cut(str(error), 300), kind, code, param, forget)
@@ -310,6 +365,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         with suppress(PromptError):  # there is no second turn
             forget = Forget(messages=len(messages[oldest_turn(messages)]))
     headers = {"retry-after": "1"} if isinstance(error, BusyError) else None
+    if isinstance(error, ClosingError):
+        headers = {"retry-after": "5", "connection": "close"}
     return JSONResponse(_told(error, forget), STATUSES.get(type(error), 400), headers)
 
 
@@ -326,14 +383,15 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await anyio.to_thread.run_sync(service.scheduler.close)
+        await anyio.to_thread.run_sync(service.scheduler.close, END_SECONDS)
 
     return Starlette(
         routes=service.routes(),
         middleware=[
+            Middleware(Tracked, requests=service.requests),
             Middleware(
                 Guard, hosts=hosts, token=token, origins=origins, open_paths=[*ASSETS, "/health"]
-            )
+            ),
         ],
         exception_handlers={
             SmolVLMError: _on_error,

@@ -73,7 +73,7 @@ class CompletionChoice(Shape):
 
 
 class ChatCompletion(Shape):
-    """An answer that is not streamed."""
+    """An answer that is not streamed. Ours: `notice` says what went wrong beside it."""
 
     id: str
     object: Literal["chat.completion"]
@@ -83,6 +83,7 @@ class ChatCompletion(Shape):
     usage: Usage
     live: Live | None = None
     conversation: str | None = None  # the id under which the history has it, maybe as a branch
+    notice: str | None = None
 
 
 class Delta(Shape):
@@ -111,6 +112,7 @@ class ChatCompletionChunk(Shape):
     usage: Usage | None = None
     live: Live | None = None
     conversation: str | None = None
+    notice: str | None = None
 
 
 class Model(Shape):
@@ -161,6 +163,7 @@ class Completion:
         statistics: Sequence[Statistics],
         live: Live | None = None,
         conversation: str | None = None,
+        notice: str | None = None,
     ) -> dict[str, object]:
         """Return answers that are not streamed."""
         choices = [
@@ -180,6 +183,7 @@ class Completion:
                 usage=usage(statistics, self._notes),
                 live=live,
                 conversation=conversation,
+                notice=notice,
             )
         )
 
@@ -192,13 +196,15 @@ class Completion:
 
     def last_chunk(
         self,
-        statistics: Sequence[Statistics],
+        statistics: Sequence[Statistics] | None,
         live: Live | None = None,
         conversation: str | None = None,
+        notice: str | None = None,
     ) -> dict[str, object]:
-        """Return what a stream ends with, if usage was asked for."""
-        found = usage(statistics, self._notes)
-        return self._chunk(choices=[], usage=found, live=live, conversation=conversation)
+        """Return what a stream ends with, if usage was asked for or there is a notice."""
+        used = None if statistics is None else usage(statistics, self._notes)
+        beside = {"live": live, "conversation": conversation, "notice": notice}
+        return self._chunk(choices=[], usage=used, **beside)
 
     def _chunk(self, **fields: Any) -> dict[str, object]:
         return dump(ChatCompletionChunk(**self._shared, object="chat.completion.chunk", **fields))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from ..tasks.history import Summary
@@ -26,7 +26,7 @@ ERRORS = {
     408: "The body did not come in time.",
     413: "The body is too large.",
     500: "The server failed.",
-    503: "As many answers are waiting as may, or the engine has failed.",
+    503: "As many answers are waiting as may, the server is ending, or the engine has failed.",
 }
 EVERYWHERE = {400, 401, 403, 405, 408, 413, 500}
 RED_DOT = (
@@ -56,11 +56,30 @@ EXAMPLES: dict[str, Object] = {
 }
 
 
+class Memory(Shape):
+    """What MLX's arrays take, in bytes: now, at most since the last prompt was begun, and what is
+    kept for the next ones."""
+
+    active: int
+    peak: int
+    cache: int
+
+
 class Health(Shape):
-    status: Literal["ok", "failed"]
+    """How the engine is, as its last step shows it: `failing` if that was an error, `stuck` if none
+    has come for two minutes although something is being made, `closing` while the server ends,
+    `failed` if no more answers can come. The last three have the status 503."""
+
+    status: Literal["ok", "failing", "stuck", "closing", "failed"]
     model: str
     running: int
     waiting: int
+    idle_seconds: float | None = Field(
+        None, description="Since the last step, while something is being made."
+    )
+    errors: int = Field(description="Steps so far that could not be computed.")
+    last_error: str | None = None
+    memory: Memory
 
 
 class Conversation(Shape):
@@ -111,7 +130,7 @@ def _paths() -> Object:
     return {
         "/health": {
             "get": {
-                **_operation("Whether the server answers; needs no token.", Health),
+                **_operation("How the engine is; needs no token.", Health),
                 "security": [],
             }
         },

@@ -298,9 +298,9 @@ class Captioner:
             answers = self._engine.batch(
                 list(inputs.values()), self._options, schema=self._task.schema
             )
-        except (SmolVLMError, MemoryError, RuntimeError) as error:  # RuntimeError is MLX's
+        except SmolVLMError as error:
             if len(inputs) == 1:
-                return {name: {"error": cut(str(error) or repr(error))} for name in inputs}
+                return {name: {"error": str(error)} for name in inputs}
             alone = [self._ask({name: each}) for name, each in inputs.items()]
             return {name: line for answer in alone for name, line in answer.items()}
         return {

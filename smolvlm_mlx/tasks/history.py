@@ -103,13 +103,16 @@ class History:
     """All conversations of a user. Every method is one transaction, from whatever thread or
     process.
 
+    Args:
+        timeout: seconds to wait for another process that writes.
+
     Raises:
         HistoryError: from every method: the file cannot be used; NoConversationError: it is not
             there.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path = path or data_folder() / "history.sqlite3"
+    def __init__(self, path: Path | None = None, timeout: float = BUSY_SECONDS):
+        self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
     def save(
         self,
@@ -204,7 +207,7 @@ class History:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             with closing(
-                sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+                sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
             ) as database:
                 version = self._version(database)
                 for pragma in (

@@ -16,7 +16,7 @@ from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
 from ..history import as_text
 from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, given
-from ..serve import LOCAL, listen, load_service, new_token, run_server
+from ..serve import LOCAL, leaving_at_once, listen, load_service, new_token, run_server
 
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
@@ -119,7 +119,7 @@ def _run_page(
     """The conversation in the browser, until Ctrl-C."""
     from ...server.security import MAX_BODY_BYTES
 
-    with listen(LOCAL, 0) as listener:
+    with leaving_at_once(), listen(LOCAL, 0) as listener:
         service = load_service(model, loading, *settings, keep_history)
         # Whoever has the token is the user, whose own pictures may be large.
         service.limits = replace(service.limits, max_bytes=MAX_BODY_BYTES, max_pixels=None)
