@@ -19,6 +19,7 @@ from .options import Options
 from .prefix_cache import Key
 from .sampling import (
     NOT_FINITE,
+    Constraint,
     LogitsProcessor,
     Sampler,
     make_answer_penalties,
@@ -33,19 +34,19 @@ class Row:
     Attributes:
         token_ids: chosen so far, end tokens included.
         statistics: what it took so far.
-        error: what ended it, if its logits are not finite.
+        error: what ended it, if its logits are not finite, or its constraint cannot go on.
         keys: of its prompt, see `prefix_cache`.
 
     Args:
         tokenizer: without one there is no text, and no end before that of `max_new_tokens`.
-        constraint: is given the prompt's last token and those of the answer.
+        constraint: chooses the tokens, after penalties.
     """
 
     def __init__(
         self,
         options: Options,
         tokenizer: Tokenizer | None = None,
-        constraint: LogitsProcessor | None = None,
+        constraint: Constraint | None = None,
         statistics: Statistics | None = None,
     ):
         self.options = options
@@ -59,18 +60,32 @@ class Row:
         self._sampler = make_sampler(options)
         self._processors = make_penalties(options)
         self._processors += [self._after_prompt(each) for each in make_answer_penalties(options)]
-        if constraint is not None:  # last: what it forbids, nothing allows again
-            self._processors.append(self._after_prompt(constraint, before=1))
-        self.is_constrained = constraint is not None
+        self._constraint, self._problem = (
+            constraint,
+            GenerationError(
+                "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
+            ),
+        )
 
     def begin(self, prompt: list[int], max_new_tokens: int) -> None:
-        """Its prompt is known, and how many tokens there is room for."""
+        """Its prompt is known, and how many tokens there is room for.
+
+        Raises:
+            GenerationError: too few for any answer that fits the constraint.
+        """
         self.prompt, self.max_new_tokens = prompt, min(self.options.max_tokens, max_new_tokens)
         self._history = mx.array(prompt if self._processors else [], mx.int32)
+        if self._constraint is not None:
+            self._constraint.begin(self.max_new_tokens)
 
     def start(self) -> None:
         """Its prompt is read, and its tokens come from now on."""
         self._started = time.perf_counter()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether each token has to be read before the next is chosen."""
+        return self._constraint is not None
 
     @property
     def ended(self) -> bool:
@@ -87,28 +102,37 @@ class Row:
     def sampler(self) -> Sampler | None:
         """What may choose for several rows at once; None if more than that is to be done for this
         one."""
-        return None if self._processors else self._sampler
+        return None if self._processors or self.is_constrained else self._sampler
 
     def choose(self, logits: mx.array) -> mx.array:
         """Logits (1, V) -> the next token (1,), not evaluated."""
         if self._processors and not self.over:
             for process in self._processors:
                 logits = process(self._history, logits)
-        token = self._sampler(logits)
+        if self._constraint is None or self.over:
+            token = self._sampler(logits)
+        else:
+            token = self._constrained(logits, self._constraint)
         if self._processors:
             self._history = mx.concatenate([self._history, token])
         return token
 
-    def _after_prompt(self, process: LogitsProcessor, before: int = 0) -> LogitsProcessor:
-        """Let it see the answer's tokens alone, and so many of the prompt's last."""
-        return lambda tokens, logits: process(tokens[len(self.prompt) - before :], logits)
+    def _constrained(self, logits: mx.array, constraint: Constraint) -> mx.array:
+        left = self.max_new_tokens - len(self.token_ids)
+        try:
+            token = constraint.choose(logits, self._sampler, left)
+        except GenerationError as error:
+            self._problem, token = error, NOT_FINITE
+        return mx.array([token], mx.int32)
+
+    def _after_prompt(self, process: LogitsProcessor) -> LogitsProcessor:
+        """Let it see the answer's tokens alone."""
+        return lambda tokens, logits: process(tokens[len(self.prompt) :], logits)
 
     def push(self, token: int) -> str:
         """Take a token that was chosen; the text that it makes certain."""
         if token == NOT_FINITE:
-            self.error = GenerationError(
-                "the model's logits are not finite; use dtype bfloat16 or float32, or convert again"
-            )
+            self.error = self._problem
             return ""
         self.token_ids.append(token)
         piece = ""

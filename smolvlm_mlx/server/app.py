@@ -188,7 +188,8 @@ class Service:
         def prepare() -> tuple[list[Message], Inputs]:
             messages = asked.read(limits, self.recent, self.processor.one_tile)
             request.state.messages = messages  # for `_on_error`, if they are too long
-            self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
+            tiles = self.processor.count_tiles(messages, image_options)
+            self.scheduler.check(tiles, schema, options.max_tokens)
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(prepare)
