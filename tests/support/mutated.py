@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,17 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
         inside, key = rng.choice(places(value) or [({}, "x")])
         how = rng.randrange(5)
         if how == 0 and isinstance(inside, list):
-            inside.append(inside[key] if key < len(inside) else 0)
+            inside.append(deepcopy(inside[key]) if key < len(inside) else 0)
         elif how == 1 and isinstance(inside, dict):
             inside.pop(key, None)
         elif how == 2 and isinstance(inside, dict):
             inside[rng.choice(["type", "rope_scaling", "quantization", "eos_token_id", "x"])] = (
-                rng.choice(ODD)
+                deepcopy(rng.choice(ODD))
             )
         elif isinstance(inside, list) and not key < len(inside):
             continue
         else:
-            inside[key] = rng.choice(ODD)
+            inside[key] = deepcopy(rng.choice(ODD))
     return json.dumps(value).encode("utf-8", "replace")
 
 
