@@ -8,12 +8,14 @@ from typing import Any
 from unittest.mock import Mock
 
 from smolvlm_mlx.checkpoint.safetensors import (
+    MAX_HEADER_BYTES,
     listed,
     read_header,
     same_bytes,
     write_safetensors,
     write_safetensors_in_steps,
 )
+from smolvlm_mlx.errors import CheckpointError
 from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
@@ -168,3 +170,15 @@ def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "a.safetensors", forms, failing())
     assert len(list(descriptors.iterdir())) == before
     (tmp_path / "a.safetensors").unlink()
+
+
+def test_a_header_has_a_limit(tmp_path: Path) -> None:
+    path, most = tmp_path / "a.safetensors", MAX_HEADER_BYTES
+    assert most == 4 * 2**20
+    for size in (most, most + 1):
+        path.write_bytes(size.to_bytes(8, "little") + b"{}".ljust(size))
+        if size == most:
+            assert list(read_header(path)) == []
+        else:
+            with pytest.raises(CheckpointError, match=f"its header has {size} bytes, more than"):
+                list(read_header(path))

@@ -50,9 +50,13 @@ def _problem_of(raw: object) -> str | None:
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(model, dict):
         return "damaged (no model)"
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        return "damaged (no vocabulary, or no merges)"
     if model.get("type", "BPE") != "BPE" or model.get("dropout"):
         return f"model {quote(model.get('type'))} is no BPE without dropout, the family's"
     added = raw.get("added_tokens") or []
+    if not isinstance(added, list):
+        return "damaged (added_tokens is no list)"
     contents = [each.get("content") if isinstance(each, dict) else None for each in added]
     if len(contents) > MAX_ADDED_TOKENS:
         return f"{len(contents)} added tokens, more than {MAX_ADDED_TOKENS}"
