@@ -117,7 +117,7 @@ def replace(rng: random.Random, data: bytes) -> bytes:
 
 Files = dict[str, bytes]
 Mutation = Callable[[random.Random, bytes], bytes]
-CHANGES: list[Mutation] = [change_json] * 4 + [flip_bytes, flip_bytes, cut, replace]
+CHANGES: list[Mutation] = [*[change_json] * 4, flip_bytes, flip_bytes, cut, replace]
 STEPS = [
     *({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}, {"type": "NFKD"}),
     *({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Strip"}),
