@@ -48,7 +48,7 @@ class VideoSampling:
             return cls(float("inf"), 50, tile_size, with_times=False)
         size = given.get("video_size", {})
         edge = size.get("longest_edge") if isinstance(size, Mapping) else size
-        edge = tile_size if edge is None else edge
+        edge = tile_size if edge in (None, 0) else edge
         if type(edge) is not int or not 1 <= edge <= MAX_SIDE_TILES * tile_size:
             raise VideoError(f"video_size is {quote(edge)}, not up to {MAX_SIDE_TILES} tiles")
         return cls(given.get("fps", 1), given.get("max_frames", 64), edge).changed({})
