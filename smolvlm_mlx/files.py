@@ -20,7 +20,7 @@ from zlib import crc32
 
 from .errors import CheckpointError, SmolVLMError
 
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 4 * 2**20  # the family's largest, tokenizer.json apart, has 30 kB
 MAX_JSON_DEPTH = 64  # what is deeper overflows the stack of whoever prints or writes it
 
 
@@ -58,6 +58,28 @@ def read_file(path: Path, most: int) -> bytes:
     return data
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a checkpoint's file.
+
+    Raises:
+        CheckpointError: missing, no file, unreadable, or larger than `most`, whatever its size is
+            said to be.
+    """
+    try:
+        data = read_file(path, most)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}; give the folder of a SmolVLM checkpoint"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise CheckpointError(
+                f"{path}: {error.strerror}; this is no checkpoint's file"
+            ) from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return data
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -65,19 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable, absurdly large, not JSON, or not an object.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{path}: not a file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB; this is no checkpoint's file"
-            )
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: no {path.name}; give the folder of a SmolVLM checkpoint"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        value = json.loads(read_bytes(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, not JSON ({error})") from error
     if not isinstance(value, dict):

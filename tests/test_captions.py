@@ -202,10 +202,8 @@ def test_constrained_batches(bundled: Loaded, pictures: list[Path], tmp_path: Pa
     assert [(row["path"], row["n"]) for row in rows] == [
         (line["path"], str(line["n"])) for line in lines
     ]
-    cut = Captioner(*bundled, Task("How many?", 2, SCHEMA)).write(
-        pictures[:1], tmp_path / "b.jsonl"
-    )
-    assert cut[0]["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
+    with pytest.raises(GenerationError, match="max_tokens 2: the shortest answer that fits the "):
+        Captioner(*bundled, Task("How many?", 2, SCHEMA))
 
 
 def ask(path: Path, text: str) -> list[dict[str, Any]]:
@@ -495,16 +493,24 @@ def test_a_prompt_as_long_as_the_context_is_said_of_its_file(
         assert line.get("error") == (told if context == length else None)
 
 
-def test_a_schema_without_an_end_is_said_of_each_file(
+def test_an_answer_without_an_end_is_said_of_each_file(
     bundled: Loaded, folder: Path, tmp_path: Path
 ) -> None:
-    endless = {**SCHEMA, "properties": {"n": {"$ref": "#"}}}
-    lines = Captioner(*bundled, Task("How many?", 20, endless)).write(
-        find_files([folder])[0], tmp_path / "a.jsonl"
-    )
+    """A word that a pattern asks for somewhere, and that the model does not write."""
+    unlikely = {**SCHEMA, "properties": {"n": {"type": "string", "pattern": "zqxj"}}}
+    files = find_files([folder])[0]
+    captioner = Captioner(*bundled, Task("How many?", 20, unlikely))
+    lines = captioner.write(files, tmp_path / "a.jsonl")
+    assert len(lines) == len(files)
     assert {line["error"] for line in lines} == {
-        "the answer broke off: '{'; the schema cannot be met"
+        "the answer was cut off after 20 tokens; raise --max-tokens"
     }
+
+
+def test_what_no_answer_fits_is_said_before_a_run(bundled: Loaded) -> None:
+    endless = {**SCHEMA, "properties": {"n": {"$ref": "#"}}}
+    with pytest.raises(GenerationError, match="the JSON schema cannot be used: nothing fits it"):
+        Captioner(*bundled, Task("How many?", 20, endless))
     nothing = {**SCHEMA, "properties": {"n": {"type": "integer", "minimum": 5, "maximum": 1}}}
     with pytest.raises(GenerationError, match="the JSON schema cannot be used: Unsatisfiable"):
         Captioner(*bundled, Task("How many?", 20, nothing))
@@ -672,9 +678,8 @@ def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
     turned = dict(reversed(SCHEMA.items()))
     runs = {Captioner(*bundled, Task("?", schema=each)).run for each in (SCHEMA, turned)}
     assert len(runs) == 1  # a schema is the same in any order
-    told = Captioner(*bundled, Task("How many?", 9, SCHEMA), options=Options(max_tokens=2))
-    (line,) = told.write([picture], tmp_path / "b.jsonl")
-    assert line["error"] == "the answer was cut off after 2 tokens; raise --max-tokens"
+    with pytest.raises(GenerationError, match="max_tokens 2"):
+        Captioner(*bundled, Task("How many?", 9, SCHEMA), options=Options(max_tokens=2))
     with pytest.raises(GenerationError, match="stop"):
         Captioner(*bundled, Task("How many?", schema=SCHEMA), options=Options(stop=("}",)))
 

@@ -4,8 +4,10 @@ from typing import Any
 from unittest.mock import Mock
 
 from smolvlm_mlx import Options
+from smolvlm_mlx.errors import GenerationError
 from smolvlm_mlx.generation.decoding import Decoder, Row
 from smolvlm_mlx.generation.prefill import make_cache, prefill
+from smolvlm_mlx.generation.sampling import Sampler
 from smolvlm_mlx.model import BatchKVCache, KVCache, ints
 from smolvlm_mlx.model.language import LanguageModel
 from tests.support.checkpoints import Loaded
@@ -101,20 +103,42 @@ def test_one_that_is_left_goes_on_as_if_alone(
         assert answers(loaded, [alone], [prompt]) == [row.token_ids]
 
 
-def test_a_constraint_sees_its_own_answer_until_it_is_over(loaded: Loaded) -> None:
-    """The prompt's last token, and what was chosen; not what is computed beside others after it."""
-    seen = list[list[int]]()
+def test_a_constraint_chooses_until_its_answer_is_over(loaded: Loaded) -> None:
+    """It is told how many tokens are left; not of what is computed beside others after it."""
+    seen = list[int]()
 
-    def constraint(tokens: mx.array, logits: mx.array) -> mx.array:
-        seen.append(ints(tokens))
-        return logits
+    class Least:
+        def begin(self, max_new_tokens: int) -> None:
+            assert max_new_tokens == 2
+
+        def choose(self, logits: mx.array, sampler: Sampler, left: int) -> int:
+            seen.append(left)
+            return ints(sampler(-logits))[0]
 
     lengths, ids = (2, 4, 4), [[5, 9, 200, number] for number in range(3)]
     rows = [Row(Options(max_tokens=length)) for length in lengths]
-    rows[0] = Row(Options(max_tokens=2), constraint=constraint)
-    (first, *_) = answers(loaded, rows, ids)
-    assert seen == [[0], [0, first[0]]]
-    assert first == answers(loaded, [Row(Options(max_tokens=2))], ids[:1])[0]
+    rows[0] = Row(Options(max_tokens=2), constraint=Least())
+    (first, *others) = answers(loaded, rows, ids)
+    assert seen == [2, 1]
+    assert first != answers(loaded, [Row(Options(max_tokens=2))], ids[:1])[0]
+    assert others == answers(loaded, [Row(Options(max_tokens=4)) for _ in range(2)], ids[1:])
+
+
+def test_a_constraint_that_cannot_go_on_ends_its_own_row(loaded: Loaded) -> None:
+    class Stuck:
+        def begin(self, max_new_tokens: int) -> None: ...
+
+        def choose(self, logits: mx.array, sampler: Sampler, left: int) -> int:
+            if left == 1:
+                raise GenerationError("stuck")
+            return 7
+
+    ids = [[5, 9, 200, number] for number in range(2)]
+    rows = [Row(Options(max_tokens=3), constraint=Stuck()), Row(Options(max_tokens=3))]
+    found = answers(loaded, rows, ids)
+    assert found[0] == [7, 7]
+    assert str(rows[0].error) == "stuck"
+    assert (len(found[1]), rows[1].error) == (3, None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

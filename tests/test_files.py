@@ -364,7 +364,7 @@ def test_a_folder_that_is_there_is_told_first(tmp_path: Path) -> None:
 def test_a_file_of_json_may_be_as_large_as_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert files.MAX_JSON_BYTES == 64 * 2**20
+    assert files.MAX_JSON_BYTES == 4 * 2**20
     path = tmp_path / "config.json"
     path.write_text("{}" + " " * (2**20 - 2))
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 2**20)

@@ -2,6 +2,7 @@
 Nothing here dials out."""
 
 import errno
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,54 @@ def test_environment_offline(tmp_path: Path) -> None:
     assert "CheckpointError: " + REPO + ": not, or not all of it, in the local cache" in done.stderr
 
 
+ANSWERS = """
+import os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+code, kind, body = int(sys.argv[1]), sys.argv[2], sys.argv[3].encode()
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(code)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("retry-after", "7")
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *rest): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from smolvlm_mlx.checkpoint.hub import find
+from smolvlm_mlx.errors import CheckpointError
+try:
+    find("a/b")
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "kind", "body", "said"),
+    [
+        (200, "text/html", "<title>Log in</title>", "is it the login page of a network?"),
+        (200, "application/json", "{}", "is it the login page of a network?"),
+        (429, "text/plain", "busy", "too many requests (429); try again in 7 seconds"),
+        (503, "text/plain", "busy", "not available now (503); try again in 7 seconds"),
+        (401, "text/plain", "", "refuses access (401)"),
+        (403, "text/plain", "", "refuses access (403)"),
+    ],
+)
+def test_answers_of_a_hub(code: int, kind: str, body: str, said: str, tmp_path: Path) -> None:
+    """A server in the hub's place; huggingface_hub reads its address when it is imported."""
+    command = [sys.executable, "-c", ANSWERS, str(code), kind, body]
+    environment = {"HF_HOME": str(tmp_path), **as_metal.environment(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.startswith("a/b: ")
+    assert said in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
 # ---- downloads
 
 
@@ -202,9 +251,42 @@ def answer(status: int) -> httpx2.Response:
 UNREACHABLE = "not, or not all of it, in the local cache, and the hub is not reachable"
 
 
+def caused(error: Exception) -> Exception:
+    """What huggingface_hub makes of an answer where the cache has no files."""
+    wrapped = errors.LocalEntryNotFoundError("x")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def status(number: int, wait: str | None = None) -> Exception:
+    response = answer(number)
+    if wait is not None:
+        response.headers["retry-after"] = wait
+    return errors.HfHubHTTPError("x\ny", response=response)
+
+
+NOT_THE_HUB = "what answers in the hub's place is not the hub; is it the login page of a network?"
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
+        *(
+            (error, f"the hub says that there were too many requests (429); try again {when}")
+            for error, when in (
+                (status(429, "7"), "in 7 seconds"),
+                (caused(status(429)), "later"),
+                (caused(status(429, "Wed, 21 Oct 2026")), "later"),
+            )
+        ),
+        (caused(status(503, "30")), "the hub is not available now (503); try again in 30 seconds"),
+        (status(401), "the hub refuses access (401); see hf.co/HuggingFaceTB/"),
+        (caused(status(403)), "the hub refuses access (403); see hf.co/HuggingFaceTB/"),
+        (caused(status(502)), UNREACHABLE),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), NOT_THE_HUB),
+        (KeyError("id"), NOT_THE_HUB),
+        (TypeError("string indices must be integers"), NOT_THE_HUB),
+        (OSError("Consistency check failed: file should be of size 100"), "a download broke off"),
         (
             errors.RepositoryNotFoundError("x\ny", response=answer(404)),
             "no such repository on the hub, or it needs a",

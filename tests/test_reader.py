@@ -527,8 +527,8 @@ def test_bad_config_files(tiny: Path, tmp_path: Path, content: bytes, said: str)
 def test_files_that_are_missing_or_too_large(tiny: Path, tmp_path: Path) -> None:
     folder = copy(tiny, tmp_path / "a")
     with (folder / "config.json").open("wb") as file:
-        file.truncate(65 * 2**20)
-    assert "larger than 64 MiB" in refused(folder)
+        file.truncate(5 * 2**20)
+    assert "larger than 4 MiB" in refused(folder)
     (folder / "config.json").unlink()
     assert refused(folder) == f"{folder}: no config.json; give the folder of a SmolVLM checkpoint"
     assert read_json(tiny / "config.json")["model_type"] == "smolvlm"

@@ -9,6 +9,7 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 from smolvlm_mlx.checkpoint.safetensors import (
+    MAX_HEADER_BYTES,
     listed,
     read_header,
     same_bytes,
@@ -16,6 +17,7 @@ from smolvlm_mlx.checkpoint.safetensors import (
     write_safetensors,
     write_safetensors_in_steps,
 )
+from smolvlm_mlx.errors import CheckpointError
 from smolvlm_mlx.events import Reading
 
 import mlx.core as mx
@@ -188,3 +190,15 @@ def test_a_failed_write_leaves_no_open_file(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "a.safetensors", forms, failing())
     assert len(list(descriptors.iterdir())) == before
     (tmp_path / "a.safetensors").unlink()
+
+
+def test_a_header_has_a_limit(tmp_path: Path) -> None:
+    path, most = tmp_path / "a.safetensors", MAX_HEADER_BYTES
+    assert most == 4 * 2**20
+    for size in (most, most + 1):
+        path.write_bytes(size.to_bytes(8, "little") + b"{}".ljust(size))
+        if size == most:
+            assert list(read_header(path)) == []
+        else:
+            with pytest.raises(CheckpointError, match=f"its header has {size} bytes, more than"):
+                list(read_header(path))

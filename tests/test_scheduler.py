@@ -422,11 +422,13 @@ def test_what_cannot_be_loaded_is_told() -> None:
 def test_what_may_fit_is_checked_before_pictures_are_cut(engine: Started) -> None:
     config = engine.model.config
     most = (config.text_config.max_position_embeddings - 1) // config.tokens_per_tile
-    engine.check(most, SCHEMA)
+    engine.check(most, SCHEMA, 99)
     with pytest.raises(ContextFullError, match=rf"\({most + 1} tiles\)"):
-        engine.check(most + 1, None)
+        engine.check(most + 1, None, 1)
     with pytest.raises(GenerationError, match="the JSON schema cannot be used"):
-        engine.check(0, {"type": "nonsense"})
+        engine.check(0, {"type": "nonsense"}, 99)
+    with pytest.raises(GenerationError, match="max_tokens 3: the shortest answer that fits the"):
+        engine.check(0, {"const": "four"}, 3)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ one line."""
 
 import json
 import random
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,12 @@ from typing import Any
 
 from smolvlm_mlx.errors import CheckpointError, PromptError
 from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
-from smolvlm_mlx.inputs.tokenizer import Tokenizer
+from smolvlm_mlx.inputs.tokenizer import (
+    MAX_TEMPLATE_BYTES,
+    MAX_TOKENIZER_BYTES,
+    Tokenizer,
+    chat_template,
+)
 from tests.support.checkpoints import load_processor
 from tests.support.family import FIRST, SECOND, SOURCES
 from tests.support.places import REAL_FILES
@@ -223,6 +229,73 @@ def damage(folder: Path, content: bytes) -> None:
 def test_damaged_tokenizers(content: bytes, own: Path) -> None:
     damage(own, content)
     check_refused(own)
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "special": True}
+
+
+def sequence(*steps: Any) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": [*steps], "pretokenizers": [*steps]}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("normalizer", DOUBLING, "normalizer 'Replace' is not one of Sequence, NFC, "),
+        ("normalizer", sequence(*[DOUBLING] * 40), "normalizer 'Replace' is not one of "),
+        ("normalizer", sequence(sequence(DOUBLING)), "normalizer 'Replace' is not one of "),
+        ("normalizer", sequence(*[{"type": "NFKD"}] * 16), "has more than 16 steps"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "'Precompiled'"),
+        ("normalizer", {"type": ["NFC"]}, "is not one of"),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$"}}, "'Split' is not"),
+        ("pre_tokenizer", sequence({"type": "Metaspace"}), "'Metaspace' is not one of Sequence, "),
+        ("model", {"type": "WordPiece", "vocab": {}, "merges": []}, "'WordPiece' is no BPE"),
+        ("model", {"type": "BPE", "vocab": {}, "merges": [], "dropout": 0.5}, "without dropout"),
+        ("model", {"type": "BPE", "vocab": [], "merges": []}, "no vocabulary"),
+        ("added_tokens", [{"content": "x" * 257}], "up to 256 characters"),
+        ("added_tokens", [{"content": 5}], "up to 256 characters"),
+        ("added_tokens", [{"content": f"<{n}>"} for n in range(2001)], "2001 added tokens, more"),
+        ("added_tokens", {"a": 1}, "added_tokens is no list"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_may_take_for_ever_is_refused_before_it_is_built(
+    part: str, value: Any, said: str, own: Path
+) -> None:
+    raw = json.loads((own / "tokenizer.json").read_text())
+    damage(own, json.dumps({**raw, part: value}).encode())
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        Tokenizer.from_folder(own)
+
+
+def test_steps_of_the_family_and_of_unicode(own: Path) -> None:
+    raw = json.loads((own / "tokenizer.json").read_text())
+    steps = [{"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase")]
+    damage(own, json.dumps({**raw, "normalizer": sequence(*steps * 3)}).encode())
+    tokenizer = Tokenizer.from_folder(own)
+    assert tokenizer.decode(tokenizer.encode_text("A\u212b")) == "aa\u030a"
+
+
+def test_files_of_text_have_limits(own: Path, tmp_path: Path) -> None:
+    assert (MAX_TOKENIZER_BYTES, MAX_TEMPLATE_BYTES) == (12 * 2**20, 2**20)
+    whole = (own / "tokenizer.json").read_bytes()
+    damage(own, whole.ljust(MAX_TOKENIZER_BYTES))
+    Tokenizer.from_folder(own)
+    damage(own, whole.ljust(MAX_TOKENIZER_BYTES + 1))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: larger than 12 MiB"):
+        Tokenizer.from_folder(own)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("x" * MAX_TEMPLATE_BYTES)
+    assert len(chat_template(tmp_path) or "") == MAX_TEMPLATE_BYTES
+    with template.open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 1 MiB"):
+        chat_template(tmp_path)
+    many = json.dumps({"chat_template": "x" * (MAX_TEMPLATE_BYTES + 1)})
+    (tmp_path / "chat_template.json").write_text(many)
+    with pytest.raises(CheckpointError, match="chat_template is larger than 1 MiB"):
+        chat_template(tmp_path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])

@@ -90,6 +90,12 @@ def test_sampling_that_a_checkpoint_names() -> None:
     assert VideoSampling.from_dict({"video_sampling": None}, 96) == first
 
 
+@pytest.mark.parametrize("size", [-1, 96 * 64 + 1, "x", [5], True, 0.5, {"longest_edge": 10**400}])
+def test_a_size_of_frames_is_some_tiles(size: Any) -> None:
+    with pytest.raises(VideoError, match=r"^video_size is .*, not up to 64 tiles$"):
+        VideoSampling.from_dict({"video_sampling": {"video_size": size}}, 96)
+
+
 def test_the_first_family_takes_fifty_frames_without_words() -> None:
     sampling = VideoSampling.from_dict({}, 64)
     assert len(sample(3000, 30, sampling)) == 50

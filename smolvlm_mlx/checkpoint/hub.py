@@ -82,17 +82,37 @@ def _download(repo: str, revision: str | None) -> Path:
         raise CheckpointError(
             f"{quote(repo)}: no folder, and no hub id ({reason(error)})"
         ) from error
-    except (httpx2.HTTPError, hub.XetDownloadError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-        ):
-            raise CheckpointError(
-                f"{repo}: cannot be saved to the cache ({error.strerror}); see HF_HOME"
-            ) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of another's JSON
         raise CheckpointError(
-            f"{repo}: not, or not all of it, in the local cache, and the hub is not reachable; "
-            "connect, or give a folder that holds a checkpoint (--model FOLDER)"
+            f"{repo}: what answers in the hub's place is not the hub; is it the login page of a "
+            "network? log in there and try again, or give a folder that holds a checkpoint"
         ) from error
+    except (httpx2.HTTPError, hub.XetDownloadError, OSError) as error:
+        raise CheckpointError(f"{repo}: {_trouble(repo, error)}") from error
+
+
+def _trouble(repo: str, error: BaseException) -> str:
+    """What keeps a repository from being downloaded, and what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    told: BaseException | None = error  # what is not in the cache has the hub's answer as its cause
+    while told is not None and not isinstance(told, HfHubHTTPError):
+        told = told.__cause__
+    if told is not None and told.response is not None:
+        status, wait = told.response.status_code, told.response.headers.get("retry-after", "")
+        later = f"in {wait} seconds" if wait.isdecimal() and len(wait) < 6 else "later"
+        if status == 429:
+            return f"the hub says that there were too many requests (429); try again {later}"
+        if status in (401, 403):
+            return f"the hub refuses access ({status}); see hf.co/{repo}, then `hf auth login`"
+        if status == 503:
+            return f"the hub is not available now (503); try again {later}"
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return f"cannot be saved to the cache ({error.strerror}); see HF_HOME"
+        if "onsistency check" in str(error):
+            return "a download broke off; try again, what is there already is kept"
+    return (
+        "not, or not all of it, in the local cache, and the hub is not reachable; connect, or "
+        "give a folder that holds a checkpoint (--model FOLDER)"
+    )

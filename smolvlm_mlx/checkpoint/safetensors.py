@@ -23,6 +23,7 @@ from ..events import Reading, at_once
 from ..files import is_utf8, new_file, read_json, write_all
 
 _BLOCK = 2**20
+MAX_HEADER_BYTES = 4 * 2**20  # the family's largest has 150 kB
 _CODES = {
     mx.float32: "F32",
     mx.float16: "F16",
@@ -92,8 +93,15 @@ def read_header(shard: Path) -> Iterator[Tensor]:
             "folder, or make a link to it"
         )
     try:
-        with safe_open(shard, framework="numpy"), shard.open("rb") as file:
+        with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+        if 2**63 > length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{shard}: its header has {length} bytes, more than {MAX_HEADER_BYTES}; download "
+                "it again"
+            )
+        with safe_open(shard, framework="numpy"), shard.open("rb") as file:
+            file.seek(8)
             for key, pairs in json.loads(file.read(length), object_pairs_hook=list):
                 if key != "__metadata__":
                     entry = dict(pairs)

@@ -20,6 +20,7 @@ from .options import Options
 from .prefix_cache import Key
 from .sampling import (
     NOT_FINITE,
+    Constraint,
     LogitsProcessor,
     Sampler,
     make_answer_penalties,
@@ -34,19 +35,19 @@ class Row:
     Attributes:
         token_ids: chosen so far, end tokens included.
         statistics: what it took so far.
-        error: what ended it alone: logits that are not finite, its grammar, its detokenizer.
+        error: what ended it alone: logits that are not finite, its constraint, its detokenizer.
         keys: of its prompt, see `prefix_cache`.
 
     Args:
         tokenizer: without one there is no text, and no end before that of `max_new_tokens`.
-        constraint: is given the prompt's last token and those of the answer.
+        constraint: chooses the tokens, after penalties.
     """
 
     def __init__(
         self,
         options: Options,
         tokenizer: Tokenizer | None = None,
-        constraint: LogitsProcessor | None = None,
+        constraint: Constraint | None = None,
         statistics: Statistics | None = None,
     ):
         self.options = options
@@ -61,18 +62,27 @@ class Row:
         self._sampler = make_sampler(options)
         self._processors = make_penalties(options)
         self._processors += [self._after_prompt(each) for each in make_answer_penalties(options)]
-        if constraint is not None:  # last: what it forbids, nothing allows again
-            self._processors.append(self._after_prompt(constraint, before=1))
-        self.is_constrained = constraint is not None
+        self._constraint = constraint
 
     def begin(self, prompt: list[int], max_new_tokens: int) -> None:
-        """Its prompt is known, and how many tokens there is room for."""
+        """Its prompt is known, and how many tokens there is room for.
+
+        Raises:
+            GenerationError: too few for any answer that fits the constraint.
+        """
         self.prompt, self.max_new_tokens = prompt, min(self.options.max_tokens, max_new_tokens)
         self._history = mx.array(prompt if self._processors else [], mx.int32)
+        if self._constraint is not None:
+            self._constraint.begin(self.max_new_tokens)
 
     def start(self) -> None:
         """Its prompt is read, and its tokens come from now on."""
         self._started = time.perf_counter()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether each token has to be read before the next is chosen."""
+        return self._constraint is not None
 
     @property
     def ended(self) -> bool:
@@ -89,23 +99,28 @@ class Row:
     def sampler(self) -> Sampler | None:
         """What may choose for several rows at once; None if more than that is to be done for this
         one."""
-        return None if self._processors else self._sampler
+        return None if self._processors or self.is_constrained else self._sampler
 
     def choose(self, logits: mx.array) -> mx.array:
         """Logits (1, V) -> the next token (1,), not evaluated. An error of what it asks beside the
         sampler is its own."""
-        if self._processors and not self.over and self._failure is None:
+        token = None
+        if not self.over and self._failure is None:
             with Contained(self._fail):
                 for process in self._processors:
                     logits = process(self._history, logits)
-        token = self._sampler(logits)
+                if self._constraint is not None:
+                    left = self.max_new_tokens - len(self.token_ids)
+                    chosen = self._constraint.choose(logits, self._sampler, left)
+                    token = mx.array([chosen], mx.int32)
+        token = self._sampler(logits) if token is None else token
         if self._processors:
             self._history = mx.concatenate([self._history, token])
         return token
 
-    def _after_prompt(self, process: LogitsProcessor, before: int = 0) -> LogitsProcessor:
-        """Let it see the answer's tokens alone, and so many of the prompt's last."""
-        return lambda tokens, logits: process(tokens[len(self.prompt) - before :], logits)
+    def _after_prompt(self, process: LogitsProcessor) -> LogitsProcessor:
+        """Let it see the answer's tokens alone."""
+        return lambda tokens, logits: process(tokens[len(self.prompt) :], logits)
 
     def _fail(self, error: SmolVLMError) -> None:
         self._failure = error

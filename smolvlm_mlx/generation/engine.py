@@ -196,18 +196,18 @@ class Engine:
         """An answer that has not begun.
 
         Raises:
-            GenerationError: the schema cannot be used.
+            GenerationError: the schema cannot be used, or not in `max_tokens`.
         """
-        constraint = None if schema is None else self._grammars.json(schema)
+        constraint = None if schema is None else self._grammars.json(schema, options.max_tokens)
         return Row(options, self.processor.tokenizer, constraint, statistics)
 
-    def check_schema(self, schema: Schema) -> None:
+    def check_schema(self, schema: Schema, max_tokens: int) -> None:
         """Check a schema, from any thread, before work is done for its answer.
 
         Raises:
-            GenerationError: it cannot be used.
+            GenerationError: it cannot be used, or nothing that fits it has so few tokens.
         """
-        self._grammars.grammar(schema)
+        self._grammars.check(schema, max_tokens)
 
     @cached_property
     def _grammars(self) -> "Grammars":

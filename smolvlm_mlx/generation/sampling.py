@@ -4,6 +4,7 @@ transformers and vLLM."""
 from collections.abc import Callable
 from functools import lru_cache
 from random import Random, SystemRandom
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -13,6 +14,19 @@ from .options import Options
 Sampler = Callable[[mx.array], mx.array]
 # (tokens (T,) so far, of prompt and answer or of the answer alone; logits (1, V)) -> logits.
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+class Constraint(Protocol):
+    """What an answer has to be: chooses its tokens in a sampler's place."""
+
+    def begin(self, max_new_tokens: int) -> None:
+        """Check that an answer of so many tokens can be made; GenerationError, if not."""
+
+    def choose(self, logits: mx.array, sampler: Sampler, left: int) -> int:
+        """Choose the next token, one of `left` that may come, of logits (1, V); GenerationError,
+        if there is none."""
+
+
 LEAST = 1e-6  # of temperatures that float32 can tell from none
 NOT_FINITE = -1  # in place of a token: the model gave no probabilities
 

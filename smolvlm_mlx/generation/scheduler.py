@@ -134,16 +134,16 @@ class Scheduler:
             status = "failing"
         return State(status, running, waiting, self._errors, self._last_error, idle)
 
-    def check(self, tiles: int, schema: Schema | None) -> None:
+    def check(self, tiles: int, schema: Schema | None, max_tokens: int) -> None:
         """Check, before pictures are cut, that a prompt of so many tiles may fit, and that a schema
-        can be used.
+        can be used for an answer of so many tokens.
 
         Raises:
             ContextFullError: there is no room for an answer.
             GenerationError: the schema cannot be used.
         """
         if schema is not None:
-            self._engine.check_schema(schema)
+            self._engine.check_schema(schema, max_tokens)
         config = self._engine.model.config
         self._engine.prompts.room_for(tiles * config.tokens_per_tile, tiles)
 

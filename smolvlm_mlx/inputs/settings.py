@@ -1,6 +1,5 @@
 """How pictures become tiles: as a checkpoint says, and what a user has in its place."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,9 @@ from ..options import documented, option, settle
 MAX_PIXELS = 2**31 - 1  # of a side, in words of 32 bits
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 FILTERS = range(6)  # Pillow's others: nearest 0, bilinear 2, bicubic 3, box 4, Hamming 5
+# Of means, deviations and factors, whose numbers are those of pixels, 0 to 1 or 0 to 255.
+LARGEST, SMALLEST = 1e4, 1e-4
+MAX_SIDE_TILES = 64  # of a side that a checkpoint makes its pictures
 # Of settings that have another name in preprocessor_config.json.
 _KEYS = {
     "tile_size": "max_image_size.longest_edge",
@@ -73,6 +75,9 @@ class ImageSettings:
             values["rescale_factor"] = 1.0
         if not _is_on(raw, "do_normalize", problems):
             values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        edge, tile = values["longest_edge"], values["tile_size"]
+        if type(edge) is int and type(tile) is int and 0 < tile * MAX_SIDE_TILES < edge:
+            problems.append(f"size.longest_edge is {edge}, more than {MAX_SIDE_TILES} tiles")
         named = (problem.partition(" ") for problem in _problems(values))
         problems += [f"{_KEYS.get(name, name)} {rest}" for name, _, rest in named]
         if problems:
@@ -169,16 +174,21 @@ def _problems(values: Mapping[str, object]) -> list[str]:
             and len(three) == 3
             and all(_is_number(value) for value in three)
         ):
-            found.append(f"{name} is {quote(three)}, must be three numbers")
-        elif name == "std" and min(three) <= 0:
-            found.append(f"std is {quote(three)}, must be above 0")
+            found.append(
+                f"{name} is {quote(three)}, must be three numbers from -{LARGEST:g} to {LARGEST:g}"
+            )
+        elif name == "std" and min(three) < SMALLEST:
+            found.append(f"std is {quote(three)}, must be from {SMALLEST:g}")
     if type(values["resample"]) is not int or values["resample"] not in FILTERS:
         found.append(f"resample is {quote(values['resample'])}, must be a number from 0 to 5")
     factor = values["rescale_factor"]
-    if not _is_number(factor) or factor <= 0:
-        found.append(f"rescale_factor is {quote(factor)}, must be a number above 0")
+    if not _is_number(factor) or factor < SMALLEST:
+        found.append(
+            f"rescale_factor is {quote(factor)}, must be a number from {SMALLEST:g} to {LARGEST:g}"
+        )
     return found
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return (type(value) is int or type(value) is float) and abs(value) <= sys.float_info.max
+    """Whether it is a number that float32 pixels can be computed with."""
+    return (type(value) is int or type(value) is float) and abs(value) <= LARGEST

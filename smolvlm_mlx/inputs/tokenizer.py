@@ -6,19 +6,77 @@ are taken out of the tokenizer and kept in a table: `encode_text` cannot produce
 `encode_prompt` finds them where the template put them.
 """
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders
 
 from ..errors import CheckpointError, PromptError, quote, reason
-from ..files import read_json_if_there
+from ..files import read_bytes, read_json_if_there
 
 END_OF_UTTERANCE, END_OF_TEXT = "<end_of_utterance>", "<|endoftext|>"
 END_OF_DOCTAGS = "</doctag>"  # of a page, as document checkpoints write it
 LONG = 10_000  # characters, which take some milliseconds
+
+
+MAX_TOKENIZER_BYTES = 12 * 2**20  # the family's has 3.5 MB
+MAX_TEMPLATE_BYTES = 2**20  # the family's has 430 bytes
+MAX_ADDED_TOKENS, MAX_ADDED_CHARACTERS = 2000, 256  # the family has up to 145, each up to 30 long
+MAX_STEPS = 16  # of normalizer and pre-tokenizer, each
+# Steps that make of a text no more than a few times its length, in as much time.
+_NORMALIZERS = ("Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase")
+_PRE_TOKENIZERS = ("Sequence", "ByteLevel", "Digits")
+_SAMPLE = "A picture, 12 x 7: \u00e9\u6f22\U0001f600\n <image>"
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A PanicException is Rust's, and no Exception: for merges that do not fit the vocabulary, and
+    the like."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from error
+        raise
+
+
+def _problem_of(raw: object) -> str | None:
+    """What is wrong with the content of a tokenizer.json, before the library builds it: what its
+    steps do to added tokens is done then."""
+    model = raw.get("model") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(model, dict):
+        return "damaged (no model)"
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        return "damaged (no vocabulary, or no merges)"
+    if model.get("type", "BPE") != "BPE" or model.get("dropout"):
+        return f"model {quote(model.get('type'))} is no BPE without dropout, the family's"
+    added = raw.get("added_tokens") or []
+    if not isinstance(added, list):
+        return "damaged (added_tokens is no list)"
+    contents = [each.get("content") if isinstance(each, dict) else None for each in added]
+    if len(contents) > MAX_ADDED_TOKENS:
+        return f"{len(contents)} added tokens, more than {MAX_ADDED_TOKENS}"
+    if any(not isinstance(each, str) or len(each) > MAX_ADDED_CHARACTERS for each in contents):
+        return f"an added token is no text of up to {MAX_ADDED_CHARACTERS} characters"
+    for kind, members, known in (
+        ("normalizer", "normalizers", _NORMALIZERS),
+        ("pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
+    ):
+        steps = [raw.get(kind)]
+        for count, step in enumerate(steps, 1):
+            name = step.get("type") if isinstance(step, dict) else step
+            if count > MAX_STEPS:
+                return f"{kind} has more than {MAX_STEPS} steps"
+            if name is not None and name not in known:
+                return f"{kind} {quote(name)} is not one of {', '.join(known)}"
+            inner = step.get(members) if isinstance(step, dict) else None
+            steps += inner if isinstance(inner, list) else []
+    return None
 
 
 class Tokenizer:
@@ -69,23 +127,28 @@ class Tokenizer:
             raise CheckpointError(
                 f"{folder}: no tokenizer.json; copy it from the original checkpoint"
             )
+        data = read_bytes(path, MAX_TOKENIZER_BYTES)
         try:
-            bpe = BPETokenizer.from_buffer(path.read_bytes())
-        except BaseException as error:
-            # A PanicException is Rust's, for merges that do not fit the vocabulary.
-            if isinstance(error, ValueError | OSError) or type(error).__name__ == "PanicException":
-                raise CheckpointError(
-                    f"{path}: damaged ({error}); copy it from the original checkpoint"
-                ) from error
-            raise
+            problem = _problem_of(json.loads(data))
+            with _panics_as_errors():
+                bpe = BPETokenizer.from_buffer(data) if problem is None else None
+        except (ValueError, RecursionError) as error:
+            problem = f"damaged ({reason(error)})"
+        if problem is not None or bpe is None:
+            raise CheckpointError(f"{path}: {problem}; copy it from the original checkpoint")
         eos = read_json_if_there(folder / "generation_config.json").get("eos_token_id")
         token = special_tokens(folder).get("eos_token")
         ids = eos if isinstance(eos, list) else [eos]
-        return cls(
+        tokenizer = cls(
             bpe,
             [token] if token else [],
-            [id for id in ids if isinstance(id, int)],
+            [id for id in ids if type(id) is int],
         )
+        try:
+            tokenizer.encode_text(_SAMPLE)
+        except PromptError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return tokenizer
 
     def to_json(self) -> str:
         """The text of tokenizer.json, for libraries that read it."""
@@ -97,12 +160,18 @@ class Tokenizer:
         if not text:
             return []
         try:
-            if len(text) > LONG:  # others may use Python meanwhile
-                return list(self._plain.encode_batch_fast([text])[0].ids)
-            return list(self._plain.encode(text).ids)
+            with _panics_as_errors():
+                if len(text) > LONG:  # others may use Python meanwhile
+                    return list(self._plain.encode_batch_fast([text])[0].ids)
+                return list(self._plain.encode(text).ids)
         except TypeError as error:  # lone surrogates
             raise PromptError(
                 "text holds half a surrogate pair, which is no character; remove it"
+            ) from error
+        except ValueError as error:
+            raise PromptError(
+                f"the tokenizer fails ({reason(error)}); copy tokenizer.json from the original "
+                "checkpoint"
             ) from error
 
     def guard(self, text: str, mark: str) -> str:
@@ -191,8 +260,8 @@ def chat_template(folder: Path) -> str | None:
         path = folder / name
         if path.is_file():
             try:
-                return path.read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                return read_bytes(path, MAX_TEMPLATE_BYTES).decode()
+            except UnicodeDecodeError as error:
                 raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from error
     template = _template_of(folder / "tokenizer_config.json")
     others = folder / "additional_chat_templates"
@@ -211,6 +280,10 @@ def _template_of(path: Path) -> str | None:
         }
     if isinstance(template, dict):
         template = _default_of(template, path)
+    if isinstance(template, str) and len(template) > MAX_TEMPLATE_BYTES:
+        raise CheckpointError(
+            f"{path}: chat_template is larger than {MAX_TEMPLATE_BYTES >> 20} MiB; this is none"
+        )
     if template is None or isinstance(template, str):
         return template
     raise CheckpointError(f"{path}: chat_template is a {type(template).__name__}, not text")

@@ -20,6 +20,7 @@ from .fetch import FetchLimits, one_of, read_source
 from .image import is_url
 from .kinds import wrong_kind
 from .prefetch import prefetch
+from .settings import MAX_SIDE_TILES
 from .timeline import ROUNDING, Timeline
 from .video_file import TimesError, VideoFile, upright
 
@@ -50,7 +51,10 @@ class VideoSampling:
             return cls(float("inf"), 50, tile_size, with_times=False)
         size = given.get("video_size", {})
         edge = size.get("longest_edge") if isinstance(size, Mapping) else size
-        return cls(given.get("fps", 1), given.get("max_frames", 64), edge or tile_size).changed({})
+        edge = tile_size if edge in (None, 0) else edge
+        if type(edge) is not int or not 1 <= edge <= MAX_SIDE_TILES * tile_size:
+            raise VideoError(f"video_size is {quote(edge)}, not up to {MAX_SIDE_TILES} tiles")
+        return cls(given.get("fps", 1), given.get("max_frames", 64), edge).changed({})
 
     def changed(self, values: Mapping[str, object]) -> "VideoSampling":
         """With other values of fps, max_frames, start or end.

@@ -225,7 +225,8 @@ class Service:
             spent = Spent(self.budget, self.processor.sampling)
             messages = asked.read(limits, self.recent, self.processor.one_tile, spent)
             request.state.messages = messages  # for `_on_error`, if they are too long
-            self.scheduler.check(self.processor.count_tiles(messages, image_options), schema)
+            tiles = self.processor.count_tiles(messages, image_options)
+            self.scheduler.check(tiles, schema, options.max_tokens)
             return messages, self.processor(messages, image_options)
 
         messages, inputs = await anyio.to_thread.run_sync(
