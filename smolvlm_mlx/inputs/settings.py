@@ -1,6 +1,6 @@
 """How pictures become tiles: as a checkpoint says, and what a user has in its place."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from ..errors import ImageError, quote
 from ..files import read_json_if_there
 from ..options import documented, option, settle
 
+MAX_PIXELS = 2**31 - 1  # of a side, in words of 32 bits
 LANCZOS = 1  # Pillow's number, as in preprocessor_config.json
 FILTERS = range(6)  # Pillow's others: nearest 0, bilinear 2, bicubic 3, box 4, Hamming 5
 # Of settings that have another name in preprocessor_config.json.
@@ -157,6 +158,8 @@ def _problems(values: Mapping[str, object]) -> list[str]:
         value = values.get(name)
         if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
             found.append(f"{name} is {quote(value)}, must be a whole number above 0")
+        elif type(value) is int and value > MAX_PIXELS:
+            found.append(f"{name} is {quote(value)}, must be at most {MAX_PIXELS}")
     if type(values["split"]) is not bool:
         found.append(f"split is {quote(values['split'])}, must be true or false")
     for name in ("mean", "std"):
@@ -178,4 +181,4 @@ def _problems(values: Mapping[str, object]) -> list[str]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return (type(value) is int or type(value) is float) and math.isfinite(value)
+    return (type(value) is int or type(value) is float) and abs(value) <= sys.float_info.max

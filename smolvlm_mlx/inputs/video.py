@@ -4,6 +4,7 @@ Sampling and words are those of transformers' processing_smolvlm.py and video_pr
 (5.23).
 """
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from .timeline import ROUNDING, Timeline
 from .video_file import TimesError, VideoFile, upright
 
 VIDEO_OPTIONS = ("fps", "max_frames", "start", "end")  # that a video part may have
+MAX_NUMBER = 1e9  # seconds, or frames a second: what fits clocks and words
 SKIPPED_SECONDS = 1.0  # at both ends of a long video
 Frame = TypeVar("Frame")
 
@@ -59,11 +61,17 @@ class VideoSampling:
             key: values[key] for key in VIDEO_OPTIONS if values.get(key) is not None
         }
         changed = replace(self, **known)
-        numbers = {"fps": changed.fps, "start": changed.start or 0.0, "end": changed.end or 0.0}
-        for name, value in numbers.items():
-            wrong = isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
-            if wrong or (name == "fps" and not value):
+        least = {"fps": 1 / MAX_NUMBER, "start": 0.0, "end": 0.0}
+        for name, value in {"fps": changed.fps, **known}.items():
+            if name not in least or value == math.inf:
+                continue
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and value > 0) and (name == "fps" or value != 0):
                 raise VideoError(f"{name} is {quote(value)}, not a positive number")
+            if not least[name] <= value <= MAX_NUMBER:
+                raise VideoError(
+                    f"{name} is {quote(value)}, not in {least[name]:g}..{MAX_NUMBER:g}"
+                )
         if type(changed.max_frames) is not int or changed.max_frames < 1:
             raise VideoError(
                 f"max_frames is {quote(changed.max_frames)}, not a whole number above 0"
