@@ -1,5 +1,6 @@
 """JSON in, within limits and with one-line errors; whole files and folders out, or none."""
 
+import errno
 import json
 import os
 import secrets
@@ -22,6 +23,32 @@ def expanded(path: str | Path) -> Path:
         return Path(os.path.expanduser(path))
     except ValueError:  # a zero byte, or half a surrogate pair
         return Path(path)
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path can be written as UTF-8, which on Linux any bytes may be the name of."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a file of at most so many.
+
+    Raises:
+        OSError: no access, no such file, larger, or no file: a pipe would be waited for, and a
+            device may never end.
+    """
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(number, "a folder" if path.is_dir() else "not a file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB")
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any]:

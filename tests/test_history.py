@@ -4,6 +4,7 @@ to."""
 import asyncio
 import io
 import json
+import os
 import random
 import re
 import sqlite3
@@ -17,9 +18,10 @@ from typing import Any
 from smolvlm_mlx import Options
 from smolvlm_mlx.cli import history as history_command
 from smolvlm_mlx.cli import main
+from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
-from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.errors import HistoryError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
@@ -277,7 +279,9 @@ def test_a_conversation_cannot_command_the_terminal(
     history.save("abc", [asked("\x1b[31mred"), text_message("assistant", "\x9b2J[b]\ta")])
     assert run("show", "abc") == "User: \x1b[31mred\n\nAssistant: \x9b2J[b]\ta\n"
     assert "\x1b" not in run("list")
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    install()
     history_command.show(id="abc", debug=False)
     assert shown.getvalue() == "User: [31mred\n\nAssistant: 2J[b]\ta\n"
 
@@ -343,3 +347,39 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         for number in range(4):
             talk = f"talk {number}"
             kill_saving(tmp_path / "history.sqlite3", talk, rng.uniform(0, 0.2), count)
+
+
+def test_names_that_are_no_utf8_are_kept(history: History) -> None:
+    odd = os.fsdecode(b"b\xff\x9b.png")
+    talk = [asked(f"What is in {odd}?", Attachment(PICTURE.data, name=odd))]
+    history.save("abc", talk, odd)
+    (again,) = history.load("abc")
+    assert (again.text, again.media[0].name) == (talk[0].text, odd)
+    assert [each.id for each in history.list(words=odd)] == ["abc"]
+    assert history.list(words="\udcfe") == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "error"),
+    [
+        ('{"role": "user", "content": [{"type": "text", "text": "x", "new": [1]}]}', ""),
+        ('{"role": "user", "content": [{"type": "image", "digest": "0"}]}', "does not know"),
+        ('{"role": "user", "content": [{"digest": "0"}]}', "does not know"),
+        ('{"role": "user", "content": [{"type": "audio", "digest": "@"}]}', "does not know"),
+        ('{"role": "user", "content": [{"type": "image", "digest": "@", "new": 1}]}', ""),
+        ('{"role": "user", "content": [{"type": "image", "digest": ["@"]}]}', "does not know"),
+        ('{"role": "user", "content": [{"type": "audio"}]}', "is not 'text', 'image' or 'video'"),
+        ('{"role": "user", "content": [5]}', "is not 'text', 'image' or 'video'"),
+        ('{"role": "user", "content": 5}', "must be text or a non-empty list"),
+        ('{"role": "user"}', "must be text or a non-empty list"),
+        ("[5]", "not an object"),
+        ("{", "is damaged"),
+    ],
+)
+def test_what_other_versions_store(stored: str, error: str, history: History) -> None:
+    history.save("abc", [asked("x", PICTURE)])
+    with closing(sqlite3.connect(history.path)) as database, database:
+        stored = stored.replace("@", PICTURE.digest)
+        database.execute("UPDATE messages SET message = ?", (stored,))
+    with pytest.raises(SmolVLMError, match=error) if error else nullcontext():
+        assert [message.role for message in history.load("abc")] == ["user"]

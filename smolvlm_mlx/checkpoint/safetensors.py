@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, quote, reason
 from ..events import Reading, at_once
-from ..files import read_json
+from ..files import is_utf8, read_json
 
 _BLOCK = 2**20
 _CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
@@ -80,6 +80,11 @@ def find_shards(folder: Path) -> list[Path]:
 def read_header(shard: Path) -> Iterator[Tensor]:
     """Each tensor of a file that `safetensors` accepts; also those that are there twice, which it
     hides."""
+    if not is_utf8(shard):
+        raise CheckpointError(
+            f"{quote(shard, end=True)}: MLX reads only files whose names are UTF-8; rename the "
+            "folder, or make a link to it"
+        )
     try:
         with safe_open(shard, framework="numpy"), shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -111,10 +111,11 @@ def _task(preset: Preset | None, prompt: str | None, schema: Path | None) -> "Ta
 
 
 def _read_schema(path: Path) -> dict[str, object]:
+    from ..files import MAX_JSON_BYTES, read_file
     from ..tasks.lines import FIELDS
 
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(read_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON schema that can be read ({reason(error)})") from error
     if (

@@ -18,7 +18,7 @@ from typing import Unpack
 
 from ..errors import PromptError, SmolVLMError, reason
 from ..events import Event, Text
-from ..files import expanded, write_file
+from ..files import expanded, read_file, write_file
 from ..generation.engine import Engine
 from ..generation.keywords import Keywords, changed, takes_options
 from ..generation.options import Options
@@ -37,6 +37,7 @@ from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 
+MAX_FILE_BYTES = 2**30  # of a saved conversation, with its pictures and videos
 RESERVED_TOKENS = 256  # tokens for an answer, if it may be as long
 
 
@@ -230,7 +231,7 @@ class Chat:
     def _is_earlier(self, path: Path, messages: list[dict[str, object]]) -> bool:
         """Whether a file is what was saved or opened last, or its messages are the first of
         these."""
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
             return False
         data = path.read_bytes()
         if sha256(data).digest() == self._saved:
@@ -250,7 +251,7 @@ class Chat:
         """
         path = expanded(path)
         try:
-            data = path.read_bytes()
+            data = read_file(path, MAX_FILE_BYTES)
             value = json.loads(data)
         except (OSError, ValueError, RecursionError) as error:
             raise PromptError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from platformdirs import user_cache_path, user_data_path
 
-from ..errors import HistoryError, NoConversationError, quote
+from ..errors import HistoryError, NoConversationError, quote, reason
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Attachment, Frames, Video
 from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
@@ -88,14 +88,14 @@ class History:
 
     def save(self, id: str, messages: Sequence[Message], model: str = "") -> None:
         """Write a conversation as it now is; what of it is there already stays."""
-        rows = [(_to_stored(message), _words(message)) for message in messages]
+        rows = [(_to_stored(message), _utf8(_words(message))) for message in messages]
         pictures = {held.digest: held.data for message in messages for held in message.media}
         now = time.time()
         with self._open() as database:
             database.execute(
                 "INSERT INTO conversations VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
                 "SET title = excluded.title, model = excluded.model, updated = excluded.updated",
-                (id, _title(messages), model, now, now),
+                (id, _utf8(_title(messages)), _utf8(model), now, now),
             )
             there = _messages(database, id)
             pairs = zip(there, rows, strict=False)
@@ -139,7 +139,7 @@ class History:
                 "conversation = id AND json_extract(message, '$.role') = 'user') FROM "
                 "conversations WHERE ? = '' OR EXISTS (SELECT 1 FROM messages WHERE conversation = "
                 "id AND instr(folded(words), ?)) ORDER BY updated DESC LIMIT ?",
-                (words, words.casefold(), limit),
+                (_utf8(words), _utf8(words).casefold(), limit),
             ).fetchall()
         return [Summary(*row) for row in rows]
 
@@ -206,21 +206,34 @@ def _to_stored(message: Message) -> str:
         isinstance(part, VideoPart) and isinstance(part.video, Frames) for part in message.parts
     ):
         raise HistoryError("a video of frames cannot be kept; give the file")
-    return json.dumps(
-        raw_message(message, lambda held: {"digest": held.digest, "name": held.name}),
-        ensure_ascii=False,
-    )
+    raw = raw_message(message, lambda held: {"digest": held.digest, "name": held.name})
+    return _utf8(json.dumps(raw, ensure_ascii=False))
 
 
 def _from_stored(text: str, data: dict[str, bytes]) -> dict[str, Any]:
     """A message as `parse_messages` takes it: with pictures and videos where their digests were."""
-    message: dict[str, Any] = json.loads(text)
-    for part in message["content"]:
-        if "digest" in part:
+    try:
+        message: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HistoryError(f"the conversation is damaged ({reason(error)})") from error
+    content = message.get("content") if isinstance(message, dict) else None
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and "digest" in part:
+            held, name = data.get(str(part.pop("digest"))), part.pop("name", None)
+            if held is None or part.get("type") not in ("image", "video"):
+                raise HistoryError(
+                    "the conversation holds what this version does not know; read it with the one "
+                    "that wrote it"
+                )
             kind = Attachment if part["type"] == "image" else Video
-            held = data[part["digest"]]
-            part[part["type"]] = kind(held, FetchLimits(max_bytes=len(held)), name=part["name"])
+            part[part["type"]] = kind(held, FetchLimits(max_bytes=len(held)), name=name)
     return message
+
+
+def _utf8(text: str) -> str:
+    """Text as SQLite takes it: halves of surrogate pairs, of names that are no UTF-8, are escaped,
+    as they are in JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _words(message: Message) -> str:
