@@ -7,6 +7,16 @@
 Importing this package loads the system's OpenBLAS on Linux (see `device`) and nothing else; the
 names below are imported when used.
 """
+# ruff: noqa: E402  what comes first is for the time in which the rest is imported
+
+import sys
+
+_program = sys.argv[0] if hasattr(sys, "argv") and sys.argv else ""  # empty within other programs
+if _program.endswith("/smolvlm-mlx") or (_program == "-m" and "smolvlm_mlx" in sys.orig_argv):
+    # Until the command line is there, Ctrl-C ends it without a word. `signal` would take a moment.
+    import _signal  # type: ignore[import-not-found]
+
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

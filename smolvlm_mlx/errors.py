@@ -14,7 +14,7 @@ class SmolVLMError(Exception):
     def __str__(self) -> str:
         """One line. Names of files and what is in them may hold control characters, which are not
         for a terminal to obey."""
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return escaped(super().__str__())
 
 
 class CheckpointError(SmolVLMError):
@@ -82,6 +82,11 @@ class ServerError(SmolVLMError):
 
 
 # ---- foreign text in messages
+
+
+def escaped(text: str) -> str:
+    """Text on one line, with the escapes of Python for controls and whatever is not seen."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quote(value: object, most: int = 80, *, end: bool = False) -> str:

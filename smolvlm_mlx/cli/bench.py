@@ -1,6 +1,7 @@
 """`smolvlm-mlx bench`: how fast a model runs here, and how fast it could."""
 
 import json
+import sys
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,14 +171,15 @@ def _summary(name: str, result: "Result") -> dict[str, object]:
 
 def _follow(steps: Generator[Reading, None, "Result"]) -> "Result":
     """Do the work; what is measured now is on stderr."""
-    from .show import console
+    from .show import spinner
 
-    err, work = console(stderr=True), Work(steps)
-    with err.status("") as line:
+    work = Work(steps)
+    with spinner() as shown:
+        task = shown.add_task("")
         for reading in work:
-            line.update(f"Measuring: {reading.what}")
-            if not err.is_terminal:
-                err.print(f"measuring: {reading.what}")
+            shown.update(task, description=f"Measuring: {reading.what}")
+            if shown.disable:
+                print(f"measuring: {reading.what}", file=sys.stderr)
     return work.result
 
 

@@ -11,7 +11,7 @@ from ..errors import DataError, SmolVLMError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import DOCUMENT_MODEL, DOCUMENTS, Output
-from .options import CONTROLS, INTERRUPTED, Flags, Loading, Model, note_unused
+from .options import INTERRUPTED, Flags, Loading, Model, note_unused
 
 if TYPE_CHECKING:
     from ..tasks.documents import Page, PageSource, Reader
@@ -136,7 +136,7 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     for page_name, note in notes:
         print(f"{page_name}: {note}", file=sys.stderr)
     if out is None:
-        print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+        print(text)
         return
     try:
         write_file(out, f"{text}\n".encode())

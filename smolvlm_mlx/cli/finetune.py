@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import TrainingError, quote
 from ..events import Work
+from ..files import is_utf8
 from ..training.plan import PRESETS, Plan, Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, note_unused
 
@@ -64,6 +66,7 @@ def finetune(
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow
 
+    _check(out)
     if preset is not None:
         plan = replace(plan, **{**PRESETS[preset], **given(context, plan)})
     _note_unused(context, plan, validation)
@@ -81,6 +84,18 @@ def finetune(
     _print_run(run)
     if not estimate:
         _train(run, resume)
+
+
+def _check(out: Path) -> None:
+    """What would be wrong with the folder in the end is told in the beginning."""
+    if out.is_symlink() and not out.exists():
+        raise TrainingError(f"{out}: a link to nothing; give a new folder")
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out}: not a folder; give a new one")
+    if not is_utf8(out.absolute()):
+        raise TrainingError(
+            f"{quote(out, end=True)}: MLX writes only files whose names are UTF-8; choose another"
+        )
 
 
 def _note_unused(context: typer.Context, plan: Plan, validation: str | None) -> None:

@@ -12,7 +12,8 @@ import typer
 from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from .options import CONTROLS, DEFAULT_MODEL, Images, Loading, Model, note_unused
+from .gate import clean, own
+from .options import DEFAULT_MODEL, Images, Loading, Model, note_unused
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -118,8 +119,7 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
     returns its pieces."""
     from ..events import Reading, Text
 
-    pieces, on_terminal = list[str](), sys.stdout.isatty()
-    shows_reading = sys.stderr.isatty()
+    pieces, shows_reading = list[str](), sys.stderr.isatty()
     try:
         for event in stream:
             if isinstance(event, Reading) and shows_reading:
@@ -129,9 +129,7 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
                     _write_status("")
                 pieces.append(event.piece)
                 if not silent:
-                    sys.stdout.write(
-                        event.piece.translate(CONTROLS) if on_terminal else event.piece
-                    )
+                    sys.stdout.write(event.piece)
                     sys.stdout.flush()
     finally:
         if shows_reading and not pieces:
@@ -143,7 +141,7 @@ def echo(stream: "Iterable[Event]", silent: bool) -> list[str]:
 
 def _write_status(text: str) -> None:
     """A line that the next takes the place of."""
-    sys.stderr.write(f"\r\x1b[K{text}")
+    own(sys.stderr).write(f"\r\x1b[K{clean(text)}")
     sys.stderr.flush()
 
 

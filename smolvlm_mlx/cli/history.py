@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import HistoryError
-from .options import CONTROLS, as_command
+from ..errors import HistoryError, escaped
+from .options import as_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +63,7 @@ def search(
 @as_command
 def show(id: Id) -> None:
     """Print a conversation."""
-    text = as_text(_history().load(_history().find(id)))
-    print(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+    print(as_text(_history().load(_history().find(id))))
 
 
 @app.command()
@@ -138,7 +137,7 @@ def as_text(messages: "Sequence[Message]") -> str:
 
 def _turn(message: "Message") -> str:
     parts = [
-        *(f"[{held.name}]" for held in message.media),
+        *(f"[{escaped(held.name)}]" for held in message.media),
         *([message.text] if message.text else []),
     ]
     end = " (interrupted)" if message.interrupted else ""
@@ -156,5 +155,5 @@ def _print_list(found: "list[Summary]") -> None:
         column.justify = "left"
     for summary in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated))
-        shown.add_row(summary.id, when, str(summary.turns), summary.title.translate(CONTROLS))
+        shown.add_row(summary.id, when, str(summary.turns), summary.title)
     console().print(shown)

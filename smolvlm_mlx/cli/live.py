@@ -9,14 +9,15 @@ from ..errors import VideoError, named, quote
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import LIVE
-from .options import CONTROLS, DEFAULT_MODEL, Flags, Loading, Model
+from .gate import clean
+from .options import DEFAULT_MODEL, Flags, Loading, Model
 
 if TYPE_CHECKING:
     from PIL import Image
-    from rich.console import Console
 
     from ..inputs.camera import Camera
     from ..tasks.live import Description
+    from .show import Console
 
 PROMPT = "Describe this image in one sentence."
 STUCK = (
@@ -73,15 +74,14 @@ def live(
     """
     from itertools import islice
 
-    from rich.console import Console
-
     from ..tasks.live import Live
+    from .show import Console, shows_pictures
 
     with _open(file, camera) as source:
         loaded, split = loading.load(model), bool(image_options.split)
         seen = Live(*loaded, prompt, options, question_first=question_first, split=split)
-        console = Console(highlight=False, markup=False, emoji=False)
-        is_screen = console.is_terminal and not console.is_dumb_terminal
+        console = Console()
+        is_screen = shows_pictures(console) and not console.is_dumb_terminal
         show = _Terminal(console, mirror).show if is_screen else _print_lines
         for description in islice(seen.watch(source, every), count):
             show(description)
@@ -125,7 +125,7 @@ class _Terminal:
     def show(self, description: "Description") -> None:
         self._picture(description.image)
         for piece in description.stream:
-            self._console.file.write(piece.translate(CONTROLS))
+            self._console.file.write(clean(piece))
             self._console.file.flush()
         self._console.print()
         self._console.print(describe(description), style="dim")

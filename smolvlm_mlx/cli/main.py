@@ -6,16 +6,17 @@ Answers go to stdout, everything else to stderr. What a user can fix ends as one
 answers at once.
 """
 
-import io
 import os
 import signal
 import sys
+from _thread import interrupt_main
+from threading import Timer
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SmolVLMError
+from ..errors import SmolVLMError, quote
 from . import (
     bench,
     caption,
@@ -23,6 +24,7 @@ from . import (
     document,
     evaluate,
     finetune,
+    gate,
     generate,
     history,
     info,
@@ -30,7 +32,10 @@ from . import (
     serve,
 )
 from .chat import command as chat
-from .options import INTERRUPTED, Debug, Invocation, as_command
+from .options import INTERRUPTED, Debug, Invocation, as_command, is_command
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,14 +48,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed: it is nothing, and its number no other file's
-            nothing = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(nothing, mode, errors="backslashreplace"))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may not have every character of an answer.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    gate.install()
     signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable
     invocation = Invocation()
     try:
         app(prog_name="smolvlm-mlx", obj=invocation)
@@ -59,16 +59,35 @@ def main() -> None:
             raise
         print(f"smolvlm-mlx: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        # Of the system, which refuses an endless name, one more open file, ...
+        if invocation.debug or error.errno is None:
+            raise
+        name = "" if error.filename is None else f"{quote(os.fsdecode(error.filename), end=True)}: "
+        print(f"smolvlm-mlx: {name}{error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        sys.stdout.flush()  # what cannot be written is told now
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """Ctrl-C raises KeyboardInterrupt, except during an import: there some C extensions swallow it
-    and others abort."""
-    while frame is not None:
+    """Ctrl-C raises KeyboardInterrupt within a command. Before and after nobody waits for it, and
+    during an import some C extensions swallow it and others abort: there it ends the program."""
+    while frame is not None and not is_command(frame.f_code):
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os._exit(INTERRUPTED)
         frame = frame.f_back
+    if frame is None:
+        os._exit(INTERRUPTED)
     raise KeyboardInterrupt
+
+
+def _unraisable(lost: "UnraisableHookArgs") -> None:
+    """A Ctrl-C that came where nothing can be raised comes again."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        Timer(0.01, interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _show_version(wanted: bool) -> None:

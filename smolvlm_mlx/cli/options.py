@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERRUPTED = 130  # exit code after Ctrl-C
-
-# What a model writes must not command a terminal: there, control characters other than tab and
-# newline are left out.
-CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")})
+_COMMANDS = set[CodeType]()
 
 Model = Annotated[
     str,
@@ -103,6 +101,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
             else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
         )
     flags.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+    _COMMANDS.add(function.__code__)
 
     @wraps(function)
     def command(*, debug: bool, **values: Any) -> None:
@@ -119,6 +118,11 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     command.__dict__["__signature__"] = inspect.Signature(flags)
     command.__annotations__ = {flag.name: flag.annotation for flag in flags}
     return command
+
+
+def is_command(code: CodeType) -> bool:
+    """Whether this is a command's own code, in which Ctrl-C raises KeyboardInterrupt."""
+    return code in _COMMANDS
 
 
 def given(context: typer.Context, values: Any) -> dict[str, Any]:

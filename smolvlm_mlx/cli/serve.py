@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ServerError, quote
+from ..errors import ServerError, quote, reason
 from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
@@ -156,6 +156,7 @@ def run_server(
         ws="none",
         log_level="warning",
         access_log=False,
+        use_colors=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=32 * 1024,
@@ -203,10 +204,10 @@ def new_token() -> str:
 def listen(host: str, port: int) -> socket:
     try:
         listener = create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # the latter for a name that is no UTF-8
         # A name that is not found has a number of its own.
-        number = None if isinstance(error, gaierror) else error.errno
-        why = os.strerror(number) if number else str(error.strerror or error)
+        number = None if isinstance(error, gaierror | TypeError) else error.errno
+        why = os.strerror(number) if number else reason(error)
         raise ServerError(
             f"{host}:{port}: cannot listen there ({why}); choose another --host or --port"
         ) from error

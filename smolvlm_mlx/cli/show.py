@@ -1,13 +1,22 @@
 """What several commands show: tables, progress bars, rows that cannot be used."""
 
-from collections.abc import Generator, Sequence
+import logging
+import os
+import re
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
+from rich import console as rich
 from rich import progress
-from rich.console import Console
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from ..errors import escaped
 from ..events import Reading, Result, Work
+from .gate import Gate, clean, own
 
 SHOWN = 5  # rows that cannot be used
 
@@ -17,9 +26,43 @@ def table(first: str, *others: str) -> Table:
     return Table(first, *(Column(name, justify="right") for name in others), box=None)
 
 
+class Console(rich.Console):
+    """One that reads no markup, and cleans each text that it shows, whoever it is from."""
+
+    def __init__(self, stderr: bool = False, **options: Any):
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+        file = own(sys.stderr if stderr else sys.stdout)
+        super().__init__(stderr=stderr, file=file, **plain, **options)
+
+    def render(
+        self, renderable: rich.RenderableType, options: rich.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(clean(text), style)
+
+
+def shows_pictures(on: Console) -> bool:
+    """Whether it is a terminal that says how large it is; some say that they have no columns."""
+    # It logs, with a traceback, that a terminal does not tell how large its characters are.
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)
+    with suppress(OSError):  # not a terminal of the system's
+        return on.is_terminal and min(os.get_terminal_size()) > 0
+    return on.is_terminal
+
+
 def console(stderr: bool = False) -> Console:
     """One that prints text as it is."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr)
+    return Console(stderr, soft_wrap=True)
+
+
+class _Progress(progress.Progress):
+    """While it is shown, other text on stderr goes through the gate before it."""
+
+    def start(self) -> None:
+        super().start()
+        if not isinstance(sys.stderr, Gate):
+            sys.stderr = Gate(sys.stderr, True, False)
 
 
 def bar(title: str, *columns: progress.ProgressColumn) -> progress.Progress:
@@ -27,15 +70,28 @@ def bar(title: str, *columns: progress.ProgressColumn) -> progress.Progress:
     terminal."""
     err = Console(stderr=True)
     shown = (
-        progress.TextColumn(title, markup=False),
+        progress.TextColumn(re.sub("([{}])", r"\1\1", escaped(title)), markup=False),
         progress.BarColumn(),
         *columns,
         progress.TimeRemainingColumn(),
     )
     # Steps of training and windows of captions take minutes, more than the 30 seconds that rates
     # are of otherwise.
-    return progress.Progress(
-        *shown, console=err, disable=not err.is_terminal, speed_estimate_period=3600
+    return _Progress(
+        *shown,
+        console=err,
+        disable=not err.is_terminal,
+        redirect_stdout=False,  # it may be data
+        speed_estimate_period=3600,
+    )
+
+
+def spinner() -> progress.Progress:
+    """What is done now, by the descriptions of tasks, on stderr; nothing without a terminal."""
+    err = Console(stderr=True)
+    shown = progress.SpinnerColumn(), progress.TextColumn("{task.description}", markup=False)
+    return _Progress(
+        *shown, console=err, disable=not err.is_terminal, transient=True, redirect_stdout=False
     )
 
 
@@ -79,6 +135,6 @@ def print_rows(rows: Sequence[tuple[str, str]], what: str) -> None:
     if rows:
         err.print(f"{len(rows)} rows {what}:")
     for where, why in rows[:SHOWN]:
-        err.print(f"  {where}: {why}")
+        err.print(f"  {escaped(where)}: {escaped(why)}")
     if len(rows) > SHOWN:
         err.print("  ...")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import PromptError, quote
+from ..errors import PromptError, escaped, quote
 from .fetch import DEFAULT_LIMITS, FetchLimits, one_of
 from .image import IMAGE_KEYS
 from .media import Attachment, Frames, Recent, Video
@@ -96,7 +96,7 @@ Messages = Sequence[Message | RawMessage]
 def notes(messages: Sequence[Message]) -> list[str]:
     """What is unusual about the pictures and videos of messages, each with its name."""
     return [
-        f"{media.name}: {media.note}"
+        f"{escaped(media.name)}: {media.note}"
         for message in messages
         for media in message.media
         if media.note

@@ -1,13 +1,16 @@
 """`smolvlm-mlx chat`: a conversation in the terminal, or line by line over a pipe."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...errors import PromptError, SmolVLMError
+from ...errors import PromptError, SmolVLMError, escaped
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
@@ -18,6 +21,7 @@ from ..serve import LOCAL, listen, load_service, new_token, run_server
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
+    from ...inputs.messages import Message
     from ...server.start import Start
     from ...tasks.history import History
     from .session import Session
@@ -70,11 +74,41 @@ def chat(
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
     if history is not None and id is not None:
-        session.restart(history.load(id), id)
-        conversation.system = conversation.system if system is None else system
-        screen.say(as_text(conversation.messages))
+        _resume(session, history.load(id), id, system)
     session.attach(image or [])
-    screen.run(session)
+    with _ended_by_signals(session):
+        screen.run(session)
+
+
+def _resume(session: "Session", messages: "list[Message]", id: str, system: str | None) -> None:
+    """Go on with a conversation of the history, under another system message if one is given."""
+    session.restart(messages, id)
+    session.chat.system = session.chat.system if system is None else system
+    session.screen.say(as_text(session.chat.messages))
+
+
+@contextmanager
+def _ended_by_signals(session: "Session") -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the chat with what is said kept, as Ctrl-C ends an answer; a
+    second one at once. `nohup` is obeyed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        session.keep()  # also where one came into that
+        raise
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def _run_page(
@@ -158,7 +192,7 @@ class PipeScreen:
     def picture(self, attachment: "Attachment | Video") -> None:
         """Not shown; only what is unusual about it is said."""
         if attachment.note:
-            self.say(f"{attachment.name}: {attachment.note}")
+            self.say(f"{escaped(attachment.name)}: {attachment.note}")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ...errors import ContextFullError, SmolVLMError
+from ...errors import ContextFullError, SmolVLMError, escaped
 from ...events import Statistics
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
@@ -92,7 +92,9 @@ class Session:
     def let_go(self) -> None:
         """Forget the pictures that wait, and say so."""
         if self.pending:
-            self.screen.say(f"no longer attached: {', '.join(held.name for held in self.pending)}")
+            self.screen.say(
+                f"no longer attached: {', '.join(escaped(held.name) for held in self.pending)}"
+            )
         self.pending.clear()
 
     def answer(self, begin: Callable[[], TextStream]) -> None:

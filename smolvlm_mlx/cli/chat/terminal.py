@@ -4,6 +4,7 @@ What a model writes is shown, never obeyed: no markup of ours is read in it, HTM
 control characters are left out.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +12,21 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
-from rich.console import Console, ConsoleOptions, RenderResult
+from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.utils import get_term_environment_variable
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text as Styled
 
-from ...errors import SmolVLMError
+from ...errors import SmolVLMError, escaped
 from ...events import Event, Reading, Text
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
-from ..options import CONTROLS
+from ..gate import clean, own
+from ..show import Console, shows_pictures
 from .commands import COMMANDS, handle
 from .completion import CommandCompleter
 from .session import Session
@@ -33,13 +38,14 @@ class TerminalScreen:
     """Shows a session. `history_file` keeps what was typed for the arrow keys."""
 
     def __init__(self, history_file: Path | None, debug: bool = False):
-        self.console, self.debug = Console(highlight=False, markup=False, emoji=False), debug
+        self.console, self.debug = Console(), debug
         if history_file:
             history_file.touch(mode=0o600)
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         self._prompt: PromptSession[str] = PromptSession(
+            output=_Output.from_pty(own(sys.stdout), get_term_environment_variable()),
             history=FileHistory(str(history_file)) if history_file else InMemoryHistory(),
             completer=CommandCompleter(COMMANDS, with_paths=("/image", "/video", "/open", "/save")),
             complete_while_typing=False,
@@ -78,6 +84,7 @@ class TerminalScreen:
                 console=self.console,
                 transient=True,
                 refresh_per_second=12,
+                redirect_stdout=False,
                 redirect_stderr=False,
             ):
                 stream = begin()
@@ -97,15 +104,15 @@ class TerminalScreen:
         say what it is."""
         from textual_image.renderable import Image as Inline
 
-        if self.console.is_terminal:
+        if shows_pictures(self.console):
             width, height = attachment.size
             columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
             self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
         note = f", {attachment.note}" if attachment.note else ""
-        self.say(f"{attachment.name}: {attachment.size[0]} x {attachment.size[1]}{note}")
+        self.say(f"{escaped(attachment.name)}: {attachment.size[0]} x {attachment.size[1]}{note}")
 
     def say(self, text: str) -> None:
-        self.console.print(text.translate(CONTROLS), style="dim")
+        self.console.print(text, style="dim")
 
     def choose(self, question: str, answers: str) -> str:
         typed = self.line(f"{question} [{'/'.join(answers)}] ", "").lower()[:1]
@@ -116,6 +123,13 @@ class TerminalScreen:
             return self._prompt.prompt(prompt, default=default).strip()
         except (EOFError, KeyboardInterrupt):
             return ""
+
+
+class _Output(Vt100_Output):
+    """What is typed, completed or comes back from the lines of before is cleaned."""
+
+    def write(self, data: str) -> None:
+        super().write(clean(data))
 
 
 class _Growing:
@@ -131,7 +145,7 @@ class _Growing:
         elif isinstance(event, Text):
             self.text += event.piece
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         if not self.text:
             yield Styled(self._status, style="dim")
             return
@@ -148,5 +162,5 @@ def markdown(text: str) -> Markdown:
 
     shown = Markdown("", hyperlinks=False)
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-    shown.parsed = parser.parse(text.translate(CONTROLS))
+    shown.parsed = parser.parse(clean(text))
     return shown
