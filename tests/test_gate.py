@@ -9,6 +9,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import termios
 import unicodedata
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
+from smolvlm_mlx.checkpoint.hub import find
 from smolvlm_mlx.cli.gate import Gate, clean, install, own
 from smolvlm_mlx.cli.show import bar, console
 from smolvlm_mlx.inputs.messages import text_message
@@ -53,10 +55,8 @@ def test_every_character() -> None:
             assert not is_kept
         elif kind[0] in "LNPS" and "FILLER" not in unicodedata.name(character, ""):
             assert is_kept, hex(ord(character))
-    assert (
-        clean("👩\u200d🔬 می\u200cخواهم ❤\ufe0f é\u0301")
-        == "👩\u200d🔬 می\u200cخواهم ❤\ufe0f é\u0301"
-    )
+    written = "👩\u200d🔬 می\u200cخواهم ❤\ufe0f e\u0301"
+    assert clean(written) == written
 
 
 def test_pieces_come_out_as_the_whole() -> None:
@@ -110,17 +110,36 @@ def test_a_console_has_its_own_styles_and_cleans_all_texts(monkeypatch: Any) -> 
     assert "\x1b[35m\n" not in err.getvalue()
 
 
+def test_a_download_has_its_bar(monkeypatch: Any, tmp_path: Path) -> None:
+    def download(repo: str, *, tqdm_class: Any, **options: Any) -> str:
+        assert list(tqdm_class([1], desc="Fetching", disable=False)) == [1]
+        return str(tmp_path)
+
+    err = Screen()
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    install()
+    find("owner/name")
+    assert err.getvalue().count("\rFetching") >= 2
+
+
 # ---- every command, on a terminal
 
 # A title, colors, a bell, C1, a line written over, a direction, what is not seen.
 HOSTILE = "\x1b]0;owned\x07\x1b[35;7mx\x9b35mx\x85x\rover\x08\x7fx\u202exe\u2066x\u200bx\U000e0041"
-RAW = ("\x1b]0;", "\x1b[35;7m", "\x07", "\x9b", "\x85", "\rover", "\x7f", "\u202e", "\u2066")
-RAW += ("\u200b", "\U000e0041")
+RAW = (
+    *("\x1b]0;", "\x1b[35;7m", "\x07", "\x9b", "\x85", "\rover", "\x7f", "\u202e", "\u2066"),
+    *("\u200b", "\U000e0041"),
+)
 
 
-def on_a_terminal(*arguments: object, typed: str = "", **environment: str) -> tuple[int, str]:
+def on_a_terminal(
+    *arguments: object, typed: str = "", size: tuple[int, int] = (40, 100), **environment: Any
+) -> tuple[int, str]:
     """The exit code of a command, and all that its terminal is sent."""
     here, there = pty.openpty()
+    termios.tcsetwinsize(there, size)
     variables = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "1000", **environment}
     command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
     process = subprocess.Popen(
@@ -158,7 +177,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     weights = load_file(folder / "model.safetensors")
     head = weights["lm_head.weight"]
-    row = np.random.default_rng(0).standard_normal(head.shape[1]).astype(head.dtype)
+    row = np.random.default_rng(0).standard_normal((1, head.shape[1])).astype(head.dtype)[0]
     head[:] = 0
     head[vocabulary[chr(256 + 0x1B)]], head[vocabulary[chr(256 + 0x07)]] = row, -row
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -224,9 +243,17 @@ def test_a_command(name: str, model: Path, files: Path, tmp_path: Path) -> None:
     check_clean(on_a_terminal(*filled(COMMANDS[name], model, files, tmp_path)))
 
 
+def test_a_terminal_without_a_size(model: Path, files: Path) -> None:
+    words = filled(COMMANDS["live"], model, files, files)
+    check_clean(on_a_terminal(*words, size=(0, 0)))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_command_that_fails(name: str, model: Path, files: Path, tmp_path: Path) -> None:
-    home = {"XDG_DATA_HOME": str(tmp_path / HOSTILE), "XDG_CACHE_HOME": str(tmp_path)}
+    home: dict[str, Any] = {
+        "XDG_DATA_HOME": str(tmp_path / HOSTILE),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     words = filled(REFUSED[name], model, files, tmp_path)
     check_clean(on_a_terminal(*words, **home), 0 if name == "finetune" else 1)
 
@@ -248,11 +275,10 @@ def test_what_is_typed(words: tuple[str, ...]) -> None:
 
 def test_conversations(model: Path, files: Path, tmp_path: Path) -> None:
     """Those that are kept, and those that are had: on a terminal, and with a pipe for a stdin."""
-    home = {"XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    home: dict[str, Any] = {"XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     history = History(tmp_path / "smolvlm-mlx" / "history.sqlite3")
-    history.save(
-        "abc", [text_message("user", HOSTILE), text_message("assistant", HOSTILE)], HOSTILE
-    )
+    talk = [text_message("user", HOSTILE), text_message("assistant", HOSTILE)]
+    history.save("abc", talk, HOSTILE)
     with closing(sqlite3.connect(history.path)) as database, database:
         database.execute("UPDATE conversations SET title = ?", (HOSTILE,))
     for words in (("history",), ("history", "search", "owned"), ("history", "show", "abc")):
@@ -270,5 +296,5 @@ def test_conversations(model: Path, files: Path, tmp_path: Path) -> None:
         "/stats",
     ]
     typed = "".join(f"{line}\n" for line in lines)
-    words = ("chat", "-m", model, *SHORT, "--resume", "last")
-    check_clean(on_a_terminal(*words, typed=typed, **home), 1)
+    chat = ("chat", "-m", str(model), *SHORT, "--resume", "last")
+    check_clean(on_a_terminal(*chat, typed=typed, **home), 1)

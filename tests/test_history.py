@@ -4,6 +4,7 @@ to."""
 import asyncio
 import io
 import json
+import os
 import random
 import re
 import sqlite3
@@ -600,3 +601,13 @@ def test_a_locked_file_is_one_line(history: History) -> None:
                 use()
         database.execute("ROLLBACK")
     assert words(history.load("a")) == words(TALK)
+
+
+def test_names_that_are_no_utf8_are_kept(history: History) -> None:
+    odd = os.fsdecode(b"b\xff\x9b.png")
+    talk = [asked(f"What is in {odd}?", Attachment(PICTURE.data, name=odd))]
+    history.save("abc", talk, odd)
+    (again,) = history.load("abc")
+    assert (again.text, again.media[0].name) == (talk[0].text, odd)
+    assert [each.id for each in history.list(words=odd)] == ["abc"]
+    assert history.list(words="\udcfe") == []

@@ -27,6 +27,7 @@ from tests.support.crowd import Asked, messages
 from tests.support.http import wait_until
 from tests.support.pictures import PICTURE
 
+import mlx.core as mx
 import pytest
 
 SCHEMA = {
@@ -564,15 +565,22 @@ def test_an_error_of_a_grammar_is_of_its_answer(
     want = ask(engine, "Hello", Options(max_tokens=40)).wait()
     row = Engine.row
 
-    def broken(self: Engine, options: Options, schema: Any, statistics: Any) -> Any:
-        def constrain(tokens: Any, logits: Any) -> Any:
-            if tokens.size > 3:
-                raise ValueError("no such state")
-            return logits
+    class Broken:
+        chosen = 0
 
+        def begin(self, max_new_tokens: int) -> None:
+            pass
+
+        def choose(self, logits: mx.array, sampler: Any, left: int) -> int:
+            self.chosen += 1
+            if self.chosen > 3:
+                raise ValueError("no such state")
+            return int(sampler(logits).item())
+
+    def broken(self: Engine, options: Options, schema: Any, statistics: Any) -> Any:
         if schema is None:
             return row(self, options, schema, statistics)
-        return Row(options, self.processor.tokenizer, constrain, statistics)
+        return Row(options, self.processor.tokenizer, Broken(), statistics)
 
     monkeypatch.setattr(Engine, "row", broken)
     jobs = [ask(engine, "Hello", Options(max_tokens=40)), ask(engine, "Give", schema={})]

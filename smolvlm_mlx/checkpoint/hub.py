@@ -3,7 +3,9 @@ when it is not in the cache."""
 
 import errno
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, quote, reason
 from ..files import expanded
@@ -59,13 +61,27 @@ def find_folder(path_or_id: str | Path) -> Path | None:
     return None
 
 
+def _bar() -> type:
+    """The bar of a download, of constant words: it goes past what cleans other texts for a
+    terminal."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{"file": getattr(sys.stderr, "own", sys.stderr), **options})
+
+    return Bar
+
+
 def _download(repo: str, revision: str | None) -> Path:
     import httpx2
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, tqdm_class=_bar())
+        )
     except hub.GatedRepoError as error:
         raise CheckpointError(
             f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`"

@@ -1,9 +1,11 @@
 """What several commands show: tables, progress bars, rows that cannot be used."""
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich import console as rich
@@ -42,10 +44,11 @@ class Console(rich.Console):
 
 def shows_pictures(on: Console) -> bool:
     """Whether it is a terminal that says how large it is; some say that they have no columns."""
-    try:
+    # It logs, with a traceback, that a terminal does not tell how large its characters are.
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)
+    with suppress(OSError):  # not a terminal of the system's
         return on.is_terminal and min(os.get_terminal_size()) > 0
-    except OSError:
-        return False
+    return on.is_terminal
 
 
 def console(stderr: bool = False) -> Console:

@@ -193,6 +193,7 @@ def _dataset(source: str, path: Path, name: str | None) -> Iterator[Row]:
             f"{source} is no JSONL file, nor a folder with metadata.jsonl or a .txt beside each "
             "picture; others and hub datasets need: pip install 'smolvlm-mlx[datasets]'"
         ) from error
+    datasets.disable_progress_bars()  # they move the cursor of a terminal
     try:
         loaded = _subsets(source, path)
         if name is None:
