@@ -232,13 +232,12 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         the places at least. Where all have an answer coming, give up this one."""
         stages: dict[Stage, list[Any]] = {stage: [] for stage in Stage}
         for connection in self.connections:
-            stages[cast(Connection, connection).stage].append(connection)
+            if connection is not self:
+                stages[cast(Connection, connection).stage].append(connection)
         waiting = max(stages[Stage.IDLE], stages[Stage.SENDING], key=len)
-        others = stages[Stage.REFUSED] or (waiting if len(waiting) > 1 else stages[Stage.READING])
-        several = max_connections() // 8 + 1
-        for one in heapq.nsmallest(several, others, key=lambda one: one._since) or [self]:
-            if one is not self or not others:
-                one.drop()
+        others = stages[Stage.REFUSED] or waiting or stages[Stage.READING] or [self]
+        for one in heapq.nsmallest(max_connections() // 8 + 1, others, key=lambda one: one._since):
+            one.drop()
 
 
 class Ending:
