@@ -308,13 +308,11 @@ def test_layers_that_the_model_does_not_have(
 
 
 def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
-    many = changed(
-        adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(100_000)]
-    )
+    many = changed(adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(40_000)])
     largest = changed(adapters["lora"], tmp_path / "largest", rank=4096)
     started, before = time.process_time(), mx.get_active_memory()
     mx.reset_peak_memory()
-    check_refused(tiny, many, tmp_path / "out", r"up_proj0' \(100000 such\)")
+    check_refused(tiny, many, tmp_path / "out", r"up_proj0' \(40000 such\)")
     check_refused(
         tiny, largest, tmp_path / "out", r"lora_a is F32 \[512, 4\], not F32 \[512, 4096\]"
     )

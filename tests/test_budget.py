@@ -147,7 +147,9 @@ CASES: dict[str, tuple[Callable[[int], bytes], str | None, str, int]] = {
     "stops": (lambda count: body(stop=["x"] * count), "stop", "texts", 3),
     "stop_characters": (lambda count: body(stop=["x", "y" * count]), "stop.1", "characters", 9),
     "schema_characters": (
-        lambda count: body(response_format=schema("x" * (count - len('{"const": ""}')))),
+        lambda count: body(
+            response_format=schema("x" * (count - len('{"const": ""}'))), max_tokens=200
+        ),
         "response_format",
         "characters of schema",
         50,

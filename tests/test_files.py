@@ -379,7 +379,7 @@ def test_a_file_of_json_may_be_as_large_as_its_bound(
     [
         ("config.json", None, "{folder}: no config.json; give the folder of a SmolVLM checkpoint"),
         ("n" * 300, None, "{file}: cannot be read (File name too long)"),
-        (".", None, "{file}: not a file"),
+        (".", None, "{file}: cannot be read (a folder)"),
         ("config.json", "{", "{file}: damaged, not JSON (Expecting property name"),
         ("config.json", "\xff", "{file}: damaged, not JSON ("),
         ("config.json", "[" * 100_000, "{file}: damaged, not JSON ("),

@@ -36,7 +36,7 @@ class Parrot:
         job.statistics.generated_tokens, job.statistics.finish_reason = 2, "stop"
         job.put(End(job.statistics))
 
-    def check(self, tiles: int, schema: object) -> None:
+    def check(self, tiles: int, schema: object, max_tokens: int) -> None:
         pass
 
     def close(self, seconds: float) -> None:

@@ -503,7 +503,7 @@ def test_weights_that_are_no_file(tiny: Path, tmp_path: Path) -> None:
     assert "no model.safetensors" in refused(folder)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    assert refused(folder) == f"{folder / 'config.json'}: not a file"
+    assert refused(folder) == f"{folder / 'config.json'}: cannot be read (not a file)"
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_the_scheduler_ends_with_the_server() -> None:
     told = list[str]()
 
     class Scheduler:
-        def close(self) -> None:
+        def close(self, seconds: float) -> None:
             told.append("closed")
 
     async def receive() -> Any:

@@ -95,7 +95,8 @@ def read_header(shard: Path) -> Iterator[Tensor]:
     try:
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-        if 2**63 > length > MAX_HEADER_BYTES:
+            held = os.fstat(file.fileno()).st_size
+        if held > length > MAX_HEADER_BYTES:
             raise CheckpointError(
                 f"{shard}: its header has {length} bytes, more than {MAX_HEADER_BYTES}; download "
                 "it again"

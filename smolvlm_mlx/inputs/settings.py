@@ -164,7 +164,7 @@ def _problems(values: Mapping[str, object]) -> list[str]:
         if (value is not None or name != "max_tiles") and (type(value) is not int or value < 1):
             found.append(f"{name} is {quote(value)}, must be a whole number above 0")
         elif type(value) is int and value > MAX_PIXELS:
-            found.append(f"{name} is {quote(value)}, must be at most {MAX_PIXELS}")
+            found.append(f"{name} is {quote(value)}, more than {MAX_PIXELS}")
     if type(values["split"]) is not bool:
         found.append(f"split is {quote(values['split'])}, must be true or false")
     for name in ("mean", "std"):

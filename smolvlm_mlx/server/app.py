@@ -7,7 +7,7 @@ ends its answer.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -22,42 +22,36 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from ..errors import (
-    ContextFullError,
-    EngineError,
     GenerationError,
-    HistoryError,
     NoConversationError,
-    PromptError,
     SmolVLMError,
     cut,
     quote,
 )
 from ..generation.options import Options
-from ..generation.scheduler import BusyError, ClosingError, Scheduler
+from ..generation.scheduler import Scheduler
 from ..inputs.fetch import FetchLimits
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
 from ..inputs.messages import Message, notes, to_json
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
-from ..tasks.chat import oldest_turn
 from ..tasks.history import History
 from ..tasks.live import Judge
 from ..tasks.options import CHAT
 from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
-from .budget import BodySizeError, Budget, Spent
+from .budget import Budget, Spent
 from .closing import Requests, Tracked
+from .failures import ModelError, on_bug, on_error, told
 from .fields import RequestError
 from .openai import (
     Completion,
     Delta,
-    Forget,
     Live,
     Model,
     ModelList,
     dump,
-    error_body,
     event,
     finish_reason,
 )
@@ -73,23 +67,8 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
     return lru_cache(most)(lambda id: Judge())
 
 
-class ModelError(SmolVLMError):
-    """A request names a model that is not served."""
-
-
-# Of errors that are not the request's own.
-STATUSES = {
-    BodySizeError: 413,
-    BusyError: 503,
-    ClosingError: 503,
-    EngineError: 500,
-    HistoryError: 500,
-    NoConversationError: 404,
-    ModelError: 404,
-}
 # Requests whose media are decoded at once; the page and the history have other threads.
 READERS = 32
-OUR_ERRORS = (ClosingError, EngineError, HistoryError)
 SAVE_SECONDS = 5.0  # that an answer's end waits for the history
 END_SECONDS = 2.0  # that the server's end waits for the step under way
 
@@ -205,8 +184,8 @@ class Service:
             await anyio.to_thread.run_sync(self.history.delete, id)
             return Response(status_code=204)
         kept = await anyio.to_thread.run_sync(self.history.read, id)
-        told = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
-        return JSONResponse(dump(told))
+        shown = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
+        return JSONResponse(dump(shown))
 
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
@@ -224,7 +203,7 @@ class Service:
         def prepare() -> tuple[list[Message], Inputs]:
             spent = Spent(self.budget, self.processor.sampling)
             messages = asked.read(limits, self.recent, self.processor.one_tile, spent)
-            request.state.messages = messages  # for `_on_error`, if they are too long
+            request.state.messages = messages  # for `on_error`, if they are too long
             tiles = self.processor.count_tiles(messages, image_options)
             self.scheduler.check(tiles, schema, options.max_tokens)
             return messages, self.processor(messages, image_options)
@@ -240,8 +219,8 @@ class Service:
             return EventStream(self._events(answer, completion), answer)
         notice = await self._wait(request, answer)
         texts, live = [choice.text for choice in answer.choices], self._judged(answer)
-        told = completion.whole(texts, answer.statistics, live, answer.kept_as, notice)
-        return JSONResponse(told)
+        whole = completion.whole(texts, answer.statistics, live, answer.kept_as, notice)
+        return JSONResponse(whole)
 
     async def _wait(self, request: Request, answer: Answer) -> str | None:
         """Wait for the answer's end; a client that goes away meanwhile is one. Returns what went
@@ -279,7 +258,7 @@ class Service:
                 yield event(completion.last_chunk(used, judged, kept_as, notice))
         except SmolVLMError as error:
             await self._keep(answer)
-            yield event(_told(error))
+            yield event(told(error))
         finally:
             answer.cancel()
             await self._keep(answer)
@@ -346,36 +325,6 @@ class EventStream(StreamingResponse):
             self._answer.cancel()
 
 
-def _told(error: SmolVLMError, forget: Forget | None = None) -> dict[str, object]:
-    """Return what a client is told of an error: its code, and which part of the request it is
-    about, where that is known."""
-    codes = {ContextFullError: "context_length_exceeded", ModelError: "model_not_found"}
-    kinds = {BusyError: "server_busy"} | dict.fromkeys(OUR_ERRORS, "server_error")
-    kind, code = kinds.get(type(error), "invalid_request_error"), codes.get(type(error))
-    param = error.param if isinstance(error, RequestError) else None
-    return error_body(cut(str(error), 300), kind, code, param, forget)
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return JSONResponse(error_body(error.detail), error.status_code, error.headers)
-    assert isinstance(error, SmolVLMError)
-    forget = None
-    if isinstance(error, ContextFullError):
-        messages = request.state.messages
-        with suppress(PromptError):  # there is no second turn
-            forget = Forget(messages=len(messages[oldest_turn(messages)]))
-    headers = {"retry-after": "1"} if isinstance(error, BusyError) else None
-    if isinstance(error, ClosingError):
-        headers = {"retry-after": "5", "connection": "close"}
-    return JSONResponse(_told(error, forget), STATUSES.get(type(error), 400), headers)
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    """Its traceback is for the server's log."""
-    return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
-
-
 def make_app(
     service: Service, hosts: list[str], token: str | None, origins: Sequence[str] = ()
 ) -> Starlette:
@@ -395,9 +344,9 @@ def make_app(
             ),
         ],
         exception_handlers={
-            SmolVLMError: _on_error,
-            HTTPException: _on_error,
-            Exception: _on_bug,
+            SmolVLMError: on_error,
+            HTTPException: on_error,
+            Exception: on_bug,
         },
         lifespan=lifespan,
     )

@@ -140,12 +140,11 @@ def evaluate_in_steps(
         CheckpointError, AdapterError: the model cannot.
     """
     rows = _questions(data, metric)
-    image_options = image_options or ImageOptions()
+    path, image_options = expanded(results), image_options or ImageOptions()
     weights = _state(model_path, adapter)
     checkpoint = {"model": str(model_path), "adapter": str(adapter or ""), "weights": weights}
     run = {"dtype": dtype, "revision": revision, "metric": metric, "data": rows_fingerprint(rows)}
     asked = {"options": asdict(options), "image_options": asdict(image_options)}
-    path = expanded(results)
     with written(path, EvaluationError), lock(path):
         done = _read_results(path, {**checkpoint, **run, **asked})
         if missing := [row for row in rows if row.where not in done]:
