@@ -12,24 +12,18 @@ from tests.support.served import Served, launch, read_all, serving_alone
 
 import pytest
 
-ENDLESS = {
-    "max_tokens": 100_000,
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {
-            "name": "x",
-            "schema": {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
-        },
-    },
-}
-SHORT = "from smolvlm_mlx.cli import serve; serve.GRACE_SECONDS = 0.3"
+GOES_ON = """
+from smolvlm_mlx.generation.decoding import Row
+Row.ended = property(lambda self: False)
+"""
+SHORT = GOES_ON + "from smolvlm_mlx.cli import serve; serve.GRACE_SECONDS = 0.3"
 SAID = "the server is shutting down; ask again when it is back"
 BUSY = (8, 4)
 
 
 def endless(**more: object) -> bytes:
     """A question whose answer does not end by itself."""
-    return json.dumps(question("Hello", **ENDLESS, **more)).encode()
+    return json.dumps(question("Hello", max_tokens=100_000, **more)).encode()
 
 
 def occupied(served: Served) -> tuple[int, int]:
@@ -76,7 +70,7 @@ def test_a_signal_ends_everything_in_order(sent: signal.Signals, tmp_path: Path)
 
 
 def test_nothing_new_is_taken_while_answers_end(tmp_path: Path) -> None:
-    with serving_alone(tmp_path) as served, served.client() as kept:
+    with serving_alone(tmp_path, GOES_ON) as served, served.client() as kept:
         running = served.post(endless())
         wait_until(lambda: occupied(served) == (1, 0))
         served.process.send_signal(signal.SIGTERM)
@@ -123,7 +117,7 @@ def gone(self):
     return step(self)
 Decoder.step = gone
 """
-    with serving_alone(tmp_path, changes) as served:
+    with serving_alone(tmp_path, GOES_ON + changes) as served:
         streamed = read_all(served.post(endless(stream=True)))
         assert served.process.wait(60) == 1
         assert served.process.stderr is not None
