@@ -349,10 +349,10 @@ def test_what_changes_nothing_is_told_and_done_without(
 def test_a_host_that_is_not_there_is_said_in_words(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def create_server(address: object, **_: object) -> None:
+    def getaddrinfo(*_: object, **__: object) -> None:
         raise gaierror(EAI_NONAME, "no such name")
 
-    monkeypatch.setattr("smolvlm_mlx.cli.serve.create_server", create_server)
+    monkeypatch.setattr("smolvlm_mlx.cli.serve.getaddrinfo", getaddrinfo)
     error = "smolvlm-mlx: x.y:80: cannot listen there (no such name); choose another --host or"
     assert call("serve", "--host", "x.y", "--port", "80")[2].startswith(error)
 
