@@ -579,7 +579,11 @@ def test_the_refused_make_room_first_and_last_those_that_do_not_read(
         "half": ASKED[:20],
         "refused": ASKED.replace(b"/ H", b"/refused H")[:-1],
     }
-    answers = {"/much": PlainTextResponse(MUCH), "/refused": PlainTextResponse("no"), "/": length}
+    answers: dict[str, Any] = {
+        "/much": PlainTextResponse(MUCH),
+        "/refused": PlainTextResponse("no"),
+        "/": length,
+    }
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await answers[scope["path"]](scope, receive, send)
