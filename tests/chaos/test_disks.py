@@ -73,9 +73,10 @@ def disturb(bench: Bench, count: Tally, name: str, act: Callable[[Path], Act], n
         out = bench.new()
         with at_call(out, name, {nth}, act(out)):
             code, err = bench.run(out)
-        if out.exists():
+        is_closed = out.exists() and not out.stat().st_mode & 0o200
+        if is_closed:
             out.chmod(0o700)
-        bench.check(count, out, code, err, f"{note} at {name} {nth}")
+        bench.check(count, out, code, err, f"{note} at {name} {nth}", closed=is_closed)
 
 
 def test_each_call_fails_once(bench: Bench, request: pytest.FixtureRequest) -> None:

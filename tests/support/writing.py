@@ -39,6 +39,10 @@ class Writing:
     grows: tuple[str, ...] = ()
 
 
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in Path(name).parts)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """What is in a folder and below, but for the state of a run."""
     return {
@@ -162,7 +166,7 @@ class Bench:
         found = {
             name: data
             for name, data in (files_of(out) if out.exists() else {}).items()
-            if not any(part.startswith(".") for part in Path(name).parts)
+            if not is_hidden(name)
         }
         whole = {
             name: data for name, data in found.items() if not name.endswith(self.writing.grows)
@@ -175,14 +179,24 @@ class Bench:
         found = files_of(out)
         count.case((code, found) == (0, self.whole), "lost", f"{note}, again: {code}, {err[-300:]}")
 
-    def check(self, count: Tally, out: Path, code: int, err: str, note: object) -> None:
+    def check(
+        self,
+        count: Tally,
+        out: Path,
+        code: int,
+        err: str,
+        note: object,
+        *,
+        closed: bool = False,
+    ) -> None:
         """Count a run that was disturbed: what it says, what is there, and what comes of going
-        on."""
+        on. From a closed folder it cannot take away what is hidden; the next run does."""
         self.check_told(count, code, err, note)
         found = files_of(out) if out.exists() else {}
+        hidden = {name for name in found if is_hidden(name)}
+        count.case(closed or not hidden, "wrong", f"{note}: left {hidden}")
         if code == 0:
-            count.case(found == self.whole, "lost", f"{note}: {sorted(found)}")
+            visible = {name: data for name, data in found.items() if name not in hidden}
+            count.case(visible == self.whole, "lost", f"{note}: {sorted(found)}")
         else:
-            hidden = [name for name in found if Path(name).name.startswith(".")]
-            count.case(not hidden, "wrong", f"{note}: left {hidden}")
             self.check_left(count, out, note)
