@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smolvlm_mlx import Chat, Options
+from smolvlm_mlx import Chat, Options, device
 from smolvlm_mlx.events import End, Event, Statistics, Text
 from smolvlm_mlx.generation import image_cache, prefill
 from smolvlm_mlx.generation.engine import Engine
@@ -160,17 +160,19 @@ def test_a_conversation_reuses_all_it_has_read(loaded: Loaded, clock: Clock) -> 
 
 def test_the_peak_of_memory_is_that_of_the_answer_alone(loaded: Loaded) -> None:
     gc.collect()  # models of other tests
+    mx.clear_cache()
     already = mx.get_active_memory()
     before = mx.zeros((25, 2**20))
     mx.eval(before)  # 100 MB, which are gone again
     del before
+    mx.clear_cache()
     assert mx.get_peak_memory() >= already + 2**20 * 100
     stream = Engine(*loaded).stream("Hello", SHORT)
     list(stream)
     # At least the keys and values of 3 layers, 2 heads and 32 numbers of 4 bytes.
     least = 2 * 3 * 2 * 32 * 4 * (stream.statistics.prompt_tokens + 3)
     assert least <= stream.statistics.peak_memory - already < 2**20 * 100
-    assert 0 <= stream.statistics.peak_memory - mx.get_peak_memory() <= 2**26  # freed buffers
+    assert 0 <= stream.statistics.peak_memory - mx.get_peak_memory() <= device.most_freed()
 
 
 # ---- what the API tells
