@@ -168,11 +168,15 @@ def append_file(path: Path, data: bytes) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file, which appears whole or not at all; one that is there is replaced, behind
-    its link if it is one. A pipe or device, such as /dev/stdout, is written into.
+    its link if it is one. A pipe or device is written into, and so is what is open already, such as
+    /dev/stdout, where that is.
 
     Raises:
         OSError: no access, no such folder, no space, ...
     """
+    if (descriptor := _open_already(path)) is not None:
+        write_all(descriptor, data)
+        return
     if path.is_fifo() or path.is_char_device():
         with path.open("wb", 0) as file:
             write_all(file.fileno(), data)
@@ -180,6 +184,18 @@ def write_file(path: Path, data: bytes) -> None:
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     with new_file(target) as partial, partial.open("wb", 0) as file:
         write_all(file.fileno(), data)
+
+
+def _open_already(path: Path) -> int | None:
+    """The number of what this process has open, where a path or its links name that."""
+    for _ in range(40):  # links, of which the system follows as many
+        folder = os.path.realpath(path.parent)
+        if path.name.isdecimal() and folder == os.path.realpath("/dev/fd"):
+            return int(path.name)
+        if not path.is_symlink():
+            break
+        path = Path(folder, os.readlink(path))
+    return None
 
 
 @contextmanager

@@ -455,6 +455,18 @@ def test_ctrl_c_keeps_what_is_finished(
     assert "stopped after 1 of 2 pages" in stderr
 
 
+def test_what_no_file_takes_is_on_stdout(document: Any, script: Script, tmp_path: Path) -> None:
+    """Such as a full disk, after many pages."""
+    picture().save(tmp_path / "a.png")
+    script(PAGE)
+    out = tmp_path / "link"
+    out.symlink_to(tmp_path / "gone" / "out.txt")
+    code, stdout, stderr = document(tmp_path / "a.png", "--out", out)
+    assert (code, stdout) == (1, f"{PAGE}\n")
+    why = "cannot be written (No such file or directory); it is on stdout instead"
+    assert stderr == f"smolvlm-mlx: {out}: {why}\n"
+
+
 def test_a_damaged_page_keeps_what_is_finished(
     document: Any, script: Script, tmp_path: Path
 ) -> None:

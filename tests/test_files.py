@@ -287,6 +287,30 @@ def test_links_and_devices_stay(tmp_path: Path) -> None:
     os.close(reader)
 
 
+@pytest.mark.parametrize("links", [0, 1, 2])
+def test_what_is_open_already_is_written_into_where_it_is(links: int, tmp_path: Path) -> None:
+    """As a shell's `program -o /dev/stdout >> log` has it: what is there stays."""
+    file = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    path = Path(f"/dev/fd/{file}")
+    for number in range(links):
+        link = tmp_path / f"link{number}"
+        link.symlink_to(path)
+        path = link
+    os.write(file, b"before\n")
+    for data in (b"one\n", b"two\n"):
+        write_file(path, data)
+    os.write(file, b"after\n")
+    os.close(file)
+    assert (tmp_path / "log").read_bytes() == b"before\none\ntwo\nafter\n"
+
+
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    write_file(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
 # ---- other processes
 
 HOLD = """

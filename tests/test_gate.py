@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,18 @@ def on_a_terminal(
     *arguments: object, typed: str = "", size: tuple[int, int] = (40, 100), **environment: Any
 ) -> tuple[int, str]:
     """The exit code of a command, and all that its terminal is sent."""
+    command = ["-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
+    return python_on_a_terminal(command, typed, size, environment)
+
+
+def python_on_a_terminal(
+    arguments: Sequence[str], typed: str, size: tuple[int, int], environment: dict[str, str]
+) -> tuple[int, str]:
     here, there = pty.openpty()
     termios.tcsetwinsize(there, size)
     variables = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "1000", **environment}
-    command = [sys.executable, "-W", "ignore", "-m", "smolvlm_mlx", *map(str, arguments)]
     process = subprocess.Popen(
-        command,
+        [sys.executable, *arguments],
         cwd=ROOT,
         stdin=subprocess.PIPE if typed else there,
         stdout=there,
@@ -298,3 +304,33 @@ def test_conversations(model: Path, files: Path, tmp_path: Path) -> None:
     typed = "".join(f"{line}\n" for line in lines)
     chat = ("chat", "-m", str(model), *SHORT, "--resume", "last")
     check_clean(on_a_terminal(*chat, typed=typed, **home), 1)
+
+
+# ---- an end in the midst
+
+INTERRUPTED = """
+import os, signal, sys
+from smolvlm_mlx.cli.main import main
+from smolvlm_mlx.cli.show import spinner
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "mlx.core":
+            spinner().start()
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["generate", "-m", "tiny", "Hello"]
+main()
+"""
+
+
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
+def test_an_interrupted_import_gives_the_cursor_back(terminal: str) -> None:
+    """There the program ends at once, also while a bar is shown."""
+    code, sent = python_on_a_terminal(["-c", INTERRUPTED], "", (40, 100), {"TERM": terminal})
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    assert code == 130
+    assert (hidden in sent, shown in sent) == ((terminal == "xterm"),) * 2
+    assert sent.rfind(shown) >= sent.rfind(hidden)
+    assert sent.endswith("\n")

@@ -170,6 +170,7 @@ except CheckpointError as error:
     [
         (200, "text/html", "<title>Log in</title>", "is it the login page of a network?"),
         (200, "application/json", "{}", "is it the login page of a network?"),
+        (200, "application/json", "[" * 100_000, "is it the login page of a network?"),
         (429, "text/plain", "busy", "too many requests (429); try again in 7 seconds"),
         (503, "text/plain", "busy", "not available now (503); try again in 7 seconds"),
         (401, "text/plain", "", "refuses access (401)"),

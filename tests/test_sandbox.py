@@ -298,6 +298,34 @@ def test_a_copy_of_the_process_has_its_own() -> None:
     assert (forked.stdout, forked.stderr) == (b"(90, 60)\n" * 4, b"")
 
 
+PLACES = {
+    "seconds": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))",
+    "memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))",
+    "no folder": "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+}
+ELSEWHERE = """
+import sys
+sys.path[0] = ROOT
+PLACE
+from smolvlm_mlx.inputs.image import load_image
+sys.path.insert(0, "")
+print(load_image(sys.stdin.buffer.read()).size)
+"""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_they_live_with_what_the_program_was_given(place: str, tmp_path: Path) -> None:
+    """A shell's or a cluster's limits, which only fall; and a folder that is removed."""
+    code = ELSEWHERE.replace("ROOT", repr(str(ROOT))).replace("PLACE", PLACES[place])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        input=encoded(GREY, "WEBP"),
+        capture_output=True,
+    )
+    assert (done.stdout, done.stderr) == (b"(90, 60)\n", b"")
+
+
 # ---- which way
 
 

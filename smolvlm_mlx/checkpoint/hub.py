@@ -13,6 +13,9 @@ from ..files import expanded
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
+# What huggingface_hub raises on JSON of another, and on what is no JSON.
+NOT_THE_HUB = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 # What a download may bring: no code, no pickles.
 PATTERNS = [
     "*.safetensors",
@@ -98,7 +101,7 @@ def _download(repo: str, revision: str | None) -> Path:
         raise CheckpointError(
             f"{quote(repo)}: no folder, and no hub id ({reason(error)})"
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of another's JSON
+    except NOT_THE_HUB as error:
         raise CheckpointError(
             f"{repo}: what answers in the hub's place is not the hub; is it the login page of a "
             "network? log in there and try again, or give a folder that holds a checkpoint"

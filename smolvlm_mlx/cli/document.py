@@ -138,6 +138,10 @@ def _write(pages: "Sequence[Page]", output: Output, out: Path | None, name: str)
     if out is None:
         print(text)
         return
-    with written(out, DataError):
-        write_file(out, f"{text}\n".encode())
+    try:
+        with written(out, DataError):
+            write_file(out, f"{text}\n".encode())
+    except DataError as error:
+        print(text)
+        raise DataError(f"{error}; it is on stdout instead") from error
     print(f"{out}: {len(pages)} pages", file=sys.stderr)

@@ -32,7 +32,7 @@ from . import (
     serve,
 )
 from .chat import command as chat
-from .options import INTERRUPTED, Debug, Invocation, as_command, is_command
+from .options import Debug, Invocation, as_command, is_command
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -75,10 +75,10 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     during an import some C extensions swallow it and others abort: there it ends the program."""
     while frame is not None and not is_command(frame.f_code):
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os._exit(INTERRUPTED)
+            serve.leave(signal_number, frame)
         frame = frame.f_back
     if frame is None:
-        os._exit(INTERRUPTED)
+        serve.leave(signal_number, frame)
     raise KeyboardInterrupt
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 CONVERSATIONS = 16  # whose keys and values are kept
+SHOW_CURSOR = b"\x1b[?25h"  # which a bar hides
 GRACE_SECONDS = 6  # for answers under way, after SIGTERM
 HISTORY_SECONDS = 3  # to wait for another process that writes to it
 
@@ -114,10 +115,13 @@ def leaving_at_once() -> Iterator[None]:
 
 def leave(number: int, frame: FrameType | None) -> None:
     """End the process as a signal wants it: 130 after Ctrl-C, 0 after SIGTERM."""
-    with suppress(OSError, ValueError, RuntimeError):  # closed, or just being written to
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if number == signal.SIGINT:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, RuntimeError, SystemExit):  # closed, being written to
+            stream.flush()
+            if stream.isatty() and os.environ.get("TERM") != "dumb":
+                os.write(stream.fileno(), SHOW_CURSOR)
+    if number == signal.SIGINT:
+        with suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), b"\n")
     os._exit(INTERRUPTED if number == signal.SIGINT else 0)
 

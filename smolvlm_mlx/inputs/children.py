@@ -73,7 +73,7 @@ class Child:
 
     def __init__(self) -> None:
         root = str(Path(__file__).parents[2])
-        path = [os.path.abspath(each) for each in sys.path if isinstance(each, str)]
+        path = [each for each in sys.path if isinstance(each, str)]
         # Arithmetic is not needed; its threads would take memory.
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         self._process = subprocess.Popen(
@@ -200,19 +200,18 @@ class Pool:
             self._idle.append(child)
 
     def _taken(self) -> Child:
-        while self._idle:
-            child = self._idle.pop()
-            if child.lives:
-                return child
-            child.kill()
-            self.children.discard(child)
+        with suppress(IndexError):  # no more; asked before, another thread may take the last one
+            while not (child := self._idle.pop()).lives:
+                child.kill()
+                self.children.discard(child)
+            return child
         child = Child()
         self.children.add(child)
         return child
 
     def close(self) -> None:
         """End all."""
-        for child in self.children:
+        for child in tuple(self.children):  # threads may start others
             child.kill()
 
     def leave(self) -> None:

@@ -91,17 +91,21 @@ def _write(file: BinaryIO, head: Head, text: str, body: bytes) -> None:
 
 def _limit(memory: int | None, seconds: float | None) -> None:
     """Let this process have so many more bytes and seconds of computing; None: as it likes."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     cores = os.cpu_count() or 1
-    most = hard if seconds is None else int(used + seconds * cores) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
+    _set(resource.RLIMIT_CPU, None if seconds is None else int(used + seconds * cores) + 1)
     if sys.platform == "linux":
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = hard if memory is None else _mapped() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        _set(resource.RLIMIT_AS, None if memory is None else _mapped() + memory)
     elif memory is not None:
         _watch(memory)
+
+
+def _set(limit: int, most: int | None) -> None:
+    """Set a limit, to no more than whoever started the program allows (`ulimit`)."""
+    hard = resource.getrlimit(limit)[1]
+    if most is None or most > hard != resource.RLIM_INFINITY:
+        most = hard
+    resource.setrlimit(limit, (most, hard))
 
 
 def _mapped() -> int:
