@@ -159,19 +159,22 @@ class _Search:
 
     def __init__(self, state: LLMatcher, known: Sequence[int], by_rank: bool):
         self._known, self._number, self._by_rank = known, count(), by_rank
-        # Ranks, length, number, structure, text, a state before it, what comes after that: states
-        # are large, and of those that wait most are never looked at.
-        self.waiting = [(0, 0, next(self._number), 0, b"", state, b"")]
+        # Ranks, length, number, structure, text. States behind long texts are large: but for the
+        # first and the last one looked at they are made again.
+        self.waiting = [(0, 0, next(self._number), 0, b"")]
+        self._first, self._last = state, (b"", state)
         self.is_whole = True
         self._seen = set[tuple[bytes, int, int]]()
         self._kinds = dict[bytes, list[bytes]]()  # by mask, bytes to try of many
 
     def step(self) -> bytes | None:
         """Look at one state; its text, if that is all."""
-        ranks, length, _, structure, text, before, last = heappop(self.waiting)
-        state = after(before, last)
+        ranks, length, _, structure, text = heappop(self.waiting)
+        known, before = self._last if text.startswith(self._last[0]) else (b"", self._first)
+        state = after(before, text[len(known) :])
         if state is None:
             return None
+        self._last = text, state
         if state.is_accepting():
             return text
         alike = (state.compute_bitmask(), length, structure)
@@ -184,7 +187,7 @@ class _Search:
             if length + len(more) < MOST_BYTES:
                 marks = structure + sum(map(more.count, STRUCTURE))
                 place = (ranks + rank * self._by_rank, length + len(more), next(self._number))
-                heappush(self.waiting, (*place, marks, text + more, state, more))
+                heappush(self.waiting, (*place, marks, text + more))
         return None
 
     def _following(self, state: LLMatcher) -> list[bytes]:

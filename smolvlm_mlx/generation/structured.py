@@ -109,7 +109,7 @@ class Grammars:
         compact = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
         try:
             check_multiples(compact)
-            with self._one:  # a search may take a hundred megabytes
+            with self._one:  # a search takes a second and some memory
                 grammar, shortest, problem = self._checked(json.dumps(compact))
         except (ValueError, RecursionError) as error:
             grammar, shortest, problem = "", None, str(error)
