@@ -502,9 +502,8 @@ def test_an_answer_without_an_end_is_said_of_each_file(
     captioner = Captioner(*bundled, Task("How many?", 20, unlikely))
     lines = captioner.write(files, tmp_path / "a.jsonl")
     assert len(lines) == len(files)
-    assert {line["error"] for line in lines} == {
-        "the answer was cut off after 20 tokens; raise --max-tokens"
-    }
+    (error,) = {str(line["error"]) for line in lines}
+    assert error.startswith("the answer did not come to its end, and how it could have fit")
 
 
 def test_what_no_answer_fits_is_said_before_a_run(bundled: Loaded) -> None:
@@ -637,8 +636,8 @@ def test_a_prompt_takes_the_place_of_the_presets_question_alone(
 
 
 def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TASKS["alt"].fields("word " * 60, ended=True)["caption"].endswith("word…")
-    assert len(TASKS["alt"].fields("word " * 60, ended=True)["caption"]) < 125
+    assert TASKS["alt"].fields("word " * 60)["caption"].endswith("word…")
+    assert len(TASKS["alt"].fields("word " * 60)["caption"]) < 125
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     asked: list[tuple[Any, ...]] = []

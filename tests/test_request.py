@@ -141,6 +141,17 @@ def test_64_texts_may_end_an_answer() -> None:
     assert refusal(stop=["x"] * 65).param == "stop"
 
 
+def test_no_text_cuts_an_answer_that_is_json() -> None:
+    for kind in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {}}}):
+        error = refusal(response_format=kind, stop=["}"])
+        assert (str(error), error.param) == (
+            "stop: would cut JSON, which ends by itself; leave it out",
+            "stop",
+        )
+        assert ask(response_format=kind, stop=[]).options(SERVER).stop == ()
+    assert ask(response_format={"type": "text"}).options(SERVER).stop == SERVER.stop
+
+
 def test_seed_minus_1_is_another_one_each_time() -> None:
     seeds = {ask(seed=-1).options(replace(SERVER, seed=3)).seed for _ in range(3)}
     assert len(seeds) == 3

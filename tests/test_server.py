@@ -30,7 +30,7 @@ from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, connections, security
-from smolvlm_mlx.server.app import judges, make_app
+from smolvlm_mlx.server.app import KEEPERS, judges, make_app
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, head, listening, question, wait_until
@@ -1016,6 +1016,34 @@ def test_a_history_that_does_not_answer_costs_no_answer(
         notice = told(answer.result())["notice"]
     go.set()
     assert notice == "not kept in the history: it did not answer in 0.5 s"
+
+
+def test_the_page_and_answers_do_not_wait_for_the_history(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ask it: more than there are threads for all else."""
+    held, go, count = threading.Semaphore(0), threading.Event(), 50
+
+    def delete(id: str) -> None:
+        held.release()
+        assert go.wait(60)
+
+    def ask() -> None:
+        with server.client() as client:
+            assert client.delete("/conversations/00000000feedbeef").status_code == 204
+
+    monkeypatch.setattr(server.history, "delete", delete)
+    with ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(ask) for _ in range(count)]
+        for _ in range(KEEPERS):
+            assert held.acquire(timeout=60)
+        wait_until(lambda: server.service.keepers.statistics().tasks_waiting == count - KEEPERS)
+        with server.client() as client:
+            assert client.get("/").status_code == 200
+        assert server.complete(question("Hello", max_tokens=1)).status_code == 200
+        assert not any(each.done() for each in asked)
+        go.set()
+    assert all(each.exception() is None for each in asked)
 
 
 def test_200_conversations_are_listed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
+from smolvlm_mlx.generation.closing import LONG, Effort, begin
 from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.options import Options
@@ -220,6 +221,66 @@ def test_an_end_that_is_not_found_is_looked_for_on_the_way(answers: Answers) -> 
         ids.append(constraint.choose(logits, greedy, 20 - len(ids)))
         assert len(ids) <= 20
     assert "zq" in json.loads(answers.tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "zq"},
+        {"type": "string", "minLength": 100_000},
+        {"type": "array", "minItems": 100_000},
+    ],
+    ids=str,
+)
+def test_an_answer_whose_end_is_never_found_is_an_error(
+    schema: dict[str, Any], loaded: Loaded
+) -> None:
+    """And not half of one."""
+    engine = Engine(*loaded)
+    with pytest.raises(GenerationError, match="the answer did not come to its end"):
+        for _ in engine.stream("Hello", Options(max_tokens=20), schema=schema):
+            pass
+
+
+def test_what_comes_behind_a_long_text_costs_more(answers: Answers) -> None:
+    closing = answers.grammars.closing
+    for schema in ({"type": "string", "minLength": 9000}, {"type": "array", "minItems": 9000}):
+        effort = Effort(12_000)
+        assert closing.shortest(begin(answers.grammars.check(schema)[0]), effort) is None
+        assert -9000 // LONG < effort.states <= 0
+        assert closing.shortest(begin(answers.grammars.check({})[0]), effort) is None
+
+
+def test_searches_of_a_token_share_their_effort(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other answers wait for them."""
+    searched, shortest = list[Effort](), answers.grammars.closing.shortest
+
+    def watched(state: Any, effort: Effort) -> bytes | None:
+        searched.append(effort)
+        return shortest(state, effort)
+
+    monkeypatch.setattr(answers.grammars.closing, "shortest", watched)
+    zq = {"type": "string", "pattern": "zq"}
+    constraint = answers.grammars.json({"anyOf": [{"const": 1}, {"type": "array", "items": zq}]})
+    for left in range(60, 50, -1):
+        searched.clear()
+        constraint.choose(-answers.logits, make_sampler(Options(temperature=9.0)), left)
+        assert len({*map(id, searched)}) <= 1
+
+
+def test_multiples_that_cost_too_much(answers: Answers) -> None:
+    def check(*numbers: object) -> bytes | None:
+        kinds = [{"type": "number", "multipleOf": each} for each in numbers]
+        return answers.grammars.check({"allOf": kinds})[1]
+
+    assert check(0.01, 5) == check(99, 101) == check(10_000) == b"0"
+    for numbers in ([10_001], [12.3457], [99, 101, 103]):
+        with pytest.raises(GenerationError, match="more than 10000 together"):
+            check(*numbers)
+    with pytest.raises(GenerationError, match="cannot be used"):
+        check(True)
 
 
 @pytest.mark.parametrize(

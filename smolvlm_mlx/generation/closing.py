@@ -15,6 +15,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 END = 256  # ends an answer, behind the numbers of the bytes
 MOST_BYTES = 2**17  # of what completes an answer
+DEEP = 5  # states that are tried by rank for each that is tried by length
+LONG = 128  # bytes after which a state costs twice as much to go on from
 FEW = 16  # bytes that may follow are all tried; of more one of those after which the same follows
 FIRST = b"0aA- "  # of many bytes
 ENDING = b'"]},:0n'  # what ends things, or is short
@@ -83,6 +85,17 @@ def completes(state: LLMatcher, text: bytes) -> bool:
     return ended is not None and ended.is_accepting()
 
 
+@dataclass
+class Effort:
+    """What is left to spend on searches.
+
+    Attributes:
+        states: of a grammar that may be looked at; one behind a long text counts for several.
+    """
+
+    states: int
+
+
 class Closing:
     """Finds what completes an answer, for one vocabulary.
 
@@ -110,18 +123,18 @@ class Closing:
             at += size
         return ids
 
-    def shortest(self, state: LLMatcher, most_states: int) -> bytes | None:
-        """The shortest text that completes an answer; None if it is not found among so many
-        states.
+    def shortest(self, state: LLMatcher, effort: "Effort") -> bytes | None:
+        """The shortest text that completes an answer; None if it is not found with this effort.
 
         Raises:
             NoEndError: there is none.
         """
         for by_rank in (False, True):
-            search = _Search(state, self._ordered, by_rank)
-            for _ in range(most_states * (5 if by_rank else 1)):
-                if not search.waiting:
-                    break
+            search, least = _Search(state, self._ordered, by_rank), 0
+            if not by_rank:
+                least = effort.states * DEEP // (DEEP + 1)
+            while search.waiting and effort.states > least:
+                effort.states -= 1 + search.waiting[0][1] // LONG
                 found = search.step()
                 if found is not None:
                     return found
@@ -146,15 +159,22 @@ class _Search:
 
     def __init__(self, state: LLMatcher, known: Sequence[int], by_rank: bool):
         self._known, self._number, self._by_rank = known, count(), by_rank
-        # Ranks, length, number, structure, text, state.
-        self.waiting = [(0, 0, next(self._number), 0, b"", state.deep_copy())]
+        # Ranks, length, number, structure, text. States behind long texts are large: but for the
+        # first and the last one looked at they are made again.
+        self.waiting = [(0, 0, next(self._number), 0, b"")]
+        self._first, self._last = state, (b"", state)
         self.is_whole = True
         self._seen = set[tuple[bytes, int, int]]()
         self._kinds = dict[bytes, list[bytes]]()  # by mask, bytes to try of many
 
     def step(self) -> bytes | None:
         """Look at one state; its text, if that is all."""
-        ranks, length, _, structure, text, state = heappop(self.waiting)
+        ranks, length, _, structure, text = heappop(self.waiting)
+        known, before = self._last if text.startswith(self._last[0]) else (b"", self._first)
+        state = after(before, text[len(known) :])
+        if state is None:
+            return None
+        self._last = text, state
         if state.is_accepting():
             return text
         alike = (state.compute_bitmask(), length, structure)
@@ -164,11 +184,10 @@ class _Search:
         self._seen.add(alike)
         following = sorted(self._following(state), key=_rank)
         for rank, more in enumerate(following):
-            grown = after(state, more)
-            if grown is not None and length + len(more) < MOST_BYTES:
+            if length + len(more) < MOST_BYTES:
                 marks = structure + sum(map(more.count, STRUCTURE))
                 place = (ranks + rank * self._by_rank, length + len(more), next(self._number))
-                heappush(self.waiting, (*place, marks, text + more, grown))
+                heappush(self.waiting, (*place, marks, text + more))
         return None
 
     def _following(self, state: LLMatcher) -> list[bytes]:

@@ -2,21 +2,31 @@
 chosen (llguidance), nor those after which too few tokens are left to end the answer."""
 
 import json
+import threading
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
+from math import lcm
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ..errors import GenerationError, cut
 from ..inputs.tokenizer import Tokenizer
 from ..model import ints
-from .closing import LIMITS, Closing, NoEndError, Place, after, begin, completes
+from .closing import LIMITS, Closing, Effort, NoEndError, Place, after, begin, completes
 from .sampling import Sampler
 
 MOST_TRIES = 8  # of choosing a token that leaves room for an end
-MOST_STATES, STATES_A_TOKEN = 2000, 200  # that are tried for an end, of a schema and of a token
+# States that are tried for an end: of a schema, and of each token where one is known and where none
+# was found, as all answers wait meanwhile.
+OF_SCHEMA, OF_TOKEN, WITHOUT_END = 12_000, 1200, 120
+CHECKED = 128  # schemas whose ends are known: more than wait, for answers wait where one is not
+# Of all `multipleOf` together, without their decimal points: each answer takes time and memory for
+# as many remainders.
+MOST_MULTIPLE = 10_000
 
 
 class PlainText:
@@ -59,7 +69,8 @@ class Grammars:
             }
         )
         self._tokenizer = LLTokenizer(TokenizerWrapper(plain), vocab_size, self.end_ids)
-        self._checked = lru_cache(16)(self._check)
+        self._checked = lru_cache(CHECKED)(self._check)
+        self._one = threading.Lock()
 
     def text_of(self, token: int) -> bytes:
         """The bytes of a token; none of one that is no text."""
@@ -97,7 +108,9 @@ class Grammars:
         """
         compact = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
         try:
-            grammar, shortest, problem = self._checked(json.dumps(compact))
+            check_multiples(compact)
+            with self._one:  # a search takes a second and some memory
+                grammar, shortest, problem = self._checked(json.dumps(compact))
         except (ValueError, RecursionError) as error:
             grammar, shortest, problem = "", None, str(error)
         if problem:
@@ -114,9 +127,34 @@ class Grammars:
         if problem := LLMatcher.validate_grammar(grammar, self._tokenizer):
             return grammar, None, problem
         try:
-            return grammar, self.closing.shortest(begin(grammar), MOST_STATES), ""
+            return grammar, self.closing.shortest(begin(grammar), Effort(OF_SCHEMA)), ""
         except NoEndError:
             return grammar, None, "nothing fits it, however long; loosen it"
+
+
+def check_multiples(schema: object) -> None:
+    """Check that `multipleOf` asks for what can be held.
+
+    Raises:
+        GenerationError: its numbers are too large.
+    """
+    together, waiting = 1, [schema]
+    while waiting:
+        match waiting.pop():
+            case dict() as fields:
+                number = fields.get("multipleOf")
+                if type(number) in (int, float) and number:
+                    digits = Decimal(repr(number)).as_tuple().digits
+                    together = lcm(together, int("".join(map(str, digits)).rstrip("0") or 1))
+                if together > MOST_MULTIPLE:
+                    raise GenerationError(
+                        "the JSON schema cannot be used: numbers of multipleOf come to more than "
+                        f"{MOST_MULTIPLE} together (their least common multiple, without decimal "
+                        "points); choose smaller ones"
+                    )
+                waiting += fields.values()
+            case list() as values:
+                waiting += values
 
 
 def check_room(tokens: int, most: int) -> None:
@@ -138,7 +176,7 @@ class Constraint:
     At each token a text is known that would complete the answer. A token is taken when what
     completes the answer after it has a place among the tokens that are left; when none are to
     spare, that text is what comes. Where none is found, as after some patterns, any token that may
-    come is taken.
+    come is taken, but in the place of the last an end.
     """
 
     def __init__(self, grammars: Grammars, matcher: LLMatcher, grammar: str, closing: bytes | None):
@@ -161,13 +199,10 @@ class Constraint:
             logits: (1, V).
 
         Raises:
-            GenerationError: nothing may come.
+            GenerationError: nothing may come, or no end where one has to.
         """
-        # 200: may come.
-        marks = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) == 200
-        marks = marks[: logits.shape[-1]]
-        if not marks.any():
-            raise self._broken()
+        marks = self._allowed(logits.shape[-1], left)
+        self._effort = Effort(WITHOUT_END if self._closing is None else OF_TOKEN)
         is_spare = self._closing is None or left > self._grammars.size(self._closing)
         for _ in range(MOST_TRIES if is_spare else 0):
             masked = mx.where(mx.array(marks), logits, mx.array(-mx.inf, logits.dtype))
@@ -183,6 +218,28 @@ class Constraint:
             raise self._broken()
         token = self._grammars.first(self._closing)
         return self._take(token, self._closing[len(self._grammars.text_of(token)) :])
+
+    def _allowed(self, width: int, left: int) -> npt.NDArray[np.bool_]:
+        """Which tokens may come, (V,): without a known end in the place of the last only an end.
+
+        Raises:
+            GenerationError: none.
+        """
+        # 200: may come.
+        bias = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8)[:width]
+        marks: npt.NDArray[np.bool_] = bias == 200
+        if not marks.any():
+            raise self._broken()
+        if self._closing is None and left == 1:
+            ends = np.zeros_like(marks)
+            ends[self._grammars.end_ids] = marks[self._grammars.end_ids]
+            if not ends.any():
+                raise GenerationError(
+                    "the answer did not come to its end, and how it could have fit the JSON schema "
+                    "in so few tokens was not found; raise max_tokens, or loosen the schema"
+                )
+            return ends
+        return marks
 
     def _closing_after(self, token: int, left: int) -> bytes | None:
         """What completes the answer after a token: what is left of what is known, else what is
@@ -201,7 +258,7 @@ class Constraint:
                 if size(each) <= left and completes(state, each):
                     return each
         try:
-            found = self._grammars.closing.shortest(state, STATES_A_TOKEN)
+            found = self._grammars.closing.shortest(state, self._effort)
         except NoEndError:
             return None
         return found if found is not None and size(found) <= left else None

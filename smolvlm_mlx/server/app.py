@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import anyio
 import mlx.core as mx
@@ -67,8 +68,10 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
     return lru_cache(most)(lambda id: Judge())
 
 
-# Requests whose media are decoded at once; the page and the history have other threads.
-READERS = 32
+Found = TypeVar("Found")
+# Requests whose media are decoded at once, and those for which the history is asked, which may be
+# locked; the page has other threads.
+READERS, KEEPERS = 32, 8
 SAVE_SECONDS = 5.0  # that an answer's end waits for the history
 END_SECONDS = 2.0  # that the server's end waits for the step under way
 
@@ -105,6 +108,7 @@ class Service:
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
     readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
+    keepers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(KEEPERS))
     requests: Requests = field(default_factory=Requests)
 
     def routes(self) -> list[BaseRoute]:
@@ -171,7 +175,7 @@ class Service:
         found = (
             []
             if self.history is None
-            else await anyio.to_thread.run_sync(self.history.list, 200, words)
+            else await self._ask_history(partial(self.history.list, 200, words))
         )
         kept = self.history is not None
         return JSONResponse(dump(ConversationList(kept=kept, conversations=found)))
@@ -181,11 +185,14 @@ class Service:
             raise NoConversationError("no history is kept (--no-history)")
         id = request.path_params["id"]
         if request.method == "DELETE":
-            await anyio.to_thread.run_sync(self.history.delete, id)
+            await self._ask_history(partial(self.history.delete, id))
             return Response(status_code=204)
-        kept = await anyio.to_thread.run_sync(self.history.read, id)
+        kept = await self._ask_history(partial(self.history.read, id))
         shown = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
         return JSONResponse(dump(shown))
+
+    async def _ask_history(self, ask: Callable[[], Found]) -> Found:
+        return await anyio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self.keepers)
 
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
@@ -292,7 +299,7 @@ class Service:
 
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(SAVE_SECONDS):
-                await anyio.to_thread.run_sync(save, abandon_on_cancel=True)
+                await self._ask_history(save)
         except TimeoutError:
             return f"not kept in the history: it did not answer in {SAVE_SECONDS:g} s"
         except (SmolVLMError, UnicodeError) as error:

@@ -197,6 +197,8 @@ class ChatRequest(OptionFields):
             raise wrong("tools" if self.tools else "functions", NO_TOOLS)
         if choice not in ("none", "auto"):
             raise wrong("tool_choice" if self.tool_choice else "function_call", NO_TOOLS)
+        if self.stop and self.schema_wanted() is not None:
+            raise wrong("stop", "would cut JSON, which ends by itself; leave it out")
         return self
 
     def options(self, defaults: Options = CHAT) -> Options:
@@ -210,6 +212,8 @@ class ChatRequest(OptionFields):
             "stop": None if self.stop is None else tuple(self.stop),
             **self._given(Options),
         }
+        if self.schema_wanted() is not None:
+            given["stop"] = ()
         return replace(defaults, **{name: v for name, v in given.items() if v is not None})
 
     def image_options(self, defaults: ImageOptions) -> ImageOptions:

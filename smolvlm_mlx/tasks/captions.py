@@ -47,15 +47,12 @@ class Task:
     most_characters: int | None = None  # a longer answer ends with its last whole sentence or word
     words: bool = False
 
-    def fields(self, text: str, ended: bool) -> Line:
+    def fields(self, text: str) -> Line:
         """An answer as fields of a line."""
         text = text.strip()
         if self.schema is None:
             most = self.most_characters
             return {"caption": text if most is None else shorten(text, most)}
-        if not ended:
-            cut_off = f"the answer was cut off after {self.max_tokens} tokens"
-            return {"error": f"{cut_off}; raise --max-tokens"}
         try:
             fields: Line = json.loads(text)
         except ValueError:  # the grammar gave up
@@ -304,7 +301,7 @@ class Captioner:
             alone = [self._ask({name: each}) for name, each in inputs.items()]
             return {name: line for answer in alone for name, line in answer.items()}
         return {
-            name: self._task.fields(*answer) for name, answer in zip(inputs, answers, strict=True)
+            name: self._task.fields(text) for name, (text, _) in zip(inputs, answers, strict=True)
         }
 
     def _batch_size(self, length: int) -> int:
