@@ -194,6 +194,25 @@ def test_nothing_is_left_of_those_that_were_ended() -> None:
     assert (descriptors(), len(decoders(os.getpid()))) == before
 
 
+def test_who_waits_for_a_busy_one_for_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "WAIT_SECONDS", 0.1)
+    video = encode_video(3)
+    held = [
+        sandbox.decode_video(video, VideoSampling(), lambda frame: frame)
+        for _ in range(children.CHILDREN)
+    ]
+    try:
+        for steps in held:
+            next(steps)
+        with pytest.raises(ImageError, match="all decoders are busy; try again later"):
+            decode_image(encoded(GREY, "PNG"), STRANGERS)
+        held.pop().close()
+        assert decode_image(encoded(GREY, "PNG"), STRANGERS).size == GREY.size
+    finally:
+        for steps in held:
+            steps.close()
+
+
 def test_threads_share_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(noise(200, 100), "PNG")
     want = outcome(decode_here(data, STRANGERS, "it", 4096))

@@ -28,6 +28,7 @@ from .wire import END, ERROR, ERRORS, MOST_TEXT, NO_MEMORY, REPLY, REQUEST, Head
 CHILDREN = 2  # processes that decode at the same time; who else asks waits
 SECONDS = 30.0  # for a picture or a page, where SECONDS_SETTING says nothing else
 SECONDS_SETTING = "SMOLVLM_DECODE_SECONDS"  # of the environment
+WAIT_SECONDS = 120.0  # for a process that has nothing to do
 LAST_SECONDS = 5.0  # for a process that says no more to be gone
 CODE = "import sys; sys.path[:] = sys.argv[1:]; from smolvlm_mlx.inputs.decoder import main; main()"
 PIPE = 2**20  # bytes, where the system lets choose
@@ -188,8 +189,14 @@ class Pool:
 
     @contextmanager
     def child(self) -> Iterator[Child]:
-        """One that has nothing to do; unless what is done with it ends well, it is ended."""
-        with self._free:
+        """One that has nothing to do; unless what is done with it ends well, it is ended.
+
+        Raises:
+            DecoderError: all have something to do, for long.
+        """
+        if not self._free.acquire(timeout=WAIT_SECONDS):
+            raise DecoderError("cannot be decoded now: all decoders are busy; try again later")
+        try:
             child = self._taken()
             try:
                 yield child
@@ -198,6 +205,8 @@ class Pool:
                 self.children.discard(child)
                 raise
             self._idle.append(child)
+        finally:
+            self._free.release()
 
     def _taken(self) -> Child:
         with suppress(IndexError):  # no more; asked before, another thread may take the last one
