@@ -14,6 +14,7 @@ from smolvlm_mlx.cli import bench as bench_command
 from smolvlm_mlx.errors import BenchError
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation import image_cache
+from smolvlm_mlx.generation.decoding import Row
 from smolvlm_mlx.inputs.settings import ImageSettings
 from tests.support.bundled import BUNDLED, machine
 
@@ -45,6 +46,21 @@ def test_plan_without_runs() -> None:
 
 
 # ---- the whole
+
+
+def test_a_placeholder_that_a_random_model_says_is_no_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_model(BUNDLED, mx.float32)
+    said = BUNDLED.image_token_id
+    monkeypatch.setattr(
+        Row, "choose", lambda self, logits: mx.full((len(logits),), said, dtype=mx.int32)
+    )
+    monkeypatch.setattr(Row, "sampler", None)
+    plan = Plan(runs=1, contexts=(), decoded=1)
+    steps = bench_in_steps(lambda: (model, ImageSettings(64, 128)), plan, True)
+    phases = Work(steps).finish().phases
+    assert [phase.name for phase in phases if "turn" in phase.name or "first" in phase.name]
 
 
 @pytest.fixture(scope="module")

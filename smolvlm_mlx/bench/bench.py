@@ -219,7 +219,8 @@ class Run:
             pictures = (TiledImage(picture.tiles, picture.layout),)
             first, ids = self._answer(Inputs(prompt, pictures, self.settings), ANSWER, reader)
             self.peak_memory = max(self.peak_memory, device.peak_memory())
-            longer = np.concatenate([prompt, np.array(ids, np.int32), self._ids(QUESTION)])
+            said = np.array([id for id in ids if id != self.config.image_token_id], np.int32)
+            longer = np.concatenate([prompt, said, self._ids(QUESTION)])
             return first, self._answer(Inputs(longer, pictures, self.settings), 1, reader)[0]
 
         _, pairs = self._repeat(both)
