@@ -88,7 +88,8 @@ def limit_memory(most: int | str | None = None, least: int = 0) -> None:
     (mlx/backend/metal/allocator.cpp), and wires none of them, so that a pause may cost a page-in.
 
     Args:
-        most: bytes, or text such as "6GB"; by default half of the machine's, and what is needed.
+        most: bytes, or text such as "6GB"; by default half of the machine's, or a quarter more
+            than is needed.
         least: bytes that are needed.
 
     Raises:
@@ -98,7 +99,7 @@ def limit_memory(most: int | str | None = None, least: int = 0) -> None:
 
     total = total_memory()
     if most is None:
-        limit = max(total // 2, least)
+        limit = max(total // 2, least * 5 // 4)
     elif (limit := _bytes(most)) < least:
         raise DeviceError(
             f"memory {quote(most)}: the model needs {least / 1e9:.2f} GB; allow more, or "

@@ -1,7 +1,7 @@
 """MLX's own errors are one line that says what helps, wherever answers are made."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ def test_errors_of_mlx(error: Exception) -> None:
 def test_other_errors_are_left_as_they_are(kind: type[BaseException]) -> None:
     with pytest.raises(kind), computing():
         raise kind("x")
+
+
+def test_an_error_that_python_makes_of_a_bug_is_one() -> None:
+    def empty() -> Iterator[int]:
+        yield next(iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"), computing():
+        next(empty())
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, NotImplementedError, StopIteration])

@@ -93,7 +93,9 @@ def test_a_size_is_taken_or_refused(size: Any, want: int | None) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_of_its_own_accord_it_is_half_the_machine_or_what_is_needed() -> None:
-    device.limit_memory(None, 5 * 10**9)
+    device.limit_memory(None, 3 * 10**9)
+    assert device.memory_limit() == 4 * 10**9
+    device.limit_memory(None, 4 * 10**9)
     assert device.memory_limit() == 5 * 10**9
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import GenerationError
-from smolvlm_mlx.generation.closing import LONG, Effort, begin
 from smolvlm_mlx.generation.detokenizer import StreamingDetokenizer
+from smolvlm_mlx.generation.endings import LONG, Effort, begin
 from smolvlm_mlx.generation.engine import Engine
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.generation.sampling import greedy, make_sampler
@@ -243,7 +243,7 @@ def test_an_answer_whose_end_is_never_found_is_an_error(
 
 
 def test_what_comes_behind_a_long_text_costs_more(answers: Answers) -> None:
-    closing = answers.grammars.closing
+    closing = answers.grammars.endings
     for schema in ({"type": "string", "minLength": 9000}, {"type": "array", "minItems": 9000}):
         effort = Effort(12_000)
         assert closing.shortest(begin(answers.grammars.check(schema)[0]), effort) is None
@@ -255,13 +255,13 @@ def test_searches_of_a_token_share_their_effort(
     answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All other answers wait for them."""
-    searched, shortest = list[Effort](), answers.grammars.closing.shortest
+    searched, shortest = list[Effort](), answers.grammars.endings.shortest
 
     def watched(state: Any, effort: Effort) -> bytes | None:
         searched.append(effort)
         return shortest(state, effort)
 
-    monkeypatch.setattr(answers.grammars.closing, "shortest", watched)
+    monkeypatch.setattr(answers.grammars.endings, "shortest", watched)
     zq = {"type": "string", "pattern": "zq"}
     constraint = answers.grammars.json({"anyOf": [{"const": 1}, {"type": "array", "items": zq}]})
     for left in range(60, 50, -1):

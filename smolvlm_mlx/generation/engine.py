@@ -71,7 +71,9 @@ class Engine:
         width = model.language_model.norm.weight.dtype.size
         self.memory = memory = Memory.share(model.config, weights, width)
         self.token_bytes = token_bytes(model.config, width)
-        image_cache = ImageCache(model, cache_folder, image_cache_bytes or memory.image_tokens)
+        if image_cache_bytes is None:
+            image_cache_bytes = memory.image_tokens
+        image_cache = ImageCache(model, cache_folder, image_cache_bytes)
         kept = PrefixCache(conversations, memory.conversations)
         self.prompts = PromptReader(model, image_cache, kept)
 

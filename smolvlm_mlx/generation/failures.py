@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 def is_of_mlx(error: BaseException | None) -> bool:
     """Whether MLX raises this when it cannot compute: out of memory, or a GPU that gave up. Kinds
-    of RuntimeError that have a name are Python's."""
-    return type(error) is RuntimeError or isinstance(error, MemoryError)
+    of RuntimeError that have a name, and those that Python makes of another error, are bugs."""
+    of_its_own = type(error) is RuntimeError and error.__cause__ is None
+    return of_its_own or isinstance(error, MemoryError)
 
 
 @contextmanager

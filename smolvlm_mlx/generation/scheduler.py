@@ -39,6 +39,9 @@ class ClosingError(GenerationError):
         super().__init__("the server is shutting down; ask again when it is back")
 
 
+Status = Literal["ok", "failing", "stuck", "closing", "failed"]
+
+
 @dataclass(frozen=True)
 class State:
     """How the engine is, as its last step shows it.
@@ -50,7 +53,7 @@ class State:
         errors: steps so far that could not be computed; `last_error` is the last of them.
     """
 
-    status: Literal["ok", "failing", "stuck", "closing", "failed"]
+    status: Status
     running: int
     waiting: int
     errors: int
@@ -123,7 +126,7 @@ class Scheduler:
         running, waiting = self.occupancy
         running += self._beginning is not None
         idle = time.monotonic() - self._last_step if running else None
-        status: Literal["ok", "failing", "stuck", "closing", "failed"] = "ok"
+        status: Status = "ok"
         if self.failed:
             status = "failed"
         elif self._closing:

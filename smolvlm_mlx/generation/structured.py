@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from ..errors import GenerationError, cut
 from ..inputs.tokenizer import Tokenizer
 from ..model import ints
-from .closing import LIMITS, Closing, Effort, NoEndError, Place, after, begin, completes
+from .endings import LIMITS, Effort, Endings, NoEndError, Place, after, begin, completes
 from .sampling import Sampler
 
 MOST_TRIES = 8  # of choosing a token that leaves room for an end
@@ -61,7 +61,7 @@ class Grammars:
             )
         plain = PlainText(tokenizer, vocab_size, self.end_ids)
         self._special_ids, self._texts = frozenset(plain.special_token_ids), plain.tokens
-        self.closing = Closing(
+        self.endings = Endings(
             {
                 text: id
                 for id, text in reversed([*enumerate(plain.tokens)])
@@ -78,11 +78,11 @@ class Grammars:
 
     def size(self, closing: bytes) -> int:
         """Tokens of what completes an answer, and of its end."""
-        return len(self.closing.tokenize(closing)) + 1
+        return len(self.endings.tokenize(closing)) + 1
 
     def first(self, closing: bytes) -> int:
         """The first of these tokens."""
-        return [*self.closing.tokenize(closing), self.end_ids[0]][0]
+        return [*self.endings.tokenize(closing), self.end_ids[0]][0]
 
     def json(
         self, schema: Mapping[str, object] | None = None, max_tokens: int | None = None
@@ -127,7 +127,7 @@ class Grammars:
         if problem := LLMatcher.validate_grammar(grammar, self._tokenizer):
             return grammar, None, problem
         try:
-            return grammar, self.closing.shortest(begin(grammar), Effort(OF_SCHEMA)), ""
+            return grammar, self.endings.shortest(begin(grammar), Effort(OF_SCHEMA)), ""
         except NoEndError:
             return grammar, None, "nothing fits it, however long; loosen it"
 
@@ -258,7 +258,7 @@ class Constraint:
                 if size(each) <= left and completes(state, each):
                     return each
         try:
-            found = self._grammars.closing.shortest(state, self._effort)
+            found = self._grammars.endings.shortest(state, self._effort)
         except NoEndError:
             return None
         return found if found is not None and size(found) <= left else None

@@ -44,7 +44,7 @@ from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
 from .budget import Budget, Spent
 from .closing import Requests, Tracked
-from .failures import ModelError, on_bug, on_error, told
+from .errors import ModelError, on_bug, on_error, told
 from .fields import RequestError
 from .openai import (
     Completion,

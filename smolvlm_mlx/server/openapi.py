@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
+from ..generation.scheduler import Status
 from ..tasks.history import Summary
 from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, Shape
 from .request import ChatRequest
@@ -70,7 +71,7 @@ class Health(Shape):
     has come for two minutes although something is being made, `closing` while the server ends,
     `failed` if no more answers can come. The last three have the status 503."""
 
-    status: Literal["ok", "failing", "stuck", "closing", "failed"]
+    status: Status
     model: str
     running: int
     waiting: int

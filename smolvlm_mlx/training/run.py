@@ -199,8 +199,11 @@ def _about(
 
 
 def _within(memory: int | str | None, run: Run) -> Run:
-    """Return the run, if it needs no more memory than that, by estimate."""
-    if memory is not None and (needed := run.memory.total) > device.memory_limit():
+    """Return the run, if it needs no more memory than that, by estimate; None: let it have that."""
+    needed = run.memory.total
+    if memory is None:
+        device.limit_memory(None, needed)
+    elif needed > device.memory_limit():
         raise DeviceError(
             f"memory {quote(memory)}: the run takes {needed / 1e9:.2f} GB by estimate; allow more, "
             "or lower batch_size, max_tokens or max_tiles, or set checkpoint_layers"

@@ -40,9 +40,15 @@ for turn in range(1000):
 """
 
 
-def kill_saving(path: Path, id: str, delay: float, count: Tally) -> None:
+def kill_saving(path: Path, times: int, seed: int, count: Tally) -> None:
     """A turn that was reported is there, and the file is whole, wherever the kill came. Counts
     turns."""
+    rng = random.Random(seed)
+    for number in range(times):
+        _kill_saving(path, f"talk {number}", rng.uniform(0, 0.3), count)
+
+
+def _kill_saving(path: Path, id: str, delay: float, count: Tally) -> None:
     picture = Attachment(noise(30, 20)).data
     command = [sys.executable, "-c", WRITER, str(path), picture.hex(), id]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:

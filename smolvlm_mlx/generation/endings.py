@@ -96,7 +96,7 @@ class Effort:
     states: int
 
 
-class Closing:
+class Endings:
     """Finds what completes an answer, for one vocabulary.
 
     Args:
