@@ -179,6 +179,36 @@ def test_a_length_that_makes_no_sense_is_refused(kind: str, short: Running) -> N
     assert b"connection: close" in told.lower()
 
 
+NO_HTTP = {
+    "words": [b"hello\r\n\r\n"],
+    "TLS": [bytes.fromhex("16030100c0010000bc0303"), b"\r\n\r\n"],
+    "no version": [b"GET /health\r\n\r\n"],
+    "no host": [b"GET /health HTTP/1.1\r\n\r\n"],
+    "a header without a colon": [b"GET /health HTTP/1.1\r\nHost\r\n\r\n"],
+    "zeros": [b"\0" * 64 + b"\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("kind", NO_HTTP)
+def test_what_is_no_http_is_told_as_other_errors_are(kind: str, short: Running) -> None:
+    with Client(short.port) as client:
+        for piece in NO_HTTP[kind]:
+            client.socket.sendall(piece)
+        head, _, body = client.rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    for header in (b"content-type: application/json", b"x-content-type-options: nosniff"):
+        assert header in head
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body) == {
+        "error": {
+            "message": "what came is no request of HTTP",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        }
+    }
+
+
 def test_a_client_that_asks_first_is_told_to_go_on(short: Running) -> None:
     body = json.dumps(question("Hello", max_tokens=1)).encode()
     headers = [RIGHT, f"Content-Length: {len(body)}", "Expect: 100-continue", "Connection: close"]

@@ -8,6 +8,7 @@ to everyone.
 
 import asyncio
 import heapq
+import json
 import resource
 import socket
 import threading
@@ -20,6 +21,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .openai import error_body
+
 HEADER_SECONDS = 10.0  # for a request's headers, from its first byte on
 REQUEST_SECONDS = 60.0  # for all of a request, from its first byte on
 IDLE_SECONDS = 5  # between two requests
@@ -30,6 +33,12 @@ READ_BYTES = 2**15  # that are read, and parsed, in one go
 MAX_HEADER_BYTES = 2**15
 MAX_CONNECTIONS = 512  # fewer where the program may have fewer descriptors
 
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
 QUEUE = 2048  # connections that the system holds until they are looked at
 
 
@@ -120,7 +129,13 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             cycle.message_event.set()
             if cycle.response_started:
                 return self.drop()
-        super().send_400_response(msg)
+        body = json.dumps(error_body("what came is no request of HTTP")).encode()
+        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
+        length = [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        answer = h11.Response(status_code=400, headers=headers + length, reason=b"Bad Request")
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def eof_received(self) -> None:
         self._close()

@@ -19,19 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..generation.scheduler import BusyError
 from .budget import Budget
-from .connections import REQUEST_SECONDS
+from .connections import REQUEST_SECONDS, SECURITY_HEADERS
 from .openai import error_body
 
 MAX_BODY_BYTES = Budget.body_bytes
 MAX_BODIES_BYTES = 2**29  # of all requests that are being read and answered
 SMALL_BODY_BYTES = 2**16  # such bodies are never too many
 MAX_HEADERS = 100
-SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-]
 
 
 class Guard:
