@@ -231,11 +231,11 @@ class Captioner:
         own = {path for window in windows for path in window}
         done = _kept(found, own, {str(path) for path in files})
         # What is answered together stays together: a window that was cut off is answered again.
-        written = {line["path"] for line in found}
-        cut = next((w for w in windows if is_cut and found and found[-1]["path"] in w), [])
-        if not written.issuperset(cut):
-            done = {path: line for path, line in done.items() if path not in cut}
-            found = [line for line in found if line["path"] not in cut]
+        there = {line["path"] for line in found}
+        last = next((w for w in windows if is_cut and found and found[-1]["path"] in w), [])
+        if not there.issuperset(last):
+            done = {path: line for path, line in done.items() if path not in last}
+            found = [line for line in found if line["path"] not in last]
         self._known |= {line["sha256"]: line for line in found if "error" not in line}
         write_lines(journal, done.values())
         missing = [[path for path in window if path not in done] for window in windows]
