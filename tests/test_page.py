@@ -810,6 +810,24 @@ def test_a_browser_without_room_for_drafts_asks(page: Any, tmp_path: Path) -> No
     assert seen(page)[0] == "a.png|What?"
 
 
+@pytest.mark.parametrize("text", ["data: {", sse({"error": {"message": "x" * 300}})])
+def test_a_narrow_window_shows_all_of_what_failed(text: str, page: Any) -> None:
+    page.set_viewport_size({"width": 320, "height": 600})
+    bodies = iter([text, sse(piece("Half")) + text])
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=next(bodies), content_type="text/event-stream"),
+    )
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.locator("#problem:not(:empty)").wait_for()
+    wide = "[...document.querySelectorAll('html, #problem, #talk')].map(n => n.scrollWidth)"
+    assert max(page.evaluate(wide)) <= 320
+    page.press("#text", "Enter")
+    page.locator(".cut").wait_for()
+    assert max(page.evaluate(wide)) <= 320
+
+
 def test_a_new_token_is_taken_from_the_address_or_from_another_tab(
     page: Any, server: Running
 ) -> None:
