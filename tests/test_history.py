@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -485,6 +486,17 @@ def test_a_file_of_the_version_before_opens(history: History) -> None:
     assert (place.id, words(history.load("a"))) == ("a", ["Before", "Yes.", "Now"])
     # Who read it before that, does not know it any more.
     assert history.save("a", said("Other"), known=[kept.version]).id != "a"
+
+
+def test_a_file_without_a_log_waits_for_another_that_writes(history: History) -> None:
+    history.path.parent.mkdir()
+    with closing(sqlite3.connect(history.path, check_same_thread=False)) as other:
+        other.executescript(BEFORE_VERSIONS)
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.3, other.rollback)
+        timer.start()
+        assert [talk.title for talk in history.list()] == ["Before"]
+        timer.join()
 
 
 def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(history: History) -> None:

@@ -608,6 +608,59 @@ def test_an_answer_that_is_cut_off_stays_and_is_asked_again(
     assert len(seen(page)) == 2
 
 
+def break_off(page: Any) -> None:
+    """Answers end after their first word."""
+    body = sse(piece("Half")) + "data: {"
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=body, content_type="text/event-stream"),
+    )
+
+
+def test_a_question_that_was_edited_and_cut_off_stays(page: Any, server: Running) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    ask(page, "Second", 2)
+    whole = seen(page)
+    break_off(page)
+    page.locator(".user").first.get_by_role("button", name="Edit").click()
+    page.fill("#text", "Edited")
+    page.press("#text", "Enter")
+    page.locator(".cut").wait_for()
+    edited = seen(page)
+    assert edited[0] == "Edited"
+    page.reload()
+    page.locator(".cut").wait_for()
+    assert seen(page) == edited
+    # Unless the conversation has gone on elsewhere meanwhile.
+    (talk,) = server.history.list()
+    kept = server.history.read(talk.id)
+    server.history.save(talk.id, [*kept.messages, user_message("There")], known=[kept.version])
+    page.reload()
+    page.get_by_text("There", exact=True).wait_for()
+    assert seen(page) == [*whole, "There"]
+
+
+def test_instructions_stay_with_an_answer_that_is_cut_off(page: Any) -> None:
+    few_tokens(page)
+    bodies = watch_requests(page)
+    break_off(page)
+    page.click("#open-settings")
+    change(page, "system", "Be brief.")
+    page.get_by_role("button", name="Done").click()
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.locator(".cut").wait_for()
+    page.reload()
+    page.locator(".cut").wait_for()
+    assert page.input_value("#system") == "Be brief."
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="Retry").click()
+    page.locator(".cut").wait_for(state="detached")
+    page.get_by_role("button", name="Retry").wait_for()
+    assert bodies[1]["messages"] == bodies[0]["messages"]
+
+
 def test_a_connection_that_breaks_cuts_the_answer_off(
     page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -726,6 +779,55 @@ def test_a_silent_server_is_asked_whether_it_lives(
     server.wait_until_idle()
 
 
+def test_a_server_that_stands_still_is_left(page: Any) -> None:
+    page.clock.install()
+    page.reload()
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.route("**/health", lambda route: None)
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.locator(".assistant").wait_for()
+    with page.expect_event("requestfailed") as left:  # it is not to go on when the server does
+        while not page.inner_text("#problem"):
+            page.clock.fast_forward(16_000)
+            page.wait_for_timeout(20)
+    assert left.value.url.endswith("/v1/chat/completions")
+    assert page.inner_text("#problem") == "the server no longer answers"
+    assert page.input_value("#text") == "What?"
+
+
+def test_a_browser_without_room_for_drafts_asks(page: Any, tmp_path: Path) -> None:
+    few_tokens(page)
+    page.evaluate("""() => {
+      for (let size = 2 ** 22, number = 0; size >= 1; size /= 2) {
+        try {
+          for (;;) sessionStorage.setItem(`f${number++}`, "x".repeat(size));
+        } catch {}
+      }
+    }""")
+    show_pictures(page, tmp_path, "a.png")
+    assert ask(page, "What?", 1)
+    assert seen(page)[0] == "a.png|What?"
+
+
+@pytest.mark.parametrize("text", ["data: {", sse({"error": {"message": "x" * 300}})])
+def test_a_narrow_window_shows_all_of_what_failed(text: str, page: Any) -> None:
+    page.set_viewport_size({"width": 320, "height": 600})
+    bodies = iter([text, sse(piece("Half")) + text])
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=next(bodies), content_type="text/event-stream"),
+    )
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.locator("#problem:not(:empty)").wait_for()
+    wide = "[...document.querySelectorAll('html, #problem, #talk')].map(n => n.scrollWidth)"
+    assert max(page.evaluate(wide)) <= 320
+    page.press("#text", "Enter")
+    page.locator(".cut").wait_for()
+    assert max(page.evaluate(wide)) <= 320
+
+
 def test_a_new_token_is_taken_from_the_address_or_from_another_tab(
     page: Any, server: Running
 ) -> None:
@@ -810,7 +912,10 @@ def test_a_conversation_of_any_form_opens_again(
 
 
 def test_a_file_that_is_no_conversation_is_one_line(page: Any, tmp_path: Path) -> None:
-    for number, text in enumerate(("", "[]", "{}", '{"messages": 5}', '{"messages": [5]}')):
+    parts = ({"type": "text"}, {"type": "text", "text": 5}, {"type": "image_url", "image_url": 5})
+    odd = [json.dumps({"messages": [{"role": "user", "content": [part]}]}) for part in parts]
+    texts = ("", "[]", "{}", '{"messages": 5}', '{"messages": [5]}', *odd)
+    for number, text in enumerate(texts):
         name = f"{number}.json"
         (tmp_path / name).write_text(text)
         page.set_input_files("#files", tmp_path / name)
@@ -859,6 +964,41 @@ def test_two_tabs_lose_no_turn(page: Any, server: Running) -> None:
         "First (2)": ["First", "There", "There again"],
         "First (3)": ["First", "Here at last"],
     }
+
+
+def begin_second(page: Any) -> None:
+    """A conversation whose second answer is under way, in a list that is open."""
+    few_tokens(page)
+    ask(page, "First", 1)
+    page.evaluate("localStorage.setItem('max_tokens', '3000')")
+    page.fill("#text", "Second")
+    page.press("#text", "Enter")
+    answer = page.locator(".assistant .text").nth(1)
+    while answer.count() == 0 or len(answer.inner_text()) < 3:
+        page.wait_for_timeout(20)
+    page.locator("#list-toggle").click()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_what_is_deleted_does_not_come_back_with_its_answer(page: Any, server: Running) -> None:
+    begin_second(page)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete First").click()
+    page.locator(".empty").wait_for()
+    server.wait_until_idle()
+    wait_until(lambda: all(a.kept for a in server.service.answers if a.conversation))
+    assert server.history.list() == []
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_opening_what_is_being_answered_ends_no_answer(page: Any, server: Running) -> None:
+    begin_second(page)
+    page.get_by_role("button", name="First", exact=True).click()
+    page.locator("#list-toggle[aria-expanded=false]").wait_for()
+    assert len(seen(page)) == 4
+    assert page.locator("#stop-answer").is_visible()
+    page.locator("#stop-answer").click()
+    server.wait_until_idle()
 
 
 @pytest.mark.usefixtures("slow_model")

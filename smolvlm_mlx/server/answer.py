@@ -38,9 +38,11 @@ class Answer:
 
     Attributes:
         kept_as: the id under which the history has it, as soon as it has.
+        is_deleted: the conversation was deleted meanwhile, and does not come back with its answer.
     """
 
     kept_as: str | None = None
+    is_deleted = False
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
         # Without what was parsed: its data: URLs need not be held until the answer's end.
@@ -126,6 +128,11 @@ class Answer:
             elif isinstance(event, SmolVLMError):
                 self._error = event
         return fresh
+
+    @property
+    def conversation(self) -> str | None:
+        """Return the id of the conversation that it was asked for with."""
+        return None if self.asked.conversation is None else self.asked.conversation.id
 
     @property
     def statistics(self) -> list[Statistics]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TypeVar
+from weakref import WeakSet
 
 import anyio
 import mlx.core as mx
@@ -90,6 +91,7 @@ class Service:
         parsing: so many bodies at once, each of which may take some hundred megabytes.
         created: when it was loaded, in seconds since 1970.
         requests: those under way.
+        answers: those that somebody waits for.
     """
 
     scheduler: Scheduler
@@ -110,6 +112,7 @@ class Service:
     readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
     keepers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(KEEPERS))
     requests: Requests = field(default_factory=Requests)
+    answers: WeakSet[Answer] = field(default_factory=WeakSet)
 
     def routes(self) -> list[BaseRoute]:
         api = [
@@ -186,6 +189,8 @@ class Service:
         id = request.path_params["id"]
         if request.method == "DELETE":
             await self._ask_history(partial(self.history.delete, id))
+            for answer in self.answers:
+                answer.is_deleted |= answer.conversation == id
             return Response(status_code=204)
         kept = await self._ask_history(partial(self.history.read, id))
         shown = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
@@ -220,6 +225,7 @@ class Service:
         )
         answer, took = Answer(asked, messages), time.perf_counter() - started
         asked = answer.asked
+        self.answers.add(answer)
         answer.submit(self.scheduler, inputs, options, schema, took, client_of(request))
         completion = Completion(self.model, notes(messages[-1:]))
         if asked.stream:
@@ -291,6 +297,8 @@ class Service:
         if history is None or conversation is None or answer.kept:
             return None
         answer.kept = True
+        if answer.is_deleted:
+            return "not kept in the history: the conversation was deleted meanwhile"
         messages, known = [*answer.messages, answer.message()], conversation.known
 
         def save() -> None:

@@ -210,8 +210,8 @@ class History:
                 sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
             ) as database:
                 version = self._version(database)
+                self._write_ahead(database)
                 for pragma in (
-                    "journal_mode = WAL",
                     "synchronous = FULL",
                     "foreign_keys = ON",
                     "secure_delete = ON",
@@ -223,11 +223,23 @@ class History:
                     self._bring_up_to_date(database)
                     yield database
         except (sqlite3.Error, OSError) as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            busy = _is_busy(error)
             hint = "try again when no other program uses it" if busy else "move the file away"
             raise HistoryError(
                 f"{self.path}: {error}; go on with --no-history, or {hint}"
             ) from error
+
+    def _write_ahead(self, database: sqlite3.Connection) -> None:
+        """Give the file a log. For that, SQLite itself waits for no other that writes."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _version(self, database: sqlite3.Connection) -> int:
         """The version of the file.
@@ -248,6 +260,10 @@ class History:
             for statement in STEPS[number].split(";"):
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def new_id() -> str:

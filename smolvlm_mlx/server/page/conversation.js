@@ -102,12 +102,16 @@ async function answer(again, takeBack) {
   setRunning(controller);
   show();
   remember("open", asked.id);
+  remember("instructions", { id: asked.id, text: $("system").value });
   asked.known = [...asked.known.slice(0, 1), ...asked.known.slice(1).slice(-60), version];
   try {
     for await (const chunk of chunks) takeChunk(asked, message, version, chunk);
-    if (remembered("cut")?.id === asked.id) remember("cut", null);
+    for (const name of ["cut", "instructions"]) {
+      if (remembered(name)?.id === asked.id) remember(name, null);
+    }
   } catch (error) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
+    controller.abort();  // a server that comes back is not to go on with it
   }
   setRunning(null);
   if (asked === conversation) show();
@@ -136,7 +140,7 @@ function failed(asked, sent, message, error, again, takeBack) {
   if (message.text) {
     message.cut = error.message;
     const last = asked.messages.slice(-2);
-    remember("cut", { id: asked.id, before: asked.messages.length - 2, last });
+    remember("cut", { id: asked.id, known: asked.known, before: asked.messages.length - 2, last });
     return;
   }
   asked.messages.pop();
@@ -211,19 +215,30 @@ export function leave() {
   else leaveEditing();
 }
 
-export function openConversation(id, messages, known) {
+// Whether an answer of this conversation is under way.
+export const isAnswered = id => Boolean(running) && id === conversation.id;
+
+// The instructions with which this tab asked last are still those if no answer came.
+export function openConversation(id, messages, known, instructions = $("system").value) {
   stopAnswer();
   leaveEditing();
   conversation = { id, messages, known };
   remember("open", id);
+  const asked = remembered("instructions");
+  $("system").value = asked?.id === id ? asked.text : instructions;
   addCut();
   show();
 }
 
-// An answer that was cut off, and its question, are still there if the history has not got them.
+// An answer that was cut off, and its question, are still there if the history has not got them:
+// nothing in their place, or what this page knew when it asked something else.
 function addCut() {
-  const { id, before, last } = remembered("cut") ?? {};
-  if (id !== conversation.id || before !== conversation.messages.length) return;
+  const { id, known, before, last } = remembered("cut") ?? {};
+  if (id !== conversation.id || before > conversation.messages.length) return;
+  const there = conversation.messages[before];
+  const isEdited = there?.text !== last[0].text && known.includes(conversation.known[0]);
+  if (there && !isEdited) return;
+  conversation.messages.length = before;
   const isHere = picture => picture.url;
   if (!last.every(({ pictures }) => pictures.every(isHere))) {
     say("The last question's pictures were too large to be kept: Edit, and add them again.");

@@ -28,14 +28,15 @@ export function written() {
 
 // ---- what this tab remembers, also when it is loaded again
 
-// Pictures are left out where they are too large for that.
+// Pictures are left out where they are too large for that, and all where there is no room at all.
 export function remember(name, value) {
-  try {
-    sessionStorage.setItem(name, JSON.stringify(value));
-  } catch {
-    const without = (key, inner) => (key === "url" ? undefined : inner);
-    sessionStorage.setItem(name, JSON.stringify(value, without));
+  const without = (key, inner) => (key === "url" ? undefined : inner);
+  for (const replacer of [null, without]) {
+    try {
+      return sessionStorage.setItem(name, JSON.stringify(value, replacer));
+    } catch { /* too large */ }
   }
+  sessionStorage.removeItem(name);
 }
 
 export function remembered(name) {

@@ -1,6 +1,6 @@
 // The conversations that the server keeps: the list at the side.
 
-import { openConversation, openEmpty, openId } from "./conversation.js";
+import { isAnswered, openConversation, openEmpty, openId } from "./conversation.js";
 import { $, make, remembered, say } from "./dom.js";
 import { fromRaw } from "./message.js";
 import { call, failure, newId } from "./stream.js";
@@ -21,6 +21,7 @@ function entry({ id, title }) {
 }
 
 export async function openKept(id) {
+  if (isAnswered(id)) return closeList();  // it is there, and more of it than is kept
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
   const { messages, version } = await response.json();
@@ -61,8 +62,8 @@ function open(id, raw, known) {
   const messages = raw.map(fromRaw);
   const [first] = messages;
   const hasInstructions = first?.role === "system" && !first.pictures.length;
-  openConversation(id, hasInstructions ? messages.slice(1) : messages, known);
-  $("system").value = hasInstructions ? first.text : "";
+  const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
+  openConversation(id, others, known, instructions);
 }
 
 async function remove(id, title) {

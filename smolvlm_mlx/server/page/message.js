@@ -51,6 +51,7 @@ export function fromRaw({ role, content, interrupted }) {
   const parts = given.map(part => (
     part.type === "text" ? part.text : fromPart(part))).filter(part => part !== null);
   const isText = part => typeof part === "string";
+  if (!parts.every(part => isText(part) || part?.url)) throw new TypeError("a text that is none");
   const text = parts.filter(isText).join("\n");
   return { role, text, pictures: parts.filter(part => !isText(part)), interrupted, parts };
 }

@@ -87,8 +87,9 @@ async function showModel() {
 
 async function begin() {
   const { system, content, conversation } = await start;
-  const isOpen = conversation ? await openKept(conversation) : await reopen();
-  if (system !== null && (conversation || !isOpen)) $("system").value = system;
+  $("system").value = system ?? $("system").value;
+  await (conversation ? openKept(conversation) : reopen());
+  if (conversation) $("system").value = system ?? $("system").value;
   const pictures = content.filter(part => part.type !== "text").map(fromPart);
   if (pictures.length) exchangeWaiting(pictures);
 }
