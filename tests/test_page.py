@@ -796,18 +796,33 @@ def test_a_server_that_stands_still_is_left(page: Any) -> None:
     assert page.input_value("#text") == "What?"
 
 
-def test_a_browser_without_room_for_drafts_asks(page: Any, tmp_path: Path) -> None:
-    few_tokens(page)
-    page.evaluate("""() => {
-      for (let size = 2 ** 22, number = 0; size >= 1; size /= 2) {
-        try {
-          for (;;) sessionStorage.setItem(`f${number++}`, "x".repeat(size));
-        } catch {}
-      }
-    }""")
+FILL = """
+  STORE.clear();
+  for (let size = 2 ** 22, number = 0; size >= 1; size /= 2) {
+    try {
+      for (;;) STORE.setItem(`f${number++}`, "x".repeat(size));
+    } catch {}
+  }
+"""
+REFUSE = "Object.defineProperty(window, 'STORE', {get() { throw new Error('refused'); }});"
+
+
+@pytest.mark.parametrize("script", [FILL, REFUSE], ids=["full", "refused"])
+@pytest.mark.parametrize("store", ["sessionStorage", "localStorage"])
+def test_a_browser_that_keeps_nothing_asks_as_it_is_set(
+    store: str, script: str, page: Any, server: Running, tmp_path: Path
+) -> None:
+    page.goto("about:blank")
+    page.add_init_script(script.replace("STORE", store))
+    page.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
+    bodies = watch_requests(page)
+    page.click("#open-settings")
+    page.fill("#max_tokens", "3")
+    page.get_by_role("button", name="Done").click()
     show_pictures(page, tmp_path, "a.png")
     assert ask(page, "What?", 1)
     assert seen(page)[0] == "a.png|What?"
+    assert bodies[-1]["max_tokens"] == 3
 
 
 @pytest.mark.parametrize("text", ["data: {", sse({"error": {"message": "x" * 300}})])

@@ -1,9 +1,10 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
-import { $, make, remember, remembered, say, write } from "./dom.js";
+import { $, make, say, write } from "./dom.js";
 import { messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { chosen } from "./settings.js";
+import { remember, remembered } from "./store.js";
 import { complete, newId } from "./stream.js";
 
 // `known` are the versions that the history may have of it, which this page has read or asked for.

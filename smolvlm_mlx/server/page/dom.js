@@ -1,5 +1,7 @@
 // The elements of the page.
 
+import { remember } from "./store.js";
+
 export const $ = id => document.getElementById(id);
 
 export function make(tag, properties = {}, ...children) {
@@ -24,21 +26,4 @@ export function written() {
   remember("question", $("text").value);
   $("text").style.height = "auto";
   $("text").style.height = `${$("text").scrollHeight + 2}px`;
-}
-
-// ---- what this tab remembers, also when it is loaded again
-
-// Pictures are left out where they are too large for that, and all where there is no room at all.
-export function remember(name, value) {
-  const without = (key, inner) => (key === "url" ? undefined : inner);
-  for (const replacer of [null, without]) {
-    try {
-      return sessionStorage.setItem(name, JSON.stringify(value, replacer));
-    } catch { /* too large */ }
-  }
-  sessionStorage.removeItem(name);
-}
-
-export function remembered(name) {
-  return JSON.parse(sessionStorage.getItem(name));
 }

@@ -1,8 +1,9 @@
 // The conversations that the server keeps: the list at the side.
 
 import { isAnswered, openConversation, openEmpty, openId } from "./conversation.js";
-import { $, make, remembered, say } from "./dom.js";
+import { $, make, say } from "./dom.js";
 import { fromRaw } from "./message.js";
+import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
 export async function refresh() {

@@ -1,7 +1,7 @@
 // The start of the page: what each button, key and drop does.
 
 import { ask, leave, show, stopAnswer } from "./conversation.js";
-import { $, remembered, say, write, written } from "./dom.js";
+import { $, say, write, written } from "./dom.js";
 import { openFile, openKept, refresh, reopen, startNew, toggleList } from "./history.js";
 import { toggleLive } from "./live.js";
 import {
@@ -9,6 +9,7 @@ import {
 } from "./pictures.js";
 import { showSettings } from "./settings.js";
 import { start } from "./start.js";
+import { remembered } from "./store.js";
 import { call } from "./stream.js";
 
 // ---- the question

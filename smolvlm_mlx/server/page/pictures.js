@@ -2,7 +2,8 @@
 // A picture is {url, name, video, options, problem}: a data: URL, a name, whether it is a video,
 // which of its frames are seen, and why it cannot be used, if it was tried.
 
-import { $, make, remember, remembered, say } from "./dom.js";
+import { $, make, say } from "./dom.js";
+import { remember, remembered } from "./store.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
 const VIDEO_ENDINGS = [

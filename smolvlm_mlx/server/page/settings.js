@@ -3,14 +3,15 @@
 
 import { $, make } from "./dom.js";
 import { start } from "./start.js";
+import { everywhere, tab } from "./store.js";
 
 const FIRST = ["max_tokens", "temperature", "top_p", "seed"];  // the others are below "More"
 const LIVE = ["live-question", "live-every"];
 
 export async function showSettings() {
   for (const id of LIVE) {
-    $(id).value = localStorage.getItem(id) ?? $(id).value;
-    $(id).onchange = () => localStorage.setItem(id, $(id).value);
+    $(id).value = everywhere.get(id) ?? $(id).value;
+    $(id).onchange = () => everywhere.set(id, $(id).value);
   }
   for (const setting of (await start).settings) {
     const place = FIRST.includes(setting.name) ? "first-settings" : "more-settings";
@@ -38,8 +39,8 @@ function field(setting) {
   const show = () => { node.value = kept(setting) ?? written(setting.value); };
   node.onchange = () => {
     const isServers = !node.value || node.value === written(setting.value);
-    if (isServers) store(setting).removeItem(setting.name);
-    else store(setting).setItem(setting.name, node.value);
+    if (isServers) store(setting).remove(setting.name);
+    else store(setting).set(setting.name, node.value);
     show();
   };
   show();
@@ -63,11 +64,11 @@ function written(value) {
 }
 
 function store({ typed }) {
-  return typed ? sessionStorage : localStorage;
+  return typed ? tab : everywhere;
 }
 
 function kept(setting) {
-  return store(setting).getItem(setting.name) || null;
+  return store(setting).get(setting.name) || null;
 }
 
 function value(setting) {

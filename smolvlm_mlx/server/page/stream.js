@@ -1,5 +1,7 @@
 // Requests to the server, and answers that come piece by piece.
 
+import { tab } from "./store.js";
+
 const QUIET = 15_000;  // ms without a piece, until the server is asked whether it is still at it
 const PATIENCE = 10_000;  // ms for that answer
 
@@ -9,14 +11,14 @@ const NO_TOKEN = "No valid token: open the address that the server printed when 
 
 // The token comes in the fragment, which no server sees, and does not stay in the address. A tab
 // that was refused takes one that another tab is opened with.
-const tabs = new BroadcastChannel("token");
-let token = sessionStorage.getItem("token");
+const others = new BroadcastChannel("token");
+let token = tab.get("token");
 let refused = false;
 
 function take(given) {
   token = given;
   refused = false;
-  sessionStorage.setItem("token", given);
+  tab.set("token", given);
   document.dispatchEvent(new Event("token"));
 }
 
@@ -25,12 +27,12 @@ function takeGiven() {
   if (!given) return;
   history.replaceState(null, "", location.pathname);
   take(given);
-  tabs.postMessage(given);
+  others.postMessage(given);
 }
 
 takeGiven();
 addEventListener("hashchange", takeGiven);
-tabs.onmessage = ({ data }) => { if (refused) take(data); };
+others.onmessage = ({ data }) => { if (refused) take(data); };
 
 // An id by which the server knows a conversation or a camera again.
 export function newId() {
