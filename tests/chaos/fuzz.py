@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import damage
+from tests.support.mutated import checkpoint, small_checkpoint
 from tests.support.places import ROOT
 
 # What is tried, by name: what comes of a seed, "fine", "refused" or, of a process that decodes,
 # "ended"; what else comes is raised.
 CASES: dict[str, Callable[[int], str]] = {
+    "checkpoints": lambda seed: checkpoint(seed, small_checkpoint()),
     "pictures": damage.picture,
     "pdfs": damage.pdf,
     "videos": damage.video,
@@ -46,7 +48,8 @@ def run_batch(name: str, first: int, end: int) -> None:
 
 def outcomes(name: str, first: int, end: int, seconds: float) -> list[tuple[int, str]]:
     """What came of the seeds from `first` on, up to one that crashes or hangs, or to `end`."""
-    command = [sys.executable, "-m", "tests.chaos.fuzz", name, "--batch", f"{first}", f"{end}"]
+    python = [sys.executable, "-W", "ignore", "-m", "tests.chaos.fuzz"]
+    command = [*python, name, "--batch", f"{first}", f"{end}"]
     lines = queue.SimpleQueue[str]()
     found: list[tuple[int, str]] = []
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as work:

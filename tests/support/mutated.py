@@ -1,15 +1,18 @@
 """Checkpoints with one damaged or hostile file: refused in one line, or loaded. See
 `safetensor_files` for the weights' own mutations."""
 
+import atexit
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convert.random_checkpoint import HF_PREFIXES
+from convert.random_checkpoint import HF_PREFIXES, make
 from smolvlm_mlx import load
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import SmolVLMError
@@ -49,6 +52,14 @@ def make_small(tiny: Path, out: Path) -> Path:
         renamed[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = mx.contiguous(array)
     mx.save_safetensors(str(out / "model.safetensors"), renamed)
     return out
+
+
+@cache
+def small_checkpoint() -> Path:
+    """One for as long as the program runs."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_small(make(folder / "tiny"), folder / "small")
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
