@@ -12,6 +12,7 @@ from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.failures import BUG, Contained, computing
 from smolvlm_mlx.generation.prefill import PromptReader
 from tests.support.pictures import PICTURE, encoded, noise
+from tests.support.videos import encode_video
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_a_chat_goes_on(place: tuple[Any, str], tiny: Path, monkeypatch: Any) ->
     assert answer == generate(*loaded, chat.messages[:-1], SHORT)
 
 
-COMMANDS = ["generate", "chat", "document", "evaluate"]
+COMMANDS = ["generate", "chat", "document", "evaluate", "live"]
 # Pictures that are answered together have a way of their own to read prompts.
 CASES = [(command, place) for command in COMMANDS for place in PLACES]
 CASES += [("caption", place) for place in (PLACES[0], PLACES[2])]
@@ -115,14 +116,16 @@ CASES += [("caption", place) for place in (PLACES[0], PLACES[2])]
 def test_a_command_tells_it_in_a_line(
     command: str, place: tuple[Any, str], call: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    picture, rows = tmp_path / "a.png", tmp_path / "rows.jsonl"
+    picture, rows, clip = (tmp_path / name for name in ("a.png", "rows.jsonl", "a.mp4"))
     picture.write_bytes(encoded(noise(30, 20), "PNG"))
+    clip.write_bytes(encode_video(2))
     rows.write_text('{"image": "a.png", "question": "x", "answer": "y"}\n')
     arguments = {
         "generate": ["What?", "--image", picture],
         "chat": ["--image", picture, "--no-history"],
         "document": [picture, "--output", "text"],
         "caption": [picture, "--out", tmp_path / "out.jsonl"],
+        "live": [clip, "--count", 1],
         "evaluate": [rows, "--out", tmp_path / "results"],
     }[command]
     monkeypatch.setattr(*place, raising(ERRORS[0]))
