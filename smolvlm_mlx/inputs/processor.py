@@ -76,6 +76,7 @@ class Processor:
         settings: how pictures become tiles; replace it, or pass other values to a call.
         sampling: which frames of a video are seen; a video part may have its own fps, max_frames,
             start and end.
+        vocab_size: of the model; a token beyond it is refused.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Processor:
         tokens_per_tile: int,
         template: ChatTemplate | None = None,
         sampling: VideoSampling | None = None,
+        vocab_size: int = 2**31,
     ):
         if IMAGE not in tokenizer.added:
             raise CheckpointError(
@@ -92,6 +94,7 @@ class Processor:
                 "checkpoint"
             )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
+        self.vocab_size = vocab_size
         self.template = template or ChatTemplate(None)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
@@ -113,7 +116,8 @@ class Processor:
             )
         sampling = VideoSampling.from_dict(raw, settings.tile_size)
         template = ChatTemplate(chat_template(folder), special_tokens(folder))
-        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling)
+        vocab_size = config.text_config.vocab_size
+        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling, vocab_size)
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "
@@ -253,7 +257,13 @@ class Processor:
         prompt = pieces[0] + "".join(
             image + piece for image, piece in zip(images, pieces[1:], strict=True)
         )
-        return self.tokenizer.encode_prompt(prompt, mark)
+        ids = self.tokenizer.encode_prompt(prompt, mark)
+        if max(ids, default=0) >= self.vocab_size:
+            raise PromptError(
+                f"a token of the prompt has number {max(ids)}, beyond the model's vocabulary of "
+                f"{self.vocab_size}; copy tokenizer.json from the original checkpoint"
+            )
+        return ids
 
     def _guard(self, part: str | TiledImage, mark: str) -> dict[str, str]:
         """What a template gets of a part: no more than it needs."""
