@@ -729,6 +729,29 @@ def test_a_question_that_is_not_answered_goes_back(kind: str, page: Any, tmp_pat
     assert page.locator("#waiting img").count() == 0
 
 
+COUNT_LOOKS = """
+  const ask = window.fetch;
+  window.looks = {asked: 0, answered: 0};
+  window.fetch = async (path, ...rest) => {
+    if (path !== "/health") return ask(path, ...rest);
+    looks.asked++;
+    const response = await ask(path, ...rest);
+    const whole = new Response(await response.text(), response);
+    looks.answered++;
+    return whole;
+  };
+"""
+
+
+def look(page: Any) -> None:
+    """Let the page ask whether the server lives, which it does after a time, and get the answer."""
+    before = page.evaluate("looks.asked")
+    while page.evaluate("looks.asked") == before:
+        page.clock.fast_forward(16_000)
+        page.wait_for_timeout(20)
+    wait_until(lambda: page.evaluate("looks.asked === looks.answered"))
+
+
 def test_a_silent_server_is_asked_whether_it_lives(
     page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -742,17 +765,10 @@ def test_a_silent_server_is_asked_whether_it_lives(
         return logits(self, hidden)
 
     monkeypatch.setattr(LanguageModel, "logits", held)
+    page.add_init_script(COUNT_LOOKS)
     page.clock.install()
     page.reload()
     page.evaluate("localStorage.setItem('max_tokens', '40')")
-    health: list[Any] = [None]
-    asked: list[str] = []
-
-    def answer(route: Any) -> None:
-        asked.append(route.request.url)
-        route.fulfill(json=health[0]) if health[0] else route.continue_()
-
-    page.route("**/health", answer)
     try:
         page.route(
             "**/v1/chat/completions",
@@ -764,15 +780,13 @@ def test_a_silent_server_is_asked_whether_it_lives(
         page.press("#text", "Enter")
         page.locator(".assistant").wait_for()
         for _ in range(4):  # the server is at it
-            seen_before = len(asked)
-            while len(asked) == seen_before:
-                page.clock.fast_forward(16_000)
-                page.wait_for_timeout(20)
+            look(page)
         assert page.locator(".cut").count() == 0
-        health[0] = {"running": 0, "waiting": 0}
-        while page.locator(".cut").count() == 0:
-            page.clock.fast_forward(16_000)
-            page.wait_for_timeout(20)
+        idle = {"running": 0, "waiting": 0}
+        page.route("**/health", lambda route: route.fulfill(json=idle))
+        for _ in range(2):
+            look(page)
+        page.locator(".cut").wait_for()
         assert page.inner_text(".cut") == "Cut off: the server is no longer at this answer"
     finally:
         more.set()
