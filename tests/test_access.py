@@ -62,6 +62,7 @@ def test_cookie_and_key_let_in_as_the_token_does() -> None:
         f"{right}0": False,
         right.replace("-1=", "-2="): False,
         cookie_of(guard, OTHER_KEY): False,
+        cookie_of(guard, host="a:2").replace("-2=", "-1="): False,
         "smolvlm-mlx-1=right": False,
     }
     bearers = {"": None, "Bearer right": True, "bearer right": True, "Bearer wrong": False}

@@ -45,9 +45,11 @@ class Access:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             if is_same(given, token) or (key and self._is_ticket(given)):
-                return [_set_cookie(scope, headers, _seal(token, key))] if key else []
-        elif key and any(is_same(seal, _seal(token, key)) for seal in _cookies(scope, headers)):
-            return []
+                return [_set_cookie(scope, headers, _seal(token, headers, key))] if key else []
+        elif key:
+            seal = _seal(token, headers, key)
+            if any(is_same(value, seal) for value in _cookies(scope, headers)):
+                return []
         why = "no valid token; send the header: Authorization: Bearer TOKEN"
         raise HTTPException(401, why, {"www-authenticate": "Bearer"})
 
@@ -64,10 +66,11 @@ def is_same(given: str, secret: str) -> bool:
     return hmac.compare_digest(given.encode(), secret.encode())
 
 
-def _seal(token: str, key: str) -> str:
-    """What the cookie beside a key holds: only who has the token can make it, and the token does
-    not follow from it."""
-    return hmac.new(token.encode(), f"page {key}".encode(), sha256).hexdigest()
+def _seal(token: str, headers: Headers, key: str) -> str:
+    """What the cookie beside a key holds, at one name and port: only who has the token can make it,
+    and the token does not follow from it."""
+    place = headers["host"].lower()
+    return hmac.new(token.encode(), f"page {place} {key}".encode(), sha256).hexdigest()
 
 
 def _name(scope: Scope, headers: Headers) -> str:
