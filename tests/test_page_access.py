@@ -65,7 +65,7 @@ def address(server: Running) -> str:
 def is_in(page: Any) -> bool:
     """Whether the page has come in, which it has or asks for the token."""
     page.locator("#token-dialog[open], #model:not(:empty)").first.wait_for()
-    return page.locator("#token-dialog[open]").count() == 0
+    return not page.locator("#token-dialog").is_visible()
 
 
 def open_in(context: Any, address: str) -> Any:
@@ -119,7 +119,7 @@ def test_a_tab_that_has_the_page_takes_the_address(context: Any, address: str) -
     page.locator("#token-dialog").wait_for(state="hidden")
     page.locator("#model:not(:empty)").wait_for()
     assert (page.url, page.title()) == (address, "the same")  # nothing was loaded again
-    assert page.locator("#settings input").count() > 4
+    page.locator("#settings input").nth(4).wait_for(state="attached")
     context.clear_cookies()
     page.evaluate(f"location.hash = '{FRAGMENT}x'")
     page.locator("#list-toggle").click()
@@ -149,11 +149,15 @@ def test_a_token_is_pasted(kind: str, context: Any, address: str) -> None:
         page.evaluate("document.getElementById('token-problem').textContent = ''")
         paste(page, text)
         page.get_by_text("That is not the token of this server").wait_for()
+    page.route("**/v1/models", lambda route: route.abort("connectionrefused"))
+    paste(page, "right")
+    page.get_by_text("The server cannot be reached").wait_for()
+    page.unroute("**/v1/models")
     paste(page, PASTED[kind])
     for tab in (page, other):
         tab.locator("#token-dialog").wait_for(state="hidden")
         assert is_in(tab)
-        assert tab.locator("#settings input").count() > 4
+        tab.locator("#settings input").nth(4).wait_for(state="attached")
     assert page.input_value("#token-field") == ""
 
 

@@ -53,8 +53,8 @@ Token = Annotated[
     str | None,
     typer.Option(
         envvar="SMOLVLM_MLX_TOKEN",
-        help="Bearer token of this run, which other users of this machine see among its processes; "
-        "in the environment they do not. Else the one that is kept.",
+        help="Bearer token of this run; else the one that is kept. Other users of this machine see "
+        "it in the list of processes, but not in the environment.",
     ),
 ]
 NewToken = Annotated[

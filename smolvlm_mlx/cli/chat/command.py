@@ -39,7 +39,8 @@ Web = Annotated[
 Port = Annotated[
     int | None,
     typer.Option(
-        help=f"Port of the page; 0 for any. [default: {PAGE_PORT}, or the next that is free]",
+        help="Port of the page; 0 for any.",
+        show_default=f"{PAGE_PORT}, or the next that is free",
         min=0,
         max=65535,
     ),

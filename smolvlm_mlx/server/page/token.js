@@ -5,13 +5,14 @@ import { $ } from "./dom.js";
 import { everywhere } from "./store.js";
 
 const WRONG = "That is not the token of this server. It printed the right one when it was started.";
+const AWAY = "The server cannot be reached. Is it running?";
 const IN_ADDRESS = /#token=([^\s&]*)/;
 
 const tabs = new BroadcastChannel("token");
 let token = null;  // for as long as there is no cookie
-let isWrong = false;  // the one that was given last
-let isRefused = false;  // this page, since when nobody gave one
-let waiting = null;  // for a token: {promise, end}, where the end says whether there is one
+let problem = "";  // with the one that was given last
+let isRefused = false;  // this page, and nobody gave one since
+let waiting = null;  // for a token: {promise, done}; the promise says whether there is one
 let entering = takeGiven();
 
 // What `fetch` answers; where the server wants a token for something that is only read, once
@@ -66,16 +67,19 @@ function tokenIn(text) {
 // Let the server try a token.
 async function enter(given) {
   token = given || null;
-  isWrong = !given;
+  problem = given ? "" : WRONG;
   if (!given) return;
   try {
-    const { status, ok } = await fetch("/v1/models", { headers: credentials() });
-    isWrong = status === 401;
-    if (isWrong || navigator.cookieEnabled) token = null;
-    if (!ok) return;
-    tabs.postMessage("entered");
-    end(true);
-  } catch { /* what is asked for next says that the server is away */ }
+    const { ok } = await fetch("/v1/models", { headers: credentials() });
+    problem = ok ? "" : WRONG;
+  } catch {
+    problem = AWAY;
+    return;  // the token goes with what is asked for next
+  }
+  if (problem || navigator.cookieEnabled) token = null;
+  if (problem) return;
+  tabs.postMessage("entered");
+  end(true);
 }
 
 addEventListener("hashchange", () => { entering = takeGiven(); });
@@ -89,7 +93,7 @@ function tokenGiven() {
   if (!waiting) {
     waiting = {};
     waiting.promise = new Promise(done => { waiting.done = done; });
-    $("token-problem").textContent = isWrong ? WRONG : "";
+    $("token-problem").textContent = problem;
     $("token-field").value = "";
     $("token-dialog").showModal();
   }
@@ -111,7 +115,6 @@ $("token-later").onclick = () => $("token-dialog").close();
 $("token-form").onsubmit = async event => {
   event.preventDefault();
   await enter(tokenIn($("token-field").value));
-  if (!isWrong) return;
-  $("token-problem").textContent = WRONG;
-  $("token-field").select();
+  $("token-problem").textContent = problem;
+  if (problem) $("token-field").select();
 };
