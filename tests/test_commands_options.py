@@ -337,6 +337,7 @@ def test_what_cannot_be_done_is_refused_by_name(
         ("info --revision v1", "--revision", "there is no checkpoint"),
         ("document {a} -m tiny --output text --pages 2", "--pages", "no page is a PDF's"),
         ("document {a} -m tiny --output text --dpi 99", "--dpi", "no page is a PDF's"),
+        ("chat -m tiny --no-history --port 5", "--port", "without --web"),
         ("convert tiny {out} --group-size 32", "--group-size", "nothing is quantized"),
         ("generate Hi -m tiny -n 2 --revision main", "", ""),
     ],

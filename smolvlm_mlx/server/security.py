@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import quote
 from ..generation.scheduler import BusyError
 from .access import Access, Added
 from .budget import Budget
@@ -96,7 +97,8 @@ class Guard:
             raise HTTPException(400, "the request names a whole URL; name the path alone")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            raise HTTPException(403, "this host name is not allowed; --allow-host adds one")
+            why = f"the host name {quote(', '.join(hosts))} is not allowed; --allow-host adds it"
+            raise HTTPException(403, why)
         if origin is not None and origin not in self._origins:
             raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
         is_open = scope["path"] in self._open_paths or scope["method"] == "OPTIONS"
