@@ -11,7 +11,7 @@ from typing import Any
 
 from smolvlm_mlx.cli import serve, token
 from smolvlm_mlx.errors import ServerError
-from smolvlm_mlx.server.assets import ASSETS
+from smolvlm_mlx.server.assets import ASSETS, FOLDER
 from smolvlm_mlx.server.security import Guard
 from tests.support.cli import KEY, let_answer
 from tests.support.http import DIRECT, TOKEN, Running
@@ -160,6 +160,15 @@ def test_the_page_without_a_token_holds_nothing(server: Running) -> None:
             assert TOKEN not in page.text
             assert page.headers["referrer-policy"] == "no-referrer"
         assert {client.get(path).status_code for path in ("/page/start", "/conversations")} == {401}
+
+
+def test_what_secure_pages_alone_have_is_asked_for_in_one_place() -> None:
+    """Over http from another machine there is none of it."""
+    words = (
+        r"navigator\.(clipboard|mediaDevices|serviceWorker|locks|share)|crypto\.(randomUUID|subtle)"
+    )
+    found = {path.name for path in FOLDER.glob("*.js") if re.search(words, path.read_text("utf-8"))}
+    assert found == {"secure.js"}
 
 
 # ---- the token that is kept
