@@ -2,6 +2,7 @@
 the port that stay the same."""
 
 import asyncio
+import os
 import re
 import socket
 import stat
@@ -220,6 +221,15 @@ def test_a_token_that_others_could_read_is_replaced(
     assert token.kept_token() != first
     assert f"{kept}: others could read it; there is a new" in capsys.readouterr().err
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_another_user_s_token_is_replaced(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, user = token.kept_token(), os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    assert token.kept_token() != first
+    assert f"{kept}: another user's; there is a new token" in capsys.readouterr().err
 
 
 def test_a_link_to_a_token_is_replaced(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,7 +250,7 @@ def test_what_secure_pages_alone_may_do_is_done_or_explained(context: Any, serve
     answer = page.locator(".assistant .text").inner_text()
     assert page.evaluate("document.activeElement.textContent") == "Copy"
     page.focus("#text")
-    page.keyboard.press("Control+v")
+    page.keyboard.press("ControlOrMeta+v")
     assert page.input_value("#text") == answer
     for button in ("#camera", "#live-toggle"):
         page.evaluate("document.getElementById('problem').textContent = ''")
