@@ -199,14 +199,17 @@ def _open_already(path: Path) -> int | None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """An empty file beside `path` to write into, with its ending, which becomes `path` at the end,
     in place of one that is there; or is gone if anything fails.
+
+    Args:
+        mode: who may do what with it, from its beginning on, less what the umask forbids.
 
     Raises:
         OSError: no access, no such folder, no space, ...
     """
-    with _partial(path, lambda partial: partial.touch(exist_ok=False)) as partial:
+    with _partial(path, lambda partial: partial.touch(mode, exist_ok=False)) as partial:
         yield partial
         _sync(partial)
         partial.replace(path)

@@ -144,9 +144,16 @@ def patient_templates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The command line in this process: exit code, stdout, stderr."""
-    from smolvlm_mlx.cli import main
+def call(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    """The command line in this process: exit code, stdout, stderr. It keeps its token apart."""
+    from smolvlm_mlx.cli import main, token
+
+    kept = tmp_path_factory.mktemp("kept") / "token"
+    monkeypatch.setattr(token, "token_file", lambda: kept)
 
     def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["smolvlm-mlx", *map(str, arguments)])

@@ -295,6 +295,9 @@ def test_instructions_go_before_those_of_a_conversation_that_goes_on(
         ("live {a} --camera 0", "a file and --camera"),
         ("serve --no-token --token x", "--token and --no-token"),
         ("serve --token=", "--token is empty"),
+        ("serve --token a --new-token", "--token and --new-token; give one"),
+        ("serve --new-token --no-token", "--new-token and --no-token; give one"),
+        ("serve --token ä", "--token: give ASCII letters"),
         ("serve --allow-origin friend.example", "'friend.example': give one such as https://"),
         ("serve --allow-origin https://a.example/b", "'https://a.example/b': give one such as"),
         *[
@@ -334,6 +337,7 @@ def test_what_cannot_be_done_is_refused_by_name(
         ("info --revision v1", "--revision", "there is no checkpoint"),
         ("document {a} -m tiny --output text --pages 2", "--pages", "no page is a PDF's"),
         ("document {a} -m tiny --output text --dpi 99", "--dpi", "no page is a PDF's"),
+        ("chat -m tiny --no-history --port 5", "--port", "without --web"),
         ("convert tiny {out} --group-size 32", "--group-size", "nothing is quantized"),
         ("generate Hi -m tiny -n 2 --revision main", "", ""),
     ],
@@ -435,11 +439,12 @@ def test_names_and_origins_that_are_allowed_are_let_in(
     def ask(client: httpx2.Client) -> None:
         port = client.base_url.port
         for name in ("localhost:{port}", *names, "other.example:{port}"):
-            headers = {"host": name.format(port=port), **({"origin": origin} if origin else {})}
+            headers = {"host": name.format(port=port), "authorization": "Bearer t"}
+            headers |= {"origin": origin} if origin else {}
             found[name] = client.get("/v1/models", headers=headers).status_code
 
     opened = let_answer(monkeypatch, ask)
-    words = f"serve -m tiny --port 0 --open --no-history {flags}"
+    words = f"serve -m tiny --port 0 --open --no-history --token t {flags}"
     assert call(*words.split())[0] == 0
     assert found == {
         **dict.fromkeys(("localhost:{port}", *names), 200),

@@ -18,6 +18,7 @@ from smolvlm_mlx.files import (
     append_file,
     expanded,
     lock,
+    new_file,
     new_folder,
     read_json,
     read_json_if_there,
@@ -119,6 +120,20 @@ def test_a_folder_that_may_not_stay_is_gone(
     with pytest.raises(OSError, match="no space"):
         make()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_file_is_private_from_its_beginning(tmp_path: Path) -> None:
+    """Whatever others may do with new files, and with the one that was there."""
+    (tmp_path / "token").touch(0o666)
+    before = os.umask(0)
+    try:
+        with new_file(tmp_path / "token", 0o600) as partial:
+            assert partial.stat().st_mode & 0o777 == 0o600
+        with new_file(tmp_path / "other") as partial:
+            assert partial.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("fails", [False, True])

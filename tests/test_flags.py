@@ -115,6 +115,7 @@ ELSEWHERE = {
         for name in ("fps", "max-frames", "start", "end")
     },
     "chat": {
+        "--port": "test_access.py::test_the_page_has_a_port_of_its_own",
         "--resume": "test_commands_options.py::test_instructions_go_before_those_of_a_conversation",
         "--web": "test_commands_options.py::test_what_is_typed_for_the_page_is_what_it_begins_with",
     },
@@ -146,6 +147,7 @@ ELSEWHERE = {
     },
     "serve": {
         "--port": "test_server.py::test_a_port_that_is_taken",
+        "--new-token": "test_access.py::test_a_browser_comes_back_after_a_restart",
         **dict.fromkeys(
             ("--host", "--allow-host", "--allow-origin"),
             "test_commands_options.py::test_names_and_origins_that_are_allowed_are_let_in",
@@ -238,7 +240,7 @@ def outcome(
 
 def ask(client: httpx2.Client) -> list[object]:
     """What a server says to somebody with a token, and to somebody without."""
-    client.headers.pop("authorization", None)
+    client.cookies.clear()
     found: list[object] = []
     for headers in ({"authorization": "Bearer other"}, {}):
         body = question("Hi", "http://127.0.0.1/a.png")

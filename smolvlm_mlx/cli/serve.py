@@ -2,11 +2,14 @@
 otherwise."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from errno import EADDRINUSE
 from ipaddress import IPv6Address, ip_address
+from itertools import islice
 from socket import (
     AF_INET,
     AI_PASSIVE,
@@ -20,6 +23,7 @@ from socket import (
 )
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote as percent_encoded
 
 import typer
 
@@ -29,20 +33,33 @@ from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import CHAT
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
+from .token import checked_token, kept_token, random_token
 
 if TYPE_CHECKING:
     from ..server.app import Service
     from ..server.start import Start
 
 LOCAL = "127.0.0.1"
+PAGE_PORT = 7665  # of `chat --web`, where bookmarks find it: SMOL on the keys of a phone
+PAGE_PORTS = 20  # that are tried, from that one on
 CONVERSATIONS = 16  # whose keys and values are kept
 SHOW_CURSOR = b"\x1b[?25h"  # which a bar hides
 GRACE_SECONDS = 6  # for answers under way, after SIGTERM
+QUIET = {"log_level": "warning", "access_log": False, "use_colors": False, "server_header": False}
 HISTORY_SECONDS = 3  # to wait for another process that writes to it
 
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)]
 Token = Annotated[
-    str | None, typer.Option(envvar="SMOLVLM_MLX_TOKEN", help="Bearer token; else a random one.")
+    str | None,
+    typer.Option(
+        envvar="SMOLVLM_MLX_TOKEN",
+        help="Bearer token of this run; else the one that is kept. Other users of this machine see "
+        "it in the list of processes, but not in the environment.",
+    ),
+]
+NewToken = Annotated[
+    bool,
+    typer.Option("--new-token", help="Keep another token; browsers have to be let in again."),
 ]
 NoToken = Annotated[bool, typer.Option("--no-token", help="Let in everyone who can reach it.")]
 AllowUrls = Annotated[
@@ -65,6 +82,10 @@ OpenPage = Annotated[bool, typer.Option("--open", help="Open the page in the bro
 Answers = Annotated[Options, Flags(without=("kv_bits",))]
 
 
+class PortError(ServerError):
+    """Another program listens there."""
+
+
 def serve(
     context: typer.Context,
     model: Model = DEFAULT_MODEL,
@@ -72,6 +93,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOCAL,
     port: Port = 8080,
     token: Token = None,
+    new_token: NewToken = False,
     no_token: NoToken = False,
     allow_host: AllowHost = None,
     allow_origin: AllowOrigin = None,
@@ -86,19 +108,19 @@ def serve(
 
     How answers are generated and pictures are cut is for requests that say nothing of it.
     """
-    if no_token and typed(context, "token"):
-        raise ServerError("--token and --no-token; give one of them")
-    if token == "":
-        raise ServerError("--token is empty; leave it out for a random one")
+    flags = typed(context, "token", "new_token", "no_token")
+    if "," in flags:
+        raise ServerError(f"{flags.replace(', ', ' and ')}; give one of them")
     origins = [_origin(origin) for origin in allow_origin or []]
-    secret = None if no_token else token or new_token()
+    own = None if token is None or new_token or no_token else checked_token(token)
     with leaving_at_once(), listen(host, port) as listener:
         from ..server.start import Start
 
+        secret = None if no_token else own or kept_token(new=new_token)
         start = Start([*given(context, options), *given(context, image_options)])
         settings = (options, image_options, start)
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
-        run_server(service, listener, secret, open_page, [host, *(allow_host or ())], origins)
+        run_server(service, listener, secret, open_page, host, allow_host or (), origins)
 
 
 @contextmanager
@@ -173,6 +195,7 @@ def run_server(
     listener: socket,
     secret: str | None,
     open_page: bool,
+    host: str = LOCAL,
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> None:
@@ -180,7 +203,7 @@ def run_server(
 
     Args:
         secret: the token that requests need; None lets everyone in.
-        hosts: names of this server, HOST or HOST:PORT, beside its local ones.
+        host: where it listens; `hosts` are its other names, HOST or HOST:PORT.
         origins: of web pages that may ask.
 
     Raises ServerError: the engine has failed.
@@ -192,16 +215,16 @@ def run_server(
     from ..server.connections import options
 
     address, port = _address(listener)
-    _show_page(f"http://{address}:{port}", secret, open_page)
-    names = [*host_headers([LOCAL, "localhost", "::1", address, *hosts], port)]
+    pages = [f"http://{address}:{port}", *_urls(hosts, port)]
+    _show_page(pages, secret)
+    ticket = random_token() if secret and open_page else None
+    if open_page:
+        _open_page(pages[0], ticket)
+    names = [*host_headers([LOCAL, "localhost", "::1", address, host, *hosts], port)]
     config = uvicorn.Config(
-        make_app(service, names, secret, list(origins)),
-        log_level="warning",
-        access_log=False,
-        use_colors=False,
-        server_header=False,
+        make_app(service, names, secret, list(origins), ticket),
         timeout_graceful_shutdown=1,  # after what `Server` waits for
-        **options(),
+        **{**QUIET, **options()},
     )
     # At its end uvicorn raises the signal again that it has ended for, which is `leave`'s.
     server = Server(config, service.requests, service.scheduler, GRACE_SECONDS, leave)
@@ -221,12 +244,11 @@ def host_headers(names: Iterable[str], port: int) -> Iterator[str]:
     for name in map(_bracketed, names):
         if name in ("", "0.0.0.0", "[::]"):
             continue
-        if ":" in name.rpartition("]")[2]:
-            yield name
-            continue
-        yield f"{name}:{port}"
-        if port == 80:  # which browsers leave out
-            yield name
+        whole = name if ":" in name.rpartition("]")[2] else f"{name}:{port}"
+        yield whole
+        bare, _, number = whole.rpartition(":")
+        if number in ("80", "443"):  # which browsers leave out, the latter for https
+            yield bare
 
 
 def _bracketed(host: str) -> str:
@@ -250,29 +272,53 @@ def _origin(origin: str) -> str:
     return f"{scheme}://{host}".lower()
 
 
-def _show_page(address: str, secret: str | None, open_page: bool) -> None:
-    """Say where the page and the API are, and open the page if wanted."""
-    page = f"{address}/" + (f"#token={secret}" if secret else "")
-    print(
-        f"page: {page}\nAPI:  {address}/v1" + (f"  token: {secret}" if secret else ""), flush=True
-    )
-    if open_page:
-        import webbrowser
-
-        webbrowser.open(page)
+def _show_page(addresses: Sequence[str], secret: str | None) -> None:
+    """Say where the page is, on this machine and under other names, and the API."""
+    pages = "\n      ".join(_with_token(address, secret) for address in dict.fromkeys(addresses))
+    token = f"  token: {secret}" if secret else ""
+    print(f"page: {pages}\nAPI:  {addresses[0]}/v1{token}", flush=True)
 
 
-def new_token() -> str:
-    import secrets
+def _urls(names: Iterable[str], port: int) -> Iterator[str]:
+    """The addresses of other names; at the port of https there is a proxy that speaks it."""
+    for name in names:
+        for host in islice(host_headers([name], port), 1):
+            scheme = "https" if host.endswith(":443") else "http"
+            yield f"{scheme}://{re.sub(':(80|443)$', '', host)}"
 
-    return secrets.token_urlsafe(24)
+
+def _open_page(address: str, ticket: str | None) -> None:
+    import webbrowser
+
+    webbrowser.open(_with_token(address, ticket))
+
+
+def _with_token(address: str, token: str | None) -> str:
+    """The page's address. Browsers send no server what is after #, and the page takes it away."""
+    return f"{address}/" + (f"#token={percent_encoded(token, safe='')}" if token else "")
+
+
+def listen_for_page(port: int | None) -> socket:
+    """Listen on this machine at a port; where none is wanted at the page's own, or the next that is
+    free, which is said.
+
+    Raises ServerError: it is taken.
+    """
+    for number in range(PAGE_PORT, PAGE_PORT + PAGE_PORTS) if port is None else ():
+        with suppress(PortError):
+            listener = listen(LOCAL, number)
+            if number != PAGE_PORT:
+                why = f"port {PAGE_PORT} is taken, maybe by another page; this one is at {number}"
+                print(f"smolvlm-mlx: {why}", file=sys.stderr)
+            return listener
+    return listen(LOCAL, PAGE_PORT if port is None else port)
 
 
 def listen(host: str, port: int) -> socket:
     """Listen at an address, or at the first that a name has: one of IPv4 if there is one.
 
     Raises:
-        ServerError: it is no address of this machine, or is taken.
+        ServerError: it is no address of this machine, or, as PortError, is taken.
     """
     bare = host.removeprefix("[").removesuffix("]")
     try:
@@ -283,7 +329,7 @@ def listen(host: str, port: int) -> socket:
         # A name that is not found has a number of its own.
         number = None if isinstance(error, gaierror | TypeError | UnicodeError) else error.errno
         why = os.strerror(number) if number else getattr(error, "strerror", None) or "no host name"
-        raise ServerError(
+        raise (PortError if number == EADDRINUSE else ServerError)(
             f"{host}:{port}: cannot listen there ({why}); choose another --host or --port"
         ) from error
     # Without it answers wait 40 ms; asyncio sets it for its own sockets alone.

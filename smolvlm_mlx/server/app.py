@@ -341,7 +341,11 @@ class EventStream(StreamingResponse):
 
 
 def make_app(
-    service: Service, hosts: list[str], token: str | None, origins: Sequence[str] = ()
+    service: Service,
+    hosts: list[str],
+    token: str | None,
+    origins: Sequence[str] = (),
+    ticket: str | None = None,
 ) -> Starlette:
     """The application behind its guard."""
 
@@ -355,7 +359,12 @@ def make_app(
         middleware=[
             Middleware(Tracked, requests=service.requests),
             Middleware(
-                Guard, hosts=hosts, token=token, origins=origins, open_paths=[*ASSETS, "/health"]
+                Guard,
+                hosts=hosts,
+                token=token,
+                origins=origins,
+                open_paths=[*ASSETS, "/health"],
+                ticket=ticket,
             ),
         ],
         exception_handlers={

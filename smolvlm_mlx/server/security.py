@@ -2,13 +2,12 @@
 may take.
 
 `Guard` is ASGI middleware: exact Host and Origin (a page from elsewhere, or a name that was made to
-point here, gets nothing), a bearer token for all but the page itself, and limits of bodies, which
-are read only where a route asks for them. Who is refused before his body has come has his
-connection closed; `connections.py` has the rest of what connections may do.
+point here, gets nothing), `Access` for all but the page itself, and limits of bodies, which are
+read only where a route asks for them. Who is refused before his body has come has his connection
+closed; `connections.py` has the rest of what connections may do.
 """
 
 import asyncio
-import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import quote
 from ..generation.scheduler import BusyError
+from .access import Access, Added
 from .budget import Budget
 from .connections import REQUEST_SECONDS, SECURITY_HEADERS
 from .openai import error_body
@@ -33,7 +34,7 @@ class Guard:
 
     Args:
         hosts: names with port that requests may call this server by, as in their Host header.
-        token: None lets everyone in who can reach it.
+        token, ticket: as `Access` has them.
         open_paths: what needs no token: the files of the page, which hold nothing.
     """
 
@@ -44,17 +45,21 @@ class Guard:
         token: str | None,
         origins: Iterable[str],
         open_paths: Iterable[str],
+        ticket: str | None = None,
     ):
-        self._app, self._token, self._open_paths = app, token, frozenset(open_paths)
+        self._app, self._open_paths = app, frozenset(open_paths)
+        self._access = Access(token, ticket)
         self._hosts, self._cors = frozenset(host.lower() for host in hosts), frozenset(origins)
-        self._origins = self._cors | {f"http://{host}" for host in self._hosts}
+        # A name with the port of https is that of a proxy, which speaks it.
+        secure = {f"https://{host}" for host in self._hosts if f"{host}:443" in self._hosts}
+        self._origins = self._cors | secure | {f"http://{host}" for host in self._hosts}
         self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        origin, is_refused = headers.get("origin"), False
+        origin, is_refused, added = headers.get("origin"), False, Added()
         body = Body(self._bodies, scope, headers, receive)
 
         async def secured(message: Message) -> None:
@@ -63,12 +68,13 @@ class Guard:
                     *message.get("headers", []),
                     *SECURITY_HEADERS,
                     *self._cors_headers(origin),
+                    *added,
                     *([(b"connection", b"close")] if is_refused or body.is_coming else []),
                 ]
             await send(message)
 
         try:
-            self._check(scope, headers, origin)
+            added += self._check(scope, headers, origin)
         except HTTPException as refused:
             is_refused = True
             kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
@@ -83,30 +89,26 @@ class Guard:
         finally:
             body.forget()
 
-    def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
+    def _check(self, scope: Scope, headers: Headers, origin: str | None) -> Added:
+        """Return what the answer says beside what the application does."""
         if len(scope["headers"]) > MAX_HEADERS:
             raise HTTPException(431, f"the request has more than {MAX_HEADERS} headers")
         if not scope["path"].startswith("/"):
             raise HTTPException(400, "the request names a whole URL; name the path alone")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            raise HTTPException(403, "this host name is not allowed; --allow-host adds one")
+            why = f"the host name {quote(', '.join(hosts))} is not allowed; --allow-host adds it"
+            raise HTTPException(403, why)
         if origin is not None and origin not in self._origins:
             raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
         is_open = scope["path"] in self._open_paths or scope["method"] == "OPTIONS"
-        if self._token is not None and not is_open:
-            self._check_token(headers, self._token)
+        added = [] if is_open else self._access.admit(scope, headers)
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers and "content-length" in headers:
             raise HTTPException(400, "the body has a length, and is sent in chunks; do one of them")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body has {length} bytes; the limit is {MAX_BODY_BYTES}")
-
-    def _check_token(self, headers: Headers, token: str) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), token.encode()):
-            why = "no valid token; send the header: Authorization: Bearer TOKEN"
-            raise HTTPException(401, why, {"www-authenticate": "Bearer"})
+        return added
 
     def _cors_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._cors:

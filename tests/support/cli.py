@@ -16,6 +16,7 @@ import httpx2
 import pytest
 import uvicorn
 
+KEY = {"x-page-key": "0123456789abcdef" * 2}  # as a page makes up
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
 
 
@@ -50,19 +51,21 @@ def check_refused(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def let_answer(monkeypatch: pytest.MonkeyPatch, ask: Callable[[httpx2.Client], None]) -> list[str]:
-    """Let a server that a command starts in this process be asked once, with the token of the page
-    that it opens, and then end. Returns the addresses of pages that were opened."""
+    """Let a server that a command starts in this process be asked once, as the page that it opens
+    asks, and then end. Returns the addresses of pages that were opened."""
     opened: list[str] = []
     run = uvicorn.Server.run
 
     def answer(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        (host, port), token = sockets[0].getsockname(), "".join(opened).partition("#token=")[2]
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+        (host, port), ticket = sockets[0].getsockname(), "".join(opened).partition("#token=")[2]
 
         def client() -> None:
             base = f"http://{host}:{port}"
-            with httpx2.Client(base_url=base, headers=headers, timeout=60, **DIRECT) as asking:
+            with httpx2.Client(base_url=base, headers=KEY, timeout=60, **DIRECT) as asking:
                 try:
+                    # For a cookie, which the client has from then on.
+                    given = {"authorization": f"Bearer {ticket}"} if ticket else {}
+                    asking.get("/v1/models", headers=given)
                     ask(asking)
                 finally:
                     self.should_exit = True

@@ -24,6 +24,7 @@ import pytest
 import uvicorn
 
 TOKEN = "right token"
+INSECURE = "smolvlm.test"  # another name of the server, from where browsers trust nothing
 DIRECT: Any = {"trust_env": False, "verify": False}  # no proxies, and no time for certificates
 
 
@@ -93,9 +94,8 @@ def listening(service: Service, **options: Any) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     port = listener.getsockname()[1]
-    app = make_app(
-        service, [f"127.0.0.1:{port}", f"localhost:{port}"], TOKEN, ["https://friend.example"]
-    )
+    names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", INSECURE)]
+    app = make_app(service, names, TOKEN, ["https://friend.example"])
     config = uvicorn.Config(
         app,
         log_level="warning",

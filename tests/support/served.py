@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ class Served:
 
     process: "subprocess.Popen[str]"
     port: int
+    page: str  # the line that it prints of it
 
     def client(self, **headers: str) -> httpx2.Client:
         return httpx2.Client(
@@ -58,11 +59,13 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def launch(home: Path, changes: str = "") -> "subprocess.Popen[str]":
+def launch(
+    home: Path, changes: str = "", options: Sequence[str] = OPTIONS
+) -> "subprocess.Popen[str]":
     """Start one, after these lines of Python in its process."""
     program = f"{changes}\nfrom smolvlm_mlx.cli.main import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", program, *OPTIONS],
+        [sys.executable, "-c", program, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,13 +74,15 @@ def launch(home: Path, changes: str = "") -> "subprocess.Popen[str]":
 
 
 @contextmanager
-def serving_alone(home: Path, changes: str = "") -> Iterator[Served]:
+def serving_alone(
+    home: Path, changes: str = "", options: Sequence[str] = OPTIONS
+) -> Iterator[Served]:
     """One that answers; ended if it has not ended by itself."""
-    with launch(home, changes) as process:
+    with launch(home, changes, options) as process:
         try:
             assert process.stdout is not None
             page = process.stdout.readline()
             port = int(page.split()[1].partition("#")[0].rstrip("/").rpartition(":")[2])
-            yield Served(process, port)
+            yield Served(process, port, page)
         finally:
             process.kill()

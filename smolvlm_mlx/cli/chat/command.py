@@ -15,8 +15,9 @@ from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
 from ..history import as_text
-from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, given
-from ..serve import LOCAL, leaving_at_once, listen, load_service, new_token, run_server
+from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, given, note_unused
+from ..serve import PAGE_PORT, leaving_at_once, listen_for_page, load_service, run_server
+from ..token import kept_token
 
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
@@ -35,6 +36,15 @@ Resume = Annotated[
 Web = Annotated[
     bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
 ]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Port of the page; 0 for any.",
+        show_default=f"{PAGE_PORT}, or the next that is free",
+        min=0,
+        max=65535,
+    ),
+]
 NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this conversation.")]
 
 
@@ -45,6 +55,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     resume: Resume = None,
     web: Web = False,
+    port: Port = None,
     no_history: NoHistory = False,
     options: Annotated[Options, Flags(WITHOUT)] = CHAT,
     image_options: ImageOptions = ImageOptions(),
@@ -64,8 +75,8 @@ def chat(
     if web:
         typed = [*given(context, options), *given(context, image_options)]
         settings = (options, image_options, _start(typed, system, image or [], id))
-        _run_page(model, loading, settings, not no_history)
-        return
+        return _run_page(model, loading, settings, not no_history, port)
+    note_unused(context, "without --web", "port")
     loaded, folder = loading.load(model), None if no_history else cache_folder()
     conversation = Chat(
         *loaded, options, system=system, image_options=image_options, cache_folder=folder
@@ -115,15 +126,16 @@ def _run_page(
     loading: Loading,
     settings: "tuple[Options, ImageOptions, Start]",
     keep_history: bool,
+    port: int | None,
 ) -> None:
     """The conversation in the browser, until Ctrl-C."""
     from ...server.security import MAX_BODY_BYTES
 
-    with leaving_at_once(), listen(LOCAL, 0) as listener:
+    with leaving_at_once(), listen_for_page(port) as listener:
         service = load_service(model, loading, *settings, keep_history)
         # Whoever has the token is the user, whose own pictures may be large.
         service.limits = replace(service.limits, max_bytes=MAX_BODY_BYTES, max_pixels=None)
-        run_server(service, listener, new_token(), open_page=True)
+        run_server(service, listener, kept_token(), open_page=True)
 
 
 def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":

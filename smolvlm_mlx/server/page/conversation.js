@@ -3,6 +3,7 @@
 import { $, make, say, write } from "./dom.js";
 import { messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
+import { copy } from "./secure.js";
 import { chosen } from "./settings.js";
 import { remember, remembered } from "./store.js";
 import { complete, newId } from "./stream.js";
@@ -32,8 +33,8 @@ function buttons(at) {
   const { role, text } = conversation.messages[at];
   if (role === "user") return [["Edit", () => edit(at)]];
   if (role !== "assistant") return [];
-  const copy = ["Copy", () => navigator.clipboard.writeText(text)];
-  return at === conversation.messages.length - 1 ? [copy, ["Retry", retry]] : [copy];
+  const copying = ["Copy", () => copy(text).catch(error => say(error.message))];
+  return at === conversation.messages.length - 1 ? [copying, ["Retry", retry]] : [copying];
 }
 
 function removePicture(message, picture) {

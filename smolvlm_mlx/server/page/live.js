@@ -3,6 +3,7 @@
 
 import { $, make, say } from "./dom.js";
 import { asPart } from "./pictures.js";
+import { openStream } from "./secure.js";
 import { chosen } from "./settings.js";
 import { start } from "./start.js";
 import { complete, newId } from "./stream.js";
@@ -35,8 +36,7 @@ async function turnOn() {
 }
 
 async function openCamera(mine) {
-  const video = { width: { ideal: 1280 } };
-  mine.stream = await navigator.mediaDevices.getUserMedia({ video });
+  mine.stream = await openStream(1280);
   if (mine !== live) return endTracks(mine);  // it was turned off while the browser asked
   for (const track of mine.stream.getTracks()) {
     track.onended = () => fail(mine, "the camera is gone");

@@ -3,6 +3,7 @@
 // which of its frames are seen, and why it cannot be used, if it was tried.
 
 import { $, make, say } from "./dom.js";
+import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
@@ -101,9 +102,8 @@ function read(file) {
 // ---- a picture from the camera
 
 export async function openCamera() {
-  const video = { width: { ideal: 1920 } };
   try {
-    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video });
+    $("video").srcObject = await openStream(1920);
     $("shot").showModal();
   } catch (error) {
     say(`no camera: ${error.message}`);

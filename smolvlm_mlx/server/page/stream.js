@@ -1,6 +1,6 @@
 // Requests to the server, and answers that come piece by piece.
 
-import { tab } from "./store.js";
+import { fetchAsUser } from "./token.js";
 
 const QUIET = 15_000;  // ms without a piece, until the server is asked whether it is still at it
 const PATIENCE = 10_000;  // ms for that answer
@@ -8,31 +8,6 @@ const PATIENCE = 10_000;  // ms for that answer
 const AWAY = "The server cannot be reached. When it runs again, what is here can be asked again.";
 const NO_TOKEN = "No valid token: open the address that the server printed when it was started, "
   + "here or in another tab. What is here stays.";
-
-// The token comes in the fragment, which no server sees, and does not stay in the address. A tab
-// that was refused takes one that another tab is opened with.
-const others = new BroadcastChannel("token");
-let token = tab.get("token");
-let refused = false;
-
-function take(given) {
-  token = given;
-  refused = false;
-  tab.set("token", given);
-  document.dispatchEvent(new Event("token"));
-}
-
-function takeGiven() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!given) return;
-  history.replaceState(null, "", location.pathname);
-  take(given);
-  others.postMessage(given);
-}
-
-takeGiven();
-addEventListener("hashchange", takeGiven);
-others.onmessage = ({ data }) => { if (refused) take(data); };
 
 // An id by which the server knows a conversation or a camera again.
 export function newId() {
@@ -42,12 +17,8 @@ export function newId() {
 
 // What the server answers; also where there is none, which is an answer that is not ok.
 export async function call(path, options = {}) {
-  const authorization = token && { authorization: `Bearer ${token}` };
-  const headers = { ...authorization, ...options.headers };
   try {
-    const response = await fetch(path, { ...options, headers });
-    refused = response.status === 401;
-    return response;
+    return await fetchAsUser(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     return Response.json({ error: { message: AWAY } }, { status: 504 });

@@ -1,0 +1,30 @@
+// What browsers allow on secure pages alone, which a page over http from another machine is not:
+// done in another way, or why it cannot be done.
+
+import { make } from "./dom.js";
+
+// Copy a text. Throws where the browser refuses.
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const before = document.activeElement;
+  const field = make("textarea", { value: text, className: "hidden" });
+  (document.querySelector("dialog[open]") ?? document.body).append(field);
+  field.select();
+  const isDone = document.execCommand("copy");
+  field.remove();
+  before?.focus({ preventScroll: true });
+  if (!isDone) throw new Error("the browser refuses to copy");
+}
+
+// The stream of a camera. Throws where there is none, or none for this page.
+export function openStream(width) {
+  if (!navigator.mediaDevices) throw new Error(insecure());
+  return navigator.mediaDevices.getUserMedia({ video: { width: { ideal: width } } });
+}
+
+function insecure() {
+  const port = location.port || "80";
+  return "browsers open it on secure pages alone. Use https, or a tunnel: on this machine run "
+    + `ssh -L ${port}:localhost:${port} ${location.hostname} and open http://localhost:${port}/. `
+    + "On a phone + takes photos, too.";
+}
