@@ -52,17 +52,22 @@ def finetune(
     out: Out,
     model: Model = DEFAULT_MODEL,
     preset: Presets = None,
-    plan: Plan = Plan(),
+    plan: Annotated[Plan, Flags(title="Training")] = Plan(),
     validation: Validation = None,
     subset: Subset = None,
     resume: Resume = False,
     estimate: Estimate = False,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
-    """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.
+    """Train a checkpoint on your own pictures and answers.
 
-    A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...",
-    "answer": "..."}. Formats of LLaVA, TRL, LlamaFactory and ms-swift, and captions, are read too.
+    The best weights by validation loss are kept. A line of DATA: {"messages": [...]} as for an
+    answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}. Formats of LLaVA, TRL,
+    LlamaFactory and ms-swift, and captions, are read too.
+
+    Examples:
+        smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --estimate
+        smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --resume
     """
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import HistoryError, escaped
+from .help import CONTEXT, Command, Group
 from .options import as_command
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _history() -> "History":
     return History()
 
 
-app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
+app = typer.Typer(cls=Group, context_settings=CONTEXT, rich_markup_mode=None)
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
 ]
@@ -34,39 +35,58 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 @app.callback(invoke_without_command=True)
 @as_command
 def root(context: typer.Context) -> None:
-    """Conversations of `chat`, which are kept on this machine."""
+    """List, search, show, export and delete conversations.
+
+    Those of `chat` and its page, which are kept on this machine.
+
+    Examples:
+        smolvlm-mlx history search cat
+        smolvlm-mlx history export 3f cat.md
+    """
     if context.invoked_subcommand is None:
         _print_list(_history().list(limit=20))
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 @as_command
 def list_all(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
 ) -> None:
-    """List conversations, the latest first."""
+    """List conversations, the latest first.
+
+    Examples:
+        smolvlm-mlx history list -n 5
+    """
     _print_list(_history().list(limit))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def search(
     words: Annotated[
         str, typer.Argument(help="Text of a question, an answer, or a picture's name.")
     ],
 ) -> None:
-    """List the conversations that contain some words."""
+    """List the conversations that contain some words.
+
+    Examples:
+        smolvlm-mlx history search "red circle"
+    """
     _print_list(_history().list(words=words))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def show(id: Id) -> None:
-    """Print a conversation."""
+    """Print a conversation.
+
+    Examples:
+        smolvlm-mlx history show 3f
+    """
     print(as_text(_history().load(_history().find(id))))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def export(
     id: Id,
@@ -77,7 +97,11 @@ def export(
         ),
     ],
 ) -> None:
-    """Write a conversation to a file."""
+    """Write a conversation to a file.
+
+    Examples:
+        smolvlm-mlx history export 3f cat.json
+    """
     from ..files import write_file, written
     from ..inputs.messages import to_json
 
@@ -92,14 +116,19 @@ def export(
         write_file(out, text.encode())
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def delete(
     ids: Ids = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Forget conversations, and pictures that are in no other."""
+    """Forget conversations, and pictures that are in no other.
+
+    Examples:
+        smolvlm-mlx history delete 3f 9a
+        smolvlm-mlx history delete --all --yes
+    """
     history = _history()
     if everything == bool(ids):
         raise HistoryError("give the ids of conversations, or --all")
