@@ -66,10 +66,6 @@ def bench(
     Each phase of an answer is measured. The limit: what a large matrix product, a large
     matrix-vector product and a chain of small kernels reach on this machine, measured first, for
     the FLOPs, bytes and kernels that the phase needs.
-
-    Examples:
-        smolvlm-mlx bench 256M
-        smolvlm-mlx bench --random 500M --bits 4 --quick
     """
     from dataclasses import replace
 

@@ -55,10 +55,6 @@ def caption(
     The same command again asks about files that are new, were changed or failed; exit code 1 if one
     failed. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B --
     smolvlm-mlx caption ...
-
-    Examples:
-        smolvlm-mlx caption photos --out captions.jsonl
-        smolvlm-mlx caption photos --out alt.csv --preset alt
     """
     from ..tasks.captions import Captioner
     from ..tasks.folders import find_files

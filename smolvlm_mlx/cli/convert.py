@@ -48,12 +48,7 @@ def convert(
         bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
     ] = False,
 ) -> None:
-    """Convert a checkpoint to MLX's layout, quantized or not.
-
-    Examples:
-        smolvlm-mlx convert 2.2B smolvlm2-8bit --bits 8 --check
-        smolvlm-mlx convert base-4bit receipts-model --adapter run/adapter
-    """
+    """Convert a checkpoint to MLX's layout, quantized or not."""
     from ..checkpoint.convert import convert_in_steps as run
     from .show import byte_bar, follow
 

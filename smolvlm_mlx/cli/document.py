@@ -51,10 +51,6 @@ def document(
     Page by page; what is finished is written, also after Ctrl-C. A page on which the model repeats
     itself ends there, and is named. What cannot be read is named too, and the exit code is 1.
     Checkpoints that do not write DocTags can do --output text.
-
-    Examples:
-        smolvlm-mlx document report.pdf --pages 1-3,7 --output markdown --out report.md
-        smolvlm-mlx document scan.jpg --output text -m 500M
     """
     from ..tasks.documents import Reader
 

@@ -63,9 +63,6 @@ def evaluate(
     A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category":
     "..."}, or {"messages": [...], "answers": [...]}; with "choices" the question is multiple
     choice. Published benchmarks are known by their columns. Exit code 1 if a row was not asked.
-
-    Examples:
-        smolvlm-mlx evaluate textvqa.jsonl --metric vqa -m 256M -m 500M
     """
     from ..data.rows import read_rows
     from ..tasks.evaluation import evaluate_in_steps as run

@@ -64,10 +64,6 @@ def finetune(
     The best weights by validation loss are kept. A line of DATA: {"messages": [...]} as for an
     answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}. Formats of LLaVA, TRL,
     LlamaFactory and ms-swift, and captions, are read too.
-
-    Examples:
-        smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --estimate
-        smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --resume
     """
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow

@@ -67,13 +67,7 @@ def generate(
     loading: Loading = Loading(),
     as_json: AsJson = False,
 ) -> None:
-    """Ask about pictures or videos, or without; the answer is on stdout.
-
-    Examples:
-        smolvlm-mlx generate --image cat.jpg "What is in the picture?"
-        smolvlm-mlx generate -m 2.2B -i page.png --max-tiles 5 "Read the title."
-        git diff | smolvlm-mlx generate --system "Answer in one sentence." -
-    """
+    """Ask about pictures or videos, or without; the answer is on stdout."""
     from ..generation.engine import Engine
     from ..inputs.messages import notes
     from ..inputs.video import VIDEO_OPTIONS

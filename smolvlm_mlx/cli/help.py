@@ -1,15 +1,15 @@
 """How --help is written: options in groups, in one column, then examples; the same text on a
 terminal and in a pipe."""
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from .examples import EXAMPLES
+
 # Without colors: what goes to a terminal is cleaned of what it obeys.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "color": False}
-EXAMPLES = "Examples:\n"  # begins the last paragraph of a command's docstring
 OWN = "Options"  # of a command that are in no group
 WIDEST = 28  # column of the flags
 # Typer's context and formatter are of its own copy of Click, which has no public name: Any.
@@ -20,21 +20,15 @@ Rows = list[tuple[str, str]]
 class Command(TyperCommand):
     """A command with its options in groups (`rich_help_panel`)."""
 
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        _write_text(self.help, formatter)
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_groups(_options(self, ctx), formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_examples(self.help, formatter)
+        _write_examples(ctx, formatter)
 
 
 class Group(TyperGroup):
     """Commands in groups, then options."""
-
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        _write_text(self.help, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, Rows] = {}
@@ -48,12 +42,7 @@ class Group(TyperGroup):
         _write_groups(_options(self, ctx), formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_examples(self.help, formatter)
-
-
-def examples(help: str | None) -> list[str]:
-    """Return the lines of the examples in a command's help."""
-    return inspect.cleandoc(help or "").partition(EXAMPLES)[2].split("\n") if help else []
+        _write_examples(ctx, formatter)
 
 
 def _options(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, Rows]:
@@ -68,12 +57,6 @@ def _options(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, Rows]:
     return groups
 
 
-def _write_text(help: str | None, formatter: Any) -> None:
-    formatter.write_paragraph()
-    with formatter.indentation():
-        formatter.write_text(inspect.cleandoc(help or "").partition(EXAMPLES)[0].rstrip())
-
-
 def _write_groups(groups: dict[str, Rows], formatter: Any) -> None:
     """Write all groups with their second column at the same place."""
     names: Iterable[str] = (name for rows in groups.values() for name, _ in rows)
@@ -84,9 +67,9 @@ def _write_groups(groups: dict[str, Rows], formatter: Any) -> None:
                 formatter.write_dl([(f"{name:<{width}}", words) for name, words in rows], width)
 
 
-def _write_examples(help: str | None, formatter: Any) -> None:
-    lines = examples(help)
-    if any(lines):
+def _write_examples(ctx: Any, formatter: Any) -> None:
+    name = ctx.command_path.partition(" ")[2]
+    if lines := EXAMPLES.get(name):
         with formatter.section("Examples"):
             for line in lines:
-                formatter.write(f"  {line.strip()}\n")
+                formatter.write(f"  {line}\n")

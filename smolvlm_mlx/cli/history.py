@@ -38,10 +38,6 @@ def root(context: typer.Context) -> None:
     """List, search, show, export and delete conversations.
 
     Those of `chat` and its page, which are kept on this machine.
-
-    Examples:
-        smolvlm-mlx history search cat
-        smolvlm-mlx history export 3f cat.md
     """
     if context.invoked_subcommand is None:
         _print_list(_history().list(limit=20))
@@ -52,11 +48,7 @@ def root(context: typer.Context) -> None:
 def list_all(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
 ) -> None:
-    """List conversations, the latest first.
-
-    Examples:
-        smolvlm-mlx history list -n 5
-    """
+    """List conversations, the latest first."""
     _print_list(_history().list(limit))
 
 
@@ -67,22 +59,14 @@ def search(
         str, typer.Argument(help="Text of a question, an answer, or a picture's name.")
     ],
 ) -> None:
-    """List the conversations that contain some words.
-
-    Examples:
-        smolvlm-mlx history search "red circle"
-    """
+    """List the conversations that contain some words."""
     _print_list(_history().list(words=words))
 
 
 @app.command(cls=Command)
 @as_command
 def show(id: Id) -> None:
-    """Print a conversation.
-
-    Examples:
-        smolvlm-mlx history show 3f
-    """
+    """Print a conversation."""
     print(as_text(_history().load(_history().find(id))))
 
 
@@ -97,11 +81,7 @@ def export(
         ),
     ],
 ) -> None:
-    """Write a conversation to a file.
-
-    Examples:
-        smolvlm-mlx history export 3f cat.json
-    """
+    """Write a conversation to a file."""
     from ..files import write_file, written
     from ..inputs.messages import to_json
 
@@ -123,12 +103,7 @@ def delete(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Forget conversations, and pictures that are in no other.
-
-    Examples:
-        smolvlm-mlx history delete 3f 9a
-        smolvlm-mlx history delete --all --yes
-    """
+    """Forget conversations, and pictures that are in no other."""
     history = _history()
     if everything == bool(ids):
         raise HistoryError("give the ids of conversations, or --all")

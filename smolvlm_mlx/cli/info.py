@@ -38,12 +38,7 @@ def info(
     image_options: ImageOptions = ImageOptions(),
     loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:
-    """Show a checkpoint's parts, and what this machine computes with.
-
-    Examples:
-        smolvlm-mlx info 256M --image cat.jpg
-        smolvlm-mlx info
-    """
+    """Show a checkpoint's parts, and what this machine computes with."""
     if model is None and image is not None:
         raise CheckpointError("--image: of which checkpoint? give a folder or hub id")
     if model is None:

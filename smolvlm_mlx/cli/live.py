@@ -71,10 +71,6 @@ def live(
 
     Each answer is to the newest frame; those that came meanwhile are dropped, and counted. In a
     pipe an answer is a line on stdout, and what it took one on stderr.
-
-    Examples:
-        smolvlm-mlx live
-        smolvlm-mlx live clip.mp4 --every 1 --count 3 -p "What is in the picture?"
     """
     from itertools import islice
 

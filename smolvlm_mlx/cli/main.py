@@ -113,13 +113,7 @@ def root(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """SmolVLM and SmolVLM2 on your own machine, in MLX.
-
-    Examples:
-        smolvlm-mlx generate --image cat.jpg "What is in the picture?"
-        smolvlm-mlx chat --web
-        smolvlm-mlx models
-    """
+    """SmolVLM and SmolVLM2 on your own machine, in MLX."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -14,7 +14,7 @@ from .choice import VARIABLE, Machine, config_file, configured
 from .help import CONTEXT, Command, Group
 from .options import as_command, complete_names
 
-WIDE = 110  # columns that hold hub ids too
+WIDE = 126  # columns that hold hub ids too
 
 app = typer.Typer(cls=Group, context_settings=CONTEXT, rich_markup_mode=None)
 Names = Annotated[
@@ -50,11 +50,6 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     Memory is what an answer takes that fills the model's context. It fits if that is half of the
     machine's at most, and tightly up to three quarters; what is too large fits with fewer bits
     (`smolvlm-mlx convert NAME OUT --bits 4`).
-
-    Examples:
-        smolvlm-mlx models
-        smolvlm-mlx models pull 256M docling
-        smolvlm-mlx models rm 500M --yes
     """
     if context.invoked_subcommand is not None:
         return
@@ -75,11 +70,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command(cls=Command)
 @as_command
 def pull(names: Names) -> None:
-    """Download checkpoints, or the rest of them; only the files that are needed.
-
-    Examples:
-        smolvlm-mlx models pull 256M docling
-    """
+    """Download checkpoints, or the rest of them; only the files that are needed."""
     from ..checkpoint.hub import find, find_folder
 
     for repo in _repos(names):
@@ -94,11 +85,7 @@ def pull(names: Names) -> None:
 @app.command(cls=Command)
 @as_command
 def rm(names: Names, yes: Yes = False) -> None:
-    """Delete downloaded checkpoints.
-
-    Examples:
-        smolvlm-mlx models rm 500M
-    """
+    """Delete downloaded checkpoints."""
     from ..checkpoint.cached import cached, remove
 
     here, repos = {found.repo: found for found in cached()}, _repos(names)

@@ -85,10 +85,6 @@ def serve(
     """Answer over HTTP as OpenAI's API does, with a page to chat in.
 
     How answers are generated and pictures are cut is for requests that say nothing of it.
-
-    Examples:
-        smolvlm-mlx serve --port 8080 -m 500M -n 200
-        smolvlm-mlx serve --host 0.0.0.0 --allow-host box.local:8080
     """
     if no_token and typed(context, "token"):
         raise ServerError("--token and --no-token; give one of them")

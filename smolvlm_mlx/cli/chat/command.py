@@ -50,15 +50,7 @@ def chat(
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
-    """Talk about pictures in the terminal, or with --web in the browser.
-
-    /help lists what else a line can do.
-
-    Examples:
-        smolvlm-mlx chat --image cat.jpg
-        smolvlm-mlx chat --web -m 256M
-        smolvlm-mlx chat --resume last
-    """
+    """Talk about pictures in the terminal, or with --web in the browser."""
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
     if web and options.kv_bits is not None:
