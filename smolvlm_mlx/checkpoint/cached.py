@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import MODEL_TYPES
@@ -89,13 +89,9 @@ def remove(repo: str) -> int:
     if found is None:
         raise CheckpointError(f"{repo}: is not downloaded; `smolvlm-mlx models` lists what is")
     info = scan_cache_dir(constants.HF_HUB_CACHE)
-    hashes = [
-        revision.commit_hash
-        for each in info.repos
-        if each.repo_path == found.folder
-        for revision in each.revisions
-    ]
-    info.delete_revisions(*hashes).execute()
+    own = frozenset(each for each in info.repos if each.repo_path == found.folder)
+    hashes = [revision.commit_hash for each in own for revision in each.revisions]
+    replace(info, repos=own).delete_revisions(*hashes).execute()
     shutil.rmtree(found.folder, ignore_errors=True)  # what has no revision yet
     if found.folder.exists():
         raise CheckpointError(f"{quote(found.folder, end=True)}: not all of it can be deleted")

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -35,7 +35,12 @@ Models = Annotated[
     CHECKPOINT,
 ]
 ScoredBy = Annotated[
-    Metric, typer.Option(help="auto: the benchmark's own, choice with choices, else exact.")
+    Metric,
+    typer.Option(
+        metavar="METRIC",
+        help=f"{', '.join(get_args(Metric))}. auto: the benchmark's own, choice with choices, "
+        "else exact.",
+    ),
 ]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")

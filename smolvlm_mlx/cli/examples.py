@@ -29,7 +29,7 @@ EXAMPLES = {
         "smolvlm-mlx caption photos --out alt.csv --preset alt",
     ),
     "document": (
-        "smolvlm-mlx document report.pdf --pages 1-3,7 --output markdown --out report.md",
+        "smolvlm-mlx document report.pdf --pages 1-3,7 --output markdown -o report.md",
         "smolvlm-mlx document scan.jpg --output text -m 500M",
     ),
     "evaluate": ("smolvlm-mlx evaluate textvqa.jsonl --metric vqa -m 256M -m 500M",),

@@ -61,9 +61,8 @@ def finetune(
 ) -> None:
     """Train a checkpoint on your own pictures and answers.
 
-    The best weights by validation loss are kept. A line of DATA: {"messages": [...]} as for an
-    answer, or {"image": "cat.jpg", "question": "...", "answer": "..."}. Formats of LLaVA, TRL,
-    LlamaFactory and ms-swift, and captions, are read too.
+    A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...",
+    "answer": "..."}. Formats of LLaVA, TRL, LlamaFactory and ms-swift, and captions, are read too.
     """
     from ..training.run import prepare_in_steps
     from .show import count_bar, follow

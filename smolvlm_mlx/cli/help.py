@@ -12,6 +12,7 @@ from .examples import EXAMPLES
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "color": False}
 OWN = "Options"  # of a command that are in no group
 WIDEST = 28  # column of the flags
+LONGEST = 120  # characters of a command's line
 # Typer's context and formatter are of its own copy of Click, which has no public name: Any.
 
 Rows = list[tuple[str, str]]
@@ -19,6 +20,9 @@ Rows = list[tuple[str, str]]
 
 class Command(TyperCommand):
     """A command with its options in groups (`rich_help_panel`)."""
+
+    def get_short_help_str(self, limit: int = LONGEST) -> str:
+        return super().get_short_help_str(limit)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_groups(_options(self, ctx), formatter)
@@ -29,6 +33,9 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """Commands in groups, then options."""
+
+    def get_short_help_str(self, limit: int = LONGEST) -> str:
+        return super().get_short_help_str(limit)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, Rows] = {}

@@ -10,7 +10,8 @@ import typer
 
 from ..checkpoint.names import KNOWN, Known, known_as, resolve
 from ..errors import CheckpointError
-from .choice import VARIABLE, Machine, config_file, configured
+from . import choice
+from .choice import VARIABLE, Machine, configured
 from .help import CONTEXT, Command, Group
 from .options import as_command, complete_names
 
@@ -70,7 +71,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command(cls=Command)
 @as_command
 def pull(names: Names) -> None:
-    """Download checkpoints, or the rest of them; only the files that are needed."""
+    """Download checkpoints, or the rest of them."""
     from ..checkpoint.hub import find, find_folder
 
     for repo in _repos(names):
@@ -187,7 +188,7 @@ def _print_default(default: str, why: str, machine: Machine) -> None:
     memory = f"for this machine's {machine.memory / 1e9:.1f} GB of memory"
     print(f"* default: {known.name if known else default}, {why or memory}", file=sys.stderr)
     print(f'another: {VARIABLE}=NAME, or model = "NAME" in', file=sys.stderr)
-    print(config_file(), file=sys.stderr)
+    print(choice.config_file(), file=sys.stderr)
 
 
 def _count(parameters: int | None) -> str:
