@@ -33,7 +33,7 @@ def serving(repos: Mapping[str, Path], asked: list[str]) -> Iterator[str]:
                 if path.startswith(f"/api/models/{id}/tree/"):
                     self._send(json.dumps(_tree(folder)).encode(), {}, with_body)
                     return
-                if path.startswith(f"/api/models/{id}"):
+                if f"{path}/".startswith(f"/api/models/{id}/"):
                     files = [{"rfilename": entry["path"]} for entry in _tree(folder)]
                     found = {"id": id, "sha": COMMIT, "siblings": files}
                     self._send(json.dumps(found).encode(), {}, with_body)
