@@ -87,6 +87,17 @@ def test_a_default_of_one_s_own(
     assert capsys.readouterr().err == ""
 
 
+def test_a_default_that_is_no_name_is_said_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "265M"')
+    for place in (str(tmp_path / "config.toml"), VARIABLE):
+        with pytest.raises(SmolVLMError) as caught:
+            choose(AUTO)
+        assert str(caught.value).startswith(f"{place}: no model '265M'; did you mean 256M?")
+        monkeypatch.setenv(VARIABLE, "265M")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.hub import find_folder
 from ..checkpoint.names import GENERAL, Known, holds_checkpoint, known_as, resolve
 from ..errors import CheckpointError, quote, reason
 from ..files import MAX_JSON_BYTES, read_file
@@ -62,10 +63,10 @@ def choose(name: str) -> str:
     the place of a name, are said on stderr.
 
     Raises:
-        CheckpointError: the config file cannot be read, or has something else.
+        CheckpointError: the default of one's own is no checkpoint, or cannot be read.
     """
     if name == AUTO:
-        name = configured() or _default()
+        name = _own() or _default()
     found, known = resolve(name), known_as(name)
     if known is not None and holds_checkpoint(found):
         _say(f"{quote(found)} is the folder here, and not {known.repo} of the hub")
@@ -98,6 +99,18 @@ def config_file() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("smolvlm-mlx", appauthor=False) / "config.toml"
+
+
+def _own() -> str | None:
+    """What is configured; that it is no name is said with its place."""
+    name = configured()
+    if name is not None:
+        try:
+            find_folder(name)
+        except CheckpointError as error:
+            place = VARIABLE if os.environ.get(VARIABLE) else config_file()
+            raise CheckpointError(f"{place}: {error}") from error
+    return name
 
 
 def _default() -> str:
