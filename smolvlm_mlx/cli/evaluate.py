@@ -27,8 +27,8 @@ Models = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="Checkpoint: a name, folder or hub id. Repeatable: compared with the first.",
-        show_default=DEFAULT_MODEL,
+        help="Checkpoint: a name, folder or hub id; none: auto, as of chat. Repeatable: compared "
+        "with the first.",
         rich_help_panel="Checkpoint",
         autocompletion=complete_names,
     ),
