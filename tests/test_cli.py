@@ -20,7 +20,6 @@ from smolvlm_mlx.checkpoint.quantization import BITS, GROUP_SIZES
 from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.generate import echo
-from smolvlm_mlx.cli.options import DEFAULT_MODEL
 from smolvlm_mlx.errors import GenerationError, HistoryError
 from smolvlm_mlx.events import Text
 from smolvlm_mlx.tasks.captions import TASKS
@@ -239,7 +238,10 @@ def test_wrong_usage(arguments: list[str], call: Any) -> None:
 
 def test_offline_without_a_model(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    check_refused(run("generate", "Hi", env=environment), DEFAULT_MODEL, "--model")
+    code, out, err = run("generate", "Hi", env=environment)
+    chosen, *error = err.splitlines(keepends=True)
+    assert chosen.startswith("smolvlm-mlx: model ")
+    check_refused((code, out, "".join(error)), chosen.split()[3].strip("(),"), "--model tiny")
 
 
 def test_version_and_help(call: Any) -> None:

@@ -342,7 +342,7 @@ def test_a_checkpoint_without_doctags(tiny: Path) -> None:
     model, processor = load(tiny)
     with pytest.raises(
         PromptError,
-        match=r"such as ds4sd/SmolDocling-256M-preview: this one has no </doctag> token",
+        match=r"such as docling: this one has no </doctag> token",
     ):
         Reader(model, processor)
     page = Reader(model, processor, doctags=False, options=Options(max_tokens=9)).read_image(

@@ -1,5 +1,5 @@
-"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, downloaded
-when it is not in the cache."""
+"""The folder of a checkpoint: the bundled one, a path as given, or a hub repository, by its id or
+its short name, downloaded when it is not in the cache."""
 
 import errno
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError, quote, reason
 from ..files import expanded
+from .names import KNOWN, nearest, resolve
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
@@ -29,13 +30,14 @@ PATTERNS = [
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: "tiny" is the bundled one; else as given, or downloaded from the
-    hub (cached, resumed, offline if the cache has it). What a folder holds is its only revision,
-    `main`."""
+    hub (cached, resumed, offline if the cache has it), by a hub id or a name of `names`. What a
+    folder holds is its only revision, `main`."""
+    path_or_id = resolve(str(path_or_id))
     folder = find_folder(path_or_id)
     if folder is None:
         if revision is not None and not revision.isprintable():
             raise CheckpointError(f"revision {quote(revision)}: is no branch, tag or commit")
-        return _download(str(path_or_id), revision)
+        return _download(path_or_id, revision)
     if revision not in (None, "main"):
         raise CheckpointError(
             f"revision {quote(revision)}: {quote(path_or_id, end=True)} is a folder, and has no "
@@ -45,9 +47,10 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 
 def find_folder(path_or_id: str | Path) -> Path | None:
-    """The folder of a checkpoint that is here, None where it is an id of the hub."""
+    """The folder of a checkpoint that is here, None where it is a name or an id of the hub."""
+    path_or_id = resolve(str(path_or_id))
     try:
-        folder = TINY if str(path_or_id) == "tiny" else expanded(path_or_id)
+        folder = TINY if path_or_id == "tiny" else expanded(path_or_id)
         if folder.is_dir():
             return folder
         if folder.exists():
@@ -56,10 +59,15 @@ def find_folder(path_or_id: str | Path) -> Path | None:
         raise CheckpointError(
             f"{quote(path_or_id, end=True)}: {reason(error)}; give a folder or hub id"
         ) from error
-    if not re.fullmatch(_HUB_ID, str(path_or_id), re.ASCII):
+    if not re.fullmatch(_HUB_ID, path_or_id, re.ASCII):
+        if meant := nearest(path_or_id):
+            raise CheckpointError(
+                f"no model {quote(path_or_id, end=True)}; did you mean {meant}? `smolvlm-mlx "
+                "models` lists all"
+            )
         raise CheckpointError(
             f"no folder {quote(folder, end=True)}, and no hub id like "
-            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+            f"{KNOWN[1].repo}; `smolvlm-mlx models` lists short names"
         )
     return None
 
@@ -90,8 +98,10 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`"
         ) from error
     except hub.RepositoryNotFoundError as error:
+        meant = nearest(repo)
         raise CheckpointError(
             f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
+            + (f"; did you mean {meant}?" if meant else "")
         ) from error
     except hub.RevisionNotFoundError as error:
         raise CheckpointError(
@@ -132,6 +142,6 @@ def _trouble(repo: str, error: BaseException) -> str:
         if "onsistency check" in str(error):
             return "a download broke off; try again, what is there already is kept"
     return (
-        "not, or not all of it, in the local cache, and the hub is not reachable; connect, or "
-        "give a folder that holds a checkpoint (--model FOLDER)"
+        "not, or not all of it, in the local cache, and the hub is not reachable; connect, give a "
+        "folder that holds a checkpoint (--model FOLDER), or try the bundled one (--model tiny)"
     )

@@ -2,6 +2,7 @@
 measure without a download."""
 
 import io
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from ..config import ModelConfig, TextConfig, VisionConfig
 from ..inputs.settings import ImageSettings
 from ..model import SmolVLM, optimize
+from .names import Known
 from .quantization import Quantization, quantize_modules
 
 
@@ -37,6 +39,15 @@ SIZES = {  # config.json of the SmolVLM2 checkpoints
     "500M": _config(_text(960, 2560, 32, 15, 5), _BASE, 4),
     "2.2B": _config(_text(2048, 8192, 24, 32, 32, 130_000), _SO400M, 3),
 }
+
+
+def config_of(known: Known) -> ModelConfig:
+    """Return the shape of a published checkpoint, without a download."""
+    config = SIZES[known.size]
+    text = replace(
+        config.text_config, vocab_size=known.vocab, max_position_embeddings=known.context
+    )
+    return replace(config, text_config=text)
 
 
 def settings_of(config: ModelConfig) -> ImageSettings:

@@ -155,7 +155,8 @@ def load(
     """Load a checkpoint for inference, by any thread, whichever loads it.
 
     Args:
-        path_or_id: a folder, or a hub id such as "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
+        path_or_id: a folder, a name such as "500M" (`checkpoint.names`), or a hub id such as
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct".
         dtype: to compute in, "bfloat16" (default on a GPU), "float16", "float32" (on a CPU).
         revision: branch, tag or commit of the hub repository.
         adapter: folder of a LoRA or DoRA adapter for this checkpoint, see `adapters`.

@@ -14,7 +14,7 @@ from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
 from ..events import Reading, Work
-from .options import Flags, Loading, note_unused
+from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused
 
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
@@ -24,7 +24,11 @@ SHOWN = 6  # primitives of a decode step, by name
 
 StoredModel = Annotated[
     str | None,
-    typer.Argument(help="Folder or hub id of a checkpoint; `tiny` is bundled. Or use --random."),
+    typer.Argument(
+        help="Name, folder or hub id of a checkpoint. Or use --random.",
+        autocompletion=complete_names,
+    ),
+    CHECKPOINT,
 ]
 RandomModel = Annotated[
     choices.Size | None,
@@ -57,11 +61,11 @@ def bench(
     plot: Plot = None,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
-    """Measure each phase of an answer, beside the limit that this machine sets.
+    """Measure speed, beside the limit that this machine sets.
 
-    The limit: what a large matrix product, a large matrix-vector product and a chain of small
-    kernels reach on this machine, measured first, for the FLOPs, bytes and kernels that the phase
-    needs.
+    Each phase of an answer is measured. The limit: what a large matrix product, a large
+    matrix-vector product and a chain of small kernels reach on this machine, measured first, for
+    the FLOPs, bytes and kernels that the phase needs.
     """
     from dataclasses import replace
 
@@ -87,7 +91,7 @@ def bench(
 def _check_model(context: typer.Context, model: str | None, random: str | None) -> None:
     if (model is None) == (random is None):
         raise BenchError(
-            "give a checkpoint (a folder, a hub id, tiny) or --random 256M, 500M or 2.2B"
+            "give a checkpoint (a name, a folder, a hub id) or --random 256M, 500M or 2.2B"
         )
     if random:
         note_unused(context, "random weights have none", "revision")

@@ -49,11 +49,12 @@ def caption(
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
-    """Ask the same about every picture and video, many at a time, and write the answers to a file.
+    """Ask the same about folders of pictures and videos.
 
-    Equal files are answered once. The same command again asks about files that are new, were
-    changed or failed; exit code 1 if one failed. Several machines share the work under MLX's
-    launcher: mlx.launch --hosts A,B -- smolvlm-mlx caption ...
+    Many are answered at a time, and the answers written to a file. Equal files are answered once.
+    The same command again asks about files that are new, were changed or failed; exit code 1 if one
+    failed. Several machines share the work under MLX's launcher: mlx.launch --hosts A,B --
+    smolvlm-mlx caption ...
     """
     from ..tasks.captions import Captioner
     from ..tasks.folders import find_files

@@ -8,11 +8,18 @@ import typer
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..errors import ConversionError
-from .options import Flags, Loading, note_unused, typed
+from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Name, folder or hub id of the checkpoint to convert.", autocompletion=complete_names
+    ),
+    CHECKPOINT,
+]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
 ]
@@ -20,7 +27,7 @@ EmbeddingBits = Annotated[
 
 def convert(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="Folder or hub id of the checkpoint to convert.")],
+    source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
     recipe: Annotated[
         choices.RecipeName | None, typer.Option(help="In place of the five options below.")

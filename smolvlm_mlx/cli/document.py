@@ -46,10 +46,11 @@ def document(
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
-    """Read documents page by page; what is finished is written, also after Ctrl-C.
+    """Read PDFs and scans: to markdown, html, json or text.
 
-    A page on which the model repeats itself ends there, and is named. What cannot be read is named
-    too, and the exit code is 1. Checkpoints that do not write DocTags can do --output text.
+    Page by page; what is finished is written, also after Ctrl-C. A page on which the model repeats
+    itself ends there, and is named. What cannot be read is named too, and the exit code is 1.
+    Checkpoints that do not write DocTags can do --output text.
     """
     from ..tasks.documents import Reader
 

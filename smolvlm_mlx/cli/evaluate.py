@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -12,7 +12,8 @@ from ..errors import EvaluationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import EVALUATION, Metric
-from .options import DEFAULT_MODEL, Loading
+from .choice import choose
+from .options import CHECKPOINT, DEFAULT_MODEL, Loading, complete_names
 
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
@@ -22,10 +23,24 @@ Questions = Annotated[
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="Checkpoint. Repeatable: compared with the first."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Checkpoint: a name, folder or hub id; none: auto, as of chat. Repeatable: compared "
+        "with the first.",
+        rich_help_panel="Checkpoint",
+        autocompletion=complete_names,
+    ),
+    CHECKPOINT,
 ]
 ScoredBy = Annotated[
-    Metric, typer.Option(help="auto: the benchmark's own, choice with choices, else exact.")
+    Metric,
+    typer.Option(
+        metavar="METRIC",
+        help=f"{', '.join(get_args(Metric))}. auto: the benchmark's own, choice with choices, "
+        "else exact.",
+    ),
 ]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the answers; a stopped run goes on.")
@@ -48,7 +63,7 @@ def evaluate(
     loading: Loading = Loading(),
     as_json: AsJson = False,
 ) -> None:
-    """Answer the questions with each checkpoint, and print a table of scores.
+    """Score checkpoints on questions with known answers.
 
     A line of DATA: {"image": "cat.jpg", "question": "...", "answers": ["...", ...], "category":
     "..."}, or {"messages": [...], "answers": [...]}; with "choices" the question is multiple
@@ -58,7 +73,7 @@ def evaluate(
     from ..tasks.evaluation import evaluate_in_steps as run
     from .show import count_bar, follow
 
-    models = model or [DEFAULT_MODEL]
+    models = model or [choose(DEFAULT_MODEL)]
     _check_adapter(loading.adapter, models)
     rows, results = read_rows(data, subset)[:limit], []
     for name in models:

@@ -52,14 +52,14 @@ def finetune(
     out: Out,
     model: Model = DEFAULT_MODEL,
     preset: Presets = None,
-    plan: Plan = Plan(),
+    plan: Annotated[Plan, Flags(title="Training")] = Plan(),
     validation: Validation = None,
     subset: Subset = None,
     resume: Resume = False,
     estimate: Estimate = False,
     loading: Annotated[Loading, Flags(without=("adapter",))] = Loading(),
 ) -> None:
-    """Fine-tune on your own pictures and answers; the best weights by validation loss are kept.
+    """Train a checkpoint on your own pictures and answers.
 
     A line of DATA: {"messages": [...]} as for an answer, or {"image": "cat.jpg", "question": "...",
     "answer": "..."}. Formats of LLaVA, TRL, LlamaFactory and ms-swift, and captions, are read too.

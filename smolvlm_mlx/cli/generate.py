@@ -13,7 +13,7 @@ from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from .gate import clean, own
-from .options import DEFAULT_MODEL, Images, Loading, Model, note_unused
+from .options import DEFAULT_MODEL, PICTURES, Images, Loading, Model, note_unused
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -22,11 +22,30 @@ if TYPE_CHECKING:
 
 Question = Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")]
 Videos = Annotated[
-    list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--video",
+        "-v",
+        metavar="FILE",
+        help="Video: path or URL. Repeatable.",
+        rich_help_panel=PICTURES,
+    ),
 ]
-Fps = Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")]
-Start = Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")]
-End = Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames of a video to look at, a second.", rich_help_panel=PICTURES),
+]
+MaxFrames = Annotated[
+    int | None, typer.Option(help="Most frames of a video.", rich_help_panel=PICTURES)
+]
+Start = Annotated[
+    float | None,
+    typer.Option(help="Look at a video from here, in seconds.", rich_help_panel=PICTURES),
+]
+End = Annotated[
+    float | None,
+    typer.Option(help="Look at a video up to here, in seconds.", rich_help_panel=PICTURES),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object with answer and statistics.")
 ]
@@ -39,7 +58,7 @@ def generate(
     image: Images = None,
     video: Videos = None,
     fps: Fps = None,
-    max_frames: Annotated[int | None, typer.Option(help="Most frames of a video.")] = None,
+    max_frames: MaxFrames = None,
     start: Start = None,
     end: End = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -48,7 +67,7 @@ def generate(
     loading: Loading = Loading(),
     as_json: AsJson = False,
 ) -> None:
-    """Ask about pictures, or ask without; the answer streams to stdout."""
+    """Ask about pictures or videos, or without; the answer is on stdout."""
     from ..generation.engine import Engine
     from ..inputs.messages import notes
     from ..inputs.video import VIDEO_OPTIONS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import HistoryError, escaped
+from .help import CONTEXT, Command, Group
 from .options import as_command
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _history() -> "History":
     return History()
 
 
-app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
+app = typer.Typer(cls=Group, context_settings=CONTEXT, rich_markup_mode=None)
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
 ]
@@ -34,12 +35,15 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 @app.callback(invoke_without_command=True)
 @as_command
 def root(context: typer.Context) -> None:
-    """Conversations of `chat`, which are kept on this machine."""
+    """List, search, show, export and delete conversations.
+
+    Those of `chat` and its page, which are kept on this machine.
+    """
     if context.invoked_subcommand is None:
         _print_list(_history().list(limit=20))
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 @as_command
 def list_all(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The latest so many.")] = 1000,
@@ -48,7 +52,7 @@ def list_all(
     _print_list(_history().list(limit))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def search(
     words: Annotated[
@@ -59,14 +63,14 @@ def search(
     _print_list(_history().list(words=words))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def show(id: Id) -> None:
     """Print a conversation."""
     print(as_text(_history().load(_history().find(id))))
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def export(
     id: Id,
@@ -92,7 +96,7 @@ def export(
         write_file(out, text.encode())
 
 
-@app.command()
+@app.command(cls=Command)
 @as_command
 def delete(
     ids: Ids = None,

@@ -9,17 +9,25 @@ import typer
 
 from ..errors import CheckpointError, quote
 from ..inputs.settings import ImageOptions
-from .options import Flags, Loading, note_unused
+from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
     from ..inputs.media import Attachment
 
 Model = Annotated[
-    str | None, typer.Argument(help="Folder or hub id of a checkpoint; none: the machine alone.")
+    str | None,
+    typer.Argument(
+        help="Name, folder or hub id of a checkpoint; none: the machine alone.",
+        autocompletion=complete_names,
+    ),
+    CHECKPOINT,
 ]
 Picture = Annotated[
-    str | None, typer.Option("--image", "-i", help="Show the tiles and tokens of this picture.")
+    str | None,
+    typer.Option(
+        "--image", "-i", metavar="FILE", help="Show the tiles and tokens of this picture."
+    ),
 ]
 
 
@@ -30,7 +38,7 @@ def info(
     image_options: ImageOptions = ImageOptions(),
     loading: Annotated[Loading, Flags(without=("adapter", "dtype"))] = Loading(),
 ) -> None:
-    """Show a checkpoint's parts and tokens, and what this machine computes with."""
+    """Show a checkpoint's parts, and what this machine computes with."""
     if model is None and image is not None:
         raise CheckpointError("--image: of which checkpoint? give a folder or hub id")
     if model is None:

@@ -1,5 +1,4 @@
-"""The command line: `smolvlm-mlx generate | convert | info`, and those of `finetune` and
-`evaluate`.
+"""The command line: `smolvlm-mlx generate | chat | models | ...`, a file a command.
 
 Answers go to stdout, everything else to stderr. What a user can fix ends as one line and exit code
 1; --debug shows the traceback. Imports that take time are made inside the commands, so that --help
@@ -29,20 +28,24 @@ from . import (
     history,
     info,
     live,
+    models,
     serve,
 )
 from .chat import command as chat
+from .help import CONTEXT, Command, Group
 from .options import Debug, Invocation, as_command, is_command
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
+COMPLETION = "_SMOLVLM_MLX_COMPLETE"  # in the environment when a shell asks what can follow
+
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
 )
 
 
@@ -52,6 +55,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable
     invocation = Invocation()
+    if COMPLETION in os.environ:
+        # Typer would read descriptions as its markup: they are none, and a shell waits for it.
+        sys.modules["rich"] = None  # type: ignore[assignment]
     try:
         app(prog_name="smolvlm-mlx", obj=invocation)
     except SmolVLMError as error:
@@ -100,6 +106,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
@@ -107,20 +114,17 @@ def root(
     debug: Debug = False,
 ) -> None:
     """SmolVLM and SmolVLM2 on your own machine, in MLX."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-for _function in (
-    generate.generate,
-    chat.chat,
-    live.live,
-    convert.convert,
-    info.info,
-    caption.caption,
-    document.document,
-    serve.serve,
-    finetune.finetune,
-    evaluate.evaluate,
-    bench.bench,
-):
-    app.command()(as_command(_function))
-app.add_typer(history.app, name="history")
+GROUPS = {
+    "Ask": (generate.generate, chat.chat, live.live, serve.serve),
+    "Work through many": (caption.caption, document.document, evaluate.evaluate),
+    "Checkpoints": (info.info, convert.convert, finetune.finetune, bench.bench),
+}
+for _title, _functions in GROUPS.items():
+    for _function in _functions:
+        app.command(cls=Command, rich_help_panel=_title)(as_command(_function))
+app.add_typer(models.app, name="models", rich_help_panel="On this machine")
+app.add_typer(history.app, name="history", rich_help_panel="On this machine")

@@ -14,25 +14,50 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from ..checkpoint import choices
+from ..checkpoint.names import KNOWN
+from ..generation.options import Options
+from ..inputs.settings import ImageOptions
 from ..options import Option, option, options_of
+from .choice import AUTO, VARIABLE, choose
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
     from ..model import SmolVLM
 
-DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+DEFAULT_MODEL = AUTO
 INTERRUPTED = 130  # exit code after Ctrl-C
+CHECKPOINT = "CHECKPOINT"  # title of options; and the mark of a parameter that names one
+PICTURES = "Pictures and videos"
 _COMMANDS = set[CodeType]()
+
+
+def complete_names(incomplete: str) -> list[tuple[str, str]]:
+    """Return short names of checkpoints, and what they are for; the shell has folders."""
+    return [("tiny", "bundled, to try things with"), *((each.name, each.about) for each in KNOWN)]
+
 
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Folder or hub id of a SmolVLM checkpoint; `tiny` is bundled."
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A name that `smolvlm-mlx models` lists, a folder or a hub id; auto: what "
+        f"{VARIABLE} says, or else this machine's memory.",
+        rich_help_panel="Checkpoint",
+        autocompletion=complete_names,
     ),
+    CHECKPOINT,
 ]
 Images = Annotated[
     list[str] | None,
-    typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable."),
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="Picture: path, URL or data: URL. Repeatable.",
+        rich_help_panel=PICTURES,
+    ),
 ]
 
 
@@ -80,21 +105,27 @@ Debug = Annotated[
 
 # ---- a dataclass's options as flags
 
+GROUPS = {Options: "Answer", ImageOptions: PICTURES, Loading: "Checkpoint"}  # in --help
+
 
 @dataclass(frozen=True)
 class Flags:
     """How a command takes a dataclass: without the options that it cannot honour; `defaults` are
-    words in place of defaults that other flags decide."""
+    words in place of defaults that other flags decide; `title` is its group's in --help, where
+    `GROUPS` has none."""
 
     without: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
+    title: str | None = None
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Return the function as Typer takes it. A parameter that is a dataclass becomes a flag for
-    each of its options, in its place; its default, an instance, has their defaults. Each command
-    has --debug, and ends its line after Ctrl-C."""
+    each of its options, in its place; its default, an instance, has their defaults. One that is
+    marked as a CHECKPOINT gets a folder or hub id for a name. Each command has --debug, and ends
+    its line after Ctrl-C."""
     parameters = inspect.signature(function).parameters
+    named = [name for name, parameter in parameters.items() if _names_checkpoint(parameter)]
     groups = {
         name: found for name, parameter in parameters.items() if (found := _options(parameter))
     }
@@ -114,6 +145,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
             values[name] = _filled(
                 parameters[name].default, {option: values.pop(option) for option in options}
             )
+        values |= {name: _chosen(values[name]) for name in named}
         try:
             function(**values)
         except KeyboardInterrupt:
@@ -123,6 +155,17 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     command.__dict__["__signature__"] = inspect.Signature(flags)
     command.__annotations__ = {flag.name: flag.annotation for flag in flags}
     return command
+
+
+def _names_checkpoint(parameter: Parameter) -> bool:
+    return CHECKPOINT in getattr(parameter.annotation, "__metadata__", ())
+
+
+def _chosen(name: str | list[str] | None) -> str | list[str] | None:
+    """What a command gets for a name, for each of several, for none."""
+    if isinstance(name, list):
+        return [choose(each) for each in name]
+    return name if name is None else choose(name)
 
 
 def is_command(code: CodeType) -> bool:
@@ -169,8 +212,9 @@ def _options(parameter: Parameter) -> dict[str, Parameter]:
         return {}
     how = next((note for note in notes if isinstance(note, Flags)), Flags())
     options = [option for option in options_of(kind) if option.name not in how.without]
+    title = next((title for known, title in GROUPS.items() if issubclass(kind, known)), how.title)
     return {
-        o.name: _flag(o, getattr(parameter.default, o.name), how.defaults.get(o.name, True))
+        o.name: _flag(o, getattr(parameter.default, o.name), how.defaults.get(o.name, True), title)
         for o in options
     }
 
@@ -182,20 +226,21 @@ def _filled(default: Any, values: dict[str, Any]) -> Any:
     return replace(default, **values | {name: tuple(values[name] or ()) for name in several})
 
 
-def _flag(option: Option, default: Any, shown: str | bool) -> Parameter:
-    """Return the flag of one option; `shown` are words in place of its default."""
+def _flag(option: Option, default: Any, shown: str | bool, title: str | None) -> Parameter:
+    """Return the flag of one option; `shown` are words in place of its default, `title` is its
+    group's."""
     kind, name = option.type, flag_of(option)
     short = [option.short] if option.short else []
     if bool in (kind, *get_args(kind)):
         name = f"{name}/--no-{name.removeprefix('--')}"
-    flag = typer.Option(
-        name, *short, help=option.help, show_default=shown if kind is not bool else False
-    )
+    shown = shown if kind is not bool else False
+    flag = typer.Option(name, *short, help=option.help, show_default=shown, rich_help_panel=title)
     if get_origin(kind) is tuple:
         words = get_args(get_args(kind)[0])  # of a Literal
         kind, default = list[str] | None, list(default) or None
         if words:
             flag.metavar, flag.callback = "|".join(words), _split(words)
+            flag.autocompletion = lambda incomplete: words
     return Parameter(
         option.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, flag]
     )

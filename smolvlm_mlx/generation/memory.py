@@ -67,6 +67,13 @@ class Memory:
         return f"up to {self.total / 1e9:.2f} GB ({', '.join(parts)})"
 
 
+def needed(config: ModelConfig, weights: int, width: int) -> int:
+    """Bytes that an answer takes whose prompt fills the model's context; arguments as of `share`.
+    Whatever more is allowed makes other answers faster."""
+    context = token_bytes(config, width) * config.text_config.max_position_embeddings
+    return weights + _work(config, width) + context
+
+
 def token_bytes(config: ModelConfig, width: int) -> int:
     """Keys and values of one token, in all layers."""
     text = config.text_config

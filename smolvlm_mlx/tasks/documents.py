@@ -1,7 +1,7 @@
 """Documents -> the text of each page, page after page: DocTags from a document checkpoint, words
 from any other.
 
-    reader = Reader(*load("ds4sd/SmolDocling-256M-preview"))
+    reader = Reader(*load("docling"))
     for page in reader.read(find_pages(["report.pdf"])):
         print(page.text)
 """

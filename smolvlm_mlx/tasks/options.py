@@ -21,7 +21,7 @@ Metric = Literal[
     "exact",
 ]
 
-DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"  # which writes DocTags
+DOCUMENT_MODEL = "docling"  # which writes DocTags
 CHAT = Options(max_tokens=1024)
 DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
 LIVE = Options(max_tokens=64)

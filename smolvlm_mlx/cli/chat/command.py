@@ -61,7 +61,7 @@ def chat(
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
-    """Talk about pictures, or without; /help lists what else a line can do."""
+    """Talk about pictures in the terminal, or with --web in the browser."""
     if no_history and resume is not None:
         raise PromptError("--resume needs the history, which --no-history leaves out")
     if web and options.kv_bits is not None:

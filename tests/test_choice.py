@@ -1,0 +1,146 @@
+"""The default model: by memory, by what is downloaded, by the environment or the config file; and
+what is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx import SmolVLMError
+from smolvlm_mlx.checkpoint import cached
+from smolvlm_mlx.checkpoint.names import KNOWN, known_as
+from smolvlm_mlx.cli import choice
+from smolvlm_mlx.cli.choice import AUTO, VARIABLE, Machine, choose, configured
+
+import pytest
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No default but the machine's, and nothing downloaded."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(choice, "config_file", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr(cached, "is_here", lambda repo: False)
+
+
+@pytest.mark.parametrize(
+    ("memory", "has_gpu", "name"),
+    [
+        (0, True, "256M"),
+        (4 * GB, True, "256M"),
+        (8 * GB, True, "500M"),
+        (16 * GB, True, "500M"),
+        (36 * GB, True, "2.2B"),
+        (400 * GB, False, "500M"),
+    ],
+)
+def test_by_memory(memory: int, has_gpu: bool, name: str) -> None:
+    assert Machine(memory, 2 if has_gpu else 4, has_gpu).default().name == name
+
+
+def test_what_is_downloaded_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that fit."""
+    here = {"HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"}
+    monkeypatch.setattr(cached, "is_here", here.__contains__)
+    assert Machine(16 * GB, 2, True).default().name == "256M"
+    assert Machine(36 * GB, 2, True).default().name == "2.2B"
+
+
+def test_what_fits() -> None:
+    known = known_as("2.2B")
+    assert known is not None
+    need = Machine(0, 2, True).needs(known)
+    assert known.parameters * 2 < need < known.parameters * 4
+    fits = {
+        memory: Machine(memory, 2, True).fits(known)
+        for memory in (0, need, need * 4 // 3 + 1, 2 * need)
+    }
+    assert [*fits.values()] == ["?", "no", "tight", "yes"]
+    assert all(
+        Machine(0, 2, True).needs(known) < Machine(0, 4, True).needs(known) for known in KNOWN
+    )
+
+
+def test_what_was_chosen_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Machine, "of_this", classmethod(lambda cls: cls(16 * GB, 2, True)))
+    repo = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    assert choose(AUTO) == repo
+    assert capsys.readouterr().err == (
+        f"smolvlm-mlx: model 500M ({repo}), for 16 GB of memory; -m chooses another\n"
+    )
+    assert choose("500M") == repo
+    assert capsys.readouterr().err == ""
+
+
+def test_a_default_of_one_s_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "256M"  # small\n')
+    assert configured() == "256M"
+    assert choose(AUTO) == "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
+    monkeypatch.setenv(VARIABLE, "tiny")
+    assert choose(AUTO) == "tiny"
+    monkeypatch.setenv(VARIABLE, "")
+    assert configured() == "256M"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_default_that_is_no_name_is_said_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text('model = "265M"')
+    for place in (str(tmp_path / "config.toml"), VARIABLE):
+        with pytest.raises(SmolVLMError) as caught:
+            choose(AUTO)
+        assert str(caught.value).startswith(f"{place}: no model '265M'; did you mean 256M?")
+        monkeypatch.setenv(VARIABLE, "265M")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model = ", "cannot be read as TOML"),
+        ("\xff", "cannot be read as TOML"),
+        ("model = 256", 'give one line such as model = "500M"'),
+        ('model = "256M"\ntemperature = 1', 'give one line such as model = "500M"'),
+        ("", 'give one line such as model = "500M"'),
+    ],
+)
+def test_a_config_file_of_something_else(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SmolVLMError) as caught:
+        configured()
+    assert str(caught.value).startswith(f"{tmp_path / 'config.toml'}: ")
+    assert said in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_name_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("500M", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"):
+        Path(name).mkdir(parents=True)
+        Path(name, "config.json").write_text("{}")
+        assert choose(name) == name
+        assert capsys.readouterr().err == (
+            f"smolvlm-mlx: '{name}' is the folder here, and not "
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct of the hub\n"
+        )
+
+
+def test_commands_take_names_and_the_default(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(VARIABLE, "Tiny")
+    answer = call("generate", "Hi", "-m", "TINY", "-n", 3)
+    assert answer[0] == 0
+    assert call("generate", "Hi", "-n", 3) == answer
+    assert call("info", "Tiny")[0] == 0
+    assert call("convert", "tiny", tmp_path / "out")[0] == 0
+    assert call("generate", "Hi", "-m", "265M") == (
+        1,
+        "",
+        "smolvlm-mlx: no model '265M'; did you mean 256M? `smolvlm-mlx models` lists all\n",
+    )
