@@ -634,8 +634,7 @@ def test_a_question_that_was_edited_and_cut_off_stays(page: Any, server: Running
     assert seen(page) == edited
     # Unless the conversation has gone on elsewhere meanwhile.
     (talk,) = server.history.list()
-    kept = server.history.read(talk.id)
-    server.history.save(talk.id, [*kept.messages, user_message("There")], known=[kept.version])
+    server.history.save(talk.id, [*server.history.load(talk.id), user_message("There")])
     page.reload()
     page.get_by_text("There", exact=True).wait_for()
     assert seen(page) == [*whole, "There"]
@@ -949,36 +948,75 @@ def test_two_tabs_lose_no_turn(page: Any, server: Running) -> None:
     other.get_by_role("button", name="Retry").wait_for()
     ask(page, "Here", 2)
     ask(other, "There", 2)
-    other.get_by_text("has gone on elsewhere").wait_for()
-    ask(other, "There again", 3)
     ask(page, "Here again", 3)
-    page.locator(".user").nth(1).get_by_role("button", name="Edit").click()
-    ask(page, "Here instead", 2)
+    other.close()
+    kept = set()
+    for branch in server.history.branches(talk.id):
+        server.history.move(talk.id, branch.end)
+        messages = server.history.load(talk.id)
+        kept.add(tuple(message.text for message in messages if message.role == "user"))
+    assert kept == {("First", "There"), ("First", "Here", "Here again")}
+    assert len(server.history.list()) == 1
 
-    def kept() -> dict[str, list[str]]:
-        return {
-            talk.title: [m.text for m in server.history.load(talk.id) if m.role == "user"]
-            for talk in server.history.list()
-        }
 
-    assert kept() == {
-        "First": ["First", "Here instead"],
-        "First (2)": ["First", "There", "There again"],
-    }
-    # Elsewhere it is edited, and here it is edited without knowing of that.
-    other.goto("about:blank")
-    server.history.save(
-        talk.id,
-        [*server.history.load(talk.id), user_message("Terminal")],
-        known=[server.history.read(talk.id).version],
-    )
+def shown(page: Any) -> list[str]:
+    """The texts of the conversation."""
+    return list(page.locator(".message .text").all_inner_texts())
+
+
+def test_edit_and_retry_keep_the_branch_before(page: Any, server: Running) -> None:
+    few_tokens(page)
+    bodies = watch_requests(page)
+    ask(page, "First", 1)
+    ask(page, "Second", 2)
+    before = shown(page)
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("Sampled at temperature 0.7: at 0 it would be the same").wait_for()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert (bodies[-1]["temperature"], bodies[-1]["seed"]) == (0.7, -1)
     page.locator(".user").nth(1).get_by_role("button", name="Edit").click()
-    ask(page, "Here at last", 2)
-    assert kept() == {
-        "First": ["First", "Here instead", "Terminal"],
-        "First (2)": ["First", "There", "There again"],
-        "First (3)": ["First", "Here at last"],
-    }
+    ask(page, "Edited", 2)
+    edited = shown(page)
+    assert edited[2] == "Edited"
+    # With the keyboard alone, there and back.
+    arrows = page.locator(".user").nth(1).locator(".branches")
+    assert arrows.inner_text() == "‹2/2›"
+    assert arrows.get_by_role("button", name="The next one").is_disabled()
+    arrows.get_by_role("button", name="The one before").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("Second", exact=True).wait_for()
+    assert page.evaluate("document.activeElement.ariaLabel") == "The next one"
+    page.reload()  # it stays there
+    page.get_by_text("Second", exact=True).wait_for()
+    answers = page.locator(".assistant").nth(1).locator(".branches")
+    if answers.count():  # the sampled answer was another
+        answers.get_by_role("button", name="The one before").click()
+        answers.get_by_text("1/2").wait_for()
+    assert shown(page) == before
+    page.locator(".user").nth(1).get_by_role("button", name="The next one").click()
+    page.get_by_text("Edited", exact=True).wait_for()
+    assert shown(page) == edited
+    (talk,) = server.history.list()
+    assert [message.text for message in server.history.load(talk.id)][::2] == ["First", "Edited"]
+
+
+def test_an_answer_that_was_cut_off_goes_on(page: Any, server: Running) -> None:
+    few_tokens(page)
+    first = ask(page, "First", 1)
+    page.get_by_text("cut off at the longest length").wait_for()
+    page.evaluate("localStorage.setItem('max_tokens', '9')")
+    bodies = watch_requests(page)
+    page.reload()  # which it is offered after, too
+    page.get_by_role("button", name="Continue").click()
+    page.locator(".about", has_text=" tokens").wait_for()  # of what came to it
+    question, whole = shown(page)
+    assert question == "First"
+    assert len(whole) > len(first)
+    assert whole.startswith(first.rstrip())
+    assert bodies[0]["messages"][-1]["content"] == [{"type": "text", "text": first.rstrip()}]
+    (talk,) = server.history.list()
+    assert len(server.history.branches(talk.id)) == 1
+    assert len(server.history.load(talk.id)) == 2
 
 
 def begin_second(page: Any) -> None:
@@ -1001,7 +1039,7 @@ def test_what_is_deleted_does_not_come_back_with_its_answer(page: Any, server: R
     page.get_by_role("button", name="Delete First").click()
     page.locator(".empty").wait_for()
     server.wait_until_idle()
-    wait_until(lambda: all(a.kept for a in server.service.answers if a.conversation))
+    wait_until(lambda: all(a.kept for a in server.service.answers if a.asked.conversation))
     assert server.history.list() == []
 
 

@@ -21,12 +21,13 @@ from .request import ChatRequest
 
 
 class Choice:
-    """One of a request's answers: its job, and its text so far."""
+    """One of a request's answers: its job, its text so far, whether it is over, and came to its end
+    by itself."""
 
     job: Job
 
     def __init__(self, index: int):
-        self.index, self.text, self.over = index, "", False
+        self.index, self.text, self.over, self.ended = index, "", False, False
 
 
 class Answer:
@@ -34,20 +35,19 @@ class Answer:
     their ends, and for pieces only if they are to be sent one by one.
 
     Args:
-        messages: the conversation; the first answer goes on with it.
+        messages: the conversation; the first answer goes on with it, or with its last message, if
+            the request says so.
 
     Attributes:
-        kept_as: the id under which the history has it, as soon as it has.
-        is_deleted: the conversation was deleted meanwhile, and does not come back with its answer.
+        begun: the text of that message.
     """
-
-    kept_as: str | None = None
-    is_deleted = False
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
         # Without what was parsed: its data: URLs need not be held until the answer's end.
         self.asked = asked.model_copy(update={"messages": []})
-        self.messages, self.kept = messages, False
+        goes_on = bool(asked.continue_final_message)
+        self.begun, self.kept = messages[-1].text if goes_on else "", False
+        self.messages = messages[:-1] if goes_on else messages
         self.choices = [Choice(index) for index in range(asked.n or 1)]
         self._events = deque[tuple[Choice, Event | SmolVLMError]]()
         self._error: SmolVLMError | None = None
@@ -123,16 +123,11 @@ class Answer:
                 choice.text += event.piece
                 fresh[choice] = fresh.get(choice, "") + event.piece
             elif isinstance(event, End):
-                choice.over = True
+                choice.over, choice.ended = True, event.statistics.finish_reason == "stop"
                 fresh.setdefault(choice, "")
             elif isinstance(event, SmolVLMError):
                 self._error = event
         return fresh
-
-    @property
-    def conversation(self) -> str | None:
-        """Return the id of the conversation that it was asked for with."""
-        return None if self.asked.conversation is None else self.asked.conversation.id
 
     @property
     def statistics(self) -> list[Statistics]:
@@ -142,4 +137,5 @@ class Answer:
         """Return the first answer, as far as it came, as the conversation's next message."""
         self._take()
         first = self.choices[0]
-        return Message("assistant", (TextPart(first.text.rstrip()),), interrupted=not first.over)
+        text = (self.begun + first.text).rstrip()
+        return Message("assistant", (TextPart(text),), interrupted=not first.ended)

@@ -38,7 +38,7 @@ from ..inputs.media import Recent
 from ..inputs.messages import Message, notes, to_json
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
-from ..tasks.history import History
+from ..tasks.history import History, Places
 from ..tasks.live import Judge
 from ..tasks.options import CHAT
 from .answer import Answer
@@ -128,7 +128,7 @@ class Service:
             Mount("/v1", routes=api),
             *api,  # for clients that are told an address without /v1
             Route("/conversations", self.list_conversations),
-            Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
+            Route("/conversations/{id}", self.conversation, methods=["GET", "POST", "DELETE"]),
         ]
 
     async def page_start(self, request: Request) -> Response:
@@ -189,11 +189,14 @@ class Service:
         id = request.path_params["id"]
         if request.method == "DELETE":
             await self._ask_history(partial(self.history.delete, id))
-            for answer in self.answers:
-                answer.is_deleted |= answer.conversation == id
             return Response(status_code=204)
+        if request.method == "POST":
+            message = request.query_params.get("message", "")
+            if not message.isdecimal():
+                raise RequestError("must be the number of a message", "message")
+            await self._ask_history(partial(self.history.move, id, int(message)))
         kept = await self._ask_history(partial(self.history.read, id))
-        shown = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
+        shown = Conversation(id=id, messages=to_json(kept.messages), kept=kept.places)
         return JSONResponse(dump(shown))
 
     async def _ask_history(self, ask: Callable[[], Found]) -> Found:
@@ -218,7 +221,8 @@ class Service:
             request.state.messages = messages  # for `on_error`, if they are too long
             tiles = self.processor.count_tiles(messages, image_options)
             self.scheduler.check(tiles, schema, options.max_tokens)
-            return messages, self.processor(messages, image_options)
+            goes_on = bool(asked.continue_final_message)
+            return messages, self.processor(messages, image_options, continue_final_message=goes_on)
 
         messages, inputs = await anyio.to_thread.run_sync(
             prepare, abandon_on_cancel=True, limiter=self.readers
@@ -230,14 +234,14 @@ class Service:
         completion = Completion(self.model, notes(messages[-1:]))
         if asked.stream:
             return EventStream(self._events(answer, completion), answer)
-        notice = await self._wait(request, answer)
+        kept, notice = await self._wait(request, answer)
         texts, live = [choice.text for choice in answer.choices], self._judged(answer)
-        whole = completion.whole(texts, answer.statistics, live, answer.kept_as, notice)
+        whole = completion.whole(texts, answer.statistics, live, kept, notice)
         return JSONResponse(whole)
 
-    async def _wait(self, request: Request, answer: Answer) -> str | None:
-        """Wait for the answer's end; a client that goes away meanwhile is one. Returns what went
-        wrong beside it."""
+    async def _wait(self, request: Request, answer: Answer) -> tuple[Places | None, str | None]:
+        """Wait for the answer's end; a client that goes away meanwhile is one. Returns how it is
+        kept."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -251,8 +255,8 @@ class Service:
         finally:
             watcher.cancel()
             answer.cancel()
-            notice = await self._keep(answer)
-        return notice
+            keeping = await self._keep(answer)
+        return keeping
 
     async def _events(self, answer: Answer, completion: Completion) -> AsyncIterator[bytes]:
         try:
@@ -264,11 +268,10 @@ class Service:
                 if choice.over:
                     reason = finish_reason(choice.job.statistics)
                     yield event(completion.chunk(choice.index, Delta(), reason))
-            notice = await self._keep(answer)
+            kept, notice = await self._keep(answer)
             used = answer.statistics if answer.asked.wants_usage() else None
             if used is not None or notice is not None:
-                judged, kept_as = self._judged(answer), answer.kept_as
-                yield event(completion.last_chunk(used, judged, kept_as, notice))
+                yield event(completion.last_chunk(used, self._judged(answer), kept, notice))
         except SmolVLMError as error:
             await self._keep(answer)
             yield event(told(error))
@@ -290,29 +293,27 @@ class Service:
             about=f"frame {judge.number} · {job.statistics.describe_phases()}",
         )
 
-    async def _keep(self, answer: Answer) -> str | None:
+    async def _keep(self, answer: Answer) -> tuple[Places | None, str | None]:
         """Put a conversation that has a name into the history, once, and before its end is told;
-        returns why it is not kept. Also where its client has gone, which cancels what it does."""
-        conversation, history = answer.asked.conversation, self.history
-        if history is None or conversation is None or answer.kept:
-            return None
-        answer.kept = True
-        if answer.is_deleted:
-            return "not kept in the history: the conversation was deleted meanwhile"
-        messages, known = [*answer.messages, answer.message()], conversation.known
+        returns the messages there, and why it is not kept. Also where its client has gone, which
+        cancels what it does."""
+        id, history = answer.asked.conversation, self.history
+        if history is None or id is None or answer.kept:
+            return None, None
+        answer.kept, messages = True, [*answer.messages, answer.message()]
 
-        def save() -> None:
-            id, version = conversation.id, conversation.version
-            answer.kept_as = history.save(id, messages, self.model, known, version).id
+        def save() -> Places:
+            history.save(id, messages, self.model)
+            return history.places(id)
 
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(SAVE_SECONDS):
-                await self._ask_history(save)
+                places = await self._ask_history(save)
         except TimeoutError:
-            return f"not kept in the history: it did not answer in {SAVE_SECONDS:g} s"
+            return None, f"not kept in the history: it did not answer in {SAVE_SECONDS:g} s"
         except (SmolVLMError, UnicodeError) as error:
-            return f"not kept in the history: {cut(str(error), 300)}"
-        return None
+            return None, f"not kept in the history: {cut(str(error), 300)}"
+        return places, None
 
 
 def client_of(request: Request) -> tuple[str, str]:

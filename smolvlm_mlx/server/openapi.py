@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
-from ..tasks.history import Summary
+from ..tasks.history import Place, Summary
 from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, Shape
 from .request import ChatRequest
 
@@ -84,9 +84,11 @@ class Health(Shape):
 
 
 class Conversation(Shape):
+    """`kept` says where its messages stand, without one of instructions at the front."""
+
     id: str
-    version: str
     messages: Sequence[Mapping[str, object]]
+    kept: list[Place]
 
 
 class ConversationList(Shape):
@@ -128,6 +130,7 @@ def document() -> Object:
 def _paths() -> Object:
     id = _parameter("id", "path", {"type": "string", "minLength": 1}, required=True)
     words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
+    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
     return {
         "/health": {
             "get": {
@@ -149,7 +152,11 @@ def _paths() -> Object:
         },
         "/conversations/{id}": {
             "parameters": [id],
-            "get": _operation("A conversation.", Conversation, 404),
+            "get": _operation("A conversation, up to where it is.", Conversation, 404),
+            "post": {
+                **_operation("Go to the newest end beyond a message.", Conversation, 404),
+                "parameters": [message],
+            },
             "delete": {
                 "summary": "Forget a conversation.",
                 "responses": {"204": {"description": "It is forgotten."}, **_errors(404)},

@@ -1,19 +1,15 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
 import { $, make, say, write } from "./dom.js";
-import { messageNode, partsOf, toRaw, updateText } from "./message.js";
+import { fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
-import { chosen } from "./settings.js";
+import { anew, chosen } from "./settings.js";
 import { remember, remembered } from "./store.js";
-import { complete, newId } from "./stream.js";
+import { call, complete, failure, newId } from "./stream.js";
 
-// `known` are the versions that the history may have of it, which this page has read or asked for.
-let conversation = { id: newId(), messages: [], known: [] };
+let conversation = { id: newId(), messages: [] };
 let running = null;  // the AbortController of the answer under way
 let editing = null;  // which message
-
-const NOT_ALONE = "This conversation has gone on elsewhere. What is said here is kept beside it, as "
-  + "a conversation of its own.";
 
 export const openId = () => conversation.id;
 
@@ -29,11 +25,37 @@ export function show() {
 }
 
 function buttons(at) {
-  const { role, text } = conversation.messages[at];
-  if (role === "user") return [["Edit", () => edit(at)]];
+  const { role, text, interrupted } = conversation.messages[at];
+  if (role === "user") return [["Edit", () => edit(at)], ...branches(at)];
   if (role !== "assistant") return [];
   const copy = ["Copy", () => navigator.clipboard.writeText(text)];
-  return at === conversation.messages.length - 1 ? [copy, ["Retry", retry]] : [copy];
+  if (at < conversation.messages.length - 1) return [copy, ...branches(at)];
+  const more = interrupted ? [["Continue", goOn]] : [];
+  return [copy, ...more, ["Retry", retry], ...branches(at)];
+}
+
+// What stands in the place of a message: which it is, and arrows to the others.
+function branches(at) {
+  const { id, branches: all = [] } = conversation.messages[at].place ?? {};
+  if (all.length < 2) return [];
+  const number = all.indexOf(id) + 1;
+  const arrow = (textContent, ariaLabel, to) => make("button", {
+    textContent, ariaLabel, disabled: !all[to - 1], onclick: () => turnTo(all[to - 1], at, ariaLabel),
+  });
+  return [make("span", { className: "branches" }, arrow("‹", "The one before", number - 1),
+    `${number}/${all.length}`, arrow("›", "The next one", number + 1))];
+}
+
+async function turnTo(message, at, label) {
+  const asked = conversation;
+  const response = await call(`/conversations/${asked.id}?message=${message}`, { method: "POST" });
+  if (!response.ok) return say((await failure(response)).message);
+  if (asked !== conversation || running) return;
+  openRaw(asked.id, await response.json());
+  const node = $("talk").children[at];
+  const arrows = [...node.querySelectorAll(".branches button:enabled")];
+  (arrows.find(({ ariaLabel }) => ariaLabel === label) ?? arrows[0]).focus();
+  node.scrollIntoView({ block: "nearest" });
 }
 
 function removePicture(message, picture) {
@@ -78,35 +100,47 @@ export function ask() {
   });
 }
 
-function retry() {
-  const asked = conversation, before = asked.messages.pop();
-  answer(retry, () => asked.messages.push(before));
+// Another answer beside the one that is there, which is sampled; one that was cut off by trouble is
+// asked for as it was.
+async function retry() {
+  const asked = conversation, { said, ...sampled } = asked.messages.at(-1).cut ? {} : await anew();
+  if (running || asked !== conversation) return;
+  const before = asked.messages.pop();
+  answer(retry, () => asked.messages.push(before), sampled);
+  if (said) say(said);
 }
 
-async function request(version) {
+// The answer that was cut off goes on.
+function goOn() {
+  const asked = conversation, before = asked.messages.pop();
+  const message = { ...before, text: before.text.trimEnd(), cut: undefined, about: undefined };
+  const more = { continue_final_message: true, add_generation_prompt: false };
+  answer(goOn, () => asked.messages.push(before), more, message);
+}
+
+async function request(more) {
   const messages = conversation.messages.map(toRaw);
   const instructions = $("system").value.trim();
   if (instructions) messages.unshift({ role: "system", content: instructions });
-  const { id, known } = conversation;
-  return { messages, conversation: { id, known, version }, ...await chosen() };
+  return { messages, conversation: conversation.id, ...await chosen(), ...more };
 }
 
-// Answer the last message. Where no answer begins, `takeBack` makes all as it was before `again`
-// was done.
-async function answer(again, takeBack) {
+// Answer the last message, `more` of the request beside it; or go on with a message that was begun.
+// Where no answer begins, `takeBack` makes all as it was before `again` was done.
+async function answer(again, takeBack, more = {}, begun = null) {
   say("");
-  const asked = conversation, version = newId(), sent = [...asked.messages];
+  const asked = conversation, sent = [...asked.messages];
   const controller = new AbortController();
-  const chunks = complete(request(version), controller.signal);
-  const message = { role: "assistant", text: "", pictures: [], interrupted: true };
-  asked.messages.push(message);
+  const message = begun ?? { role: "assistant", text: "", pictures: [], interrupted: true };
+  if (begun) asked.messages.push(message);
+  const chunks = complete(request(more), controller.signal);
+  if (!begun) asked.messages.push(message);
   setRunning(controller);
   show();
   remember("open", asked.id);
   remember("instructions", { id: asked.id, text: $("system").value });
-  asked.known = [...asked.known.slice(0, 1), ...asked.known.slice(1).slice(-60), version];
   try {
-    for await (const chunk of chunks) takeChunk(asked, message, version, chunk);
+    for await (const chunk of chunks) takeChunk(asked, message, chunk);
     for (const name of ["cut", "instructions"]) {
       if (remembered(name)?.id === asked.id) remember(name, null);
     }
@@ -119,20 +153,20 @@ async function answer(again, takeBack) {
   document.dispatchEvent(new Event("answered"));
 }
 
-function takeChunk(asked, message, version, chunk) {
-  const { choices: [choice], usage, notice, conversation: keptAs } = chunk;
+function takeChunk(asked, message, chunk) {
+  const { choices: [choice], usage, notice, kept } = chunk;
   message.text += choice?.delta.content ?? "";
   if (choice?.delta.content) showMore(asked, message);
-  if (choice?.finish_reason) delete message.interrupted;
+  if (choice?.finish_reason === "stop") delete message.interrupted;
   if (usage) message.about = usage.timing.about;
   if (notice && asked === conversation) say(notice);
-  if (!keptAs) return;
-  asked.known = [version];
-  if (keptAs === asked.id) return;
-  asked.id = keptAs;
-  if (asked !== conversation) return;
-  remember("open", keptAs);
-  say(NOT_ALONE);
+  if (kept) setPlaces(asked, kept);
+}
+
+// Where the history has messages. One of instructions at the front has no place.
+function setPlaces(asked, kept) {
+  asked.messages.slice(-kept.length).forEach((message, at) => { message.place = kept[at]; });
+  asked.leaf = kept.at(-1).id;
 }
 
 // ---- what fails
@@ -141,7 +175,7 @@ function failed(asked, sent, message, error, again, takeBack) {
   if (message.text) {
     message.cut = error.message;
     const last = asked.messages.slice(-2);
-    remember("cut", { id: asked.id, known: asked.known, before: asked.messages.length - 2, last });
+    remember("cut", { id: asked.id, leaf: asked.leaf, before: asked.messages.length - 2, last });
     return;
   }
   asked.messages.pop();
@@ -220,10 +254,11 @@ export function leave() {
 export const isAnswered = id => Boolean(running) && id === conversation.id;
 
 // The instructions with which this tab asked last are still those if no answer came.
-export function openConversation(id, messages, known, instructions = $("system").value) {
+export function openConversation(id, messages, instructions = $("system").value, kept = []) {
   stopAnswer();
   leaveEditing();
-  conversation = { id, messages, known };
+  conversation = { id, messages };
+  if (kept.length) setPlaces(conversation, kept);
   remember("open", id);
   const asked = remembered("instructions");
   $("system").value = asked?.id === id ? asked.text : instructions;
@@ -231,14 +266,21 @@ export function openConversation(id, messages, known, instructions = $("system")
   show();
 }
 
+// A conversation as the server has it, or a file.
+export function openRaw(id, { messages: raw, kept }) {
+  const messages = raw.map(fromRaw);
+  const [first] = messages;
+  const hasInstructions = first?.role === "system" && !first.pictures.length;
+  const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
+  openConversation(id, others, instructions, kept);
+}
+
 // An answer that was cut off, and its question, are still there if the history has not got them:
 // nothing in their place, or what this page knew when it asked something else.
 function addCut() {
-  const { id, known, before, last } = remembered("cut") ?? {};
+  const { id, leaf, before, last } = remembered("cut") ?? {};
   if (id !== conversation.id || before > conversation.messages.length) return;
-  const there = conversation.messages[before];
-  const isEdited = there?.text !== last[0].text && known.includes(conversation.known[0]);
-  if (there && !isEdited) return;
+  if (conversation.messages[before] && leaf !== conversation.leaf) return;
   conversation.messages.length = before;
   const isHere = picture => picture.url;
   if (!last.every(({ pictures }) => pictures.every(isHere))) {
@@ -250,5 +292,5 @@ function addCut() {
 }
 
 export function openEmpty() {
-  openConversation(newId(), [], []);
+  openConversation(newId(), []);
 }

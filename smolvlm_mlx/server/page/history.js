@@ -1,8 +1,7 @@
 // The conversations that the server keeps: the list at the side.
 
-import { isAnswered, openConversation, openEmpty, openId } from "./conversation.js";
+import { isAnswered, openConversation, openEmpty, openId, openRaw } from "./conversation.js";
 import { $, make, say } from "./dom.js";
-import { fromRaw } from "./message.js";
 import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
@@ -25,8 +24,7 @@ export async function openKept(id) {
   if (isAnswered(id)) return closeList();  // it is there, and more of it than is kept
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
-  const { messages, version } = await response.json();
-  open(id, messages, [version]);
+  openRaw(id, await response.json());
   closeList();
   refresh();
 }
@@ -37,12 +35,11 @@ export async function reopen() {
   const response = id && await call(`/conversations/${id}`);
   if (!response) return false;
   if (response.ok) {
-    const { messages, version } = await response.json();
-    open(id, messages, [version]);
+    openRaw(id, await response.json());
     refresh();
     return true;
   }
-  if (response.status === 404) openConversation(id, [], []);  // it was never kept
+  if (response.status === 404) openConversation(id, []);  // it was never kept
   else say((await failure(response)).message);
   return false;
 }
@@ -52,19 +49,11 @@ export async function openFile(file) {
   try {
     const { messages } = JSON.parse(await file.text());
     if (!messages.every(({ role }) => role)) throw new TypeError("no messages");
-    open(newId(), messages, []);
+    openRaw(newId(), { messages });
     closeList();
   } catch {
     say(`${file.name} is no conversation that was saved`);
   }
-}
-
-function open(id, raw, known) {
-  const messages = raw.map(fromRaw);
-  const [first] = messages;
-  const hasInstructions = first?.role === "system" && !first.pictures.length;
-  const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
-  openConversation(id, others, known, instructions);
 }
 
 async function remove(id, title) {
