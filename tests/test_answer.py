@@ -88,9 +88,12 @@ def test_pieces_of_several_answers_come_as_they_are_made() -> None:
         coming, got = answer.read(), []
         for choice, event in made:
             answer.push(choice, event)
-            read, piece = await anext(coming)
-            got.append((read.index, piece, read.over))
-        assert [choice.text async for choice, _ in coming] == []
+            read, piece, is_over = await anext(coming)
+            got.append((read.index, piece, is_over))
+        assert [choice.text async for choice, *_ in coming] == []
+        # Another, later, reads it all.
+        later = [(each.index, piece) async for each, piece, _ in answer.read(1)]
+        assert later == [(0, "cd"), (1, "b")]
         assert [choice.text for choice in answer.choices] == ["acd", "b"]
         return got
 
@@ -247,6 +250,6 @@ def test_the_history_keeps_the_first_answer(
     server.complete(question("Hello", n=3, conversation=id, stream=stream, **SAMPLED))
     kept = server.history.load(id)
     server.history.delete(id)
-    assert saved == ["tiny"]  # once
+    assert saved == ["tiny", "tiny"]  # the question, and then all of it
     assert [message.text for message in kept] == ["Hello", first.rstrip()]
     assert kept[-1].interrupted  # by its length

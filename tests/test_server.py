@@ -30,7 +30,8 @@ from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, connections, security
-from smolvlm_mlx.server.app import KEEPERS, judges, make_app
+from smolvlm_mlx.server.app import judges, make_app
+from smolvlm_mlx.server.conversations import KEEPERS
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, head, listening, question, wait_until
@@ -55,6 +56,8 @@ ROUTES = [
     ("GET", "/conversations/00000000"),
     ("POST", "/conversations/00000000?message=1"),
     ("DELETE", "/conversations/00000000"),
+    ("POST", "/conversations/00000000/stop"),
+    ("GET", "/conversations/00000000/events"),
     ("GET", "/nowhere"),
     ("GET", "/page"),
     ("GET", "/page/index.html"),
@@ -1007,7 +1010,7 @@ def test_a_history_that_does_not_answer_costs_no_answer(
         assert go.wait(60)
 
     monkeypatch.setattr(server.history, "save", save)
-    monkeypatch.setattr("smolvlm_mlx.server.app.SAVE_SECONDS", 0.5)
+    monkeypatch.setattr("smolvlm_mlx.server.conversations.SAVE_SECONDS", 0.5)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.complete, asked)
         assert held.wait(60)
@@ -1016,7 +1019,7 @@ def test_a_history_that_does_not_answer_costs_no_answer(
         assert not go.is_set()
         notice = told(answer.result())["notice"]
     go.set()
-    assert notice == "not kept in the history: it did not answer in 0.5 s"
+    assert notice == "not kept in the history: no answer in 0.5 s"
 
 
 def test_the_page_and_answers_do_not_wait_for_the_history(
@@ -1038,7 +1041,11 @@ def test_the_page_and_answers_do_not_wait_for_the_history(
         asked = [pool.submit(ask) for _ in range(count)]
         for _ in range(KEEPERS):
             assert held.acquire(timeout=60)
-        wait_until(lambda: server.service.keepers.statistics().tasks_waiting == count - KEEPERS)
+        wait_until(
+            lambda: (
+                server.service.conversations.keepers.statistics().tasks_waiting == count - KEEPERS
+            )
+        )
         with server.client() as client:
             assert client.get("/").status_code == 200
         assert server.complete(question("Hello", max_tokens=1)).status_code == 200
@@ -1064,7 +1071,7 @@ def test_200_conversations_are_listed(server: Running, monkeypatch: pytest.Monke
 def test_without_a_history_there_is_no_conversation(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.service, "history", None)
+    monkeypatch.setattr(server.service.conversations, "history", None)
     with server.client() as client:
         assert client.get("/conversations").json() == {"kept": False, "conversations": []}
         for method in ("GET", "DELETE"):
@@ -1157,22 +1164,6 @@ def test_an_answer_that_was_cut_off_goes_on(stream: bool, seeing: Running) -> No
         error = seeing.complete({**more, **wrong}).json()["error"]
         assert error["param"] == param
     seeing.history.delete(id)
-
-
-def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -> None:
-    asked = question("Hello", max_tokens=2000, stream=True, conversation="00000000deadbeef")
-    with (
-        server.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
-    ):
-        for number, _ in enumerate(answer.iter_lines()):
-            if number > 8:
-                break
-    server.wait_until_idle()
-    wait_until(server.history.list)
-    last = server.history.load("00000000deadbeef")[-1]
-    assert last.interrupted
-    server.history.delete("00000000deadbeef")
 
 
 # ---- the program

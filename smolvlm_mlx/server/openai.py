@@ -135,6 +135,23 @@ class Forget(Shape):
     messages: int
 
 
+class Coming(Shape):
+    """Ours: an answer under way, as far as it has come; `after` is the id of the message before."""
+
+    after: int
+    text: str
+
+
+class News(Shape):
+    """Ours: what comes to a conversation: its state (the id of its last message, none before the
+    first, and the answer under way), then more text of that answer; or that it was deleted."""
+
+    leaf: int | None = None
+    answer: Coming | None = None
+    text: str | None = None
+    deleted: bool = False
+
+
 class Error(Shape):
     message: str
     type: str

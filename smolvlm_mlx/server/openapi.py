@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
 from ..tasks.history import Place, Summary
-from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, Shape
+from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, News, Shape
 from .request import ChatRequest
 
 Object = dict[str, Any]  # of JSON
@@ -105,6 +105,7 @@ ANSWERS: list[type[Shape]] = [
     Health,
     Model,
     ModelList,
+    News,
 ]
 
 
@@ -162,7 +163,23 @@ def _paths() -> Object:
                 "responses": {"204": {"description": "It is forgotten."}, **_errors(404)},
             },
         },
+        "/conversations/{id}/stop": {
+            "parameters": [id],
+            "post": {
+                "summary": "End the answer under way; what came of it stays.",
+                "responses": {"204": {"description": "It has ended."}, **_errors(404)},
+            },
+        },
+        "/conversations/{id}/events": {"parameters": [id], "get": _news()},
     }
+
+
+def _news() -> Object:
+    news = _operation("What comes to a conversation, as long as one listens.", None, 404, 503)
+    content = {"contentMediaType": "application/json", "contentSchema": _reference(News)}
+    data = {"type": "object", "required": ["data"], "properties": {"data": content}}
+    news["responses"]["200"]["content"] = {"text/event-stream": {"schema": data}}
+    return news
 
 
 def _chat() -> Object:

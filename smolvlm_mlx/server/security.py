@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..generation.scheduler import BusyError
+from .assets import TALKS
 from .budget import Budget
 from .connections import REQUEST_SECONDS, SECURITY_HEADERS
 from .openai import error_body
@@ -93,7 +94,9 @@ class Guard:
             raise HTTPException(403, "this host name is not allowed; --allow-host adds one")
         if origin is not None and origin not in self._origins:
             raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
-        is_open = scope["path"] in self._open_paths or scope["method"] == "OPTIONS"
+        path = scope["path"]
+        is_open = path in self._open_paths or path.startswith(TALKS)
+        is_open = is_open or scope["method"] == "OPTIONS"
         if self._token is not None and not is_open:
             self._check_token(headers, self._token)
         length = headers.get("content-length", "0")

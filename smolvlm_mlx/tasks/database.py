@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import HistoryError
@@ -118,6 +118,39 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
             "try again when no other program uses it" if _is_busy(error) else "move the file away"
         )
         raise HistoryError(f"{path}: {error}; go on with --no-history, or {hint}") from error
+
+
+class Watch:
+    """Tells whether anybody has written to the file, from any thread, one at a time.
+
+    Raises:
+        HistoryError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._version = path, 0
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise HistoryError(f"{path}: {error}") from error
+
+    def has_changed(self) -> bool:
+        """Whether it is another than it was when this was asked last; one that cannot be read is as
+        it was."""
+        before = self._version
+        with suppress(sqlite3.Error):
+            self._version = self._database.execute("PRAGMA data_version").fetchone()[0]
+        return self._version != before
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def empty_log(path: Path) -> None:
+    """Bring what was written into the file itself, so that what was deleted is nowhere; where
+    others read, they do that at their end."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _write_ahead(database: sqlite3.Connection, timeout: float) -> None:

@@ -21,7 +21,7 @@ from platformdirs import user_cache_path, user_data_path
 
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
-from .database import opened
+from .database import Watch, empty_log, opened
 from .stored import beginning, from_stored, known_of, title_of, to_stored, words_of
 from .tree import Node, Raw, Tree, dumped
 
@@ -185,6 +185,21 @@ class History:
             leaf, _ = _head(database, id)
             return _places(_tree(database, id), leaf)
 
+    def __contains__(self, id: str) -> bool:
+        with self._open() as database:
+            query = "SELECT 1 FROM conversations WHERE id = ?"
+            return database.execute(query, (id,)).fetchone() is not None
+
+    def leaf(self, id: str) -> int | None:
+        """The id of the last message of a conversation; None before the first."""
+        with self._open() as database:
+            return _head(database, id)[0]
+
+    def watch(self) -> Watch:
+        """What tells when others write, from any thread."""
+        private_folder(self.path.parent)
+        return Watch(self.path)
+
     def branches(self, id: str) -> Sequence[Branch]:
         """All ways that a conversation went, the first to come to its end first."""
         with self._open() as database:
@@ -243,6 +258,7 @@ class History:
                 raise _not_there(id)
             database.execute("INSERT OR IGNORE INTO deleted VALUES (?)", (id,))
             _forget_unused(database)
+        empty_log(self.path)
 
     def _open(self, writes: bool = False) -> AbstractContextManager[sqlite3.Connection]:
         private_folder(self.path.parent)
@@ -343,13 +359,11 @@ def _write_messages(
     for message, raw in zip(messages[len(path) :], new[len(path) :], strict=True):
         parent = path[-1] if path else None
         row = (_utf8(dumped(raw)), _utf8(words_of(message)), now)
-        at = tree.begun(parent, raw)
-        if at is None:
-            query = "INSERT INTO messages (conversation, parent, message, words, created) VALUES "
-            at = database.execute(f"{query} (?, ?, ?, ?, ?)", (id, parent, *row)).lastrowid
-        else:
-            query = "UPDATE messages SET message = ?, words = ?, created = ? WHERE id = ?"
-            database.execute(query, (*row, at))
+        begun = tree.begun(parent, raw)
+        query = "INSERT INTO messages (conversation, parent, message, words, created) VALUES "
+        at = database.execute(f"{query} (?, ?, ?, ?, ?)", (id, parent, *row)).lastrowid
+        # After that, so that what has changed has another id.
+        database.execute("DELETE FROM messages WHERE id = ?", (begun,))
         assert at is not None
         path.append(at)
     _write_pictures(database, id, messages)

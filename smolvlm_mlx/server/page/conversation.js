@@ -4,11 +4,12 @@ import { $, make, say, write } from "./dom.js";
 import { fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { anew, chosen } from "./settings.js";
-import { remember, remembered } from "./store.js";
-import { call, complete, failure, newId } from "./stream.js";
+import { call, complete, failure, newId, news } from "./stream.js";
 
+// `leaf` is the id of the last message that the server has, as far as this page knows.
 let conversation = { id: newId(), messages: [] };
 let running = null;  // the AbortController of the answer under way
+let watching = new AbortController();  // of the news of the conversation
 let editing = null;  // which message
 
 export const openId = () => conversation.id;
@@ -26,12 +27,14 @@ export function show() {
 
 function buttons(at) {
   const { role, text, interrupted } = conversation.messages[at];
-  if (role === "user") return [["Edit", () => edit(at)], ...branches(at)];
+  const isLast = at === conversation.messages.length - 1;
+  const again = isLast ? [["Retry", retry]] : [];  // where no answer came, too
+  if (role === "user") return [["Edit", () => edit(at)], ...again, ...branches(at)];
   if (role !== "assistant") return [];
   const copy = ["Copy", () => navigator.clipboard.writeText(text)];
-  if (at < conversation.messages.length - 1) return [copy, ...branches(at)];
+  if (!isLast) return [copy, ...branches(at)];
   const more = interrupted ? [["Continue", goOn]] : [];
-  return [copy, ...more, ["Retry", retry], ...branches(at)];
+  return [copy, ...more, ...again, ...branches(at)];
 }
 
 // What stands in the place of a message: which it is, and arrows to the others.
@@ -103,10 +106,11 @@ export function ask() {
 // Another answer beside the one that is there, which is sampled; one that was cut off by trouble is
 // asked for as it was.
 async function retry() {
-  const asked = conversation, { said, ...sampled } = asked.messages.at(-1).cut ? {} : await anew();
+  const asked = conversation, { role, cut } = asked.messages.at(-1);
+  const { said, ...sampled } = role === "user" || cut ? {} : await anew();
   if (running || asked !== conversation) return;
-  const before = asked.messages.pop();
-  answer(retry, () => asked.messages.push(before), sampled);
+  const before = role === "user" ? [] : [asked.messages.pop()];
+  answer(retry, () => asked.messages.push(...before), sampled);
   if (said) say(said);
 }
 
@@ -135,21 +139,21 @@ async function answer(again, takeBack, more = {}, begun = null) {
   if (begun) asked.messages.push(message);
   const chunks = complete(request(more), controller.signal);
   if (!begun) asked.messages.push(message);
+  watching.abort();  // what comes is told here
   setRunning(controller);
   show();
-  remember("open", asked.id);
-  remember("instructions", { id: asked.id, text: $("system").value });
+  if (!addressed()) window.history.replaceState(null, "", addressOf(asked.id));
   try {
     for await (const chunk of chunks) takeChunk(asked, message, chunk);
-    for (const name of ["cut", "instructions"]) {
-      if (remembered(name)?.id === asked.id) remember(name, null);
-    }
   } catch (error) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
-    controller.abort();  // a server that comes back is not to go on with it
+    controller.abort();
   }
-  setRunning(null);
-  if (asked === conversation) show();
+  if (running === controller) setRunning(null);
+  if (asked === conversation) {
+    show();
+    watch();
+  }
   document.dispatchEvent(new Event("answered"));
 }
 
@@ -174,8 +178,6 @@ function setPlaces(asked, kept) {
 function failed(asked, sent, message, error, again, takeBack) {
   if (message.text) {
     message.cut = error.message;
-    const last = asked.messages.slice(-2);
-    remember("cut", { id: asked.id, leaf: asked.leaf, before: asked.messages.length - 2, last });
     return;
   }
   asked.messages.pop();
@@ -240,8 +242,11 @@ function leaveEditing() {
   say("");
 }
 
-export function stopAnswer() {
-  running?.abort();
+// What came of it stays, here and wherever else it is shown.
+export async function stopAnswer() {
+  const controller = running;
+  const response = await call(`/conversations/${conversation.id}/stop`, { method: "POST" });
+  if (!response.ok) controller?.abort();  // it is not kept, or the server is away
 }
 
 // What Escape does: stop the answer, or leave the question that is edited as it is.
@@ -253,44 +258,109 @@ export function leave() {
 // Whether an answer of this conversation is under way.
 export const isAnswered = id => Boolean(running) && id === conversation.id;
 
-// The instructions with which this tab asked last are still those if no answer came.
+// The answer under way goes on where it is kept.
 export function openConversation(id, messages, instructions = $("system").value, kept = []) {
-  stopAnswer();
+  running?.abort();
+  setRunning(null);
   leaveEditing();
   conversation = { id, messages };
   if (kept.length) setPlaces(conversation, kept);
-  remember("open", id);
-  const asked = remembered("instructions");
-  $("system").value = asked?.id === id ? asked.text : instructions;
-  addCut();
+  $("system").value = instructions;
+  const address = messages.length ? addressOf(id) : "/";
+  if (address !== location.pathname && id !== addressed()) {
+    window.history.pushState(null, "", address);
+  }
   show();
+  watch();
 }
 
 // A conversation as the server has it, or a file.
-export function openRaw(id, { messages: raw, kept }) {
+export function openRaw(id, raw) {
+  const { instructions, messages } = read(raw);
+  openConversation(id, messages, instructions, raw.kept);
+}
+
+function read({ messages: raw }) {
   const messages = raw.map(fromRaw);
   const [first] = messages;
   const hasInstructions = first?.role === "system" && !first.pictures.length;
   const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
-  openConversation(id, others, instructions, kept);
-}
-
-// An answer that was cut off, and its question, are still there if the history has not got them:
-// nothing in their place, or what this page knew when it asked something else.
-function addCut() {
-  const { id, leaf, before, last } = remembered("cut") ?? {};
-  if (id !== conversation.id || before > conversation.messages.length) return;
-  if (conversation.messages[before] && leaf !== conversation.leaf) return;
-  conversation.messages.length = before;
-  const isHere = picture => picture.url;
-  if (!last.every(({ pictures }) => pictures.every(isHere))) {
-    say("The last question's pictures were too large to be kept: Edit, and add them again.");
-  }
-  for (const message of last) {
-    conversation.messages.push({ ...message, pictures: message.pictures.filter(isHere) });
-  }
+  return { instructions, messages: others };
 }
 
 export function openEmpty() {
   openConversation(newId(), []);
+}
+
+// ---- its address
+
+const addressOf = id => `/c/${id}`;
+
+// The conversation that the address names; "" for none.
+export const addressed = () => /^\/c\/(\w+)$/.exec(location.pathname)?.[1] ?? "";
+
+// ---- what comes to it from elsewhere
+
+const ELSEWHERE = new AbortController();  // stands for an answer that this page has not asked for
+
+// Listen, as long as the page is seen: browsers have few connections to one server.
+export async function watch() {
+  watching.abort();
+  const isTold = running && running !== ELSEWHERE;  // by the answer that this page asked for
+  if (document.hidden || isTold || !conversation.messages.length) return;
+  const { signal } = watching = new AbortController(), asked = conversation;
+  for (let wait = 250; !signal.aborted; wait = Math.min(2 * wait, 8000)) {
+    try {
+      for await (const each of news(asked.id, signal)) {
+        wait = 250;
+        if (!signal.aborted) await take(asked, each, signal);
+      }
+    } catch (error) {
+      if (error.status === 404) return;  // it is not kept
+    }
+    if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
+  }
+}
+
+async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
+  if (deleted) {
+    openEmpty();
+    say("This conversation was deleted elsewhere.");
+    document.dispatchEvent(new Event("answered"));
+  } else if (text !== undefined) {
+    if (running !== ELSEWHERE) return;  // it is on another branch
+    const message = asked.messages.at(-1);
+    message.text += text;
+    showMore(asked, message);
+  } else if (leaf !== asked.leaf || running === ELSEWHERE) {
+    await adopt(asked, signal);
+  }
+  if (coming && !signal.aborted) showComing(asked, coming);
+}
+
+// Show what the server has now. An answer that was cut off here stays, if it has none there.
+async function adopt(asked, signal) {
+  const response = await call(`/conversations/${asked.id}`, { signal });
+  if (!response.ok) return;
+  const raw = await response.json(), { instructions, messages } = read(raw);
+  const last = asked.messages.at(-1), edited = asked.messages[editing]?.place?.id;
+  const isCut = last?.cut && messages.length === asked.messages.length - 1;
+  asked.messages = isCut ? [...messages, last] : messages;
+  if (raw.kept.length) setPlaces({ ...asked, messages }, raw.kept);
+  asked.leaf = raw.kept.at(-1)?.id ?? null;
+  if (asked.messages[editing]?.place?.id !== edited) editing = null;
+  $("system").value = instructions;
+  if (running === ELSEWHERE) setRunning(null);
+  show();
+  document.dispatchEvent(new Event("answered"));
+}
+
+// An answer that another page asked for, or this one before it was loaded again.
+function showComing(asked, { after, text }) {
+  const at = asked.messages.findIndex(({ place }) => place?.id === after);
+  if (at < 0) return;  // on another branch
+  asked.messages.length = at + 1;
+  asked.messages.push({ role: "assistant", text, pictures: [], interrupted: true });
+  setRunning(ELSEWHERE);
+  show();
 }

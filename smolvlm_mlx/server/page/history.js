@@ -1,8 +1,9 @@
 // The conversations that the server keeps: the list at the side.
 
-import { isAnswered, openConversation, openEmpty, openId, openRaw } from "./conversation.js";
+import {
+  addressed, isAnswered, openConversation, openEmpty, openId, openRaw,
+} from "./conversation.js";
 import { $, make, say } from "./dom.js";
-import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
 export async function refresh() {
@@ -29,19 +30,15 @@ export async function openKept(id) {
   refresh();
 }
 
-// Open what was open before the page was loaded again; whether it was there.
-export async function reopen() {
-  const id = remembered("open");
-  const response = id && await call(`/conversations/${id}`);
-  if (!response) return false;
-  if (response.ok) {
-    openRaw(id, await response.json());
-    refresh();
-    return true;
-  }
-  if (response.status === 404) openConversation(id, []);  // it was never kept
+// Open what the address says.
+export async function openAddress() {
+  const id = addressed();
+  if (!id) return openEmpty();
+  const response = await call(`/conversations/${id}`);
+  if (response.ok) openRaw(id, await response.json());
+  else if (response.status === 404) openConversation(id, []);  // it was never kept
   else say((await failure(response)).message);
-  return false;
+  refresh();
 }
 
 // A conversation that was saved goes on as one of its own.
