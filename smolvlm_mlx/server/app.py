@@ -203,11 +203,15 @@ class Service:
         if asked.stream:
             leave = partial(self.conversations.leave, answer)
             return EventStream(self._events(answer, completion), leave)
+        return JSONResponse(await self._whole(request, answer, completion))
+
+    async def _whole(
+        self, request: Request, answer: Answer, completion: Completion
+    ) -> dict[str, object]:
         await self._wait(request, answer)
         texts, live = [choice.text for choice in answer.choices], self._judged(answer)
         kept = await self._kept(answer)
-        whole = completion.whole(texts, answer.statistics, live, kept.places, kept.notice)
-        return JSONResponse(whole)
+        return completion.whole(texts, answer.statistics, live, kept.places, kept.notice)
 
     async def _wait(self, request: Request, answer: Answer) -> None:
         """Wait for the answer's end; a client that goes away meanwhile is one for him."""

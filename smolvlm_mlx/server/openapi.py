@@ -130,8 +130,6 @@ def document() -> Object:
 
 def _paths() -> Object:
     id = _parameter("id", "path", {"type": "string", "minLength": 1}, required=True)
-    words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
-    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
     return {
         "/health": {
             "get": {
@@ -147,6 +145,14 @@ def _paths() -> Object:
             "get": _operation("The model under a name of it.", Model, 404),
         },
         "/v1/chat/completions": {"post": _chat()},
+        **_conversations(id),
+    }
+
+
+def _conversations(id: Object) -> Object:
+    words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
+    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
+    return {
         "/conversations": {
             "parameters": [words],
             "get": _operation("Conversations that are kept.", ConversationList),
