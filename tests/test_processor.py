@@ -303,3 +303,21 @@ def test_an_end_of_the_tokenizer_that_the_model_has_not_is_told(tiny: Path) -> N
     smaller = replace(config, text_config=replace(config.text_config, vocab_size=end))
     with pytest.raises(CheckpointError, match=f"the end token {end} is not in the vocabulary"):
         Processor.from_folder(tiny, smaller)
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 2**31, 2**32 - 1])
+def test_a_token_that_the_model_has_not_is_told_where_it_is_used(
+    beyond: int, tiny: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    config = ModelConfig.from_dict(read_json(folder / "config.json"))
+    size = config.text_config.vocab_size
+    id = size + beyond if beyond < 2 else beyond
+    raw["model"]["vocab"]["z"] = id
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    processor = Processor.from_folder(folder, config)
+    assert processor([user_message("a b")]).input_ids.max() < size
+    said = f"a token of the prompt has number {id}, beyond the model's vocabulary of {size};"
+    with pytest.raises(PromptError, match=said):
+        processor([user_message("a z")])

@@ -78,6 +78,7 @@ class Processor:
         settings: how pictures become tiles; replace it, or pass other values to a call.
         sampling: which frames of a video are seen; a video part may have its own fps, max_frames,
             start and end.
+        vocab_size: of the model; a token beyond it is refused.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Processor:
         tokens_per_tile: int,
         template: ChatTemplate | None = None,
         sampling: VideoSampling | None = None,
+        vocab_size: int = 2**31,
     ):
         if IMAGE not in tokenizer.added:
             raise CheckpointError(
@@ -94,6 +96,7 @@ class Processor:
                 "checkpoint"
             )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
+        self.vocab_size = vocab_size
         self.template = template or ChatTemplate(None)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
@@ -115,7 +118,8 @@ class Processor:
             )
         sampling = VideoSampling.from_dict(raw, settings.tile_size)
         template = ChatTemplate(chat_template(folder), special_tokens(folder))
-        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling)
+        vocab_size = config.text_config.vocab_size
+        processor = cls(tokenizer, settings, config.tokens_per_tile, template, sampling, vocab_size)
         if tokenizer.added[IMAGE] != config.image_token_id:
             raise CheckpointError(
                 f"{folder}: {IMAGE} is {tokenizer.added[IMAGE]} in tokenizer.json, "
@@ -271,7 +275,13 @@ class Processor:
         prompt = pieces[0] + "".join(
             image + piece for image, piece in zip(images, pieces[1:], strict=True)
         )
-        return self.tokenizer.encode_prompt(prompt, mark)
+        ids = self.tokenizer.encode_prompt(prompt, mark)
+        if max(ids, default=0) >= self.vocab_size:
+            raise PromptError(
+                f"a token of the prompt has number {max(ids)}, beyond the model's vocabulary of "
+                f"{self.vocab_size}; copy tokenizer.json from the original checkpoint"
+            )
+        return ids
 
     def _up_to_the_last_word(self, messages: list[dict[str, Any]], mark: str) -> str:
         """A prompt that ends with the words of the last message."""

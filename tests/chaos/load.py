@@ -219,7 +219,8 @@ def watch(served: Served, until: float, f: Found) -> None:
 
 
 def break_things(file: Path, folder: Path, seconds: float, f: Found) -> None:
-    """Once a minute an engine's error, and at half-time the history is locked for six seconds."""
+    """Once a minute an engine's error, and at half-time the history is locked until a
+    notice says so."""
     started, locked = time.monotonic(), False
     every = min(60.0, seconds / 3)
     next_error = started + every / 2
@@ -228,11 +229,13 @@ def break_things(file: Path, folder: Path, seconds: float, f: Found) -> None:
             file.touch()
             f.thrown += 1
             next_error += every
-        if not locked and now > started + seconds / 2:
-            locked, (history,) = True, folder.rglob("history.sqlite3")
+        history = next(folder.rglob("history.sqlite3"), None)
+        if history is not None and not locked and now > started + seconds / 2:
+            locked = True
             with closing(sqlite3.connect(history, 60, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")
-                time.sleep(6)
+                while not f.notices and time.monotonic() < started + seconds - 2:
+                    time.sleep(0.1)
         time.sleep(0.05)
 
 

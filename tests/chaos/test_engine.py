@@ -85,13 +85,18 @@ def test_one_failed_evaluation(tmp_path: Path) -> None:
 
 def test_mixed_load(tmp_path: Path) -> None:
     with tally("server, mixed load") as count:
-        found = run(15, tmp_path)
-        print("\n".join(report(found)))
-        for _ in range(found.answers + found.ended):
-            count.case()
-        for why in found.wrong["lost"]:
-            count.case(False, "lost", why)
-        for why in [*found.wrong["mixed"], *found.wrong["doubled"]]:
-            count.case(False, "wrong", why)
+        for seconds in (15, 60):  # a busy machine does too little in the first
+            folder = tmp_path / f"{seconds}"
+            folder.mkdir()
+            found = run(seconds, folder)
+            print("\n".join(report(found)))
+            for _ in range(found.answers + found.ended):
+                count.case()
+            for why in found.wrong["lost"]:
+                count.case(False, "lost", why)
+            for why in [*found.wrong["mixed"], *found.wrong["doubled"]]:
+                count.case(False, "wrong", why)
+            if found.answers and found.ended and found.notices:
+                break
         count.case(found.answers > 0 < found.ended, "lost", "no answers, or no errors")
         count.case(found.notices > 0, "wrong", "a locked history was not told")

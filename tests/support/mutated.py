@@ -187,8 +187,7 @@ def checkpoint(seed: int, folder: Path) -> str:
         adapter = own if (own / "adapter_config.json").exists() else None
         model, processor = load(own, "float32", adapter=adapter)
         ids = processor([{"role": "user", "content": "a 12 <image>"}]).input_ids
-        width = model.config.text_config.vocab_size
-        mx.eval(model(mx.array([[int(id) % width for id in ids[:4]]])))
+        mx.eval(model(mx.array(ids[None, :4])))
         return "fine"
     except SmolVLMError as error:
         said = str(error)
