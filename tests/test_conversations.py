@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from smolvlm_mlx.errors import EngineError
 from smolvlm_mlx.generation.scheduler import Job
-from smolvlm_mlx.inputs.messages import text_message
+from smolvlm_mlx.inputs.messages import text_message, to_json
 from smolvlm_mlx.server import conversations
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.http import Running, question, wait_until
@@ -103,6 +104,22 @@ def test_what_is_stopped_before_it_begins_does_not_begin(
     assert (answer.status_code, slow_model) == (400, [])
     assert answer.json()["error"]["message"] == "the answer was stopped before it began"
     assert id not in [talk.id for talk in server.history.list()]
+
+
+def test_a_question_whose_answer_fails_at_once_is_taken_back(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, new = new_id(), new_id()
+    one = [text_message("user", "One"), text_message("assistant", "Yes.")]
+    server.history.save(id, one)
+    failing = EngineError("out of memory")
+    monkeypatch.setattr(server.scheduler, "submit", lambda job: job.put(failing))
+    for talk in (id, new):
+        asked = question("Two", conversation=talk)
+        asked["messages"][:0] = to_json(one) if talk == id else []
+        assert server.complete(asked).status_code == 500
+    assert [message.text for message in server.history.load(id)] == ["One", "Yes."]
+    assert new not in [talk.id for talk in server.history.list()]
 
 
 def test_few_answers_are_left(
