@@ -4,14 +4,13 @@ import asyncio
 import json
 import re
 import socket
-from typing import Any
+from typing import Any, Literal
 
 from smolvlm_mlx.errors import GenerationError, SmolVLMError
 from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
 from smolvlm_mlx.server.request import ChatRequest
-from smolvlm_mlx.tasks.history import Place
 from tests.support.http import Running, head, question, wait_until
 from tests.support.pictures import data_url
 
@@ -89,9 +88,12 @@ def test_pieces_of_several_answers_come_as_they_are_made() -> None:
         coming, got = answer.read(), []
         for choice, event in made:
             answer.push(choice, event)
-            read, piece = await anext(coming)
-            got.append((read.index, piece, read.over))
-        assert [choice.text async for choice, _ in coming] == []
+            read, piece, is_over = await anext(coming)
+            got.append((read.index, piece, is_over))
+        assert [choice.text async for choice, *_ in coming] == []
+        # Another, later, reads it all.
+        later = [(each.index, piece) async for each, piece, _ in answer.read(1)]
+        assert later == [(0, "cd"), (1, "b")]
         assert [choice.text for choice in answer.choices] == ["acd", "b"]
         return got
 
@@ -152,13 +154,16 @@ def test_the_loop_is_woken_for_what_is_sent(
     asyncio.run(push())
 
 
-def test_an_answer_that_is_broken_off_is_kept_as_far_as_it_came() -> None:
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_an_answer_that_is_broken_off_is_kept_as_far_as_it_came(
+    reason: Literal["stop", "length"],
+) -> None:
     async def push() -> None:
         answer = Answer(ChatRequest.parse(json.dumps(question("Hello")).encode()), [])
         answer.push(answer.choices[0], Text("Hel"))
         assert (answer.message().text, answer.message().interrupted) == ("Hel", True)
-        answer.push(answer.choices[0], End(Statistics()))
-        assert (answer.message().text, answer.message().interrupted) == ("Hel", False)
+        answer.push(answer.choices[0], End(Statistics(finish_reason=reason)))
+        assert (answer.message().text, answer.message().interrupted) == ("Hel", reason == "length")
 
     asyncio.run(push())
 
@@ -236,15 +241,15 @@ def test_the_history_keeps_the_first_answer(
 ) -> None:
     id, save, saved = f"00000000000000{stream:02d}", server.history.save, list[str]()
 
-    def watched(id: str, messages: Any, model: str, *more: Any) -> Place:
+    def watched(id: str, messages: Any, model: str) -> list[int]:
         saved.append(model)
-        return save(id, messages, model, *more)
+        return save(id, messages, model)
 
     monkeypatch.setattr(server.history, "save", watched)
     first = texts(server, n=3)[0]
     server.complete(question("Hello", n=3, conversation=id, stream=stream, **SAMPLED))
     kept = server.history.load(id)
     server.history.delete(id)
-    assert saved == ["tiny"]  # once
+    assert saved == ["tiny", "tiny"]  # the question, and then all of it
     assert [message.text for message in kept] == ["Hello", first.rstrip()]
-    assert not kept[-1].interrupted
+    assert kept[-1].interrupted  # by its length

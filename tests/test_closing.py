@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from smolvlm_mlx.tasks.history import History
 from tests.support.http import question, wait_until
 from tests.support.served import Served, launch, read_all, serving_alone
 
@@ -82,6 +83,27 @@ def test_nothing_new_is_taken_while_answers_end(tmp_path: Path) -> None:
                 assert answer.json()["error"]["message"] == SAID
         running.close()  # so that nothing is under way
         assert served.process.wait(60) == 0
+
+
+def test_answers_whose_clients_have_gone_are_kept_at_the_end(tmp_path: Path) -> None:
+    """And who listens is not waited for."""
+    id = "0123abcd"
+    with serving_alone(tmp_path, SHORT) as served, served.client() as client:
+        served.post(endless(stream=True, conversation=id)).close()
+        wait_until(lambda: client.get(f"/conversations/{id}").status_code == 200)
+        with client.stream("GET", f"/conversations/{id}/events") as news:
+            lines = (line for line in news.iter_lines() if line.startswith("data: "))
+            assert json.loads(next(lines)[6:])["answer"]["after"]
+            next(lines)
+            served.process.send_signal(signal.SIGTERM)
+            assert "text" in json.loads([*lines][-1][6:])  # and an end in order
+        assert served.process.wait(60) == 0
+        assert served.process.stderr is not None
+        assert served.process.stderr.read().strip() == ""
+    (path,) = tmp_path.rglob("history.sqlite3")
+    asked, answer = History(path).load(id)
+    assert (asked.text, answer.interrupted) == ("Hello", True)
+    assert answer.text
 
 
 def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import os
+import random
 import re
 import sqlite3
 import sys
@@ -28,7 +29,7 @@ from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_m
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
-from smolvlm_mlx.tasks.history import History, Place, cache_folder, data_folder, new_id
+from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
 from tests.support.http import question
 from tests.support.kills import kill_saving
 from tests.support.messages import media_of
@@ -81,8 +82,8 @@ def test_a_database_from_elsewhere_leads_nowhere(
     history.save("a", TALK)
     message = json.dumps({"role": "user", "content": [{"type": "image", **named}]})
     with closing(sqlite3.connect(history.path)) as database, database:
-        database.execute("UPDATE messages SET message = ? WHERE number = 0", (message,))
-    (first, *_) = history.load("a")
+        database.execute("UPDATE messages SET message = ? WHERE parent IS NULL", (message,))
+    (_, first, *_) = history.load("a")
     assert (first.text, first.media) == ("", [])
 
 
@@ -135,14 +136,19 @@ def test_without_a_history_nothing_is_kept(
 
 
 def test_saved_again(history: History) -> None:
-    place = history.save("a", TALK)
-    place = history.save("a", [*TALK[:4], text_message("assistant", "No.")], known=place.known)
+    history.save("a", TALK)
+    history.save("a", [*TALK[:4], text_message("assistant", "No.")])
     assert words(history.load("a"))[-1] == "No."
-    place = history.save("a", TALK[:3], known=place.known)
-    assert len(history.load("a")) == 3
-    place = history.save("a", [asked("Nothing")], known=place.known)
+    history.save("a", TALK[:3])  # which is there, and more of it
+    assert words(history.load("a"))[-1] == "No."
+    history.save("a", [asked("Nothing")])
     assert words(history.load("a")) == ["Nothing"]
     assert len(history.list()) == 1
+    assert ways(history, "a") == {
+        (*words(TALK)[1:4], "Ünd"),
+        (*words(TALK)[1:4], "No."),
+        ("Nothing",),
+    }
 
 
 def test_the_latest_is_first_and_words_are_found(history: History) -> None:
@@ -165,12 +171,10 @@ def test_the_latest_is_first_and_words_are_found(history: History) -> None:
 
 
 def test_a_list_shows_what_a_conversation_now_is(history: History) -> None:
-    known: tuple[str, ...] = ()
     for number, (said, title) in enumerate(
         {"Old\n words": "Old words", "x" * 60: "x" * 60, "y" * 61: "y" * 59 + "…"}.items()
     ):
-        place = history.save("a", [asked(said)], f"model {number}", known)
-        known = place.known
+        history.save("a", [asked(said)], f"model {number}")
         (summary,) = history.list()
         assert (summary.title, summary.model) == (title, f"model {number}")
 
@@ -205,28 +209,32 @@ def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:
 
 
 def test_only_what_is_new_is_written(history: History) -> None:
-    known = history.save("a", TALK[:2]).known
+    history.save("a", TALK[:2])
     changed(
         history,
-        "CREATE TABLE written (number INTEGER)",
-        "CREATE TRIGGER note AFTER INSERT ON messages BEGIN INSERT INTO written VALUES (NEW.number)"
-        "; END",
+        "CREATE TABLE written (words TEXT)",
+        *(
+            f"CREATE TRIGGER note_{kind} AFTER {kind} ON messages BEGIN INSERT INTO written VALUES "
+            "(NEW.words); END"
+            for kind in ("INSERT", "UPDATE")
+        ),
     )
 
-    def written() -> list[int]:
-        found = changed(history, "SELECT number FROM written ORDER BY rowid")
+    def written() -> list[str]:
+        found = changed(history, "SELECT words FROM written ORDER BY rowid")
         changed(history, "DELETE FROM written")
-        return [number for (number,) in found]
+        return [words for (words,) in found]
 
-    for messages, numbers in (
-        (TALK, [2, 3, 4]),
+    for messages, new in (
+        (TALK, words(TALK[2:])),
         (TALK, []),
-        ([*TALK[:4], text_message("assistant", "No.")], [4]),
-        (TALK[:3], []),
-        ([TALK[0], *TALK[2:]], [1, 2, 3]),
+        ([*TALK[:4], text_message("assistant", "No.")], ["No."]),
+        ([*TALK[:4], text_message("assistant", "Ünd so")], ["Ünd so"]),
+        ([text_message("system", "Be long."), *TALK[1:4], text_message("assistant", "No.")], []),
+        ([TALK[0], *TALK[2:]], words(TALK[2:])),
     ):
-        known = history.save("a", messages, known=known).known
-        assert written() == numbers
+        history.save("a", messages)
+        assert written() == new
         assert words(history.load("a")) == words(messages)
 
 
@@ -329,8 +337,8 @@ def test_commands(history: History, tmp_path: Path) -> None:
         run("delete")
     run("delete", first)
     assert [summary.id for summary in history.list()] == [second]
-    for again in (first, new_id()):
-        history.save(again, TALK)
+    for another in (new_id(), new_id()):
+        history.save(another, TALK)
     with pytest.raises(HistoryError, match="--all would delete 3 conversations; --yes does it"):
         run("delete", "--all")  # where nobody can be asked
     assert len(history.list()) == 3
@@ -364,89 +372,195 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         kill_saving(tmp_path / "history.sqlite3", 4, 0, count)
 
 
-# ---- several who write
-
-
-def turns(history: History) -> dict[str, list[str]]:
-    """The words of each conversation, by title."""
-    return {summary.title: words(history.load(summary.id)) for summary in history.list()}
+# ---- a tree
 
 
 def said(*texts: str) -> list[Message]:
     return [text_message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
 
 
+def here(history: History, id: str = "a") -> list[str]:
+    """The words of a conversation up to its leaf."""
+    return words(history.load(id))
+
+
+def ways(history: History, id: str) -> set[tuple[str, ...]]:
+    """The words of each way that a conversation went; its leaf is then that of the last."""
+    found = set()
+    for branch in history.branches(id):
+        history.move(id, branch.end)
+        messages = history.load(id)
+        found.add(tuple(words(messages[messages[0].role == "system" :])))
+    return found
+
+
 BASE = ["q", "a"]
-# What another has made of it meanwhile; what the first, who does not know that, then saves; what is
-# there in the end.
+# What another has made of it meanwhile, what one who does not know that saves, and all ways that it
+# went then; the last is that up to the leaf.
 MEANWHILE: dict[str, tuple[list[str], list[str], list[list[str]]]] = {
     "both go on": ([*BASE, "2", "b"], [*BASE, "3", "c"], [[*BASE, "2", "b"], [*BASE, "3", "c"]]),
     "edited here": ([*BASE, "2", "b"], ["Q", "A"], [[*BASE, "2", "b"], ["Q", "A"]]),
     "edited there": (["Q", "A"], [*BASE, "2", "b"], [["Q", "A"], [*BASE, "2", "b"]]),
-    "edited in both": (["Q", "A"], ["R", "B"], [["Q", "A"], ["R", "B"]]),
-    "taken back here": ([*BASE, "2", "b"], BASE[:1], [[*BASE, "2", "b"]]),
+    "edited in both": (["Q", "A"], ["R", "B"], [BASE, ["Q", "A"], ["R", "B"]]),
+    "an earlier state": ([*BASE, "2", "b"], BASE[:1], [[*BASE, "2", "b"]]),
     "as it was": ([*BASE, "2", "b"], BASE, [[*BASE, "2", "b"]]),
     "the same": ([*BASE, "2", "b"], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
     "further than there": ([*BASE, "2"], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
-    "taken back there": (BASE[:1], [*BASE, "2", "b"], [[*BASE, "2", "b"]]),
+    "another answer": (["q", "A"], [*BASE, "2"], [["q", "A"], [*BASE, "2"]]),
 }
 
 
 @pytest.mark.parametrize("kind", MEANWHILE)
-def test_what_a_keeper_does_not_know_stays(kind: str, history: History) -> None:
+def test_what_a_writer_does_not_know_stays(kind: str, history: History) -> None:
     theirs, mine, left = MEANWHILE[kind]
-    known = history.save("a", said(*BASE)).known
-    history.save("a", said(*theirs), known=known)
-    place = history.save("a", said(*mine), known=known)
-    assert sorted(turns(history).values()) == sorted(left)
-    # Whoever goes on from here does so in the place that was told, and again loses nothing.
-    history.save(place.id, said(*mine, "end"), known=place.known)
-    assert [*mine, "end"] in turns(history).values()
-    remains = set(theirs) - {*turns(history)}
-    assert remains <= {word for kept in turns(history).values() for word in kept}
+    history.save("a", said(*BASE))
+    history.save("a", said(*theirs))
+    history.save("a", said(*mine))
+    assert here(history) == left[-1]
+    assert ways(history, "a") == {tuple(way) for way in left}
+    history.save("a", said(*mine, "end"))
+    assert here(history) == [*mine, "end"]
 
 
-def test_branches_are_found_again_and_numbered(history: History) -> None:
-    known = history.save("a", said(*BASE)).known
-    history.save("a", said(*BASE, "2"), known=known)
-    # One who never learns where it went, and names no versions, still makes one branch only.
-    for length in range(4):
-        place = history.save("a", said(*BASE, *"xyzw"[: length + 1]))
-    assert turns(history) == {"q": [*BASE, "2"], "q (2)": [*BASE, *"xyzw"]}
-    # One who chose the name of the version may change what it wrote there.
-    history.save("a", said(*BASE, *"xyzw", "0"), version="0123", known=place.known)
-    again = history.save("a", said(*BASE, "V"), known=["0123"])
-    assert again.id == place.id
-    assert turns(history)["q (2)"] == [*BASE, "V"]
-    # A branch of a branch is one of the first.
-    history.save(again.id, said("other"))
-    assert set(turns(history)) == {"q", "q (2)", "other (3)"}
+def interrupted(*texts: str) -> list[Message]:
+    *messages, last = said(*texts)
+    return [*messages, replace(last, interrupted=True)]
+
+
+def test_an_answer_that_goes_on_is_one(history: History) -> None:
+    for text in ("", "Ha", "Hal"):
+        history.save("a", interrupted("q", text))
+        _, last = history.places("a")
+        assert (here(history), last.branches) == (["q", text], [last.id])
+        assert history.load("a")[-1].interrupted
+    history.save("a", said("q", "Hallo "))
+    assert (here(history), history.load("a")[-1].interrupted) == (["q", "Hallo"], False)
+    # Who saves less of it, later, takes nothing away.
+    history.save("a", interrupted("q", "Ha"))
+    assert (here(history), history.load("a")[-1].interrupted) == (["q", "Hallo"], False)
+    # What somebody went on from stays as it was.
+    history.save("a", [*interrupted("q", "Ha"), *said("2")])
+    history.save("a", said("q", "Hand"))
+    assert ways(history, "a") == {("q", "Hallo"), ("q", "Ha", "2"), ("q", "Hand")}
+    # That no more came is no other answer.
+    history.save("b", interrupted("q", "Ha"))
+    history.save("b", said("q", "Ha"))
+    assert (ways(history, "b"), history.load("b")[-1].interrupted) == ({("q", "Ha")}, False)
+
+
+def test_branches_are_listed_and_opened(history: History) -> None:
+    history.save("a", [text_message("system", "Be brief."), *said("q", "a", "2", "b")])
+    history.save("a", said("q", "a", "2", "other answer"))
+    history.save("a", said("q", "a", "edited", "c"))
+    history.save("a", said("Q " * 50, "A"))
+    found = history.branches("a")
+    assert [branch.words for branch in found] == ["q", "q", "q", "A"]
+    assert [branch.is_current for branch in found] == [False, False, False, True]
+    history.move("a", found[0].end)
+    assert here(history) == ["q", "a", "2", "b"]
+    found = history.branches("a")
+    assert [branch.words for branch in found][:3] == ["b", "other answer", "edited"]
+    assert history.list()[0].turns == 2
+    places = history.places("a")
+    assert [len(place.branches) for place in places] == [2, 1, 2, 2]
+    history.move("a", places[0].branches[1])
+    assert here(history)[1:] == ["A"]
+    history.move("a", places[0].id)  # the newest way beyond it
+    assert here(history) == ["q", "a", "edited", "c"]
+    for id, message in (("a", 99), ("none", places[0].id)):
+        with pytest.raises(HistoryError, match=f"no message {message} in conversation '{id}'"):
+            history.move(id, message)
+    with pytest.raises(HistoryError, match="no conversation 'none'"):
+        history.branches("none")
+
+
+def test_instructions_are_of_the_conversation(history: History) -> None:
+    for text in ("Be brief.", "Be long."):
+        history.save("a", [text_message("system", text), *said("q", "a")])
+        assert here(history) == [text, "q", "a"]
+    assert [each.id for each in history.list(words="be LONG")] == ["a"]
+    assert history.list(words="be brief") == []
+    history.save("a", said("q", "a"))
+    assert here(history) == ["q", "a"]
+    assert len(history.branches("a")) == 1
+
+
+def test_a_deleted_conversation_does_not_come_back(history: History) -> None:
+    history.save("a", said(*BASE))
     history.delete("a")
-    assert turns(history).keys() == {"q (2)", "other (3)"}
+    with pytest.raises(HistoryError, match="conversation 'a' was deleted, and keeps no more"):
+        history.save("a", said(*BASE, "2", "b"))
+    assert history.list() == []
 
 
-def test_only_what_is_known_is_withdrawn(history: History) -> None:
-    known = history.save("a", said(*BASE)).known
-    later = history.save("a", said(*BASE, "2"), known=known).known
-    history.withdraw("a", known)
-    history.withdraw("none", known)
-    assert turns(history) == {"q": [*BASE, "2"]}
-    history.withdraw("a", later)
-    assert turns(history) == {}
+def test_what_is_taken_back_is_there_and_nothing_of_others_goes(history: History) -> None:
+    seen = {*history.save("a", said(*BASE, "2", "b"))}
+    history.withdraw("a", said(*BASE), seen)
+    assert (here(history), history.list()[0].turns) == (BASE, 1)
+    assert [branch.words for branch in history.branches("a")] == ["2"]
+    seen.update(history.save("a", said(*BASE, "3")))
+    history.save("a", said(*BASE, "3", "theirs"))
+    for left in (BASE, [], ["unknown"]):
+        history.withdraw("a", said(*left), seen)
+        history.withdraw("none", said(*left), seen)
+        assert here(history) == [*BASE, "3", "theirs"]
+    history.move("a", min(seen))  # theirs, again
+    history.withdraw("a", [], {*seen, *history.save("a", said("mine"))})
+    assert here(history) == []
+    assert ways(history, "a") == {(*BASE, "2", "b"), (*BASE, "3", "theirs"), ("mine",)}
+    seen = {*history.save("b", said(*BASE))}
+    history.withdraw("b", [], seen)
+    assert [each.id for each in history.list()] == ["a"]
+    history.save("b", said("anew"))  # it was not deleted
+    assert here(history, "b") == ["anew"]
+
+
+def test_any_order_of_saves_and_moves_is_as_a_simple_model_has_it(history: History) -> None:
+    rng, model, leaf = random.Random(5), set[tuple[str, ...]](), tuple[str, ...]()
+    for _ in range(150):
+        way = rng.choice([(), *sorted(model)])
+        if way and rng.random() < 0.2:
+            node = way[: rng.randint(1, len(way))]
+            ids = {path: id for id, path in paths(history).items()}
+            history.move("a", ids[node])
+            leaf = tuple(here(history))
+            assert leaf[: len(node)] == node
+            assert leaf in model
+            continue
+        way = way[: rng.randint(0, len(way))] + tuple(rng.choices("xyz", k=rng.randint(1, 3)))
+        history.save("a", said(*way))
+        if leaf[: len(way)] != way:
+            leaf = way
+        model = {each for each in model if way[: len(each)] != each}
+        if not any(each[: len(way)] == way for each in model):
+            model.add(way)
+        assert tuple(here(history)) == leaf
+        assert set(paths(history).values()) >= model
+    assert ways(history, "a") == model
+    assert len(paths(history)) == len({way[:n] for way in model for n in range(1, len(way) + 1)})
+
+
+def paths(history: History) -> dict[int, tuple[str, ...]]:
+    """The words of the way to each message."""
+    rows = changed(history, "SELECT id, parent, words FROM messages ORDER BY id")
+    found: dict[int | None, tuple[str, ...]] = {None: ()}
+    for id, parent, text in rows:
+        found[id] = (*found[parent], text)
+    return {id: path for id, path in found.items() if id is not None}
 
 
 def test_threads_that_write_one_conversation_lose_nothing(history: History) -> None:
     def write(name: int) -> None:
-        place, mine = Place("a"), list[str]()
+        mine = list[str]()
         for number in range(6):
             mine += [f"{name}-{number}", "a"]
-            place = history.save(place.id, said(*mine), known=place.known)
+            history.save("a", said(*mine))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    expected = {f"{name}-{number}" for name in range(4) for number in range(6)}
-    assert {word for kept in turns(history).values() for word in kept} == {*expected, "a"}
-    assert len(history.list()) == 4
+    whole = {tuple(w for n in range(6) for w in (f"{name}-{n}", "a")) for name in range(4)}
+    assert ways(history, "a") == whole
+    assert len(history.list()) == 1
 
 
 # ---- files of other versions, and damaged ones
@@ -479,13 +593,85 @@ def test_a_file_of_the_version_before_opens(history: History) -> None:
         database.execute("INSERT INTO uses VALUES ('a', 'd')")
     (summary,) = history.list()
     assert (summary.title, summary.turns) == ("Before", 1)
-    kept = history.read("a")
-    assert words(kept.messages) == ["Before", "Yes."]
-    assert media_of(kept.messages)[0].data == PICTURE.data
-    place = history.save("a", [*kept.messages, asked("Now")], known=[kept.version])
-    assert (place.id, words(history.load("a"))) == ("a", ["Before", "Yes.", "Now"])
-    # Who read it before that, does not know it any more.
-    assert history.save("a", said("Other"), known=[kept.version]).id != "a"
+    messages = history.load("a")
+    assert words(messages) == ["Before", "Yes."]
+    assert media_of(messages)[0].data == PICTURE.data
+    history.save("a", [*messages, asked("Now")])
+    assert here(history) == ["Before", "Yes.", "Now"]
+    history.delete("a")
+    assert changed(history, "SELECT * FROM pictures") == []
+
+
+LISTS = """
+ALTER TABLE conversations ADD COLUMN version TEXT NOT NULL DEFAULT '';
+ALTER TABLE conversations ADD COLUMN origin TEXT;
+ALTER TABLE conversations ADD COLUMN branch INTEGER NOT NULL DEFAULT 1;
+DELETE FROM conversations;
+PRAGMA user_version = 1;
+"""
+
+
+def write_lists(
+    history: History, talks: dict[str, tuple[str | None, float, list[dict[str, Any]]]]
+) -> None:
+    """A file of the version with lists: conversations by id, each with the one that it is a branch
+    of, when it was changed, and its messages."""
+    history.path.parent.mkdir()
+    with closing(sqlite3.connect(history.path)) as database, database:
+        database.executescript(f"{BEFORE_VERSIONS} DELETE FROM messages; {LISTS}")
+        database.execute("INSERT INTO pictures VALUES (?, ?)", (PICTURE.digest, PICTURE.data))
+        for id, (origin, updated, messages) in talks.items():
+            head = (id, f"title {id}", "tiny", updated - 1, updated, "", origin, 1)
+            database.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", head)
+            for number, message in enumerate(messages):
+                text = json.dumps(message)
+                row = (id, number, text, str(message["content"]))
+                database.execute("INSERT INTO messages VALUES (?, ?, ?, ?)", row)
+            database.execute("INSERT INTO uses VALUES (?, ?)", (id, PICTURE.digest))
+
+
+def raw(*texts: str) -> list[dict[str, Any]]:
+    return [
+        {"role": ("user", "assistant")[n % 2], "content": text, "mood": "glad"}
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    write_lists(
+        history,
+        {
+            "a": (None, 5.0, [system, *raw("q", "a", "2", "b")]),
+            "b": ("a", 9.0, [system, *raw("q", "a", "3", "c", "4")]),
+            "c": ("a", 4.0, raw("other", "d")),
+            "d": ("a", 3.0, [system, *raw("q", "a", "2", "b")]),
+            "e": ("gone", 2.0, raw("alone", "f")),
+            "f": (None, 1.0, []),
+        },
+    )
+    listed = [(each.id, each.title, each.turns, each.updated) for each in history.list()]
+    assert listed == [
+        ("a", "title a", 3, 9.0),
+        ("e", "title e", 1, 2.0),
+        ("f", "title f", 0, 1.0),
+    ]
+    assert here(history) == ["Be brief.", "q", "a", "3", "c", "4"]
+    assert [len(place.branches) for place in history.places("a")] == [2, 1, 2, 1, 1]
+    assert ways(history, "a") == {
+        ("q", "a", "2", "b"),
+        ("q", "a", "3", "c", "4"),
+        ("other", "d"),
+    }
+    assert (here(history, "e"), here(history, "f")) == (["alone", "f"], [])
+    (first, *_) = changed(history, "SELECT message FROM messages ORDER BY id")[0]
+    assert json.loads(first)["mood"] == "glad"
+    assert changed(history, "PRAGMA foreign_key_check") == []
+    history.delete("e")
+    history.delete("f")
+    assert changed(history, "SELECT digest FROM pictures") == [(PICTURE.digest,)]
+    history.delete("a")
+    assert changed(history, "SELECT digest FROM pictures") == []
 
 
 def test_a_file_without_a_log_waits_for_another_that_writes(history: History) -> None:
@@ -503,7 +689,7 @@ def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(history: Histor
     history.path.parent.mkdir()
     with closing(sqlite3.connect(history.path)) as database, database:
         database.execute("CREATE TABLE other (x)")
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     before = history.path.read_bytes()
     for use in (history.list, lambda: history.save("a", TALK), lambda: history.load("a")):
         with pytest.raises(HistoryError, match="a newer version of smolvlm-mlx"):
@@ -535,19 +721,16 @@ NEWER: list[tuple[Any, str, str]] = [
 
 
 def test_what_is_unknown_in_a_message_is_carried(history: History) -> None:
-    known = history.save("a", said(*"01234")).known
+    ids = history.save("a", said(*"01234"))
     history.save("b", [asked("", PICTURE)])
     stored = [json.dumps(raw).replace("DIGEST", PICTURE.digest) for raw, _, _ in NEWER]
     with closing(sqlite3.connect(history.path)) as database, database:
-        for number, text in enumerate(stored):
-            database.execute(
-                "UPDATE messages SET message = ? WHERE conversation = 'a' AND number = ?",
-                (text, number),
-            )
-    kept = history.read("a")
-    assert (kept.version,) == known
-    assert [(m.role, m.text) for m in kept.messages] == [(role, text) for _, role, text in NEWER]
-    history.save("a", [*kept.messages[:4], asked("more")], known=known)
+        for id, text in zip(ids, stored, strict=True):
+            database.execute("UPDATE messages SET message = ? WHERE id = ?", (text, id))
+        database.execute("INSERT INTO uses VALUES ('a', ?)", (PICTURE.digest,))
+    messages = history.load("a")
+    assert [(m.role, m.text) for m in messages] == [(role, text) for _, role, text in NEWER]
+    history.save("a", [*messages[:4], asked("more")])
     history.delete("b")
     there = changed(history, "SELECT message FROM messages WHERE conversation = 'a'")
     assert [text for (text,) in there][:4] == stored[:4]
@@ -566,25 +749,25 @@ def test_what_is_unknown_in_a_message_is_carried(history: History) -> None:
     ],
 )
 def test_a_damaged_picture_is_named_in_its_place(damage: str, history: History) -> None:
-    known = history.save("a", TALK).known
+    history.save("a", TALK)
     changed(history, damage)
     messages = history.load("a")
     expected = ["Be brief.", "[cat.png: can no longer be read] What is THIS?", *words(TALK)[2:]]
     assert words(messages) == expected
-    history.save("a", [*messages, asked("On")], known=known)
+    history.save("a", [*messages, asked("On")])
     assert words(history.load("a")) == [*expected, "On"]
 
 
 def test_a_damaged_message_is_one_line_and_ends_no_list(history: History) -> None:
     history.save("b", TALK)
     for damage in ("{", "[]", "5", '{"role": "user"}', '{"role": 5, "content": "x"}', "null"):
-        known = history.save(damage, said("x")).known
+        history.save(damage, said("x"))
         update = "UPDATE messages SET message = ? WHERE conversation = ?"
         with closing(sqlite3.connect(history.path)) as database, database:
             database.execute(update, (damage, damage))
         with pytest.raises(HistoryError, match="a message of the conversation is damaged"):
             history.load(damage)
-        history.save(damage, said("y"), known=known)
+        history.save(damage, said("y"))
         assert words(history.load(damage)) == ["y"]
     assert len(history.list()) == 7
 

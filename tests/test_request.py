@@ -87,6 +87,7 @@ def test_what_is_ours_is_explained() -> None:
     described = ChatRequest.model_json_schema()["properties"]
     explained = {name for name, each in described.items() if "description" in each}
     theirs = {"max_tokens", "max_completion_tokens", "seed", "n", "tools"}
+    theirs |= {"continue_final_message", "add_generation_prompt"}  # vLLM's
     assert explained == theirs | ({name for _, name in OPTIONS} - {"stop", *REFUSED})
 
 
@@ -177,7 +178,7 @@ def test_seed_minus_1_is_another_one_each_time() -> None:
         ({"split": 10**40}, f"split: must be a valid boolean, not 1{'0' * 36}..."),
         (
             {"conversation": "../x"},
-            "conversation.id: String should match pattern '^[0-9a-f]{8,32}$'",
+            "conversation: String should match pattern '^[0-9a-f]{8,32}$'",
         ),
         ({"stop": 5}, "stop: must be a text or a list of texts"),
         ({"top_k": -2}, "top_k: -2 is negative"),

@@ -30,7 +30,8 @@ from smolvlm_mlx.generation.decoding import Decoder
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import assets, connections, security
-from smolvlm_mlx.server.app import KEEPERS, judges, make_app
+from smolvlm_mlx.server.app import judges, make_app
+from smolvlm_mlx.server.conversations import KEEPERS
 from smolvlm_mlx.server.request import ChatRequest
 from tests.support.cli import run
 from tests.support.http import DIRECT, TOKEN, Running, always, head, listening, question, wait_until
@@ -53,7 +54,10 @@ ROUTES = [
     ("POST", "/chat/completions"),
     ("GET", "/conversations"),
     ("GET", "/conversations/00000000"),
+    ("POST", "/conversations/00000000?message=1"),
     ("DELETE", "/conversations/00000000"),
+    ("POST", "/conversations/00000000/stop"),
+    ("GET", "/conversations/00000000/events"),
     ("GET", "/nowhere"),
     ("GET", "/page"),
     ("GET", "/page/index.html"),
@@ -302,7 +306,7 @@ def test_a_slash_at_the_end_leads_to_the_same(path: str, server: Running) -> Non
         ("POST", "/v1/models", {"GET", "HEAD"}),
         ("DELETE", "/v1/models/tiny", {"GET", "HEAD"}),
         ("GET", "/v1/chat/completions", {"POST"}),
-        ("PUT", "/conversations/00000000", {"GET", "HEAD", "DELETE"}),
+        ("PUT", "/conversations/00000000", {"GET", "HEAD", "POST", "DELETE"}),
         ("POST", "/health", {"GET", "HEAD"}),
     ],
 )
@@ -1007,7 +1011,7 @@ def test_a_history_that_does_not_answer_costs_no_answer(
         assert go.wait(60)
 
     monkeypatch.setattr(server.history, "save", save)
-    monkeypatch.setattr("smolvlm_mlx.server.app.SAVE_SECONDS", 0.5)
+    monkeypatch.setattr("smolvlm_mlx.server.conversations.SAVE_SECONDS", 0.5)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.complete, asked)
         assert held.wait(60)
@@ -1016,7 +1020,7 @@ def test_a_history_that_does_not_answer_costs_no_answer(
         assert not go.is_set()
         notice = told(answer.result())["notice"]
     go.set()
-    assert notice == "not kept in the history: it did not answer in 0.5 s"
+    assert notice == "not kept in the history: no answer in 0.5 s"
 
 
 def test_the_page_and_answers_do_not_wait_for_the_history(
@@ -1038,7 +1042,11 @@ def test_the_page_and_answers_do_not_wait_for_the_history(
         asked = [pool.submit(ask) for _ in range(count)]
         for _ in range(KEEPERS):
             assert held.acquire(timeout=60)
-        wait_until(lambda: server.service.keepers.statistics().tasks_waiting == count - KEEPERS)
+        wait_until(
+            lambda: (
+                server.service.conversations.keepers.statistics().tasks_waiting == count - KEEPERS
+            )
+        )
         with server.client() as client:
             assert client.get("/").status_code == 200
         assert server.complete(question("Hello", max_tokens=1)).status_code == 200
@@ -1064,7 +1072,7 @@ def test_200_conversations_are_listed(server: Running, monkeypatch: pytest.Monke
 def test_without_a_history_there_is_no_conversation(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.service, "history", None)
+    monkeypatch.setattr(server.service.conversations, "history", None)
     with server.client() as client:
         assert client.get("/conversations").json() == {"kept": False, "conversations": []}
         for method in ("GET", "DELETE"):
@@ -1090,7 +1098,7 @@ def test_conversations_are_kept(server: Running) -> None:
         ]
         assert client.get("/conversations?words=nothing").json()["conversations"] == []
         told = client.get("/conversations/0123456789abcdef").json()
-        assert told.keys() == {"id", "messages", "version"}
+        assert told.keys() == {"id", "messages", "kept"}
         assert told["id"] == "0123456789abcdef"
         loaded = told["messages"]
         assert base64.b64decode(loaded[0]["content"][0]["base64"]) == messages[0].media[0].data
@@ -1100,50 +1108,63 @@ def test_conversations_are_kept(server: Running) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_conversation_that_went_on_elsewhere_becomes_a_branch(
-    stream: bool, server: Running
-) -> None:
-    def ask(text: str, **keeping: object) -> str:
-        """The id under which it is kept."""
+def test_what_another_says_stands_beside(stream: bool, server: Running) -> None:
+    id = f"00000000cafe{stream:d}"
+
+    def ask(text: str) -> Any:
+        """Where it is kept."""
         more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-        body = question(text, max_tokens=2, conversation={"id": "00000000cafe", **keeping}, **more)
-        answer = server.complete(body)
-        if stream:
-            *_, last, done = answer.text.strip().split("\n\n")
-            assert done == "data: [DONE]"
-            return str(json.loads(last.removeprefix("data: "))["conversation"])
-        return str(answer.json()["conversation"])
+        return told(server.complete(question(text, max_tokens=2, conversation=id, **more)))["kept"]
 
-    try:
-        assert ask("One", version="0000000a") == "00000000cafe"
-        with server.client() as client:
-            told = client.get("/conversations/00000000cafe").json()
-        assert told["version"] == "0000000a"
-        assert ask("Two", known=["0000000a"], version="0000000b") == "00000000cafe"
-        assert ask("Three", known=["0000000c", "0000000b"]) == "00000000cafe"
-        branch = ask("Four", known=["0000000a", "0000000b"])
-        assert branch != "00000000cafe"
-        titles = {talk.id: talk.title for talk in server.history.list()}
-        assert titles == {"00000000cafe": "Three", branch: "Four (2)"}
-    finally:
-        for talk in server.history.list():
-            server.history.delete(talk.id)
+    first, second = ask("One"), ask("Two")
+    assert [place["branches"] for place in first] == [[place["id"]] for place in first]
+    assert second[0]["branches"] == [first[0]["id"], second[0]["id"]]
+    with server.client() as client:
+        path = f"/conversations/{id}"
+        assert client.get(path).json()["kept"] == second
+        moved = client.post(f"{path}?message={first[0]['id']}").json()
+        assert moved["kept"][0] == {**second[0], "id": first[0]["id"]}
+        assert moved["messages"][0]["content"][0]["text"] == "One"
+        assert client.get(path).json() == moved
+        for message, status in (("999", 404), ("x", 400), ("", 400)):
+            assert client.post(f"{path}?message={message}").status_code == status
+        assert client.delete(path).status_code == 204
+    answer = told(server.complete(question("Three", max_tokens=2, conversation=id)))
+    assert "was deleted, and keeps no more" in answer["notice"]
 
 
-def test_an_interrupted_answer_is_kept(server: Running, slow_model: list[Job]) -> None:
-    asked = question("Hello", max_tokens=2000, stream=True, conversation="00000000deadbeef")
-    with (
-        server.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
+NOT_SO = {"continue_final_message": False}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_cut_off_goes_on(stream: bool, seeing: Running) -> None:
+    id = f"00000000ca11{stream:d}"
+    asked = question("Hello", conversation=id, stream=stream)
+    whole = text_of(seeing.complete(question("Hello", max_tokens=12)))
+    first = text_of(seeing.complete({**asked, "max_tokens": 5}))
+    assert seeing.history.load(id)[-1].interrupted
+    beginning = {"role": "assistant", "content": first}
+    more = {**asked, "messages": [*asked["messages"], beginning], "continue_final_message": True}
+    rest = text_of(seeing.complete({**more, "max_tokens": 7, "add_generation_prompt": False}))
+    assert first + rest == whole
+    assert [message.text for message in seeing.history.load(id)] == ["Hello", whole.rstrip()]
+    assert len(seeing.history.branches(id)) == 1
+    # One of nothing begins.
+    nothing = {"role": "assistant", "content": ""}
+    more["messages"] = [*asked["messages"], nothing]
+    assert text_of(seeing.complete({**more, "max_tokens": 5})) == first
+    for wrong, param in (
+        ({"messages": asked["messages"]}, "continue_final_message"),
+        (always("x"), "continue_final_message"),
+        ({"add_generation_prompt": True}, "add_generation_prompt"),
+        (
+            {"continue_final_message": False, "add_generation_prompt": False},
+            "add_generation_prompt",
+        ),
     ):
-        for number, _ in enumerate(answer.iter_lines()):
-            if number > 8:
-                break
-    server.wait_until_idle()
-    wait_until(server.history.list)
-    last = server.history.load("00000000deadbeef")[-1]
-    assert last.interrupted
-    server.history.delete("00000000deadbeef")
+        error = seeing.complete({**more, **wrong}).json()["error"]
+        assert error["param"] == param
+    seeing.history.delete(id)
 
 
 # ---- the program

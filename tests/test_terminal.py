@@ -3,12 +3,14 @@ terminal (tmux)."""
 
 import io
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +20,7 @@ from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import markdown
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
+from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
@@ -155,37 +158,74 @@ LEAVING = ("exit", "QUIT", " :q ", "/exit", "/bye", "/q", "/Quit", "\ufeffexit")
 def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: Path) -> None:
     history = History(tmp_path / "history.sqlite3")
 
-    def go_on(id: str, text: str) -> None:
-        kept = history.read(id)
-        history.save(id, [*kept.messages, user_message(text)], known=[kept.version])
+    def go_on(text: str) -> None:
+        history.save(session.id, [*history.load(session.id), user_message(text)])
 
-    def kept() -> dict[str, list[str]]:
-        return {
-            talk.title: [m.text for m in history.load(talk.id) if m.role == "user"]
-            for talk in history.list()
-        }
+    def kept() -> list[str]:
+        return [m.text for m in history.load(session.id) if m.role == "user"]
 
     handle(session, "One")
     handle(session, "Two")
-    handle(session, "/retry")
-    first = session.id
-    go_on(first, "Elsewhere")
+    go_on("Elsewhere")
     handle(session, "/undo")
-    assert kept() == {"One": ["One", "Two", "Elsewhere"]}
+    assert kept() == ["One", "Two", "Elsewhere"]
     handle(session, "Here")
-    assert session.id != first
-    assert any(
-        f"another window has gone on with conversation {first}" in said
-        for said in screen_of(session).said
-    )
-    handle(session, "/edit There")
-    assert kept() == {"One": ["One", "Two", "Elsewhere"], "One (2)": ["One", "There"]}
-    handle(session, f"/open {first}")
+    assert kept() == ["One", "Here"]
+    assert session.branches()[0].words == "Two"
     handle(session, "/undo")
     handle(session, "/undo")
-    go_on(first, "Elsewhere")
-    handle(session, "/undo")  # all that it knows of
-    assert kept() == {"One": ["One", "Elsewhere"], "One (2)": ["One", "There"]}
+    assert history.load(session.id) == []  # and not forgotten, for not all of it is this window's
+    handle(session, "/branches 1")
+    assert questions(session) == ["One", "Two", "Elsewhere"]
+    assert len(history.list()) == 1
+    handle(session, "/new")
+    handle(session, "Alone")
+    handle(session, "/undo")
+    assert [talk.title for talk in history.list()] == ["One"]
+
+
+def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:
+    with pytest.raises(PromptError, match="there is no question -1"):
+        handle(session, "/retry")
+    handle(session, "/branches")
+    assert screen_of(session).said[-1] == "no branches yet"
+    handle(session, "One")
+    handle(session, "Two")
+    handle(session, "/edit Three")
+    handle(session, "/branches")
+    first, second = screen_of(session).said[-1].splitlines()
+    assert re.fullmatch(r"  1  [-\d]{10} [:\d]{5}  Two", first)
+    assert second.startswith("  2  ")
+    assert second.endswith("  (this one)")
+    handle(session, "/branches 1")
+    assert questions(session) == ["One", "Two"]
+    assert screen_of(session).said[-1].startswith("User: Two\n\nAssistant: ")
+    for wrong in ("0", "3", "x"):
+        with pytest.raises(PromptError, match=f"no branch '{wrong}'; /branches lists 2"):
+            handle(session, f"/branches {wrong}")
+    session.history = None
+    with pytest.raises(PromptError, match="no history is kept"):
+        handle(session, "/branches")
+
+
+def test_retry_samples_and_says_so(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Options] = []
+    retry = session.chat.retry
+
+    def watched(options: Options) -> TextStream:
+        used.append(options)
+        return retry(options)
+
+    monkeypatch.setattr(session.chat, "retry", watched)
+    handle(session, "One")
+    for temperature, seed in ((0.0, None), (0.3, 5)):
+        session.chat.options = replace(session.chat.options, temperature=temperature, seed=seed)
+        said = len(screen_of(session).said)
+        handle(session, "/retry")
+        told = any("sampled at temperature 0.7" in line for line in screen_of(session).said[said:])
+        assert told == (temperature == 0)
+    assert [(each.temperature, each.seed) for each in used] == [(0.7, None), (0.3, None)]
+    assert session.chat.options.seed == 5
 
 
 @pytest.mark.parametrize("line", LEAVING)

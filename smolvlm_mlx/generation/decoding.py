@@ -64,14 +64,19 @@ class Row:
         self._processors += [self._after_prompt(each) for each in make_answer_penalties(options)]
         self._constraint = constraint
 
-    def begin(self, prompt: list[int], max_new_tokens: int) -> None:
+    def begin(self, prompt: list[int], max_new_tokens: int, goes_on: bool = False) -> None:
         """Its prompt is known, and how many tokens there is room for.
+
+        Args:
+            goes_on: the prompt ends within the answer.
 
         Raises:
             GenerationError: too few for any answer that fits the constraint.
         """
         self.prompt, self.max_new_tokens = prompt, min(self.options.max_tokens, max_new_tokens)
         self._history = mx.array(prompt if self._processors else [], mx.int32)
+        if goes_on and self._text is not None:
+            self._text.go_on()
         if self._constraint is not None:
             self._constraint.begin(self.max_new_tokens)
 

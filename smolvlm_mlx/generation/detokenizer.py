@@ -40,6 +40,10 @@ class StreamingDetokenizer:
         self._is_begun = False
         self.ended = False
 
+    def go_on(self) -> None:
+        """The text goes on from one that has begun."""
+        self._is_begun = True
+
     def add_token(self, token: int) -> str:
         """The text that this token makes certain."""
         if token in self._tokenizer.end_ids:

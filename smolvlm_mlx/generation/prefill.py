@@ -100,7 +100,8 @@ class PromptReader:
         Raises:
             ContextFullError: there is no room for `reserve_tokens` after it; at once.
         """
-        row.begin(inputs.input_ids.tolist(), self.room_after(inputs, reserve_tokens))
+        room = self.room_after(inputs, reserve_tokens)
+        row.begin(inputs.input_ids.tolist(), room, inputs.goes_on)
         config, found, kv_bits = self.model.config, row.statistics, row.options.kv_bits
         found.prompt_tokens, found.tiles = len(row.prompt), len(inputs.tiles)
         found.image_tokens = found.tiles * config.tokens_per_tile

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,12 @@ from .video import VideoSampling, words
 @dataclass(frozen=True)
 class Inputs:
     """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their
-    placeholders."""
+    placeholders. Where the answer `goes_on`, the tokens end within it."""
 
     input_ids: NDArray[np.int32]  # (T,)
     pictures: tuple[TiledImage, ...]
     settings: ImageSettings
+    goes_on: bool = False
 
     @cached_property
     def tiles(self) -> NDArray[np.uint8]:
@@ -149,6 +151,7 @@ class Processor:
         image_options: ImageOptions | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Inputs:
         """Make the inputs of a conversation.
 
@@ -156,12 +159,18 @@ class Processor:
             messages: parsed ones, or such as `inputs.messages` parses.
             image_options: how pictures are cut, where it is not as the checkpoint says.
             add_generation_prompt: end with `Assistant:`, for an answer to follow.
+            continue_final_message: end with the last message, an answer of words that goes on.
 
         Raises:
             PromptError, ImageError, VideoError, FetchError: what the messages hold cannot be used.
         """
         return Work(
-            self.prepare(messages, image_options, add_generation_prompt=add_generation_prompt)
+            self.prepare(
+                messages,
+                image_options,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
         ).finish()
 
     def prepare(
@@ -170,22 +179,26 @@ class Processor:
         image_options: ImageOptions | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Cutting[Inputs]:
         """As a call, in steps: yields each frame of a video while the next are decoded, and how
         many there are."""
         settings = (image_options or ImageOptions()).applied(self.settings)
         turns = yield from self._turns(parse_messages(messages), settings)
+        goes_on = continue_final_message and _begun(turns[-1]) != ""
+        if continue_final_message and not goes_on:
+            turns = turns[:-1]
         pictures = tuple(
             part for turn in turns for part in turn.parts if isinstance(part, TiledImage)
         )
-        ids = self._encode(turns, add_generation_prompt)
+        ids = self._encode(turns, add_generation_prompt, goes_on)
         count = sum(len(picture.tiles) for picture in pictures)
         placeholders = ids.count(self.tokenizer.added[IMAGE])
         if placeholders != count * self.tokens_per_tile:
             raise PromptError(
                 f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens"
             )
-        return Inputs(np.array(ids, np.int32), pictures, settings)
+        return Inputs(np.array(ids, np.int32), pictures, settings, goes_on)
 
     def loss_mask(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
         """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words
@@ -237,7 +250,9 @@ class Processor:
         pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")
         return [part for pair in pairs for part in pair if part != ""]
 
-    def _encode(self, turns: Sequence[Turn], add_generation_prompt: bool) -> list[int]:
+    def _encode(
+        self, turns: Sequence[Turn], add_generation_prompt: bool, goes_on: bool = False
+    ) -> list[int]:
         layouts = [
             part.layout for turn in turns for part in turn.parts if isinstance(part, TiledImage)
         ]
@@ -248,7 +263,10 @@ class Processor:
             {"role": turn.role, "content": [self._guard(part, mark) for part in turn.parts]}
             for turn in turns
         ]
-        pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
+        if goes_on:
+            pieces = self._up_to_the_last_word(guarded, mark).split(IMAGE)
+        else:
+            pieces = self.template.render(guarded, add_generation_prompt).split(IMAGE)
         if len(pieces) != len(layouts) + 1:
             raise PromptError(
                 f"the chat template placed {len(pieces) - 1} of {len(layouts)} pictures"
@@ -265,11 +283,35 @@ class Processor:
             )
         return ids
 
+    def _up_to_the_last_word(self, messages: list[dict[str, Any]], mark: str) -> str:
+        """A prompt that ends with the words of the last message."""
+        last = messages[-1]["content"][-1]
+        end = free_character(
+            [mark, *(part.get("text", "") for each in messages for part in each["content"])]
+        )
+        last["text"] += end
+        prompt, _, rest = self.template.render(messages, False).rpartition(end)
+        if not prompt or IMAGE in rest:
+            raise PromptError("the chat template does not let the last message go on")
+        return prompt
+
     def _guard(self, part: str | TiledImage, mark: str) -> dict[str, str]:
         """What a template gets of a part: no more than it needs."""
         if isinstance(part, str):
             return {"type": "text", "text": self.tokenizer.guard(part, mark)}
         return {"type": "image"}
+
+
+def _begun(turn: Turn) -> str:
+    """The words of an answer that goes on.
+
+    Raises:
+        PromptError: it is none of words alone.
+    """
+    words = [part for part in turn.parts if isinstance(part, str)]
+    if turn.role != "assistant" or len(words) < len(turn.parts):
+        raise PromptError("only an answer of words goes on, and the last message is none")
+    return "".join(words)
 
 
 def _check_ends(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:

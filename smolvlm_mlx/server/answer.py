@@ -7,7 +7,7 @@ Knows nothing of HTTP.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import SmolVLMError
@@ -17,16 +17,26 @@ from ..generation.options import Options
 from ..generation.scheduler import Job, Scheduler
 from ..inputs.messages import Message, TextPart
 from ..inputs.processor import Inputs
+from ..tasks.history import Places
 from .request import ChatRequest
 
 
 class Choice:
-    """One of a request's answers: its job, and its text so far."""
+    """One of a request's answers: its job, its text so far, whether it is over, and came to its end
+    by itself."""
 
     job: Job
 
     def __init__(self, index: int):
-        self.index, self.text, self.over = index, "", False
+        self.index, self.text, self.over, self.ended = index, "", False, False
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How an answer is kept: where the messages of its conversation stand, or why it is not."""
+
+    places: Places | None
+    notice: str | None = None
 
 
 class Answer:
@@ -34,24 +44,31 @@ class Answer:
     their ends, and for pieces only if they are to be sent one by one.
 
     Args:
-        messages: the conversation; the first answer goes on with it.
+        messages: the conversation; the first answer goes on with it, or with its last message, if
+            the request says so.
 
     Attributes:
-        kept_as: the id under which the history has it, as soon as it has.
-        is_deleted: the conversation was deleted meanwhile, and does not come back with its answer.
+        begun: the text of that message.
+        keeping: puts it into the history when it is over, whoever reads it; None: nobody does.
+        after: the id of the message that the first answer stands after, once that is kept.
+        is_left: the client that asked has gone.
     """
 
-    kept_as: str | None = None
-    is_deleted = False
+    keeping: "asyncio.Task[Keeping] | None" = None
+    after: int | None = None
+    is_left = False
 
     def __init__(self, asked: ChatRequest, messages: list[Message]):
         # Without what was parsed: its data: URLs need not be held until the answer's end.
         self.asked = asked.model_copy(update={"messages": []})
-        self.messages, self.kept = messages, False
+        goes_on = bool(asked.continue_final_message)
+        self.begun = messages[-1].text if goes_on else ""
+        self.messages = messages[:-1] if goes_on else messages
         self.choices = [Choice(index) for index in range(asked.n or 1)]
         self._events = deque[tuple[Choice, Event | SmolVLMError]]()
         self._error: SmolVLMError | None = None
-        self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._readers = asyncio.get_running_loop(), set[asyncio.Event]()
+        self._is_waking = False
 
     def submit(
         self,
@@ -90,49 +107,74 @@ class Answer:
         for choice in self.choices:
             choice.job.cancel()
 
+    def stop(self) -> None:
+        """End them where they are."""
+        self.cancel()
+        for choice in self.choices:
+            self.push(choice, End(choice.job.statistics))
+
     def push(self, choice: Choice, event: Event | SmolVLMError) -> None:
         """Take the next event of an answer, or an error, which ends all of them."""
         self._events.append((choice, event))
+        is_sent = self.asked.stream or self.asked.conversation is not None
         wakes = not isinstance(event, Reading | Text) or (
-            self.asked.stream and isinstance(event, Text) and event.piece
+            is_sent and isinstance(event, Text) and event.piece
         )
-        if wakes and not self._woken.is_set() and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._woken.set)
+        if wakes and not self._is_waking and not self._loop.is_closed():
+            self._is_waking = True
+            self._loop.call_soon_threadsafe(self._wake)
 
-    async def read(self) -> AsyncIterator[tuple[Choice, str]]:
-        """Yield text as it comes, with the choice that it belongs to; where that is over, it is its
-        last.
+    def _wake(self) -> None:
+        self._is_waking = False
+        for woken in self._readers:
+            woken.set()
+
+    async def read(self, start: int = 0) -> AsyncIterator[tuple[Choice, str, bool]]:
+        """Yield text as it comes, with the choice that it belongs to, and whether that is all of
+        it. Several may read, each all of it.
+
+        Args:
+            start: characters of the first choice that are left out.
 
         Raises:
             SmolVLMError: what ended an answer.
         """
-        while not all(choice.over for choice in self.choices):
-            await self._woken.wait()
-            self._woken.clear()
-            for choice, fresh in self._take().items():
-                yield choice, fresh
-            if self._error is not None:
-                raise self._error
+        sent = {choice: 0 if choice.index else start for choice in self.choices}
+        over = set[Choice]()
+        woken = asyncio.Event()
+        self._readers.add(woken)
+        try:
+            while len(over) < len(self.choices):
+                self._take()
+                for choice in self.choices:
+                    fresh, is_over = choice.text[sent[choice] :], choice.over and choice not in over
+                    if fresh or is_over:
+                        sent[choice] += len(fresh)
+                        over |= {choice} if is_over else set()
+                        yield choice, fresh, is_over
+                if self._error is not None:
+                    raise self._error
+                if len(over) < len(self.choices):
+                    await woken.wait()
+                    woken.clear()
+        finally:
+            self._readers.discard(woken)
 
-    def _take(self) -> dict[Choice, str]:
-        """Return what was pushed since."""
-        fresh = dict[Choice, str]()
+    def _take(self) -> None:
+        """Take what was pushed since."""
         while self._events and self._error is None:
             choice, event = self._events.popleft()
             if isinstance(event, Text):
                 choice.text += event.piece
-                fresh[choice] = fresh.get(choice, "") + event.piece
-            elif isinstance(event, End):
-                choice.over = True
-                fresh.setdefault(choice, "")
+            elif isinstance(event, End) and not choice.over:
+                choice.over, choice.ended = True, event.statistics.finish_reason == "stop"
             elif isinstance(event, SmolVLMError):
                 self._error = event
-        return fresh
 
     @property
-    def conversation(self) -> str | None:
-        """Return the id of the conversation that it was asked for with."""
-        return None if self.asked.conversation is None else self.asked.conversation.id
+    def has_failed(self) -> bool:
+        """Whether it ended with an error before its first word."""
+        return self._error is not None and not self.begun + self.choices[0].text
 
     @property
     def statistics(self) -> list[Statistics]:
@@ -142,4 +184,5 @@ class Answer:
         """Return the first answer, as far as it came, as the conversation's next message."""
         self._take()
         first = self.choices[0]
-        return Message("assistant", (TextPart(first.text.rstrip()),), interrupted=not first.over)
+        text = (self.begun + first.text).rstrip()
+        return Message("assistant", (TextPart(text),), interrupted=not first.ended)

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TypeVar
-from weakref import WeakSet
 
 import anyio
 import mlx.core as mx
@@ -19,15 +18,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import Receive, Scope, Send
 
 from ..errors import (
     GenerationError,
-    NoConversationError,
     SmolVLMError,
-    cut,
     quote,
 )
 from ..generation.options import Options
@@ -35,16 +31,17 @@ from ..generation.scheduler import Scheduler
 from ..inputs.fetch import FetchLimits
 from ..inputs.image import STRANGERS
 from ..inputs.media import Recent
-from ..inputs.messages import Message, notes, to_json
+from ..inputs.messages import Message, notes
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.history import History
 from ..tasks.live import Judge
 from ..tasks.options import CHAT
-from .answer import Answer
+from .answer import Answer, Keeping
 from .assets import ASSET_ROUTES, ASSETS
 from .budget import Budget, Spent
 from .closing import Requests, Tracked
+from .conversations import Conversations, EventStream
 from .errors import ModelError, on_bug, on_error, told
 from .fields import RequestError
 from .openai import (
@@ -57,7 +54,7 @@ from .openai import (
     event,
     finish_reason,
 )
-from .openapi import Conversation, ConversationList, Health, Memory, document
+from .openapi import Health, Memory, document
 from .request import ChatRequest
 from .security import Guard
 from .start import Start
@@ -70,10 +67,7 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
 
 
 Found = TypeVar("Found")
-# Requests whose media are decoded at once, and those for which the history is asked, which may be
-# locked; the page has other threads.
-READERS, KEEPERS = 32, 8
-SAVE_SECONDS = 5.0  # that an answer's end waits for the history
+READERS = 32  # requests whose media are decoded at once; the page has other threads
 END_SECONDS = 2.0  # that the server's end waits for the step under way
 
 
@@ -91,7 +85,7 @@ class Service:
         parsing: so many bodies at once, each of which may take some hundred megabytes.
         created: when it was loaded, in seconds since 1970.
         requests: those under way.
-        answers: those that somebody waits for.
+        conversations: those that are kept, and their answers under way.
     """
 
     scheduler: Scheduler
@@ -110,9 +104,10 @@ class Service:
     judge_of: Callable[[str], Judge] = field(default_factory=judges)
     created: int = field(default_factory=lambda: int(time.time()))
     readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(READERS))
-    keepers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(KEEPERS))
     requests: Requests = field(default_factory=Requests)
-    answers: WeakSet[Answer] = field(default_factory=WeakSet)
+
+    def __post_init__(self) -> None:
+        self.conversations = Conversations(self.history, self.model, self.requests)
 
     def routes(self) -> list[BaseRoute]:
         api = [
@@ -127,8 +122,7 @@ class Service:
             Route("/openapi.json", self.openapi),
             Mount("/v1", routes=api),
             *api,  # for clients that are told an address without /v1
-            Route("/conversations", self.list_conversations),
-            Route("/conversations/{id}", self.conversation, methods=["GET", "DELETE"]),
+            *self.conversations.routes(),
         ]
 
     async def page_start(self, request: Request) -> Response:
@@ -173,32 +167,6 @@ class Service:
             for name in dict.fromkeys(filter(None, [self.model, *self.aliases]))
         ]
 
-    async def list_conversations(self, request: Request) -> Response:
-        words = request.query_params.get("words", "")
-        found = (
-            []
-            if self.history is None
-            else await self._ask_history(partial(self.history.list, 200, words))
-        )
-        kept = self.history is not None
-        return JSONResponse(dump(ConversationList(kept=kept, conversations=found)))
-
-    async def conversation(self, request: Request) -> Response:
-        if self.history is None:
-            raise NoConversationError("no history is kept (--no-history)")
-        id = request.path_params["id"]
-        if request.method == "DELETE":
-            await self._ask_history(partial(self.history.delete, id))
-            for answer in self.answers:
-                answer.is_deleted |= answer.conversation == id
-            return Response(status_code=204)
-        kept = await self._ask_history(partial(self.history.read, id))
-        shown = Conversation(id=id, version=kept.version, messages=to_json(kept.messages))
-        return JSONResponse(dump(shown))
-
-    async def _ask_history(self, ask: Callable[[], Found]) -> Found:
-        return await anyio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self.keepers)
-
     async def complete(self, request: Request) -> Response:
         # Not by `body()`, which Starlette keeps until the answer's end.
         body = b"".join([piece async for piece in request.stream()])
@@ -207,6 +175,7 @@ class Service:
         del body
         if asked.live is not None and not asked.media:
             raise RequestError("the request has no picture", "live")
+        coming = self.conversations.coming(asked.conversation)
         options, schema = asked.options(self.options), asked.schema_wanted()
         image_options = asked.image_options(self.image_options)
         limits = replace(self.limits, allow_urls=self.allow_urls)
@@ -218,64 +187,83 @@ class Service:
             request.state.messages = messages  # for `on_error`, if they are too long
             tiles = self.processor.count_tiles(messages, image_options)
             self.scheduler.check(tiles, schema, options.max_tokens)
-            return messages, self.processor(messages, image_options)
+            goes_on = bool(asked.continue_final_message)
+            return messages, self.processor(messages, image_options, continue_final_message=goes_on)
 
         messages, inputs = await anyio.to_thread.run_sync(
             prepare, abandon_on_cancel=True, limiter=self.readers
         )
+        if coming.is_stopped:
+            raise RequestError("the answer was stopped before it began")
         answer, took = Answer(asked, messages), time.perf_counter() - started
         asked = answer.asked
-        self.answers.add(answer)
         answer.submit(self.scheduler, inputs, options, schema, took, client_of(request))
+        self.conversations.take(answer)
         completion = Completion(self.model, notes(messages[-1:]))
         if asked.stream:
-            return EventStream(self._events(answer, completion), answer)
-        notice = await self._wait(request, answer)
-        texts, live = [choice.text for choice in answer.choices], self._judged(answer)
-        whole = completion.whole(texts, answer.statistics, live, answer.kept_as, notice)
-        return JSONResponse(whole)
+            leave = partial(self.conversations.leave, answer)
+            return EventStream(self._events(answer, completion), leave)
+        return JSONResponse(await self._whole(request, answer, completion))
 
-    async def _wait(self, request: Request, answer: Answer) -> str | None:
-        """Wait for the answer's end; a client that goes away meanwhile is one. Returns what went
-        wrong beside it."""
+    async def _whole(
+        self, request: Request, answer: Answer, completion: Completion
+    ) -> dict[str, object]:
+        await self._wait(request, answer)
+        texts, live = [choice.text for choice in answer.choices], self._judged(answer)
+        kept = await self._kept(answer)
+        return completion.whole(texts, answer.statistics, live, kept.places, kept.notice)
+
+    async def _wait(self, request: Request, answer: Answer) -> None:
+        """Wait for the answer's end; a client that goes away meanwhile is one for him."""
+        gone = GenerationError("nobody waits for the answer")
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            answer.push(answer.choices[0], GenerationError("nobody waits for the answer"))
+            self.conversations.leave(answer)
+            reader.cancel()
 
-        watcher = asyncio.ensure_future(watch())
-        try:
+        async def read() -> None:
             async for _ in answer.read():
                 pass
+
+        reader, watcher = asyncio.ensure_future(read()), asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait([reader])
+            if reader.cancelled():
+                raise gone
+            reader.result()
         finally:
             watcher.cancel()
-            answer.cancel()
-            notice = await self._keep(answer)
-        return notice
+            reader.cancel()
+            if answer.keeping is None:
+                answer.cancel()
 
     async def _events(self, answer: Answer, completion: Completion) -> AsyncIterator[bytes]:
         try:
             for choice in answer.choices:
                 yield event(completion.chunk(choice.index, Delta(role="assistant", content="")))
-            async for choice, piece in answer.read():
+            async for choice, piece, is_over in answer.read():
                 if piece:
                     yield event(completion.chunk(choice.index, Delta(content=piece)))
-                if choice.over:
+                if is_over:
                     reason = finish_reason(choice.job.statistics)
                     yield event(completion.chunk(choice.index, Delta(), reason))
-            notice = await self._keep(answer)
+            kept = await self._kept(answer)
             used = answer.statistics if answer.asked.wants_usage() else None
-            if used is not None or notice is not None:
-                judged, kept_as = self._judged(answer), answer.kept_as
-                yield event(completion.last_chunk(used, judged, kept_as, notice))
+            if used is not None or kept.notice is not None:
+                live = self._judged(answer)
+                yield event(completion.last_chunk(used, live, kept.places, kept.notice))
         except SmolVLMError as error:
-            await self._keep(answer)
+            await self._kept(answer)
             yield event(told(error))
-        finally:
-            answer.cancel()
-            await self._keep(answer)
         yield b"data: [DONE]\n\n"
+
+    async def _kept(self, answer: Answer) -> Keeping:
+        """Wait until an answer that is kept has been, before its end is told."""
+        if answer.keeping is None:
+            return Keeping(None)
+        return await asyncio.shield(answer.keeping)
 
     def _judged(self, answer: Answer) -> Live | None:
         """Return what a live camera is told beside the usage, nothing where none asks."""
@@ -290,30 +278,6 @@ class Service:
             about=f"frame {judge.number} · {job.statistics.describe_phases()}",
         )
 
-    async def _keep(self, answer: Answer) -> str | None:
-        """Put a conversation that has a name into the history, once, and before its end is told;
-        returns why it is not kept. Also where its client has gone, which cancels what it does."""
-        conversation, history = answer.asked.conversation, self.history
-        if history is None or conversation is None or answer.kept:
-            return None
-        answer.kept = True
-        if answer.is_deleted:
-            return "not kept in the history: the conversation was deleted meanwhile"
-        messages, known = [*answer.messages, answer.message()], conversation.known
-
-        def save() -> None:
-            id, version = conversation.id, conversation.version
-            answer.kept_as = history.save(id, messages, self.model, known, version).id
-
-        try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(SAVE_SECONDS):
-                await self._ask_history(save)
-        except TimeoutError:
-            return f"not kept in the history: it did not answer in {SAVE_SECONDS:g} s"
-        except (SmolVLMError, UnicodeError) as error:
-            return f"not kept in the history: {cut(str(error), 300)}"
-        return None
-
 
 def client_of(request: Request) -> tuple[str, str]:
     """Return by what clients take turns: the address that a request comes from (behind a proxy on
@@ -322,22 +286,6 @@ def client_of(request: Request) -> tuple[str, str]:
     many."""
     address = request.client.host if request.client else ""
     return address, request.headers.get("user-agent", "")
-
-
-class EventStream(StreamingResponse):
-    """A streamed answer: nobody waits for it when the response has ended, also one that never
-    began."""
-
-    def __init__(self, events: AsyncIterator[bytes], answer: Answer):
-        passed_on = {"x-accel-buffering": "no"}  # by nginx, in between, as it comes
-        super().__init__(events, headers=passed_on, media_type="text/event-stream")
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answer.cancel()
 
 
 def make_app(

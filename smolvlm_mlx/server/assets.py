@@ -35,5 +35,10 @@ async def _serve(request: Request) -> FileResponse:
     return FileResponse(file, headers=HEADERS, media_type=TYPES[file.suffix])
 
 
-# None has a parameter, so no request can name another file.
-ASSET_ROUTES = [Route(path, _serve) for path in ASSETS]
+async def _serve_page(request: Request) -> FileResponse:
+    return FileResponse(FOLDER / "index.html", headers=HEADERS, media_type=TYPES[".html"])
+
+
+# No request can name another file. At the address of a conversation is the page, which opens it.
+TALKS = "/c/"
+ASSET_ROUTES = [*(Route(path, _serve) for path in ASSETS), Route(f"{TALKS}{{id}}", _serve_page)]

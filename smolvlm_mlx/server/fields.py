@@ -48,7 +48,7 @@ _NOT_DONE = set(
     # forms
     "guided_regex guided_choice guided_grammar regex ebnf grammar structural_tag verbosity "
     # prompts
-    "chat_template chat_template_kwargs continue_final_message add_generation_prompt template "
+    "chat_template chat_template_kwargs template "
     "role_mapping safe_prompt add_special_tokens transforms documents truncate_prompt_tokens "
     "num_ctx n_ctx n_keep num_keep "
     # what else an answer may be made with
@@ -62,7 +62,6 @@ _NOTHING_ASKED: dict[str, object] = {
         "repeat_penalty rep_pen encoder_repetition_penalty guidance_scale cfg_scale".split(),
         1,
     ),
-    "add_generation_prompt": True,
     "modalities": ["text"],
     "verbosity": "medium",
 }
@@ -116,7 +115,7 @@ def _asks_nothing(name: str, value: object) -> bool:
         return value.keys() <= _THINKING
     if name in _NOTHING_ASKED and value == _NOTHING_ASKED[name]:
         return True
-    if name in _NOT_DONE - {"add_generation_prompt"} and value in (False, 0):
+    if name in _NOT_DONE and value in (False, 0):
         return True
     return value is None or value in ("", [], {})
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ..events import Statistics
+from ..tasks.history import Place
 
 FinishReason = Literal["stop", "length"]
 
@@ -82,7 +83,7 @@ class ChatCompletion(Shape):
     choices: list[CompletionChoice]
     usage: Usage
     live: Live | None = None
-    conversation: str | None = None  # the id under which the history has it, maybe as a branch
+    kept: list[Place] | None = None  # its messages in the history, without instructions
     notice: str | None = None
 
 
@@ -111,7 +112,7 @@ class ChatCompletionChunk(Shape):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     live: Live | None = None
-    conversation: str | None = None
+    kept: list[Place] | None = None
     notice: str | None = None
 
 
@@ -132,6 +133,23 @@ class Forget(Shape):
     again."""
 
     messages: int
+
+
+class Coming(Shape):
+    """Ours: an answer under way, as far as it has come; `after` is the id of the message before."""
+
+    after: int
+    text: str
+
+
+class News(Shape):
+    """Ours: what comes to a conversation: its state (the id of its last message, none before the
+    first, and the answer under way), then more text of that answer; or that it was deleted."""
+
+    leaf: int | None = None
+    answer: Coming | None = None
+    text: str | None = None
+    deleted: bool = False
 
 
 class Error(Shape):
@@ -162,7 +180,7 @@ class Completion:
         texts: Sequence[str],
         statistics: Sequence[Statistics],
         live: Live | None = None,
-        conversation: str | None = None,
+        kept: list[Place] | None = None,
         notice: str | None = None,
     ) -> dict[str, object]:
         """Return answers that are not streamed."""
@@ -182,7 +200,7 @@ class Completion:
                 choices=choices,
                 usage=usage(statistics, self._notes),
                 live=live,
-                conversation=conversation,
+                kept=kept,
                 notice=notice,
             )
         )
@@ -198,12 +216,12 @@ class Completion:
         self,
         statistics: Sequence[Statistics] | None,
         live: Live | None = None,
-        conversation: str | None = None,
+        kept: list[Place] | None = None,
         notice: str | None = None,
     ) -> dict[str, object]:
         """Return what a stream ends with, if usage was asked for or there is a notice."""
         used = None if statistics is None else usage(statistics, self._notes)
-        beside = {"live": live, "conversation": conversation, "notice": notice}
+        beside = {"live": live, "kept": kept, "notice": notice}
         return self._chunk(choices=[], usage=used, **beside)
 
     def _chunk(self, **fields: Any) -> dict[str, object]:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
-from ..tasks.history import Summary
-from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, Shape
+from ..tasks.history import Place, Summary
+from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, News, Shape
 from .request import ChatRequest
 
 Object = dict[str, Any]  # of JSON
@@ -84,9 +84,11 @@ class Health(Shape):
 
 
 class Conversation(Shape):
+    """`kept` says where its messages stand, without one of instructions at the front."""
+
     id: str
-    version: str
     messages: Sequence[Mapping[str, object]]
+    kept: list[Place]
 
 
 class ConversationList(Shape):
@@ -103,6 +105,7 @@ ANSWERS: list[type[Shape]] = [
     Health,
     Model,
     ModelList,
+    News,
 ]
 
 
@@ -127,7 +130,6 @@ def document() -> Object:
 
 def _paths() -> Object:
     id = _parameter("id", "path", {"type": "string", "minLength": 1}, required=True)
-    words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
     return {
         "/health": {
             "get": {
@@ -143,19 +145,47 @@ def _paths() -> Object:
             "get": _operation("The model under a name of it.", Model, 404),
         },
         "/v1/chat/completions": {"post": _chat()},
+        **_conversations(id),
+    }
+
+
+def _conversations(id: Object) -> Object:
+    words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
+    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
+    return {
         "/conversations": {
             "parameters": [words],
             "get": _operation("Conversations that are kept.", ConversationList),
         },
         "/conversations/{id}": {
             "parameters": [id],
-            "get": _operation("A conversation.", Conversation, 404),
+            "get": _operation("A conversation, up to where it is.", Conversation, 404),
+            "post": {
+                **_operation("Go to the newest end beyond a message.", Conversation, 404),
+                "parameters": [message],
+            },
             "delete": {
                 "summary": "Forget a conversation.",
                 "responses": {"204": {"description": "It is forgotten."}, **_errors(404)},
             },
         },
+        "/conversations/{id}/stop": {
+            "parameters": [id],
+            "post": {
+                "summary": "End the answer under way; what came of it stays.",
+                "responses": {"204": {"description": "It has ended."}, **_errors(404)},
+            },
+        },
+        "/conversations/{id}/events": {"parameters": [id], "get": _news()},
     }
+
+
+def _news() -> Object:
+    news = _operation("What comes to a conversation, as long as one listens.", None, 404, 503)
+    content = {"contentMediaType": "application/json", "contentSchema": _reference(News)}
+    data = {"type": "object", "required": ["data"], "properties": {"data": content}}
+    news["responses"]["200"]["content"] = {"text/event-stream": {"schema": data}}
+    return news
 
 
 def _chat() -> Object:

@@ -35,8 +35,8 @@ from .fields import Fields, RequestError, wrong
 from .parts import MediaPart, RequestMessage
 
 ID = "^[0-9a-f]{8,32}$"
-VERSION = "^[0-9a-f]{0,32}$"
 UNLIMITED = 2**31  # tokens; the context ends an answer before
+NO_BEGINNING = "needs an assistant's message at the end, and no response_format"
 NO_TOOLS = 'tools are not supported; leave them out, or send "tool_choice": "none"'
 
 
@@ -57,20 +57,6 @@ class ResponseFormat(Fields):
         if self.type == "json_schema" and self.json_schema is None:
             raise wrong("json_schema", "missing; give {name, schema}")
         return self
-
-
-class ConversationState(Fields):
-    """Where the history keeps a conversation. It is replaced there only if it is of a version that
-    is `known`, or goes on in these messages; else a branch of it is begun. `version` is what this
-    state will be called: who chooses it knows it, whether the answer arrives or not."""
-
-    id: str = Field(pattern=ID)
-    version: str | None = Field(None, pattern=ID)
-    known: list[Annotated[str, Field(pattern=VERSION)]] = Field([], max_length=64)
-
-
-def as_conversation(value: object) -> object:
-    return {"id": value} if isinstance(value, str) else value
 
 
 class StreamOptions(Fields):
@@ -119,8 +105,8 @@ else:
 class ChatRequest(OptionFields):
     """The body of POST /v1/chat/completions, with the other options of an answer, and those of
     pictures, under their own names, as other servers have them. Ours are `conversation`, the id
-    under which the history keeps it, alone or with versions, and `live`, the id of a camera whose
-    answers are compared: what comes of that stands beside the usage, which is then always sent."""
+    under which the history keeps it, and `live`, the id of a camera whose answers are compared:
+    what comes of that stands beside the usage, which is then always sent."""
 
     refused = fields.REQUEST
 
@@ -140,10 +126,13 @@ class ChatRequest(OptionFields):
     functions: list[object] | None = None
     tool_choice: object = None
     function_call: object = None
-    conversation: Annotated[
-        ConversationState | None,
-        BeforeValidator(as_conversation, json_schema_input_type=str | ConversationState | None),
-    ] = None
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the beginning of the answer."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="False only beside continue_final_message, as vLLM has it."
+    )
+    conversation: str | None = Field(None, pattern=ID)
     live: str | None = Field(None, pattern=ID)
 
     @classmethod
@@ -197,6 +186,11 @@ class ChatRequest(OptionFields):
             raise wrong("tools" if self.tools else "functions", NO_TOOLS)
         if choice not in ("none", "auto"):
             raise wrong("tool_choice" if self.tool_choice else "function_call", NO_TOOLS)
+        goes_on, last = bool(self.continue_final_message), self.messages[-1]
+        if self.add_generation_prompt is not None and self.add_generation_prompt == goes_on:
+            raise wrong("add_generation_prompt", "must be the opposite of continue_final_message")
+        if goes_on and (last.role != "assistant" or self.schema_wanted() is not None):
+            raise wrong("continue_final_message", NO_BEGINNING)
         if self.stop and self.schema_wanted() is not None:
             raise wrong("stop", "would cut JSON, which ends by itself; leave it out")
         return self

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import quote
 from ..generation.scheduler import BusyError
 from .access import Access, Added
+from .assets import TALKS
 from .budget import Budget
 from .connections import REQUEST_SECONDS, SECURITY_HEADERS
 from .openai import error_body
@@ -101,7 +102,9 @@ class Guard:
             raise HTTPException(403, why)
         if origin is not None and origin not in self._origins:
             raise HTTPException(403, "this origin is not allowed; --allow-origin adds one")
-        is_open = scope["path"] in self._open_paths or scope["method"] == "OPTIONS"
+        path = scope["path"]
+        is_open = path in self._open_paths or path.startswith(TALKS)
+        is_open = is_open or scope["method"] == "OPTIONS"
         added = [] if is_open else self._access.admit(scope, headers)
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers and "content-length" in headers:

@@ -10,6 +10,7 @@ from ..inputs.media import Attachment, Video
 from ..inputs.messages import to_json, user_message
 from ..inputs.settings import ImageOptions
 from ..options import Option, options_of
+from ..tasks.options import RETRY_TEMPERATURE
 
 # The engine's cache is shared by all requests; and special tokens would come back as plain text
 # with the next question.
@@ -48,6 +49,7 @@ class Start:
             "system": self.system,
             "content": message["content"],
             "conversation": self.conversation,
+            "retry_temperature": RETRY_TEMPERATURE,
             "settings": [
                 {
                     "name": option.name,

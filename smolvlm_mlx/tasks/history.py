@@ -1,49 +1,30 @@
 """Conversations that survive, in SQLite: each finished turn is on the disk before `save` returns.
 
-Several may write one conversation, as two windows and a terminal do. Each save gives what is kept a
-new version, and names those that its keeper knows: what it does not know is never overwritten. It
-goes on in a conversation of its own then, a branch.
+A conversation is a tree of messages with a place in it, the leaf, up to which it is shown. What is
+saved shares the beginning that is there and goes on beside the rest, so that nobody writes over
+what another has said: not who edits a question or asks for another answer, nor several who write
+one conversation at once, as two windows and a terminal do.
 
 Private to the user, and on this machine only. A picture or video is stored once, whatever
 conversations it is in, and overwritten when the last of them is deleted.
 """
 
-import json
-import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
 
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
-from .stored import from_stored, known_of, title_of, to_stored, words_of
+from .database import Watch, empty_log, opened
+from .stored import beginning, from_stored, known_of, title_of, to_stored, words_of
+from .tree import Node, Raw, Tree, dumped
 
-# What makes a file of each version (`user_version`) from one of the version before; 0 is none, or
-# one of the time before versions were counted.
-STEPS = (
-    """
-CREATE TABLE IF NOT EXISTS conversations (
-    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL,
-    created REAL NOT NULL, updated REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS messages (
-    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
-    number INTEGER NOT NULL, message TEXT NOT NULL, words TEXT NOT NULL,
-    PRIMARY KEY (conversation, number));
-CREATE TABLE IF NOT EXISTS pictures (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS uses (
-    conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
-    digest TEXT NOT NULL REFERENCES pictures, PRIMARY KEY (conversation, digest));
-ALTER TABLE conversations ADD COLUMN version TEXT NOT NULL DEFAULT '';
-ALTER TABLE conversations ADD COLUMN origin TEXT;
-ALTER TABLE conversations ADD COLUMN branch INTEGER NOT NULL DEFAULT 1;
-""",
-)
 BUSY_SECONDS = 5  # for others that use the file
 
 
@@ -59,19 +40,39 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A conversation as it is kept: of which version."""
+class Place:
+    """Where a message stands; `branches` are the ids of all that stand there, the first first."""
 
-    messages: list[Message]
-    version: str
+    id: int
+    branches: list[int]
+
+
+Places = list[Place]  # of the messages of a conversation
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a conversation is kept, and the versions of it that its keeper knows."""
+class Kept:
+    """A conversation up to its leaf; instructions at the front have no place."""
 
-    id: str
-    known: tuple[str, ...] = ()
+    messages: list[Message]
+    places: Places
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A way that a conversation went.
+
+    Attributes:
+        end: the id of its last message.
+        words: where it leaves the way to the leaf, or how it ends.
+        created: when it came to its end, in seconds since 1970.
+        is_current: it ends at the leaf.
+    """
+
+    end: int
+    words: str
+    created: float
+    is_current: bool
 
 
 def data_folder() -> Path:
@@ -114,65 +115,129 @@ class History:
     def __init__(self, path: Path | None = None, timeout: float = BUSY_SECONDS):
         self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
-    def save(
-        self,
-        id: str,
-        messages: Sequence[Message],
-        model: str = "",
-        known: Sequence[str] = (),
-        version: str | None = None,
-    ) -> Place:
-        """Write a conversation as it now is; what of it is there already stays.
+    def save(self, id: str, messages: Sequence[Message], model: str = "") -> list[int]:
+        """Write a conversation: what of it is there stays, and what differs goes beside it. The
+        leaf is then its end, unless another has gone on from there already.
 
-        Args:
-            known: versions that the caller has read, or has written, or may have. What is kept is
-                replaced only if it is one of them, or if these messages go on from it. Where
-                another has written meanwhile, they go into a branch, or into one that fits.
-            version: what this state is to be called; else a new name.
+        An answer that was interrupted is replaced by one that begins with it, and instructions at
+        the front by others: they belong to the conversation, whatever way it goes.
 
         Returns:
-            where it is kept now, which is not under `id` if it is a branch.
+            the ids of its messages, without that of instructions.
+
+        Raises:
+            NoConversationError: it was deleted, and does not come back.
         """
-        new = [to_stored(message) for message in messages]
-        version = version or secrets.token_hex(8)
+        first, rest = _instructions(messages)
+        new = [to_stored(message) for message in rest]
         with self._open(writes=True) as database:
-            head = _room(database, id, new, known)
-            if not head.is_ahead:
-                _write_head(database, head, title_of(messages), model, version)
-                same = _same(_messages(database, head.id), new)
-                _write_messages(database, head.id, messages, same)
-                _forget_unused(database)
-        return Place(head.id, (version,))
+            if database.execute("SELECT 1 FROM deleted WHERE id = ?", (id,)).fetchone():
+                raise NoConversationError(
+                    f"conversation {quote(id)} was deleted, and keeps no more; begin another"
+                )
+            tree, leaf = _tree(database, id), _leaf(database, id)
+            path = tree.find(new)
+            if len(path) == len(new) and _is_below(tree, leaf, path):
+                return path
+            _write_head(database, id, title_of(messages), model, first)
+            path = _write_messages(database, id, tree, path, rest, new)
+            turns = sum(message.role == "user" for message in rest)
+            _set_leaf(database, id, path[-1] if path else None, turns)
+        return path
+
+    def withdraw(self, id: str, messages: Sequence[Message], seen: Collection[int]) -> None:
+        """Go back to the end of these messages, unless another has gone on meanwhile: the leaf is
+        none of those that were `seen`. A conversation of which nothing is left then, and that
+        nobody else has written to, is forgotten."""
+        new = [to_stored(message) for message in _instructions(messages)[1]]
+        with self._open(writes=True) as database:
+            tree, leaf = _tree(database, id), _leaf(database, id)
+            path = tree.find(new)
+            if (leaf is not None and leaf not in seen) or len(path) < len(new):
+                return
+            if path or tree.nodes.keys() - {*seen}:
+                _set_leaf(database, id, path[-1] if path else None, tree.turns(path))
+                return
+            database.execute("DELETE FROM conversations WHERE id = ?", (id,))
+            _forget_unused(database)
 
     def load(self, id: str) -> list[Message]:
-        """The messages of a conversation."""
+        """The messages of a conversation, up to its leaf."""
         return self.read(id).messages
 
     def read(self, id: str) -> Kept:
-        """A conversation and its version. In place of a picture or video that cannot be read any
-        more stands its name."""
+        """A conversation. In place of a picture or video that cannot be read any more stands its
+        name."""
         with self._open() as database:
-            texts, head = _messages(database, id), _head(database, id)
+            leaf, instructions = _head(database, id)
+            tree = _tree(database, id)
             pictures = (
                 "SELECT digest, data FROM uses JOIN pictures USING (digest) WHERE conversation = ?"
             )
             data = dict(database.execute(pictures, (id,)).fetchall())
-        if not texts or head is None:
-            raise _not_there(id)
-        return Kept([from_stored(text, data) for text in texts], head.version)
+        texts = [instructions] if instructions is not None else []
+        texts += [tree.nodes[at].text for at in tree.path(leaf)]
+        return Kept([from_stored(text, data) for text in texts], _places(tree, leaf))
+
+    def places(self, id: str) -> Places:
+        """Where the messages of a conversation stand."""
+        with self._open() as database:
+            leaf, _ = _head(database, id)
+            return _places(_tree(database, id), leaf)
+
+    def __contains__(self, id: str) -> bool:
+        with self._open() as database:
+            query = "SELECT 1 FROM conversations WHERE id = ?"
+            return database.execute(query, (id,)).fetchone() is not None
+
+    def leaf(self, id: str) -> int | None:
+        """The id of the last message of a conversation; None before the first."""
+        with self._open() as database:
+            return _head(database, id)[0]
+
+    def watch(self) -> Watch:
+        """What tells when others write, from any thread."""
+        private_folder(self.path.parent)
+        return Watch(self.path)
+
+    def branches(self, id: str) -> Sequence[Branch]:
+        """All ways that a conversation went, the first to come to its end first."""
+        with self._open() as database:
+            leaf, _ = _head(database, id)
+            tree = _tree(database, id)
+        here, found = set(tree.path(leaf)), []
+        for end in tree.ends():
+            path = tree.path(end)
+            (first, *_) = [at for at in path if at not in here] or path[-1:]
+            words = beginning(tree.words(first))
+            found.append(Branch(end, words, tree.nodes[end].created, end == leaf))
+        return found
+
+    def move(self, id: str, message: int) -> None:
+        """Show a conversation up to the newest end of the ways that go through a message.
+
+        Raises:
+            NoConversationError: it has no such message.
+        """
+        with self._open(writes=True) as database:
+            tree = _tree(database, id)
+            if message not in tree.nodes:
+                raise NoConversationError(f"no message {message} in conversation {quote(id)}")
+            end = tree.newest_end(message)
+            _set_leaf(database, id, end, tree.turns(tree.path(end)))
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
-        """The conversations, the latest first; with `words`, those that contain them, in upper or
-        lower case."""
+        """The conversations, the latest first; with `words`, those that contain them in any branch,
+        in upper or lower case."""
         with self._open() as database:
-            database.create_function("folded", 1, str.casefold, deterministic=True)
+            database.create_function("folded", 1, _folded, deterministic=True)
             rows = database.execute(
-                "SELECT id, title, model, updated, (SELECT count(*) FROM messages WHERE "
-                "conversation = id AND CASE WHEN json_valid(message) THEN "
-                "json_extract(message, '$.role') END = 'user') FROM "
-                "conversations WHERE ? = '' OR EXISTS (SELECT 1 FROM messages WHERE conversation = "
-                "id AND instr(folded(words), ?)) ORDER BY updated DESC LIMIT ?",
-                (_utf8(words), _utf8(words).casefold(), limit),
+                "SELECT id, title, model, updated, turns FROM conversations WHERE ?1 = '' OR "
+                "EXISTS (SELECT 1 FROM messages WHERE conversation = conversations.id AND "
+                "instr(folded(words), ?1)) OR CASE WHEN json_valid(instructions) THEN "
+                "instr(folded(json_extract(instructions, '$.content[0].text')), ?1) END "
+                "ORDER BY updated DESC LIMIT ?2",
+                (_utf8(words).casefold(), limit),
             ).fetchall()
         return [Summary(*row) for row in rows]
 
@@ -187,83 +252,17 @@ class History:
         return ids[0]
 
     def delete(self, id: str) -> None:
-        """Forget a conversation, and the pictures that are in no other."""
+        """Forget a conversation for good, and the pictures that are in no other."""
         with self._open(writes=True) as database:
             if not database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
                 raise _not_there(id)
+            database.execute("INSERT OR IGNORE INTO deleted VALUES (?)", (id,))
             _forget_unused(database)
+        empty_log(self.path)
 
-    def withdraw(self, id: str, known: Sequence[str]) -> None:
-        """Forget a conversation, unless it is not there or another has gone on with it."""
-        with self._open(writes=True) as database:
-            head = _head(database, id)
-            if head is not None and head.version in known:
-                database.execute("DELETE FROM conversations WHERE id = ?", (id,))
-                _forget_unused(database)
-
-    @contextmanager
-    def _open(self, writes: bool = False) -> Iterator[sqlite3.Connection]:
+    def _open(self, writes: bool = False) -> AbstractContextManager[sqlite3.Connection]:
         private_folder(self.path.parent)
-        try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            with closing(
-                sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
-            ) as database:
-                version = self._version(database)
-                self._write_ahead(database)
-                for pragma in (
-                    "synchronous = FULL",
-                    "foreign_keys = ON",
-                    "secure_delete = ON",
-                ):
-                    database.execute(f"PRAGMA {pragma}")
-                # A reader waits for no writer.
-                database.execute("BEGIN IMMEDIATE" if writes or version < len(STEPS) else "BEGIN")
-                with database:
-                    self._bring_up_to_date(database)
-                    yield database
-        except (sqlite3.Error, OSError) as error:
-            busy = _is_busy(error)
-            hint = "try again when no other program uses it" if busy else "move the file away"
-            raise HistoryError(
-                f"{self.path}: {error}; go on with --no-history, or {hint}"
-            ) from error
-
-    def _write_ahead(self, database: sqlite3.Connection) -> None:
-        """Give the file a log. For that, SQLite itself waits for no other that writes."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                database.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if not _is_busy(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.01)
-
-    def _version(self, database: sqlite3.Connection) -> int:
-        """The version of the file.
-
-        Raises:
-            HistoryError: it is a newer one.
-        """
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(STEPS):
-            raise HistoryError(
-                f"{self.path}: written by a newer version of smolvlm-mlx (format {version}, and "
-                f"this one knows {len(STEPS)}); install that, or go on with --no-history"
-            )
-        return version
-
-    def _bring_up_to_date(self, database: sqlite3.Connection) -> None:
-        for number in range(self._version(database), len(STEPS)):
-            for statement in STEPS[number].split(";"):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {number + 1}")
-
-
-def _is_busy(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+        return opened(self.path, self._timeout, writes)
 
 
 def new_id() -> str:
@@ -275,107 +274,107 @@ def _not_there(id: str) -> NoConversationError:
     return NoConversationError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
 
 
-# ---- where a conversation goes
+def _folded(text: object) -> str:
+    return text.casefold() if isinstance(text, str) else ""
 
 
-@dataclass(frozen=True)
-class _Head:
-    """A conversation's row. One that is `ahead` of what is to be saved is not written to."""
-
-    id: str
-    version: str
-    origin: str | None  # which it is a branch of
-    branch: int  # the number of the branch; 1 is the origin itself
-    is_ahead: bool = False
+# ---- the tree and its leaf
 
 
-def _head(database: sqlite3.Connection, id: str) -> _Head | None:
-    query = "SELECT id, version, origin, branch FROM conversations WHERE id = ?"
+def _instructions(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:
+    """A system message at the front, and the others."""
+    has_some = bool(messages) and messages[0].role == "system"
+    return (messages[0], messages[1:]) if has_some else (None, messages)
+
+
+def _head(database: sqlite3.Connection, id: str) -> tuple[int | None, str | None]:
+    """The leaf and the instructions of a conversation."""
+    query = "SELECT leaf, instructions FROM conversations WHERE id = ?"
     row = database.execute(query, (id,)).fetchone()
-    return None if row is None else _Head(*row)
+    if row is None:
+        raise _not_there(id)
+    leaf, instructions = row
+    return leaf, instructions
 
 
-def _room(
-    database: sqlite3.Connection, id: str, new: Sequence[object], known: Sequence[str]
-) -> _Head:
-    """Where messages can be written so that nothing is lost that their keeper does not know: the
-    conversation, a branch of it, or a new one."""
-    head = _head(database, id)
-    if head is None:
-        return _Head(id, "", None, 1)
-    origin = head.origin or id
-    query = (
-        "SELECT id, version, origin, branch FROM conversations WHERE origin = ? OR id = ? "
-        "ORDER BY branch"
+def _leaf(database: sqlite3.Connection, id: str) -> int | None:
+    row = database.execute("SELECT leaf FROM conversations WHERE id = ?", (id,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _tree(database: sqlite3.Connection, id: str) -> Tree:
+    """The messages of a conversation; none, if it is not there."""
+    rows = database.execute(
+        "SELECT id, parent, message, created FROM messages WHERE conversation = ? ORDER BY id",
+        (id,),
     )
-    family = [_Head(*row) for row in database.execute(query, (origin, origin))]
-    for each in (head, *(other for other in family if other.id != id)):
-        there = _messages(database, each.id)
-        same = _same(there, new)
-        if each.version in known or same == len(there):
-            return each
-        if same == len(new):
-            return replace(each, is_ahead=True)
-    return _Head(new_id(), "", origin, 1 + max(each.branch for each in family))
+    return Tree(Node(*row) for row in rows)
 
 
-def _same(there: Sequence[str], new: Sequence[object]) -> int:
-    """How many of the messages that are kept, from the first on, are these."""
-    pairs = list(zip(there, new, strict=False))
-    return next((n for n, (old, now) in enumerate(pairs) if known_of(old) != now), len(pairs))
+def _places(tree: Tree, leaf: int | None) -> Places:
+    return [Place(at, tree.children(tree.nodes[at].parent)) for at in tree.path(leaf)]
+
+
+def _is_below(tree: Tree, leaf: int | None, path: Sequence[int]) -> bool:
+    """Whether the leaf is beyond the end of a path."""
+    there = tree.path(leaf)
+    return len(there) > len(path) and there[: len(path)] == path
+
+
+def _set_leaf(database: sqlite3.Connection, id: str, leaf: int | None, turns: int) -> None:
+    query = "UPDATE conversations SET leaf = ?, turns = ? WHERE id = ?"
+    database.execute(query, (leaf, turns, id))
 
 
 def _write_head(
-    database: sqlite3.Connection, head: _Head, title: str, model: str, version: str
+    database: sqlite3.Connection, id: str, title: str, model: str, instructions: Message | None
 ) -> None:
-    title += f" ({head.branch})" if head.branch > 1 else ""
     now = time.time()
+    raw = None if instructions is None else to_stored(instructions)
+    text = None if raw is None else _utf8(dumped(raw))
+    there = database.execute("SELECT instructions FROM conversations WHERE id = ?", (id,))
+    (before,) = there.fetchone() or (None,)
+    if before is not None and known_of(before) == raw:
+        text = before  # with what a newer version has written beside it
     database.execute(
-        "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-        "title = excluded.title, model = excluded.model, updated = excluded.updated, "
-        "version = excluded.version",
-        (head.id, _utf8(title), _utf8(model), now, now, version, head.origin, head.branch),
+        "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, 0, NULL) ON CONFLICT (id) DO UPDATE "
+        "SET title = excluded.title, model = excluded.model, updated = excluded.updated, "
+        "instructions = excluded.instructions",
+        (id, _utf8(title), _utf8(model), now, now, text),
     )
-
-
-# ---- messages and pictures
-
-
-def _messages(database: sqlite3.Connection, id: str) -> list[str]:
-    rows = database.execute(
-        "SELECT message FROM messages WHERE conversation = ? ORDER BY number", (id,)
-    )
-    return [row[0] for row in rows]
+    if instructions is not None:
+        _write_pictures(database, id, [instructions])
 
 
 def _write_messages(
-    database: sqlite3.Connection, id: str, messages: Sequence[Message], same: int
-) -> None:
-    """Write messages in place of all but the first `same`, which are there."""
-    database.execute("DELETE FROM messages WHERE conversation = ? AND number >= ?", (id, same))
-    database.executemany(
-        "INSERT INTO messages VALUES (?, ?, ?, ?)",
-        [
-            (
-                id,
-                number,
-                _utf8(json.dumps(to_stored(message), ensure_ascii=False)),
-                _utf8(words_of(message)),
-            )
-            for number, message in enumerate(messages[same:], same)
-        ],
-    )
-    pictures = {held.digest: held.data for message in messages for held in message.media}
-    database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", pictures.items())
-    # Also of parts that only a newer version knows.
-    database.execute("DELETE FROM uses WHERE conversation = ?", (id,))
-    database.execute(
-        "INSERT INTO uses SELECT DISTINCT conversation, digest FROM messages, "
-        "json_each(CASE WHEN json_valid(message) THEN message END, '$.content') AS part "
-        "JOIN pictures ON part.type = 'object' "
-        "AND digest = json_extract(part.value, '$.digest') WHERE conversation = ?",
-        (id,),
-    )
+    database: sqlite3.Connection,
+    id: str,
+    tree: Tree,
+    path: list[int],
+    messages: Sequence[Message],
+    new: Sequence[Raw],
+) -> list[int]:
+    """Write messages after those of a path that are there; returns the whole path."""
+    path, now = [*path], time.time()
+    for message, raw in zip(messages[len(path) :], new[len(path) :], strict=True):
+        parent = path[-1] if path else None
+        row = (_utf8(dumped(raw)), _utf8(words_of(message)), now)
+        begun = tree.begun(parent, raw)
+        query = "INSERT INTO messages (conversation, parent, message, words, created) VALUES "
+        at = database.execute(f"{query} (?, ?, ?, ?, ?)", (id, parent, *row)).lastrowid
+        # After that, so that what has changed has another id.
+        database.execute("DELETE FROM messages WHERE id = ?", (begun,))
+        assert at is not None
+        path.append(at)
+    _write_pictures(database, id, messages)
+    return path
+
+
+def _write_pictures(database: sqlite3.Connection, id: str, messages: Sequence[Message]) -> None:
+    held = {held.digest: held.data for message in messages for held in message.media}
+    database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", held.items())
+    uses = [(id, digest) for digest in held]
+    database.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", uses)
 
 
 def _forget_unused(database: sqlite3.Connection) -> None:

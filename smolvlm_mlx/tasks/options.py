@@ -23,6 +23,7 @@ Metric = Literal[
 
 DOCUMENT_MODEL = "docling"  # which writes DocTags
 CHAT = Options(max_tokens=1024)
+RETRY_TEMPERATURE = 0.7  # where another answer is wanted, and 0 would give the same
 DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
 LIVE = Options(max_tokens=64)
 EVALUATION = Options(max_tokens=64, skip_special_tokens=True)  # benchmarks' answers are words

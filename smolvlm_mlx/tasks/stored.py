@@ -6,19 +6,21 @@ takes the rest.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import HistoryError, SmolVLMError, quote
 from ..inputs.fetch import FetchLimits
 from ..inputs.media import Attachment, Frames, Video
-from ..inputs.messages import Message, VideoPart, parse_messages, raw_message
+from ..inputs.messages import Message, TextPart, VideoPart, parse_messages, raw_message
 from ..inputs.video import VIDEO_OPTIONS
 
 TITLE_LENGTH = 60
 
 
 def to_stored(message: Message) -> dict[str, object]:
-    """A message as a JSON value, in which pictures and videos are named by their digests.
+    """A message as a JSON value, in which pictures and videos are named by their digests. White
+    space at the end of an answer is no part of it.
 
     Raises:
         HistoryError: it has a video of frames.
@@ -27,6 +29,10 @@ def to_stored(message: Message) -> dict[str, object]:
         isinstance(part, VideoPart) and isinstance(part.video, Frames) for part in message.parts
     ):
         raise HistoryError("a video of frames cannot be kept; give the file")
+    last = message.parts[-1] if message.parts else None
+    if message.role == "assistant" and isinstance(last, TextPart):
+        parts = (*message.parts[:-1], TextPart(last.text.rstrip()))
+        message = replace(message, parts=parts)
     return raw_message(message, lambda held: {"digest": held.digest, "name": held.name})
 
 
@@ -98,6 +104,10 @@ def words_of(message: Message) -> str:
 
 def title_of(messages: Sequence[Message]) -> str:
     """The beginning of the first question, on one line."""
-    first = next((message.text for message in messages if message.role == "user"), "")
-    line = " ".join(first.split())
+    return beginning(next((message.text for message in messages if message.role == "user"), ""))
+
+
+def beginning(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"

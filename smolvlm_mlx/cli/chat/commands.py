@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -172,24 +173,40 @@ def system(session: Session, rest: str) -> None:
 
 
 def undo(session: Session) -> None:
-    """forget the last question and its answer"""
-    question = session.chat.undo()
-    session.keep()
-    session.screen.say(f"forgotten: {question.text}")
+    """go back before the last question"""
+    session.screen.say(f"taken back: {session.undo().text}")
 
 
 def retry(session: Session) -> None:
-    """answer the last question again"""
-    session.answer(session.chat.retry)
+    """answer the last question again, beside the answer that is there; at temperature 0 it is
+    sampled"""
+    session.retry()
 
 
 def edit(session: Session, rest: str) -> None:
-    """TEXT: ask this in place of the last question; none: change its text"""
+    """TEXT: ask this beside the last question; none: change its text"""
     questions = [message for message in session.chat.messages if message.role == "user"]
     text = rest.strip() or session.screen.line("edit> ", questions[-1].text if questions else "")
     if text:
         read = _read(session, text)
         session.edit(read.text or text, read.sources)
+
+
+def branches(session: Session, rest: str) -> None:
+    """NUMBER: go on where the conversation went another way; none: list the ways it went, by the
+    words with which each leaves this one"""
+    found, number = session.branches(), rest.strip()
+    if not number:
+        lines = [
+            f"{n:>3}  {time.strftime('%Y-%m-%d %H:%M', time.localtime(each.created))}  {each.words}"
+            f"{'  (this one)' if each.is_current else ''}"
+            for n, each in enumerate(found, 1)
+        ]
+        return session.screen.say("\n".join(lines) or "no branches yet")
+    if not (number.isdecimal() and 1 <= int(number) <= len(found)):
+        raise PromptError(f"no branch {quote(number)}; /branches lists {len(found)}")
+    session.go(found[int(number) - 1])
+    session.screen.say(as_text(session.chat.messages[-2:]))
 
 
 def history(session: Session, rest: str) -> None:
@@ -286,6 +303,7 @@ WITH_TEXT: dict[str, Callable[[Session, str], None]] = {
     "/video": video,
     "/system": system,
     "/edit": edit,
+    "/branches": branches,
     "/history": history,
     "/open": open,
     "/save": save,

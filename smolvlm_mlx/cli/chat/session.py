@@ -6,17 +6,18 @@ A terminal or a pipe shows it. Everything that is said goes to the history as so
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ...errors import ContextFullError, SmolVLMError, escaped
+from ...errors import ContextFullError, PromptError, SmolVLMError, escaped
 from ...events import Statistics
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
 from ...tasks.chat import Chat
-from ...tasks.history import History, new_id
+from ...tasks.history import Branch, History, new_id
+from ...tasks.options import RETRY_TEMPERATURE
 from .paths import Source
 
 
@@ -49,7 +50,7 @@ class Session:
     model: str
     history: History | None
     id: str = field(default_factory=new_id)
-    known: tuple[str, ...] = ()  # versions of what the history has
+    seen: set[int] = field(default_factory=set)  # of the history's messages
     pending: list[Attachment | Video] = field(default_factory=list)
     last: Statistics | None = None
     over: bool = False
@@ -132,17 +133,42 @@ class Session:
 
     def keep(self) -> None:
         """Bring the history up to date."""
-        if self.history is None:
-            return
-        if not any(message.role == "user" for message in self.chat.messages):
-            return self.history.withdraw(self.id, self.known)
-        place = self.history.save(self.id, self.chat.messages, self.model, self.known)
-        if place.id != self.id:
+        if self.history is not None and any(m.role == "user" for m in self.chat.messages):
+            self.seen.update(self.history.save(self.id, self.chat.messages, self.model))
+
+    def undo(self) -> Message:
+        """Go back before the last question, which is returned."""
+        question = self.chat.undo()
+        if self.history is not None:
+            self.history.withdraw(self.id, self.chat.messages, self.seen)
+        return question
+
+    def retry(self) -> None:
+        """Answer the last question again: sampled, for otherwise it would be the same answer."""
+        options = replace(self.chat.options, seed=None)
+        if not options.temperature:
+            options = replace(options, temperature=RETRY_TEMPERATURE)
             self.screen.say(
-                f"another window has gone on with conversation {self.id}; this one is kept as "
-                f"{place.id}"
+                f"sampled at temperature {RETRY_TEMPERATURE:g}: at 0 it would be the same answer"
             )
-        self.id, self.known = place.id, place.known
+        self.answer(lambda: self.chat.retry(options))
+
+    def branches(self) -> Sequence[Branch]:
+        """The ways that the conversation went.
+
+        Raises:
+            PromptError: none is kept.
+        """
+        if self.history is None:
+            raise PromptError("no history is kept (--no-history), and so no branches")
+        self.keep()
+        return self.history.branches(self.id) if self.seen else ()
+
+    def go(self, branch: Branch) -> None:
+        """Go on at the end of one of the ways."""
+        if self.history is not None:
+            self.history.move(self.id, branch.end)
+            self.resume(self.history, self.id)
 
     def attach(self, sources: Sequence[Source | Attachment | Video]) -> None:
         """All of them, or none."""
@@ -162,15 +188,15 @@ class Session:
         """Go on with a conversation of the history."""
         kept = history.read(id)
         self.chat.restart(kept.messages)
-        self._begin(id, kept.version)
+        self._begin(id, [place.id for place in kept.places])
 
     def open(self, path: str) -> None:
         """Go on from a saved conversation, as one of its own."""
         self.chat.open(path)
         self._begin(new_id())
 
-    def _begin(self, id: str, *known: str) -> None:
-        self.id, self.known = id, known
+    def _begin(self, id: str, seen: Sequence[int] = ()) -> None:
+        self.id, self.seen = id, {*seen}
         self.pending.clear()
 
 

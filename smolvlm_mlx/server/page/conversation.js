@@ -1,20 +1,17 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
 import { $, make, say, write } from "./dom.js";
-import { messageNode, partsOf, toRaw, updateText } from "./message.js";
+import { fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { copy } from "./secure.js";
-import { chosen } from "./settings.js";
-import { remember, remembered } from "./store.js";
-import { complete, newId } from "./stream.js";
+import { anew, chosen } from "./settings.js";
+import { call, complete, failure, newId, news } from "./stream.js";
 
-// `known` are the versions that the history may have of it, which this page has read or asked for.
-let conversation = { id: newId(), messages: [], known: [] };
+// `leaf` is the id of the last message that the server has, as far as this page knows.
+let conversation = { id: newId(), messages: [] };
 let running = null;  // the AbortController of the answer under way
+let watching = new AbortController();  // of the news of the conversation
 let editing = null;  // which message
-
-const NOT_ALONE = "This conversation has gone on elsewhere. What is said here is kept beside it, as "
-  + "a conversation of its own.";
 
 export const openId = () => conversation.id;
 
@@ -30,11 +27,39 @@ export function show() {
 }
 
 function buttons(at) {
-  const { role, text } = conversation.messages[at];
-  if (role === "user") return [["Edit", () => edit(at)]];
+  const { role, text, interrupted } = conversation.messages[at];
+  const isLast = at === conversation.messages.length - 1;
+  const again = isLast ? [["Retry", retry]] : [];  // where no answer came, too
+  if (role === "user") return [["Edit", () => edit(at)], ...again, ...branches(at)];
   if (role !== "assistant") return [];
   const copying = ["Copy", () => copy(text).catch(error => say(error.message))];
-  return at === conversation.messages.length - 1 ? [copying, ["Retry", retry]] : [copying];
+  if (!isLast) return [copying, ...branches(at)];
+  const more = interrupted ? [["Continue", goOn]] : [];
+  return [copying, ...more, ...again, ...branches(at)];
+}
+
+// What stands in the place of a message: which it is, and arrows to the others.
+function branches(at) {
+  const { id, branches: all = [] } = conversation.messages[at].place ?? {};
+  if (all.length < 2) return [];
+  const number = all.indexOf(id) + 1;
+  const arrow = (textContent, ariaLabel, to) => make("button", {
+    textContent, ariaLabel, disabled: !all[to - 1], onclick: () => turnTo(all[to - 1], at, ariaLabel),
+  });
+  return [make("span", { className: "branches" }, arrow("‹", "The one before", number - 1),
+    `${number}/${all.length}`, arrow("›", "The next one", number + 1))];
+}
+
+async function turnTo(message, at, label) {
+  const asked = conversation;
+  const response = await call(`/conversations/${asked.id}?message=${message}`, { method: "POST" });
+  if (!response.ok) return say((await failure(response)).message);
+  if (asked !== conversation || running) return;
+  openRaw(asked.id, await response.json());
+  const node = $("talk").children[at];
+  const arrows = [...node.querySelectorAll(".branches button:enabled")];
+  (arrows.find(({ ariaLabel }) => ariaLabel === label) ?? arrows[0]).focus();
+  node.scrollIntoView({ block: "nearest" });
 }
 
 function removePicture(message, picture) {
@@ -79,61 +104,74 @@ export function ask() {
   });
 }
 
-function retry() {
-  const asked = conversation, before = asked.messages.pop();
-  answer(retry, () => asked.messages.push(before));
+// Another answer beside the one that is there, which is sampled; one that was cut off by trouble is
+// asked for as it was.
+async function retry() {
+  const asked = conversation, { role, cut } = asked.messages.at(-1);
+  const { said, ...sampled } = role === "user" || cut ? {} : await anew();
+  if (running || asked !== conversation) return;
+  const before = role === "user" ? [] : [asked.messages.pop()];
+  answer(retry, () => asked.messages.push(...before), sampled);
+  if (said) say(said);
 }
 
-async function request(version) {
+// The answer that was cut off goes on.
+function goOn() {
+  const asked = conversation, before = asked.messages.pop();
+  const message = { ...before, text: before.text.trimEnd(), cut: undefined, about: undefined };
+  const more = { continue_final_message: true, add_generation_prompt: false };
+  answer(goOn, () => asked.messages.push(before), more, message);
+}
+
+async function request(more) {
   const messages = conversation.messages.map(toRaw);
   const instructions = $("system").value.trim();
   if (instructions) messages.unshift({ role: "system", content: instructions });
-  const { id, known } = conversation;
-  return { messages, conversation: { id, known, version }, ...await chosen() };
+  return { messages, conversation: conversation.id, ...await chosen(), ...more };
 }
 
-// Answer the last message. Where no answer begins, `takeBack` makes all as it was before `again`
-// was done.
-async function answer(again, takeBack) {
+// Answer the last message, `more` of the request beside it; or go on with a message that was begun.
+// Where no answer begins, `takeBack` makes all as it was before `again` was done.
+async function answer(again, takeBack, more = {}, begun = null) {
   say("");
-  const asked = conversation, version = newId(), sent = [...asked.messages];
+  const asked = conversation, sent = [...asked.messages];
   const controller = new AbortController();
-  const chunks = complete(request(version), controller.signal);
-  const message = { role: "assistant", text: "", pictures: [], interrupted: true };
-  asked.messages.push(message);
+  const message = begun ?? { role: "assistant", text: "", pictures: [], interrupted: true };
+  if (begun) asked.messages.push(message);
+  const chunks = complete(request(more), controller.signal);
+  if (!begun) asked.messages.push(message);
+  watching.abort();  // what comes is told here
   setRunning(controller);
   show();
-  remember("open", asked.id);
-  remember("instructions", { id: asked.id, text: $("system").value });
-  asked.known = [...asked.known.slice(0, 1), ...asked.known.slice(1).slice(-60), version];
+  if (!addressed()) window.history.replaceState(null, "", addressOf(asked.id));
   try {
-    for await (const chunk of chunks) takeChunk(asked, message, version, chunk);
-    for (const name of ["cut", "instructions"]) {
-      if (remembered(name)?.id === asked.id) remember(name, null);
-    }
+    for await (const chunk of chunks) takeChunk(asked, message, chunk);
   } catch (error) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
-    controller.abort();  // a server that comes back is not to go on with it
+    controller.abort();
   }
-  setRunning(null);
-  if (asked === conversation) show();
+  if (running === controller) setRunning(null);
+  if (asked === conversation) {
+    show();
+    watch();
+  }
   document.dispatchEvent(new Event("answered"));
 }
 
-function takeChunk(asked, message, version, chunk) {
-  const { choices: [choice], usage, notice, conversation: keptAs } = chunk;
+function takeChunk(asked, message, chunk) {
+  const { choices: [choice], usage, notice, kept } = chunk;
   message.text += choice?.delta.content ?? "";
   if (choice?.delta.content) showMore(asked, message);
-  if (choice?.finish_reason) delete message.interrupted;
+  if (choice?.finish_reason === "stop") delete message.interrupted;
   if (usage) message.about = usage.timing.about;
   if (notice && asked === conversation) say(notice);
-  if (!keptAs) return;
-  asked.known = [version];
-  if (keptAs === asked.id) return;
-  asked.id = keptAs;
-  if (asked !== conversation) return;
-  remember("open", keptAs);
-  say(NOT_ALONE);
+  if (kept) setPlaces(asked, kept);
+}
+
+// Where the history has messages. One of instructions at the front has no place.
+function setPlaces(asked, kept) {
+  asked.messages.slice(-kept.length).forEach((message, at) => { message.place = kept[at]; });
+  asked.leaf = kept.at(-1).id;
 }
 
 // ---- what fails
@@ -141,8 +179,6 @@ function takeChunk(asked, message, version, chunk) {
 function failed(asked, sent, message, error, again, takeBack) {
   if (message.text) {
     message.cut = error.message;
-    const last = asked.messages.slice(-2);
-    remember("cut", { id: asked.id, known: asked.known, before: asked.messages.length - 2, last });
     return;
   }
   asked.messages.pop();
@@ -207,8 +243,11 @@ function leaveEditing() {
   say("");
 }
 
-export function stopAnswer() {
-  running?.abort();
+// What came of it stays, here and wherever else it is shown.
+export async function stopAnswer() {
+  const controller = running;
+  const response = await call(`/conversations/${conversation.id}/stop`, { method: "POST" });
+  if (!response.ok) controller?.abort();  // it is not kept, or the server is away
 }
 
 // What Escape does: stop the answer, or leave the question that is edited as it is.
@@ -220,36 +259,109 @@ export function leave() {
 // Whether an answer of this conversation is under way.
 export const isAnswered = id => Boolean(running) && id === conversation.id;
 
-// The instructions with which this tab asked last are still those if no answer came.
-export function openConversation(id, messages, known, instructions = $("system").value) {
-  stopAnswer();
+// The answer under way goes on where it is kept.
+export function openConversation(id, messages, instructions = $("system").value, kept = []) {
+  running?.abort();
+  setRunning(null);
   leaveEditing();
-  conversation = { id, messages, known };
-  remember("open", id);
-  const asked = remembered("instructions");
-  $("system").value = asked?.id === id ? asked.text : instructions;
-  addCut();
+  conversation = { id, messages };
+  if (kept.length) setPlaces(conversation, kept);
+  $("system").value = instructions;
+  const address = messages.length ? addressOf(id) : "/";
+  if (address !== location.pathname && id !== addressed()) {
+    window.history.pushState(null, "", address);
+  }
   show();
+  watch();
 }
 
-// An answer that was cut off, and its question, are still there if the history has not got them:
-// nothing in their place, or what this page knew when it asked something else.
-function addCut() {
-  const { id, known, before, last } = remembered("cut") ?? {};
-  if (id !== conversation.id || before > conversation.messages.length) return;
-  const there = conversation.messages[before];
-  const isEdited = there?.text !== last[0].text && known.includes(conversation.known[0]);
-  if (there && !isEdited) return;
-  conversation.messages.length = before;
-  const isHere = picture => picture.url;
-  if (!last.every(({ pictures }) => pictures.every(isHere))) {
-    say("The last question's pictures were too large to be kept: Edit, and add them again.");
-  }
-  for (const message of last) {
-    conversation.messages.push({ ...message, pictures: message.pictures.filter(isHere) });
-  }
+// A conversation as the server has it, or a file.
+export function openRaw(id, raw) {
+  const { instructions, messages } = read(raw);
+  openConversation(id, messages, instructions, raw.kept);
+}
+
+function read({ messages: raw }) {
+  const messages = raw.map(fromRaw);
+  const [first] = messages;
+  const hasInstructions = first?.role === "system" && !first.pictures.length;
+  const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
+  return { instructions, messages: others };
 }
 
 export function openEmpty() {
-  openConversation(newId(), [], []);
+  openConversation(newId(), []);
+}
+
+// ---- its address
+
+const addressOf = id => `/c/${id}`;
+
+// The conversation that the address names; "" for none.
+export const addressed = () => /^\/c\/(\w+)$/.exec(location.pathname)?.[1] ?? "";
+
+// ---- what comes to it from elsewhere
+
+const ELSEWHERE = new AbortController();  // stands for an answer that this page has not asked for
+
+// Listen, as long as the page is seen: browsers have few connections to one server.
+export async function watch() {
+  watching.abort();
+  const isTold = running && running !== ELSEWHERE;  // by the answer that this page asked for
+  if (document.hidden || isTold || !conversation.messages.length) return;
+  const { signal } = watching = new AbortController(), asked = conversation;
+  for (let wait = 250; !signal.aborted; wait = Math.min(2 * wait, 8000)) {
+    try {
+      for await (const each of news(asked.id, signal)) {
+        wait = 250;
+        if (!signal.aborted) await take(asked, each, signal);
+      }
+    } catch (error) {
+      if (error.status === 404) return;  // it is not kept
+    }
+    if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
+  }
+}
+
+async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
+  if (deleted) {
+    openEmpty();
+    say("This conversation was deleted elsewhere.");
+    document.dispatchEvent(new Event("answered"));
+  } else if (text !== undefined) {
+    if (running !== ELSEWHERE) return;  // it is on another branch
+    const message = asked.messages.at(-1);
+    message.text += text;
+    showMore(asked, message);
+  } else if (leaf !== asked.leaf || running === ELSEWHERE) {
+    await adopt(asked, signal);
+  }
+  if (coming && !signal.aborted) showComing(asked, coming);
+}
+
+// Show what the server has now. An answer that was cut off here stays, if it has none there.
+async function adopt(asked, signal) {
+  const response = await call(`/conversations/${asked.id}`, { signal });
+  if (!response.ok) return;
+  const raw = await response.json(), { instructions, messages } = read(raw);
+  const last = asked.messages.at(-1), edited = asked.messages[editing]?.place?.id;
+  const isCut = last?.cut && messages.length === asked.messages.length - 1;
+  asked.messages = isCut ? [...messages, last] : messages;
+  if (raw.kept.length) setPlaces({ ...asked, messages }, raw.kept);
+  asked.leaf = raw.kept.at(-1)?.id ?? null;
+  if (asked.messages[editing]?.place?.id !== edited) editing = null;
+  $("system").value = instructions;
+  if (running === ELSEWHERE) setRunning(null);
+  show();
+  document.dispatchEvent(new Event("answered"));
+}
+
+// An answer that another page asked for, or this one before it was loaded again.
+function showComing(asked, { after, text }) {
+  const at = asked.messages.findIndex(({ place }) => place?.id === after);
+  if (at < 0) return;  // on another branch
+  asked.messages.length = at + 1;
+  asked.messages.push({ role: "assistant", text, pictures: [], interrupted: true });
+  setRunning(ELSEWHERE);
+  show();
 }

@@ -1,9 +1,9 @@
 // The conversations that the server keeps: the list at the side.
 
-import { isAnswered, openConversation, openEmpty, openId } from "./conversation.js";
+import {
+  addressed, isAnswered, openConversation, openEmpty, openId, openRaw,
+} from "./conversation.js";
 import { $, make, say } from "./dom.js";
-import { fromRaw } from "./message.js";
-import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
 export async function refresh() {
@@ -25,26 +25,20 @@ export async function openKept(id) {
   if (isAnswered(id)) return closeList();  // it is there, and more of it than is kept
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
-  const { messages, version } = await response.json();
-  open(id, messages, [version]);
+  openRaw(id, await response.json());
   closeList();
   refresh();
 }
 
-// Open what was open before the page was loaded again; whether it was there.
-export async function reopen() {
-  const id = remembered("open");
-  const response = id && await call(`/conversations/${id}`);
-  if (!response) return false;
-  if (response.ok) {
-    const { messages, version } = await response.json();
-    open(id, messages, [version]);
-    refresh();
-    return true;
-  }
-  if (response.status === 404) openConversation(id, [], []);  // it was never kept
+// Open what the address says.
+export async function openAddress() {
+  const id = addressed();
+  if (!id) return openEmpty();
+  const response = await call(`/conversations/${id}`);
+  if (response.ok) openRaw(id, await response.json());
+  else if (response.status === 404) openConversation(id, []);  // it was never kept
   else say((await failure(response)).message);
-  return false;
+  refresh();
 }
 
 // A conversation that was saved goes on as one of its own.
@@ -52,19 +46,11 @@ export async function openFile(file) {
   try {
     const { messages } = JSON.parse(await file.text());
     if (!messages.every(({ role }) => role)) throw new TypeError("no messages");
-    open(newId(), messages, []);
+    openRaw(newId(), { messages });
     closeList();
   } catch {
     say(`${file.name} is no conversation that was saved`);
   }
-}
-
-function open(id, raw, known) {
-  const messages = raw.map(fromRaw);
-  const [first] = messages;
-  const hasInstructions = first?.role === "system" && !first.pictures.length;
-  const [instructions, others] = hasInstructions ? [first.text, messages.slice(1)] : ["", messages];
-  openConversation(id, others, known, instructions);
 }
 
 async function remove(id, title) {

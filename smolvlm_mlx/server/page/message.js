@@ -7,7 +7,7 @@ import { asPart, fromPart, thumbnail } from "./pictures.js";
 
 const LABELS = { user: "You", assistant: "Answer", system: "Instructions" };
 
-// `buttons` are [label, what it does]; `remove` takes a picture that is wrong out of it.
+// `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it.
 export function messageNode({ role, text, pictures, interrupted, cut, about }, buttons, remove) {
   const node = make("article", { className: `message ${role}` });
   node.setAttribute("aria-label", LABELS[role] ?? role);
@@ -20,8 +20,12 @@ export function messageNode({ role, text, pictures, interrupted, cut, about }, b
     node.append(make("div", { className: "text", textContent: text || "…" }));
   }
   if (cut) node.append(make("div", { className: "cut", textContent: `Cut off: ${cut}` }));
-  const notes = [interrupted && !cut && "interrupted", about].filter(Boolean);
-  const below = buttons.map(([textContent, onclick]) => make("button", { textContent, onclick }));
+  const notes = [interrupted && !cut && !about && "interrupted", about].filter(Boolean);
+  const below = buttons.map(each => {
+    if (each instanceof Node) return each;
+    const [textContent, onclick] = each;
+    return make("button", { textContent, onclick });
+  });
   node.append(make("div", { className: "about" }, ...notes, ...below));
   return node;
 }

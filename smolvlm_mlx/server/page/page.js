@@ -1,8 +1,8 @@
 // The start of the page: what each button, key and drop does.
 
-import { ask, leave, show, stopAnswer } from "./conversation.js";
+import { addressed, ask, leave, openId, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
-import { openFile, openKept, refresh, reopen, startNew, toggleList } from "./history.js";
+import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
 import { toggleLive } from "./live.js";
 import {
   add, closeCamera, exchangeWaiting, fromPart, openCamera, recallWaiting, takePicture,
@@ -74,6 +74,10 @@ $("new").onclick = startNew;
 $("search").oninput = refresh;
 $("list-toggle").onclick = toggleList;
 document.addEventListener("answered", refresh);
+document.addEventListener("visibilitychange", watch);
+addEventListener("popstate", () => {
+  if (addressed() !== openId()) openAddress();
+});
 document.addEventListener("token", async () => {
   if (!(await start).run) return location.reload();  // it had no token, and so has no settings
   say("");
@@ -89,7 +93,8 @@ async function showModel() {
 async function begin() {
   const { system, content, conversation } = await start;
   $("system").value = system ?? $("system").value;
-  await (conversation ? openKept(conversation) : reopen());
+  if (conversation) await openKept(conversation);
+  else if (addressed()) await openAddress();
   if (conversation) $("system").value = system ?? $("system").value;
   const pictures = content.filter(part => part.type !== "text").map(fromPart);
   if (pictures.length) exchangeWaiting(pictures);

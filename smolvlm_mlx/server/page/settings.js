@@ -25,6 +25,16 @@ export async function chosen() {
   return Object.fromEntries(changed.map(setting => [setting.name, value(setting)]));
 }
 
+// What another answer than the one that is there is asked with, and what is `said` of it: the same
+// seed, or always the likeliest token, would make the same one.
+export async function anew() {
+  const { settings, retry_temperature: temperature } = await start;
+  const setting = settings.find(({ name }) => name === "temperature");
+  if (!setting || (kept(setting) ? value(setting) : setting.value)) return { seed: -1 };
+  const said = `Sampled at temperature ${temperature}: at 0 it would be the same answer.`;
+  return { seed: -1, temperature, said };
+}
+
 // ---- a setting: {name, help, kind, value, typed}, where the value is the server's
 
 function title({ name, help }) {

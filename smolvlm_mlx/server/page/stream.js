@@ -55,8 +55,15 @@ export async function* complete(request, signal) {
   }
 }
 
+// What comes to a conversation: its leaf, and the answer under way.
+export async function* news(id, signal) {
+  const response = await call(`/conversations/${id}/events`, { signal });
+  if (!response.ok) throw await failure(response);
+  yield* events(response, reader => reader.read());
+}
+
 // Server-sent events, each of which is one line here. The end of the stream is not the answer's.
-async function* events(response) {
+async function* events(response, next = nextInTime) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   try {
@@ -76,7 +83,7 @@ async function* events(response) {
 }
 
 // What comes next, however long the server is at it.
-async function next(reader) {
+async function nextInTime(reader) {
   const reading = reader.read().catch(error => {
     if (error.name === "AbortError") throw error;
     throw new Error("the connection to the server broke");

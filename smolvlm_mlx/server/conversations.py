@@ -1,0 +1,272 @@
+"""Conversations that live in the server: an answer goes on though its client has gone, and whoever
+has the conversation open sees what comes to it, from here, other clients and other programs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from ..errors import NoConversationError, SmolVLMError, cut, quote
+from ..generation.scheduler import BusyError
+from ..inputs.messages import to_json
+from ..tasks.history import History
+from .answer import Answer, Keeping
+from .closing import Requests
+from .fields import RequestError
+from .openai import Coming, News, dump, event
+from .openapi import Conversation, ConversationList
+
+KEEPERS = 8  # requests for which the history is asked, which may be locked, at once
+SAVE_SECONDS = 5.0  # that an answer's end waits for the history
+MOST_LEFT = 8  # answers that go on though their clients have gone
+MOST_LEFT_BYTES = 2**28  # of their pictures and videos
+MOST_STREAMS = 128  # of events
+POLL_SECONDS = 0.25  # between looks at whether another program has written
+ALIVE_SECONDS = 15.0  # after which a stream without news says something
+
+Found = TypeVar("Found")
+
+
+class Preparation:
+    """A request whose answer has not begun, and whether it is still wanted."""
+
+    def __init__(self, id: str | None):
+        self.id, self.is_stopped = id, False
+
+
+class Conversations:
+    """What the history has, and the answers that are being made for it.
+
+    Args:
+        history: None keeps nothing, and answers end with their clients.
+        model: which answers.
+        requests: those under way; an answer counts as one until it is kept.
+    """
+
+    def __init__(self, history: History | None, model: str, requests: Requests):
+        self.history, self._model, self._requests = history, model, requests
+        self.keepers = anyio.CapacityLimiter(KEEPERS)
+        self.answers = list[Answer]()  # under way, the newest last
+        self._coming = WeakSet[Preparation]()
+        self._listeners = set[asyncio.Event]()
+        self._watching: asyncio.Task[None] | None = None
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/conversations", self.list_all),
+            Route("/conversations/{id}", self.one, methods=["GET", "POST", "DELETE"]),
+            Route("/conversations/{id}/stop", self.stop, methods=["POST"]),
+            Route("/conversations/{id}/events", self.events),
+        ]
+
+    # ---- answers
+
+    def coming(self, id: str | None) -> Preparation:
+        """Note that an answer is being prepared."""
+        coming = Preparation(id)
+        self._coming.add(coming)
+        return coming
+
+    def take(self, answer: Answer) -> None:
+        """Let the answer of a conversation that is kept go on by itself."""
+        id = answer.asked.conversation
+        if self.history is not None and id is not None:
+            self.answers.append(answer)
+            answer.keeping = asyncio.create_task(self._finish(id, answer, self.history))
+
+    def leave(self, answer: Answer) -> None:
+        """Take note that a client has gone. The answer ends, unless it is of a conversation, and
+        not beyond the bounds of such."""
+        if answer.keeping is None:
+            return answer.cancel()
+        answer.is_left = True
+        left = [other for other in self.answers if other.is_left]
+        media = [held for other in left for message in other.messages for held in message.media]
+        size = sum(len(held.data) for held in media)
+        if len(left) > MOST_LEFT or size > MOST_LEFT_BYTES:
+            answer.stop()
+
+    async def _finish(self, id: str, answer: Answer, history: History) -> Keeping:
+        """Keep the question at once, and the answer when it has come to its end, however."""
+
+        new = list[int]()
+
+        def begin() -> None:
+            before = history.leaf(id) if id in history else None
+            path = history.save(id, answer.messages, self._model)
+            answer.after = path[-1] if path else None
+            new[:] = path if answer.after != before else []
+
+        def end() -> Keeping:
+            if answer.has_failed:  # before its first word: the question goes back to who asked it
+                history.withdraw(id, answer.messages[:-1], new)
+                return Keeping(None)
+            history.save(id, [*answer.messages, answer.message()], self._model)
+            return Keeping(history.places(id))
+
+        with anyio.CancelScope() as scope:
+            self._requests.under_way.add(scope)
+            beginning = asyncio.create_task(self._save(begin))
+            try:
+                async for _ in answer.read():
+                    pass
+            except SmolVLMError:
+                pass  # which its clients are told
+            finally:
+                answer.cancel()
+                with anyio.CancelScope(shield=True):
+                    await beginning
+                    keeping = await self._save(end)
+                self._requests.under_way.discard(scope)
+                self.answers.remove(answer)
+        return keeping
+
+    async def _save(self, save: Callable[[], Keeping | None]) -> Keeping:
+        try:
+            with anyio.fail_after(SAVE_SECONDS):
+                keeping = await self._ask(save)
+            self._tell()
+        except TimeoutError:
+            return Keeping(None, f"not kept in the history: no answer in {SAVE_SECONDS:g} s")
+        except (SmolVLMError, UnicodeError) as error:
+            return Keeping(None, f"not kept in the history: {cut(str(error), 300)}")
+        return keeping or Keeping(None)
+
+    # ---- routes
+
+    async def list_all(self, request: Request) -> Response:
+        words, kept = request.query_params.get("words", ""), self.history is not None
+        found = (
+            [] if self.history is None else await self._ask(partial(self.history.list, 200, words))
+        )
+        return JSONResponse(dump(ConversationList(kept=kept, conversations=found)))
+
+    async def one(self, request: Request) -> Response:
+        id, history = request.path_params["id"], self._kept()
+        if request.method == "DELETE":
+            await self._ask(partial(history.delete, id))
+            self._stop(id)
+            self._tell()
+            return Response(status_code=204)
+        if request.method == "POST":
+            message = request.query_params.get("message", "")
+            if not message.isdecimal():
+                raise RequestError("must be the number of a message", "message")
+            await self._ask(partial(history.move, id, int(message)))
+            self._tell()
+        kept = await self._ask(partial(history.read, id))
+        shown = Conversation(id=id, messages=to_json(kept.messages), kept=kept.places)
+        return JSONResponse(dump(shown))
+
+    async def stop(self, request: Request) -> Response:
+        """End the answer under way; what came of it stays."""
+        id = request.path_params["id"]
+        if not self._stop(id):
+            raise NoConversationError(f"no answer to conversation {quote(id)} is under way")
+        return Response(status_code=204)
+
+    async def events(self, request: Request) -> Response:
+        """Tell what comes to a conversation as long as the client listens."""
+        id, history = request.path_params["id"], self._kept()
+        await self._ask(partial(history.leaf, id))
+        if len(self._listeners) >= MOST_STREAMS:
+            raise BusyError(f"{MOST_STREAMS} windows listen already; close some")
+        woken = asyncio.Event()
+        self._listeners.add(woken)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(history))
+        return EventStream(self._news(id, history, woken), partial(self._listeners.discard, woken))
+
+    def _kept(self) -> History:
+        if self.history is None:
+            raise NoConversationError("no history is kept (--no-history)")
+        return self.history
+
+    def _stop(self, id: str) -> bool:
+        coming = [each for each in self._coming if each.id == id]
+        for each in coming:
+            each.is_stopped = True
+        answers = [each for each in self.answers if each.asked.conversation == id]
+        for answer in answers:
+            answer.stop()
+        return bool(coming or answers)
+
+    async def _ask(self, ask: Callable[[], Found]) -> Found:
+        return await anyio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self.keepers)
+
+    # ---- news
+
+    def _tell(self) -> None:
+        """Have all listeners look at what there is now."""
+        for woken in self._listeners:
+            woken.set()
+
+    async def _watch(self, history: History) -> None:
+        """Look at whether another program has written, as long as somebody listens."""
+        watch = await self._ask(history.watch)
+        while self._listeners:
+            await asyncio.sleep(POLL_SECONDS)
+            if await self._ask(watch.has_changed) or self._requests.are_refused:
+                self._tell()
+        watch.close()
+
+    async def _news(self, id: str, history: History, woken: asyncio.Event) -> AsyncIterator[bytes]:
+        """States rather than steps, so that who comes again has missed nothing: the leaf, and the
+        answer under way as far as it has come, then what comes to that."""
+        told: object = self
+        while not self._requests.are_refused:
+            woken.clear()
+            try:
+                leaf = await self._ask(partial(history.leaf, id))
+            except NoConversationError:
+                yield _news(deleted=True)
+                return
+            known = [each for each in self.answers if each.asked.conversation == id]
+            answer = known[-1] if known else None
+            if answer is not None and answer.after is not None:
+                text = answer.begun + answer.choices[0].text
+                yield _news(leaf=leaf, answer=Coming(after=answer.after, text=text))
+                with suppress(SmolVLMError):  # what was made stays
+                    async for choice, piece, _ in answer.read(len(text) - len(answer.begun)):
+                        if choice.index == 0 and piece:
+                            yield _news(text=piece)
+                if answer.keeping is not None:
+                    await asyncio.wait([answer.keeping])
+                told = answer
+                continue
+            if leaf != told:
+                told = leaf
+                yield _news(leaf=leaf)
+            try:
+                async with asyncio.timeout(ALIVE_SECONDS):
+                    await woken.wait()
+            except TimeoutError:
+                yield b": still here\n\n"
+
+
+def _news(**fields: Any) -> bytes:
+    return event(dump(News(**fields)))
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. When the response has ended, also one that never began, `end` is done."""
+
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], object]):
+        passed_on = {"x-accel-buffering": "no"}  # by nginx, in between, as it comes
+        super().__init__(events, headers=passed_on, media_type="text/event-stream")
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()

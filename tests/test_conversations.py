@@ -1,0 +1,209 @@
+"""Conversations that live in the server: answers that outlive their clients, and who is told of
+them."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from smolvlm_mlx.errors import EngineError
+from smolvlm_mlx.generation.scheduler import Job
+from smolvlm_mlx.inputs.messages import text_message, to_json
+from smolvlm_mlx.server import conversations
+from smolvlm_mlx.tasks.history import History, new_id
+from tests.support.http import Running, question, wait_until
+from tests.support.pictures import data_url
+
+import pytest
+
+
+@contextlib.contextmanager
+def asking(server: Running, id: str, text: str = "Hello", **more: Any) -> Iterator[Iterator[str]]:
+    """The lines of a streamed answer; its client leaves at the end of this."""
+    asked = question(text, max_tokens=2000, stream=True, conversation=id, **more)
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
+    ):
+        yield (line for line in answer.iter_lines() if line.startswith("data: {"))
+
+
+@contextlib.contextmanager
+def listening(server: Running, id: str) -> Iterator[Iterator[Any]]:
+    """What is told of a conversation."""
+    with server.client() as client, client.stream("GET", f"/conversations/{id}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = stream.iter_lines()
+        yield (json.loads(line[6:]) for line in lines if line.startswith("data: "))
+
+
+def stop(server: Running, id: str) -> int:
+    with server.client() as client:
+        return int(client.post(f"/conversations/{id}/stop").status_code)
+
+
+def left(server: Running, jobs: list[Job], id: str, count: int = 1) -> None:
+    """Ask, and leave when some tokens have come."""
+    with asking(server, id) as lines:
+        wait_until(lambda: len(jobs) >= count)
+        wait_until(lambda: jobs[count - 1].statistics.generated_tokens >= 2)
+        next(lines)
+
+
+def test_an_answer_goes_on_without_its_client(server: Running, slow_model: list[Job]) -> None:
+    id = new_id()
+    left(server, slow_model, id)
+    (job,) = slow_model
+    before = job.statistics.generated_tokens
+    wait_until(lambda: job.statistics.generated_tokens > before + 5)
+    assert not job.cancelled
+    assert [message.text for message in server.history.load(id)] == ["Hello"]
+    # Who comes then sees it from its beginning, and how it ends for all.
+    with listening(server, id) as first, listening(server, id) as second:
+        for news in (first, second):
+            state = next(news)
+            assert state["leaf"] == state["answer"]["after"] == server.history.leaf(id)
+            assert state["answer"]["text"]
+            assert next(news)["text"]
+        assert stop(server, id) == 204
+        for news in (first, second):
+            last = next(each for each in news if "leaf" in each)
+            assert last == {"leaf": server.history.leaf(id)}
+    answer = server.history.load(id)[-1]
+    assert (answer.role, answer.interrupted) == ("assistant", True)
+    assert answer.text
+    assert job.cancelled
+    assert stop(server, id) == 404
+    assert server.service.conversations.answers == []
+
+
+def test_a_stopped_answer_is_told_as_one_that_ends(server: Running, slow_model: list[Job]) -> None:
+    id = new_id()
+    with asking(server, id, stream_options={"include_usage": True}) as lines:
+        wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
+        assert stop(server, id) == 204
+        *pieces, end, last = [json.loads(line[6:]) for line in lines]
+    assert end["choices"][0]["finish_reason"] == "length"
+    assert last["usage"]["timing"]["about"].endswith("interrupted")
+    text = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
+    assert server.history.load(id)[-1].text == text.rstrip()
+    assert [place["id"] for place in last["kept"]] == [p.id for p in server.history.places(id)]
+
+
+def test_what_is_stopped_before_it_begins_does_not_begin(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, check = new_id(), server.scheduler.check
+
+    def stopped(*arguments: Any) -> None:
+        assert stop(server, id) == 204
+        check(*arguments)
+
+    monkeypatch.setattr(server.scheduler, "check", stopped)
+    answer = server.complete(question("Hello", conversation=id))
+    assert (answer.status_code, slow_model) == (400, [])
+    assert answer.json()["error"]["message"] == "the answer was stopped before it began"
+    assert id not in [talk.id for talk in server.history.list()]
+
+
+def test_a_question_whose_answer_fails_at_once_is_taken_back(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, new = new_id(), new_id()
+    one = [text_message("user", "One"), text_message("assistant", "Yes.")]
+    server.history.save(id, one)
+    failing = EngineError("out of memory")
+    monkeypatch.setattr(server.scheduler, "submit", lambda job: job.put(failing))
+    for talk in (id, new):
+        asked = question("Two", conversation=talk)
+        asked["messages"][:0] = to_json(one) if talk == id else []
+        assert server.complete(asked).status_code == 500
+    assert [message.text for message in server.history.load(id)] == ["One", "Yes."]
+    assert new not in [talk.id for talk in server.history.list()]
+
+
+def test_few_answers_are_left(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MOST_LEFT", 1)
+    ids = [new_id(), new_id()]
+    for number, id in enumerate(ids, 1):
+        left(server, slow_model, id, number)
+    wait_until(lambda: server.history.load(ids[1])[-1].interrupted)
+    assert [job.cancelled for job in slow_model] == [False, True]
+    assert stop(server, ids[0]) == 204
+    wait_until(lambda: not server.service.conversations.answers)
+
+
+def test_pictures_of_answers_that_are_left_are_few(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MOST_LEFT_BYTES", 1)
+    id = new_id()
+    asked = question("Hello", data_url(), max_tokens=2000, stream=True, conversation=id)
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
+    ):
+        next(answer.iter_lines())
+    wait_until(lambda: not server.service.conversations.answers)
+    assert slow_model[0].cancelled
+    assert len(server.history.load(id)) == 2
+
+
+def test_what_another_program_writes_is_told(server: Running) -> None:
+    id, other = new_id(), History(server.history.path)
+    other.save(id, [text_message("user", "One")])
+    with listening(server, id) as news:
+        first = next(news)
+        path = other.save(id, [text_message("user", "Two")])
+        assert (first, next(news)) == ({"leaf": path[0] - 1}, {"leaf": path[0]})
+        with server.client() as client:
+            client.post(f"/conversations/{id}?message={first['leaf']}")
+            assert next(news) == first
+            client.delete(f"/conversations/{id}")
+            assert next(news) == {"deleted": True}
+            assert client.get(f"/conversations/{id}/events").status_code == 404
+        assert next(news, None) is None
+
+
+def test_deleting_ends_the_answer(server: Running, slow_model: list[Job]) -> None:
+    id = new_id()
+    with asking(server, id, stream_options={"include_usage": True}) as lines:
+        wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
+        with server.client() as client:
+            wait_until(lambda: client.delete(f"/conversations/{id}").status_code == 204)
+        *_, last = lines
+    assert "was deleted, and keeps no more" in json.loads(last[6:])["notice"]
+    assert id not in [talk.id for talk in server.history.list()]
+
+
+def test_streams_of_events_have_a_bound(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = new_id()
+    server.history.save(id, [text_message("user", "One")])
+    monkeypatch.setattr(conversations, "MOST_STREAMS", 1)
+    with listening(server, id) as news:
+        next(news)
+        with server.client() as client:
+            refused = client.get(f"/conversations/{id}/events")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"] == "1 windows listen already; close some"
+
+
+def test_a_stream_without_news_says_that_it_is_there(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = new_id()
+    server.history.save(id, [text_message("user", "One")])
+    monkeypatch.setattr(conversations, "ALIVE_SECONDS", 0.01)
+    with server.client() as client, client.stream("GET", f"/conversations/{id}/events") as stream:
+        lines = stream.iter_lines()
+        assert [next(lines) for _ in range(4)][2] == ": still here"
+
+
+def test_the_page_is_at_the_address_of_a_conversation(server: Running) -> None:
+    with server.client(authorization="") as client:
+        page = client.get("/c/0123abcd")
+        assert page.status_code == 200
+        assert page.content == client.get("/").content
+        assert client.get("/c/a/b").status_code == 404
