@@ -3,6 +3,7 @@ terminal (tmux)."""
 
 import io
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ from typing import Any
 
 from smolvlm_mlx import Chat, Options
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
+from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
-from smolvlm_mlx.cli.chat.terminal import markdown
+from smolvlm_mlx.cli.history import as_text
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import user_message
+from smolvlm_mlx.inputs.messages import Message, user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.model import SmolVLM
@@ -40,6 +42,7 @@ class Screen:
         self.answers: list[str] = []
         self.said: list[str] = []
         self.pictures: list[str] = []
+        self.copied = ""
         self.chosen, self.typed = "n", ""
 
     def answer(self, begin: Callable[..., Any]) -> None:
@@ -47,6 +50,12 @@ class Screen:
 
     def picture(self, attachment: Attachment | Video) -> None:
         self.pictures.append(attachment.name)
+
+    def conversation(self, messages: Sequence[Message]) -> None:
+        self.said.append(as_text(messages))
+
+    def copy(self, text: str) -> None:
+        self.copied = text
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -122,8 +131,7 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     assert [message.role for message in session.chat.messages] == ["system"]
     handle(session, "Other")
     handle(session, "/history uno")
-    assert screen.said[-1].startswith(f"{first}  1 turns  Uno")
-    assert "\n" not in screen.said[-1]
+    assert re.fullmatch(rf"{first}  \d{{4}}-\d\d-\d\d \d\d:\d\d +1 turn  Uno", screen.said[-1])
     handle(session, f"/open {first}")
     assert (questions(session), session.id) == (["Uno"], first)
     assert "User: [my picture.png] Uno" in screen.said[-1]
@@ -206,7 +214,8 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
     [
         ("/edti hello", "no command '/edti'; is it /edit?"),
         ("/imgae cat.jpg", "no command '/imgae'; is it /image?"),
-        ("/set seed 3", "no command '/set'; is it /settings?"),
+        ("/sett seed 3", "no command '/sett'; is it /settings?"),
+        ("/image *.gif", r"no picture or video is named '\*\.gif'"),
         ("/edti", "no command '/edti'; is it /edit?"),
         ("/xyzzy hello", "no command '/xyzzy'; /help lists them"),
         ("/ hello", "no command '/'"),
@@ -414,7 +423,7 @@ def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> No
     assert session.history is not None
     assert session.history.list() == []  # nothing is left of it
     for line in ("/undo", "/retry", "/edit x"):
-        with pytest.raises(PromptError, match="there is no question"):
+        with pytest.raises(PromptError, match=r"there is nothing to .* yet; ask a question first"):
             handle(session, line)
 
 
@@ -438,7 +447,7 @@ def test_a_full_context(choice: str, left: int | None, session: Session, picture
 def test_model_text_is_shown_as_it_is() -> None:
     console = Console(width=60, record=True, file=io.StringIO(), markup=False, highlight=False)
     text = "See [/etc/hosts], [red]and[/red] <b>bold</b> &lt; [x](http://a.example) \x1b[31m\x9b2J"
-    console.print(markdown(text))
+    console.print(Answer(text))
     shown = console.export_text()
     assert "See [/etc/hosts], [red]and[/red] <b>bold</b>" in " ".join(shown.split())
     assert "x (http://a.example)" in " ".join(shown.split())

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -21,6 +21,7 @@ from ..serve import LOCAL, leaving_at_once, listen, load_service, new_token, run
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
+    from ...inputs.messages import Message
     from ...server.start import Start
     from ...tasks.history import History
     from .session import Session
@@ -83,7 +84,7 @@ def _resume(session: "Session", history: "History", id: str, system: str | None)
     """Go on with a conversation of the history, under another system message if one is given."""
     session.resume(history, id)
     session.chat.system = session.chat.system if system is None else system
-    session.screen.say(as_text(session.chat.messages))
+    session.screen.conversation(session.chat.messages)
 
 
 @contextmanager
@@ -145,12 +146,15 @@ def _start(typed: list[str], system: str | None, sources: list[str], id: str | N
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return PipeScreen()
-    from ...tasks.history import private_folder
+    from ...tasks.history import data_folder, private_folder
+    from .hints import HINTS, is_first_start
     from .terminal import TerminalScreen
 
     inputs = None if history is None else private_folder(history.path.parent) / "inputs"
     screen = TerminalScreen(inputs, debug)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
+    if is_first_start(data_folder()):
+        screen.say(HINTS)
     return screen
 
 
@@ -192,6 +196,17 @@ class PipeScreen:
         """Not shown; only what is unusual about it is said."""
         if attachment.note:
             self.say(f"{escaped(attachment.name)}: {attachment.note}")
+
+    def conversation(self, messages: "Sequence[Message]") -> None:
+        self.say(as_text(messages))
+
+    def copy(self, text: str) -> None:
+        from .clipboard import copy
+
+        program = copy(text)
+        if program is None:
+            raise PromptError("no program is here that fills the clipboard")
+        self.say(f"copied with {program}: {len(text):,} characters")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)

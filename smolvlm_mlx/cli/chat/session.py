@@ -28,6 +28,12 @@ class Screen(Protocol):
 
     def picture(self, attachment: Attachment | Video) -> None: ...
 
+    def conversation(self, messages: Sequence[Message]) -> None:
+        """Show what was said before."""
+
+    def copy(self, text: str) -> None:
+        """Put a text into the clipboard, and say how."""
+
     def say(self, text: str) -> None:
         """Something that is not an answer."""
 
