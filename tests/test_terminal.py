@@ -19,11 +19,12 @@ from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.history import as_text
+from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.inputs.media import Attachment, Video
 from smolvlm_mlx.inputs.messages import Message, user_message
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
@@ -53,6 +54,9 @@ class Screen:
 
     def conversation(self, messages: Sequence[Message]) -> None:
         self.said.append(as_text(messages))
+
+    def tiles(self, seen: SeenTiles) -> None:
+        self.said.append(seen.describe())
 
     def copy(self, text: str) -> None:
         self.copied = text
@@ -398,6 +402,66 @@ def test_settings(session: Session) -> None:
     }.items():
         with pytest.raises(SmolVLMError, match=error):
             handle(session, f"/settings {line}")
+
+
+def test_the_last_answer_is_copied(session: Session) -> None:
+    with pytest.raises(PromptError, match="there is no answer to copy yet"):
+        handle(session, "/copy")
+    handle(session, "One")
+    handle(session, "/copy")
+    assert screen_of(session).copied == session.chat.messages[-1].text != ""
+
+
+def test_tiles(session: Session, tmp_path: Path) -> None:
+    """Where they are, what they cost, and which were computed for an earlier answer, or are equal
+    to another."""
+
+    def table() -> list[str]:
+        handle(session, "/tiles")
+        return screen_of(session).said[-1].splitlines()
+
+    with pytest.raises(PromptError, match="there is no picture yet; /image attaches one"):
+        handle(session, "/tiles")
+    noise(128, 96).save(tmp_path / "noise.png")
+    Image.new("RGB", (128, 64), "white").save(tmp_path / "white.png")
+    handle(session, "/set longest_edge 128")
+    handle(session, f"/image {tmp_path}/noise.png")
+    head = "noise.png: 128 x 96 pixels, 2 rows x 2 columns and the global tile: 5 tiles, 80 image"
+    part = "a tile is 64 x 48 pixels of the picture, seen as 64 x 64"
+    new = [f"{head} tokens", "        1   2", "1      16  16", "2      16  16", "global 16"]
+    assert table() == [*new, part]
+    handle(session, "What is this?")
+    assert table() == [*new, f"{part}; 0 reused (*) for the last answer"]
+    handle(session, "And now?")
+    again = [
+        *("1      16* 16*", "2      16* 16*", "global 16*"),
+        f"{part}; 5 reused (*) for the last answer",
+    ]
+    assert table()[2:] == again
+    handle(session, "/set split off")
+    assert table()[2:] == again  # as it was seen
+    handle(session, "/set split default")
+    handle(session, f"{tmp_path}/white.png Is it white?")
+    assert table()[1:] == [
+        *("        1   2", "1      16  16*", "global 16*"),
+        f"{part.replace('48', '64')}; 2 reused (*) for the last answer",
+    ]
+    handle(session, f"/open {session.id}")
+    assert table()[-1] == part.replace("48", "64")
+
+
+def test_tiles_are_drawn_over_the_picture() -> None:
+    picture = Attachment(Image.new("RGB", (200, 100), "blue"))
+    seen = SeenTiles(picture, ImageSettings(32, 128), 64, set())
+    drawn = seen.drawn()
+    assert drawn.size == (1024, 512)
+    assert [drawn.getpixel((x, 128)) for x in (0, 200, 256, 512, 1023)] == [
+        (0, 200, 120),
+        (0, 0, 255),
+        *[(0, 200, 120)] * 3,
+    ]
+    labels = [drawn.crop((x, y, x + 255, y + 255)) for x in (0, 768) for y in (0, 256)]
+    assert all((0, 0, 0) in dict(map(reversed, label.getcolors(2**16))) for label in labels)
 
 
 def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from .gate import clean, own
-from .options import DEFAULT_MODEL, Images, Loading, Model, note_unused
+from .options import DEFAULT_MODEL, Images, Loading, Model, Videos, note_unused
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ..inputs.messages import Message
 
 Question = Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")]
-Videos = Annotated[
-    list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
-]
 Fps = Annotated[float | None, typer.Option(help="Frames of a video to look at, a second.")]
 Start = Annotated[float | None, typer.Option(help="Look at a video from here, in seconds.")]
 End = Annotated[float | None, typer.Option(help="Look at a video up to here, in seconds.")]

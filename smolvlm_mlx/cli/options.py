@@ -34,6 +34,9 @@ Images = Annotated[
     list[str] | None,
     typer.Option("--image", "-i", help="Picture: path, URL or data: URL. Repeatable."),
 ]
+Videos = Annotated[
+    list[str] | None, typer.Option("--video", "-v", help="Video: path or URL. Repeatable.")
+]
 
 
 @dataclass(frozen=True)

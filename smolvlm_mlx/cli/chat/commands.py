@@ -183,6 +183,14 @@ def history(session: Session, rest: str) -> None:
     session.screen.say("\n".join(lines) or none)
 
 
+def tiles(session: Session) -> None:
+    """what the model sees of the last picture: its tiles, their tokens, which were reused"""
+    seen = session.tiles()
+    if seen is None:
+        raise PromptError("there is no picture yet; /image attaches one")
+    session.screen.tiles(seen)
+
+
 def save(session: Session, rest: str) -> None:
     """FILE: write the conversation with its pictures to a JSON file"""
     if not rest.strip():
@@ -261,6 +269,7 @@ ALONE: dict[str, Callable[[Session], None]] = {
     "/undo": undo,
     "/retry": retry,
     "/new": new,
+    "/tiles": tiles,
     "/stats": stats,
     "/help": help,
     "/quit": quit,

@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ContextFullError, SmolVLMError, escaped
 from ...events import Statistics
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
+from ...inputs.settings import ImageOptions
 from ...tasks.chat import Chat
 from ...tasks.history import History, new_id
 from .paths import Source
+
+if TYPE_CHECKING:
+    from ..tiles import SeenTiles
 
 
 class Screen(Protocol):
@@ -30,6 +34,9 @@ class Screen(Protocol):
 
     def conversation(self, messages: Sequence[Message]) -> None:
         """Show what was said before."""
+
+    def tiles(self, seen: "SeenTiles") -> None:
+        """Show the tiles of a picture."""
 
     def copy(self, text: str) -> None:
         """Put a text into the clipboard, and say how."""
@@ -57,7 +64,8 @@ class Session:
     id: str = field(default_factory=new_id)
     known: tuple[str, ...] = ()  # versions of what the history has
     pending: list[Attachment | Video] = field(default_factory=list)
-    last: Statistics | None = None
+    last: Statistics | None = None  # of the last answer
+    seen_as: ImageOptions | None = None  # how its pictures were cut
     over: bool = False
 
     def names(self) -> list[str]:
@@ -123,7 +131,7 @@ class Session:
             )
 
     def _begun(self, stream: TextStream) -> TextStream:
-        self.last = stream.statistics
+        self.last, self.seen_as = stream.statistics, self.chat.image_options
         return stream
 
     def _make_room(self, error: ContextFullError) -> None:
@@ -159,6 +167,22 @@ class Session:
             self.screen.picture(attachment)
         self.pending += attached
 
+    def tiles(self) -> "SeenTiles | None":
+        """What the model saw of the last picture, or will see of the one that waits; None, where
+        there is none."""
+        from ..tiles import SeenTiles
+
+        parts = [part for each in self.chat.messages for part in each.media_parts]
+        asked = [part for part in parts if isinstance(part, ImagePart)]
+        waiting = [ImagePart(held) for held in self.pending if isinstance(held, Attachment)]
+        if not (asked or waiting):
+            return None
+        part = (waiting or asked)[-1]
+        options = (not waiting and self.seen_as) or self.chat.image_options
+        settings = part.options.over(options).applied(self.chat.processor.settings)
+        encoded = None if waiting or self.last is None else self.last.encoded_tiles
+        return SeenTiles(part.image, settings, self.chat.processor.tokens_per_tile, encoded)
+
     def restart(self, messages: Sequence[Message] = ()) -> None:
         """Go on from these messages, as a conversation of their own."""
         self.chat.restart(list(messages))
@@ -176,7 +200,7 @@ class Session:
         self._begin(new_id())
 
     def _begin(self, id: str, *known: str) -> None:
-        self.id, self.known = id, known
+        self.id, self.known, self.last, self.seen_as = id, known, None, None
         self.pending.clear()
 
 

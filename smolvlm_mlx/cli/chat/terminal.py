@@ -20,7 +20,8 @@ from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
 from ...inputs.messages import Message
 from ..gate import clean, own
-from ..show import Console, shows_pictures
+from ..show import Console, print_picture, shows_pictures
+from ..tiles import SeenTiles
 from .clipboard import copy, through_terminal
 from .commands import about, handle
 from .completion import CommandCompleter, conversation, in_question, paths, setting
@@ -141,14 +142,14 @@ class TerminalScreen:
     def picture(self, attachment: Attachment | Video) -> None:
         """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and
         say what it is."""
-        from textual_image.renderable import Image as Inline
-
         if shows_pictures(self.console):
-            width, height = attachment.size
-            columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
-            self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
+            print_picture(self.console, attachment.preview, PICTURE_ROWS)
         note = f", {attachment.note}" if attachment.note else ""
         self.say(f"{escaped(attachment.name)}: {attachment.size[0]} x {attachment.size[1]}{note}")
+
+    def tiles(self, seen: SeenTiles) -> None:
+        self.say(f"{escaped(seen.picture.name)}: {seen.summary()}")
+        seen.print_on(self.console, "dim")
 
     def copy(self, text: str) -> None:
         size = f"{len(text):,} characters"
