@@ -4,18 +4,18 @@ terminal (tmux)."""
 import io
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from smolvlm_mlx import Chat, Options
+from smolvlm_mlx.cli.chat import hints
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
+from smolvlm_mlx.cli.chat.hints import is_first_start
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.history import as_text
@@ -30,6 +30,8 @@ from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 from tests.support.messages import media_of
 from tests.support.pictures import noise
+from tests.support.tmux import Terminal
+from tests.support.videos import encode_video
 
 import pytest
 from PIL import Image
@@ -461,7 +463,8 @@ def test_tiles_are_drawn_over_the_picture() -> None:
         *[(0, 200, 120)] * 3,
     ]
     labels = [drawn.crop((x, y, x + 255, y + 255)) for x in (0, 768) for y in (0, 256)]
-    assert all((0, 0, 0) in dict(map(reversed, label.getcolors(2**16))) for label in labels)
+    for label in labels:
+        assert (0, 0, 0) in [color for _, color in label.getcolors(2**16) or ()]
 
 
 def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> None:
@@ -568,55 +571,6 @@ def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, 
     assert len(history_in(tmp_path).list()) == 1
 
 
-class Terminal:
-    """A tmux window with a shell command in it."""
-
-    def __init__(self, command: str, environment: dict[str, str]):
-        self._tmux = ["tmux", "-L", f"smolvlm-mlx-{secrets.token_hex(4)}"]
-        variables = [
-            f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()
-        ]
-        shell = [
-            "env",
-            "-i",
-            *variables,
-            "sh",
-            "-c",
-            f"trap : INT; {command}; echo left $?; sleep 600",
-        ]
-        self._call("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "50", *shell)
-
-    def _call(self, *arguments: str) -> str:
-        result = subprocess.run(
-            [*self._tmux, *arguments], check=False, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def type(self, *keys: str) -> None:
-        self._call("send-keys", *keys)
-
-    def screen(self) -> str:
-        return self._call("capture-pane", "-p", "-S", "-500")
-
-    def wait(self, text: str, count: int = 1) -> str:
-        deadline = time.monotonic() + 60
-        # Whatever lines are wrapped.
-        while " ".join((screen := self.screen()).split()).count(text) < count:
-            assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
-            time.sleep(0.05)
-        return screen
-
-    def wait_for_change(self) -> None:
-        before, deadline = self.screen(), time.monotonic() + 60
-        while self.screen() == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
-
-
 @pytest.fixture
 def open_terminal(endless: Path, home: dict[str, str]) -> Iterator[Callable[[str], Terminal]]:
     if shutil.which("tmux") is None:
@@ -689,11 +643,39 @@ def test_a_session_goes_on(
     handle(session, "Is it [red] in [/etc/hosts]?")
     history_in(tmp_path).save("0" * 16, session.chat.messages)
     terminal = open_terminal("--resume last -n 5")
-    screen = terminal.wait("User: Is it [red] in [/etc/hosts]?")
-    assert "User: [my picture.png] What is this?" in screen
+    screen = terminal.wait("> Is it [red] in [/etc/hosts]?")
+    question = screen.partition("my picture.png: 90 x 60")[0]
+    assert "> What is this?" in question
+    assert "▀" in question
     terminal.type("/retry", "Enter")
     assert (
         " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]
     )
     terminal.type("/quit", "Enter")
     terminal.wait("left 0")
+
+
+def test_the_keys_are_told_once_to_each_user_and_by_each_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    assert [is_first_start(folder) for _ in range(3)] == [True, False, False]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(hints, "version", lambda name: "99.0")
+    assert [is_first_start(folder) for _ in range(2)] == [True, False]
+    (tmp_path / "file").touch()
+    assert not is_first_start(tmp_path / "file" / "data")  # where it would be told each time
+
+
+def test_videos_are_attached_from_the_command_line(
+    tiny: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clip.bin").write_bytes(encode_video(3))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    flags = ("-m", tiny, "-n", 2, "--video", tmp_path / "clip.bin", "--no-history")
+    code, out, err = call("chat", *flags, stdin="What happens?\n/stats\n")
+    assert (code, bool(out.strip())) == (0, True)
+    assert "conversation: " in err
+    assert ", 1 picture" in err
+    code, _, err = call("chat", "-m", "none", "--video", tmp_path / "none.mp4", stdin="Hi\n")
+    assert (code, "none.mp4" in err) == (1, True)

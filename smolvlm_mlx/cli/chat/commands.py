@@ -235,8 +235,9 @@ def stats(session: Session) -> None:
     if session.last is not None:
         session.screen.say(session.last.describe())
     used, context = session.chat.tokens(), session.chat.context
-    pictures = sum(len(message.media) for message in session.chat.messages)
-    session.screen.say(f"conversation: {used} of {context} tokens, {pictures} pictures")
+    count = sum(len(message.media) for message in session.chat.messages)
+    pictures = f"{count} picture{'s' * (count != 1)}"
+    session.screen.say(f"conversation: {used} of {context} tokens, {pictures}")
 
 
 def help(session: Session) -> None:

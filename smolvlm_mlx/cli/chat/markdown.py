@@ -13,7 +13,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.control import Control
-from rich.markdown import CodeBlock, HorizontalRule, Markdown
+from rich.markdown import CodeBlock, Heading, HorizontalRule, Markdown
 from rich.segment import ControlType, Segment
 from rich.syntax import Syntax
 from rich.text import Text as Styled
@@ -43,6 +43,13 @@ class _Code(CodeBlock):
         )
 
 
+class _Heading(Heading):
+    """At the left, where it stays in a window that becomes narrower."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.text
+
+
 class _Rule(HorizontalRule):
     """Not as wide as the window, for the same reason."""
 
@@ -58,6 +65,7 @@ class _Block(Markdown):
         **Markdown.elements,
         "fence": _Code,
         "code_block": _Code,
+        "heading_open": _Heading,
         "hr": _Rule,
     }
 
@@ -92,13 +100,16 @@ def _blocks(text: str) -> list[_Block]:
 def _lines(
     console: Console, options: ConsoleOptions, parts: Sequence[RenderableType]
 ) -> Iterator[Line]:
-    """The lines of parts, with an empty one between each two."""
+    """The lines of parts, with an empty one between each two; lists and tables have their own
+    around them, which are left out."""
     for number, part in enumerate(parts):
+        lines = console.render_lines(part, options.update(height=None), pad=False)
+        widths = [cell_len("".join(s.text for s in line).rstrip()) for line in lines]
+        written = [at for at, width in enumerate(widths) if width]
         if number:
             yield []
-        for line in console.render_lines(part, options.update(height=None), pad=False):
-            text = "".join(segment.text for segment in line)
-            yield Segment.adjust_line_length(line, cell_len(text.rstrip()), pad=False)
+        for at in range(written[0], written[-1] + 1) if written else ():
+            yield Segment.adjust_line_length(lines[at], widths[at], pad=False)
 
 
 class _Lines:
@@ -133,23 +144,22 @@ class Growing:
         """Print the blocks that are finished, and paint what grows: its last lines, where it is
         longer than half of the window, so that it has room when that becomes narrower."""
         finished, growing = self._parts()
-        most = max(self._console.height // 2, 1)
-        with self._console:  # in one piece
+        printed = [*self._lines(finished), [], []] if finished else []
+        lines = self._lines(growing or [Styled(self._status, style="dim")])
+        with self._console:  # in one piece, and at once, for the window may change
             self._erase()
-            if finished:
-                self._console.print(_Lines([*self._lines(finished), [], []]))
-                self._printed += growing[0].start
-            lines = self._lines(growing or [Styled(self._status, style="dim")])
-            self._painted = lines[-most:]
+            self._console.print(_Lines(printed))
+            self._painted = lines[-max(self._console.height // 2, 1) :]
             self._console.print(_Lines(self._painted))
+        self._printed += growing[0].start if finished else 0
 
     def finish(self) -> None:
         """Print all that is left of the answer, in place of what was painted."""
         finished, growing = self._parts()
+        lines = self._lines([*finished, *growing])
         with self._console:
             self._erase()
-            if finished or growing:
-                self._console.print(_Lines([*self._lines([*finished, *growing]), []]))
+            self._console.print(_Lines([*lines, []] if lines else []))
 
     def _lines(self, parts: Sequence[RenderableType]) -> list[Line]:
         return [*_lines(self._console, self._console.options, parts)]
