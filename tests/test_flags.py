@@ -115,6 +115,7 @@ ELSEWHERE = {
         for name in ("fps", "max-frames", "start", "end")
     },
     "chat": {
+        "--video": "test_terminal.py::test_videos_are_attached_from_the_command_line",
         "--resume": "test_commands_options.py::test_instructions_go_before_those_of_a_conversation",
         "--web": "test_commands_options.py::test_what_is_typed_for_the_page_is_what_it_begins_with",
     },
