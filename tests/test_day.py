@@ -64,7 +64,6 @@ DAY = [
     line("What is in dmo.png?"),
     line("/ask What does the text say?"),
     line("/undo"),
-    line("/retry"),
     line("/edit Where is the star?"),
     # Branches, which retry and edit leave, come here.
     line("/stats"),
