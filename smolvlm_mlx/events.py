@@ -3,7 +3,7 @@ vocabulary for all of it."""
 
 import inspect
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Generic, Literal, ParamSpec, TypeVar, get_args
 
@@ -28,6 +28,8 @@ class Statistics:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     peak_memory: int = 0
+    # Digests of the tiles that were encoded: those that no cache had.
+    encoded_tiles: set[bytes] = field(default_factory=set)
 
     @property
     def first_token_seconds(self) -> float:

@@ -378,7 +378,7 @@ def test_the_user_s_own_large_picture_is_shown_to_the_page_and_answered(
     assert call("chat", "--web", *flags)[0] == 0
     assert found[0].status_code == 200, found[0].text
     monkeypatch.setattr(security, "MAX_BODY_BYTES", 1000)
-    check_refused(call("chat", "--web", *flags), "--image: ", "the page can send 700")
+    check_refused(call("chat", "--web", *flags), "--image, --video: ", "the page can send 700")
 
 
 @pytest.mark.parametrize(

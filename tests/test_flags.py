@@ -116,6 +116,7 @@ ELSEWHERE = {
     },
     "chat": {
         "--port": "test_access.py::test_the_page_has_a_port_of_its_own",
+        "--video": "test_terminal.py::test_videos_are_attached_from_the_command_line",
         "--resume": "test_commands_options.py::test_instructions_go_before_those_of_a_conversation",
         "--web": "test_commands_options.py::test_what_is_typed_for_the_page_is_what_it_begins_with",
     },

@@ -9,10 +9,12 @@ from pathlib import Path
 from random import Random
 from urllib.parse import quote
 
-from smolvlm_mlx.cli.chat.completion import CommandCompleter
+from smolvlm_mlx.cli.chat.completion import CommandCompleter, conversation, paths, setting
 from smolvlm_mlx.cli.chat.line import read_line
 from smolvlm_mlx.cli.chat.paths import no_such_file, read_path, read_sources, split_words
 from smolvlm_mlx.errors import FetchError
+from smolvlm_mlx.inputs.messages import text_message
+from smolvlm_mlx.tasks.history import History
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -400,7 +402,8 @@ def test_the_nearest_name_is_told_of_a_file_or_a_folder(folder: Path) -> None:
 
 def complete(line: str) -> list[str]:
     """The lines that completion makes of this one."""
-    completer = CommandCompleter(["/image", "/save"], with_paths=["/image", "/save"])
+    arguments = {**dict.fromkeys(("/image", "/save"), paths), "/set": setting}
+    completer = CommandCompleter({"/image": "", "/save": "", "/undo": ""}, arguments)
     found = completer.get_completions(Document(line), CompleteEvent())
     return [line[: len(line) + each.start_position] + each.text for each in found]
 
@@ -417,6 +420,66 @@ def test_commands_and_files_are_completed(folder: Path) -> None:
     assert complete("/image Café") == [
         "/image " + unicodedata.normalize("NFD", "Café") + "\\ a\u0300\\ Ko\u0308ln.jpeg"
     ]
+
+
+def test_files_are_completed_within_a_question(folder: Path) -> None:
+    (folder / "notes.txt").touch()
+    assert complete("what is in ca") == ["what is in cat.jpg"]
+    assert complete("what's in ~/su") == ["what's in ~/sub/"]
+    assert complete("what's in ./sub/in\\ h") == ["what's in ./sub/in\\ here.mov"]
+    assert (
+        complete("is it in 'two w") == complete("is it in two\\ w") == ["is it in two\\ words.png"]
+    )
+    assert complete("the same (as b") == ["the same (as b.JPG"]
+    assert complete("the same (b") == ["the same (b.JPG"]
+    assert complete("/tm") == ["/tmp/"] or not Path("/tmp").is_dir()
+    assert complete("not a notes") == complete("what is nothing") == []
+    assert "look at sub/" in complete("look at ")
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_a_name_completed_within_a_question_is_read(name: str, folder: Path) -> None:
+    begun = re.sub(r"([\s\\'\"])", r"\\\1", name[: max(len(name) // 2, 5)])
+    (line,) = complete(f"what's in {begun}")
+    (found,) = read_line(f"{line} and why?").sources
+    assert Path(found).samefile(folder / name)
+
+
+def test_settings_are_completed() -> None:
+    assert complete("/set temp") == ["/set temperature "]
+    assert complete("/set top") == ["/set top_k ", "/set top_p "]
+    assert complete("/set --top-k") == ["/set top_k "]
+    assert complete("/set split ") == [f"/set split {value}" for value in ("on", "off", "default")]
+    assert complete("/set kv_bits ") == [f"/set kv_bits {value}" for value in ("4", "8", "default")]
+    assert complete("/set temperature d") == ["/set temperature default"]
+    assert complete("/set nothing ") == []
+
+
+def test_conversations_are_completed(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3")
+    for id in ("abc1", "abd2"):
+        history.save(id, [text_message("user", f"Of {id}")])
+    found = [*conversation(history)("ab")]
+    assert [(each.text, each.display_meta_text) for each in found] == [
+        ("abd2", "Of abd2"),
+        ("abc1", "Of abc1"),
+    ]
+    assert [each.text for each in conversation(None)("abd")] == []
+
+
+def test_a_pattern_names_several(folder: Path) -> None:
+    def names(text: str) -> list[str]:
+        return [str(source) for source in read_sources(text)]
+
+    (folder / "[1].png").touch()
+    assert names("*.jpg") == ["Bob's photo.jpg", "cat.jpg", "写真.jpg"]
+    assert names("cat.jpg ~/sub/*") == ["cat.jpg", f"{folder}/sub/in here.mov"]
+    assert names("[1].png") == ["[1].png"]  # which is there
+    assert names("[bc]*.JPG") == ["b.JPG"]
+    assert names("two words.png *.gif") == ["two words.png", "100%.gif"]
+    for nothing in ("*.tiff", "cat.jpg *.tiff", "none/*.jpg", "*\0"):
+        with pytest.raises(FetchError, match=r"no picture or video is named '.*\*"):
+            read_sources(nothing)
 
 
 FILE_NAMES = st.text(

@@ -243,7 +243,7 @@ def test_what_an_answer_took_is_a_line_for_people(
 
 def test_nothing_is_counted_at_first() -> None:
     found = asdict(Statistics())
-    assert found.pop("finish_reason") == "interrupted"
+    assert (found.pop("finish_reason"), found.pop("encoded_tiles")) == ("interrupted", set())
     assert set(found.values()) == {0}
 
 

@@ -4,11 +4,9 @@ terminal (tmux)."""
 import io
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +14,26 @@ from random import Random
 from typing import Any
 
 from smolvlm_mlx import Chat, Options
+from smolvlm_mlx.cli.chat import hints
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
+from smolvlm_mlx.cli.chat.hints import is_first_start
+from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
-from smolvlm_mlx.cli.chat.terminal import markdown
+from smolvlm_mlx.cli.history import as_text
+from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import user_message
+from smolvlm_mlx.inputs.messages import Message, user_message
 from smolvlm_mlx.inputs.processor import Processor
-from smolvlm_mlx.inputs.settings import ImageOptions
+from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 from tests.support.messages import media_of
 from tests.support.pictures import noise
+from tests.support.tmux import Terminal
+from tests.support.videos import encode_video
 
 import pytest
 from PIL import Image
@@ -43,6 +47,7 @@ class Screen:
         self.answers: list[str] = []
         self.said: list[str] = []
         self.pictures: list[str] = []
+        self.copied = ""
         self.chosen, self.typed = "n", ""
 
     def answer(self, begin: Callable[..., Any]) -> None:
@@ -50,6 +55,15 @@ class Screen:
 
     def picture(self, attachment: Attachment | Video) -> None:
         self.pictures.append(attachment.name)
+
+    def conversation(self, messages: Sequence[Message]) -> None:
+        self.said.append(as_text(messages))
+
+    def tiles(self, seen: SeenTiles) -> None:
+        self.said.append(seen.describe())
+
+    def copy(self, text: str) -> None:
+        self.copied = text
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -125,8 +139,7 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     assert [message.role for message in session.chat.messages] == ["system"]
     handle(session, "Other")
     handle(session, "/history uno")
-    assert screen.said[-1].startswith(f"{first}  1 turns  Uno")
-    assert "\n" not in screen.said[-1]
+    assert re.fullmatch(rf"{first}  \d{{4}}-\d\d-\d\d \d\d:\d\d +1 turn  Uno", screen.said[-1])
     handle(session, f"/open {first}")
     assert (questions(session), session.id) == (["Uno"], first)
     assert "User: [my picture.png] Uno" in screen.said[-1]
@@ -246,7 +259,8 @@ def test_a_sentence_with_such_a_word_is_asked(session: Session) -> None:
     [
         ("/edti hello", "no command '/edti'; is it /edit?"),
         ("/imgae cat.jpg", "no command '/imgae'; is it /image?"),
-        ("/set seed 3", "no command '/set'; is it /settings?"),
+        ("/sett seed 3", "no command '/sett'; is it /settings?"),
+        ("/image *.gif", r"no picture or video is named '\*\.gif'"),
         ("/edti", "no command '/edti'; is it /edit?"),
         ("/xyzzy hello", "no command '/xyzzy'; /help lists them"),
         ("/ hello", "no command '/'"),
@@ -431,6 +445,67 @@ def test_settings(session: Session) -> None:
             handle(session, f"/settings {line}")
 
 
+def test_the_last_answer_is_copied(session: Session) -> None:
+    with pytest.raises(PromptError, match="there is no answer to copy yet"):
+        handle(session, "/copy")
+    handle(session, "One")
+    handle(session, "/copy")
+    assert screen_of(session).copied == session.chat.messages[-1].text != ""
+
+
+def test_tiles(session: Session, tmp_path: Path) -> None:
+    """Where they are, what they cost, and which were computed for an earlier answer, or are equal
+    to another."""
+
+    def table() -> list[str]:
+        handle(session, "/tiles")
+        return screen_of(session).said[-1].splitlines()
+
+    with pytest.raises(PromptError, match="there is no picture yet; /image attaches one"):
+        handle(session, "/tiles")
+    noise(128, 96).save(tmp_path / "noise.png")
+    Image.new("RGB", (128, 64), "white").save(tmp_path / "white.png")
+    handle(session, "/set longest_edge 128")
+    handle(session, f"/image {tmp_path}/noise.png")
+    head = "noise.png: 128 x 96 pixels, 2 rows x 2 columns and the global tile: 5 tiles, 80 image"
+    part = "a tile is 64 x 48 pixels of the picture, seen as 64 x 64"
+    new = [f"{head} tokens", "        1   2", "1      16  16", "2      16  16", "global 16"]
+    assert table() == [*new, part]
+    handle(session, "What is this?")
+    assert table() == [*new, f"{part}; 0 reused (*) for the last answer"]
+    handle(session, "And now?")
+    again = [
+        *("1      16* 16*", "2      16* 16*", "global 16*"),
+        f"{part}; 5 reused (*) for the last answer",
+    ]
+    assert table()[2:] == again
+    handle(session, "/set split off")
+    assert table()[2:] == again  # as it was seen
+    handle(session, "/set split default")
+    handle(session, f"{tmp_path}/white.png Is it white?")
+    assert table()[1:] == [
+        *("        1   2", "1      16  16*", "global 16*"),
+        f"{part.replace('48', '64')}; 2 reused (*) for the last answer",
+    ]
+    handle(session, f"/open {session.id}")
+    assert table()[-1] == part.replace("48", "64")
+
+
+def test_tiles_are_drawn_over_the_picture() -> None:
+    picture = Attachment(Image.new("RGB", (200, 100), "blue"))
+    seen = SeenTiles(picture, ImageSettings(32, 128), 64, set())
+    drawn = seen.drawn()
+    assert drawn.size == (1024, 512)
+    assert [drawn.getpixel((x, 128)) for x in (0, 200, 256, 512, 1023)] == [
+        (0, 200, 120),
+        (0, 0, 255),
+        *[(0, 200, 120)] * 3,
+    ]
+    labels = [drawn.crop((x, y, x + 255, y + 255)) for x in (0, 768) for y in (0, 256)]
+    for label in labels:
+        assert (0, 0, 0) in [color for _, color in label.getcolors(2**16) or ()]
+
+
 def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> None:
     handle(session, "Hello")
     before = list(session.chat.messages)
@@ -454,7 +529,7 @@ def test_what_cannot_be_done_is_one_line(session: Session, tmp_path: Path) -> No
     assert session.history is not None
     assert session.history.list() == []  # nothing is left of it
     for line in ("/undo", "/retry", "/edit x"):
-        with pytest.raises(PromptError, match="there is no question"):
+        with pytest.raises(PromptError, match=r"there is nothing to .* yet; ask a question first"):
             handle(session, line)
 
 
@@ -478,7 +553,7 @@ def test_a_full_context(choice: str, left: int | None, session: Session, picture
 def test_model_text_is_shown_as_it_is() -> None:
     console = Console(width=60, record=True, file=io.StringIO(), markup=False, highlight=False)
     text = "See [/etc/hosts], [red]and[/red] <b>bold</b> &lt; [x](http://a.example) \x1b[31m\x9b2J"
-    console.print(markdown(text))
+    console.print(Answer(text))
     shown = console.export_text()
     assert "See [/etc/hosts], [red]and[/red] <b>bold</b>" in " ".join(shown.split())
     assert "x (http://a.example)" in " ".join(shown.split())
@@ -533,55 +608,6 @@ def test_over_a_pipe(tiny: Path, tmp_path: Path, picture: Path, home: dict[str, 
     assert talk.turns == 2
     assert chat("Hello\n", "--no-history").returncode == 0
     assert len(history_in(tmp_path).list()) == 1
-
-
-class Terminal:
-    """A tmux window with a shell command in it."""
-
-    def __init__(self, command: str, environment: dict[str, str]):
-        self._tmux = ["tmux", "-L", f"smolvlm-mlx-{secrets.token_hex(4)}"]
-        variables = [
-            f"{name}={value}" for name, value in {**environment, "TERM": "xterm-256color"}.items()
-        ]
-        shell = [
-            "env",
-            "-i",
-            *variables,
-            "sh",
-            "-c",
-            f"trap : INT; {command}; echo left $?; sleep 600",
-        ]
-        self._call("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "50", *shell)
-
-    def _call(self, *arguments: str) -> str:
-        result = subprocess.run(
-            [*self._tmux, *arguments], check=False, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def type(self, *keys: str) -> None:
-        self._call("send-keys", *keys)
-
-    def screen(self) -> str:
-        return self._call("capture-pane", "-p", "-S", "-500")
-
-    def wait(self, text: str, count: int = 1) -> str:
-        deadline = time.monotonic() + 60
-        # Whatever lines are wrapped.
-        while " ".join((screen := self.screen()).split()).count(text) < count:
-            assert time.monotonic() < deadline, f"no {text!r} on the screen:\n{screen}"
-            time.sleep(0.05)
-        return screen
-
-    def wait_for_change(self) -> None:
-        before, deadline = self.screen(), time.monotonic() + 60
-        while self.screen() == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -656,11 +682,39 @@ def test_a_session_goes_on(
     handle(session, "Is it [red] in [/etc/hosts]?")
     history_in(tmp_path).save("0" * 16, session.chat.messages)
     terminal = open_terminal("--resume last -n 5")
-    screen = terminal.wait("User: Is it [red] in [/etc/hosts]?")
-    assert "User: [my picture.png] What is this?" in screen
+    screen = terminal.wait("> Is it [red] in [/etc/hosts]?")
+    question = screen.partition("my picture.png: 90 x 60")[0]
+    assert "> What is this?" in question
+    assert "▀" in question
     terminal.type("/retry", "Enter")
     assert (
         " reused" not in terminal.wait("first after").rpartition("first after")[0].splitlines()[-1]
     )
     terminal.type("/quit", "Enter")
     terminal.wait("left 0")
+
+
+def test_the_keys_are_told_once_to_each_user_and_by_each_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    assert [is_first_start(folder) for _ in range(3)] == [True, False, False]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(hints, "version", lambda name: "99.0")
+    assert [is_first_start(folder) for _ in range(2)] == [True, False]
+    (tmp_path / "file").touch()
+    assert not is_first_start(tmp_path / "file" / "data")  # where it would be told each time
+
+
+def test_videos_are_attached_from_the_command_line(
+    tiny: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clip.bin").write_bytes(encode_video(3))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    flags = ("-m", tiny, "-n", 2, "--video", tmp_path / "clip.bin", "--no-history")
+    code, out, err = call("chat", *flags, stdin="What happens?\n/stats\n")
+    assert (code, bool(out.strip())) == (0, True)
+    assert "conversation: " in err
+    assert ", 1 picture" in err
+    code, _, err = call("chat", "-m", "none", "--video", tmp_path / "none.mp4", stdin="Hi\n")
+    assert (code, "none.mp4" in err) == (1, True)

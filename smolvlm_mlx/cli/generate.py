@@ -13,7 +13,7 @@ from ..errors import GenerationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from .gate import clean, own
-from .options import DEFAULT_MODEL, PICTURES, Images, Loading, Model, note_unused
+from .options import DEFAULT_MODEL, PICTURES, Images, Loading, Model, Videos, note_unused
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from ..inputs.messages import Message
 
 Question = Annotated[str | None, typer.Argument(help="The question; `-` or none: read from stdin.")]
-Videos = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--video",
-        "-v",
-        metavar="FILE",
-        help="Video: path or URL. Repeatable.",
-        rich_help_panel=PICTURES,
-    ),
-]
 Fps = Annotated[
     float | None,
     typer.Option(help="Frames of a video to look at, a second.", rich_help_panel=PICTURES),

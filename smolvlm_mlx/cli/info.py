@@ -128,6 +128,8 @@ def _print_tokens(
     """What a tile is to the model, and what a picture becomes."""
     from ..inputs.messages import notes, user_message
     from ..inputs.processor import Processor
+    from .show import console
+    from .tiles import SeenTiles
 
     config = checkpoint.config
     processor = Processor.from_folder(checkpoint.folder, config)
@@ -140,17 +142,9 @@ def _print_tokens(
     if picture is not None:
         message = user_message("", [picture])
         inputs = processor([message], image_options)
-        (layout,) = inputs.layouts
-        grid = (
-            f"{layout.rows} rows x {layout.cols} columns and the global tile"
-            if layout.rows
-            else "one tile"
-        )
-        print(
-            f"{image}: {picture.size[0]} x {picture.size[1]} pixels, {grid}: {layout.tiles} tiles, "
-            f"{layout.tiles * config.tokens_per_tile} image tokens, {len(inputs.input_ids)} prompt "
-            "tokens"
-        )
+        seen = SeenTiles(picture, inputs.settings, config.tokens_per_tile)
+        print(f"{image}: {seen.summary()}, {len(inputs.input_ids)} prompt tokens")
+        seen.print_on(console())
         for note in notes([message]):
             print(note)
 

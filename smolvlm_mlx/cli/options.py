@@ -59,6 +59,16 @@ Images = Annotated[
         rich_help_panel=PICTURES,
     ),
 ]
+Videos = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--video",
+        "-v",
+        metavar="FILE",
+        help="Video: path or URL. Repeatable.",
+        rich_help_panel=PICTURES,
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import console as rich
 from rich import progress
@@ -17,6 +17,9 @@ from rich.text import Text
 from ..errors import escaped
 from ..events import Reading, Result, Work
 from .gate import Gate, clean, own
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SHOWN = 5  # rows that cannot be used
 
@@ -49,6 +52,25 @@ def shows_pictures(on: Console) -> bool:
     with suppress(OSError):  # not a terminal of the system's
         return on.is_terminal and min(os.get_terminal_size()) > 0
     return on.is_terminal
+
+
+def shows_pixels(on: Console) -> bool:
+    """Whether it shows pictures as they are, not in blocks of the size of characters."""
+    if not shows_pictures(on):
+        return False
+    from textual_image.renderable import HalfcellImage, Image, UnicodeImage
+
+    return Image not in (HalfcellImage, UnicodeImage)
+
+
+def print_picture(on: Console, image: "Image", rows: int) -> None:
+    """Show a picture so many rows high, or as wide as the terminal; in blocks, where it cannot
+    otherwise."""
+    from textual_image.renderable import Image as Inline
+
+    width, height = image.size
+    columns = min(on.width, round(rows * 2 * width / height))
+    on.print(Inline(image, width=max(columns, 1), height="auto"))
 
 
 def console(stderr: bool = False) -> Console:

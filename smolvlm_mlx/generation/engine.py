@@ -144,7 +144,11 @@ class Engine:
                 before, encoded = time.perf_counter(), encoded + len(waiting)
                 with computing():
                     encode_tiles(
-                        self.model, np.concatenate(waiting), settings, self.prompts.image_cache
+                        self.model,
+                        np.concatenate(waiting),
+                        settings,
+                        self.prompts.image_cache,
+                        computed=statistics.encoded_tiles,
                     )
                 waiting.clear()
                 statistics.vision_seconds += time.perf_counter() - before

@@ -192,6 +192,7 @@ def encode_tiles_in_steps(
     settings: ImageSettings,
     cache: ImageCache | None = None,
     digests: Sequence[bytes] | None = None,
+    computed: set[bytes] | None = None,
 ) -> Generator[Reading, None, mx.array | None]:
     """Tiles (N, H, W, 3) uint8 -> image_tokens (N, S, Dt), evaluated; None for no tiles.
 
@@ -199,6 +200,7 @@ def encode_tiles_in_steps(
 
     Args:
         digests: of the tiles, where they are known.
+        computed: takes the digests of those that were not in the cache.
     """
     if not len(tiles):
         return None
@@ -215,6 +217,8 @@ def encode_tiles_in_steps(
         if cache is not None:
             cache.put(encoded, settings)
         known.update(encoded)
+        if computed is not None:
+            computed.update(part)
     yield Reading(len(unknown), len(unknown), "tiles")
     image_tokens = mx.stack([known[digest] for digest in digests])
     mx.eval(image_tokens)

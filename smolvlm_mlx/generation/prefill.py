@@ -112,7 +112,7 @@ class PromptReader:
         cache = cache or make_cache(self.model, len(row.prompt) + row.max_new_tokens, kv_bits)
         try:
             started, count = time.perf_counter(), found.reused_tokens
-            image_tokens = yield from self._image_tokens_after(inputs, count)
+            image_tokens = yield from self._image_tokens_after(inputs, count, found.encoded_tiles)
             if not keep_vision:
                 self.model.release_vision()
             encoded = time.perf_counter()
@@ -129,7 +129,7 @@ class PromptReader:
             raise
 
     def _image_tokens_after(
-        self, inputs: Inputs, count: int
+        self, inputs: Inputs, count: int, computed: set[bytes]
     ) -> Generator[Reading, None, mx.array | None]:
         """Those for the placeholders after the first `count` tokens: (1, rows, Dt)."""
         config = self.model.config
@@ -137,7 +137,7 @@ class PromptReader:
         tile, rows = divmod(rows, config.tokens_per_tile)
         tiles, digests = inputs.tiles[tile:], inputs.tile_digests[tile:]
         image_tokens = yield from encode_tiles_in_steps(
-            self.model, tiles, inputs.settings, self.image_cache, digests
+            self.model, tiles, inputs.settings, self.image_cache, digests, computed
         )
         if image_tokens is None:
             return None

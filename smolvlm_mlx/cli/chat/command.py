@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -15,15 +15,17 @@ from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
 from ..history import as_text
-from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, given, note_unused
+from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, Videos, given, note_unused
 from ..serve import PAGE_PORT, leaving_at_once, listen_for_page, load_service, run_server
 from ..token import kept_token
 
 if TYPE_CHECKING:
     from ...generation.stream import TextStream
     from ...inputs.media import Attachment, Video
+    from ...inputs.messages import Message
     from ...server.start import Start
     from ...tasks.history import History
+    from ..tiles import SeenTiles
     from .session import Session
     from .terminal import TerminalScreen
 
@@ -52,6 +54,7 @@ def chat(
     context: typer.Context,
     model: Model = DEFAULT_MODEL,
     image: Images = None,
+    video: Videos = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     resume: Resume = None,
     web: Web = False,
@@ -72,9 +75,10 @@ def chat(
 
     history = None if no_history else History()
     id = None if history is None or resume is None else _find(history, resume)
+    media = _media(image, video)  # what cannot be read is told before a model is loaded
     if web:
         typed = [*given(context, options), *given(context, image_options)]
-        settings = (options, image_options, _start(typed, system, image or [], id))
+        settings = (options, image_options, _start(typed, system, media, id))
         return _run_page(model, loading, settings, not no_history, port)
     note_unused(context, "without --web", "port")
     loaded, folder = loading.load(model), None if no_history else cache_folder()
@@ -83,18 +87,21 @@ def chat(
     )
     screen = _screen(model, history, context.obj.debug)
     session = Session(conversation, screen, model, history)
-    if history is not None and id is not None:
-        _resume(session, history, id, system)
-    session.attach(image or [])
+    _begin(session, id, system, media)
     with _ended_by_signals(session):
         screen.run(session)
 
 
-def _resume(session: "Session", history: "History", id: str, system: str | None) -> None:
-    """Go on with a conversation of the history, under another system message if one is given."""
-    session.resume(history, id)
-    session.chat.system = session.chat.system if system is None else system
-    session.screen.say(as_text(session.chat.messages))
+def _begin(
+    session: "Session", id: str | None, system: str | None, media: "list[Attachment | Video]"
+) -> None:
+    """Go on with a conversation of the history, if one is named, under another system message if
+    one is given; and attach what is for the next question."""
+    if session.history is not None and id is not None:
+        session.resume(session.history, id)
+        session.chat.system = session.chat.system if system is None else system
+        session.screen.conversation(session.chat.messages)
+    session.attach(media)
 
 
 @contextmanager
@@ -138,18 +145,26 @@ def _run_page(
         run_server(service, listener, kept_token(), open_page=True)
 
 
-def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":
+def _media(images: list[str] | None, videos: list[str] | None) -> "list[Attachment | Video]":
+    """The pictures and videos for the first question."""
+    from ...inputs.media import Video, attach
+
+    seen = [Video({"url" if "://" in source else "path": source}) for source in videos or []]
+    return [*map(attach, images or []), *seen]
+
+
+def _start(
+    typed: list[str], system: str | None, media: "list[Attachment | Video]", id: str | None
+) -> "Start":
     """What the page begins with."""
-    from ...inputs.media import attach
     from ...server.security import MAX_BODY_BYTES
     from ...server.start import Start
 
-    media = [attach(source) for source in sources]
     size, most = sum(len(each.data) for each in media), MAX_BODY_BYTES * 7 // 10  # in base64
     if size > most:
         raise PromptError(
-            f"--image: {size:,} bytes, and the page can send {most:,}; make them smaller, or leave "
-            "out --web"
+            f"--image, --video: {size:,} bytes, and the page can send {most:,}; make them smaller, "
+            "or leave out --web"
         )
     return Start(typed, system, media, id)
 
@@ -157,12 +172,15 @@ def _start(typed: list[str], system: str | None, sources: list[str], id: str | N
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return PipeScreen()
-    from ...tasks.history import private_folder
+    from ...tasks.history import data_folder, private_folder
+    from .hints import HINTS, is_first_start
     from .terminal import TerminalScreen
 
     inputs = None if history is None else private_folder(history.path.parent) / "inputs"
     screen = TerminalScreen(inputs, debug)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
+    if is_first_start(data_folder()):
+        screen.say(HINTS)
     return screen
 
 
@@ -204,6 +222,20 @@ class PipeScreen:
         """Not shown; only what is unusual about it is said."""
         if attachment.note:
             self.say(f"{escaped(attachment.name)}: {attachment.note}")
+
+    def conversation(self, messages: "Sequence[Message]") -> None:
+        self.say(as_text(messages))
+
+    def tiles(self, seen: "SeenTiles") -> None:
+        self.say(seen.describe())
+
+    def copy(self, text: str) -> None:
+        from .clipboard import copy
+
+        program = copy(text)
+        if program is None:
+            raise PromptError("no program is here that fills the clipboard")
+        self.say(f"copied with {program}: {len(text):,} characters")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -1,28 +1,20 @@
 """What a line of a chat does: ask, attach, or one of the /commands."""
 
-import math
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 from string import whitespace
-from typing import Any, get_args, get_origin
 
-from ...errors import FetchError, GenerationError, ImageError, PromptError, quote, reason
-from ...generation.options import Options
-from ...inputs.media import Attachment, Video
-from ...inputs.settings import ImageOptions
-from ...options import Option, options_of
-from ...tasks.options import CHAT
-from ..history import as_text
-from .command import WITHOUT
+from ...errors import FetchError, PromptError, cut, escaped, quote
+from ...inputs.media import Video
+from ...inputs.messages import Message
+from .clipboard import read_pictures
 from .line import Line, read_line
-from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources, split_words
+from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources
 from .session import Session
+from .settings import NAMED, change, find, value_of, written
 
 HELP = """\
 A question is answered; paths and URLs of pictures and videos in it, typed or dropped, are
@@ -88,36 +80,6 @@ def _read(session: Session, text: str) -> Line:
     return read
 
 
-def _parse(option: Option, value: str, default: Any) -> Any:
-    """A setting's value as it was typed; `none` and `default` are the default."""
-    if value in ("none", "default"):
-        return default
-    if get_origin(option.type) is tuple:
-        return tuple(split_words(value))
-    kinds = get_args(option.type) or (option.type,)
-    if bool in kinds:
-        if value not in ("on", "off"):
-            raise GenerationError(f"{option.name} is on or off, not {quote(value)}")
-        return value == "on"
-    try:
-        number = float(value) if float in kinds else int(value)
-    except ValueError as error:
-        kind = "number" if float in kinds else "whole number"
-        raise GenerationError(f"{option.name} is a {kind}, not {quote(value)}") from error
-    if not math.isfinite(number):
-        raise GenerationError(f"{option.name} is a number, not {quote(value)}")
-    return number
-
-
-def _written(value: object) -> str:
-    """A setting's value as `_parse` takes it."""
-    if value in (None, ()):
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return shlex.join(value) if isinstance(value, tuple) else str(value)
-
-
 # ---- each docstring is a line of /help
 
 
@@ -129,7 +91,7 @@ def ask(session: Session, rest: str) -> None:
 
 
 def image(session: Session, rest: str) -> None:
-    """PATH or URL ...: attach pictures to the next question; none: forget those that are
+    """PATH, URL or *.jpg ...: attach pictures to the next question; none: forget those that are
     attached."""
     if not rest.strip():
         count = len(session.pending)
@@ -151,18 +113,16 @@ def video(session: Session, rest: str) -> None:
 
 
 def paste(session: Session) -> None:
-    """attach the picture in the clipboard"""
-    from PIL import Image, ImageGrab
+    """attach the picture in the clipboard, as Ctrl-V does"""
+    session.attach(read_pictures())
 
-    try:
-        found = ImageGrab.grabclipboard()
-    except (OSError, NotImplementedError) as error:
-        raise ImageError(f"the clipboard cannot be read here ({reason(error)})") from error
-    if found is None:
-        raise ImageError("there is no picture in the clipboard")
-    session.attach(
-        [Attachment(found)] if isinstance(found, Image.Image) else [Path(path) for path in found]
-    )
+
+def copy(session: Session) -> None:
+    """the last answer into the clipboard, as Markdown"""
+    answers = [each.text for each in session.chat.messages if each.role == "assistant"]
+    if not (answers and answers[-1]):
+        raise PromptError("there is no answer to copy yet")
+    session.screen.copy(answers[-1])
 
 
 def system(session: Session, rest: str) -> None:
@@ -174,22 +134,38 @@ def system(session: Session, rest: str) -> None:
 
 def undo(session: Session) -> None:
     """go back before the last question"""
+    _last_question(session, "undo")
     session.screen.say(f"taken back: {session.undo().text}")
 
 
 def retry(session: Session) -> None:
     """answer the last question again, beside the answer that is there; at temperature 0 it is
     sampled"""
+    _last_question(session, "answer again")
     session.retry()
 
 
 def edit(session: Session, rest: str) -> None:
     """TEXT: ask this beside the last question; none: change its text"""
-    questions = [message for message in session.chat.messages if message.role == "user"]
-    text = rest.strip() or session.screen.line("edit> ", questions[-1].text if questions else "")
+    question = _last_question(session, "change")
+    text = rest.strip() or session.screen.line("edit> ", question.text)
     if text:
         read = _read(session, text)
         session.edit(read.text or text, read.sources)
+
+
+def _last_question(session: Session, what: str) -> Message:
+    """The last question.
+
+    Raises:
+        PromptError: nothing is asked yet.
+    """
+    asked = [message for message in session.chat.messages if message.role == "user"]
+    if not asked:
+        raise PromptError(
+            f"there is nothing to {what} yet; ask a question first, or /history lists earlier ones"
+        )
+    return asked[-1]
 
 
 def branches(session: Session, rest: str) -> None:
@@ -206,19 +182,29 @@ def branches(session: Session, rest: str) -> None:
     if not (number.isdecimal() and 1 <= int(number) <= len(found)):
         raise PromptError(f"no branch {quote(number)}; /branches lists {len(found)}")
     session.go(found[int(number) - 1])
-    session.screen.say(as_text(session.chat.messages[-2:]))
+    session.screen.conversation(session.chat.messages[-2:])
 
 
 def history(session: Session, rest: str) -> None:
     """WORDS: the latest conversations, or those that contain the words"""
     if session.history is None:
         raise PromptError("no history is kept (--no-history)")
-    found = session.history.list(20, rest.strip())
-    lines = [
-        f"{s.id}  {s.turns} turns  {s.title}{'  (this one)' if s.id == session.id else ''}"
-        for s in found
-    ]
-    session.screen.say("\n".join(lines) or "no conversations")
+    lines = []
+    for kept in session.history.list(20, rest.strip()):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.updated))
+        turns = f"{kept.turns} turn{'s' * (kept.turns != 1)}"
+        this = " (this one)" if kept.id == session.id else ""
+        lines.append(f"{kept.id}  {when}  {turns:>8}  {cut(escaped(kept.title), 60)}{this}")
+    none = "no conversation contains that" if rest.strip() else "no conversations are kept yet"
+    session.screen.say("\n".join(lines) or none)
+
+
+def tiles(session: Session) -> None:
+    """what the model sees of the last picture: its tiles, their tokens, which were reused"""
+    seen = session.tiles()
+    if seen is None:
+        raise PromptError("there is no picture yet; /image attaches one")
+    session.screen.tiles(seen)
 
 
 def save(session: Session, rest: str) -> None:
@@ -238,7 +224,7 @@ def open(session: Session, rest: str) -> None:
         session.open(name)
     else:
         session.resume(session.history, session.history.find(name))
-    session.screen.say(as_text(session.chat.messages))
+    session.screen.conversation(session.chat.messages)
 
 
 def new(session: Session) -> None:
@@ -250,27 +236,14 @@ def new(session: Session) -> None:
 
 def settings(session: Session, rest: str) -> None:
     """NAME VALUE: change how answers are generated and pictures are cut; none: show it"""
-    typed, _, value = rest.strip().partition(" ")
-    name, chat = typed.lstrip("-").replace("-", "_"), session.chat  # as a flag, too
-    known = {
-        o.name: o
-        for kind in (Options, ImageOptions)
-        for o in options_of(kind)
-        if o.name not in WITHOUT
-    }
-    if name and name not in known:
-        raise GenerationError(f"no setting {quote(typed)}; there are {', '.join(known)}")
-    if not value.strip():
-        values = {**vars(chat.options), **vars(chat.image_options)}
-        shown = [name] if name else known
-        session.screen.say("\n".join(f"{name:20} {_written(values[name])}" for name in shown))
+    name, _, value = rest.strip().partition(" ")
+    options = [find(name)] if name else [*NAMED.values()]
+    if value.strip():
+        changed = change(session.chat, options[0], value.strip())
+        session.screen.say(f"{options[0].name} {written(changed)}")
         return
-    parsed = _parse(known[name], value.strip(), vars(CHAT).get(name, known[name].default))
-    if name in vars(CHAT):
-        chat.options = replace(chat.options, **{name: parsed})
-    else:
-        chat.image_options = replace(chat.image_options, **{name: parsed})
-    session.screen.say(f"{name} {_written(parsed)}")
+    values = [(option.name, value_of(session.chat, option)) for option in options]
+    session.screen.say("\n".join(f"{name:20} {written(value)}" for name, value in values))
 
 
 def stats(session: Session) -> None:
@@ -278,18 +251,17 @@ def stats(session: Session) -> None:
     if session.last is not None:
         session.screen.say(session.last.describe())
     used, context = session.chat.tokens(), session.chat.context
-    pictures = sum(len(message.media) for message in session.chat.messages)
-    session.screen.say(f"conversation: {used} of {context} tokens, {pictures} pictures")
+    count = sum(len(message.media) for message in session.chat.messages)
+    pictures = f"{count} picture{'s' * (count != 1)}"
+    session.screen.say(f"conversation: {used} of {context} tokens, {pictures}")
 
 
 def help(session: Session) -> None:
     """this"""
     width = max(map(len, COMMANDS))
-    lines = [
-        f"{name:{width}}  {' '.join((command.__doc__ or '').split())}"
-        for name, command in COMMANDS.items()
-    ]
-    session.screen.say(HELP + "\n".join(lines))
+    session.screen.say(
+        HELP + "\n".join(f"{name:{width}}  {what}" for name, what in about().items())
+    )
 
 
 def quit(session: Session) -> None:
@@ -311,13 +283,20 @@ WITH_TEXT: dict[str, Callable[[Session, str], None]] = {
 }
 ALONE: dict[str, Callable[[Session], None]] = {
     "/paste": paste,
+    "/copy": copy,
     "/undo": undo,
     "/retry": retry,
     "/new": new,
+    "/tiles": tiles,
     "/stats": stats,
     "/help": help,
     "/quit": quit,
 }
 COMMANDS = {**WITH_TEXT, **ALONE}
-SYNONYMS = {"/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
+SYNONYMS = {"/set": "/settings", "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
 LEAVE = ("exit", "quit", "bye", ":q", ":q!", ":quit", ":wq")  # as a line of its own
+
+
+def about() -> dict[str, str]:
+    """What each command does, in words."""
+    return {name: " ".join((do.__doc__ or "").split()) for name, do in COMMANDS.items()}

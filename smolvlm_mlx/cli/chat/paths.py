@@ -1,6 +1,7 @@
 """Names of files as people write them: with the quotes and escapes of a shell or a URL, composed or
 decomposed, with other spaces and apostrophes than the file's own; and as completion writes them."""
 
+import glob
 import os
 import re
 import unicodedata
@@ -173,15 +174,31 @@ def read_path(text: str) -> str:
 
 
 def read_sources(text: str) -> list[Source]:
-    """The paths and URLs that are the arguments of a command: words as a shell reads them, or else
-    the longest names that are there.
+    """The paths and URLs that are the arguments of a command: words as a shell reads them, also
+    patterns such as *.jpg, or else the longest names that are there.
 
     Raises:
         FetchError: one is no file.
     """
     files = Files()
-    words = [word if _URL.match(word) else files.find(word) for word in split_words(text)]
-    return [word for word in words if word] if all(words) else [*_longest(text, files)]
+    words = [_named(word, files) for word in split_words(text)]
+    return [*chain(*words)] if all(words) else [*_longest(text, files)]
+
+
+def _named(word: str, files: Files) -> list[Source]:
+    """What one word names: a URL, a file, or the pictures and videos that fit a pattern."""
+    if _URL.match(word):
+        return [word]
+    found = files.find(word)
+    return [found] if found else [*_matching(word)]
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """The pictures and videos that a shell's pattern names, by name."""
+    if glob.has_magic(pattern) and "\0" not in pattern:
+        for path in sorted(glob.iglob(expanded(pattern), recursive=True)):
+            if path.lower().endswith(SUFFIXES) and os.path.isfile(path):
+                yield Path(path)
 
 
 def _longest(text: str, files: Files) -> Iterator[Source]:
@@ -198,13 +215,18 @@ def _longest(text: str, files: Files) -> Iterator[Source]:
                 after = last.end()
                 break
         else:
-            name = _WORD.match(text, word.start()) or word
-            raise FetchError(no_such_file(likeliest(name.group().rstrip(",;"))))
+            matching = [*_matching(word.group())]
+            if not matching:
+                name = _WORD.match(text, word.start()) or word
+                raise FetchError(no_such_file(likeliest(name.group().rstrip(",;"))))
+            yield from matching
 
 
 def no_such_file(name: str) -> str:
     """What to say of a name that is no file's, with the nearest one."""
     path = Path(expanded(name))
+    if "*" in name and not os.path.exists(path):
+        return f"no picture or video is named {quote(name, end=True)}"
     if os.path.exists(path):
         return f"{quote(name, end=True)} is no file; give a picture or a video"
     missing = path

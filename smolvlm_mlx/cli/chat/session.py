@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ContextFullError, PromptError, SmolVLMError, escaped
 from ...events import Statistics
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
+from ...inputs.settings import ImageOptions
 from ...tasks.chat import Chat
 from ...tasks.history import Branch, History, new_id
 from ...tasks.options import RETRY_TEMPERATURE
 from .paths import Source
+
+if TYPE_CHECKING:
+    from ..tiles import SeenTiles
 
 
 class Screen(Protocol):
@@ -28,6 +32,15 @@ class Screen(Protocol):
         """Show an answer as it comes, and what it took; Ctrl-C ends it."""
 
     def picture(self, attachment: Attachment | Video) -> None: ...
+
+    def conversation(self, messages: Sequence[Message]) -> None:
+        """Show what was said before."""
+
+    def tiles(self, seen: "SeenTiles") -> None:
+        """Show the tiles of a picture."""
+
+    def copy(self, text: str) -> None:
+        """Put a text into the clipboard, and say how."""
 
     def say(self, text: str) -> None:
         """Something that is not an answer."""
@@ -52,7 +65,8 @@ class Session:
     id: str = field(default_factory=new_id)
     seen: set[int] = field(default_factory=set)  # of the history's messages
     pending: list[Attachment | Video] = field(default_factory=list)
-    last: Statistics | None = None
+    last: Statistics | None = None  # of the last answer
+    seen_as: ImageOptions | None = None  # how its pictures were cut
     over: bool = False
 
     def names(self) -> list[str]:
@@ -118,7 +132,7 @@ class Session:
             )
 
     def _begun(self, stream: TextStream) -> TextStream:
-        self.last = stream.statistics
+        self.last, self.seen_as = stream.statistics, self.chat.image_options
         return stream
 
     def _make_room(self, error: ContextFullError) -> None:
@@ -179,6 +193,22 @@ class Session:
             self.screen.picture(attachment)
         self.pending += attached
 
+    def tiles(self) -> "SeenTiles | None":
+        """What the model saw of the last picture, or will see of the one that waits; None, where
+        there is none."""
+        from ..tiles import SeenTiles
+
+        parts = [part for each in self.chat.messages for part in each.media_parts]
+        asked = [part for part in parts if isinstance(part, ImagePart)]
+        waiting = [ImagePart(held) for held in self.pending if isinstance(held, Attachment)]
+        if not (asked or waiting):
+            return None
+        part = (waiting or asked)[-1]
+        options = (not waiting and self.seen_as) or self.chat.image_options
+        settings = part.options.over(options).applied(self.chat.processor.settings)
+        encoded = None if waiting or self.last is None else self.last.encoded_tiles
+        return SeenTiles(part.image, settings, self.chat.processor.tokens_per_tile, encoded)
+
     def restart(self, messages: Sequence[Message] = ()) -> None:
         """Go on from these messages, as a conversation of their own."""
         self.chat.restart(list(messages))
@@ -196,7 +226,7 @@ class Session:
         self._begin(new_id())
 
     def _begin(self, id: str, seen: Sequence[int] = ()) -> None:
-        self.id, self.seen = id, {*seen}
+        self.id, self.seen, self.last, self.seen_as = id, {*seen}, None, None
         self.pending.clear()
 
 

@@ -1,37 +1,36 @@
-"""A chat session in a terminal: streaming Markdown, pictures inline, a prompt with completion.
-
-What a model writes is shown, never obeyed: no markup of ours is read in it, HTML stays text, and
-control characters are left out.
-"""
+"""A chat session in a terminal: answers that grow, pictures inline, a prompt with completion."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.utils import get_term_environment_variable
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.markdown import Markdown
-from rich.segment import Segment
-from rich.text import Text as Styled
 
 from ...errors import SmolVLMError, escaped
-from ...events import Event, Reading, Text
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
+from ...inputs.messages import Message
 from ..gate import clean, own
-from ..show import Console, shows_pictures
-from .commands import COMMANDS, handle
-from .completion import CommandCompleter
+from ..show import Console, print_picture, shows_pictures
+from ..tiles import SeenTiles
+from .clipboard import copy, through_terminal
+from .commands import about, handle
+from .completion import CommandCompleter, conversation, in_question, paths, setting
+from .markdown import Answer, Growing
 from .session import Session
 
 PICTURE_ROWS = 12  # of a terminal
+SHOWN_TURNS = 20  # of a conversation that goes on
+PAINT_SECONDS = 0.08  # between two states of an answer that are shown
 
 
 class TerminalScreen:
@@ -41,75 +40,126 @@ class TerminalScreen:
         self.console, self.debug = Console(), debug
         if history_file:
             history_file.touch(mode=0o600)
-        keys = KeyBindings()
-        keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
-        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         self._prompt: PromptSession[str] = PromptSession(
             output=_Output.from_pty(own(sys.stdout), get_term_environment_variable()),
             history=FileHistory(str(history_file)) if history_file else InMemoryHistory(),
-            completer=CommandCompleter(COMMANDS, with_paths=("/image", "/video", "/open", "/save")),
             complete_while_typing=False,
-            key_bindings=keys,
             multiline=True,
             prompt_continuation="  ",
+            input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
     def run(self, session: Session) -> None:
         """Until /quit or Ctrl-D."""
+        completes = {
+            **dict.fromkeys(("/image", "/video", "/save"), paths),
+            **dict.fromkeys(("/ask", "/edit"), in_question),
+            **dict.fromkeys(("/settings", "/set"), setting),
+            "/open": conversation(session.history),
+        }
+        self._prompt.completer = CommandCompleter(about(), completes)
+        self._prompt.key_bindings = self._keys(session)
         while not session.over:
-            attached = f"{len(session.pending)} attached " if session.pending else ""
             try:
-                line = self._prompt.prompt(
-                    FormattedText([("ansibrightblack", attached), ("bold", "> ")])
-                )
+                line = self._prompt.prompt(lambda: _mark(session))
             except EOFError:
                 return
             except KeyboardInterrupt:
                 continue
-            try:
-                handle(session, line)
-            except KeyboardInterrupt:
-                self.say("interrupted")
-            except SmolVLMError as error:
-                if self.debug:
-                    raise
-                self.console.print(str(error), style="red")
+            self._do(session, line)
+
+    def _do(self, session: Session, line: str) -> None:
+        """Do what a line says; what cannot be done is told."""
+        try:
+            handle(session, line)
+        except KeyboardInterrupt:
+            self.say("interrupted")
+        except SmolVLMError as error:
+            if self.debug:
+                raise
+            self.console.print(str(error), style="red")
+
+    def _keys(self, session: Session) -> KeyBindings:
+        """Enter sends, and Alt-Enter begins a line; Ctrl-V attaches the picture in the clipboard,
+        and so does a paste of nothing, which is what some terminals make of a picture."""
+        keys = KeyBindings()
+
+        def paste(event: KeyPressEvent) -> None:
+            run_in_terminal(lambda: self._do(session, "/paste"))
+
+        def paste_text(event: KeyPressEvent) -> None:
+            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+            if text:
+                event.current_buffer.insert_text(text)
+            else:
+                paste(event)
+
+        keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        keys.add("c-v")(paste)
+        keys.add(Keys.BracketedPaste)(paste_text)
+        return keys
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
-        shown = _Growing()
-        stream = None
+        growing, stream, again = Growing(self.console), None, 0.0
+        self.console.show_cursor(False)
         try:
-            with Live(
-                shown,
-                console=self.console,
-                transient=True,
-                refresh_per_second=12,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            ):
-                stream = begin()
-                for event in stream.events:
-                    shown.show(event)
+            growing.paint()
+            stream = begin()
+            for event in stream.events:
+                growing.take(event)
+                if (now := time.monotonic()) >= again:
+                    growing.paint()
+                    # A long block takes longer, and is not to slow its own coming.
+                    again = now + max(PAINT_SECONDS, 5 * (time.monotonic() - now))
         except KeyboardInterrupt:
             if stream is None:
                 raise
             stream.close()
-        if shown.text.strip():
-            self.console.print(markdown(shown.text))
+        finally:
+            growing.finish()
+            self.console.show_cursor(True)
         if stream is not None:
             self.say(stream.statistics.describe())
+
+    def conversation(self, messages: Sequence[Message]) -> None:
+        """Show its last turns as they were shown."""
+        asked = [n for n, message in enumerate(messages) if message.role == "user"]
+        first = asked[-SHOWN_TURNS] if len(asked) > SHOWN_TURNS else 0
+        if first:
+            self.say(f"({len(asked) - SHOWN_TURNS} turns before these are not shown)")
+        for message in messages[first:]:
+            if message.role == "assistant":
+                self.console.print(Answer(message.text))
+            else:
+                mark = "> " if message.role == "user" else f"{message.role}: "
+                self.console.print(mark + message.text.replace("\n", "\n  "), style="bold")
+                for held in message.media:
+                    self.picture(held)
+            if message.interrupted:
+                self.say("interrupted")
 
     def picture(self, attachment: Attachment | Video) -> None:
         """Show a picture, or a video's first frame, where terminals can, in blocks elsewhere; and
         say what it is."""
-        from textual_image.renderable import Image as Inline
-
         if shows_pictures(self.console):
-            width, height = attachment.size
-            columns = min(self.console.width, round(PICTURE_ROWS * 2 * width / height))
-            self.console.print(Inline(attachment.preview, width=max(columns, 1), height="auto"))
+            print_picture(self.console, attachment.preview, PICTURE_ROWS)
         note = f", {attachment.note}" if attachment.note else ""
         self.say(f"{escaped(attachment.name)}: {attachment.size[0]} x {attachment.size[1]}{note}")
+
+    def tiles(self, seen: SeenTiles) -> None:
+        self.say(f"{escaped(seen.picture.name)}: {seen.summary()}")
+        seen.print_on(self.console, "dim")
+
+    def copy(self, text: str) -> None:
+        size = f"{len(text):,} characters"
+        if program := copy(text):
+            self.say(f"copied with {program}: {size}")
+            return
+        out = own(sys.stdout)
+        out.write(through_terminal(text))
+        out.flush()
+        self.say(f"sent to the terminal's clipboard, if it takes it (OSC 52): {size}")
 
     def say(self, text: str) -> None:
         self.console.print(text, style="dim")
@@ -125,42 +175,14 @@ class TerminalScreen:
             return ""
 
 
+def _mark(session: Session) -> FormattedText:
+    """What stands before a line: how many pictures go with it."""
+    attached = f"{len(session.pending)} attached " if session.pending else ""
+    return FormattedText([("ansibrightblack", attached), ("bold", "> ")])
+
+
 class _Output(Vt100_Output):
     """What is typed, completed or comes back from the lines of before is cleaned."""
 
     def write(self, data: str) -> None:
         super().write(clean(data))
-
-
-class _Growing:
-    """The last lines of an answer that fit the terminal; before its first word, how far the
-    question is read."""
-
-    def __init__(self) -> None:
-        self.text, self._status = "", "…"
-
-    def show(self, event: Event) -> None:
-        if isinstance(event, Reading):
-            self._status = f"reading: {event.done} of {event.total} {event.what}"
-        elif isinstance(event, Text):
-            self.text += event.piece
-
-    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-        if not self.text:
-            yield Styled(self._status, style="dim")
-            return
-        lines = console.render_lines(markdown(self.text), options.update(height=None), pad=False)
-        for line in lines[-max(console.height - 2, 1) :]:
-            yield from line
-            yield Segment.line()
-
-
-def markdown(text: str) -> Markdown:
-    """A model's text. HTML in it is text, and links are shown with their addresses, not
-    followed."""
-    from markdown_it import MarkdownIt
-
-    shown = Markdown("", hyperlinks=False)
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-    shown.parsed = parser.parse(clean(text))
-    return shown
