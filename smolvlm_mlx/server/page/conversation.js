@@ -6,6 +6,7 @@ import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { chosen } from "./settings.js";
 import { remember, remembered } from "./store.js";
 import { complete, newId } from "./stream.js";
+import { showAll } from "./talk.js";
 
 // `known` are the versions that the history may have of it, which this page has read or asked for.
 let conversation = { id: newId(), messages: [], known: [] };
@@ -24,8 +25,7 @@ export function show() {
   const empty = { className: "empty", textContent: "Drop a picture, paste one, or just ask." };
   const nodes = messages.map((message, at) => messageNode(
     message, running ? [] : buttons(at), picture => removePicture(message, picture)));
-  $("talk").replaceChildren(...(nodes.length ? nodes : [make("p", empty)]));
-  $("talk").scrollTop = $("talk").scrollHeight;
+  showAll(nodes.length ? nodes : [make("p", empty)]);
 }
 
 function buttons(at) {
@@ -44,11 +44,7 @@ function removePicture(message, picture) {
 }
 
 function showMore(asked, message) {
-  if (asked !== conversation) return;
-  const talk = $("talk");
-  const atEnd = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80;
-  updateText(talk.lastElementChild, message.text);
-  if (atEnd) talk.scrollTop = talk.scrollHeight;
+  if (asked === conversation) updateText($("talk").lastElementChild, message.text);
 }
 
 function setRunning(controller) {
