@@ -34,9 +34,12 @@ export function become(node, other) {
     node.replaceData(same, node.length - same, other.data.slice(same));
     return node;
   }
-  for (const { name } of [...node.attributes]) if (!other.hasAttribute(name)) node.removeAttribute(name);
+  for (const { name } of [...node.attributes]) {
+    if (!other.hasAttribute(name)) node.removeAttribute(name);
+  }
   for (const { name, value } of other.attributes) {
-    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+    if (name === "style") node.style.cssText = value;  // the policy allows it so alone
+    else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
   }
   const children = [...other.childNodes];
   children.forEach((child, at) => {

@@ -55,7 +55,8 @@ function image(src, text, within) {
 
 // Its source, until richer.js makes a formula of it.
 function math(content, { isOpen, isDisplayed }) {
-  const node = make(isDisplayed ? "div" : "span", { className: "math", textContent: content.trim() });
+  const given = { className: "math", textContent: content.trim() };
+  const node = make(isDisplayed ? "div" : "span", given);
   if (!isOpen) node.dataset.formula = isDisplayed ? "displayed" : "in text";
   return node;
 }

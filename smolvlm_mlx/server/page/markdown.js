@@ -13,6 +13,7 @@ import complete from "./vendor/remend.js";
 const MAX_INLINE = 5_000;
 const MAX_OPEN = 20_000;
 const MAX_TEXT = 100_000;
+const MAX_DEPTH = 90;  // of quotes and lists in each other; markdown-it leaves out what is deeper
 
 const markdown = new MarkdownIt({ breaks: true, linkify: true }).disable("reference");
 markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
@@ -36,7 +37,7 @@ export function showMarkdown(place, text, isWhole) {
   const settled = goesOn ? before.blocks.slice(0, before.settled) : [];
   const rest = clean.slice(settled.reduce((length, { source }) => length + source.length, 0));
   const isLong = rest.length > (isWhole ? MAX_TEXT : MAX_OPEN);
-  const found = isLong ? [{ source: rest }] : split(rest);
+  const found = isLong ? [{ source: rest }] : split(rest, { isOpen: !isWhole });
   if (isLong) found[0].tokens = [];
   else if (!isWhole && found.length) found.push(completed(found.pop()));
   const open = found.map((block, at) => shown(block, before.blocks[settled.length + at]));
@@ -62,7 +63,9 @@ function split(text, env = {}) {
 
 function shown({ source, tokens, isOpen }, before) {
   if (before && before.source === source && !before.isOpen && !isOpen) return before;
-  const node = tokens.length ? elements(tokens) : make("p", { className: "plain", textContent: source });
+  const isText = !tokens.length || tokens.some(({ level }) => level > MAX_DEPTH);
+  const plain = { className: "plain", textContent: source };
+  const node = isText ? make("p", plain) : elements(tokens);
   node.dir ||= "auto";
   if (isOpen) node.classList.add("open");
   enrich(node, isOpen);
@@ -72,16 +75,20 @@ function shown({ source, tokens, isOpen }, before) {
 // ---- what is half there
 
 const HALF = {
-  linkMode: "text-only", katex: false, htmlTags: false, comparisonOperators: false, singleTilde: false,
+  linkMode: "text-only",
+  katex: false,
+  htmlTags: false,
+  comparisonOperators: false,
+  singleTilde: false,
 };
 
 // The last block as it will look when what is open in it is closed.
 function completed({ source, tokens }) {
   if (["fence", "code_block", "math"].includes(tokens[0].type)) {
-    return { source, tokens: split(source, { isOpen: true })[0].tokens, isOpen: true };
+    return { source, tokens, isOpen: true };
   }
   const text = source.length > MAX_INLINE ? source : complete(completedTable(source), HALF);
-  const [block] = split(text, { isOpen: true });
+  const [block] = split(text, { isOpen: true, isLast: true });
   return { source, tokens: block?.tokens ?? tokens, isOpen: true };
 }
 

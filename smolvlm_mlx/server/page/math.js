@@ -7,10 +7,12 @@ const MAX_LINES = 100;
 
 export function addMath(markdown) {
   markdown.inline.ruler.before("escape", "math", inText);
-  markdown.block.ruler.before("fence", "math", onItsOwn, { alt: ["paragraph", "blockquote", "list"] });
+  const alt = ["paragraph", "blockquote", "list"];  // which it may interrupt
+  markdown.block.ruler.before("fence", "math", onItsOwn, { alt });
 }
 
-// Of a text that still comes, a formula without an end goes on to where the text does.
+// In the last block of a text that still comes, a formula without an end goes on to where the text
+// does.
 function inText(state, silent) {
   const { src, pos, posMax, env } = state;
   const two = src.slice(pos, pos + 2);
@@ -21,7 +23,7 @@ function inText(state, silent) {
   const end = closing ? src.indexOf(closing, pos + 2) : pos + found[0].length - 1;
   const isOpen = end < 0 || end > posMax;
   const content = found ? found[1] : src.slice(pos + 2, isOpen ? posMax : end);
-  if (!content.trim() || isOpen && !env.isOpen) return false;
+  if (!content.trim() || isOpen && !env.isLast) return false;
   if (!silent) add(state, "math_inline", content, isOpen, two !== "\\(" && !found);
   state.pos = isOpen ? posMax : end + (found ? 1 : 2);
   return true;

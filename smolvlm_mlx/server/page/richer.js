@@ -41,10 +41,10 @@ function showFormula(node) {
   const source = node.textContent, displayMode = node.dataset.formula === "displayed";
   delete node.dataset.formula;
   if (source.length > MAX_FORMULA) return;
-  const options = { displayMode, throwOnError: true, annotate: true, maxExpand: 100, maxSize: [10, 100] };
+  const limits = { maxExpand: 100, maxSize: [10, 100] };  // macros; em and pt
   const shown = make("span");
   try {
-    temml.render(source, shown, options);
+    temml.render(source, shown, { displayMode, throwOnError: true, annotate: true, ...limits });
     node.replaceChildren(...shown.childNodes);
   } catch { /* no formula: its source stays */ }
 }
