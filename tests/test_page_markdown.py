@@ -106,7 +106,6 @@ def opened(browser: Any, server: Running) -> Iterator[Any]:
     problems: list[str] = []
     context.on("weberror", lambda error: problems.append(str(error.error)))
     context.on("console", lambda said: problems.append(said.text))
-    context.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
     host = f"http://127.0.0.1:{server.port}/"
     context.on(
         "request",
@@ -490,7 +489,8 @@ def scroll_up(page: Any, pixels: int) -> None:
 
 def where(page: Any) -> int:
     """Where a paragraph is in the window."""
-    return round(page.get_by_text("Paragraph 59").bounding_box()["y"])
+    box = page.get_by_text("Paragraph 59").bounding_box()
+    return round(float(box["y"]))
 
 
 def is_at_end(page: Any) -> bool:
