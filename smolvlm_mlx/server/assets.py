@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
@@ -11,12 +13,14 @@ TYPES = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
+    ".mjs": "text/javascript",
     ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
 }
 # All scripts and styles are files of ours: what an answer or a picture's name says is never run.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data: blob:; media-src data: blob:; connect-src 'self'; "
+    "font-src 'self'; img-src 'self' data: blob:; media-src data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
 OWN_PATHS = {"index.html": "/", "icon.svg": "/favicon.ico"}  # the others are below /page
@@ -41,4 +45,7 @@ async def _serve_page(request: Request) -> FileResponse:
 
 # No request can name another file. At the address of a conversation is the page, which opens it.
 TALKS = "/c/"
-ASSET_ROUTES = [*(Route(path, _serve) for path in ASSETS), Route(f"{TALKS}{{id}}", _serve_page)]
+_SERVED = {**dict.fromkeys(ASSETS, _serve), f"{TALKS}{{id}}": _serve_page}
+ASSET_ROUTES = [
+    Route(path, serve, middleware=[Middleware(GZipMiddleware)]) for path, serve in _SERVED.items()
+]

@@ -6,6 +6,7 @@ import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { copy } from "./secure.js";
 import { anew, chosen } from "./settings.js";
 import { call, complete, failure, newId, news } from "./stream.js";
+import { showAll } from "./talk.js";
 
 // `leaf` is the id of the last message that the server has, as far as this page knows.
 let conversation = { id: newId(), messages: [] };
@@ -22,8 +23,7 @@ export function show() {
   const empty = { className: "empty", textContent: "Drop a picture, paste one, or just ask." };
   const nodes = messages.map((message, at) => messageNode(
     message, running ? [] : buttons(at), picture => removePicture(message, picture)));
-  $("talk").replaceChildren(...(nodes.length ? nodes : [make("p", empty)]));
-  $("talk").scrollTop = $("talk").scrollHeight;
+  showAll(nodes.length ? nodes : [make("p", empty)]);
 }
 
 function buttons(at) {
@@ -70,11 +70,7 @@ function removePicture(message, picture) {
 }
 
 function showMore(asked, message) {
-  if (asked !== conversation) return;
-  const talk = $("talk");
-  const atEnd = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80;
-  updateText(talk.lastElementChild, message.text);
-  if (atEnd) talk.scrollTop = talk.scrollHeight;
+  if (asked === conversation) updateText($("talk").lastElementChild, message.text);
 }
 
 function setRunning(controller) {

@@ -10,6 +10,46 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
+// Let an element hold these children. Those that it has already are not moved.
+export function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, at) => {
+    const there = parent.childNodes[at];
+    if (there !== child) parent.insertBefore(child, there ?? null);
+  });
+}
+
+// Make a node equal to another. What is equal in both stays as it is, so that a selection in it
+// stays; returns the node that is there then.
+export function become(node, other) {
+  if (node.isEqualNode(other)) return node;
+  if (node.nodeName !== other.nodeName) {
+    node.replaceWith(other);
+    return other;
+  }
+  if (node.nodeType === Node.TEXT_NODE) {
+    let same = 0;
+    while (same < node.length && node.data[same] === other.data[same]) same += 1;
+    node.replaceData(same, node.length - same, other.data.slice(same));
+    return node;
+  }
+  for (const { name } of [...node.attributes]) {
+    if (!other.hasAttribute(name)) node.removeAttribute(name);
+  }
+  for (const { name, value } of other.attributes) {
+    if (name === "style") node.style.cssText = value;  // the policy allows it so alone
+    else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  }
+  const children = [...other.childNodes];
+  children.forEach((child, at) => {
+    if (node.childNodes[at]) become(node.childNodes[at], child);
+    else node.append(child);
+  });
+  while (node.childNodes.length > children.length) node.lastChild.remove();
+  return node;
+}
+
 // Say above the question what went wrong, or what is being done; "" takes it away.
 export function say(text) {
   $("problem").textContent = text;

@@ -2,37 +2,66 @@
 // answer ends before its end; `parts` are texts and pictures in their order, if they are not
 // pictures first.
 
-import { make } from "./dom.js";
+import { arrange, make } from "./dom.js";
+import { showMarkdown } from "./markdown.js";
 import { asPart, fromPart, thumbnail } from "./pictures.js";
 
 const LABELS = { user: "You", assistant: "Answer", system: "Instructions" };
 
+const nodes = new WeakMap();  // of messages, which keep theirs
+const coming = new Map();  // texts that are shown in the next frame, by their nodes
+
 // `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it.
-export function messageNode({ role, text, pictures, interrupted, cut, about }, buttons, remove) {
-  const node = make("article", { className: `message ${role}` });
+export function messageNode(message, buttons, remove) {
+  const { role, text, interrupted, cut, about } = message;
+  const node = nodes.get(message) ?? make("article", { className: `message ${role}` });
+  nodes.set(message, node);
   node.setAttribute("aria-label", LABELS[role] ?? role);
-  if (pictures.length) {
-    const thumbnails = pictures.map(
-      picture => thumbnail(picture, picture.problem && (() => remove(picture))));
-    node.append(make("div", { className: "pictures" }, ...thumbnails));
-  }
-  if (text || role === "assistant") {
-    node.append(make("div", { className: "text", textContent: text || "…" }));
-  }
-  if (cut) node.append(make("div", { className: "cut", textContent: `Cut off: ${cut}` }));
   const notes = [interrupted && !cut && !about && "interrupted", about].filter(Boolean);
   const below = buttons.map(each => {
     if (each instanceof Node) return each;
     const [textContent, onclick] = each;
     return make("button", { textContent, onclick });
   });
-  node.append(make("div", { className: "about" }, ...notes, ...below));
+  arrange(node, [
+    picturesNode(node, message, remove),
+    text || role === "assistant" ? textNode(node, message) : null,
+    cut ? make("div", { className: "cut", textContent: `Cut off: ${cut}` }) : null,
+    make("div", { className: "about" }, ...notes, ...below),
+  ].filter(Boolean));
   return node;
+}
+
+// The pictures as they are there, or anew if they have changed.
+function picturesNode(node, { pictures }, remove) {
+  const key = JSON.stringify(pictures.map(({ name, problem }) => [name, problem]));
+  const before = node.querySelector(".pictures");
+  if (!pictures.length || before?.dataset.shown === key) return pictures.length ? before : null;
+  const thumbnails = pictures.map(
+    picture => thumbnail(picture, picture.problem && (() => remove(picture))));
+  const made = make("div", { className: "pictures" }, ...thumbnails);
+  made.dataset.shown = key;
+  return made;
+}
+
+// Answers are Markdown; what people write is shown as they wrote it.
+function textNode(node, { role, text }) {
+  const place = node.querySelector(".text") ?? make("div", { className: "text", dir: "auto" });
+  coming.delete(node);
+  if (role !== "assistant" || !text) place.textContent = text || "…";
+  else showMarkdown(place, text, true);
+  return place;
 }
 
 // More of an answer has come.
 export function updateText(node, text) {
-  node.querySelector(".text").textContent = text;
+  if (!coming.size) requestAnimationFrame(showComing);
+  coming.set(node, text);
+}
+
+function showComing() {
+  for (const [node, text] of coming) showMarkdown(node.querySelector(".text"), text, false);
+  coming.clear();
 }
 
 // ---- as the server and files have it
