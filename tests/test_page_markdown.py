@@ -440,7 +440,7 @@ def test_the_first_paint_is_small_and_libraries_come_when_they_are_needed(
     page.on("requestfinished", lambda request: finished.append(request))
     page.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
     page.locator("#max_tokens").wait_for(state="attached")
-    page.wait_for_load_state("networkidle")
+    page.locator("#model:not(:empty)").wait_for()
     for request in finished:
         count(request)
     assert "/page/vendor/markdown-it.esm.min.mjs" in sizes

@@ -232,6 +232,8 @@ class Service:
             await asyncio.wait([reader])
             if reader.cancelled():
                 raise gone
+            if reader.exception() is not None:
+                await self._kept(answer)  # its question is taken back before it is told
             reader.result()
         finally:
             watcher.cancel()
