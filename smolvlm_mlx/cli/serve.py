@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 from socket import (
     AF_INET,
@@ -27,7 +28,7 @@ from ..errors import ServerError, quote
 from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from ..tasks.options import CHAT
+from ..tasks.options import CHAT, SERVE
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
 
 if TYPE_CHECKING:
@@ -78,13 +79,14 @@ def serve(
     allow_urls: AllowUrls = False,
     no_history: NoHistory = False,
     open_page: OpenPage = False,
-    options: Answers = CHAT,
+    options: Answers = SERVE,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in.
 
-    How answers are generated and pictures are cut is for requests that say nothing of it.
+    How answers are generated and pictures are cut is for requests that say nothing of it. The page
+    ends loops and asks with the settings of `chat`, but for those that are typed here.
     """
     if no_token and typed(context, "token"):
         raise ServerError("--token and --no-token; give one of them")
@@ -95,7 +97,8 @@ def serve(
     with leaving_at_once(), listen(host, port) as listener:
         from ..server.start import Start
 
-        start = Start([*given(context, options), *given(context, image_options)])
+        said = given(context, options)
+        start = Start([*said, *given(context, image_options)], options=replace(CHAT, **said))
         settings = (options, image_options, start)
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
         run_server(service, listener, secret, open_page, [host, *(allow_host or ())], origins)

@@ -40,7 +40,7 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.history import History
 from ..tasks.live import Judge
-from ..tasks.options import CHAT
+from ..tasks.options import SERVE
 from .answer import Answer
 from .assets import ASSET_ROUTES, ASSETS
 from .budget import Budget, Spent
@@ -55,7 +55,6 @@ from .openai import (
     ModelList,
     dump,
     event,
-    finish_reason,
 )
 from .openapi import Conversation, ConversationList, Health, Memory, document
 from .request import ChatRequest
@@ -99,7 +98,7 @@ class Service:
     model: str
     history: History | None
     image_options: ImageOptions
-    options: Options = CHAT
+    options: Options = SERVE
     start: Start = field(default_factory=Start)
     allow_urls: bool = False
     aliases: Sequence[str] = ()
@@ -262,8 +261,7 @@ class Service:
                 if piece:
                     yield event(completion.chunk(choice.index, Delta(content=piece)))
                 if choice.over:
-                    reason = finish_reason(choice.job.statistics)
-                    yield event(completion.chunk(choice.index, Delta(), reason))
+                    yield event(completion.chunk(choice.index, Delta(), choice.job.statistics))
             notice = await self._keep(answer)
             used = answer.statistics if answer.asked.wants_usage() else None
             if used is not None or notice is not None:

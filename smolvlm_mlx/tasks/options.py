@@ -22,7 +22,10 @@ Metric = Literal[
 ]
 
 DOCUMENT_MODEL = "ds4sd/SmolDocling-256M-preview"  # which writes DocTags
-CHAT = Options(max_tokens=1024)
-DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
+SERVE = Options(max_tokens=1024)  # of requests that say nothing of it
+CHAT = Options(max_tokens=1024, end_loops=True)
+CAPTIONS = Options(end_loops=True)
+# Of a page: the model card of DOCUMENT_MODEL.
+DOCUMENTS = Options(max_tokens=8192, end_loops=True)
 LIVE = Options(max_tokens=64)
 EVALUATION = Options(max_tokens=64, skip_special_tokens=True)  # benchmarks' answers are words

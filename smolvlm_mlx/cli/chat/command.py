@@ -63,7 +63,7 @@ def chat(
     id = None if history is None or resume is None else _find(history, resume)
     if web:
         typed = [*given(context, options), *given(context, image_options)]
-        settings = (options, image_options, _start(typed, system, image or [], id))
+        settings = (options, image_options, _start(typed, system, image or [], id, options))
         _run_page(model, loading, settings, not no_history)
         return
     loaded, folder = loading.load(model), None if no_history else cache_folder()
@@ -126,7 +126,9 @@ def _run_page(
         run_server(service, listener, new_token(), open_page=True)
 
 
-def _start(typed: list[str], system: str | None, sources: list[str], id: str | None) -> "Start":
+def _start(
+    typed: list[str], system: str | None, sources: list[str], id: str | None, options: Options
+) -> "Start":
     """What the page begins with."""
     from ...inputs.media import attach
     from ...server.security import MAX_BODY_BYTES
@@ -139,7 +141,7 @@ def _start(typed: list[str], system: str | None, sources: list[str], id: str | N
             f"--image: {size:,} bytes, and the page can send {most:,}; make them smaller, or leave "
             "out --web"
         )
-    return Start(typed, system, media, id)
+    return Start(typed, system, media, id, options)
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":
