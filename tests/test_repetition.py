@@ -43,7 +43,8 @@ def found_at(text: str) -> tuple[int, str] | None:
 
 def shown(text: str, tokens: int = 9999) -> tuple[str, str]:
     """What is shown of an answer whose tokens are characters, and how it ended."""
-    row = Row(Options(tokens, end_loops=True), Characters())
+    tokenizer: Any = Characters()
+    row = Row(Options(tokens, end_loops=True), tokenizer)
     row.begin([], tokens)
     row.start()
     pieces = []
@@ -142,7 +143,8 @@ def test_what_was_held_back_is_shown_where_the_answer_goes_on_or_ends() -> None:
 
 
 def test_it_is_ended_where_that_is_asked_for_alone() -> None:
-    row = Row(Options(400), Characters())
+    tokenizer: Any = Characters()
+    row = Row(Options(400), tokenizer)
     row.begin([], 400)
     row.start()
     pieces = [row.push(ord(character)) for character in (SENTENCE * 30)[:400]]
@@ -192,6 +194,7 @@ def test_a_chat_goes_on_after_it(loaded: Loaded) -> None:
     chat = Chat(*loaded, CHAT)
     for _ in range(2):
         assert "".join(chat.ask("Hi")) == chat.messages[-1].text == KEPT
+        assert chat.messages[-1].interrupted
 
 
 def test_a_line_of_captions_says_it(loaded: Loaded, tmp_path: Path) -> None:
@@ -201,6 +204,16 @@ def test_a_line_of_captions_says_it(loaded: Loaded, tmp_path: Path) -> None:
     lines = Captioner(*loaded, Task("Hi", 200)).write(files, tmp_path / "out.jsonl")
     found = [(line["caption"], line["note"]) for line in lines]
     assert found == [(KEPT, "the answer went in circles and was ended")] * 2
+
+
+def test_by_the_commands(circling: Path, call: Any) -> None:
+    told = "the answer went in circles and was ended"
+    asked = ("generate", "Hi", "--model", circling, "--max-tokens", 200)
+    assert call(*asked, "--end-loops") == (0, f"{KEPT}\n", f"smolvlm-mlx: {told}\n")
+    code, text, err = call(*asked)
+    assert (code, len(text) > 2 * len(KEPT), err) == (0, True, "")
+    chat = call("chat", "--model", circling, "--no-history", stdin="Hi\n")
+    assert chat == (0, f"{KEPT}\n", f"{told.capitalize()}; /retry asks again.\n")
 
 
 @pytest.mark.parametrize("n", [1, 2])

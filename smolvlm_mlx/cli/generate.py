@@ -49,6 +49,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
+    from ..events import CUT_OFF
     from ..generation.engine import Engine
     from ..inputs.messages import notes
     from ..inputs.video import VIDEO_OPTIONS
@@ -65,7 +66,9 @@ def generate(
         messages, options, image_options=image_options, keep_vision=False
     )
     text = "".join(echo(stream, silent=as_json))
-    for note in notes(messages):
+    is_loop = stream.statistics.finish_reason == "repetition"
+    told = [*notes(messages), *([f"the answer {CUT_OFF['repetition']}"] if is_loop else [])]
+    for note in told:
         print(f"smolvlm-mlx: {note}", file=sys.stderr)
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")

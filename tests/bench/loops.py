@@ -12,6 +12,7 @@ would have been ended. With OPENBLAS_NUM_THREADS=1 other processes are disturbed
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
