@@ -49,7 +49,6 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Ask about pictures, or ask without; the answer streams to stdout."""
-    from ..events import CUT_OFF
     from ..generation.engine import Engine
     from ..inputs.messages import notes
     from ..inputs.video import VIDEO_OPTIONS
@@ -66,15 +65,21 @@ def generate(
         messages, options, image_options=image_options, keep_vision=False
     )
     text = "".join(echo(stream, silent=as_json))
-    is_loop = stream.statistics.finish_reason == "repetition"
-    told = [*notes(messages), *([f"the answer {CUT_OFF['repetition']}"] if is_loop else [])]
-    for note in told:
+    for note in [*notes(messages), *_ended_early(stream)]:
         print(f"smolvlm-mlx: {note}", file=sys.stderr)
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
         print(
             json.dumps(_summary(text, stream, loaded - started), ensure_ascii=not is_utf8, indent=2)
         )
+
+
+def _ended_early(stream: "Stream") -> list[str]:
+    """What is to be said of an answer that was ended."""
+    from ..events import CUT_OFF
+
+    reason = stream.statistics.finish_reason
+    return [f"the answer {CUT_OFF[reason]}"] if reason == "repetition" else []
 
 
 def _messages(

@@ -37,6 +37,7 @@ LEAST_LETTERS = 0.85  # of the characters of sentences, without spaces
 # block before, until what follows is held back: there are two copies then.
 _SIZES = np.arange(LONGEST_BLOCK, 0, -1)
 _NEAR = np.maximum(_SIZES, LEAST_HELD - _SIZES) + 1
+LEAST_RUN = int(_NEAR.min())
 
 
 def rule_of(block: str, different: int) -> Rule:
@@ -77,14 +78,25 @@ class RepetitionDetector:
         self._runs *= self._tokens[at : at + LONGEST_BLOCK] == token
         self._tokens[at] = self._tokens[at + LONGEST_BLOCK] = token
         self._count += 1
-        near = np.flatnonzero(self._runs >= _NEAR)[::-1]  # shorter blocks first
-        runs = {int(_SIZES[place]): int(self._runs[place]) for place in near}
+        runs = self._near() if self._runs.max() >= LEAST_RUN else {}
         self._rules = {size: self._rules.get(size) or self._rule(size) for size in runs}
         self.size = next((size for size, rule in self._rules.items() if rule != OTHER), 0)
         for size, rule in self._rules.items():
             if runs[size] + size >= max(rule.tokens, rule.copies * size):
                 self.found, self.begins = True, self._count - runs[size]
-                return  # longer blocks are multiples of this one
+                return
+
+    def _near(self) -> dict[int, int]:
+        """How many tokens repeat those a block before, by the block's size, the shortest first: of
+        what may be a loop. Several copies are no longer block of their own."""
+        near = np.flatnonzero(self._runs >= _NEAR)[::-1]
+        sizes, runs, found = _SIZES[near], self._runs[near], dict[int, int]()
+        while sizes.size:
+            size, run = int(sizes[0]), int(runs[0])
+            found[size] = run
+            others = (sizes % size != 0) | (sizes + runs != size + run)
+            sizes, runs = sizes[others], runs[others]
+        return found
 
     def _rule(self, size: int) -> Rule:
         end = (self._count - 1) % LONGEST_BLOCK + 1 + LONGEST_BLOCK
