@@ -8,8 +8,16 @@ from functools import wraps
 from typing import Generic, Literal, ParamSpec, TypeVar, get_args
 
 Arguments = ParamSpec("Arguments")
+FinishReason = Literal["stop", "length", "repetition", "interrupted"]
 Step = TypeVar("Step")
 Result = TypeVar("Result")
+
+# How an answer ended that did not come to its end by itself, for people.
+CUT_OFF: dict[str, str] = {
+    "length": "cut off at the longest length",
+    "repetition": "went in circles and was ended",
+    "interrupted": "interrupted",
+}
 
 
 @dataclass
@@ -17,7 +25,7 @@ class Statistics:
     """What an answer took. Times in seconds, memory in bytes (MLX's arrays and the
     freed buffers that it holds)."""
 
-    finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
+    finish_reason: FinishReason = "interrupted"
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, whose keys and values an earlier answer left
     image_tokens: int = 0
@@ -50,12 +58,7 @@ class Statistics:
             parts.append(f"then {self.tokens_per_second:.1f} tokens/s")
         if self.peak_memory:
             parts.append(f"{self.peak_memory / 1e9:.2f} GB")
-        if self.finish_reason != "stop":
-            parts.append(
-                "interrupted"
-                if self.finish_reason == "interrupted"
-                else "cut off at the longest length"
-            )
+        parts += [CUT_OFF[self.finish_reason]] if self.finish_reason in CUT_OFF else []
         return " · ".join(parts)
 
     def describe_phases(self) -> str:

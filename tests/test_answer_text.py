@@ -109,7 +109,7 @@ def test_a_page_from_python(reader: Loaded, page: Path) -> None:
     assert set(TAGS_OF_PAGE) == set(TAGS)
     assert stream.statistics.finish_reason == "stop"
     prompt = reader[1]([{"role": "user", "content": PROMPT}])
-    assert Engine(*reader).batch([prompt] * 2) == [(PAGE, True)] * 2
+    assert Engine(*reader).batch([prompt] * 2) == [(PAGE, "stop")] * 2
     chat = Chat(*reader)
     assert "".join(chat.ask(PROMPT, [page])) == chat.messages[-1].text == PAGE
 
@@ -193,7 +193,7 @@ def test_the_space_is_in_no_answer_from_python(spoken: Path) -> None:
     prompt = loaded[1]([{"role": "user", "content": "What?"}])
     assert generate(*loaded, "What?") == WORDS
     assert "".join(stream_generate(*loaded, "What?")) == WORDS
-    assert Engine(*loaded).batch([prompt] * 2) == [(WORDS, True)] * 2
+    assert Engine(*loaded).batch([prompt] * 2) == [(WORDS, "stop")] * 2
     chat = Chat(*loaded)
     assert "".join(chat.ask("What?")) == chat.messages[-1].text == WORDS
     assert generate(*loaded, "What?", Options(stop=("Red",))) == "\t"

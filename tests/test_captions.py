@@ -119,9 +119,9 @@ def test_a_batch_ends_one_by_one(bundled: Loaded, pictures: list[Path]) -> None:
     answers = Engine(model, processor).batch(batch, Options(max_tokens=64))
     assert [text.strip() for text, _ in answers] == [alone(bundled, path) for path in same]
     assert len({len(text) for text, _ in answers}) > 2
-    assert all(ended for _, ended in answers)
+    assert all(reason == "stop" for _, reason in answers)
     short = Engine(model, processor).batch(batch, Options(max_tokens=3))
-    assert not any(ended for _, ended in short)
+    assert all(reason == "length" for _, reason in short)
     assert all(answer[0].startswith(part[0]) for answer, part in zip(answers, short, strict=True))
     one = Engine(model, processor).batch(batch[:1], Options(max_tokens=1))
     assert answers[0][0].startswith(one[0][0])

@@ -23,7 +23,7 @@ from smolvlm_mlx.inputs.video import VIDEO_OPTIONS
 from smolvlm_mlx.server import security
 from smolvlm_mlx.tasks import evaluation
 from smolvlm_mlx.tasks.history import History, new_id
-from tests.support.changes import ANSWERS, CHANGES, EVERY, PICTURES, VALUES
+from tests.support.changes import ANSWERS, CHANGES, EVERY, PICTURES, UNSEEN, VALUES
 from tests.support.checkpoints import Loaded
 from tests.support.cli import check_refused, let_answer
 from tests.support.http import question
@@ -43,6 +43,9 @@ REFUSED = {
     "serve": {"kv_bits"},
 }
 NAMES = [option.name for option in EVERY]
+
+
+SWITCH = {True: "on", False: "off"}
 
 
 def typed(**values: Any) -> list[str]:
@@ -195,7 +198,7 @@ def test_an_option_reaches_the_engine_or_is_refused_by_name(
 def test_an_option_changes_the_answer(
     command: str, name: str, commands: Commands, asked: Asked
 ) -> None:
-    if name in REFUSED.get(command, ()):
+    if name in UNSEEN or name in REFUSED.get(command, ()):
         return
     beside, value = CHANGES[name]
     before = ["-n", "24", *one_tile(name), *typed(**beside)]
@@ -458,7 +461,7 @@ def test_an_option_is_set_in_a_running_chat_or_refused_by_name(
     name: str, folder: Path, asked: Asked, call: Any
 ) -> None:
     value = VALUES[name]
-    words = " ".join(value) if isinstance(value, tuple) else "off" if value is False else value
+    words = " ".join(value) if isinstance(value, tuple) else SWITCH.get(value, value)
     flags = ["-m", "tiny", "-n", 2, "--no-history", "-i", folder / "a.png"]
     code, _, err = call("chat", *flags, stdin=f"/settings {name} {words}\nHi\n")
     if name in REFUSED["chat"]:

@@ -14,6 +14,7 @@ from convert import random_checkpoint
 from smolvlm_mlx import Options, generate, load
 from smolvlm_mlx.errors import DataError, PromptError, SmolVLMError
 from smolvlm_mlx.generation import prefill
+from smolvlm_mlx.generation.repetition import WORDS
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.pdf import DPI
 from smolvlm_mlx.inputs.settings import ImageOptions
@@ -23,13 +24,9 @@ from smolvlm_mlx.tasks.captions import TASKS
 from smolvlm_mlx.tasks.docling import export
 from smolvlm_mlx.tasks.doctags import END, close_tags
 from smolvlm_mlx.tasks.documents import (
-    LEAST_OTHER,
-    LEAST_PROSE,
-    LoopWatch,
     PageSource,
     Reader,
     find_pages,
-    is_prose,
 )
 from smolvlm_mlx.tasks.options import DOCUMENT_MODEL
 from tests.support.checkpoints import Loaded
@@ -159,9 +156,9 @@ def test_a_loop_is_cut_to_its_first_occurrence(loaded: Loaded, script: Script) -
     script("<doctag><text>First.</text>\n" + item * 100 + END, PAGE)
     first, second = (Reader(*loaded).read_image(picture(seed)) for seed in (1, 2))
     assert first.text == f"<doctag><text>First.</text>\n{item.strip()}</doctag>"
-    assert (first.ended, second.ended, second.text) == ("loop", "stop", PAGE)
+    assert (first.ended, second.ended, second.text) == ("repetition", "stop", PAGE)
     tokens = first.statistics.generated_tokens
-    assert LEAST_PROSE < tokens < LEAST_PROSE + 40
+    assert WORDS.tokens < tokens < WORDS.tokens + 40
     assert first.note == (
         "the model repeated itself; the page ends after the first occurrence "
         f"({tokens} tokens were read)"
@@ -194,66 +191,8 @@ def test_cells_without_end_are_a_loop_too(loaded: Loaded, script: Script) -> Non
     page = Reader(*loaded).read_image(picture(size=(40, 30)))
     assert (page.text, page.ended) == (
         "<doctag><otsl><fcel>x<nl><ecel><ecel><nl></otsl></doctag>",
-        "loop",
+        "repetition",
     )
-
-
-# ---- the rule of loops, on text as tokens
-
-
-def watch(text: str) -> str | None:
-    """What is left of a looping text; a token is a character."""
-    loop = LoopWatch(lambda ids: "".join(map(chr, ids)))
-    for character in text:
-        if (kept := loop.push(ord(character))) is not None:
-            return text[:kept]
-    return None
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 64, 100, 256])
-def test_loops_of_every_length(size: int) -> None:
-    block = "A" + "".join(Random(size).choices("abcdefgh", k=size - 1))
-    copies = max(6, -(-LEAST_PROSE // size))
-    assert watch("xyz" + block * copies) == "xyz" + block
-    assert watch("xyz" + block * (copies - 1)) is None
-    assert (watch("xyz" + (block + "-") * copies) is None) == (size == 256)  # the longest
-    assert watch("".join(f"{block}{number}" for number in range(copies))) is None
-
-
-@pytest.mark.parametrize(
-    ("block", "least"),
-    [
-        ("a", 256),
-        (".", 1024),
-        ("ab", 256),
-        ("a" + "b" * 49, 300),
-        ("a" + "b" * 99, 600),
-        ("-+", 1024),
-    ],
-    ids=range(6),
-)
-def test_a_loop_is_told_at_its_least_length_and_not_before(block: str, least: int) -> None:
-    """In tokens: 256 of words, 1,024 of others, and 6 times in all."""
-    assert watch("xyz" + (block * least)[:least]) == "xyz" + block
-    assert watch("xyz" + (block * least)[: least - 1]) is None
-    assert watch((block * least)[:least]) == block  # from the page's beginning
-    assert watch((block * least)[: least - 1]) is None
-
-
-def test_words_in_no_table_are_prose() -> None:
-    assert is_prose("xt>The same.</text><te")
-    assert is_prose("ha ")
-    assert not is_prose("loc_50></text><text><")
-    assert not is_prose("....")
-    assert not is_prose("0.00 ")
-    assert not is_prose("n/a<fcel>")
-    assert not is_prose("cel>n/a<f")
-    assert LEAST_OTHER > LEAST_PROSE
-
-
-def test_random_text_is_no_loop() -> None:
-    random = Random(5)
-    assert all(watch("".join(random.choices("abc", k=1500))) is None for _ in range(5))
 
 
 # ---- the pages of files

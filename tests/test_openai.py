@@ -64,7 +64,7 @@ def test_pieces_of_a_stream() -> None:
     chunks = [
         completion.chunk(1, Delta(role="assistant", content="")),
         completion.chunk(1, Delta(content="a")),
-        completion.chunk(1, Delta(), "stop"),
+        completion.chunk(1, Delta(), Statistics("stop")),
         completion.last_chunk(STATISTICS),
         completion.last_chunk(STATISTICS, LIVE),
     ]
@@ -86,8 +86,21 @@ def test_pieces_of_a_stream() -> None:
 
 
 def test_an_answer_that_does_not_end_by_itself_ends_by_its_length() -> None:
-    reasons: list[Any] = ["stop", "length", "interrupted"]
-    assert [finish_reason(Statistics(reason)) for reason in reasons] == ["stop", "length", "length"]
+    reasons: list[Any] = ["stop", "length", "interrupted", "repetition"]
+    found = [finish_reason(Statistics(reason)) for reason in reasons]
+    assert found == ["stop", *["length"] * 3]  # clients know no others
+
+
+def test_an_answer_that_went_in_circles_says_so_beside_a_reason_that_clients_know() -> None:
+    ended = Statistics("repetition")
+    whole: Any = Completion("tiny").whole(["a", "b"], [ended, Statistics("stop")])
+    first, second = whole["choices"]
+    assert (first["finish_reason"], first["ended_by"]) == ("length", "repetition")
+    assert (second["finish_reason"], "ended_by" in second) == ("stop", False)
+    chunk: Any = Completion("tiny").chunk(0, Delta(), ended)
+    (choice,) = chunk["choices"]
+    assert (choice["finish_reason"], choice["ended_by"]) == ("length", "repetition")
+    assert whole["usage"]["timing"]["about"].endswith(" · went in circles and was ended")
 
 
 def test_errors() -> None:

@@ -344,6 +344,7 @@ CHANGES: dict[str, tuple[str, object]] = {
     "frequency_penalty": ("1.5", 1.5),
     "seed": ("5", 5),
     "stop": ("a b\nc", ["a b", "c"]),
+    "end_loops": ("off", False),
     "longest_edge": ("128", 128),
     "split": ("off", False),
     "max_tiles": ("3", 3),
@@ -406,11 +407,11 @@ def test_every_option_of_the_list_is_a_setting_that_is_asked_with(page: Any) -> 
     assert {name: page.input_value(f"#{name}") for name in SETTINGS} == {
         name: CHANGES[name][0] for name in SETTINGS
     }
-    for name in SETTINGS:  # empty is what the server has
+    for name in SETTINGS:  # empty is as usual
         change(page, name, "")
     page.get_by_role("button", name="Done").click()
     ask(page, "Hi", 2)
-    assert not {*SETTINGS} & bodies[1].keys()
+    assert {name: bodies[1][name] for name in SETTINGS if name in bodies[1]} == {"end_loops": True}
 
 
 def test_what_was_typed_for_the_server_goes_before_what_the_browser_keeps(
@@ -421,7 +422,7 @@ def test_what_was_typed_for_the_server_goes_before_what_the_browser_keeps(
     monkeypatch.setattr(server.service, "options", options)
     monkeypatch.setattr(server.service, "image_options", ImageOptions(split=False))
     typed = ("max_tokens", "temperature", "stop", "split")
-    monkeypatch.setattr(server.service, "start", Start(typed))
+    monkeypatch.setattr(server.service, "start", Start(typed, options=options))
     bodies = watch_requests(page)
     page.reload()
     open_settings(page)
@@ -438,7 +439,7 @@ def test_what_was_typed_for_the_server_goes_before_what_the_browser_keeps(
     page.reload()
     ask(page, "Hi", 2)
     assert bodies[1]["temperature"] == 0.75
-    monkeypatch.setattr(server.service, "start", Start(typed))
+    monkeypatch.setattr(server.service, "start", Start(typed, options=options))
     page.reload()
     ask(page, "Hi", 3)
     assert "temperature" not in bodies[2]
@@ -451,9 +452,10 @@ def test_the_page_begins_with_pictures_instructions_and_a_conversation(
     video = VideoPart(Video(encode_video(30, 10)), {"fps": 2.0, "end": 2.5})
     before = [text_message("system", "Be long."), user_message("Before?", [video])]
     server.history.save(id, [*before, text_message("assistant", "Yes.")])
-    start = Start(("max_tokens",), "Be brief.", [Attachment(PICTURE, name="cat.png")], id)
+    short = Options(max_tokens=4)
+    start = Start(("max_tokens",), "Be brief.", [Attachment(PICTURE, name="cat.png")], id, short)
     monkeypatch.setattr(server.service, "start", start)
-    monkeypatch.setattr(server.service, "options", Options(max_tokens=4))
+    monkeypatch.setattr(server.service, "options", short)
     bodies = watch_requests(page)
     page.reload()
     page.locator("#waiting img[title='cat.png']").wait_for()

@@ -8,7 +8,7 @@ from smolvlm_mlx.server.start import Start
 from tests.support.changes import EVERY
 
 KINDS = {
-    "flag": {"split"},
+    "flag": {"split", "end_loops"},
     "texts": {"stop"},
     "whole": {"max_tokens", "top_k", "repetition_context", "seed", "longest_edge", "max_tiles"},
     "number": {
@@ -23,13 +23,15 @@ KINDS = {
 
 
 def test_each_option_is_asked_for_by_its_kind() -> None:
-    told = Start(("seed", "split")).to_json(Options(seed=3), ImageOptions(max_tiles=4))
+    start = Start(("seed", "split"), options=Options(seed=3, end_loops=True))
+    told = start.to_json(Options(seed=3), ImageOptions(max_tiles=4))
     settings = told["settings"]
     assert isinstance(settings, list)
     kinds = {name: kind for kind, names in KINDS.items() for name in names}
     assert {each["name"]: each["kind"] for each in settings} == kinds
     assert [each["name"] for each in settings if each["typed"]] == ["seed", "split"]
-    values = {**vars(Options(seed=3)), **vars(ImageOptions(max_tiles=4))}
+    assert [each["name"] for each in settings if each["said"]] == ["end_loops"]
+    values = {**vars(start.options), **vars(ImageOptions(max_tiles=4))}
     help = {option.name: option.help for option in EVERY}
     for each in settings:
         assert (each["value"], each["help"]) == (values[each["name"]], help[each["name"]])

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from smolvlm_mlx import Options
-from smolvlm_mlx.tasks import captions, documents, evaluation, live
+from smolvlm_mlx.generation.repetition import LONGEST_BLOCK, OTHER, SENTENCES, WORDS
+from smolvlm_mlx.tasks import captions, evaluation, live
 from smolvlm_mlx.tasks.captions import TASKS, Task
 from smolvlm_mlx.tasks.live import Description, Judge
-from smolvlm_mlx.tasks.options import CHAT, DOCUMENTS, EVALUATION, LIVE
+from smolvlm_mlx.tasks.options import CAPTIONS, CHAT, DOCUMENTS, EVALUATION, LIVE, SERVE
 from smolvlm_mlx.training.loop import Settings
 from smolvlm_mlx.training.plan import PRESETS, Plan
 
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 # The presets of captions, and a task of one's own: tokens, characters, whether words are wanted.
-CAPTIONS = {
+CAPTION_TASKS = {
     "caption": (128, None, True),
     "alt": (64, 124, True),
     "keywords": (512, None, True),
@@ -74,12 +75,14 @@ def test_settings_of_a_trainer() -> None:
 @pytest.mark.parametrize(
     ("options", "given"),
     [
-        (CHAT, {"max_tokens": 1024}),
-        (DOCUMENTS, {"max_tokens": 8192}),
+        (SERVE, {"max_tokens": 1024}),
+        (CHAT, {"max_tokens": 1024, "end_loops": True}),
+        (CAPTIONS, {"end_loops": True}),
+        (DOCUMENTS, {"max_tokens": 8192, "end_loops": True}),
         (LIVE, {"max_tokens": 64}),
         (EVALUATION, {"max_tokens": 64, "skip_special_tokens": True}),
     ],
-    ids=["chat", "documents", "live", "evaluation"],
+    ids=["serve", "chat", "captions", "documents", "live", "evaluation"],
 )
 def test_options_of_answers(options: Options, given: dict[str, int]) -> None:
     usual = asdict(Options())
@@ -89,7 +92,7 @@ def test_options_of_answers(options: Options, given: dict[str, int]) -> None:
 def test_tasks_of_captions() -> None:
     tasks = {**TASKS, "own": Task("?")}
     found = {name: (t.max_tokens, t.most_characters, t.words) for name, t in tasks.items()}
-    assert found == CAPTIONS
+    assert found == CAPTION_TASKS
     schema: Any = TASKS["keywords"].schema
     title, description, keywords = schema["properties"].values()
     assert (title["maxLength"], description["maxLength"]) == (100, 600)
@@ -106,7 +109,8 @@ def test_limits() -> None:
     """Of memory, and of what is done together, which decides sums' last bits."""
     assert (captions.MOST_FILES, captions.WINDOW_BYTES, captions.USUAL_TILES) == (64, 1 << 28, 17)
     assert (captions.CACHE_BYTES, live.IMAGE_CACHE_BYTES) == (1 << 30, 1 << 24)
-    assert (documents.LEAST_PROSE, documents.LEAST_OTHER) == (256, 1024)
+    rules = [(rule.tokens, rule.copies) for rule in (SENTENCES, WORDS, OTHER)]
+    assert (rules, LONGEST_BLOCK) == ([(96, 4), (256, 6), (1024, 6)], 256)
     assert (live.CLEAR, live.SAME, evaluation.Z) == (8, 3, 1.96)
 
 

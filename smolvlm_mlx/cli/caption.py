@@ -12,7 +12,7 @@ import typer
 from ..errors import DataError, quote, reason
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from ..tasks.options import Preset
+from ..tasks.options import CAPTIONS, Preset
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def caption(
     prompt: Prompt = None,
     schema: Schema = None,
     model_path: Model = DEFAULT_MODEL,
-    options: Annotated[Options, Flags(defaults=DEFAULTS)] = Options(),
+    options: Annotated[Options, Flags(defaults=DEFAULTS)] = CAPTIONS,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:

@@ -74,13 +74,21 @@ def generate(
         messages, options, image_options=image_options, keep_vision=False
     )
     text = "".join(echo(stream, silent=as_json))
-    for note in notes(messages):
+    for note in [*notes(messages), *_ended_early(stream)]:
         print(f"smolvlm-mlx: {note}", file=sys.stderr)
     if as_json:
         is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
         print(
             json.dumps(_summary(text, stream, loaded - started), ensure_ascii=not is_utf8, indent=2)
         )
+
+
+def _ended_early(stream: "Stream") -> list[str]:
+    """What is to be said of an answer that was ended."""
+    from ..events import CUT_OFF
+
+    reason = stream.statistics.finish_reason
+    return [f"the answer {CUT_OFF[reason]}"] if reason == "repetition" else []
 
 
 def _messages(

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from errno import EADDRINUSE
 from ipaddress import IPv6Address, ip_address
 from itertools import islice
@@ -31,7 +32,7 @@ from ..errors import ServerError, quote
 from ..files import expanded
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
-from ..tasks.options import CHAT
+from ..tasks.options import CHAT, SERVE
 from .options import DEFAULT_MODEL, INTERRUPTED, Flags, Loading, Model, given, typed
 from .token import checked_token, kept_token, random_token
 
@@ -100,13 +101,14 @@ def serve(
     allow_urls: AllowUrls = False,
     no_history: NoHistory = False,
     open_page: OpenPage = False,
-    options: Answers = CHAT,
+    options: Answers = SERVE,
     image_options: ImageOptions = ImageOptions(),
     loading: Loading = Loading(),
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to chat in.
 
-    How answers are generated and pictures are cut is for requests that say nothing of it.
+    How answers are generated and pictures are cut is for requests that say nothing of it. The page
+    ends loops and asks with the settings of `chat`, but for those that are typed here.
     """
     flags = typed(context, "token", "new_token", "no_token")
     if "," in flags:
@@ -117,7 +119,8 @@ def serve(
         from ..server.start import Start
 
         secret = None if no_token else own or kept_token(new=new_token)
-        start = Start([*given(context, options), *given(context, image_options)])
+        said = given(context, options)
+        start = Start([*said, *given(context, image_options)], options=replace(CHAT, **said))
         settings = (options, image_options, start)
         service = load_service(model, loading, *settings, not no_history, allow_urls, alias or ())
         run_server(service, listener, secret, open_page, host, allow_host or (), origins)

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..errors import GenerationError, SmolVLMError
-from ..events import Statistics
+from ..events import FinishReason, Statistics
 from ..inputs.tokenizer import Tokenizer
 from ..model import BatchKVCache, KVCache, SmolVLM, ints
 from .detokenizer import StreamingDetokenizer
 from .failures import Contained
 from .options import Options
 from .prefix_cache import Key
+from .repetition import RepetitionDetector, RepetitionGate
 from .sampling import (
     NOT_FINITE,
     Constraint,
@@ -37,6 +38,8 @@ class Row:
         statistics: what it took so far.
         error: what ended it alone: logits that are not finite, its constraint, its detokenizer.
         keys: of its prompt, see `prefix_cache`.
+        repetition: tells whether it goes in circles, where that ends it. JSON goes on: without its
+            end it is none.
 
     Args:
         tokenizer: without one there is no text, and no end before that of `max_new_tokens`.
@@ -63,6 +66,10 @@ class Row:
         self._processors = make_penalties(options)
         self._processors += [self._after_prompt(each) for each in make_answer_penalties(options)]
         self._constraint = constraint
+        self.repetition: RepetitionDetector | None = None
+        if tokenizer is not None and options.end_loops and constraint is None:
+            self.repetition = RepetitionDetector(lambda ids: tokenizer.decode(ids, False))
+        self._gate = RepetitionGate()
 
     def begin(self, prompt: list[int], max_new_tokens: int, goes_on: bool = False) -> None:
         """Its prompt is known, and how many tokens there is room for.
@@ -95,10 +102,16 @@ class Row:
         return self._text is not None and self._text.ended
 
     @property
+    def is_loop(self) -> bool:
+        """Whether it was ended because it went in circles."""
+        return self.repetition is not None and self.repetition.found and not self.ended
+
+    @property
     def over(self) -> bool:
-        """Whether no more comes: at its end, after as many tokens as it may have, or after an
-        error."""
-        return self.ended or len(self.token_ids) >= self.max_new_tokens or self.error is not None
+        """Whether no more comes: at its end, after as many tokens as it may have, where it goes in
+        circles, or after an error."""
+        is_full = len(self.token_ids) >= self.max_new_tokens
+        return self.ended or is_full or self.is_loop or self.error is not None
 
     @property
     def sampler(self) -> Sampler | None:
@@ -144,14 +157,27 @@ class Row:
         piece = ""
         if self._text is not None:
             with Contained(self._fail):
-                piece = self._text.add_token(token)
-                piece += self._text.finalize() if self.over and not self.ended else ""
+                piece = self._text_after(token, self._text)
             self.error = self._failure
         found = self.statistics
         found.generated_tokens = len(self.token_ids)
         found.decode_seconds = time.perf_counter() - self._started
         if self.over:
-            found.finish_reason = "stop" if self.ended else "length"
+            cut_off: FinishReason = "repetition" if self.is_loop else "length"
+            found.finish_reason = "stop" if self.ended else cut_off
+        return piece
+
+    def _text_after(self, token: int, text: StreamingDetokenizer) -> str:
+        """The text that a token makes certain; of a loop, no more than shows that it is one."""
+        piece, size = text.add_token(token), 0
+        if self.repetition is not None and not self.ended:
+            self.repetition.push(token)
+            size = self.repetition.size
+        if self.is_loop:
+            return ""
+        piece = self._gate.push(piece, size)
+        if self.over:
+            piece += self._gate.flush() + ("" if self.ended else text.finalize())
         return piece
 
 

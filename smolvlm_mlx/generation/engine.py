@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import GenerationError
-from ..events import Event, Reading, Statistics, Work
+from ..events import Event, FinishReason, Reading, Statistics, Work
 from ..inputs.messages import Messages, listed, user_message, with_media
 from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
@@ -161,8 +161,8 @@ class Engine:
         options: Options | None = None,
         *,
         schema: Schema | None = None,
-    ) -> list[tuple[str, bool]]:
-        """The answer to each of several prompts, and whether it came to its end by itself.
+    ) -> list[tuple[str, FinishReason]]:
+        """The answer to each of several prompts, and how it ended.
 
         For many pictures with one question, whose prompts have one length T and differ in tiles
         only. The same model calls as in `stream`, without padding: an answer is that of it alone.
@@ -194,7 +194,7 @@ class Engine:
                     if row.error is not None:
                         raise row.error
                     texts[row] += piece
-        return [(texts[row], row.ended) for row in rows]
+        return [(texts[row], row.statistics.finish_reason) for row in rows]
 
     def row(
         self, options: Options, schema: Schema | None = None, statistics: Statistics | None = None

@@ -31,6 +31,7 @@ class Keywords(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     stop: str | list[str] | tuple[str, ...]
+    end_loops: bool
     kv_bits: Literal[4, 8] | None
     skip_special_tokens: bool | None
     longest_edge: int | None

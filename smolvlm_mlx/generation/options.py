@@ -44,6 +44,7 @@ class Options:
     )
     seed: int | None = option(None, "Makes sampling repeatable.")
     stop: tuple[str, ...] = option((), "End the answer before this text. Repeatable.")
+    end_loops: bool = option(False, "End an answer that goes in circles: the same again and again.")
     kv_bits: Literal[4, 8] | None = option(
         None, "Keep keys and values in so many bits: a longer context in the same memory."
     )

@@ -36,7 +36,7 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..tasks.history import History
 from ..tasks.live import Judge
-from ..tasks.options import CHAT
+from ..tasks.options import SERVE
 from .answer import Answer, Keeping
 from .assets import ASSET_ROUTES, ASSETS
 from .budget import Budget, Spent
@@ -52,7 +52,6 @@ from .openai import (
     ModelList,
     dump,
     event,
-    finish_reason,
 )
 from .openapi import Health, Memory, document
 from .request import ChatRequest
@@ -93,7 +92,7 @@ class Service:
     model: str
     history: History | None
     image_options: ImageOptions
-    options: Options = CHAT
+    options: Options = SERVE
     start: Start = field(default_factory=Start)
     allow_urls: bool = False
     aliases: Sequence[str] = ()
@@ -249,8 +248,7 @@ class Service:
                 if piece:
                     yield event(completion.chunk(choice.index, Delta(content=piece)))
                 if is_over:
-                    reason = finish_reason(choice.job.statistics)
-                    yield event(completion.chunk(choice.index, Delta(), reason))
+                    yield event(completion.chunk(choice.index, Delta(), choice.job.statistics))
             kept = await self._kept(answer)
             used = answer.statistics if answer.asked.wants_usage() else None
             if used is not None or kept.notice is not None:

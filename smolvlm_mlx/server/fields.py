@@ -22,6 +22,7 @@ _RENAMED = {
     "repetition_penalty": "repeat_penalty rep_pen",
     "repetition_context": "repetition_context_size repeat_last_n rep_pen_range",
     "stop": "stop_sequences stop_sequence stop_strings stop_words stop_str",
+    "end_loops": "repetition_detection",
     "seed": "random_seed sampling_seed",
     "n": "num_return_sequences n_choices",
     "response_format": "guided_json structured_outputs json_schema response_schema format",

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from ..events import Statistics
 from ..tasks.history import Place
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]  # of those of the API; clients know no others
+EndedBy = Literal["repetition"]
 
 
 class Shape(BaseModel):
@@ -67,10 +68,13 @@ class AnswerMessage(Shape):
 
 
 class CompletionChoice(Shape):
+    """An answer. Ours: `ended_by` says why one that is cut off is, where not by its length."""
+
     index: int
     message: AnswerMessage
     logprobs: None
     finish_reason: FinishReason
+    ended_by: EndedBy | None = None
 
 
 class ChatCompletion(Shape):
@@ -95,10 +99,13 @@ class Delta(Shape):
 
 
 class ChunkChoice(Shape):
+    """A piece of an answer; its last has `finish_reason`, and `ended_by` as a whole one."""
+
     index: int
     delta: Delta
     logprobs: None
     finish_reason: FinishReason | None
+    ended_by: EndedBy | None = None
 
 
 class ChatCompletionChunk(Shape):
@@ -190,6 +197,7 @@ class Completion:
                 message=AnswerMessage(role="assistant", content=text, refusal=None),
                 logprobs=None,
                 finish_reason=finish_reason(found),
+                ended_by=ended_by(found),
             )
             for index, (text, found) in enumerate(zip(texts, statistics, strict=True))
         ]
@@ -205,11 +213,15 @@ class Completion:
             )
         )
 
-    def chunk(
-        self, index: int, delta: Delta, reason: FinishReason | None = None
-    ) -> dict[str, object]:
-        """Return a piece of a streamed answer."""
-        choice = ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
+    def chunk(self, index: int, delta: Delta, ended: Statistics | None = None) -> dict[str, object]:
+        """Return a piece of a streamed answer; with its last one what it took."""
+        choice = ChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=None,
+            finish_reason=None if ended is None else finish_reason(ended),
+            ended_by=None if ended is None else ended_by(ended),
+        )
         return self._chunk(choices=[choice])
 
     def last_chunk(
@@ -230,6 +242,10 @@ class Completion:
 
 def finish_reason(statistics: Statistics) -> FinishReason:
     return "stop" if statistics.finish_reason == "stop" else "length"
+
+
+def ended_by(statistics: Statistics) -> EndedBy | None:
+    return "repetition" if statistics.finish_reason == "repetition" else None
 
 
 def usage(statistics: Sequence[Statistics], notes: Sequence[str] = ()) -> Usage:

@@ -27,7 +27,7 @@ from ..inputs.media import Recent
 from ..inputs.messages import Message
 from ..inputs.settings import ImageOptions
 from ..options import options_of
-from ..tasks.options import CHAT
+from ..tasks.options import SERVE
 from . import fields
 from .body import read_json
 from .budget import DEFAULT_BUDGET, Budget, Spent
@@ -195,7 +195,7 @@ class ChatRequest(OptionFields):
             raise wrong("stop", "would cut JSON, which ends by itself; leave it out")
         return self
 
-    def options(self, defaults: Options = CHAT) -> Options:
+    def options(self, defaults: Options = SERVE) -> Options:
         """How the answer is generated, where it says nothing as the defaults are."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         # As in llama.cpp and vLLM -1 stands for none, also where the server has one.

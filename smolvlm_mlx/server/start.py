@@ -10,7 +10,7 @@ from ..inputs.media import Attachment, Video
 from ..inputs.messages import to_json, user_message
 from ..inputs.settings import ImageOptions
 from ..options import Option, options_of
-from ..tasks.options import RETRY_TEMPERATURE
+from ..tasks.options import CHAT, RETRY_TEMPERATURE
 
 # The engine's cache is shared by all requests; and special tokens would come back as plain text
 # with the next question.
@@ -26,6 +26,7 @@ class Start:
         system: the system message.
         media: pictures and videos for the first question.
         conversation: id of the one in the history that goes on.
+        options: of the page's questions, where the browser keeps nothing else.
         run: names this run of the server; the page takes pictures and conversation once a run.
     """
 
@@ -33,15 +34,17 @@ class Start:
     system: str | None = None
     media: Sequence[Attachment | Video] = ()
     conversation: str | None = None
+    options: Options = CHAT
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_json(self, options: Options, image_options: ImageOptions) -> dict[str, object]:
-        """Return it as JSON, with a setting for each option that the page may ask with.
+        """Return it as JSON, with a setting for each option that the page may ask with: `said` in
+        each request, or only where it was changed.
 
         Args:
             options, image_options: of answers to requests that say nothing.
         """
-        defaults = {**vars(options), **vars(image_options)}
+        others, defaults = vars(options), {**vars(self.options), **vars(image_options)}
         known = [*options_of(Options), *options_of(ImageOptions)]
         (message,) = to_json([user_message("", self.media)])
         return {
@@ -57,6 +60,7 @@ class Start:
                     "kind": _kind(option),
                     "value": defaults[option.name],
                     "typed": option.name in self.typed,
+                    "said": others.get(option.name, defaults[option.name]) != defaults[option.name],
                 }
                 for option in known
                 if option.name not in WITHOUT

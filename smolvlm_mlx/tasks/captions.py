@@ -22,7 +22,7 @@ import numpy as np
 
 from ..data.layouts import CAPTION_QUESTION
 from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
-from ..events import Reading, at_once
+from ..events import CUT_OFF, Reading, at_once
 from ..files import lock, written
 from ..generation.engine import Engine
 from ..generation.options import Options
@@ -34,6 +34,7 @@ from ..inputs.processor import Inputs, Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM, ints
 from .lines import Line, current, read_lines, stat_of, write_csv, write_lines
+from .options import CAPTIONS
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Captioner:
     Args:
         name: of the checkpoint; lines of another run are told by it, the task and the settings.
         image_options: how pictures are cut, where it is not as the checkpoint says.
-        options: how answers are generated; else greedily, with the longest answer of the task.
+        options: how answers are generated; else greedily, with the longest answer of the task, and
+            ended where they go in circles.
 
     Raises:
         GenerationError: the task's schema cannot be used, or comes with stop texts, which would cut
@@ -149,7 +151,7 @@ class Captioner:
     ):
         self._engine, self._model, self._processor = Engine(model, processor), model, processor
         self._image_options = image_options or ImageOptions()
-        options = options or Options(max_tokens=task.max_tokens)
+        options = options or replace(CAPTIONS, max_tokens=task.max_tokens)
         if task.words and options.skip_special_tokens is None:
             options = replace(options, skip_special_tokens=True)
         self._options = options
@@ -300,8 +302,10 @@ class Captioner:
                 return {name: {"error": str(error)} for name in inputs}
             alone = [self._ask({name: each}) for name, each in inputs.items()]
             return {name: line for answer in alone for name, line in answer.items()}
+        noted = {"repetition": {"note": f"the answer {CUT_OFF['repetition']}"}}
         return {
-            name: self._task.fields(text) for name, (text, _) in zip(inputs, answers, strict=True)
+            name: self._task.fields(text) | noted.get(reason, {})
+            for name, (text, reason) in zip(inputs, answers, strict=True)
         }
 
     def _batch_size(self, length: int) -> int:
@@ -315,8 +319,11 @@ class Captioner:
             "sha256": file.digest,
             "run": self.run,
         }
-        line |= {"note": file.note} if file.note else {}
         answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
+        note = answer.get("note", "")
+        if file.note not in note:  # of an equal file it has the file's own
+            note = "; ".join(filter(None, [file.note, note]))
+        line |= {"note": note} if note else {}
         # The line's own fields first: an answer may come from the line of an equal file.
         return line | {name: value for name, value in answer.items() if name not in line}
 

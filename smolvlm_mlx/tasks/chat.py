@@ -45,7 +45,8 @@ class Chat:
     """Messages that own their pictures, and the model that answers them.
 
     Attributes:
-        messages: of the conversation so far. An answer that was cut off is `interrupted`.
+        messages: of the conversation so far. An answer that was stopped, or ended because it went
+            in circles, is `interrupted`.
         options: for answers, unless `ask` is given others.
         image_options: how pictures are cut, where it is not as the checkpoint says.
 
@@ -287,7 +288,8 @@ class Chat:
                     text += event.piece
                     messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
                 yield event
-            messages[-1] = replace(messages[-1], interrupted=False)
+            is_loop = events.statistics.finish_reason == "repetition"
+            messages[-1] = replace(messages[-1], interrupted=is_loop)
         except SmolVLMError:
             if self.messages is messages:
                 self.messages = before

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, quote
+from ..generation.repetition import CELLS
 from .doctags import (
-    CELLS,
     CLASSES,
     LISTS,
     PICTURES,

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from ..generation.repetition import CELLS
 from ..inputs.tokenizer import END_OF_DOCTAGS
 
 BEGIN, END = "<doctag>", END_OF_DOCTAGS
 DEEPEST = 40  # elements in one another; a token that opens more is passed over
-CELLS = frozenset(("ecel", "fcel", "lcel", "ucel", "xcel", "ched", "rhed", "srow", "nl"))
 PICTURES = ("picture", "chart")
 LISTS = ("ordered_list", "unordered_list")
 VERBATIM = ("code", "formula")

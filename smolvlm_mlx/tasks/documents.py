@@ -7,7 +7,7 @@ from any other.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from ..errors import PromptError, quote
 from ..events import Statistics, Text
 from ..generation.engine import Engine
 from ..generation.options import Options
-from ..generation.stream import Stream
+from ..generation.repetition import LONGEST_BLOCK, RepetitionDetector
 from ..inputs.image import load_image
 from ..inputs.messages import user_message
 from ..inputs.pdf import DPI, choose_pages, is_pdf
@@ -27,28 +27,14 @@ from ..inputs.sandbox import count_pages, render_page
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
 from .captions import TASKS
-from .doctags import CELLS, END, close_tags
+from .doctags import END, close_tags
 from .options import DOCUMENT_MODEL, DOCUMENTS
 
 _END_OF_ELEMENT = re.compile(r"</\w+>|<nl>")  # or of a row of a table
 
 
-def is_prose(block: str) -> bool:
-    """Whether repeated text has letters and is in no table: rows of equal cells, dots and rules are
-    often repeated."""
-    twice = block * 2  # a block may begin in the middle of a tag
-    words = re.sub(r"<[^<>]*>|^[^<>]*>|<[^<>]*$", "", twice)
-    has_cells = any(f"<{cell}>" in twice for cell in CELLS)
-    return not has_cells and any(character.isalpha() for character in words)
-
-
 # SmolDocling's instruction for a whole page: the model card of ds4sd/SmolDocling-256M-preview.
 PROMPT = "Convert this page to docling."
-
-LONGEST_BLOCK = 256  # tokens; what is repeated in a loop is no longer
-LEAST_COPIES = 6
-LEAST_PROSE = 256  # tokens of all copies, of words outside of tables
-LEAST_OTHER = 1024  # of table cells, numbers, dots, rules: a table of empty cells is no loop
 
 
 @dataclass(frozen=True)
@@ -102,12 +88,12 @@ def find_pages(
 
 @dataclass(frozen=True)
 class Page:
-    """What was read on a page. `ended` is "loop" if the model repeated itself, and "length" if
-    there was no room to go on."""
+    """What was read on a page. `ended` is "repetition" if the model repeated itself, and "length"
+    if there was no room to go on."""
 
     name: str
     text: str
-    ended: Literal["stop", "loop", "length"]
+    ended: Literal["stop", "repetition", "length"]
     statistics: Statistics
 
     @property
@@ -116,45 +102,10 @@ class Page:
         tokens = self.statistics.generated_tokens
         return {
             "stop": "",
-            "loop": "the model repeated itself; the page ends after the first occurrence "
+            "repetition": "the model repeated itself; the page ends after the first occurrence "
             f"({tokens} tokens were read)",
             "length": f"the page is cut off after {tokens} tokens",
         }[self.ended]
-
-
-class LoopWatch:
-    """Tells when tokens are one block again and again, exactly, up to the last one.
-
-    A loop is a block of at most LONGEST_BLOCK tokens, LEAST_COPIES times or more, with LEAST_PROSE
-    tokens in all if it has words outside of tables, and LEAST_OTHER otherwise. Elements at
-    different places of a page are not equal.
-    """
-
-    def __init__(self, text_of: Callable[[Sequence[int]], str]):
-        self._text_of = text_of
-        self._ids: list[int] = []
-        # By block length - 1: how many last tokens equal those a block before.
-        self._runs = [0] * LONGEST_BLOCK
-
-    def push(self, token: int) -> int | None:
-        """Take one token; in a loop, how many tokens to keep: its first occurrence, and the rest of
-        an element in it."""
-        ids = self._ids
-        for index, earlier in enumerate(reversed(ids[-LONGEST_BLOCK:])):
-            self._runs[index] = self._runs[index] + 1 if earlier == token else 0
-        ids.append(token)
-        for size, run in enumerate(self._runs, 1):
-            if run + size >= max(LEAST_PROSE, LEAST_COPIES * size):
-                least = LEAST_PROSE if is_prose(self._text_of(ids[-size:])) else LEAST_OTHER
-                # Longer blocks are multiples of this one.
-                return self._end_of_element(len(ids) - run, size) if run + size >= least else None
-        return None
-
-    def _end_of_element(self, count: int, size: int) -> int:
-        """What comes before a loop often ends as its block does; then the block that was found
-        begins in an element."""
-        tokens = ((at, self._text_of(self._ids[at - 1 : at])) for at in range(count, count + size))
-        return next((at for at, text in tokens if _END_OF_ELEMENT.fullmatch(text)), count)
 
 
 class Reader:
@@ -208,26 +159,22 @@ class Reader:
         """One page from its picture."""
         inputs = self._processor([user_message(self._prompt, [image])], self._image_options)
         stream = self._engine.stream(inputs, self._options)
-        text, is_loop = self._text(stream)
-        text = (
-            close_tags(text.strip(), self._processor.tokenizer.added)
-            if self._doctags
-            else text.strip()
-        )
-        ended: Literal["stop", "length"] = (
-            "stop" if stream.statistics.finish_reason == "stop" else "length"
-        )
-        return Page(name, text, "loop" if is_loop else ended, stream.statistics)
+        text = "".join(event.piece for event in stream if isinstance(event, Text))
+        ended, repetition = stream.statistics.finish_reason, stream.row.repetition
+        if ended == "repetition" and repetition is not None:
+            kept = self._end_of_element(stream.token_ids, repetition)
+            text = self._processor.tokenizer.decode(stream.token_ids[:kept], not self._doctags)
+        text = text.strip()
+        if self._doctags:
+            text = close_tags(text, self._processor.tokenizer.added)
+        return Page(name, text, "length" if ended == "interrupted" else ended, stream.statistics)
 
-    def _text(self, stream: Stream) -> tuple[str, bool]:
-        """What was read, and whether the rest was a loop."""
-        tokenizer = self._processor.tokenizer
-        watch, text = LoopWatch(lambda ids: tokenizer.decode(ids, skip_special_tokens=False)), ""
-        for event in stream:
-            if isinstance(event, Text):
-                text += event.piece
-                kept = watch.push(stream.token_ids[-1])
-                if kept is not None:
-                    stream.close()
-                    return tokenizer.decode(stream.token_ids[:kept], not self._doctags), True
-        return text, False
+    def _end_of_element(self, ids: Sequence[int], repetition: RepetitionDetector) -> int:
+        """Return how many tokens to keep of a loop: its first copy, and the rest of an element in
+        it. What comes before a loop often ends as its block does; then the block that was found
+        begins in an element."""
+        tokenizer, begins = self._processor.tokenizer, repetition.begins
+        for at in range(begins, min(begins + LONGEST_BLOCK, len(ids))):
+            if _END_OF_ELEMENT.fullmatch(tokenizer.decode(ids[at - 1 : at], False)):
+                return at
+        return begins

@@ -22,8 +22,11 @@ Metric = Literal[
 ]
 
 DOCUMENT_MODEL = "docling"  # which writes DocTags
-CHAT = Options(max_tokens=1024)
+SERVE = Options(max_tokens=1024)  # of requests that say nothing of it
+CHAT = Options(max_tokens=1024, end_loops=True)
 RETRY_TEMPERATURE = 0.7  # where another answer is wanted, and 0 would give the same
-DOCUMENTS = Options(max_tokens=8192)  # of a page: the model card of DOCUMENT_MODEL
+CAPTIONS = Options(end_loops=True)
+# Of a page: the model card of DOCUMENT_MODEL.
+DOCUMENTS = Options(max_tokens=8192, end_loops=True)
 LIVE = Options(max_tokens=64)
 EVALUATION = Options(max_tokens=64, skip_special_tokens=True)  # benchmarks' answers are words

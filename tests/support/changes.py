@@ -23,6 +23,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "frequency_penalty": ({}, 2.0),
     "seed": (WARM, 2),
     "stop": ({}, ("^6", "D", "rE")),  # which answers of the small checkpoint have
+    "end_loops": ({"end_loops": False}, True),
     "kv_bits": ({}, 4),
     "skip_special_tokens": (WARM, False),
     "longest_edge": ({}, 64),
@@ -30,3 +31,5 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "max_tiles": ({}, 3),
 }
 VALUES = {name: value for name, (_, value) in CHANGES.items()}
+# What changes no answer of the small checkpoint, but those in test_repetition.py.
+UNSEEN = {"end_loops"}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from convert import random_checkpoint
+from smolvlm_mlx.generation.repetition import CELLS
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
-from smolvlm_mlx.tasks.doctags import CELLS, CLASSES, END
+from smolvlm_mlx.tasks.doctags import CLASSES, END
 
 import numpy as np
 import pytest
@@ -51,12 +52,12 @@ ROLES = (
 GRANITE = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
 
 
-def make_family(out: Path, said: str, tags: Sequence[str] = ()) -> Path:
-    """With the family's template; it says `said` after `Assistant:`."""
+def make_family(out: Path, said: str, tags: Sequence[str] = (), in_circles: bool = False) -> Path:
+    """With the family's template; it says `said` after `Assistant:`, once or in circles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_checkpoint, "LATER", [*tags, *random_checkpoint.LATER])
         random_checkpoint.make(out, "idefics3", layers=(1, 1))
-    return speak(out, f":{said}")
+    return speak(out, f":{said}", in_circles)
 
 
 def make_granite(out: Path, said: str) -> Path:
@@ -81,8 +82,9 @@ def make_granite(out: Path, said: str) -> Path:
     return speak(out, f"<|end_of_role|>{said}")
 
 
-def speak(folder: Path, text: str) -> Path:
-    """Make a checkpoint say `text` token by token, once it is given the first."""
+def speak(folder: Path, text: str, in_circles: bool = False) -> Path:
+    """Make a checkpoint say `text` token by token, once it is given the first; in circles all but
+    that again and again."""
     tokenizer, path = Tokenizer.from_folder(folder), folder / "model.safetensors"
     ids = tokenizer.encode_prompt(text, "\ufdd0")
     assert len(set(ids)) == len(ids), "a token comes twice"
@@ -92,6 +94,7 @@ def speak(folder: Path, text: str) -> Path:
     )
     head = np.zeros_like(embeddings)
     head[ids[1:]] = embeddings[ids[:-1]]
+    head[ids[1]] += embeddings[ids[-1]] * in_circles
     for name in weights:
         if name.endswith(("text_model.layers.0.self_attn.o_proj.weight", "mlp.down_proj.weight")):
             weights[name] = np.zeros_like(weights[name])

@@ -78,7 +78,8 @@ def chat(
     media = _media(image, video)  # what cannot be read is told before a model is loaded
     if web:
         typed = [*given(context, options), *given(context, image_options)]
-        settings = (options, image_options, _start(typed, system, media, id))
+        start = _start(typed, system, media, id, options)
+        settings = (options, image_options, start)
         return _run_page(model, loading, settings, not no_history, port)
     note_unused(context, "without --web", "port")
     loaded, folder = loading.load(model), None if no_history else cache_folder()
@@ -154,7 +155,11 @@ def _media(images: list[str] | None, videos: list[str] | None) -> "list[Attachme
 
 
 def _start(
-    typed: list[str], system: str | None, media: "list[Attachment | Video]", id: str | None
+    typed: list[str],
+    system: str | None,
+    media: "list[Attachment | Video]",
+    id: str | None,
+    options: Options,
 ) -> "Start":
     """What the page begins with."""
     from ...server.security import MAX_BODY_BYTES
@@ -166,7 +171,7 @@ def _start(
             f"--image, --video: {size:,} bytes, and the page can send {most:,}; make them smaller, "
             "or leave out --web"
         )
-    return Start(typed, system, media, id)
+    return Start(typed, system, media, id, options)
 
 
 def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen | TerminalScreen":

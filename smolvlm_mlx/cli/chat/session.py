@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ContextFullError, PromptError, SmolVLMError, escaped
-from ...events import Statistics
+from ...events import CUT_OFF, Statistics
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
@@ -123,6 +123,8 @@ class Session:
                 self._make_room(error)
             finally:
                 self.keep()
+        if self.last is not None and self.last.finish_reason == "repetition":
+            self.screen.say(f"The answer {CUT_OFF['repetition']}; /retry asks again.")
         used = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0
         context = self.chat.context
         if used > 0.9 * context:

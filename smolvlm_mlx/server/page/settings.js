@@ -21,7 +21,7 @@ export async function showSettings() {
 
 // The fields of a request: what is not as the server has it anyway.
 export async function chosen() {
-  const changed = (await start).settings.filter(setting => kept(setting));
+  const changed = (await start).settings.filter(setting => setting.said || kept(setting));
   return Object.fromEntries(changed.map(setting => [setting.name, value(setting)]));
 }
 
@@ -35,7 +35,8 @@ export async function anew() {
   return { seed: -1, temperature, said };
 }
 
-// ---- a setting: {name, help, kind, value, typed}, where the value is the server's
+// ---- a setting: {name, help, kind, value, typed, said}, where the value is the page's untold, which
+// is `said` where requests that say nothing are answered otherwise
 
 function title({ name, help }) {
   const words = name.replaceAll("_", " ");
@@ -83,6 +84,7 @@ function kept(setting) {
 
 function value(setting) {
   const text = kept(setting);
+  if (text === null) return setting.value;
   if (setting.kind === "texts") return text.split("\n").filter(Boolean);
   return setting.kind === "flag" ? text === "on" : Number(text);
 }
