@@ -663,7 +663,7 @@ def test_presets_and_schemas(tmp_path: Path, call: Any, monkeypatch: pytest.Monk
 
 
 def test_options_go_before_the_task(bundled: Loaded, tmp_path: Path) -> None:
-    short = Captioner(*bundled, DESCRIBE, options=Options(max_tokens=3))
+    short = Captioner(*bundled, DESCRIBE, options=Options(max_tokens=3, end_loops=True))
     (picture,) = draw_pictures(tmp_path / "in", 1)
     (line,) = short.write([picture], tmp_path / "a.jsonl")
     assert (

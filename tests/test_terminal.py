@@ -128,7 +128,7 @@ def test_commands(session: Session, tmp_path: Path, picture: Path) -> None:
     handle(session, "/edit")
     assert questions(session) == ["One", "Zwei!"]
     handle(session, "/undo")
-    assert screen.said[-1] == "forgotten: Zwei!"
+    assert screen.said[-1] == "taken back: Zwei!"
     handle(session, "/edit Uno")
     assert len(media_of(session.chat.messages)) == 1
     handle(session, "/system Be brief.")
@@ -198,7 +198,7 @@ def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: P
 
 
 def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:
-    with pytest.raises(PromptError, match="there is no question -1"):
+    with pytest.raises(PromptError, match="there is nothing to answer again yet"):
         handle(session, "/retry")
     handle(session, "/branches")
     assert screen_of(session).said[-1] == "no branches yet"
@@ -657,7 +657,7 @@ def test_a_whole_session(
     terminal.type("C-c")
     terminal.wait("· interrupted")
     terminal.type("/undo", "Enter")
-    terminal.wait("forgotten: And now?")
+    terminal.wait("taken back: And now?")
     terminal.type(f"/image {picture.parent}/my", "Tab")
     terminal.wait("/my\\ picture.png")
     terminal.type("Enter")

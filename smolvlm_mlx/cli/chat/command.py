@@ -78,8 +78,7 @@ def chat(
     media = _media(image, video)  # what cannot be read is told before a model is loaded
     if web:
         typed = [*given(context, options), *given(context, image_options)]
-        start = _start(typed, system, media, id, options)
-        settings = (options, image_options, start)
+        settings = (options, image_options, _start(typed, system, media, id, options))
         return _run_page(model, loading, settings, not no_history, port)
     note_unused(context, "without --web", "port")
     loaded, folder = loading.load(model), None if no_history else cache_folder()
