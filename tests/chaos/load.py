@@ -229,8 +229,8 @@ def break_things(file: Path, folder: Path, seconds: float, f: Found) -> None:
             file.touch()
             f.thrown += 1
             next_error += every
-        history = next(folder.rglob("history.sqlite3"), None)
-        if history is not None and not locked and now > started + seconds / 2:
+        is_due = not locked and now > started + seconds / 2
+        if is_due and (history := next(folder.rglob("history.sqlite3"), None)):
             locked = True
             with closing(sqlite3.connect(history, 60, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")

@@ -20,11 +20,12 @@ class Store {
 
   // Whether the browser keeps it.
   set(name, value) {
-    this.remove(name);
     try {
       this.#find().setItem(name, value);
+      this.#unkept.delete(name);
       return true;
     } catch {
+      this.remove(name);  // what it was before is not to come back
       this.#unkept.set(name, value);
       return false;
     }
