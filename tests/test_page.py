@@ -664,12 +664,13 @@ def test_instructions_stay_with_an_answer_that_is_cut_off(page: Any) -> None:
 def test_a_connection_that_breaks_cuts_the_answer_off(
     page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = 0
+    count, shown = 0, threading.Event()
 
     def breaking(value: Any) -> bytes:
         nonlocal count
         count += 1
         if count == 4:
+            shown.wait(60)  # a browser may drop what it had not read when the wire was cut
             raise ConnectionResetError("the wire is cut")
         return openai.event(value)
 
@@ -683,6 +684,8 @@ def test_a_connection_that_breaks_cuts_the_answer_off(
     )
     page.fill("#text", "What?")
     page.press("#text", "Enter")
+    page.locator(".assistant .text").get_by_text("o").wait_for()
+    shown.set()
     page.get_by_text("Cut off: the connection to the server broke").wait_for()
     question, answer = seen(page)
     assert question == "What?"
