@@ -29,6 +29,7 @@ from convert.tiny.conversations import write_questions
 from smolvlm_mlx import load
 from smolvlm_mlx.inputs import prompt as template
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
+from tests.support.browser import HAS_BROWSER
 from tests.support.checkpoints import Loaded
 from tests.support.family import FIRST, SECOND, SOURCES, make_tokenizer_folder
 from tests.support.places import REAL_FILES
@@ -224,6 +225,19 @@ def jobs(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
 
 
 # ---- the beginning and the end of a run
+
+
+class Unseen(pytest.Directory):
+    """The tests of the page, where it cannot be looked at: skipped as one."""
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip("need Chromium and playwright")
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Unseen | None:
+    if path.name != "page" or HAS_BROWSER:
+        return None
+    return Unseen.from_parent(parent, path=path)
 
 
 def pytest_report_header() -> str:

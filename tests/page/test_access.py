@@ -1,12 +1,9 @@
 """How a browser gets into the page: with the printed address, the token pasted, or a cookie of
-before; and what the page does over plain http from another machine. Needs Chromium and the
-`browser` extra."""
+before; and what the page does over plain http from another machine."""
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,7 @@ from tests.support.served import serving_alone
 
 import pytest
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-if CHROMIUM is None or find_spec("playwright") is None:
-    pytest.skip("need Chromium and playwright", allow_module_level=True)
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-    f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1",
-]
 FRAGMENT = f"#token={TOKEN.replace(' ', '%20')}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

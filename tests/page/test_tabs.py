@@ -1,0 +1,178 @@
+"""Answers live in the server: tabs that are closed, loaded again, or two of one conversation."""
+
+import json
+from typing import Any
+
+from smolvlm_mlx.inputs.messages import text_message, user_message
+from smolvlm_mlx.server import openai
+from tests.support.browser import answer_here, ask, begin, few_tokens, seen, shown, wait_for_words
+from tests.support.http import TOKEN, Running, always, wait_until
+
+import pytest
+
+
+def test_an_answer_whose_connection_breaks_goes_on(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 0
+
+    def breaking(value: Any) -> bytes:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise ConnectionResetError("the wire is cut")
+        return openai.event(value)
+
+    monkeypatch.setattr("smolvlm_mlx.server.app.event", breaking)
+    page.evaluate("localStorage.setItem('max_tokens', '40')")
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(
+            post_data=json.dumps({**route.request.post_data_json, **always("one two three four")})
+        ),
+    )
+    page.fill("#text", "What?")
+    page.press("#text", "Enter")
+    page.get_by_text('"one two three four"').wait_for()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert count >= 4
+    assert seen(page) == ["What?", '"one two three four"']
+
+
+def test_two_tabs_lose_no_turn(page: Any, server: Running) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    (talk,) = server.history.list()
+    other = page.context.new_page()
+    other.route("**/events", lambda route: route.abort())
+    other.goto(f"{page.url}#token={TOKEN}")
+    other.get_by_role("button", name="Retry").wait_for()
+    ask(page, "Here", 2)
+    ask(other, "There", 2)
+    page.get_by_text("There", exact=True).wait_for()  # which this one is told
+    page.locator(".user").nth(1).get_by_role("button", name="The one before").click()
+    page.get_by_text("Here", exact=True).wait_for()
+    ask(page, "Here again", 3)
+    other.close()
+    kept = set()
+    for branch in server.history.branches(talk.id):
+        server.history.move(talk.id, branch.end)
+        messages = server.history.load(talk.id)
+        kept.add(tuple(message.text for message in messages if message.role == "user"))
+    assert kept == {("First", "There"), ("First", "Here", "Here again")}
+    assert len(server.history.list()) == 1
+
+
+@pytest.mark.usefixtures("slow_model")
+@pytest.mark.parametrize("gone", ["loaded again", "closed"])
+def test_an_answer_goes_on_when_its_page_is(gone: str, page: Any, server: Running) -> None:
+    begin(page, "Hello")
+    address, before = page.url, answer_here(page)
+    if gone == "closed":
+        other = page.context.new_page()
+        page.goto("about:blank")
+        other.goto(f"{address}#token={TOKEN}")
+    else:
+        other = page
+        page.reload()
+    wait_for_words(other, more_than=len(before) + 2)
+    assert other.locator("#stop-answer").is_visible()
+    assert answer_here(other).startswith(before)
+    other.locator("#stop-answer").click()
+    other.get_by_role("button", name="Continue").wait_for()
+    server.wait_until_idle()
+    (talk,) = server.history.list()
+    question, answer = server.history.load(talk.id)
+    assert (question.text, answer.interrupted) == ("Hello", True)
+    assert shown(other) == ["Hello", answer.text]
+    assert len(server.history.branches(talk.id)) == 1
+    if other is not page:
+        other.close()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_a_whole_conversation_in_two_tabs(page: Any, server: Running) -> None:
+    begin(page, "First")
+    other = page.context.new_page()
+    other.goto(f"{page.url}#token={TOKEN}")
+    wait_for_words(other)
+    # Stopped in one, it ends in both.
+    other.locator("#stop-answer").click()
+    for tab in (page, other):
+        tab.get_by_role("button", name="Continue").wait_for()
+    assert shown(page) == shown(other)
+    stopped = answer_here(page)
+    # It goes on in the other, and is one answer in both.
+    other.get_by_role("button", name="Continue").click()
+    wait_for_words(page, more_than=len(stopped) + 2)
+    page.locator("#stop-answer").click()
+    for tab in (page, other):
+        tab.get_by_role("button", name="Continue").wait_for()
+        assert tab.locator(".branches").count() == 0
+    assert answer_here(page).startswith(stopped)
+    # What another program writes is seen in both.
+    (talk,) = server.history.list()
+    said = [user_message("Terminal"), text_message("assistant", "Prompt")]
+    server.history.save(talk.id, [*server.history.load(talk.id), *said])
+    for tab in (page, other):
+        tab.get_by_text("Prompt", exact=True).wait_for()
+    # Another question here, while one edits there.
+    other.locator(".user").nth(1).get_by_role("button", name="Edit").click()
+    begin(page, "Last", 3)
+    page.locator("#stop-answer").click()
+    for tab in (page, other):
+        tab.locator(".assistant").nth(2).get_by_role("button", name="Continue").wait_for()
+    assert other.input_value("#text") == "Terminal"
+    assert shown(page) == shown(other)
+    server.history.delete(talk.id)
+    for tab in (page, other):
+        tab.get_by_text("This conversation was deleted elsewhere.").wait_for()
+        tab.locator(".empty").wait_for()
+    other.close()
+
+
+def begin_second(page: Any) -> None:
+    """A conversation whose second answer is under way, in a list that is open."""
+    few_tokens(page)
+    ask(page, "First", 1)
+    begin(page, "Second", 2)
+    page.locator("#list-toggle").click()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_what_is_deleted_does_not_come_back_with_its_answer(page: Any, server: Running) -> None:
+    begin_second(page)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete First").click()
+    page.locator(".empty").wait_for()
+    server.wait_until_idle()
+    wait_until(lambda: not server.service.conversations.answers)
+    assert server.history.list() == []
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_opening_what_is_being_answered_ends_no_answer(page: Any, server: Running) -> None:
+    begin_second(page)
+    page.get_by_role("button", name="First", exact=True).click()
+    page.locator("#list-toggle[aria-expanded=false]").wait_for()
+    assert len(seen(page)) == 4
+    assert page.locator("#stop-answer").is_visible()
+    page.locator("#stop-answer").click()
+    server.wait_until_idle()
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_a_stopped_answer_makes_no_branch(page: Any, server: Running) -> None:
+    page.evaluate("localStorage.setItem('max_tokens', '3000')")
+    for number in range(3):
+        page.fill("#text", f"Question {number}")
+        page.press("#text", "Enter")
+        answer = page.locator(".assistant .text").nth(number)
+        while answer.count() == 0 or len(answer.inner_text()) < 3:
+            page.wait_for_timeout(20)
+        page.locator("#stop-answer").click()
+        page.locator(".assistant").nth(number).get_by_role("button", name="Retry").wait_for()
+        if number == 1:
+            server.wait_until_idle()
+    server.wait_until_idle()
+    wait_until(lambda: [talk.turns for talk in server.history.list()] == [3])
