@@ -361,7 +361,7 @@ def test_a_host_that_is_not_there_is_said_in_words(
 
     monkeypatch.setattr("smolvlm_mlx.cli.serve.getaddrinfo", getaddrinfo)
     error = "smolvlm-mlx: x.y:80: cannot listen there (no such name); choose another --host or"
-    assert call("serve", "--host", "x.y", "--port", "80")[2].startswith(error)
+    assert call("serve", "-m", "tiny", "--host", "x.y", "--port", "80")[2].startswith(error)
 
 
 def test_the_user_s_own_large_picture_is_shown_to_the_page_and_answered(

@@ -20,6 +20,7 @@ from smolvlm_mlx.inputs.video import VideoSampling
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.tasks import captions
 from smolvlm_mlx.tasks.captions import Captioner, Task
+from smolvlm_mlx.tasks.options import CAPTIONS
 from tests.support.changes import ANSWERS, PICTURES, VALUES
 from tests.support.checkpoints import Loaded
 from tests.support.pictures import PICTURE
@@ -44,7 +45,7 @@ TASKS: dict[str, Any] = {
 
 def runs(loaded: Loaded) -> Iterator[tuple[str, str]]:
     """The names of runs that differ in one thing each."""
-    usual = Options(max_tokens=TASK.max_tokens)
+    usual = replace(CAPTIONS, max_tokens=TASK.max_tokens)
     yield "model", Captioner(*loaded, TASK, "other").run
     for name in (field.name for field in fields(Task)):
         if name == "max_tokens":  # which options have, where there are any
@@ -52,7 +53,8 @@ def runs(loaded: Loaded) -> Iterator[tuple[str, str]]:
         else:
             yield name, Captioner(*loaded, replace(TASK, **{name: TASKS[name]}), options=usual).run
     for name in (option.name for option in ANSWERS):
-        options = replace(usual, **{name: VALUES[name]})
+        value: Any = not usual.end_loops if name == "end_loops" else VALUES[name]
+        options = replace(usual, **{name: value})
         yield f"option {name}", Captioner(*loaded, TASK, options=options).run
     for name in (option.name for option in PICTURES):
         image_options = ImageOptions(**{name: VALUES[name]})

@@ -63,6 +63,7 @@ def test_options_untold() -> None:
         "stop": (),
         "kv_bits": None,
         "skip_special_tokens": None,
+        "end_loops": False,
     }
 
 
