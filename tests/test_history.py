@@ -8,6 +8,7 @@ import os
 import random
 import re
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -365,6 +366,20 @@ def test_all_conversations_go_only_after_a_yes(
         history_command.delete(everything=True, debug=False)
     assert capsys.readouterr().err.startswith("delete 2 conversations? [y/N] ")
     assert len(history.list()) == left
+
+
+def test_other_programs_leave_the_log_of_a_file_in_use(history: History) -> None:
+    look = "import sys\nfrom pathlib import Path\nfrom smolvlm_mlx.tasks.history import History\n"
+    look += "print(History(Path(sys.argv[1])).list()[0].turns)"
+    watch = history.watch()  # which stays open, as that of a server
+    turns = [user_message(f"Question {number}") for number in range(4)]
+    for number in range(1, 5):
+        history.save("abcdef01", turns[:number])
+        assert watch.has_changed()
+        asked = [sys.executable, "-c", look, str(history.path)]
+        assert subprocess.run(asked, capture_output=True, check=True).stdout == b"%d\n" % number
+    assert history.load("abcdef01") == turns
+    watch.close()
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:

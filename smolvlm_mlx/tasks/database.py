@@ -102,7 +102,10 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
         HistoryError: the file cannot be used, or is of a newer version.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(FileExistsError):
+            # Not a file that is there: where this process has it open, its locks end when any
+            # descriptor of it is closed, and others take the log away.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as database:
             version = _version(path, database)
             _write_ahead(database, timeout)
