@@ -1,7 +1,7 @@
 """How often answers go in circles, by the settings they are made with; and whether true texts are
 taken for such answers.
 
-    python tests/bench/loops.py ask CHECKPOINT STATE.jsonl [--chatml] [--questions 100] [--tokens 256]
+    python tests/bench/loops.py ask CHECKPOINT STATE.jsonl [--chatml] [--tokens 256]
     python tests/bench/loops.py texts CHECKPOINT FOLDER ...
 
 `ask` goes on where it was stopped: each answer is a line of the state. Answers are made to their
@@ -23,8 +23,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import mlx.core as mx
-
 from smolvlm_mlx import Options, load
 from smolvlm_mlx.events import Work
 from smolvlm_mlx.generation.decoding import Decoder, Row
@@ -34,6 +32,8 @@ from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.prompt import ChatTemplate
 from smolvlm_mlx.inputs.tokenizer import Tokenizer
 from smolvlm_mlx.model.cache import BatchKVCache
+
+import mlx.core as mx
 
 QUESTIONS = Path(__file__).with_name("questions.txt")
 SUFFIXES = (".py", ".md", ".rst", ".txt", ".json", ".html", ".css", ".js", ".csv", ".toml", "")
