@@ -225,14 +225,16 @@ def test_texts_that_do_not(text: str) -> None:
 def test_a_line_of_captions_says_it_and_so_does_their_end(
     circling: Path, tmp_path: Path, call: Any
 ) -> None:
-    PICTURE.save(tmp_path / "a.png")
-    PICTURE.save(tmp_path / "b.png")
-    out, asked = tmp_path / "out.jsonl", ("caption", tmp_path, "--prompt", "Hi", "-n", 200)
-    command = (*asked, "--model", circling, "--out")
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    folder.mkdir()
+    PICTURE.save(folder / "a.png")
+    PICTURE.save(folder / "b.png")
+    command = ("caption", folder, "--prompt", "Hi", "-n", 200, "--model", circling, "--out")
     told = f"{out}: 2 of 2 files; 2 went in circles and were ended\n"
     assert call(*command, out) == (0, "", told)
-    PICTURE.save(tmp_path / "c.png")  # whose answer is that of an equal file
-    assert call(*command, out) == (0, "", told.replace("2", "3"))
+    PICTURE.save(folder / "c.png")  # whose answer is that of an equal file
+    told = f"{out}: 3 of 3 files; 3 went in circles and were ended\n"
+    assert call(*command, out) == (0, "", told)
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert [(line["caption"], line["ended_by"]) for line in lines] == [(KEPT, "repetition")] * 3
     plain = tmp_path / "plain.jsonl"
