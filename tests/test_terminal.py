@@ -253,7 +253,7 @@ def test_an_answer_that_was_cut_off_is_continued(session: Session) -> None:
     assert len(answer.text) > len(begun.text)
     assert session.history is not None
     assert session.history.load(session.id) == [question, answer]
-    assert [node.words for node in session.branches()] == []  # it is the same answer
+    assert len(session.branches()) == 1  # it is the same answer
     session.chat.messages[-1] = replace(answer, interrupted=False)
     with pytest.raises(PromptError, match="there is nothing to continue: no answer was stopped"):
         handle(session, "/continue")
