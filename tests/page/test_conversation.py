@@ -86,7 +86,9 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
 
 def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
     noise(90, 60).save(tmp_path / "cat.png")
-    page.evaluate("localStorage.setItem('max_tokens', '4')")
+    # With a penalty the answers, and so the room that they leave, are others.
+    greedy = "localStorage.setItem('max_tokens', '4'); localStorage.repetition_penalty = '1'"
+    page.evaluate(greedy)
     page.reload()
     page.set_input_files("#files", tmp_path / "cat.png")
     page.locator("#waiting img").wait_for()
