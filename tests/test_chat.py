@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from examples.demo import draw
 from smolvlm_mlx import Chat, Options, load, stream_generate
 from smolvlm_mlx.errors import (
     ContextFullError,
@@ -163,13 +164,39 @@ def test_progress_counts_tiles_that_are_new(loaded: Loaded) -> None:
 def test_an_interrupted_answer_stays_and_is_marked(loaded: Loaded) -> None:
     chat = Chat(*loaded, Options(max_tokens=40))
     whole = "".join(chat.ask("Hello"))
-    assert not chat.messages[-1].interrupted
+    assert chat.messages[-1].interrupted  # at the longest length
     pieces = iter(chat.retry())
     begun = next(pieces) + next(pieces)
     finish(chat.ask("Go on"))  # while the first is under way: it ends there
     assert chat.messages[1] == Message("assistant", (TextPart(begun.strip()),), interrupted=True)
     assert whole.startswith(begun)
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 20])
+def test_an_answer_goes_on_as_if_it_had_not_been_cut_off(tokens: int, bundled: Loaded) -> None:
+    chat, picture = Chat(*bundled), draw()
+    whole = "".join(chat.ask("Describe the picture.", picture))
+    assert not chat.messages[-1].interrupted
+    with pytest.raises(PromptError, match="there is nothing to continue: no answer was stopped"):
+        chat.go_on()
+    chat.restart()
+    begun = "".join(chat.ask("Describe the picture.", picture, max_tokens=tokens)).rstrip()
+    assert chat.messages[-1].interrupted
+    reused = chat.go_on()
+    assert begun + "".join(reused) == whole == chat.messages[-1].text
+    assert (len(chat.messages), chat.messages[-1].interrupted) == (2, False)
+    assert reused.statistics.reused_tokens > reused.statistics.prompt_tokens - 3  # picture and all
+
+
+def test_an_answer_that_was_stopped_goes_on(bundled: Loaded) -> None:
+    chat = Chat(*bundled)
+    whole = "".join(chat.ask("Describe the picture.", draw()))
+    stream = chat.retry()
+    begun = next(stream) + next(stream)
+    chat.stop()
+    assert chat.messages[-1].text == begun.rstrip()
+    assert begun.rstrip() + "".join(chat.go_on()) == whole
 
 
 @pytest.mark.parametrize("method", ["ask", "retry", "edit", "undo", "restart", "open", "stop"])

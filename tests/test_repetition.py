@@ -15,9 +15,9 @@ from smolvlm_mlx.generation.repetition import (
     SENTENCES,
     WORDS,
     RepetitionDetector,
+    ends_twice,
     rule_of,
 )
-from smolvlm_mlx.tasks.captions import Captioner, Task
 from smolvlm_mlx.tasks.options import CHAT
 from tests.support.checkpoints import Loaded
 from tests.support.http import Running, question, serving
@@ -197,13 +197,50 @@ def test_a_chat_goes_on_after_it(loaded: Loaded) -> None:
         assert chat.messages[-1].interrupted
 
 
-def test_a_line_of_captions_says_it(loaded: Loaded, tmp_path: Path) -> None:
-    PICTURE.save(tmp_path / "a.png")
-    PICTURE.save(tmp_path / "b.png")
-    files = [tmp_path / "a.png", tmp_path / "b.png"]
-    lines = Captioner(*loaded, Task("Hi", 200)).write(files, tmp_path / "out.jsonl")
-    found = [(line["caption"], line["note"]) for line in lines]
-    assert found == [(KEPT, "the answer went in circles and was ended")] * 2
+def test_it_goes_on_out_of_the_circle(loaded: Loaded) -> None:
+    chat = Chat(*loaded, CHAT)
+    "".join(chat.ask("Hi"))
+    more = chat.go_on(temperature=0.7)
+    assert chat.messages[-1].text == KEPT
+    new = "".join(more)
+    assert new.startswith(SAID[:8])  # this model has nothing else to say
+    assert (len(chat.messages), chat.messages[-1].text) == (2, (KEPT + new).rstrip())
+    assert ends_twice(chat.messages[-1].text)
+
+
+@pytest.mark.parametrize(
+    "text", [f"So. {SENTENCE * 2}", "ha " * 12, "That is it.\n That  is it.", SAID * 2]
+)
+def test_texts_that_end_twice(text: str) -> None:
+    assert ends_twice(text)
+    assert ends_twice(text.strip())
+    assert not ends_twice(f"{text}Otherwise.")
+
+
+@pytest.mark.parametrize("text", ["", "a", SENTENCE, "no no", f"{SENTENCE}But {SENTENCE}"])
+def test_texts_that_do_not(text: str) -> None:
+    assert not ends_twice(text)
+
+
+def test_a_line_of_captions_says_it_and_so_does_their_end(
+    circling: Path, tmp_path: Path, call: Any
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+    folder.mkdir()
+    PICTURE.save(folder / "a.png")
+    PICTURE.save(folder / "b.png")
+    command = ("caption", folder, "--prompt", "Hi", "-n", 200, "--model", circling, "--out")
+    told = f"{out}: 2 of 2 files; 2 went in circles and were ended\n"
+    assert call(*command, out) == (0, "", told)
+    PICTURE.save(folder / "c.png")  # whose answer is that of an equal file
+    told = f"{out}: 3 of 3 files; 3 went in circles and were ended\n"
+    assert call(*command, out) == (0, "", told)
+    lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [(line["caption"], line["ended_by"]) for line in lines] == [(KEPT, "repetition")] * 3
+    plain = tmp_path / "plain.jsonl"
+    told = f"{plain}: 3 of 3 files\n"
+    assert call(*command, plain, "--no-end-loops") == (0, "", told)
+    assert "ended_by" not in plain.read_text("utf-8")
 
 
 def test_by_the_commands(circling: Path, call: Any) -> None:
@@ -213,7 +250,11 @@ def test_by_the_commands(circling: Path, call: Any) -> None:
     code, text, err = call(*asked)
     assert (code, len(text) > 2 * len(KEPT), err) == (0, True, "")
     chat = call("chat", "--model", circling, "--no-history", stdin="Hi\n")
-    assert chat == (0, f"{KEPT}\n", f"{told.capitalize()}; /retry asks again.\n")
+    assert chat == (
+        0,
+        f"{KEPT}\n",
+        f"{told.capitalize()}; /continue goes on with it, /retry anew.\n",
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -76,7 +76,7 @@ def test_settings_of_a_trainer() -> None:
     ("options", "given"),
     [
         (SERVE, {"max_tokens": 1024}),
-        (CHAT, {"max_tokens": 1024, "end_loops": True}),
+        (CHAT, {"max_tokens": 1024, "repetition_penalty": 1.1, "end_loops": True}),
         (CAPTIONS, {"end_loops": True}),
         (DOCUMENTS, {"max_tokens": 8192, "end_loops": True}),
         (LIVE, {"max_tokens": 64}),

@@ -24,7 +24,7 @@ from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import Message, user_message
+from smolvlm_mlx.inputs.messages import Message, TextPart, user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
@@ -239,6 +239,46 @@ def test_retry_samples_and_says_so(session: Session, monkeypatch: pytest.MonkeyP
         assert told == (temperature == 0)
     assert [(each.temperature, each.seed) for each in used] == [(0.7, None), (0.3, None)]
     assert session.chat.options.seed == 5
+
+
+def test_an_answer_that_was_cut_off_is_continued(session: Session) -> None:
+    with pytest.raises(PromptError, match="there is nothing to continue yet; ask a question first"):
+        handle(session, "/continue")
+    handle(session, "One")
+    begun = session.chat.messages[-1]
+    assert begun.interrupted
+    handle(session, "/continue")
+    (question, answer) = session.chat.messages
+    assert (question.text, answer.text[: len(begun.text)]) == ("One", begun.text)
+    assert len(answer.text) > len(begun.text)
+    assert session.history is not None
+    assert session.history.load(session.id) == [question, answer]
+    assert len(session.branches()) == 1  # it is the same answer
+    session.chat.messages[-1] = replace(answer, interrupted=False)
+    with pytest.raises(PromptError, match="there is nothing to continue: no answer was stopped"):
+        handle(session, "/continue")
+
+
+def test_out_of_a_circle_it_is_sampled_and_that_is_said(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Options] = []
+    go_on = session.chat.go_on
+
+    def watched(options: Options) -> TextStream:
+        used.append(options)
+        return go_on(options)
+
+    monkeypatch.setattr(session.chat, "go_on", watched)
+    for text, temperature in (("Once. Not so.", 0.0), ("It goes on. " * 2, 0.3), ("ha " * 20, 1.0)):
+        handle(session, "One")
+        session.chat.messages[-1] = replace(session.chat.messages[-1], parts=(TextPart(text),))
+        session.chat.options = Options(max_tokens=4, temperature=temperature, seed=5)
+        handle(session, "/continue")
+    assert [(each.temperature, each.seed) for each in used] == [(0, 5), (0.7, None), (1, None)]
+    assert screen_of(session).said == [
+        "sampled at temperature 0.7: at 0.3 it would go in the same circle"
+    ]
 
 
 @pytest.mark.parametrize("line", LEAVING)

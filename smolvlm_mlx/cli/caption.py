@@ -89,8 +89,11 @@ def _report(lines: "list[Line]", out: Path, passed_over: Counter[str]) -> None:
     if mx.distributed.init().rank() != 0:
         return
     bad = [line for line in lines if "error" in line]
+    circles = sum(line.get("ended_by") == "repetition" for line in lines)
+    ended = f"; {circles} went in circles and were ended" if circles else ""
     failed = f"; {len(bad)} failed:" if bad else ""
-    print(f"{out}: {len(lines) - len(bad)} of {len(lines)} files{failed}", file=sys.stderr)
+    done = f"{len(lines) - len(bad)} of {len(lines)} files"
+    print(f"{out}: {done}{ended}{failed}", file=sys.stderr)
     for line in bad[:SHOWN]:
         print(f"  {quote(line['path'], most=MAX_PATH)}: {line['error']}", file=sys.stderr)
     if len(bad) > SHOWN:

@@ -32,6 +32,7 @@ _TAG = re.compile(r"<[^<>]*>|^[^<>]*>|<[^<>]*$")  # a block may begin in the mid
 _CELL = re.compile(f"<(?:{'|'.join(sorted(CELLS))})>")
 _END = re.compile(r"[.!?…。！？>\n]\W*\Z")  # of a sentence, a line, an element
 LEAST_TOKENS = 8  # different ones in a block of sentences
+LEAST_CHARACTERS, MOST_CHARACTERS = 8, 4096  # of what a text ends in, twice; of both
 LEAST_LETTERS = 0.85  # of the characters of sentences, without spaces
 # By place of the window: the distance to the last token, and how many tokens have to equal those a
 # block before, until what follows is held back: there are two copies then.
@@ -48,6 +49,14 @@ def rule_of(block: str, different: int) -> Rule:
         return OTHER
     few = different < LEAST_TOKENS or letters < LEAST_LETTERS * len("".join(twice.split()))
     return WORDS if few else SENTENCES
+
+
+def ends_twice(text: str) -> bool:
+    """Whether a text ends in the same words twice, as an answer does that was ended because it went
+    in circles. Spaces do not count."""
+    bare = "".join(text[-MOST_CHARACTERS:].split())
+    lengths = range(LEAST_CHARACTERS, len(bare) // 2 + 1)
+    return any(bare.endswith(bare[-2 * length : -length]) for length in lengths)
 
 
 class RepetitionDetector:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..data.layouts import CAPTION_QUESTION
 from ..errors import DataError, GenerationError, SmolVLMError, cut, quote
-from ..events import CUT_OFF, Reading, at_once
+from ..events import Reading, at_once
 from ..files import lock, written
 from ..generation.engine import Engine
 from ..generation.options import Options
@@ -302,9 +302,9 @@ class Captioner:
                 return {name: {"error": str(error)} for name in inputs}
             alone = [self._ask({name: each}) for name, each in inputs.items()]
             return {name: line for answer in alone for name, line in answer.items()}
-        noted = {"repetition": {"note": f"the answer {CUT_OFF['repetition']}"}}
+        ended: dict[str, Line] = {"repetition": {"ended_by": "repetition"}}  # else nothing is said
         return {
-            name: self._task.fields(text) | noted.get(reason, {})
+            name: ended.get(reason, {}) | self._task.fields(text)
             for name, (text, reason) in zip(inputs, answers, strict=True)
         }
 
@@ -320,10 +320,7 @@ class Captioner:
             "run": self.run,
         }
         answer = {"error": file.error} if file.error else self._known.get(file.digest, {})
-        note = answer.get("note", "")
-        if file.note not in note:  # of an equal file it has the file's own
-            note = "; ".join(filter(None, [file.note, note]))
-        line |= {"note": note} if note else {}
+        line |= {"note": file.note} if file.note else {}
         # The line's own fields first: an answer may come from the line of an equal file.
         return line | {name: value for name, value in answer.items() if name not in line}
 

@@ -45,8 +45,8 @@ class Chat:
     """Messages that own their pictures, and the model that answers them.
 
     Attributes:
-        messages: of the conversation so far. An answer that was stopped, or ended because it went
-            in circles, is `interrupted`.
+        messages: of the conversation so far. An answer that did not come to its end by itself is
+            `interrupted`.
         options: for answers, unless `ask` is given others.
         image_options: how pictures are cut, where it is not as the checkpoint says.
 
@@ -139,6 +139,23 @@ class Chat:
         """
         self.stop(wait=True)
         return self._answer(self.messages[: question_at(self.messages, -1) + 1], options, keywords)
+
+    @takes_options
+    def go_on(self, options: Options | None = None, **keywords: Unpack[Keywords]) -> TextStream:
+        """Go on with the last answer, which was stopped, cut off or ended because it went in
+        circles; iterate over the result for what is new.
+
+        Args:
+            options: how it goes on; else as the chat's are.
+
+        Raises:
+            PromptError: there is no such answer.
+        """
+        self.stop(wait=True)
+        last = self.messages[-1] if self.messages else None
+        if last is None or last.role != "assistant" or not last.interrupted:
+            raise PromptError("there is nothing to continue: no answer was stopped or cut off last")
+        return self._answer(self.messages[:-1], options, keywords, last)
 
     @takes_options
     def edit(
@@ -260,17 +277,26 @@ class Chat:
         self._saved = sha256(data).digest()
 
     def _answer(
-        self, messages: list[Message], options: Options | None, keywords: Keywords
+        self,
+        messages: list[Message],
+        options: Options | None,
+        keywords: Keywords,
+        begun: Message | None = None,
     ) -> TextStream:
         options, image_options = changed(
             self.options if options is None else options, self.image_options, keywords
         )
         reserve = min(options.max_tokens, RESERVED_TOKENS)
-        stream = self._engine.stream(
-            messages, options, image_options=image_options, reserve_tokens=reserve
-        )
+        if begun is None:
+            begun = Message("assistant", (TextPart(""),), interrupted=True)
+            stream = self._engine.stream(
+                messages, options, image_options=image_options, reserve_tokens=reserve
+            )
+        else:
+            inputs = self.processor([*messages, begun], image_options, continue_final_message=True)
+            stream = self._engine.stream(inputs, options, reserve_tokens=reserve)
         before = self.messages
-        self.messages = [*messages, Message("assistant", (TextPart(""),), interrupted=True)]
+        self.messages = [*messages, begun]
         self._stream = answer = TextStream(
             Stream(self._keep(before, self.messages, stream), stream.row)
         )
@@ -281,15 +307,15 @@ class Chat:
     ) -> Generator[Event]:
         """The events of an answer, which is part of the conversation from the moment of the
         question."""
-        text = ""
+        text = messages[-1].text
         try:
             for event in events:
                 if isinstance(event, Text):
                     text += event.piece
                     messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
                 yield event
-            is_loop = events.statistics.finish_reason == "repetition"
-            messages[-1] = replace(messages[-1], interrupted=is_loop)
+            is_whole = events.statistics.finish_reason == "stop"
+            messages[-1] = replace(messages[-1], interrupted=not is_whole)
         except SmolVLMError:
             if self.messages is messages:
                 self.messages = before

@@ -2,8 +2,8 @@
 on; and the same as CSV.
 
 A line has `path`, `stat` (the file's size in bytes and time of change), `sha256` (of the file),
-`run` (of model, task and settings), `note` where something is unusual about the file, and the
-answer's fields or `error`.
+`run` (of model, task and settings), `note` where something is unusual about the file, `ended_by`
+where the answer was ended because it went in circles, and the answer's fields or `error`.
 """
 
 import csv
@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..files import append_file, write_file, written
 
 Line = dict[str, Any]
-FIELDS = ("path", "stat", "sha256", "run", "note", "error")
+FIELDS = ("path", "stat", "sha256", "run", "note", "ended_by", "error")
 
 
 def read_lines(path: Path, run: str) -> tuple[list[Line], bool]:

@@ -23,7 +23,8 @@ Metric = Literal[
 
 DOCUMENT_MODEL = "docling"  # which writes DocTags
 SERVE = Options(max_tokens=1024)  # of requests that say nothing of it
-CHAT = Options(max_tokens=1024, end_loops=True)
+# Of a chat: what led least into circles and cost no right answer, see docs/performance.md.
+CHAT = Options(max_tokens=1024, repetition_penalty=1.1, end_loops=True)
 RETRY_TEMPERATURE = 0.7  # where another answer is wanted, and 0 would give the same
 CAPTIONS = Options(end_loops=True)
 # Of a page: the model card of DOCUMENT_MODEL.

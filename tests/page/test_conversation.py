@@ -8,7 +8,14 @@ from typing import Any
 
 from smolvlm_mlx.generation.options import Options
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import VideoPart, parse_messages, text_message, user_message
+from smolvlm_mlx.inputs.messages import (
+    Message,
+    TextPart,
+    VideoPart,
+    parse_messages,
+    text_message,
+    user_message,
+)
 from smolvlm_mlx.server.start import Start
 from smolvlm_mlx.tasks.history import new_id
 from tests.support.browser import ask, few_tokens, seen, shown, watch_requests
@@ -79,7 +86,9 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
 
 def test_a_full_context_asks_what_to_forget(page: Any, tmp_path: Path) -> None:
     noise(90, 60).save(tmp_path / "cat.png")
-    page.evaluate("localStorage.setItem('max_tokens', '4')")
+    # With a penalty the answers, and so the room that they leave, are others.
+    greedy = "localStorage.setItem('max_tokens', '4'); localStorage.repetition_penalty = '1'"
+    page.evaluate(greedy)
     page.reload()
     page.set_input_files("#files", tmp_path / "cat.png")
     page.locator("#waiting img").wait_for()
@@ -247,6 +256,23 @@ def test_an_answer_that_was_cut_off_goes_on(page: Any, server: Running) -> None:
     (talk,) = server.history.list()
     assert len(server.history.branches(talk.id)) == 1
     assert len(server.history.load(talk.id)) == 2
+
+
+def test_an_answer_that_went_in_circles_goes_on_sampled(page: Any, server: Running) -> None:
+    few_tokens(page)
+    circles = Message("assistant", (TextPart("It goes on. It goes on."),), interrupted=True)
+    id = new_id()
+    server.history.save(id, [user_message("First"), circles])
+    bodies = watch_requests(page)
+    page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
+    page.get_by_role("button", name="Continue").click()
+    told = "Sampled at temperature 0.7: at 0 it would go in the same circle."
+    page.get_by_text(told).wait_for()
+    page.locator(".about", has_text=" tokens").wait_for()
+    (body,) = bodies
+    assert body["continue_final_message"]
+    assert (body["temperature"], body["seed"]) == (0.7, -1)
+    assert shown(page)[1].startswith("It goes on. It goes on.")
 
 
 def test_back_and_forward_go_through_conversations(page: Any, server: Running) -> None:

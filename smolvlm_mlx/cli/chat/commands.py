@@ -145,6 +145,13 @@ def retry(session: Session) -> None:
     session.retry()
 
 
+def go_on(session: Session) -> None:
+    """go on with the last answer, if it was stopped or cut off; where it went in circles, sampled
+    at a temperature that leads out of them"""
+    _last_question(session, "continue")
+    session.go_on()
+
+
 def edit(session: Session, rest: str) -> None:
     """TEXT: ask this beside the last question; none: change its text"""
     question = _last_question(session, "change")
@@ -286,6 +293,7 @@ ALONE: dict[str, Callable[[Session], None]] = {
     "/copy": copy,
     "/undo": undo,
     "/retry": retry,
+    "/continue": go_on,
     "/new": new,
     "/tiles": tiles,
     "/stats": stats,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ContextFullError, PromptError, SmolVLMError, escaped
 from ...events import CUT_OFF, Statistics
+from ...generation.options import Options
+from ...generation.repetition import ends_twice
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
@@ -124,7 +126,8 @@ class Session:
             finally:
                 self.keep()
         if self.last is not None and self.last.finish_reason == "repetition":
-            self.screen.say(f"The answer {CUT_OFF['repetition']}; /retry asks again.")
+            told = f"The answer {CUT_OFF['repetition']}; /continue goes on with it, /retry anew."
+            self.screen.say(told)
         used = self.last.prompt_tokens + self.last.generated_tokens if self.last else 0
         context = self.chat.context
         if used > 0.9 * context:
@@ -161,13 +164,27 @@ class Session:
 
     def retry(self) -> None:
         """Answer the last question again: sampled, for otherwise it would be the same answer."""
-        options = replace(self.chat.options, seed=None)
-        if not options.temperature:
-            options = replace(options, temperature=RETRY_TEMPERATURE)
-            self.screen.say(
-                f"sampled at temperature {RETRY_TEMPERATURE:g}: at 0 it would be the same answer"
-            )
+        options = self.chat.options
+        options = self._sampled("be the same answer", options.temperature == 0)
         self.answer(lambda: self.chat.retry(options))
+
+    def go_on(self) -> None:
+        """Go on with the last answer; out of the circle in which it went, if it did: sampled."""
+        options, last = self.chat.options, self.chat.messages[-1]
+        if last.interrupted and ends_twice(last.text):
+            is_cold = options.temperature < RETRY_TEMPERATURE
+            options = self._sampled("go in the same circle", is_cold)
+        self.answer(lambda: self.chat.go_on(options))
+
+    def _sampled(self, same: str, is_cold: bool) -> Options:
+        """The chat's options for something new; at another temperature where they are too cold for
+        that, which is said."""
+        options = replace(self.chat.options, seed=None)
+        if is_cold:
+            now, new = options.temperature, RETRY_TEMPERATURE
+            self.screen.say(f"sampled at temperature {new:g}: at {now:g} it would {same}")
+            options = replace(options, temperature=RETRY_TEMPERATURE)
+        return options
 
     def branches(self) -> Sequence[Branch]:
         """The ways that the conversation went.

@@ -1,10 +1,10 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
 import { $, make, say, write } from "./dom.js";
-import { fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
+import { endsTwice, fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
 import { exchangeWaiting, showWaiting } from "./pictures.js";
 import { copy } from "./secure.js";
-import { anew, chosen } from "./settings.js";
+import { anew, chosen, outOfCircles } from "./settings.js";
 import { call, complete, failure, newId, news } from "./stream.js";
 import { showAll } from "./talk.js";
 
@@ -111,12 +111,16 @@ async function retry() {
   if (said) say(said);
 }
 
-// The answer that was cut off goes on.
-function goOn() {
-  const asked = conversation, before = asked.messages.pop();
+// The answer that was cut off goes on; sampled, if it went in circles.
+async function goOn() {
+  const asked = conversation;
+  const { said, ...sampled } = endsTwice(asked.messages.at(-1).text) ? await outOfCircles() : {};
+  if (running || asked !== conversation) return;
+  const before = asked.messages.pop();
   const message = { ...before, text: before.text.trimEnd(), cut: undefined, about: undefined };
-  const more = { continue_final_message: true, add_generation_prompt: false };
+  const more = { continue_final_message: true, add_generation_prompt: false, ...sampled };
   answer(goOn, () => asked.messages.push(before), more, message);
+  if (said) say(said);
 }
 
 async function request(more) {

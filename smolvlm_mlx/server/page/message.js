@@ -53,6 +53,16 @@ function textNode(node, { role, text }) {
   return place;
 }
 
+// Whether a text ends in the same words twice, as an answer does that was ended because it went in
+// circles. Spaces do not count. The server's `generation/repetition.py` has the same.
+export function endsTwice(text) {
+  const bare = text.slice(-4096).replace(/\s+/g, "");
+  for (let length = 8; 2 * length <= bare.length; length += 1) {
+    if (bare.endsWith(bare.slice(-2 * length, -length))) return true;
+  }
+  return false;
+}
+
 // More of an answer has come.
 export function updateText(node, text) {
   if (!coming.size) requestAnimationFrame(showComing);

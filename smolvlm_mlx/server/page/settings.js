@@ -27,11 +27,18 @@ export async function chosen() {
 
 // What another answer than the one that is there is asked with, and what is `said` of it: the same
 // seed, or always the likeliest token, would make the same one.
-export async function anew() {
+export const anew = () => sampled("be the same answer", 0);
+
+// The same of one that went in circles and goes on, to which most temperatures are too cold.
+export const outOfCircles = () => sampled("go in the same circle");
+
+async function sampled(same, coldest) {
   const { settings, retry_temperature: temperature } = await start;
   const setting = settings.find(({ name }) => name === "temperature");
-  if (!setting || (kept(setting) ? value(setting) : setting.value)) return { seed: -1 };
-  const said = `Sampled at temperature ${temperature}: at 0 it would be the same answer.`;
+  if (!setting) return { seed: -1 };
+  const now = kept(setting) ? value(setting) : setting.value;
+  if (coldest === undefined ? now >= temperature : now > coldest) return { seed: -1 };
+  const said = `Sampled at temperature ${temperature}: at ${now} it would ${same}.`;
   return { seed: -1, temperature, said };
 }
 
