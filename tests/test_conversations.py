@@ -270,7 +270,12 @@ def test_what_is_not_restored_is_forgotten_in_its_time(
     server.history.save(id, [user_message("What?", []), text_message("assistant", "A cat")])
     forgotten = threading.Event()
     forget = server.history.forget_overdue
-    monkeypatch.setattr(server.history, "forget_overdue", lambda: (forget(), forgotten.set()))
+
+    def told() -> None:
+        forget()
+        forgotten.set()
+
+    monkeypatch.setattr(server.history, "forget_overdue", told)
     with server.client() as client:
         assert client.delete(f"/conversations/{id}", params={"undo": "true"}).status_code == 204
         assert forgotten.wait(60)

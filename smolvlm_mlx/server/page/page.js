@@ -2,10 +2,12 @@
 
 import { addressed, ask, leave, openId, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
+import { gather, isText } from "./files.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
 import { toggleLive } from "./live.js";
 import {
-  add, closeCamera, exchangeWaiting, fromPart, openCamera, recallWaiting, takePicture,
+  add, allRead, closeCamera, exchangeWaiting, fromPart, isMedia, openCamera, recallWaiting,
+  takePicture,
 } from "./pictures.js";
 import { showSettings } from "./settings.js";
 import { start } from "./start.js";
@@ -18,24 +20,24 @@ $("text").oninput = written;
 $("text").onkeydown = event => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  ready.then(ask);
+  ready.then(allRead).then(ask);
 };
 $("ask").onsubmit = event => {
   event.preventDefault();
-  ready.then(ask);
+  ready.then(allRead).then(ask);
 };
 $("stop-answer").onclick = stopAnswer;
 addEventListener("keydown", event => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) leave();
+  if (event.key === "Escape" && !document.querySelector("dialog[open], [popover]")) leave();
 });
 
 // ---- pictures, and conversations that were saved
 
-function take(files) {
+function take(files, problems = []) {
   const saved = files.filter(file => file.name.endsWith(".json"));
   if (saved.length) openFile(saved[0]);
   const others = files.filter(file => !saved.includes(file));
-  if (others.length) add(others);
+  if (others.length || problems.length) add(others, problems);
 }
 
 $("add").onclick = () => $("files").click();
@@ -57,9 +59,10 @@ addEventListener("dragleave", event => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
 addEventListener("drop", event => {
-  event.preventDefault();
   document.body.classList.remove("dropping");
-  take([...event.dataTransfer.files]);
+  if (isText(event)) return;
+  event.preventDefault();
+  gather(event.dataTransfer, isMedia).then(({ files, problems }) => take(files, problems));
 });
 $("camera").onclick = openCamera;
 $("take").onclick = takePicture;
@@ -75,6 +78,7 @@ $("search").oninput = refresh;
 $("list-toggle").onclick = toggleList;
 document.addEventListener("answered", refresh);
 document.addEventListener("visibilitychange", watch);
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
 addEventListener("popstate", () => {
   if (addressed() !== openId()) openAddress();
 });
