@@ -4,27 +4,15 @@ const MOST = 100;  // files of folders
 const DEEPEST = 16;  // folders within each other
 const IN_ORDER = new Intl.Collator(undefined, { numeric: true });  // 2.png before 10.png
 
-// Whether a drop is text for a field, which the browser puts there.
-export function isText({ target, dataTransfer: data }) {
-  return Boolean(target.closest?.("textarea, input")) && !data.types.includes("Files")
-    && !/<img\s/i.test(data.getData("text/html"));
-}
-
 // The files of a drop, those of folders that are `wanted` in the order of their names; and why
-// others are not there. What was dropped is gone after this has begun, so that is asked at once.
-export async function gather(data, wanted) {
-  const items = [...data.items].filter(({ kind }) => kind === "file");
-  const dropped = items.map(item => {
-    const entry = item.webkitGetAsEntry?.();
-    return entry?.isDirectory ? entry : item.getAsFile();
-  }).filter(Boolean);
-  const addresses = dropped.length ? [] : addressesOf(data);
+// others are not there.
+export async function gather({ dropped, html, list }, wanted) {
   const found = { files: [], problems: [], passed: 0, wanted };
   for (const each of dropped) {
     if (each.isDirectory) await walk(each, found, 1);
     else found.files.push(each);
   }
-  for (const address of addresses) await take(address, found);
+  for (const address of dropped.length ? [] : addresses(html, list)) await take(address, found);
   const { files, problems, passed } = found;
   if (passed) problems.push(`Passed over: ${passed} file${passed > 1 ? "s" : ""} of other kinds.`);
   return { files, problems: [...new Set(problems)] };
@@ -71,11 +59,11 @@ async function takeFile(entry, found) {
 
 // ---- pictures of other pages
 
-function addressesOf(data) {
-  const page = new DOMParser().parseFromString(data.getData("text/html"), "text/html");
+function addresses(html, list) {
+  const page = new DOMParser().parseFromString(html, "text/html");
   const pictures = [...page.querySelectorAll("img[src]")].map(image => image.getAttribute("src"));
-  const lines = data.getData("text/uri-list").split(/\r?\n/);
-  return pictures.length ? pictures : lines.filter(line => line && !line.startsWith("#"));
+  if (pictures.length) return pictures;
+  return list.split(/\r?\n/).filter(line => line && !line.startsWith("#"));
 }
 
 async function take(address, { files, problems }) {

@@ -5,7 +5,6 @@ import {
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
 import { call, failure, newId } from "./stream.js";
-import { toast } from "./toast.js";
 
 let asked = 0;  // how often; only the last answer is shown
 
@@ -57,6 +56,7 @@ function openMenu(row, more, actions) {
       act(event);
     },
   })));
+  menu.onkeydown = event => event.key === "Escape" && event.stopPropagation();  // it closes this
   menu.ontoggle = ({ newState }) => { if (newState === "closed") menu.remove(); };
   row.append(menu);
   menu.showPopover();
@@ -126,6 +126,7 @@ async function remove(id, title, row, { detail }) {
     if (isOpen) openKept(id);
     return refresh();
   }
+  const { toast } = await import("./toast.js");
   const button = toast(`Deleted “${title}”.`, "Undo", () => restore(id, isOpen));
   if (detail === 0) button.focus();  // it was deleted by the keyboard
   else next?.firstChild.focus();

@@ -2,9 +2,7 @@
 
 import { addressed, ask, leave, openId, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
-import { gather, isText } from "./files.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
-import { toggleLive } from "./live.js";
 import {
   add, allRead, closeCamera, exchangeWaiting, fromPart, isMedia, openCamera, recallWaiting,
   takePicture,
@@ -28,7 +26,7 @@ $("ask").onsubmit = event => {
 };
 $("stop-answer").onclick = stopAnswer;
 addEventListener("keydown", event => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open], [popover]")) leave();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) leave();
 });
 
 // ---- pictures, and conversations that were saved
@@ -60,10 +58,24 @@ addEventListener("dragleave", event => {
 });
 addEventListener("drop", event => {
   document.body.classList.remove("dropping");
-  if (isText(event)) return;
+  const data = event.dataTransfer, html = data.getData("text/html");
+  // Read now: after the event it is gone.
+  const dropped = [...data.items].filter(({ kind }) => kind === "file").map(item => {
+    const entry = item.webkitGetAsEntry?.();
+    return entry?.isDirectory ? entry : item.getAsFile();
+  }).filter(Boolean);
+  const isText = !dropped.length && !/<img\s/i.test(html);
+  if (isText && event.target === $("text")) return;  // the browser puts it there
   event.preventDefault();
-  gather(event.dataTransfer, isMedia).then(({ files, problems }) => take(files, problems));
+  takeDropped({ dropped, html, list: data.getData("text/uri-list") });
 });
+
+async function takeDropped(what) {
+  const { gather } = await import("./files.js");
+  const { files, problems } = await gather(what, isMedia);
+  take(files, problems);
+}
+
 $("camera").onclick = openCamera;
 $("take").onclick = takePicture;
 $("cancel-shot").onclick = () => $("shot").close();
@@ -71,7 +83,7 @@ $("shot").onclose = closeCamera;
 
 // ---- the rest
 
-$("live-toggle").onclick = toggleLive;
+$("live-toggle").onclick = async () => (await import("./live.js")).toggleLive();
 $("open-settings").onclick = () => $("settings").showModal();
 $("new").onclick = startNew;
 $("search").oninput = refresh;

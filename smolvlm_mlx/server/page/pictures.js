@@ -5,7 +5,6 @@
 
 import { $, arrange, make, say } from "./dom.js";
 import { openStream } from "./secure.js";
-import { fitting } from "./shrink.js";
 import { remember, remembered } from "./store.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
@@ -168,6 +167,7 @@ export async function add(files, problems = []) {
 async function take(picture, file) {
   if (!waiting.includes(picture)) return;  // it was removed meanwhile
   try {
+    const { fitting } = await import("./shrink.js");
     picture.url = await read(picture.video ? file : await fitting(file));
   } catch (error) {
     picture.isUnread = true;

@@ -7,7 +7,7 @@ import { start } from "./start.js";
 const drop = make("button", { type: "button", className: "drop" },
   make("strong", { className: "fine", textContent: "Drop pictures here" }),
   make("strong", { className: "coarse", textContent: "Choose or take a picture" }),
-  make("span", { className: "fine", textContent: "or videos, or whole folders; a click chooses" }),
+  make("span", { className: "fine", textContent: "or click to choose, or paste. Videos and folders, too" }),
   make("span", { className: "coarse", textContent: "or a video" }));
 const examples = make("div", { className: "examples" });
 const about = make("p", { className: "about" });
