@@ -128,9 +128,7 @@ class Service:
         ]
 
     async def page_start(self, request: Request) -> Response:
-        start = await anyio.to_thread.run_sync(
-            self.start.to_json, self.options, self.image_options
-        )
+        start = await anyio.to_thread.run_sync(self.start.to_json, self.options, self.image_options)
         return JSONResponse({**start, "about": self._about()})
 
     def _about(self) -> dict[str, object]:

@@ -171,7 +171,7 @@ async function take(picture, file) {
     picture.url = await read(picture.video ? file : await fitting(file));
   } catch (error) {
     picture.isUnread = true;
-    picture.problem = `It cannot be read: ${error.message}.`;
+    picture.problem = `cannot be read: ${error.message}`;
   }
   showWaiting();
 }

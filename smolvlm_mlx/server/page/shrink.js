@@ -13,11 +13,11 @@ let before = Promise.resolve();  // one after the other: each takes as much memo
 
 // Throws where a file is damaged; of kinds that the browser does not know the server says it.
 export async function fitting(file) {
-  if (!file.size) throw new Error("the file is empty");
+  if (!file.size) throw new Error("empty");
   if (!await isShown(file)) {
     const first = new Uint8Array(await file.slice(0, 4).arrayBuffer());
     if (KNOWN.some(start => start.every((byte, at) => first[at] === byte))) {
-      throw new Error("it is damaged");
+      throw new Error("damaged");
     }
     return file;
   }
