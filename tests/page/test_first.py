@@ -9,8 +9,9 @@ from typing import Any
 
 from smolvlm_mlx.inputs.image import load_image
 from smolvlm_mlx.inputs.media import Attachment
-from smolvlm_mlx.inputs.messages import Message, text_message, user_message
+from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.inputs.tiles import make_tiles
+from smolvlm_mlx.tasks.history import new_id
 from tests.support.browser import DAMAGED, ask, few_tokens, piece, seen, sse, watch_requests
 from tests.support.http import Running
 from tests.support.pictures import PICTURE, data_url, encoded, noise
@@ -19,17 +20,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ID = "0123456789abcdef"
 CAT = Attachment(PICTURE, name="cat.png")
 TALK = [user_message("What is this?", [CAT]), text_message("assistant", "A cat.")]
 
 
-def listed(page: Any, server: Running, messages: list[Message] = TALK) -> None:
-    """A conversation in the list, which is shown."""
-    server.history.save(ID, messages)
+def listed(page: Any, server: Running) -> str:
+    """The id of a conversation in the list, which is shown."""
+    id = new_id()
+    server.history.save(id, TALK)
     page.reload()
     page.locator("#list-toggle").click()
     page.locator("#list li").wait_for()
+    return id
 
 
 def choose(page: Any, action: str) -> None:
@@ -51,11 +53,13 @@ def test_an_empty_page_tells_of_the_model_and_opens_the_file_dialog(
 ) -> None:
     page.locator(".examples button").nth(2).wait_for()
     parameters, weights = server.service.parameters, server.service.weight_bytes
-    assert parameters and weights
+    assert parameters
+    assert weights
     about = page.inner_text(".empty .about")
     assert about.startswith("tiny")
-    assert f"{weights / 1000:.0f} kB of weights" in about
-    assert "parameters" in about and "of memory in use" in about
+    assert f"{weights / 1e6:.1f} MB of weights" in about
+    assert "parameters" in about
+    assert "of memory in use" in about
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     with page.expect_file_chooser() as chooser:
         page.locator(".drop").click()
@@ -79,17 +83,17 @@ def test_an_example_waits_for_a_picture_and_is_asked_with_one(page: Any, tmp_pat
 
 
 def test_a_conversation_is_renamed(page: Any, server: Running) -> None:
-    listed(page, server)
+    id = listed(page, server)
     choose(page, "Rename")
     page.keyboard.type("<b>Kater</b>")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="What is this?", exact=True).wait_for()
-    assert server.history.title(ID) == "What is this?"
+    assert server.history.title(id) == "What is this?"
     choose(page, "Rename")
     page.keyboard.type("<b>Kater</b>")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="<b>Kater</b>", exact=True).wait_for()
-    assert server.history.title(ID) == "<b>Kater</b>"
+    assert server.history.title(id) == "<b>Kater</b>"
     choose(page, "Rename")
     page.keyboard.press("Delete")
     page.keyboard.press("Enter")
@@ -119,7 +123,7 @@ def test_a_conversation_is_exported_and_opens_again(
 def test_a_deleted_conversation_is_gone_and_comes_back_by_the_keyboard(
     page: Any, server: Running
 ) -> None:
-    listed(page, server)
+    id = listed(page, server)
     page.get_by_role("button", name="What is this?", exact=True).click()
     page.get_by_text("A cat.").wait_for()
     page.locator("#list-toggle").click()
@@ -137,7 +141,7 @@ def test_a_deleted_conversation_is_gone_and_comes_back_by_the_keyboard(
     page.locator("#list li").wait_for(state="attached")
     page.get_by_text("A cat.").wait_for(state="attached")
     assert page.locator(".toast").count() == 0
-    assert [message.text for message in server.history.load(ID)] == ["What is this?", "A cat."]
+    assert [message.text for message in server.history.load(id)] == ["What is this?", "A cat."]
 
 
 def test_a_search_without_results_says_so(page: Any, server: Running) -> None:
@@ -289,7 +293,7 @@ def photo(kind: str) -> tuple[bytes, int]:
     """A large file, and by how much pixels may differ."""
     if kind == "PNG":
         return encoded(noise(1900, 1000), "PNG"), 0
-    smooth = noise(700, 400).resize((2800, 1600), Image.Resampling.BICUBIC)
+    smooth = noise(1400, 800).resize((3500, 2000), Image.Resampling.BICUBIC)
     turned = Image.Exif()
     turned[274] = 6
     return encoded(smooth, "JPEG", quality=100, subsampling=0, exif=turned), 8

@@ -14,7 +14,7 @@ export async function refresh() {
   if (number !== asked) return;
   if (!response.ok) return say((await failure(response)).message);
   const { kept, conversations } = await response.json();
-  if (number !== asked || $("list").querySelector("input")) return;  // one is being renamed
+  if (number !== asked || $("list").querySelector("input, .menu")) return;  // one is at work there
   const focused = document.activeElement?.closest("#list li")?.dataset.id;
   $("list").replaceChildren(...conversations.map(entry));
   focusOn(focused);
@@ -56,8 +56,14 @@ function openMenu(row, more, actions) {
       act(event);
     },
   })));
-  menu.onkeydown = event => event.key === "Escape" && event.stopPropagation();  // it closes this
-  menu.ontoggle = ({ newState }) => { if (newState === "closed") menu.remove(); };
+  menu.onkeydown = event => {
+    if (event.key === "Escape") event.stopPropagation();  // it closes this, and stops no answer
+  };
+  menu.ontoggle = ({ newState }) => {
+    if (newState !== "closed") return;
+    menu.remove();
+    refresh();
+  };
   row.append(menu);
   menu.showPopover();
   const { right, bottom, top } = more.getBoundingClientRect();
