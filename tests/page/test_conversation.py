@@ -72,7 +72,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
         "navigator.clipboard, dispatchEvent(Object.assign(new Event('paste'), {clipboardData: "
         "{files: [new File(['no picture'], 'x.png', {type: 'image/png'})]}}))"
     )
-    page.locator("#waiting img").wait_for()
+    page.locator("#waiting figure").wait_for()
     page.fill("#text", "What?")
     page.press("#text", "Enter")
     page.get_by_text("is text; put it into the question").wait_for()
