@@ -151,28 +151,13 @@ def _paths() -> Object:
 
 def _conversations(id: Object) -> Object:
     words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
-    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
-    undo = _parameter(
-        "undo", "query", {"type": "boolean"}, f"It can be restored for {UNDO_SECONDS} seconds."
-    )
     title = _parameter("title", "query", {"type": "string", "maxLength": MAX_NAME}, required=True)
     return {
         "/conversations": {
             "parameters": [words],
             "get": _operation("Conversations that are kept.", ConversationList),
         },
-        "/conversations/{id}": {
-            "parameters": [id],
-            "get": _operation("A conversation, up to where it is.", Conversation, 404),
-            "post": {
-                **_operation("Go to the newest end beyond a message.", Conversation, 404),
-                "parameters": [message],
-            },
-            "delete": {
-                **_done("Forget a conversation.", "It is forgotten."),
-                "parameters": [undo],
-            },
-        },
+        "/conversations/{id}": _conversation(id),
         "/conversations/{id}/restore": {
             "parameters": [id],
             "post": _done("Take back a deletion that can be undone.", "It is there again."),
@@ -190,6 +175,25 @@ def _conversations(id: Object) -> Object:
             "post": _done("End the answer under way; what came of it stays.", "It has ended."),
         },
         "/conversations/{id}/events": {"parameters": [id], "get": _news()},
+    }
+
+
+def _conversation(id: Object) -> Object:
+    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
+    undo = _parameter(
+        "undo", "query", {"type": "boolean"}, f"It can be restored for {UNDO_SECONDS} seconds."
+    )
+    return {
+        "parameters": [id],
+        "get": _operation("A conversation, up to where it is.", Conversation, 404),
+        "post": {
+            **_operation("Go to the newest end beyond a message.", Conversation, 404),
+            "parameters": [message],
+        },
+        "delete": {
+            **_done("Forget a conversation.", "It is forgotten."),
+            "parameters": [undo],
+        },
     }
 
 
