@@ -2,17 +2,21 @@
 them."""
 
 import contextlib
+import io
 import json
+import threading
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 from smolvlm_mlx.errors import EngineError
 from smolvlm_mlx.generation.scheduler import Job
-from smolvlm_mlx.inputs.messages import text_message, to_json
+from smolvlm_mlx.inputs.media import Attachment
+from smolvlm_mlx.inputs.messages import text_message, to_json, user_message
 from smolvlm_mlx.server import conversations
 from smolvlm_mlx.tasks.history import History, new_id
 from tests.support.http import Running, question, wait_until
-from tests.support.pictures import data_url
+from tests.support.pictures import PICTURE, data_url
 
 import pytest
 
@@ -207,3 +211,72 @@ def test_the_page_is_at_the_address_of_a_conversation(server: Running) -> None:
         assert page.status_code == 200
         assert page.content == client.get("/").content
         assert client.get("/c/a/b").status_code == 404
+
+
+def test_a_conversation_is_renamed_exported_deleted_and_restored(server: Running) -> None:
+    id, other = new_id(), new_id()
+    picture = Attachment(PICTURE, name="cat.png")
+    server.history.save(id, [user_message("What?", [picture]), text_message("assistant", "A cat")])
+    server.history.save(other, [user_message("Hi", []), text_message("assistant", "Hello")])
+    here = f"/conversations/{id}"
+    with server.client() as client:
+        renamed = client.post(f"{here}/title", params={"title": " Mein Käter? "})
+        assert renamed.json() == {"title": "Mein Käter?"}
+        found = client.get("/conversations", params={"words": "käter"}).json()["conversations"]
+        assert [talk["title"] for talk in found] == ["Mein Käter?"]
+        for wrong in ({}, {"title": "x" * 201}):
+            assert client.post(f"{here}/title", params=wrong).status_code == 400
+        exported = client.get(f"{here}/markdown")
+        assert exported.headers["content-type"] == "application/zip"
+        name = "attachment; filename*=UTF-8''Mein-K%C3%A4ter.zip"
+        assert exported.headers["content-disposition"] == name
+        with zipfile.ZipFile(io.BytesIO(exported.content)) as archive:
+            assert archive.read("pictures/1-cat.png") == picture.data
+        plain = client.get(f"/conversations/{other}/markdown")
+        assert plain.headers["content-type"].startswith("text/markdown")
+        assert plain.text == "# Hi\n\n## You\n\nHi\n\n## Answer\n\nHello\n"
+        assert client.delete(here, params={"undo": "perhaps"}).status_code == 400
+        assert client.delete(here, params={"undo": "true"}).status_code == 204
+        for path in (here, f"{here}/markdown", f"{here}/events"):
+            assert client.get(path).status_code == 404
+        assert client.delete(here, params={"undo": "true"}).status_code == 404
+        assert client.post(f"{here}/restore").status_code == 204
+        assert client.post(f"{here}/restore").status_code == 404
+        assert len(client.get(here).json()["messages"]) == 2
+        assert client.delete(here).status_code == 204  # for good
+        assert client.post(f"{here}/restore").status_code == 404
+
+
+def test_a_deletion_that_is_undone_has_what_came_of_the_answer(
+    server: Running, slow_model: list[Job]
+) -> None:
+    id = new_id()
+    with asking(server, id) as lines, server.client() as client:
+        wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
+        deleted = client.delete(f"/conversations/{id}", params={"undo": "true"})
+        assert deleted.status_code == 204
+        assert list(lines)
+        assert id not in server.history
+        assert client.post(f"/conversations/{id}/restore").status_code == 204
+    answer = server.history.load(id)[-1]
+    assert (answer.role, answer.interrupted, bool(answer.text)) == ("assistant", True, True)
+
+
+def test_what_is_not_restored_is_forgotten_in_its_time(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "UNDO_SECONDS", -1)
+    id = new_id()
+    server.history.save(id, [user_message("What?", []), text_message("assistant", "A cat")])
+    forgotten = threading.Event()
+    forget = server.history.forget_overdue
+
+    def told() -> None:
+        forget()
+        forgotten.set()
+
+    monkeypatch.setattr(server.history, "forget_overdue", told)
+    with server.client() as client:
+        assert client.delete(f"/conversations/{id}", params={"undo": "true"}).status_code == 204
+        assert forgotten.wait(60)
+        assert client.post(f"/conversations/{id}/restore").status_code == 404

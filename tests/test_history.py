@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -24,7 +25,7 @@ from smolvlm_mlx.cli import main
 from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.options import Loading
 from smolvlm_mlx.cli.serve import load_service
-from smolvlm_mlx.errors import HistoryError
+from smolvlm_mlx.errors import HistoryError, NoConversationError
 from smolvlm_mlx.inputs.media import Attachment, Frames
 from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_message
 from smolvlm_mlx.inputs.settings import ImageOptions
@@ -327,13 +328,19 @@ def test_commands(history: History, tmp_path: Path) -> None:
         "User: And [/etc/hosts]?\n\nAssistant: Ünd (interrupted)\n"
     )
     run("export", first, str(tmp_path / "talk.json"))
-    run("export", first, str(tmp_path / "talk.md"))
+    run("export", first, str(tmp_path / "talk.txt"))
     exported = from_json(json.loads((tmp_path / "talk.json").read_text())["messages"])
     assert words(exported) == words(TALK)
     assert media_of(exported)[0].data == PICTURE.data
-    assert (tmp_path / "talk.md").read_text() == run("show", first)
+    assert (tmp_path / "talk.txt").read_text() == run("show", first)
     with pytest.raises(HistoryError, match="exists already"):
-        run("export", first, str(tmp_path / "talk.md"))
+        run("export", first, str(tmp_path / "talk.txt"))
+    assert run("rename", first, " Two\nwords ") == "Two words\n"
+    assert "Two words" in run("list")
+    run("export", first, str(tmp_path / "talk.md"))
+    assert (tmp_path / "talk.md").read_text().startswith("# Two words\n\n## Instructions\n")
+    run("export", first, str(tmp_path / "talk.zip"))
+    assert zipfile.ZipFile(tmp_path / "talk.zip").read("pictures/1-cat.png") == PICTURE.data
     with pytest.raises(HistoryError, match="ids of conversations, or --all"):
         run("delete")
     run("delete", first)
@@ -506,6 +513,80 @@ def test_a_deleted_conversation_does_not_come_back(history: History) -> None:
     with pytest.raises(HistoryError, match="conversation 'a' was deleted, and keeps no more"):
         history.save("a", said(*BASE, "2", "b"))
     assert history.list() == []
+
+
+def test_a_name_stays_whatever_is_said(history: History) -> None:
+    history.save("a", said(*BASE))
+    assert history.rename("a", "  My\ncat ") == "My cat"
+    history.save("a", said(*BASE, "2", "b"))
+    assert [(each.title, each.turns) for each in history.list(words="my CAT")] == [("My cat", 2)]
+    assert history.rename("a", " ") == history.title("a") == BASE[0]
+    assert history.list(words="my cat") == []
+    for id, name, error in (("none", "x", "no conversation"), ("a", "x" * 201, "limit is 200")):
+        with pytest.raises(HistoryError, match=error):
+            history.rename(id, name)
+
+
+def test_what_is_discarded_is_nowhere_until_it_is_restored(history: History) -> None:
+    ids = history.save("a", TALK)
+    history.discard("a", 60)
+    assert "a" not in history
+    assert history.list() == history.list(words="cat") == []
+    for use in (
+        lambda: history.save("a", said("q", "c")),
+        lambda: history.load("a"),
+        lambda: history.move("a", ids[0]),
+        lambda: history.rename("a", "b"),
+        lambda: history.discard("a", 60),
+    ):
+        with pytest.raises(HistoryError, match="conversation 'a'"):
+            use()
+    history.forget_overdue()  # which it is not
+    history.restore("a")
+    assert words(history.load("a")) == words(TALK)
+    assert media_of(history.load("a"))[0].data == PICTURE.data
+    history.save("a", [*TALK, asked("More?")])
+    assert history.list()[0].turns == 3
+    with pytest.raises(HistoryError, match="cannot be restored any more"):
+        history.restore("a")  # it is there
+
+
+def test_what_is_overdue_can_be_restored_until_somebody_looks(history: History) -> None:
+    for id in "ab":
+        history.save(id, TALK)
+        history.discard(id, -1)
+    history.restore("a")
+    assert [each.id for each in history.list()] == ["a"]  # which forgets the other
+    with pytest.raises(HistoryError, match="cannot be restored any more"):
+        history.restore("b")
+    with pytest.raises(HistoryError, match="was deleted, and keeps no more"):
+        history.save("b", TALK)
+    with closing(sqlite3.connect(history.path)) as database:
+        assert database.execute("SELECT DISTINCT conversation FROM messages").fetchall() == [("a",)]
+
+
+def test_restoring_and_forgetting_at_once_keep_all_or_nothing(history: History) -> None:
+    for number in range(12):
+        id = f"talk{number}"
+        history.save(id, TALK)
+        history.discard(id, -1)
+        outcomes: list[bool] = []
+
+        def restore(id: str = id, outcomes: list[bool] = outcomes) -> None:
+            try:
+                history.restore(id)
+                outcomes.append(True)
+            except NoConversationError:
+                outcomes.append(False)
+
+        threads = [threading.Thread(target=work) for work in (restore, history.forget_overdue)]
+        for thread in threads[:: 1 if number % 2 else -1]:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes == [id in history]
+        if outcomes[0]:
+            assert words(history.load(id)) == words(TALK)
 
 
 def test_what_is_taken_back_is_there_and_nothing_of_others_goes(history: History) -> None:
@@ -704,7 +785,7 @@ def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(history: Histor
     history.path.parent.mkdir()
     with closing(sqlite3.connect(history.path)) as database, database:
         database.execute("CREATE TABLE other (x)")
-        database.execute("PRAGMA user_version = 3")
+        database.execute("PRAGMA user_version = 4")
     before = history.path.read_bytes()
     for use in (history.list, lambda: history.save("a", TALK), lambda: history.load("a")):
         with pytest.raises(HistoryError, match="a newer version of smolvlm-mlx"):

@@ -194,7 +194,7 @@ def test_an_operation_has_its_answer_and_its_errors(path: str, method: str) -> N
     described = document()["paths"][path][method]["responses"]
     errors = EVERYWHERE | ({404} if "{" in path else set())
     errors |= {503} if path.endswith(("/completions", "/events")) else set()
-    is_done = method == "delete" or path.endswith("/stop")
+    is_done = method == "delete" or path.endswith(("/stop", "/restore"))
     assert [*map(int, described)] == [204 if is_done else 200, *sorted(errors)]
     for status in errors:
         assert described[str(status)]["content"] == {

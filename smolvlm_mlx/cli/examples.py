@@ -63,7 +63,8 @@ EXAMPLES = {
     "history list": ("smolvlm-mlx history list -n 5",),
     "history search": ('smolvlm-mlx history search "red circle"',),
     "history show": ("smolvlm-mlx history show 3f",),
-    "history export": ("smolvlm-mlx history export 3f cat.json",),
+    "history export": ("smolvlm-mlx history export 3f cat.zip",),
+    "history rename": ('smolvlm-mlx history rename 3f "The cat of March"',),
     "history delete": (
         "smolvlm-mlx history delete 3f 9a",
         "smolvlm-mlx history delete --all --yes",

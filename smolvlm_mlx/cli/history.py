@@ -1,4 +1,4 @@
-"""`smolvlm-mlx history`: list, search, show, export and delete conversations."""
+"""`smolvlm-mlx history`: list, search, show, rename, export and delete conversations."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 @app.callback(invoke_without_command=True)
 @as_command
 def root(context: typer.Context) -> None:
-    """List, search, show, export and delete conversations.
+    """List, search, show, rename, export and delete conversations.
 
     Those of `chat` and its page, which are kept on this machine.
     """
@@ -77,23 +77,43 @@ def export(
     out: Annotated[
         Path,
         typer.Argument(
-            help="New file: .json with the pictures, as /open reads it; .md or .txt, without."
+            help="New file: .json with the pictures, as /open and the page read it; .zip, Markdown "
+            "with the pictures beside it; .md or .txt, without."
         ),
     ],
 ) -> None:
     """Write a conversation to a file."""
     from ..files import write_file, written
     from ..inputs.messages import to_json
+    from ..tasks.export import as_markdown, as_zip
 
-    messages = _history().load(_history().find(id))
-    if out.suffix.lower() == ".json":
-        text = json.dumps({"messages": to_json(messages)}, indent=1)
+    history = _history()
+    id = history.find(id)
+    messages, title = history.load(id), history.title(id)
+    kind = out.suffix.lower()
+    if kind == ".zip":
+        data = as_zip(messages, title)
+    elif kind == ".md":
+        data = as_markdown(messages, title).encode()
+    elif kind == ".json":
+        data = json.dumps({"title": title, "messages": to_json(messages)}, indent=1).encode()
     else:
-        text = as_text(messages) + "\n"
+        data = f"{as_text(messages)}\n".encode()
     with written(out, HistoryError):
         if out.exists():
             raise HistoryError(f"{out} exists already; choose another name")
-        write_file(out, text.encode())
+        write_file(out, data)
+
+
+@app.command(cls=Command)
+@as_command
+def rename(
+    id: Id,
+    name: Annotated[str, typer.Argument(help="What it is called; '' is its first words again.")],
+) -> None:
+    """Give a conversation another name, here, in the chat and in the page."""
+    history = _history()
+    print(escaped(history.rename(history.find(id), name)), file=sys.stderr)
 
 
 @app.command(cls=Command)

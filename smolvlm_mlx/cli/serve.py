@@ -171,11 +171,11 @@ def load_service(
     scheduler = Scheduler(
         lambda: Engine(*loading.load(model), cache_folder=folder, conversations=CONVERSATIONS)
     )
-    processor = scheduler.start().processor
+    engine = scheduler.start()
     history = History(timeout=HISTORY_SECONDS) if keep_history else None
     return Service(
         scheduler,
-        processor,
+        engine.processor,
         model_id(model),
         history,
         image_options,
@@ -183,6 +183,8 @@ def load_service(
         start,
         allow_urls,
         aliases,
+        parameters=engine.model.config.parameters,
+        weight_bytes=engine.weight_bytes,
     )
 
 

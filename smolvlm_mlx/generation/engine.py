@@ -45,6 +45,7 @@ class Engine:
         image_cache_bytes: most memory for image tokens; else as `memory` says.
 
     Attributes:
+        weight_bytes: of the model's weights.
         memory: how what this process may take (`load`) is shared out.
         token_bytes: of keys and values of a token.
 
@@ -69,12 +70,12 @@ class Engine:
         self.model, self.processor = model, processor
         weights = sum(array.nbytes for array in model.named_parameters().values())
         width = model.language_model.norm.weight.dtype.size
-        self.memory = memory = Memory.share(model.config, weights, width)
+        self.weight_bytes, self.memory = weights, Memory.share(model.config, weights, width)
         self.token_bytes = token_bytes(model.config, width)
         if image_cache_bytes is None:
-            image_cache_bytes = memory.image_tokens
+            image_cache_bytes = self.memory.image_tokens
         image_cache = ImageCache(model, cache_folder, image_cache_bytes)
-        kept = PrefixCache(conversations, memory.conversations)
+        kept = PrefixCache(conversations, self.memory.conversations)
         self.prompts = PromptReader(model, image_cache, kept)
 
     def fits(self, lengths: Sequence[int]) -> bool:

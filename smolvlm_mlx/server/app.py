@@ -29,7 +29,7 @@ from ..errors import (
 from ..generation.options import Options
 from ..generation.scheduler import Scheduler
 from ..inputs.fetch import FetchLimits
-from ..inputs.image import STRANGERS
+from ..inputs.image import MAX_EDGE, STRANGERS
 from ..inputs.media import Recent
 from ..inputs.messages import Message, notes
 from ..inputs.processor import Inputs, Processor
@@ -56,7 +56,7 @@ from .openai import (
 from .openapi import Health, Memory, document
 from .request import ChatRequest
 from .security import Guard
-from .start import Start
+from .start import EXAMPLES, PAGE_EXAMPLES, Start
 
 
 def judges(most: int = 32) -> Callable[[str], Judge]:
@@ -80,6 +80,7 @@ class Service:
         options, image_options: of answers, where a request says nothing else.
         start: what the page begins with.
         limits: for pictures and videos of requests.
+        parameters, weight_bytes: of the model, which the page tells.
         budget: for requests as a whole.
         parsing: so many bodies at once, each of which may take some hundred megabytes.
         created: when it was loaded, in seconds since 1970.
@@ -96,6 +97,8 @@ class Service:
     start: Start = field(default_factory=Start)
     allow_urls: bool = False
     aliases: Sequence[str] = ()
+    parameters: int | None = None
+    weight_bytes: int | None = None
     limits: FetchLimits = STRANGERS
     budget: Budget = field(default_factory=Budget)
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
@@ -125,9 +128,22 @@ class Service:
         ]
 
     async def page_start(self, request: Request) -> Response:
-        return JSONResponse(
-            await anyio.to_thread.run_sync(self.start.to_json, self.options, self.image_options)
-        )
+        start = await anyio.to_thread.run_sync(self.start.to_json, self.options, self.image_options)
+        return JSONResponse({**start, "about": self._about()})
+
+    def _about(self) -> dict[str, object]:
+        """What the page tells of the model, the questions that fit it, and to how many pixels of
+        its longer side a picture is brought first: more of them are not seen."""
+        edge = self.image_options.applied(self.processor.settings).longest_edge
+        is_for_pages = self.processor.tokenizer.doctags_end is not None
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
+            "bytes": self.weight_bytes,
+            "memory": mx.get_active_memory(),
+            "longest_edge": min(edge, MAX_EDGE),
+            "examples": PAGE_EXAMPLES if is_for_pages else EXAMPLES,
+        }
 
     async def health(self, request: Request) -> Response:
         state = self.scheduler.state()

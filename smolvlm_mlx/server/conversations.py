@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote as quoted
 from weakref import WeakSet
 
 import anyio
@@ -18,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 from ..errors import NoConversationError, SmolVLMError, cut, quote
 from ..generation.scheduler import BusyError
 from ..inputs.messages import to_json
-from ..tasks.history import History
+from ..tasks.export import as_markdown, as_zip, file_name
+from ..tasks.history import MAX_NAME, UNDO_SECONDS, History
 from .answer import Answer, Keeping
 from .closing import Requests
 from .fields import RequestError
@@ -58,6 +60,7 @@ class Conversations:
         self.answers = list[Answer]()  # under way, the newest last
         self._coming = WeakSet[Preparation]()
         self._listeners = set[asyncio.Event]()
+        self._forgetting = set[asyncio.Task[None]]()
         self._watching: asyncio.Task[None] | None = None
 
     def routes(self) -> list[BaseRoute]:
@@ -65,6 +68,9 @@ class Conversations:
             Route("/conversations", self.list_all),
             Route("/conversations/{id}", self.one, methods=["GET", "POST", "DELETE"]),
             Route("/conversations/{id}/stop", self.stop, methods=["POST"]),
+            Route("/conversations/{id}/title", self.rename, methods=["POST"]),
+            Route("/conversations/{id}/restore", self.restore, methods=["POST"]),
+            Route("/conversations/{id}/markdown", self.markdown),
             Route("/conversations/{id}/events", self.events),
         ]
 
@@ -153,9 +159,10 @@ class Conversations:
     async def one(self, request: Request) -> Response:
         id, history = request.path_params["id"], self._kept()
         if request.method == "DELETE":
-            await self._ask(partial(history.delete, id))
-            self._stop(id)
-            self._tell()
+            undo = request.query_params.get("undo", "false")
+            if undo not in ("true", "false"):
+                raise RequestError("must be true or false", "undo")
+            await self._delete(id, history, undo == "true")
             return Response(status_code=204)
         if request.method == "POST":
             message = request.query_params.get("message", "")
@@ -166,6 +173,56 @@ class Conversations:
         kept = await self._ask(partial(history.read, id))
         shown = Conversation(id=id, messages=to_json(kept.messages), kept=kept.places)
         return JSONResponse(dump(shown))
+
+    async def _delete(self, id: str, history: History, can_be_undone: bool) -> None:
+        if not can_be_undone:
+            await self._ask(partial(history.delete, id))
+            self._stop(id)
+            return self._tell()
+        await self._ask(partial(history.leaf, id))  # is it there?
+        self._stop(id)
+        keeping = [each.keeping for each in self.answers if each.asked.conversation == id]
+        if waited := [each for each in keeping if each is not None]:
+            await asyncio.wait(waited)  # what came of it is restored, too
+        await self._ask(partial(history.discard, id, UNDO_SECONDS))
+        self._tell()
+        forgetting = asyncio.create_task(self._forget_later(history))
+        self._forgetting.add(forgetting)
+        forgetting.add_done_callback(self._forgetting.discard)
+
+    async def _forget_later(self, history: History) -> None:
+        """Forget what was not restored. Where the server ends before, whoever lists the history
+        next does it."""
+        await asyncio.sleep(UNDO_SECONDS + 1)
+        with suppress(SmolVLMError):
+            await self._ask(history.forget_overdue)
+
+    async def restore(self, request: Request) -> Response:
+        """Take back a deletion that can be undone."""
+        await self._ask(partial(self._kept().restore, request.path_params["id"]))
+        self._tell()
+        return Response(status_code=204)
+
+    async def rename(self, request: Request) -> Response:
+        id, title = request.path_params["id"], request.query_params.get("title")
+        if title is None or len(title) > MAX_NAME:
+            raise RequestError(f"must be a text of up to {MAX_NAME} characters", "title")
+        title = await self._ask(partial(self._kept().rename, id, title))
+        return JSONResponse({"title": title})
+
+    async def markdown(self, request: Request) -> Response:
+        """The conversation as a file: Markdown, in a zip with its pictures if it has any."""
+        id, history = request.path_params["id"], self._kept()
+
+        def make() -> tuple[str, bytes, str]:
+            messages, title = history.load(id), history.title(id)
+            if any(message.media for message in messages):
+                return f"{file_name(title)}.zip", as_zip(messages, title), "application/zip"
+            return f"{file_name(title)}.md", as_markdown(messages, title).encode(), "text/markdown"
+
+        name, data, kind = await self._ask(make)
+        disposition = f"attachment; filename*=UTF-8''{quoted(name)}"
+        return Response(data, headers={"content-disposition": disposition}, media_type=kind)
 
     async def stop(self, request: Request) -> Response:
         """End the answer under way; what came of it stays."""

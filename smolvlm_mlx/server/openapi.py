@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
-from ..tasks.history import Place, Summary
+from ..tasks.history import MAX_NAME, UNDO_SECONDS, Place, Summary
 from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, News, Shape
 from .request import ChatRequest
 
@@ -151,33 +151,63 @@ def _paths() -> Object:
 
 def _conversations(id: Object) -> Object:
     words = _parameter("words", "query", {"type": "string"}, "Those that have all of these words.")
-    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
+    title = _parameter("title", "query", {"type": "string", "maxLength": MAX_NAME}, required=True)
     return {
         "/conversations": {
             "parameters": [words],
             "get": _operation("Conversations that are kept.", ConversationList),
         },
-        "/conversations/{id}": {
+        "/conversations/{id}": _conversation(id),
+        "/conversations/{id}/restore": {
             "parameters": [id],
-            "get": _operation("A conversation, up to where it is.", Conversation, 404),
+            "post": _done("Take back a deletion that can be undone.", "It is there again."),
+        },
+        "/conversations/{id}/title": {
+            "parameters": [id],
             "post": {
-                **_operation("Go to the newest end beyond a message.", Conversation, 404),
-                "parameters": [message],
-            },
-            "delete": {
-                "summary": "Forget a conversation.",
-                "responses": {"204": {"description": "It is forgotten."}, **_errors(404)},
+                **_operation("Give a conversation a name, or none.", None, 404),
+                "parameters": [title],
             },
         },
+        "/conversations/{id}/markdown": {"parameters": [id], "get": _markdown()},
         "/conversations/{id}/stop": {
             "parameters": [id],
-            "post": {
-                "summary": "End the answer under way; what came of it stays.",
-                "responses": {"204": {"description": "It has ended."}, **_errors(404)},
-            },
+            "post": _done("End the answer under way; what came of it stays.", "It has ended."),
         },
         "/conversations/{id}/events": {"parameters": [id], "get": _news()},
     }
+
+
+def _conversation(id: Object) -> Object:
+    message = _parameter("message", "query", {"type": "integer", "minimum": 0}, "", required=True)
+    undo = _parameter(
+        "undo", "query", {"type": "boolean"}, f"It can be restored for {UNDO_SECONDS} seconds."
+    )
+    return {
+        "parameters": [id],
+        "get": _operation("A conversation, up to where it is.", Conversation, 404),
+        "post": {
+            **_operation("Go to the newest end beyond a message.", Conversation, 404),
+            "parameters": [message],
+        },
+        "delete": {
+            **_done("Forget a conversation.", "It is forgotten."),
+            "parameters": [undo],
+        },
+    }
+
+
+def _done(summary: str, description: str) -> Object:
+    """Return one whose answer says nothing."""
+    answers = {"204": {"description": description}}
+    return {"summary": summary, "responses": {**answers, **_errors(404)}}
+
+
+def _markdown() -> Object:
+    operation = _operation("A conversation in Markdown, in a zip if it has pictures.", None, 404)
+    text: Object = {"schema": {"type": "string"}}
+    operation["responses"]["200"]["content"] = {"text/markdown": text, "application/zip": text}
+    return operation
 
 
 def _news() -> Object:

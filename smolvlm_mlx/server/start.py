@@ -15,6 +15,13 @@ from ..tasks.options import CHAT, RETRY_TEMPERATURE
 # The engine's cache is shared by all requests; and special tokens would come back as plain text
 # with the next question.
 WITHOUT = ("kv_bits", "skip_special_tokens")
+# Questions that an empty page offers.
+EXAMPLES = ("Describe the picture.", "What does the text say?", "How many things are there?")
+PAGE_EXAMPLES = (
+    "Convert this page to docling.",
+    "Convert this table to OTSL.",
+    "Convert formula to LaTeX.",
+)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ DROP TABLE old_uses;
 DROP TABLE old_messages;
 DROP TABLE old_conversations;
 """,
+    # A conversation may have a name that somebody gave it. What is deleted can be restored `until`
+    # a time, in seconds since 1970; what is forgotten has none.
+    """
+ALTER TABLE conversations ADD COLUMN name TEXT;
+ALTER TABLE deleted ADD COLUMN until REAL;
+""",
 )
 
 

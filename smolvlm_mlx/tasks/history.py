@@ -22,10 +22,15 @@ from platformdirs import user_cache_path, user_data_path
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
 from .database import Watch, empty_log, opened
-from .stored import beginning, from_stored, known_of, title_of, to_stored, words_of
-from .tree import Node, Raw, Tree, dumped
+from .saving import forget_unused, utf8, write_head, write_messages
+from .stored import beginning, from_stored, title_of, to_stored
+from .tree import Node, Tree
 
 BUSY_SECONDS = 5  # for others that use the file
+UNDO_SECONDS = 60  # that what is deleted in the page can be restored; it shows Undo for less
+MAX_NAME = 200  # characters
+THERE = "id NOT IN (SELECT id FROM deleted)"
+OVERDUE = "SELECT id FROM deleted WHERE until <= ?"
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ class History:
             path = tree.find(new)
             if len(path) == len(new) and _is_below(tree, leaf, path):
                 return path
-            _write_head(database, id, title_of(messages), model, first)
-            path = _write_messages(database, id, tree, path, rest, new)
+            write_head(database, id, title_of(messages), model, first)
+            path = write_messages(database, id, tree, path, rest, new)
             turns = sum(message.role == "user" for message in rest)
             _set_leaf(database, id, path[-1] if path else None, turns)
         return path
@@ -159,7 +164,7 @@ class History:
                 _set_leaf(database, id, path[-1] if path else None, tree.turns(path))
                 return
             database.execute("DELETE FROM conversations WHERE id = ?", (id,))
-            _forget_unused(database)
+            forget_unused(database)
 
     def load(self, id: str) -> list[Message]:
         """The messages of a conversation, up to its leaf."""
@@ -187,7 +192,7 @@ class History:
 
     def __contains__(self, id: str) -> bool:
         with self._open() as database:
-            query = "SELECT 1 FROM conversations WHERE id = ?"
+            query = f"SELECT 1 FROM conversations WHERE id = ? AND {THERE}"
             return database.execute(query, (id,)).fetchone() is not None
 
     def leaf(self, id: str) -> int | None:
@@ -223,6 +228,7 @@ class History:
             tree = _tree(database, id)
             if message not in tree.nodes:
                 raise NoConversationError(f"no message {message} in conversation {quote(id)}")
+            _head(database, id)
             end = tree.newest_end(message)
             _set_leaf(database, id, end, tree.turns(tree.path(end)))
 
@@ -232,13 +238,17 @@ class History:
         with self._open() as database:
             database.create_function("folded", 1, _folded, deterministic=True)
             rows = database.execute(
-                "SELECT id, title, model, updated, turns FROM conversations WHERE ?1 = '' OR "
+                "SELECT id, coalesce(name, title), model, updated, turns FROM conversations WHERE "
+                f"{THERE} AND (?1 = '' OR instr(folded(name), ?1) OR "
                 "EXISTS (SELECT 1 FROM messages WHERE conversation = conversations.id AND "
                 "instr(folded(words), ?1)) OR CASE WHEN json_valid(instructions) THEN "
-                "instr(folded(json_extract(instructions, '$.content[0].text')), ?1) END "
+                "instr(folded(json_extract(instructions, '$.content[0].text')), ?1) END) "
                 "ORDER BY updated DESC LIMIT ?2",
-                (_utf8(words).casefold(), limit),
+                (utf8(words).casefold(), limit),
             ).fetchall()
+            late = database.execute(OVERDUE, (time.time(),)).fetchall()
+        if late:
+            self.forget_overdue()
         return [Summary(*row) for row in rows]
 
     def find(self, beginning: str) -> str:
@@ -251,13 +261,62 @@ class History:
             )
         return ids[0]
 
+    def title(self, id: str) -> str:
+        """What a conversation is called: by somebody, or its first words."""
+        with self._open() as database:
+            _head(database, id)
+            query = "SELECT coalesce(name, title) FROM conversations WHERE id = ?"
+            return str(database.execute(query, (id,)).fetchone()[0])
+
+    def rename(self, id: str, name: str) -> str:
+        """Call a conversation something else, whatever it is about; "" is its first words again.
+
+        Returns:
+            what it is called then.
+
+        Raises:
+            HistoryError: the name is too long.
+        """
+        name = " ".join(utf8(name).split())
+        if len(name) > MAX_NAME:
+            raise HistoryError(f"the name has {len(name)} characters; the limit is {MAX_NAME}")
+        with self._open(writes=True) as database:
+            _head(database, id)
+            query = "UPDATE conversations SET name = ? WHERE id = ? RETURNING coalesce(name, title)"
+            ((called,),) = database.execute(query, (name or None, id)).fetchall()
+        return str(called)
+
     def delete(self, id: str) -> None:
         """Forget a conversation for good, and the pictures that are in no other."""
+        self.discard(id, 0)
+        self.forget_overdue()
+
+    def discard(self, id: str, seconds: float) -> None:
+        """Have a conversation forgotten after so many seconds, unless it is restored before. Until
+        then it is not there for anybody, and takes nothing more."""
         with self._open(writes=True) as database:
-            if not database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
-                raise _not_there(id)
-            database.execute("INSERT OR IGNORE INTO deleted VALUES (?)", (id,))
-            _forget_unused(database)
+            _head(database, id)
+            query = "INSERT OR REPLACE INTO deleted (id, until) VALUES (?, ?)"
+            database.execute(query, (id, time.time() + seconds))
+
+    def restore(self, id: str) -> None:
+        """Take back that a conversation was discarded.
+
+        Raises:
+            NoConversationError: it is forgotten already, or was never discarded.
+        """
+        with self._open(writes=True) as database:
+            query = "DELETE FROM deleted WHERE id = ? AND until IS NOT NULL"
+            if not database.execute(query, (id,)).rowcount:
+                raise NoConversationError(f"conversation {quote(id)} cannot be restored any more")
+
+    def forget_overdue(self) -> None:
+        """Forget for good what was discarded, and not restored in its time."""
+        with self._open(writes=True) as database:
+            for (id,) in database.execute(OVERDUE, (time.time(),)).fetchall():
+                database.execute("DELETE FROM conversations WHERE id = ?", (id,))
+                database.execute("UPDATE deleted SET until = NULL WHERE id = ?", (id,))
+            forget_unused(database)
         empty_log(self.path)
 
     def _open(self, writes: bool = False) -> AbstractContextManager[sqlite3.Connection]:
@@ -289,7 +348,7 @@ def _instructions(messages: Sequence[Message]) -> tuple[Message | None, Sequence
 
 def _head(database: sqlite3.Connection, id: str) -> tuple[int | None, str | None]:
     """The leaf and the instructions of a conversation."""
-    query = "SELECT leaf, instructions FROM conversations WHERE id = ?"
+    query = f"SELECT leaf, instructions FROM conversations WHERE id = ? AND {THERE}"
     row = database.execute(query, (id,)).fetchone()
     if row is None:
         raise _not_there(id)
@@ -324,64 +383,3 @@ def _is_below(tree: Tree, leaf: int | None, path: Sequence[int]) -> bool:
 def _set_leaf(database: sqlite3.Connection, id: str, leaf: int | None, turns: int) -> None:
     query = "UPDATE conversations SET leaf = ?, turns = ? WHERE id = ?"
     database.execute(query, (leaf, turns, id))
-
-
-def _write_head(
-    database: sqlite3.Connection, id: str, title: str, model: str, instructions: Message | None
-) -> None:
-    now = time.time()
-    raw = None if instructions is None else to_stored(instructions)
-    text = None if raw is None else _utf8(dumped(raw))
-    there = database.execute("SELECT instructions FROM conversations WHERE id = ?", (id,))
-    (before,) = there.fetchone() or (None,)
-    if before is not None and known_of(before) == raw:
-        text = before  # with what a newer version has written beside it
-    database.execute(
-        "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, 0, NULL) ON CONFLICT (id) DO UPDATE "
-        "SET title = excluded.title, model = excluded.model, updated = excluded.updated, "
-        "instructions = excluded.instructions",
-        (id, _utf8(title), _utf8(model), now, now, text),
-    )
-    if instructions is not None:
-        _write_pictures(database, id, [instructions])
-
-
-def _write_messages(
-    database: sqlite3.Connection,
-    id: str,
-    tree: Tree,
-    path: list[int],
-    messages: Sequence[Message],
-    new: Sequence[Raw],
-) -> list[int]:
-    """Write messages after those of a path that are there; returns the whole path."""
-    path, now = [*path], time.time()
-    for message, raw in zip(messages[len(path) :], new[len(path) :], strict=True):
-        parent = path[-1] if path else None
-        row = (_utf8(dumped(raw)), _utf8(words_of(message)), now)
-        begun = tree.begun(parent, raw)
-        query = "INSERT INTO messages (conversation, parent, message, words, created) VALUES "
-        at = database.execute(f"{query} (?, ?, ?, ?, ?)", (id, parent, *row)).lastrowid
-        # After that, so that what has changed has another id.
-        database.execute("DELETE FROM messages WHERE id = ?", (begun,))
-        assert at is not None
-        path.append(at)
-    _write_pictures(database, id, messages)
-    return path
-
-
-def _write_pictures(database: sqlite3.Connection, id: str, messages: Sequence[Message]) -> None:
-    held = {held.digest: held.data for message in messages for held in message.media}
-    database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", held.items())
-    uses = [(id, digest) for digest in held]
-    database.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", uses)
-
-
-def _forget_unused(database: sqlite3.Connection) -> None:
-    database.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT digest FROM uses)")
-
-
-def _utf8(text: str) -> str:
-    """Text as SQLite takes it: halves of surrogate pairs, of names that are no UTF-8, are escaped,
-    as they are in JSON."""
-    return text.encode("utf-8", "backslashreplace").decode()

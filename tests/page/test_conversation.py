@@ -54,9 +54,10 @@ def test_a_whole_conversation(page: Any, server: Running, tmp_path: Path) -> Non
     page.locator(".user img").wait_for()
     assert page.locator(".assistant .text").first.inner_text() == first
     assert page.locator(".user img").first.evaluate("image => image.naturalWidth") == 90
-    page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#list-toggle").click()
-    page.get_by_role("button", name="Delete What is").click()
+    page.get_by_role("button", name="More: What is").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_text("Deleted “What is <b>this</b> [red]?”.").wait_for()
     page.locator(".empty").wait_for()
     assert server.history.list() == []
 
@@ -78,7 +79,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
         "navigator.clipboard, dispatchEvent(Object.assign(new Event('paste'), {clipboardData: "
         "{files: [new File(['no picture'], 'x.png', {type: 'image/png'})]}}))"
     )
-    page.locator("#waiting img").wait_for()
+    page.locator("#waiting figure").wait_for()
     page.fill("#text", "What?")
     page.press("#text", "Enter")
     page.get_by_text("is text; put it into the question").wait_for()

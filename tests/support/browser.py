@@ -69,7 +69,8 @@ def open_settings(page: Any) -> None:
     page.click("#settings summary")
 
 
-BROKEN = b"\x89PNG\r\n\x1a\n" + bytes(300)
+BROKEN = b"II*\0" + bytes(300)  # a TIFF, of which the browser knows nothing
+DAMAGED = b"\x89PNG\r\n\x1a\n" + bytes(300)
 
 
 def show_pictures(page: Any, tmp_path: Path, *names: str) -> None:

@@ -119,9 +119,17 @@ def serving(checkpoint: Path, folder: Path) -> Iterator[Running]:
     """A server with a checkpoint, and its history in a folder."""
 
     scheduler = Scheduler(lambda: Engine(*load(checkpoint, "float32"), conversations=16))
-    processor = scheduler.start().processor
+    engine = scheduler.start()
     history = History(folder / "history.sqlite3")
-    service = Service(scheduler, processor, "tiny", history, ImageOptions())
+    service = Service(
+        scheduler,
+        engine.processor,
+        "tiny",
+        history,
+        ImageOptions(),
+        parameters=engine.model.config.parameters,
+        weight_bytes=engine.weight_bytes,
+    )
     with listening(service) as port:
         yield Running(port, scheduler, history, service)
 

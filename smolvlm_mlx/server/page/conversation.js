@@ -2,11 +2,12 @@
 
 import { $, make, say, write } from "./dom.js";
 import { endsTwice, fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
-import { exchangeWaiting, showWaiting } from "./pictures.js";
-import { copy } from "./secure.js";
+import { exchangeWaiting, showWaiting, takeWaiting } from "./pictures.js";
+import { copyBy } from "./secure.js";
 import { anew, chosen, outOfCircles } from "./settings.js";
 import { call, complete, failure, newId, news } from "./stream.js";
 import { showAll } from "./talk.js";
+import { welcome } from "./welcome.js";
 
 // `leaf` is the id of the last message that the server has, as far as this page knows.
 let conversation = { id: newId(), messages: [] };
@@ -20,10 +21,9 @@ export const openId = () => conversation.id;
 
 export function show() {
   const messages = conversation.messages;
-  const empty = { className: "empty", textContent: "Drop a picture, paste one, or just ask." };
   const nodes = messages.map((message, at) => messageNode(
     message, running ? [] : buttons(at), picture => removePicture(message, picture)));
-  showAll(nodes.length ? nodes : [make("p", empty)]);
+  showAll(nodes.length ? nodes : [welcome]);
 }
 
 function buttons(at) {
@@ -32,7 +32,9 @@ function buttons(at) {
   const again = isLast ? [["Retry", retry]] : [];  // where no answer came, too
   if (role === "user") return [["Edit", () => edit(at)], ...again, ...branches(at)];
   if (role !== "assistant") return [];
-  const copying = ["Copy", () => copy(text).catch(error => say(error.message))];
+  const copying = ["Copy", ({ currentTarget }) => {
+    copyBy(currentTarget, text).catch(error => say(error.message));
+  }];
   if (!isLast) return [copying, ...branches(at)];
   const more = interrupted ? [["Continue", goOn]] : [];
   return [copying, ...more, ...again, ...branches(at)];
@@ -85,7 +87,9 @@ export function ask() {
   const text = $("text").value.trim();
   if (!text || running) return;
   const asked = conversation, before = [...asked.messages], at = editing;
-  const pictures = exchangeWaiting([]);
+  const taken = takeWaiting();
+  if (!taken) return;
+  const { pictures, said } = taken;
   for (const picture of pictures) delete picture.problem;
   if (at !== null) asked.messages.length = at;
   editing = null;
@@ -98,6 +102,7 @@ export function ask() {
     write([text, $("text").value].filter(Boolean).join("\n"));
     exchangeWaiting([...pictures, ...exchangeWaiting([])]);
   });
+  if (said) say(said);
 }
 
 // Another answer beside the one that is there, which is sampled; one that was cut off by trouble is

@@ -1,9 +1,7 @@
 // The elements of Markdown's tokens, without HTML in between: what is not named here cannot be.
 
 import { make } from "./dom.js";
-import { copy } from "./secure.js";
-
-const SHOWN = 1500;  // ms that a button says that it copied
+import { copyBy } from "./secure.js";
 
 // The element of a block.
 export function elements(tokens) {
@@ -72,8 +70,6 @@ function code(text, language) {
   return make("div", { className: "code", dir: "ltr" }, bar, pre);
 }
 
-async function copyCode({ currentTarget: button }) {
-  await copy(button.closest(".code").querySelector("code").textContent);
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = "Copy"; }, SHOWN);
+function copyCode({ currentTarget: button }) {
+  copyBy(button, button.closest(".code").querySelector("code").textContent);
 }

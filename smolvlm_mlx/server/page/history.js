@@ -6,19 +6,145 @@ import {
 import { $, make, say } from "./dom.js";
 import { call, failure, newId } from "./stream.js";
 
+let asked = 0;  // how often; only the last answer is shown
+
 export async function refresh() {
-  const response = await call(`/conversations?words=${encodeURIComponent($("search").value)}`);
+  const words = $("search").value.trim(), number = asked += 1;
+  const response = await call(`/conversations?words=${encodeURIComponent(words)}`);
+  if (number !== asked) return;
   if (!response.ok) return say((await failure(response)).message);
-  const { conversations } = await response.json();
+  const { kept, conversations } = await response.json();
+  if (number !== asked || $("list").querySelector("input, .menu")) return;  // one is at work there
+  const focused = document.activeElement?.closest("#list li")?.dataset.id;
   $("list").replaceChildren(...conversations.map(entry));
+  focusOn(focused);
+  const none = !kept ? "Nothing is kept: the server was started with --no-history."
+    : words ? `No conversation has “${words}”.` : "What you ask is kept here.";
+  $("none").textContent = conversations.length ? "" : none;
 }
 
 function entry({ id, title }) {
-  const name = { textContent: title || "(no words)", title, onclick: () => openKept(id) };
-  const cross = { textContent: "×", ariaLabel: `Delete ${title}` };
-  const button = make("button", name);
+  const shown = title || "(no words)";
+  const button = make("button", { textContent: shown, title, onclick: () => openKept(id) });
   button.setAttribute("aria-current", id === openId());
-  return make("li", {}, button, make("button", { ...cross, onclick: () => remove(id, title) }));
+  const more = make("button", { className: "more", textContent: "⋯", ariaLabel: `More: ${shown}` });
+  more.setAttribute("aria-haspopup", "true");
+  const row = make("li", {}, button, more);
+  row.dataset.id = id;
+  more.onclick = () => openMenu(row, more, [
+    ["Rename", () => rename(row, button, id, title)],
+    ["Export as Markdown", () => exportMarkdown(id)],
+    ["Export as JSON", () => exportJson(id, shown)],
+    ["Delete", event => remove(id, shown, row, event)],
+  ]);
+  return row;
+}
+
+function focusOn(id) {
+  if (id) [...$("list").children].find(row => row.dataset.id === id)?.firstChild.focus();
+}
+
+// ---- what can be done with one
+
+function openMenu(row, more, actions) {
+  const menu = make("div", { className: "menu", popover: "auto" });
+  menu.append(...actions.map(([textContent, act]) => make("button", {
+    textContent,
+    onclick: event => {
+      menu.remove();
+      more.focus();
+      act(event);
+    },
+  })));
+  menu.onkeydown = event => {
+    if (event.key === "Escape") event.stopPropagation();  // it closes this, and stops no answer
+  };
+  menu.ontoggle = ({ newState }) => {
+    if (newState !== "closed") return;
+    menu.remove();
+    refresh();
+  };
+  row.append(menu);
+  menu.showPopover();
+  const { right, bottom, top } = more.getBoundingClientRect();
+  const isBelow = bottom + menu.offsetHeight < innerHeight;
+  menu.style.left = `${Math.max(right - menu.offsetWidth, 4)}px`;
+  menu.style.top = `${isBelow ? bottom : top - menu.offsetHeight}px`;
+  menu.firstChild.focus();
+}
+
+function rename(row, button, id, title) {
+  const field = make("input", { value: title, maxLength: 200, ariaLabel: "Name" });
+  button.replaceWith(field);
+  field.select();
+  const leave = async isKept => {
+    field.onblur = null;
+    const had = document.activeElement === field, name = field.value.trim();
+    field.replaceWith(button);
+    if (had) button.focus();
+    if (isKept && name !== title) {
+      const path = `/conversations/${id}/title?title=${encodeURIComponent(name)}`;
+      const response = await call(path, { method: "POST" });
+      if (!response.ok) say((await failure(response)).message);
+    }
+    refresh();
+  };
+  field.onblur = () => leave(true);
+  field.onkeydown = event => {
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault();
+    event.stopPropagation();  // it stops no answer
+    leave(event.key === "Enter");
+  };
+}
+
+async function exportMarkdown(id) {
+  const response = await call(`/conversations/${id}/markdown`);
+  if (!response.ok) return say((await failure(response)).message);
+  const [, name] = /filename\*=UTF-8''(.*)$/.exec(response.headers.get("content-disposition"));
+  download(await response.blob(), decodeURIComponent(name));
+}
+
+// As `openFile` and the terminal's /open read it.
+async function exportJson(id, title) {
+  const response = await call(`/conversations/${id}`);
+  if (!response.ok) return say((await failure(response)).message);
+  const { messages } = await response.json();
+  const name = title.replace(/[^\p{L}\p{N}.-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "").slice(0, 60);
+  const text = JSON.stringify({ title, messages }, null, 1);
+  download(new Blob([text], { type: "application/json" }), `${name || "conversation"}.json`);
+}
+
+function download(blob, name) {
+  const href = URL.createObjectURL(blob);
+  make("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+}
+
+// The server forgets it a while later, whether this page is still there or not.
+async function remove(id, title, row, { detail }) {
+  const isOpen = id === openId(), next = row.nextElementSibling ?? row.previousElementSibling;
+  if (isOpen) openEmpty();  // its news is none then
+  row.remove();
+  const response = await call(`/conversations/${id}?undo=true`, { method: "DELETE" });
+  if (!response.ok) {
+    say((await failure(response)).message);
+    if (isOpen) openKept(id);
+    return refresh();
+  }
+  const { toast } = await import("./toast.js");
+  const button = toast(`Deleted “${title}”.`, "Undo", () => restore(id, isOpen));
+  if (detail === 0) button.focus();  // it was deleted by the keyboard
+  else next?.firstChild.focus();
+  refresh();
+}
+
+async function restore(id, wasOpen) {
+  const response = await call(`/conversations/${id}/restore`, { method: "POST" });
+  if (!response.ok) return say((await failure(response)).message);
+  if (wasOpen && !$("text").value && !addressed()) await openKept(id);
+  await refresh();
+  focusOn(id);
 }
 
 export async function openKept(id) {
@@ -51,14 +177,6 @@ export async function openFile(file) {
   } catch {
     say(`${file.name} is no conversation that was saved`);
   }
-}
-
-async function remove(id, title) {
-  if (!confirm(`Delete “${title}”?`)) return;
-  const response = await call(`/conversations/${id}`, { method: "DELETE" });
-  if (!response.ok) return say((await failure(response)).message);
-  if (id === openId()) startNew();
-  else refresh();
 }
 
 export function startNew() {

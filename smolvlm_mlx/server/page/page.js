@@ -3,9 +3,9 @@
 import { addressed, ask, leave, openId, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
-import { toggleLive } from "./live.js";
 import {
-  add, closeCamera, exchangeWaiting, fromPart, openCamera, recallWaiting, takePicture,
+  add, allRead, closeCamera, exchangeWaiting, fromPart, isMedia, openCamera, recallWaiting,
+  takePicture,
 } from "./pictures.js";
 import { showSettings } from "./settings.js";
 import { start } from "./start.js";
@@ -18,11 +18,11 @@ $("text").oninput = written;
 $("text").onkeydown = event => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  ready.then(ask);
+  ready.then(allRead).then(ask);
 };
 $("ask").onsubmit = event => {
   event.preventDefault();
-  ready.then(ask);
+  ready.then(allRead).then(ask);
 };
 $("stop-answer").onclick = stopAnswer;
 addEventListener("keydown", event => {
@@ -31,11 +31,11 @@ addEventListener("keydown", event => {
 
 // ---- pictures, and conversations that were saved
 
-function take(files) {
+function take(files, problems = []) {
   const saved = files.filter(file => file.name.endsWith(".json"));
   if (saved.length) openFile(saved[0]);
   const others = files.filter(file => !saved.includes(file));
-  if (others.length) add(others);
+  if (others.length || problems.length) add(others, problems);
 }
 
 $("add").onclick = () => $("files").click();
@@ -57,10 +57,25 @@ addEventListener("dragleave", event => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
 addEventListener("drop", event => {
-  event.preventDefault();
   document.body.classList.remove("dropping");
-  take([...event.dataTransfer.files]);
+  const data = event.dataTransfer, html = data.getData("text/html");
+  // Read now: after the event it is gone.
+  const dropped = [...data.items].filter(({ kind }) => kind === "file").map(item => {
+    const entry = item.webkitGetAsEntry?.();
+    return entry?.isDirectory ? entry : item.getAsFile();
+  }).filter(Boolean);
+  const isText = !dropped.length && !/<img\s/i.test(html);
+  if (isText && event.target === $("text")) return;  // the browser puts it there
+  event.preventDefault();
+  takeDropped({ dropped, html, list: data.getData("text/uri-list") });
 });
+
+async function takeDropped(what) {
+  const { gather } = await import("./files.js");
+  const { files, problems } = await gather(what, isMedia);
+  take(files, problems);
+}
+
 $("camera").onclick = openCamera;
 $("take").onclick = takePicture;
 $("cancel-shot").onclick = () => $("shot").close();
@@ -68,13 +83,14 @@ $("shot").onclose = closeCamera;
 
 // ---- the rest
 
-$("live-toggle").onclick = toggleLive;
+$("live-toggle").onclick = async () => (await import("./live.js")).toggleLive();
 $("open-settings").onclick = () => $("settings").showModal();
 $("new").onclick = startNew;
 $("search").oninput = refresh;
 $("list-toggle").onclick = toggleList;
 document.addEventListener("answered", refresh);
 document.addEventListener("visibilitychange", watch);
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
 addEventListener("popstate", () => {
   if (addressed() !== openId()) openAddress();
 });

@@ -1,8 +1,9 @@
 // Pictures and videos: how they look, how they are sent, and those that wait for the next question.
 // A picture is {url, name, video, options, problem}: a data: URL, a name, whether it is a video,
-// which of its frames are seen, and why it cannot be used, if it was tried.
+// which of its frames are seen, and why it cannot be used, if it was tried. While it waits it may
+// have a `preview`, the address of the file itself, and no url yet, or never if it `isUnread`.
 
-import { $, make, say } from "./dom.js";
+import { $, arrange, make, say } from "./dom.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
 
@@ -14,7 +15,11 @@ const VIDEO_ENDINGS = [
 ];
 const PICTURE_NAMES = /\.(hei[cf]|avif|jp2|qoi|tiff?)$/i;
 
+const MOST = 100;  // that wait
+const MOST_KEPT = 4_000_000;  // characters, which browsers keep for a tab
+
 let waiting = [];
+let reading = Promise.resolve();  // until all that were added are read
 
 $("files").accept = ["image/*", "video/*", ".json", ...VIDEO_ENDINGS].join();
 
@@ -22,8 +27,42 @@ $("files").accept = ["image/*", "video/*", ".json", ...VIDEO_ENDINGS].join();
 export function exchangeWaiting(pictures) {
   const before = waiting;
   waiting = [...pictures];
+  for (const picture of before.filter(each => each.preview && !waiting.includes(each))) {
+    URL.revokeObjectURL(picture.preview);
+    delete picture.preview;
+  }
   showWaiting();
+  keepWaiting();
   return before;
+}
+
+// The pictures for a question that is asked now, and what is `said` of those that stay behind; null
+// if none of them can be sent.
+export function takeWaiting() {
+  const unread = waiting.filter(picture => picture.isUnread);
+  const names = list(unread.map(({ name }) => name));
+  if (unread.length && unread.length === waiting.length) {
+    say(`Remove what cannot be read, and ask again: ${names}`);
+    return null;
+  }
+  const pictures = exchangeWaiting([]).filter(picture => !picture.isUnread);
+  return { pictures, said: names && `Asked without what cannot be read: ${names}` };
+}
+
+// When all that wait are read.
+export async function allRead() {
+  for (let known; known !== reading;) {
+    known = reading;
+    await known;
+  }
+}
+
+// What is too large, or not read yet, is kept by its name alone.
+function keepWaiting() {
+  const size = waiting.reduce((sum, { url = "" }) => sum + url.length, 0);
+  const all = waiting.filter(picture => !picture.isUnread);
+  remember("waiting", all.map(({ url, name, video, options }) => (
+    size > MOST_KEPT ? { name } : { url, name, video, options })));
 }
 
 // Those that waited before the page was loaded again, if they were not too large to be kept.
@@ -31,20 +70,40 @@ export function recallWaiting() {
   const before = remembered("waiting") ?? [];
   exchangeWaiting(before.filter(picture => picture.url));
   const lost = before.filter(picture => !picture.url).map(picture => picture.name);
-  if (lost.length) say(`Add again what was too large to be kept: ${lost.join(", ")}`);
+  if (lost.length) say(`Add again what was too large to be kept: ${list(lost)}`);
 }
+
+const list = (names, most = 5) => (names.length <= most ? names.join(", ")
+  : `${names.slice(0, most - 1).join(", ")} and ${names.length - most + 1} others`);
+
+const nodes = new WeakMap();  // of those that wait
 
 export function showWaiting() {
-  remember("waiting", waiting);
-  const remove = picture => exchangeWaiting(waiting.filter(other => other !== picture));
-  const thumbnails = waiting.map(picture => thumbnail(picture, () => remove(picture)));
-  $("waiting").replaceChildren(...thumbnails);
+  arrange($("waiting"), waiting.map(waitingNode));
+  document.body.classList.toggle("holding", waiting.length > 0);
 }
 
-export function thumbnail({ url: src, name: title, video, problem }, remove) {
+function waitingNode(picture) {
+  const key = JSON.stringify([picture.problem, isRead(picture)]);
+  const before = nodes.get(picture);
+  if (before?.dataset.shown === key) return before;
+  const remove = () => exchangeWaiting(waiting.filter(other => other !== picture));
+  const node = thumbnail(picture, remove);
+  if (before) node.firstChild.replaceWith(before.firstChild);  // which is loaded
+  node.dataset.shown = key;
+  node.ariaBusy = !isRead(picture);
+  nodes.set(picture, node);
+  return node;
+}
+
+const isRead = ({ url, isUnread }) => Boolean(url || isUnread);
+
+export function thumbnail({ url, preview, name: title, video, problem }, remove) {
+  const src = preview ?? url;
   const figure = make("figure", {}, video
     ? make("video", { src, title, controls: true, muted: true })
-    : make("img", { src, title, alt: title }));
+    : make("img", { src, title, alt: title, onerror: () => figure.classList.add("unshown") }));
+  figure.dataset.name = title;  // which stands there if the browser does not show it
   if (remove) {
     const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
     figure.append(make("button", { ...button, onclick: remove }));
@@ -72,22 +131,49 @@ export function fromPart({ type, base64, name, image_url, video_url, ...options 
   return { url, name: name || "picture", video, options };
 }
 
-export async function add(files) {
-  for (const file of files) {
-    const name = file.name.toLowerCase();
-    const video = file.type.startsWith("video/") || VIDEO_ENDINGS.some(end => name.endsWith(end));
-    if (!video && !file.type.startsWith("image/") && !PICTURE_NAMES.test(file.name)) {
-      say(`${file.name} is no picture and no video`);
-      continue;
-    }
-    try {
-      waiting.push({ url: await read(file), name: file.name || "pasted picture", video });
-    } catch (error) {
-      say(`${file.name} cannot be read: ${error.message}`);
-    }
-  }
+export function isMedia({ name, type }) {
+  return isVideo({ name, type }) || type.startsWith("image/") || PICTURE_NAMES.test(name);
+}
+
+function isVideo({ name, type }) {
+  return type.startsWith("video/") || VIDEO_ENDINGS.some(end => name.toLowerCase().endsWith(end));
+}
+
+// Let files wait: they are shown at once, and read one after the other. `problems` are lines on
+// what else was to be added.
+export async function add(files, problems = []) {
+  const others = files.filter(file => !isMedia(file)).map(({ name }) => name);
+  const taken = files.filter(isMedia).slice(0, Math.max(MOST - waiting.length, 0));
+  const left = files.length - others.length - taken.length;
+  say([
+    ...problems,
+    others.length === 1 && `${others[0]} is no picture and no video`,
+    others.length > 1 && `These are no pictures and no videos: ${list(others)}`,
+    left > 0 && `At most ${MOST} can wait: ${left} were not added.`,
+  ].filter(Boolean).join("\n"));
+  const pictures = taken.map(file => ({
+    preview: URL.createObjectURL(file), name: file.name || "pasted picture", video: isVideo(file),
+  }));
+  waiting.push(...pictures);
   showWaiting();
   $("text").focus();
+  reading = reading.then(async () => {
+    for (const [at, picture] of pictures.entries()) await take(picture, taken[at]);
+    keepWaiting();
+  });
+  await reading;
+}
+
+async function take(picture, file) {
+  if (!waiting.includes(picture)) return;  // it was removed meanwhile
+  try {
+    const { fitting } = await import("./shrink.js");
+    picture.url = await read(picture.video ? file : await fitting(file));
+  } catch (error) {
+    picture.isUnread = true;
+    picture.problem = `cannot be read: ${error.message}`;
+  }
+  showWaiting();
 }
 
 function read(file) {

@@ -3,6 +3,8 @@
 
 import { make } from "./dom.js";
 
+const COPIED = 1500;  // ms that a button says so
+
 // Copy a text. Throws where the browser refuses.
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -14,6 +16,13 @@ export async function copy(text) {
   field.remove();
   before?.focus({ preventScroll: true });
   if (!isDone) throw new Error("the browser refuses to copy");
+}
+
+// Copy a text, and say on the button that does it that it is copied.
+export async function copyBy(button, text) {
+  await copy(text);
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy"; }, COPIED);
 }
 
 // The stream of a camera. Throws where there is none, or none for this page.

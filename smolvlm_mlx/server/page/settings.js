@@ -85,7 +85,8 @@ function store({ typed }) {
   return typed ? tab : everywhere;
 }
 
-function kept(setting) {
+// As it was changed here; null where it was not.
+export function kept(setting) {
   return store(setting).get(setting.name) || null;
 }
 

@@ -1,0 +1,74 @@
+"""What is written of a conversation when it is saved, and what of it is forgotten."""
+
+import sqlite3
+import time
+from collections.abc import Sequence
+
+from ..inputs.messages import Message
+from .stored import known_of, to_stored, words_of
+from .tree import Raw, Tree, dumped
+
+
+def write_head(
+    database: sqlite3.Connection, id: str, title: str, model: str, instructions: Message | None
+) -> None:
+    """Write what is known of a conversation as a whole."""
+    now = time.time()
+    raw = None if instructions is None else to_stored(instructions)
+    text = None if raw is None else utf8(dumped(raw))
+    there = database.execute("SELECT instructions FROM conversations WHERE id = ?", (id,))
+    (before,) = there.fetchone() or (None,)
+    if before is not None and known_of(before) == raw:
+        text = before  # with what a newer version has written beside it
+    database.execute(
+        "INSERT INTO conversations (id, title, model, created, updated, instructions) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+        "SET title = excluded.title, model = excluded.model, updated = excluded.updated, "
+        "instructions = excluded.instructions",
+        (id, utf8(title), utf8(model), now, now, text),
+    )
+    if instructions is not None:
+        write_pictures(database, id, [instructions])
+
+
+def write_messages(
+    database: sqlite3.Connection,
+    id: str,
+    tree: Tree,
+    path: list[int],
+    messages: Sequence[Message],
+    new: Sequence[Raw],
+) -> list[int]:
+    """Write messages after those of a path that are there; returns the whole path."""
+    path, now = [*path], time.time()
+    for message, raw in zip(messages[len(path) :], new[len(path) :], strict=True):
+        parent = path[-1] if path else None
+        row = (utf8(dumped(raw)), utf8(words_of(message)), now)
+        begun = tree.begun(parent, raw)
+        query = "INSERT INTO messages (conversation, parent, message, words, created) VALUES "
+        at = database.execute(f"{query} (?, ?, ?, ?, ?)", (id, parent, *row)).lastrowid
+        # After that, so that what has changed has another id.
+        database.execute("DELETE FROM messages WHERE id = ?", (begun,))
+        assert at is not None
+        path.append(at)
+    write_pictures(database, id, messages)
+    return path
+
+
+def write_pictures(database: sqlite3.Connection, id: str, messages: Sequence[Message]) -> None:
+    """Write the pictures and videos of messages, each once."""
+    held = {held.digest: held.data for message in messages for held in message.media}
+    database.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?)", held.items())
+    uses = [(id, digest) for digest in held]
+    database.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", uses)
+
+
+def forget_unused(database: sqlite3.Connection) -> None:
+    """Forget the pictures and videos that are in no conversation."""
+    database.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT digest FROM uses)")
+
+
+def utf8(text: str) -> str:
+    """Text as SQLite takes it: halves of surrogate pairs, of names that are no UTF-8, are escaped,
+    as they are in JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
