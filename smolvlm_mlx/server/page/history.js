@@ -4,17 +4,18 @@ import {
   addressed, isAnswered, openConversation, openEmpty, openId, openRaw,
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
+import { home, keepPlace } from "./focus.js";
 import { call, failure, newId } from "./stream.js";
 
 export async function refresh() {
   const response = await call(`/conversations?words=${encodeURIComponent($("search").value)}`);
   if (!response.ok) return say((await failure(response)).message);
   const { conversations } = await response.json();
-  $("list").replaceChildren(...conversations.map(entry));
+  keepPlace($("list"), () => $("list").replaceChildren(...conversations.map(entry)), $("search"));
 }
 
 function entry({ id, title }) {
-  const name = { textContent: title || "(no words)", title, onclick: () => openKept(id) };
+  const name = { textContent: title || "(no words)", title, onclick: () => choose(id) };
   const cross = { textContent: "×", ariaLabel: `Delete ${title}` };
   const button = make("button", name);
   button.setAttribute("aria-current", id === openId());
@@ -28,6 +29,11 @@ export async function openKept(id) {
   openRaw(id, await response.json());
   closeList();
   refresh();
+}
+
+async function choose(id) {
+  await openKept(id);
+  if (id === openId()) home().focus();
 }
 
 // Open what the address says.
@@ -65,7 +71,7 @@ export function startNew() {
   openEmpty();
   closeList();
   refresh();
-  $("text").focus();
+  home().focus();
 }
 
 // On a small screen the list lies over the conversation.
@@ -74,7 +80,7 @@ export function toggleList() {
   $("list-toggle").setAttribute("aria-expanded", listing);
 }
 
-function closeList() {
+export function closeList() {
   document.body.classList.remove("listing");
   $("list-toggle").setAttribute("aria-expanded", false);
 }

@@ -3,6 +3,7 @@
 // which of its frames are seen, and why it cannot be used, if it was tried.
 
 import { $, make, say } from "./dom.js";
+import { keepPlace } from "./focus.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
 
@@ -38,7 +39,7 @@ export function showWaiting() {
   remember("waiting", waiting);
   const remove = picture => exchangeWaiting(waiting.filter(other => other !== picture));
   const thumbnails = waiting.map(picture => thumbnail(picture, () => remove(picture)));
-  $("waiting").replaceChildren(...thumbnails);
+  keepPlace($("waiting"), () => $("waiting").replaceChildren(...thumbnails), $("text"));
 }
 
 export function thumbnail({ url: src, name: title, video, problem }, remove) {
