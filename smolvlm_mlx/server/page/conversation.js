@@ -28,7 +28,11 @@ export function show() {
     picture => removePicture(message, picture),
     running && at === messages.length - 1,
   );
-  const change = () => showAll(messages.length ? messages.map(node) : [make("p", empty)]);
+  const change = () => {
+    $("send").hidden = Boolean(running);
+    $("stop-answer").hidden = !running;
+    showAll(messages.length ? messages.map(node) : [make("p", empty)]);
+  };
   keepFocus(document.querySelector("main"), change, afterMessages);
 }
 
@@ -82,8 +86,6 @@ function showMore(asked, message) {
 function setRunning(controller) {
   if (controller && !running) announce("Answering");
   running = controller;
-  $("send").hidden = Boolean(controller);
-  $("stop-answer").hidden = !controller;
 }
 
 // ---- asking

@@ -39,7 +39,7 @@ const stop = document.getElementById("stop-answer");
 
 let pressed = "";  // the button of a message whose focus Stop has
 
-stop.addEventListener("blur", () => { pressed = ""; });
+stop.addEventListener("blur", () => { if (!stop.hidden) pressed = ""; });
 
 // For messages: from Retry and Continue to Stop, and at the end back to where they were.
 export function afterMessages(controls, at, before) {
@@ -53,5 +53,6 @@ export function afterMessages(controls, at, before) {
 
 // A dialog gives the focus back to what had it; that may be gone, or may have been nothing.
 document.addEventListener("close", () => {
-  if (document.activeElement === document.body) home().focus();
+  const now = document.activeElement;
+  if (now === document.body || !isThere(now)) home().focus();
 }, true);
