@@ -471,7 +471,12 @@ def test_text_and_page_go_from_right_to_left(page: Any, server: Running) -> None
     page.set_viewport_size({"width": 1280, "height": 800})
     open_talk(page, server, TALK)
     direction = "nodes => nodes.map(node => getComputedStyle(node).direction)"
-    assert page.locator(".user .text, .assistant p").evaluate_all(direction) == ["ltr", "ltr", "rtl", "rtl"]
+    assert page.locator(".user .text, .assistant p").evaluate_all(direction) == [
+        "ltr",
+        "ltr",
+        "rtl",
+        "rtl",
+    ]
     for field in ("#text", "#search", "#system", "#live-question"):
         page.locator(field).evaluate("node => { node.value = 'سؤال'; }")
         assert page.locator(field).evaluate_all(direction) == ["rtl"]

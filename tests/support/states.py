@@ -106,9 +106,7 @@ def open_list(page: Any) -> None:
 
 
 def history(page: Any, server: Running, folder: Path) -> None:
-    server.history.save(
-        new_id(), [question("An older question, which is rather long")]
-    )
+    server.history.save(new_id(), [question("An older question, which is rather long")])
     open_talk(page, server, TALK)
     open_list(page)
     page.locator("#list li").nth(1).wait_for()
