@@ -1,7 +1,10 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
-import { $, make, say, write } from "./dom.js";
-import { endsTwice, fromRaw, messageNode, partsOf, toRaw, updateText } from "./message.js";
+import { $, announce, make, say, write } from "./dom.js";
+import { afterMessages, keepFocus } from "./focus.js";
+import {
+  endsTwice, fromRaw, messageNode, partsOf, spoken, toRaw, updateText,
+} from "./message.js";
 import { exchangeWaiting, showWaiting, takeWaiting } from "./pictures.js";
 import { copyBy } from "./secure.js";
 import { anew, chosen, outOfCircles } from "./settings.js";
@@ -21,9 +24,18 @@ export const openId = () => conversation.id;
 
 export function show() {
   const messages = conversation.messages;
-  const nodes = messages.map((message, at) => messageNode(
-    message, running ? [] : buttons(at), picture => removePicture(message, picture)));
-  showAll(nodes.length ? nodes : [welcome]);
+  const node = (message, at) => messageNode(
+    message,
+    running ? [] : buttons(at),
+    picture => removePicture(message, picture),
+    running && at === messages.length - 1,
+  );
+  const change = () => {
+    $("send").hidden = Boolean(running);
+    $("stop-answer").hidden = !running;
+    showAll(messages.length ? messages.map(node) : [welcome]);
+  };
+  keepFocus(document.querySelector("main"), change, afterMessages);
 }
 
 function buttons(at) {
@@ -76,9 +88,8 @@ function showMore(asked, message) {
 }
 
 function setRunning(controller) {
+  if (controller && !running) announce("Answering");
   running = controller;
-  $("send").hidden = Boolean(controller);
-  $("stop-answer").hidden = !controller;
 }
 
 // ---- asking
@@ -158,6 +169,7 @@ async function answer(again, takeBack, more = {}, begun = null) {
   if (running === controller) setRunning(null);
   if (asked === conversation) {
     show();
+    if (asked.messages.includes(message)) announce(spoken(message));
     watch();
   }
   document.dispatchEvent(new Event("answered"));
@@ -189,10 +201,10 @@ function failed(asked, sent, message, error, again, takeBack) {
   asked.messages.pop();
   takeBack();
   if (asked !== conversation) return;
-  say(error.message);
+  announce("");
   const wrong = pictureOf(sent, error);
   if (wrong) wrong.problem = error.message.replace(/^messages\.[\w.]*: /, "");
-  if (wrong) say("A picture cannot be used: remove it, and send again.");
+  say(wrong ? "A picture cannot be used: remove it, and send again." : error.message);
   showWaiting();
   if (error.forget) offerRoom(asked, error.forget.messages, again);
 }
@@ -255,10 +267,13 @@ export async function stopAnswer() {
   if (!response.ok) controller?.abort();  // it is not kept, or the server is away
 }
 
-// What Escape does: stop the answer, or leave the question that is edited as it is.
+// What Escape does: stop the answer, or leave the question that is edited as it is; whether there is
+// one of them.
 export function leave() {
+  const isBusy = running || editing !== null;
   if (running) stopAnswer();
   else leaveEditing();
+  return Boolean(isBusy);
 }
 
 // Whether an answer of this conversation is under way.
@@ -339,7 +354,11 @@ async function take(asked, { leaf = null, answer: coming, text, deleted }, signa
     message.text += text;
     showMore(asked, message);
   } else if (leaf !== asked.leaf || running === ELSEWHERE) {
+    const isWhole = running === ELSEWHERE && !coming;
     await adopt(asked, signal);
+    if (isWhole && !signal.aborted && asked.messages.length) {
+      announce(spoken(asked.messages.at(-1)));
+    }
   }
   if (coming && !signal.aborted) showComing(asked, coming);
 }

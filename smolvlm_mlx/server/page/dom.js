@@ -1,5 +1,6 @@
 // The elements of the page.
 
+import { keepFocus } from "./focus.js";
 import { remember } from "./store.js";
 
 export const $ = id => document.getElementById(id);
@@ -50,9 +51,22 @@ export function become(node, other) {
   return node;
 }
 
-// Say above the question what went wrong, or what is being done; "" takes it away.
+// Say above the question what went wrong, or what is being done; "" takes it away. Screen readers say
+// it at once, and not again while it stays.
 export function say(text) {
-  $("problem").textContent = text;
+  if ($("problem").textContent === text) return;
+  keepFocus($("problem"), () => { $("problem").textContent = text; });
+}
+
+const SAID = 5000;  // ms, in which screen readers take it
+
+let forgetting = 0;
+
+// Tell screen readers alone, when they have said what they are at.
+export function announce(text) {
+  clearTimeout(forgetting);
+  $("status").textContent = text;
+  forgetting = setTimeout(() => { $("status").textContent = ""; }, SAID);
 }
 
 // Write into the question's field. What is there stays when the page is loaded again.

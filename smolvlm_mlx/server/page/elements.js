@@ -25,6 +25,7 @@ function fill(within, tokens) {
 function open({ type, tag, attrs, level }, parent) {
   const given = Object.fromEntries(attrs ?? []);
   const node = type === "link_open" ? link(given.href, given.title) : make(tag);
+  if (type === "heading_open") node.ariaLevel = Math.min(Number(tag[1]) + 2, 6);  // below its message's
   if (given.start) node.start = given.start;
   if (given.style) node.style.textAlign = given.style.replace("text-align:", "");
   parent.append(tag === "table" ? make("div", { className: "table", tabIndex: 0 }, node) : node);

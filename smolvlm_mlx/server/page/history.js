@@ -4,6 +4,7 @@ import {
   addressed, isAnswered, openConversation, openEmpty, openId, openRaw,
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
+import { home, keepPlace } from "./focus.js";
 import { call, failure, newId } from "./stream.js";
 
 let asked = 0;  // how often; only the last answer is shown
@@ -15,9 +16,7 @@ export async function refresh() {
   if (!response.ok) return say((await failure(response)).message);
   const { kept, conversations } = await response.json();
   if (number !== asked || $("list").querySelector("input, .menu")) return;  // one is at work there
-  const focused = document.activeElement?.closest("#list li")?.dataset.id;
-  $("list").replaceChildren(...conversations.map(entry));
-  focusOn(focused);
+  keepPlace($("list"), () => $("list").replaceChildren(...conversations.map(entry)), $("search"));
   const none = !kept ? "Nothing is kept: the server was started with --no-history."
     : words ? `No conversation has “${words}”.` : "What you ask is kept here.";
   $("none").textContent = conversations.length ? "" : none;
@@ -25,7 +24,7 @@ export async function refresh() {
 
 function entry({ id, title }) {
   const shown = title || "(no words)";
-  const button = make("button", { textContent: shown, title, onclick: () => openKept(id) });
+  const button = make("button", { textContent: shown, title, onclick: () => choose(id) });
   button.setAttribute("aria-current", id === openId());
   const more = make("button", { className: "more", textContent: "⋯", ariaLabel: `More: ${shown}` });
   more.setAttribute("aria-haspopup", "true");
@@ -156,6 +155,11 @@ export async function openKept(id) {
   refresh();
 }
 
+async function choose(id) {
+  await openKept(id);
+  if (id === openId()) home().focus();
+}
+
 // Open what the address says.
 export async function openAddress() {
   const id = addressed();
@@ -183,7 +187,7 @@ export function startNew() {
   openEmpty();
   closeList();
   refresh();
-  $("text").focus();
+  home().focus();
 }
 
 // On a small screen the list lies over the conversation.
@@ -192,7 +196,7 @@ export function toggleList() {
   $("list-toggle").setAttribute("aria-expanded", listing);
 }
 
-function closeList() {
+export function closeList() {
   document.body.classList.remove("listing");
   $("list-toggle").setAttribute("aria-expanded", false);
 }

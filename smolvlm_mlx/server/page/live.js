@@ -1,7 +1,8 @@
 // Live: one question about the camera's newest frame, again and again. Frames that come meanwhile
 // are not kept. The server compares the answers, and says when they stay the same.
 
-import { $, make, say } from "./dom.js";
+import { $, announce, make, say } from "./dom.js";
+import { keepFocus } from "./focus.js";
 import { asPart } from "./pictures.js";
 import { openStream } from "./secure.js";
 import { chosen } from "./settings.js";
@@ -11,6 +12,7 @@ import { complete, newId } from "./stream.js";
 const MAX_TOKENS = 128;  // unless a length was chosen
 const MAX_SIDE = 1024;  // pixels that are sent
 
+let told = "";  // to screen readers, as the last answer
 let live = null;  // while it is on: {id, controller, stream}
 
 export function toggleLive() {
@@ -68,8 +70,9 @@ function endTracks({ stream }) {
 }
 
 function show() {
-  $("live").hidden = !live;
+  keepFocus($("live"), () => { $("live").hidden = !live; }, () => [$("live-toggle")]);
   $("live-toggle").setAttribute("aria-pressed", Boolean(live));
+  told = "";
   for (const id of ["live-answer", "live-about", "live-notice"]) $(id).textContent = "";
 }
 
@@ -103,7 +106,6 @@ async function length() {
 async function look(mine) {
   const started = performance.now();
   let text = "", verdict;
-  $("live-answer").setAttribute("aria-busy", "true");  // it is read out when it is whole
   try {
     for await (const chunk of complete(request(mine.id), mine.controller.signal)) {
       text += chunk.choices[0]?.delta.content ?? "";
@@ -113,14 +115,14 @@ async function look(mine) {
     if (mine === live) tell(text, verdict, performance.now() - started);
   } catch (error) {
     if (error.status !== 503) fail(mine, error.message);  // 503: busy, so this frame is dropped
-  } finally {
-    $("live-answer").removeAttribute("aria-busy");
   }
 }
 
 function tell(text, { about, stuck }, took) {
   const notice = stuck ? "The answer stays the same although the picture changes." : "";
   $("live-answer").textContent = text;
+  if (text !== told) announce(text);
+  told = text;
   $("live-about").textContent = `${about} · ${Math.round(took)} ms in all`;
   if ($("live-notice").textContent !== notice) $("live-notice").textContent = notice;  // said once
 }

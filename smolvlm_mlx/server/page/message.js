@@ -11,19 +11,23 @@ const LABELS = { user: "You", assistant: "Answer", system: "Instructions" };
 const nodes = new WeakMap();  // of messages, which keep theirs
 const coming = new Map();  // texts that are shown in the next frame, by their nodes
 
-// `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it.
-export function messageNode(message, buttons, remove) {
+// `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it; of
+// one that is still coming nothing is said.
+export function messageNode(message, buttons, remove, isComing) {
   const { role, text, interrupted, cut, about } = message;
   const node = nodes.get(message) ?? make("article", { className: `message ${role}` });
   nodes.set(message, node);
+  node.tabIndex = -1;  // keys go to it
   node.setAttribute("aria-label", LABELS[role] ?? role);
-  const notes = [interrupted && !cut && !about && "interrupted", about].filter(Boolean);
+  const isShort = interrupted && !cut && !about && !isComing;
+  const notes = [isShort && "interrupted", about].filter(Boolean);
   const below = buttons.map(each => {
     if (each instanceof Node) return each;
     const [textContent, onclick] = each;
     return make("button", { textContent, onclick });
   });
   arrange(node, [
+    node.firstElementChild ?? make("h2", { className: "hidden", textContent: node.ariaLabel }),
     picturesNode(node, message, remove),
     text || role === "assistant" ? textNode(node, message) : null,
     cut ? make("div", { className: "cut", textContent: `Cut off: ${cut}` }) : null,
@@ -72,6 +76,19 @@ export function updateText(node, text) {
 function showComing() {
   for (const [node, text] of coming) showMarkdown(node.querySelector(".text"), text, false);
   coming.clear();
+}
+
+const BLOCKS = "p, li, td, th, pre, div, br, h1, h2, h3, h4, h5, h6";
+
+// What a screen reader is told of an answer: its text as it is shown, and whether that is all.
+export function spoken(message) {
+  const { role, text, cut, interrupted } = message;
+  if (role !== "assistant" || !text) return "";
+  const copy = nodes.get(message).querySelector(".text").cloneNode(true);
+  for (const node of copy.querySelectorAll(".bar, annotation")) node.remove();
+  for (const node of copy.querySelectorAll(BLOCKS)) node.append(" ");
+  const end = cut ? `Cut off: ${cut}` : interrupted ? "The answer is not whole." : "";
+  return `${copy.textContent} ${end}`.replace(/\s+/g, " ").trim();
 }
 
 // ---- as the server and files have it

@@ -1,8 +1,9 @@
 // The start of the page: what each button, key and drop does.
 
-import { addressed, ask, leave, openId, show, stopAnswer, watch } from "./conversation.js";
+import { addressed, ask, openId, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
+import "./keys.js";
 import {
   add, allRead, closeCamera, exchangeWaiting, fromPart, isMedia, openCamera, recallWaiting,
   takePicture,
@@ -25,9 +26,6 @@ $("ask").onsubmit = event => {
   ready.then(allRead).then(ask);
 };
 $("stop-answer").onclick = stopAnswer;
-addEventListener("keydown", event => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) leave();
-});
 
 // ---- pictures, and conversations that were saved
 

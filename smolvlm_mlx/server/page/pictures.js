@@ -4,6 +4,7 @@
 // have a `preview`, the address of the file itself, and no url yet, or never if it `isUnread`.
 
 import { $, arrange, make, say } from "./dom.js";
+import { keepPlace } from "./focus.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
 
@@ -79,7 +80,7 @@ const list = (names, most = 5) => (names.length <= most ? names.join(", ")
 const nodes = new WeakMap();  // of those that wait
 
 export function showWaiting() {
-  arrange($("waiting"), waiting.map(waitingNode));
+  keepPlace($("waiting"), () => arrange($("waiting"), waiting.map(waitingNode)), $("text"));
   document.body.classList.toggle("holding", waiting.length > 0);
 }
 

@@ -1,13 +1,17 @@
 // What browsers allow on secure pages alone, which a page over http from another machine is not:
 // done in another way, or why it cannot be done.
 
-import { make } from "./dom.js";
+import { announce, make } from "./dom.js";
 
 const COPIED = 1500;  // ms that a button says so
 
 // Copy a text. Throws where the browser refuses.
 export async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  await (navigator.clipboard ? navigator.clipboard.writeText(text) : select(text));
+  announce("Copied");
+}
+
+async function select(text) {
   const before = document.activeElement;
   const field = make("textarea", { value: text, className: "hidden" });
   (document.querySelector("dialog[open]") ?? document.body).append(field);

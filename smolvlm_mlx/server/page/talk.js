@@ -1,6 +1,7 @@
 // The place where the messages are: it follows what comes, unless one has scrolled up to read.
 
 import { $, arrange } from "./dom.js";
+import { keepFocus } from "./focus.js";
 
 const talk = $("talk");
 const NEAR = 8;  // pixels
@@ -17,7 +18,7 @@ function toEnd() {
 }
 
 function showButton() {
-  $("newest").hidden = isFollowing || isAtEnd();
+  keepFocus($("newest"), () => { $("newest").hidden = isFollowing || isAtEnd(); }, () => [talk]);
 }
 
 talk.addEventListener("scroll", () => {
