@@ -57,8 +57,8 @@ from .openai import (
 from .openapi import Health, Memory, document
 from .request import ChatRequest
 from .security import Guard
+from .seen import Size, all_seen
 from .start import Start
-from .tiles import Size, all_seen
 
 
 def judges(most: int = 32) -> Callable[[str], Judge]:

@@ -67,9 +67,9 @@ class Seen(Shape):
     each) and the tokens of the prompt that they take, with the marks between them.
 
     `boxes` are where the tiles of a picture lie in it, in its pixels: left, top, right, bottom; row
-    by row, then the global tile, which is all of it. `most_tiles` are those without `max_tiles`.
-    `origins` say of each tile where the answer has it from: computed for it, features that were
-    kept, or a prompt that was read before.
+    by row, then the global tile, which is all of it. `most_tiles` are those where the request says
+    nothing of `max_tiles`. `origins` say of each tile where the answer has it from: computed for
+    it, features that were kept, or a prompt that was read before.
     """
 
     width: int

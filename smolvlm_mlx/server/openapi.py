@@ -24,7 +24,7 @@ from .openai import (
     Shape,
 )
 from .request import ChatRequest
-from .tiles import Size
+from .seen import Size
 
 Object = dict[str, Any]  # of JSON
 

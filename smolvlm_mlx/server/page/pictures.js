@@ -2,9 +2,11 @@
 // A picture is {url, name, video, options, problem}: a data: URL, a name, whether it is a video,
 // which of its frames are seen, and why it cannot be used, if it was tried.
 
+import { showCost } from "./cost.js";
 import { $, make, say } from "./dom.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
+import { opens } from "./viewer.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
 const VIDEO_ENDINGS = [
@@ -39,12 +41,16 @@ export function showWaiting() {
   const remove = picture => exchangeWaiting(waiting.filter(other => other !== picture));
   const thumbnails = waiting.map(picture => thumbnail(picture, () => remove(picture)));
   $("waiting").replaceChildren(...thumbnails);
+  showCost(waiting);
 }
 
-export function thumbnail({ url: src, name: title, video, problem }, remove) {
-  const figure = make("figure", {}, video
-    ? make("video", { src, title, controls: true, muted: true })
-    : make("img", { src, title, alt: title }));
+export function thumbnail(picture, remove) {
+  const { url: src, name: title, video, problem } = picture;
+  const shown = video ? make("video", { src, title, controls: true, muted: true })
+    : make("img", { src, title, alt: title, tabIndex: 0, role: "button" });
+  const look = { type: "button", className: "look", textContent: "▦", ariaLabel: `Look at ${title}` };
+  const figure = make("figure", {}, shown, ...(video ? [make("button", look)] : []));
+  opens(figure.lastChild, shown, picture);
   if (remove) {
     const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
     figure.append(make("button", { ...button, onclick: remove }));

@@ -70,7 +70,10 @@ class Size(Fields):
             spent.add_picture(size, "width and height")
             settings = options.applied(processor.settings)
             layout = plan_tiles(size, settings)
-            most = plan_tiles(size, replace(settings, max_tiles=None)).tiles
+            unasked = replace(
+                settings, max_tiles=defaults.max_tiles or processor.settings.max_tiles
+            )
+            most = plan_tiles(size, unasked).tiles
             return seen_of(processor, size, [layout], most_tiles=most)
         own = self._given(VIDEO_OPTIONS)
         spent.add_video(size, self.seconds, own, "seconds")
