@@ -426,7 +426,7 @@ def test_info(tiny: Path, picture: Path, files: Path, call: Any) -> None:
     code, out, err = call("info", tiny, "--image", picture, "--max-tiles", 3)
     assert (code, err) == (0, "")
     assert "smolvlm" in out
-    assert "90 x 60 pixels, one tile: 1 tiles, 16 image tokens" in out
+    assert "90 x 60 pixels, one tile, 19 tokens (3 marks)" in out
     assert "\nglobal 16\na tile is 90 x 60 pixels of the picture, seen as 64 x 64\n" in out
     _, out, _ = call("info", tiny, "--image", files / "moving.gif")
     assert "\nmoving.gif: the first of its frames was used; --video takes all\n" in out

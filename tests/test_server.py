@@ -46,6 +46,7 @@ from PIL import Image
 
 ROUTES = [
     ("GET", "/page/start"),
+    ("GET", "/tiles?width=1&height=1"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/tiny"),

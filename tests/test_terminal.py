@@ -30,6 +30,7 @@ from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
+from tests.support.checkpoints import load_processor
 from tests.support.messages import media_of
 from tests.support.pictures import noise
 from tests.support.tmux import Terminal
@@ -507,9 +508,9 @@ def test_tiles(session: Session, tmp_path: Path) -> None:
     Image.new("RGB", (128, 64), "white").save(tmp_path / "white.png")
     handle(session, "/set longest_edge 128")
     handle(session, f"/image {tmp_path}/noise.png")
-    head = "noise.png: 128 x 96 pixels, 2 rows x 2 columns and the global tile: 5 tiles, 80 image"
+    head = "noise.png: 128 x 96 pixels, 2 rows x 2 columns and the global tile: 5 tiles, 94 tokens"
     part = "a tile is 64 x 48 pixels of the picture, seen as 64 x 64"
-    new = [f"{head} tokens", "        1   2", "1      16  16", "2      16  16", "global 16"]
+    new = [f"{head} (14 marks)", "        1   2", "1      16  16", "2      16  16", "global 16"]
     assert table() == [*new, part]
     handle(session, "What is this?")
     assert table() == [*new, f"{part}; 0 reused (*) for the last answer"]
@@ -531,9 +532,9 @@ def test_tiles(session: Session, tmp_path: Path) -> None:
     assert table()[-1] == part.replace("48", "64")
 
 
-def test_tiles_are_drawn_over_the_picture() -> None:
+def test_tiles_are_drawn_over_the_picture(tiny: Path) -> None:
     picture = Attachment(Image.new("RGB", (200, 100), "blue"))
-    seen = SeenTiles(picture, ImageSettings(32, 128), 64, set())
+    seen = SeenTiles(picture, ImageSettings(32, 128), load_processor(tiny), set())
     drawn = seen.drawn()
     assert drawn.size == (1024, 512)
     assert [drawn.getpixel((x, 128)) for x in (0, 200, 256, 512, 1023)] == [

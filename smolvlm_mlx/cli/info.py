@@ -142,7 +142,7 @@ def _print_tokens(
     if picture is not None:
         message = user_message("", [picture])
         inputs = processor([message], image_options)
-        seen = SeenTiles(picture, inputs.settings, config.tokens_per_tile)
+        seen = SeenTiles(picture, inputs.settings, processor)
         print(f"{image}: {seen.summary()}, {len(inputs.input_ids)} prompt tokens")
         seen.print_on(console())
         for note in notes([message]):

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import escaped
 from ..inputs.media import Attachment
+from ..inputs.processor import Processor
 from ..inputs.settings import ImageSettings
 from .show import Console, print_picture, shows_pixels
 
@@ -20,14 +21,14 @@ class SeenTiles:
     """The tiles of a picture.
 
     Attributes:
-        tokens: of a tile.
+        processor: of the model that sees them.
         encoded: digests of those that were encoded for the last answer, where there is one: the
             others were known from an earlier one.
     """
 
     picture: Attachment
     settings: ImageSettings
-    tokens: int
+    processor: Processor
     encoded: Collection[bytes] | None = None
 
     @property
@@ -43,13 +44,18 @@ class SeenTiles:
         ]
 
     def summary(self) -> str:
-        """Size, rows and columns, tiles and tokens, in a line."""
+        """Size, rows and columns, tiles, and tokens with the marks between tiles, in a line."""
         layout, (width, height) = self.picture.tiled(self.settings).layout, self.picture.size
         grid = f"{layout.rows} rows x {layout.cols} columns and the global tile"
-        return (
-            f"{width} x {height} pixels, {grid if layout.rows else 'one tile'}: {layout.tiles} "
-            f"tiles, {layout.tiles * self.tokens} image tokens"
-        )
+        cut = f"{grid}: {layout.tiles} tiles" if layout.rows else "one tile"
+        tokens = self.processor.count_tokens([layout])
+        marks = tokens - layout.tiles * self.tokens
+        return f"{width} x {height} pixels, {cut}, {tokens} tokens ({marks} marks)"
+
+    @property
+    def tokens(self) -> int:
+        """Of a tile."""
+        return self.processor.tokens_per_tile
 
     def table(self) -> str:
         """Each tile's tokens where it is in the picture; * marks what was reused."""

@@ -4,7 +4,7 @@ belong there.
 Tiles and placeholders come from one `TileLayout`, so they cannot disagree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -24,18 +24,20 @@ from .prompt import IMAGE, ChatTemplate, free_character, image_text
 from .settings import ImageOptions, ImageSettings, preprocessor_config
 from .tiles import TiledImage, TileLayout, normalize, plan_tiles
 from .tokenizer import Tokenizer, chat_template, special_tokens
-from .video import VideoSampling, words
+from .video import Clip, Frame, VideoSampling, plan_clip, words
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a model needs to answer. T tokens, N tiles of H x W pixels in the order of their
-    placeholders. Where the answer `goes_on`, the tokens end within it."""
+    placeholders. Where the answer `goes_on`, the tokens end within it. `media` are what each of the
+    messages' pictures and videos became, where that is known: pictures that are cut, and words."""
 
     input_ids: NDArray[np.int32]  # (T,)
     pictures: tuple[TiledImage, ...]
     settings: ImageSettings
     goes_on: bool = False
+    media: tuple[Sequence[str | TiledImage], ...] = ()
 
     @cached_property
     def tiles(self) -> NDArray[np.uint8]:
@@ -64,10 +66,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message as the template and the model see it: words, and pictures that are cut."""
+    """A message as the template and the model see it: words, and pictures that are cut. `media` are
+    those parts that each of its pictures and videos became."""
 
     role: str
     parts: Sequence[str | TiledImage]
+    media: Sequence[Sequence[str | TiledImage]]
 
 
 class Processor:
@@ -97,6 +101,7 @@ class Processor:
             )
         self.tokenizer, self.settings, self.tokens_per_tile = tokenizer, settings, tokens_per_tile
         self.vocab_size = vocab_size
+        self._marks: dict[tuple[int, int], int] = {}
         self.template = template or ChatTemplate(None)
         self.sampling = sampling or VideoSampling(longest_edge=settings.tile_size)
 
@@ -144,6 +149,39 @@ class Processor:
             for part in parts
             if isinstance(part, ImagePart)
         )
+
+    def plan_video(
+        self, seconds: float, options: Mapping[str, object], image_options: ImageOptions
+    ) -> list[str | TileLayout]:
+        """Return what a video of so many seconds is to become, words and frames, as far as that can
+        be known beforehand.
+
+        Args:
+            options: its own fps, max_frames, start and end.
+
+        Raises:
+            VideoError: one is out of range.
+        """
+        sampling = self.sampling.changed(options)
+        settings = self.one_tile.applied(image_options.applied(self.settings))
+        return _with_words(plan_clip(seconds, sampling, plan_tiles((1, 1), settings)), sampling)
+
+    def count_tokens(self, parts: Iterable[str | TileLayout]) -> int:
+        """Return how many tokens of a prompt pictures take, and words beside them: placeholders,
+        and the marks around and between tiles."""
+        return sum(
+            self._mark_tokens(part.rows, part.cols) + part.tiles * self.tokens_per_tile
+            if isinstance(part, TileLayout)
+            else len(self.tokenizer.encode_text(part))
+            for part in parts
+        )
+
+    def _mark_tokens(self, rows: int, cols: int) -> int:
+        if (rows, cols) not in self._marks:
+            text = image_text(TileLayout(rows, cols, (0, 0), (0, 0)), 0)
+            ids = self.tokenizer.encode_prompt(text, free_character([text]))
+            self._marks[rows, cols] = len(ids)
+        return self._marks[rows, cols]
 
     def __call__(
         self,
@@ -198,7 +236,8 @@ class Processor:
             raise PromptError(
                 f"{placeholders} placeholders for {count} tiles of {self.tokens_per_tile} tokens"
             )
-        return Inputs(np.array(ids, np.int32), pictures, settings, goes_on)
+        media = tuple(each for turn in turns for each in turn.media)
+        return Inputs(np.array(ids, np.int32), pictures, settings, goes_on, media)
 
     def loss_mask(self, messages: Sequence[Message], inputs: Inputs) -> NDArray[np.bool_]:
         """Which of `inputs.input_ids` (T,), made of the same messages, are the assistant's words
@@ -233,22 +272,23 @@ class Processor:
         turns = []
         for message in messages:
             parts: list[str | TiledImage] = []
+            media: list[Sequence[str | TiledImage]] = []
             for part in message.parts:
                 if isinstance(part, TextPart):
                     parts.append(part.text)
-                elif isinstance(part, ImagePart):
-                    parts.append(part.image.tiled(part.options.applied(settings)))
+                    continue
+                if isinstance(part, ImagePart):
+                    media.append([part.image.tiled(part.options.applied(settings))])
                 else:
-                    parts += yield from self._frames(part, self.one_tile.applied(settings))
-            turns.append(Turn(message.role, parts))
+                    media.append((yield from self._frames(part, self.one_tile.applied(settings))))
+                parts += media[-1]
+            turns.append(Turn(message.role, parts, media))
         return turns
 
     def _frames(self, part: VideoPart, settings: ImageSettings) -> Cutting[list[str | TiledImage]]:
         sampling = self.sampling.changed(part.options)
         clip = yield from part.video.clip(sampling, settings)
-        # The last words are alone.
-        pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")
-        return [part for pair in pairs for part in pair if part != ""]
+        return _with_words(clip, sampling)
 
     def _encode(
         self, turns: Sequence[Turn], add_generation_prompt: bool, goes_on: bool = False
@@ -300,6 +340,13 @@ class Processor:
         if isinstance(part, str):
             return {"type": "text", "text": self.tokenizer.guard(part, mark)}
         return {"type": "image"}
+
+
+def _with_words(clip: Clip[Frame], sampling: VideoSampling) -> list[str | Frame]:
+    """The frames of a video, and the words around them."""
+    # The last words are alone.
+    pairs = zip_longest(words(clip, sampling.with_times), clip.frames, fillvalue="")
+    return [part for pair in pairs for part in pair if part != ""]
 
 
 def _begun(turn: Turn) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 
 from smolvlm_mlx.errors import ImageError
 from smolvlm_mlx.inputs.image import MAX_EDGE, Pixels, check_side
@@ -23,6 +24,7 @@ from PIL import Image
 
 # Below the first a second thread costs more than it saves; above the second Pillow's crop warns.
 THREADED_PIXELS = 2**18, 2**26
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ def plan_tiles(size: tuple[int, int], settings: ImageSettings) -> TileLayout:
         if settings.max_tiles is None or layout.tiles <= settings.max_tiles:
             return layout
     return _plan(size, replace(settings, split=False))
+
+
+def tile_boxes(layout: TileLayout, size: tuple[int, int]) -> list[Box]:
+    """Where the tiles lie in a picture of (width, height) pixels, in its pixels: row by row, then
+    the global tile, which is all of it. Each resize keeps the whole, so they are equal parts."""
+    width, height = size
+    across = [width * col / layout.cols for col in range(layout.cols)] + [width]
+    down = [height * row / layout.rows for row in range(layout.rows)] + [height]
+    tiles: list[Box] = [
+        (left, top, right, bottom)
+        for top, bottom in pairwise(down)
+        for left, right in pairwise(across)
+    ]
+    return [*tiles, (0, 0, width, height)]
 
 
 def make_tiles(image: Image.Image, settings: ImageSettings) -> TiledImage:

@@ -126,6 +126,25 @@ def choose(timeline: Timeline, sampling: VideoSampling) -> list[int]:
     return sample_times(timeline, sampling)
 
 
+def plan_clip(duration: float, sampling: VideoSampling, frame: Frame) -> Clip[Frame]:
+    """What is to be expected of a video of which the length alone is known, in seconds: as many
+    frames as are wanted, evenly, each of which is `frame` here. One that has fewer, or other times,
+    gives others.
+
+    Raises:
+        VideoError: a part is wanted that begins after the video's end.
+    """
+    first = sampling.start or 0.0
+    if first and first >= duration:
+        raise VideoError(f"the video ends after {duration:g} s, before start {first:g}")
+    end = duration if sampling.end is None else min(sampling.end, duration)
+    count = sampling.count(end - first)
+    if not sampling.is_part and sampling.skips_ends(duration):
+        first, end = SKIPPED_SECONDS, duration - SKIPPED_SECONDS
+    times = np.linspace(first, end, count)
+    return Clip((frame,) * count, tuple(map(float, times)), duration)
+
+
 def sample(count: int, fps: float, sampling: VideoSampling) -> list[int]:
     """Numbers of the frames to take of `count` that follow each other at `fps` (the reference's
     `sample_frames`)."""

@@ -50,12 +50,14 @@ from .openai import (
     Live,
     Model,
     ModelList,
+    Seen,
     dump,
     event,
 )
 from .openapi import Health, Memory, document
 from .request import ChatRequest
 from .security import Guard
+from .seen import Size, all_seen
 from .start import EXAMPLES, PAGE_EXAMPLES, Start
 
 
@@ -120,6 +122,7 @@ class Service:
         return [
             *ASSET_ROUTES,
             Route("/page/start", self.page_start),
+            Route("/tiles", self.tiles),
             Route("/health", self.health),
             Route("/openapi.json", self.openapi),
             Mount("/v1", routes=api),
@@ -144,6 +147,12 @@ class Service:
             "longest_edge": min(edge, MAX_EDGE),
             "examples": PAGE_EXAMPLES if is_for_pages else EXAMPLES,
         }
+
+    async def tiles(self, request: Request) -> Response:
+        """Tell what a picture or a video of a size is to the model."""
+        asked = Size.parse(request.query_params, self.budget)
+        seen = partial(asked.seen, self.processor, self.image_options, self.budget)
+        return JSONResponse(dump(await anyio.to_thread.run_sync(seen)))
 
     async def health(self, request: Request) -> Response:
         state = self.scheduler.state()
@@ -226,7 +235,8 @@ class Service:
         await self._wait(request, answer)
         texts, live = [choice.text for choice in answer.choices], self._judged(answer)
         kept = await self._kept(answer)
-        return completion.whole(texts, answer.statistics, live, kept.places, kept.notice)
+        seen = self._seen(answer)
+        return completion.whole(texts, answer.statistics, live, kept.places, seen, kept.notice)
 
     async def _wait(self, request: Request, answer: Answer) -> None:
         """Wait for the answer's end; a client that goes away meanwhile is one for him."""
@@ -268,8 +278,8 @@ class Service:
             kept = await self._kept(answer)
             used = answer.statistics if answer.asked.wants_usage() else None
             if used is not None or kept.notice is not None:
-                live = self._judged(answer)
-                yield event(completion.last_chunk(used, live, kept.places, kept.notice))
+                live, seen = self._judged(answer), self._seen(answer)
+                yield event(completion.last_chunk(used, live, kept.places, seen, kept.notice))
         except SmolVLMError as error:
             await self._kept(answer)
             yield event(told(error))
@@ -280,6 +290,13 @@ class Service:
         if answer.keeping is None:
             return Keeping(None)
         return await asyncio.shield(answer.keeping)
+
+    def _seen(self, answer: Answer) -> list[Seen] | None:
+        """Return what the pictures of a conversation were to the model, nothing of others."""
+        if answer.asked.conversation is None:
+            return None
+        job = answer.choices[0].job
+        return all_seen(self.processor, answer.messages, job.inputs, job.statistics) or None
 
     def _judged(self, answer: Answer) -> Live | None:
         """Return what a live camera is told beside the usage, nothing where none asks."""

@@ -113,16 +113,30 @@ class Spent:
             VideoError: the options of a video are out of range.
         """
         if isinstance(part, ImagePart):
-            self._pixels += part.image.size[0] * part.image.size[1]
+            self.add_picture(part.image.size, where)
         elif isinstance(part, VideoPart) and isinstance(part.video, Video):
-            sampling, video = self._sampling.changed(part.options), part.video
-            end = video.duration if sampling.end is None else min(sampling.end, video.duration)
-            seconds = max(end - (sampling.start or 0.0), 0.0)
-            wanted = sampling.fps * seconds if seconds else 1.0
-            frames = ceil(min(max(wanted, 1.0), sampling.max_frames))
-            self._frames += frames
-            self._seconds += video.duration
-            self._pixels += frames * video.size[0] * video.size[1]
+            self.add_video(part.video.size, part.video.duration, part.options, where)
+
+    def add_picture(self, size: tuple[int, int], where: str) -> None:
+        """As `add`, of a picture of (width, height) pixels."""
+        self._pixels += size[0] * size[1]
+        self._hold(where)
+
+    def add_video(
+        self, size: tuple[int, int], duration: float, options: Mapping[str, object], where: str
+    ) -> None:
+        """As `add`, of a video of frames of (width, height) pixels and so many seconds."""
+        sampling = self._sampling.changed(options)
+        end = duration if sampling.end is None else min(sampling.end, duration)
+        seconds = max(end - (sampling.start or 0.0), 0.0)
+        wanted = sampling.fps * seconds if seconds else 1.0
+        frames = ceil(min(max(wanted, 1.0), sampling.max_frames))
+        self._frames += frames
+        self._seconds += duration
+        self._pixels += frames * size[0] * size[1]
+        self._hold(where)
+
+    def _hold(self, where: str) -> None:
         hold = self._budget.hold
         hold("video_seconds", self._seconds, "seconds of video", where)
         hold("frames", self._frames, "frames of videos", where)

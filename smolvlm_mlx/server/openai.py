@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ..events import Statistics
+from ..generation.origins import Origin
 from ..tasks.history import Place
 
 FinishReason = Literal["stop", "length"]  # of those of the API; clients know no others
@@ -61,6 +62,28 @@ class Live(Shape):
     about: str
 
 
+class Seen(Shape):
+    """Ours: what a picture, or a video, is to the model: its tiles (of a video frames, one tile
+    each) and the tokens of the prompt that they take, with the marks between them.
+
+    `boxes` are where the tiles of a picture lie in it, in its pixels: left, top, right, bottom; row
+    by row, then the global tile, which is all of it. `most_tiles` are those where the request says
+    nothing of `max_tiles`. `origins` say of each tile where the answer has it from: computed for
+    it, features that were kept, or a prompt that was read before.
+    """
+
+    width: int
+    height: int
+    tiles: int
+    tokens: int
+    is_video: bool = False
+    rows: int = 0
+    cols: int = 0
+    boxes: list[list[float]] = []
+    most_tiles: int | None = None
+    origins: list[Origin] | None = None
+
+
 class AnswerMessage(Shape):
     role: Literal["assistant"]
     content: str
@@ -88,6 +111,7 @@ class ChatCompletion(Shape):
     usage: Usage
     live: Live | None = None
     kept: list[Place] | None = None  # its messages in the history, without instructions
+    seen: list[Seen] | None = None  # its pictures and videos, where it is of a conversation
     notice: str | None = None
 
 
@@ -120,6 +144,7 @@ class ChatCompletionChunk(Shape):
     usage: Usage | None = None
     live: Live | None = None
     kept: list[Place] | None = None
+    seen: list[Seen] | None = None
     notice: str | None = None
 
 
@@ -188,6 +213,7 @@ class Completion:
         statistics: Sequence[Statistics],
         live: Live | None = None,
         kept: list[Place] | None = None,
+        seen: list[Seen] | None = None,
         notice: str | None = None,
     ) -> dict[str, object]:
         """Return answers that are not streamed."""
@@ -209,6 +235,7 @@ class Completion:
                 usage=usage(statistics, self._notes),
                 live=live,
                 kept=kept,
+                seen=seen,
                 notice=notice,
             )
         )
@@ -229,11 +256,12 @@ class Completion:
         statistics: Sequence[Statistics] | None,
         live: Live | None = None,
         kept: list[Place] | None = None,
+        seen: list[Seen] | None = None,
         notice: str | None = None,
     ) -> dict[str, object]:
         """Return what a stream ends with, if usage was asked for or there is a notice."""
         used = None if statistics is None else usage(statistics, self._notes)
-        beside = {"live": live, "kept": kept, "notice": notice}
+        beside = {"live": live, "kept": kept, "seen": seen, "notice": notice}
         return self._chunk(choices=[], usage=used, **beside)
 
     def _chunk(self, **fields: Any) -> dict[str, object]:

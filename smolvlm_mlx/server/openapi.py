@@ -13,8 +13,18 @@ from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
 from ..tasks.history import MAX_NAME, UNDO_SECONDS, Place, Summary
-from .openai import ChatCompletion, ChatCompletionChunk, ErrorBody, Model, ModelList, News, Shape
+from .openai import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ErrorBody,
+    Model,
+    ModelList,
+    News,
+    Seen,
+    Shape,
+)
 from .request import ChatRequest
+from .seen import Size
 
 Object = dict[str, Any]  # of JSON
 
@@ -106,6 +116,7 @@ ANSWERS: list[type[Shape]] = [
     Model,
     ModelList,
     News,
+    Seen,
 ]
 
 
@@ -139,6 +150,7 @@ def _paths() -> Object:
         },
         "/openapi.json": {"get": _operation("This description.", None)},
         "/page/start": {"get": _operation("What the page begins with.", None)},
+        "/tiles": {"get": _tiles()},
         "/v1/models": {"get": _operation("The model, under each of its names.", ModelList)},
         "/v1/models/{id}": {
             "parameters": [id],
@@ -216,6 +228,19 @@ def _news() -> Object:
     data = {"type": "object", "required": ["data"], "properties": {"data": content}}
     news["responses"]["200"]["content"] = {"text/event-stream": {"schema": data}}
     return news
+
+
+def _tiles() -> Object:
+    tiles = _operation("What a picture or a video of a size is to the model.", Seen)
+    described = Size.model_json_schema()
+    fields = {name: {**field} for name, field in described["properties"].items()}
+    parameters = []
+    for name, field in fields.items():
+        about = field.pop("description", "")
+        schema = field.get("anyOf", [field])[0]  # a query has no null
+        schema = {key: value for key, value in schema.items() if key != "title"}
+        parameters.append(_parameter(name, "query", schema, about, name in described["required"]))
+    return {**tiles, "parameters": parameters}
 
 
 def _chat() -> Object:

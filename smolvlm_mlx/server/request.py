@@ -150,7 +150,7 @@ class ChatRequest(OptionFields):
         try:
             asked = cls.model_validate(value, context=budget)
         except ValidationError as error:
-            raise _request_error(error.errors()[0]) from None
+            raise request_error(error.errors()[0]) from None
         schema = json.dumps(asked.schema_wanted(), ensure_ascii=False)
         budget.hold("schema_characters", len(schema), "characters of schema", "response_format")
         return asked
@@ -258,7 +258,7 @@ class ChatRequest(OptionFields):
 # ---- what is wrong with it
 
 
-def _request_error(error: ErrorDetails) -> RequestError:
+def request_error(error: ErrorDetails) -> RequestError:
     """What pydantic says in a line, without its classes and tags."""
     where, kind, words = list(error["loc"]), error["type"], error["msg"]
     context, given = error.get("ctx", {}), error["input"]

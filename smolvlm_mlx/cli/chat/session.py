@@ -226,7 +226,7 @@ class Session:
         options = (not waiting and self.seen_as) or self.chat.image_options
         settings = part.options.over(options).applied(self.chat.processor.settings)
         encoded = None if waiting or self.last is None else self.last.encoded_tiles
-        return SeenTiles(part.image, settings, self.chat.processor.tokens_per_tile, encoded)
+        return SeenTiles(part.image, settings, self.chat.processor, encoded)
 
     def restart(self, messages: Sequence[Message] = ()) -> None:
         """Go on from these messages, as a conversation of their own."""

@@ -1,5 +1,6 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
+import { noteAnswer } from "./cost.js";
 import { $, announce, make, say, write } from "./dom.js";
 import { afterMessages, keepFocus } from "./focus.js";
 import {
@@ -161,7 +162,10 @@ async function answer(again, takeBack, more = {}, begun = null) {
   show();
   if (!addressed()) window.history.replaceState(null, "", addressOf(asked.id));
   try {
-    for await (const chunk of chunks) takeChunk(asked, message, chunk);
+    for await (const chunk of chunks) {
+      takeChunk(asked, message, chunk);
+      if (chunk.usage) noteAnswer(sent.flatMap(partsOf).filter(part => part.url), chunk);
+    }
   } catch (error) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
     controller.abort();

@@ -3,10 +3,12 @@
 // which of its frames are seen, and why it cannot be used, if it was tried. While it waits it may
 // have a `preview`, the address of the file itself, and no url yet, or never if it `isUnread`.
 
+import { showCost } from "./cost.js";
 import { $, arrange, make, say } from "./dom.js";
 import { keepPlace } from "./focus.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
+import { opens } from "./viewer.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
 const VIDEO_ENDINGS = [
@@ -82,6 +84,7 @@ const nodes = new WeakMap();  // of those that wait
 export function showWaiting() {
   keepPlace($("waiting"), () => arrange($("waiting"), waiting.map(waitingNode)), $("text"));
   document.body.classList.toggle("holding", waiting.length > 0);
+  showCost(waiting.filter(({ isUnread }) => !isUnread));
 }
 
 function waitingNode(picture) {
@@ -89,8 +92,7 @@ function waitingNode(picture) {
   const before = nodes.get(picture);
   if (before?.dataset.shown === key) return before;
   const remove = () => exchangeWaiting(waiting.filter(other => other !== picture));
-  const node = thumbnail(picture, remove);
-  if (before) node.firstChild.replaceWith(before.firstChild);  // which is loaded
+  const node = thumbnail(picture, remove, before?.firstChild);  // which is loaded
   node.dataset.shown = key;
   node.ariaBusy = !isRead(picture);
   nodes.set(picture, node);
@@ -99,12 +101,15 @@ function waitingNode(picture) {
 
 const isRead = ({ url, isUnread }) => Boolean(url || isUnread);
 
-export function thumbnail({ url, preview, name: title, video, problem }, remove) {
-  const src = preview ?? url;
-  const figure = make("figure", {}, video
-    ? make("video", { src, title, controls: true, muted: true })
-    : make("img", { src, title, alt: title, onerror: () => figure.classList.add("unshown") }));
+export function thumbnail(picture, remove, shown = showable(picture)) {
+  const { name: title, video, problem } = picture;
+  const look = { type: "button", className: "look", textContent: "▦", ariaLabel: `Look at ${title}` };
+  const figure = make("figure", {}, shown, ...(video ? [make("button", look)] : []));
   figure.dataset.name = title;  // which stands there if the browser does not show it
+  const showName = () => figure.classList.toggle("unshown", shown.complete && !shown.naturalWidth);
+  if (!video) shown.onerror = showName;
+  if (!video) showName();
+  opens(figure.lastChild, shown, picture);
   if (remove) {
     const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
     figure.append(make("button", { ...button, onclick: remove }));
@@ -114,6 +119,12 @@ export function thumbnail({ url, preview, name: title, video, problem }, remove)
     figure.append(make("figcaption", { textContent: problem }));
   }
   return figure;
+}
+
+function showable({ url, preview, name: title, video }) {
+  const src = preview ?? url;
+  return video ? make("video", { src, title, controls: true, muted: true })
+    : make("img", { src, title, alt: title, tabIndex: 0, role: "button" });
 }
 
 // The part of a message that is a picture.

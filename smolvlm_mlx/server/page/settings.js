@@ -25,6 +25,12 @@ export async function chosen() {
   return Object.fromEntries(changed.map(setting => [setting.name, value(setting)]));
 }
 
+// Set an option as it is set in the dialog; "" is as usual.
+export function change(name, value) {
+  $(name).value = value;
+  $(name).onchange();
+}
+
 // What another answer than the one that is there is asked with, and what is `said` of it: the same
 // seed, or always the likeliest token, would make the same one.
 export const anew = () => sampled("be the same answer", 0);
@@ -60,6 +66,7 @@ function field(setting) {
     if (isServers) store(setting).remove(setting.name);
     else store(setting).set(setting.name, node.value);
     show();
+    document.dispatchEvent(new Event("set"));
   };
   show();
   return node;
