@@ -139,20 +139,17 @@ def made(
 def print_table(done: Sequence[Answer], questions: int, tokens: int) -> None:
     """Print what came of each setting, for docs."""
     print(f"{questions} questions, at most {tokens} tokens; {machine()}\n")
-    columns = ("settings", "in circles", "ended", "tokens", "in circles", "distinct-4")
+    columns = ("settings", "in circles", "ended by themselves", "tokens", "different 4-grams")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in SETTINGS:
         answers = [answer for answer in done if answer["settings"] == name]
         if not answers:
             continue
-        sizes = [len(answer["ids"]) for answer in answers]
-        circles = [len(a["ids"]) - a["ended_at"] for a in answers if a["ended_at"] is not None]
+        circles = sum(answer["ended_at"] is not None for answer in answers)
         ended = sum(answer["ended"] for answer in answers)
+        size = mean(len(answer["ids"]) for answer in answers)
         distinct = mean(distinct_share(answer["ids"]) for answer in answers)
-        print(
-            f"| {name} | {len(circles)} of {len(answers)} | {ended} | {mean(sizes):.0f} | "
-            f"{sum(circles) / sum(sizes):.0%} | {distinct:.3f} |"
-        )
+        print(f"| {name} | {circles} of {len(answers)} | {ended} | {size:.0f} | {distinct:.3f} |")
 
 
 def distinct_share(ids: Sequence[int], n: int = 4) -> float:
