@@ -18,11 +18,13 @@ TYPES = {
     ".woff2": "font/woff2",
 }
 # All scripts and styles are files of ours: what an answer or a picture's name says is never run.
+# Browsers read it of documents alone.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "font-src 'self'; img-src 'self' data: blob:; media-src data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
+DOCUMENTS = {".html", ".svg"}
 OWN_PATHS = {"index.html": "/", "icon.svg": "/favicon.ico"}  # the others are below /page
 
 
@@ -36,7 +38,8 @@ ASSETS = {_path(file): file for file in sorted(FOLDER.rglob("*")) if file.suffix
 
 async def _serve(request: Request) -> FileResponse:
     file = ASSETS[request.scope["path"]]
-    return FileResponse(file, headers=HEADERS, media_type=TYPES[file.suffix])
+    headers = HEADERS if file.suffix in DOCUMENTS else None
+    return FileResponse(file, headers=headers, media_type=TYPES[file.suffix])
 
 
 async def _serve_page(request: Request) -> FileResponse:
