@@ -18,6 +18,7 @@ TYPES = {
     ".woff2": "font/woff2",
 }
 # All scripts and styles are files of ours: what an answer or a picture's name says is never run.
+# Browsers read it of documents alone.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "font-src 'self'; img-src 'self' data: blob:; media-src data: blob:; connect-src 'self'; "

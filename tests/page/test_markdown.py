@@ -153,7 +153,7 @@ CODE = (
 )
 LOOKS = {
     "plain": ("one\ntwo", '<p dir="auto">one<br>two</p>'),
-    "heading": ("## Two", '<h2 dir="auto">Two</h2>'),
+    "heading": ("## Two", '<h2 aria-level="4" dir="auto">Two</h2>'),
     "list": ("3. a\n4. b", '<ol start="3" dir="auto"><li>a</li><li>b</li></ol>'),
     "quote": ("> a", '<blockquote dir="auto"><p>a</p></blockquote>'),
     "table": (
@@ -470,7 +470,7 @@ def scroll_up(page: Any, pixels: int) -> None:
 
 def where(page: Any) -> int:
     """Where a paragraph is in the window."""
-    box = page.get_by_text("Paragraph 59").bounding_box()
+    box = page.locator("#talk").get_by_text("Paragraph 59").bounding_box()
     return round(float(box["y"]))
 
 
