@@ -26,6 +26,7 @@ Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, C
 
 
 ASK = "/ask TEXT asks a line as it is"
+SHOWN = 5  # names that are missing
 
 
 def handle(session: Session, line: str) -> None:
@@ -72,7 +73,8 @@ def _read(session: Session, text: str) -> Line:
     if missing:
         if read.text:
             session.let_go()
-        raise FetchError(f"{', '.join(map(no_such_file, missing))}; {ASK}")
+        more = [f"and {len(missing) - SHOWN} more"] * (len(missing) > SHOWN)
+        raise FetchError(f"{', '.join([*map(no_such_file, missing[:SHOWN]), *more])}; {ASK}")
     for name in read.mentioned:
         session.screen.say(f"{quote(name, end=True)} is text: there is no such file")
     for page in read.pages:
