@@ -19,6 +19,7 @@ from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
 from smolvlm_mlx.cli.chat.hints import is_first_start
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
+from smolvlm_mlx.cli.chat.terminal import Lines
 from smolvlm_mlx.cli.history import as_text
 from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
@@ -30,6 +31,7 @@ from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
+from tests.support.faults import file_limit
 from tests.support.messages import media_of
 from tests.support.pictures import noise
 from tests.support.tmux import Terminal
@@ -704,6 +706,42 @@ def test_the_keys_are_told_once_to_each_user_and_by_each_version(
     assert [is_first_start(folder) for _ in range(2)] == [True, False]
     (tmp_path / "file").touch()
     assert not is_first_start(tmp_path / "file" / "data")  # where it would be told each time
+
+
+def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    reasons = {
+        tmp_path / "file" / "inputs": "Not a directory",
+        tmp_path / "folder": "Is a directory",
+        tmp_path / "full": "File too large",
+    }
+    for path, reason in reasons.items():
+        lines = Lines(path)
+        with file_limit(0):
+            assert [*lines.load_history_strings()] == []
+            lines.append_string("One")
+            lines.append_string("Two")
+        assert lines.get_strings() == ["One", "Two"]
+        assert [lines.pop_trouble() for _ in range(2)] == [f"'{path}': {reason}", None]
+    kept = Lines(tmp_path / "kept")
+    kept.append_string("One")
+    assert [*Lines(tmp_path / "kept").load_history_strings()] == ["One"]
+    assert kept.pop_trouble() is None
+
+
+@pytest.mark.slow
+def test_a_chat_whose_lines_cannot_be_kept_goes_on(
+    open_terminal: Callable[[str], Terminal], home: dict[str, str], tmp_path: Path
+) -> None:
+    (history_in(tmp_path).path.parent / "inputs").mkdir(parents=True)
+    terminal = open_terminal("-n 5")
+    for count in (1, 2):
+        terminal.wait("/help lists commands")
+        terminal.type("Hello", "Enter")
+        screen = terminal.wait("first after", count)
+    assert screen.count("arrows bring back the lines of this session alone") == 1
+    assert "ENTER" not in screen
 
 
 def test_videos_are_attached_from_the_command_line(

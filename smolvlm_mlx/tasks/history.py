@@ -95,7 +95,7 @@ def private_folder(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HistoryError(
-            f"{folder}: cannot be made ({error.strerror}); go on with --no-history"
+            f"{folder}: cannot be made ({error.strerror}); `chat --no-history` keeps none"
         ) from error
     return folder
 
