@@ -25,7 +25,7 @@ from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import Message, user_message
+from smolvlm_mlx.inputs.messages import Message, TextPart, user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
@@ -197,6 +197,71 @@ def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: P
     handle(session, "Alone")
     handle(session, "/undo")
     assert [talk.title for talk in history.list()] == ["One"]
+
+
+def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: Path) -> None:
+    history, said = History(tmp_path / "history.sqlite3"), screen_of(session).said
+
+    def turn(*texts: str, interrupted: bool = False) -> list[Message]:
+        roles = ("user", "assistant")
+        return [
+            Message(roles[n % 2], (TextPart(text),), interrupted and text == texts[-1])
+            for n, text in enumerate(texts)
+        ]
+
+    handle(session, "One")
+    own = history.load(session.id)
+    session.catch_up()
+    assert said == []
+    history.save(session.id, [*own, *turn("Two")])  # whose answer comes
+    session.catch_up()
+    assert said == []
+    history.save(session.id, [*own, *turn("Two", "Second", interrupted=True)])
+    session.catch_up()
+    assert said == ["User: Two\n\nAssistant: Second (interrupted)"]
+    history.save(session.id, [*own, *turn("Two", "Second, at last")])
+    session.catch_up()
+    assert said[1:] == ["Assistant: Second, at last"]
+    handle(session, "Three")
+    assert questions(session) == ["One", "Two", "Three"]
+    assert [branch.is_current for branch in session.branches()] == [True]
+    before = list(said)
+    history.save(session.id, [*own, *turn("Zwei", "Zweitens")])
+    session.catch_up()
+    session.catch_up()
+    assert said == [*before, "Another went on elsewhere here; /branches 2 goes there."]
+    handle(session, "/branches 2")
+    assert questions(session) == ["One", "Zwei"]
+    history.move(session.id, history.places(session.id)[0].id)
+    history.delete(session.id)
+    session.catch_up()
+    assert questions(session) == ["One", "Zwei"]
+
+
+@pytest.mark.slow
+def test_what_others_say_comes_above_the_prompt(
+    open_terminal: Callable[[str], Terminal], tmp_path: Path
+) -> None:
+    terminal = open_terminal("-n 5")
+    terminal.wait("/help lists commands")
+    terminal.type("Hello", "Enter")
+    terminal.wait("first after")
+    terminal.wait_for_prompt(1)
+    terminal.type("half a question")
+    terminal.wait_for_line("half a question")
+    history = history_in(tmp_path)
+    (talk,) = history.list()
+    other = [user_message("Elsewhere"), Message("assistant", (TextPart("An answer."),))]
+    history.save(talk.id, [*history.load(talk.id), *other])
+    screen = terminal.wait("An answer.")
+    assert screen.index("> Elsewhere") < screen.index("An answer.")
+    terminal.wait_for_line("> half a question")
+    terminal.type("Enter")
+    terminal.wait_for_prompt(3)
+    terminal.type("C-d")
+    terminal.wait("left 0")
+    asked = [m.text for m in history.load(talk.id) if m.role == "user"]
+    assert asked == ["Hello", "Elsewhere", "half a question"]
 
 
 def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:

@@ -35,6 +35,7 @@ def handle(session: Session, line: str) -> None:
     Raises:
         SmolVLMError: it cannot be done; the conversation is as it was.
     """
+    session.catch_up()
     line = line.lstrip(INVISIBLE + whitespace)
     first, rest = [*line.split(None, 1), "", ""][:2]
     name = "/quit" if line.strip().lower() in LEAVE else first.lower()
