@@ -617,6 +617,27 @@ def test_a_full_context(choice: str, left: int | None, session: Session, picture
     assert "% of the model's context" in screen_of(session).said[-1]
 
 
+@pytest.mark.parametrize("words", [20000, 0])
+def test_nothing_is_forgotten_for_a_question_that_fails(words: int, session: Session) -> None:
+    """One that is too long whatever is forgotten is not offered that; another fails with a part of
+    the conversation left."""
+    for text in ("One", "Two", "Three"):
+        handle(session, text)
+    kept, asked = list(session.chat.messages), list[str]()
+
+    def choose(question: str, answers: str) -> str:
+        asked.append(question)
+        return "y"
+
+    session.screen.choose = choose  # type: ignore[method-assign]
+    # So many that the last turn is too much beside it, if it is offered at all.
+    count = words or session.chat.context // 5 - 10
+    with pytest.raises(GenerationError, match="leaves no room"):
+        handle(session, "word " * count)
+    assert session.chat.messages == kept
+    assert bool(asked) == (not words)
+
+
 def test_model_text_is_shown_as_it_is() -> None:
     console = Console(width=60, record=True, file=io.StringIO(), markup=False, highlight=False)
     text = "See [/etc/hosts], [red]and[/red] <b>bold</b> &lt; [x](http://a.example) \x1b[31m\x9b2J"

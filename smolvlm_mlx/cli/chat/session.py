@@ -116,13 +116,19 @@ class Session:
         self.pending.clear()
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
-        """Show the answer that begins so, and make room for it if the user wants that."""
+        """Show the answer that begins so, and make room for it if the user wants that; nothing is
+        forgotten for one that fails."""
+        whole = list(self.chat.messages)
         while True:
             try:
                 self.screen.answer(lambda: self._begun(begin()))
                 break
             except ContextFullError as error:
-                self._make_room(error)
+                try:
+                    self._make_room(error)
+                except ContextFullError:
+                    self.chat.messages = whole
+                    raise
             finally:
                 self.keep()
         if self.last is not None and self.last.finish_reason == "repetition":
@@ -140,7 +146,8 @@ class Session:
         return stream
 
     def _make_room(self, error: ContextFullError) -> None:
-        if sum(message.role == "user" for message in self.chat.messages) < 2:
+        asked = sum(message.role == "user" for message in self.chat.messages)
+        if asked < 2 or error.over >= self.chat.tokens():  # forgetting all would not do
             raise error
         choice = self.screen.choose(
             f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn"
