@@ -157,7 +157,20 @@ def test_a_default_of_one_s_own_is_marked(
     monkeypatch.setenv(VARIABLE, "docling")
     _, out, err = call("models")
     assert [line.split("\t")[0] for line in out.splitlines() if "*" in line] == ["docling *"]
-    assert err.startswith(f"* default: docling, by {VARIABLE} or the config file\n")
+    assert err.startswith(f"* default: docling, by {VARIABLE}\n")
+
+
+def test_a_wrong_default_is_said_beside_the_list(
+    cache: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cache.parent / "config.toml"
+    file.write_text("model = ")
+    for begin in (f"{file}: cannot be read as TOML", f"{VARIABLE}: no folder 'nosuchthing'"):
+        code, out, err = call("models")
+        assert (code, len(out.splitlines()), "*" in out) == (1, 1 + len(KNOWN), False)
+        assert err.startswith(f"smolvlm-mlx: {begin}")
+        assert err.count("\n") == 1
+        monkeypatch.setenv(VARIABLE, "nosuchthing")
 
 
 # ---- rm

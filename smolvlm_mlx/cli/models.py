@@ -55,8 +55,12 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
     machine = Machine.of_this()
-    chosen = configured()
-    default = resolve(chosen) if chosen else machine.default().repo
+    wrong = None
+    try:
+        chosen = configured()
+        default = resolve(chosen[0]) if chosen else machine.default().repo
+    except CheckpointError as error:
+        chosen, default, wrong = None, None, error
     rows = _rows(machine)
     if as_json:
         values = [{**vars(row), "default": row.checkpoint == default} for row in rows]
@@ -65,7 +69,10 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         )
     else:
         _print_rows(rows, default)
-        _print_default(default, f"by {VARIABLE} or the config file" if chosen else "", machine)
+        if default is not None:
+            _print_default(default, f"by {chosen[1]}" if chosen else "", machine)
+    if wrong is not None:
+        raise wrong
 
 
 @app.command(cls=Command)
@@ -157,7 +164,7 @@ def _part(known: Known, size: int) -> str:
     return f"{min(99, 100 * size // known.download)}%"
 
 
-def _print_rows(rows: list[Row], default: str) -> None:
+def _print_rows(rows: list[Row], default: str | None) -> None:
     """A table; in a pipe lines with tabs, without a title."""
     from .show import console, table
 
