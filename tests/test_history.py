@@ -462,7 +462,8 @@ def test_branches_are_listed_and_opened(history: History) -> None:
     history.save("a", said("q", "a", "edited", "c"))
     history.save("a", said("Q " * 50, "A"))
     found = history.branches("a")
-    assert [branch.words for branch in found] == ["q", "q", "q", "A"]
+    long = f"{'Q ' * 50}"[:59] + "…"
+    assert [branch.words for branch in found] == ["b", "other answer", "edited", long]
     assert [branch.is_current for branch in found] == [False, False, False, True]
     history.move("a", found[0].end)
     assert here(history) == ["q", "a", "2", "b"]

@@ -275,8 +275,7 @@ def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:
     handle(session, "/branches")
     first, second = screen_of(session).said[-1].splitlines()
     assert re.fullmatch(r"  1  [-\d]{10} [:\d]{5}  Two", first)
-    assert second.startswith("  2  ")
-    assert second.endswith("  (this one)")
+    assert re.fullmatch(r"  2  [-\d]{10} [:\d]{5}  Three  \(this one\)", second)
     handle(session, "/branches 1")
     assert questions(session) == ["One", "Two"]
     assert screen_of(session).said[-1].startswith("User: Two\n\nAssistant: ")
@@ -306,6 +305,13 @@ def test_retry_samples_and_says_so(session: Session, monkeypatch: pytest.MonkeyP
         assert told == (temperature == 0)
     assert [(each.temperature, each.seed) for each in used] == [(0.7, None), (0.3, None)]
     assert session.chat.options.seed == 5
+    session.chat.options = replace(session.chat.options, temperature=0.0)
+    stopped = replace(session.chat.messages[-1], interrupted=True)
+    session.chat.messages[-1] = stopped
+    said = len(screen_of(session).said)
+    handle(session, "/retry")
+    assert used[-1].temperature == 0
+    assert screen_of(session).said[said:] == []
 
 
 @pytest.mark.parametrize("line", LEAVING)

@@ -64,7 +64,7 @@ class Branch:
 
     Attributes:
         end: the id of its last message.
-        words: where it leaves the way to the leaf, or how it ends.
+        words: where it leaves all others, or how it ends.
         created: when it came to its end, in seconds since 1970.
         is_current: it ends at the leaf.
     """
@@ -205,11 +205,11 @@ class History:
         with self._open() as database:
             leaf, _ = _head(database, id)
             tree = _tree(database, id)
-        here, found = set(tree.path(leaf)), []
+        found = []
         for end in tree.ends():
             path = tree.path(end)
-            (first, *_) = [at for at in path if at not in here] or path[-1:]
-            words = beginning(tree.words(first))
+            forked = [at for at in path if len(tree.children(tree.nodes[at].parent)) > 1]
+            words = beginning(tree.words((forked or path)[-1]))
             found.append(Branch(end, words, tree.nodes[end].created, end == leaf))
         return found
 

@@ -173,7 +173,7 @@ def _last_question(session: Session, what: str) -> Message:
 
 def branches(session: Session, rest: str) -> None:
     """NUMBER: go on where the conversation went another way; none: list the ways it went, by the
-    words with which each leaves this one"""
+    words with which each leaves the others"""
     found, number = session.branches(), rest.strip()
     if not number:
         lines = [

@@ -198,9 +198,12 @@ class Session:
         return question
 
     def retry(self) -> None:
-        """Answer the last question again: sampled, for otherwise it would be the same answer."""
+        """Answer the last question again: sampled, for otherwise it would be the same answer; one
+        that was stopped is not yet the same."""
         options = replace(self.chat.options, seed=None)
-        if not options.temperature:
+        in_circles = self.last is not None and self.last.finish_reason == "repetition"
+        is_stopped = self.chat.messages[-1].interrupted and not in_circles
+        if not options.temperature and not is_stopped:
             options = replace(options, temperature=RETRY_TEMPERATURE)
             self.screen.say(
                 f"sampled at temperature {RETRY_TEMPERATURE:g}: at 0 it would be the same answer"
