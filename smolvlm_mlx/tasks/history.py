@@ -208,7 +208,8 @@ class History:
         found = []
         for end in tree.ends():
             path = tree.path(end)
-            forked = [at for at in path if len(tree.children(tree.nodes[at].parent)) > 1]
+            parents = {at: tree.nodes[at].parent for at in path}
+            forked = [at for at, to in parents.items() if to == leaf or len(tree.children(to)) > 1]
             words = beginning(tree.words((forked or path)[-1]))
             found.append(Branch(end, words, tree.nodes[end].created, end == leaf))
         return found
