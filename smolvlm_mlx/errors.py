@@ -50,7 +50,10 @@ class GenerationError(SmolVLMError):
 
 
 class ContextFullError(GenerationError):
-    """A conversation leaves no room for an answer in the model's context."""
+    """A conversation leaves no room for an answer in the model's context: it is so many tokens over
+    that."""
+
+    over = 0
 
 
 class EngineError(GenerationError):

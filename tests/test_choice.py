@@ -78,12 +78,12 @@ def test_a_default_of_one_s_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "config.toml").write_text('model = "256M"  # small\n')
-    assert configured() == "256M"
+    assert configured() == ("256M", str(tmp_path / "config.toml"))
     assert choose(AUTO) == "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
     monkeypatch.setenv(VARIABLE, "tiny")
     assert choose(AUTO) == "tiny"
     monkeypatch.setenv(VARIABLE, "")
-    assert configured() == "256M"
+    assert configured() == ("256M", str(tmp_path / "config.toml"))
     assert capsys.readouterr().err == ""
 
 
@@ -105,7 +105,7 @@ def test_a_default_that_is_no_name_is_said_with_its_place(
         ("\xff", "cannot be read as TOML"),
         ("model = 256", 'give one line such as model = "500M"'),
         ('model = "256M"\ntemperature = 1', 'give one line such as model = "500M"'),
-        ("", 'give one line such as model = "500M"'),
+        ('model = ""', 'give one line such as model = "500M"'),
     ],
 )
 def test_a_config_file_of_something_else(text: str, said: str, tmp_path: Path) -> None:
@@ -114,6 +114,18 @@ def test_a_config_file_of_something_else(text: str, said: str, tmp_path: Path) -
         configured()
     assert str(caught.value).startswith(f"{tmp_path / 'config.toml'}: ")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", 'model = "auto"'])
+def test_a_config_file_that_chooses_nothing(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    assert configured() is None
+    monkeypatch.setenv(VARIABLE, AUTO)
+    assert configured() is None
+    (tmp_path / "config.toml").write_text('model = "256M"')
+    assert configured() is None
 
 
 def test_a_folder_in_the_place_of_a_name_is_said(

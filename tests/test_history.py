@@ -195,6 +195,14 @@ def test_frames_without_a_file_are_refused(history: History) -> None:
     assert history.list() == []
 
 
+def test_a_file_that_cannot_be_used_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(HistoryError) as caught:
+        History(tmp_path).list()
+    assert str(caught.value) == (
+        f"{tmp_path}: Is a directory; move the file away, or `chat --no-history`"
+    )
+
+
 def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:
     history.save("a", TALK[:3], "before")
     changed(
@@ -202,7 +210,7 @@ def test_what_fails_halfway_leaves_all_as_it_was(history: History) -> None:
         "CREATE TRIGGER full BEFORE INSERT ON uses BEGIN SELECT RAISE(ABORT, 'disk full'); END",
     )
     for id in ("a", "b"):
-        with pytest.raises(HistoryError, match="disk full; go on with --no-history, or move the"):
+        with pytest.raises(HistoryError, match="disk full; move the file away, or"):
             history.save(id, [asked("Other", PICTURE)], "after")
     changed(history, "DROP TRIGGER full")
     assert words(history.load("a")) == words(TALK[:3])
@@ -290,7 +298,7 @@ def test_one_line_for_what_is_not_there(history: History, tmp_path: Path) -> Non
         with pytest.raises(HistoryError, match="no conversation 'none';"):
             method("none")
     (tmp_path / "file").write_bytes(b"no database" * 200)
-    with pytest.raises(HistoryError, match="file is not a database; go on with --no-history"):
+    with pytest.raises(HistoryError, match="file is not a database; move the file away, or"):
         History(tmp_path / "file").list()
     with pytest.raises(HistoryError, match="cannot be made"):
         History(tmp_path / "file" / "history").list()
@@ -476,7 +484,8 @@ def test_branches_are_listed_and_opened(history: History) -> None:
     history.save("a", said("q", "a", "edited", "c"))
     history.save("a", said("Q " * 50, "A"))
     found = history.branches("a")
-    assert [branch.words for branch in found] == ["q", "q", "q", "A"]
+    long = f"{'Q ' * 50}"[:59] + "…"
+    assert [branch.words for branch in found] == ["b", "other answer", "edited", long]
     assert [branch.is_current for branch in found] == [False, False, False, True]
     history.move("a", found[0].end)
     assert here(history) == ["q", "a", "2", "b"]
@@ -884,7 +893,7 @@ def test_a_locked_file_is_one_line(history: History) -> None:
     with closing(sqlite3.connect(history.path, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         for use in (lambda: history.save("a", TALK), lambda: history.delete("a")):
-            with pytest.raises(HistoryError, match="locked; go on with --no-history, or try again"):
+            with pytest.raises(HistoryError, match="locked; try again"):
                 use()
         database.execute("ROLLBACK")
     assert words(history.load("a")) == words(TALK)

@@ -76,9 +76,9 @@ def test_what_is_in_the_cache(cache: Path) -> None:
     (stranger / "blobs" / "config.json").write_text('{"model_type": "llama"}')
     put(cache, "somebody/damaged", {"model.safetensors"})
     break_off(cache, "somebody/unknown", 5)
-    whole = size_of(NEEDED)
+    whole = size_of(NEEDED) + len(COMMIT)
     assert cached() == [
-        Cached("HuggingFaceTB/SmolVLM-Base", folders[1], size_of(part), False),
+        Cached("HuggingFaceTB/SmolVLM-Base", folders[1], size_of(part) + len(COMMIT), False),
         Cached("HuggingFaceTB/SmolVLM-Instruct", folders[3], 1000, False),
         Cached(REPO, folders[0], whole, True),
         Cached(OTHER, folders[2], whole, True),
@@ -89,12 +89,53 @@ def test_what_is_in_the_cache(cache: Path) -> None:
 
 def test_what_goes_takes_nothing_else_along(cache: Path) -> None:
     folders = [put(cache, REPO), put(cache, OTHER), break_off(cache, KNOWN[7].repo, 1000)]
-    assert remove(REPO) == size_of(NEEDED)
-    assert remove(KNOWN[7].repo) == 1000
+    for found in cached():
+        if found.repo != OTHER:
+            remove(found)
     assert [folder.exists() for folder in folders] == [False, True, False]
     assert is_here(OTHER)
-    with pytest.raises(SmolVLMError, match=r"is not downloaded; `smolvlm-mlx models` lists"):
-        remove(REPO)
+
+
+def test_what_is_damaged_is_listed_and_goes(cache: Path, call: Any) -> None:
+    unlinked, lost, stray, blobs = (put(cache, known.repo) for known in KNOWN[:4])
+    (unlinked / "blobs" / "config.json").unlink()
+    shutil.rmtree(lost / "snapshots" / COMMIT)
+    for folder in (stray, blobs):
+        shutil.rmtree(folder / "snapshots")
+    (stray / "snapshots").mkdir()
+    (stray / "snapshots" / "file").write_text("")
+    assert [(each.is_whole, each.is_damaged) for each in cached()] == [(False, True)] * 4
+    _, out, _ = call("models")
+    assert out.count("\tdamaged\t") == 4
+    assert call("models", "rm", *(known.name for known in KNOWN[:4]), "--yes")[0] == 0
+    assert cached() == []
+    assert not any(folder.exists() for folder in (unlinked, lost, stray, blobs))
+
+
+def test_what_links_lead_to_stays(cache: Path, tmp_path: Path, call: Any) -> None:
+    linked = put(tmp_path / "elsewhere", REPO)
+    cache.mkdir()
+    (cache / linked.name).symlink_to(linked)
+    beside = put(cache, OTHER)
+    weights, snapshot = tmp_path / "mine" / "model.safetensors", beside / "snapshots" / COMMIT
+    weights.parent.mkdir()
+    (beside / "blobs" / weights.name).rename(weights)
+    (snapshot / weights.name).unlink()
+    (snapshot / weights.name).symlink_to(weights)
+    size = size_of(NEEDED - {weights.name}) + len(COMMIT)
+    assert [(each.is_whole, each.bytes) for each in cached()] == [
+        (True, 0),
+        (True, size),
+    ]
+    code, _, err = call("models", "rm", "256M", OTHER, "-y")
+    assert code == 0
+    assert err.splitlines()[:2] == [
+        f"{REPO}: linked to {linked}, which stays",
+        f"{OTHER}: linked to {weights.parent}, which stays",
+    ]
+    assert cached() == []
+    assert weights.is_file()
+    assert (linked / "blobs" / weights.name).is_file()
 
 
 def test_a_cache_that_is_a_file(cache: Path) -> None:
@@ -126,10 +167,10 @@ def test_the_list_for_scripts(cache: Path, call: Any) -> None:
         "download": 1_025_939_712,
         "fits": "yes",
         "downloaded": "yes",
-        "disk": size_of(NEEDED),
+        "disk": size_of(NEEDED) + len(COMMIT),
         "default": True,
     }
-    assert rows["500M"]["downloaded"] == "0%"
+    assert rows["500M"]["downloaded"] == "partly"
     assert rows["2.2B"]["downloaded"] == "no"
     assert (rows[OTHER]["parameters"], rows[OTHER]["downloaded"]) == (None, "yes")
 
@@ -157,7 +198,20 @@ def test_a_default_of_one_s_own_is_marked(
     monkeypatch.setenv(VARIABLE, "docling")
     _, out, err = call("models")
     assert [line.split("\t")[0] for line in out.splitlines() if "*" in line] == ["docling *"]
-    assert err.startswith(f"* default: docling, by {VARIABLE} or the config file\n")
+    assert err.startswith(f"* default: docling, by {VARIABLE}\n")
+
+
+def test_a_wrong_default_is_said_beside_the_list(
+    cache: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cache.parent / "config.toml"
+    file.write_text("model = ")
+    for begin in (f"{file}: cannot be read as TOML", f"{VARIABLE}: no folder 'nosuchthing'"):
+        code, out, err = call("models")
+        assert (code, len(out.splitlines()), "*" in out) == (1, 1 + len(KNOWN), False)
+        assert err.startswith(f"smolvlm-mlx: {begin}")
+        assert err.count("\n") == 1
+        monkeypatch.setenv(VARIABLE, "nosuchthing")
 
 
 # ---- rm
@@ -166,8 +220,9 @@ def test_a_default_of_one_s_own_is_marked(
 def test_rm_asks_or_is_told(cache: Path, call: Any) -> None:
     put(cache, REPO)
     check_refused(call("models", "rm", "256m"), f"rm would delete {REPO} (5.6 MB); --yes does")
-    check_refused(call("models", "rm", "256M", "500M", "-y"), "not downloaded; what is: " + REPO)
+    check_refused(call("models", "rm", "256M", "500M", "-y"), "500M: not downloaded; what is: 256M")
     check_refused(call("models", "rm", "tiny", "-y"), "tiny: comes with the program")
+    check_refused(call("models", "rm", "265M", "-y"), "no model '265M'; did you mean 256M?")
     assert is_here(REPO)
     assert call("models", "rm", "256m", REPO, "--yes") == (0, "", "freed: 5.6 MB\n")
     assert cached() == []

@@ -1001,7 +1001,7 @@ def test_a_history_that_cannot_be_written_costs_no_answer(
     monkeypatch.setattr(server.history, "path", Path("/dev/null/history.sqlite3"))
     answer = server.complete(asked)
     assert told(answer)["notice"].startswith("not kept in the history: ")
-    assert "go on with --no-history" in told(answer)["notice"]
+    assert "`chat --no-history`" in told(answer)["notice"]
     monkeypatch.undo()
     del asked["conversation"]
     assert text_of(answer) == text_of(server.complete(asked))

@@ -19,6 +19,7 @@ from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
 from smolvlm_mlx.cli.chat.hints import is_first_start
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
+from smolvlm_mlx.cli.chat.terminal import Lines
 from smolvlm_mlx.cli.history import as_text
 from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
@@ -31,6 +32,7 @@ from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 from tests.support.checkpoints import load_processor
+from tests.support.faults import file_limit
 from tests.support.messages import media_of
 from tests.support.pictures import noise
 from tests.support.tmux import Terminal
@@ -198,6 +200,71 @@ def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: P
     assert [talk.title for talk in history.list()] == ["One"]
 
 
+def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: Path) -> None:
+    history, said = History(tmp_path / "history.sqlite3"), screen_of(session).said
+
+    def turn(*texts: str, interrupted: bool = False) -> list[Message]:
+        roles = ("user", "assistant")
+        return [
+            Message(roles[n % 2], (TextPart(text),), interrupted and text == texts[-1])
+            for n, text in enumerate(texts)
+        ]
+
+    handle(session, "One")
+    own = history.load(session.id)
+    session.catch_up()
+    assert said == []
+    history.save(session.id, [*own, *turn("Two")])  # whose answer comes
+    session.catch_up()
+    assert said == []
+    history.save(session.id, [*own, *turn("Two", "Second", interrupted=True)])
+    session.catch_up()
+    assert said == ["User: Two\n\nAssistant: Second (interrupted)"]
+    history.save(session.id, [*own, *turn("Two", "Second, at last")])
+    session.catch_up()
+    assert said[1:] == ["Assistant: Second, at last"]
+    handle(session, "Three")
+    assert questions(session) == ["One", "Two", "Three"]
+    assert [branch.is_current for branch in session.branches()] == [True]
+    before = list(said)
+    history.save(session.id, [*own, *turn("Zwei", "Zweitens")])
+    session.catch_up()
+    session.catch_up()
+    assert said == [*before, "Another went on elsewhere here; /branches 2 goes there."]
+    handle(session, "/branches 2")
+    assert questions(session) == ["One", "Zwei"]
+    history.move(session.id, history.places(session.id)[0].id)
+    history.delete(session.id)
+    session.catch_up()
+    assert questions(session) == ["One", "Zwei"]
+
+
+@pytest.mark.slow
+def test_what_others_say_comes_above_the_prompt(
+    open_terminal: Callable[[str], Terminal], tmp_path: Path
+) -> None:
+    terminal = open_terminal("-n 5")
+    terminal.wait("/help lists commands")
+    terminal.type("Hello", "Enter")
+    terminal.wait("first after")
+    terminal.wait_for_prompt(1)
+    terminal.type("half a question")
+    terminal.wait_for_line("half a question")
+    history = history_in(tmp_path)
+    (talk,) = history.list()
+    other = [user_message("Elsewhere"), Message("assistant", (TextPart("An answer."),))]
+    history.save(talk.id, [*history.load(talk.id), *other])
+    screen = terminal.wait("An answer.")
+    assert screen.index("> Elsewhere") < screen.index("An answer.")
+    terminal.wait_for_line("> half a question")
+    terminal.type("Enter")
+    terminal.wait_for_prompt(3)
+    terminal.type("C-d")
+    terminal.wait("left 0")
+    asked = [m.text for m in history.load(talk.id) if m.role == "user"]
+    assert asked == ["Hello", "Elsewhere", "half a question"]
+
+
 def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:
     with pytest.raises(PromptError, match="there is nothing to answer again yet"):
         handle(session, "/retry")
@@ -209,8 +276,7 @@ def test_edit_and_retry_keep_the_branch_before(session: Session) -> None:
     handle(session, "/branches")
     first, second = screen_of(session).said[-1].splitlines()
     assert re.fullmatch(r"  1  [-\d]{10} [:\d]{5}  Two", first)
-    assert second.startswith("  2  ")
-    assert second.endswith("  (this one)")
+    assert re.fullmatch(r"  2  [-\d]{10} [:\d]{5}  Three  \(this one\)", second)
     handle(session, "/branches 1")
     assert questions(session) == ["One", "Two"]
     assert screen_of(session).said[-1].startswith("User: Two\n\nAssistant: ")
@@ -240,6 +306,13 @@ def test_retry_samples_and_says_so(session: Session, monkeypatch: pytest.MonkeyP
         assert told == (temperature == 0)
     assert [(each.temperature, each.seed) for each in used] == [(0.7, None), (0.3, None)]
     assert session.chat.options.seed == 5
+    session.chat.options = replace(session.chat.options, temperature=0.0)
+    assert session.last is not None
+    session.last.finish_reason = "interrupted"
+    said = len(screen_of(session).said)
+    handle(session, "/retry")
+    assert used[-1].temperature == 0
+    assert screen_of(session).said[said:] == []
 
 
 def test_an_answer_that_was_cut_off_is_continued(session: Session) -> None:
@@ -591,6 +664,27 @@ def test_a_full_context(choice: str, left: int | None, session: Session, picture
     assert "% of the model's context" in screen_of(session).said[-1]
 
 
+@pytest.mark.parametrize("words", [20000, 0])
+def test_nothing_is_forgotten_for_a_question_that_fails(words: int, session: Session) -> None:
+    """One that is too long whatever is forgotten is not offered that; another fails with a part of
+    the conversation left."""
+    for text in ("One", "Two", "Three"):
+        handle(session, text)
+    kept, asked = list(session.chat.messages), list[str]()
+
+    def choose(question: str, answers: str) -> str:
+        asked.append(question)
+        return "y"
+
+    session.screen.choose = choose  # type: ignore[method-assign]
+    # So many that the last turn is too much beside it, if it is offered at all.
+    count = words or session.chat.context // 5 - 10
+    with pytest.raises(GenerationError, match="leaves no room"):
+        handle(session, "word " * count)
+    assert session.chat.messages == kept
+    assert bool(asked) == (not words)
+
+
 def test_model_text_is_shown_as_it_is() -> None:
     console = Console(width=60, record=True, file=io.StringIO(), markup=False, highlight=False)
     text = "See [/etc/hosts], [red]and[/red] <b>bold</b> &lt; [x](http://a.example) \x1b[31m\x9b2J"
@@ -745,6 +839,42 @@ def test_the_keys_are_told_once_to_each_user_and_by_each_version(
     assert [is_first_start(folder) for _ in range(2)] == [True, False]
     (tmp_path / "file").touch()
     assert not is_first_start(tmp_path / "file" / "data")  # where it would be told each time
+
+
+def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    reasons = {
+        tmp_path / "file" / "inputs": "Not a directory",
+        tmp_path / "folder": "Is a directory",
+        tmp_path / "full": "File too large",
+    }
+    for path, reason in reasons.items():
+        lines = Lines(path)
+        with file_limit(0):
+            assert [*lines.load_history_strings()] == []
+            lines.append_string("One")
+            lines.append_string("Two")
+        assert lines.get_strings() == ["One", "Two"]
+        assert [lines.pop_trouble() for _ in range(2)] == [f"'{path}': {reason}", None]
+    kept = Lines(tmp_path / "kept")
+    kept.append_string("One")
+    assert [*Lines(tmp_path / "kept").load_history_strings()] == ["One"]
+    assert kept.pop_trouble() is None
+
+
+@pytest.mark.slow
+def test_a_chat_whose_lines_cannot_be_kept_goes_on(
+    open_terminal: Callable[[str], Terminal], home: dict[str, str], tmp_path: Path
+) -> None:
+    (history_in(tmp_path).path.parent / "inputs").mkdir(parents=True)
+    terminal = open_terminal("-n 5")
+    for count in (1, 2):
+        terminal.wait("/help lists commands")
+        terminal.type("Hello", "Enter")
+        screen = terminal.wait("first after", count)
+    assert screen.count("arrows bring back the lines of this session alone") == 1
+    assert "ENTER" not in screen
 
 
 def test_videos_are_attached_from_the_command_line(

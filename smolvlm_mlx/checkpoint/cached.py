@@ -1,9 +1,9 @@
 """Checkpoints in the hub's cache: which are there, whole or in part, and how they go."""
 
+import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import MODEL_TYPES
@@ -13,6 +13,8 @@ from .hub import PATTERNS
 from .names import known_as
 from .safetensors import find_shards
 
+KIND = "models--"  # of folders in the cache, before the hub id
+
 
 @dataclass(frozen=True)
 class Cached:
@@ -21,14 +23,18 @@ class Cached:
     Attributes:
         repo: its hub id.
         folder: of the cache, with all of its revisions.
-        bytes: that it takes on the disk.
+        bytes: that are free when it is deleted.
         is_whole: whether a revision can be loaded.
+        is_damaged: it is more than a download that broke off.
+        outside: where links lead out of the folder, if they do; what is there stays.
     """
 
     repo: str
     folder: Path
     bytes: int
     is_whole: bool
+    is_damaged: bool = False
+    outside: Path | None = None
 
 
 def cached() -> list[Cached]:
@@ -37,32 +43,17 @@ def cached() -> list[Cached]:
     Raises:
         CheckpointError: the cache cannot be read.
     """
-    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+    from huggingface_hub import constants
 
+    cache = Path(constants.HF_HUB_CACHE)
     try:
-        info = scan_cache_dir(constants.HF_HUB_CACHE)
-    except CacheNotFound:
+        folders = [path for path in cache.iterdir() if path.name.startswith(KIND)]
+    except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{constants.HF_HUB_CACHE}: {reason(error)}; see HF_HOME") from error
-    parts = Counter[Path]()
-    for file in info.incomplete_files:
-        parts[file.file_path.parents[1]] += file.size_on_disk
-    found = {
-        repo.repo_path: _described(
-            repo.repo_id,
-            repo.repo_path,
-            repo.size_on_disk + parts[repo.repo_path],
-            [revision.snapshot_path for revision in repo.revisions],
-        )
-        for repo in info.repos
-        if repo.repo_type == "model"
-    }
-    for folder, size in parts.items():  # what broke off early is no repository to the hub's scan
-        kind, _, id = folder.name.partition("--")
-        if kind == "models" and folder not in found:
-            found[folder] = _described(id.replace("--", "/"), folder, size, [])
-    return sorted((each for each in found.values() if each), key=lambda each: each.repo)
+        raise CheckpointError(f"{cache}: {reason(error)}; see HF_HOME") from error
+    found = [each for folder in folders if (each := _described(folder)) is not None]
+    return sorted(found, key=lambda each: each.repo)
 
 
 def is_here(repo: str) -> bool:
@@ -77,33 +68,44 @@ def is_here(repo: str) -> bool:
     return _is_whole(Path(folder))
 
 
-def remove(repo: str) -> int:
-    """Delete all revisions of a checkpoint from the cache; returns the bytes that were freed.
+def remove(found: Cached) -> None:
+    """Delete all revisions of a checkpoint from the cache; no link is followed.
 
     Raises:
-        CheckpointError: it is not there, or cannot be deleted.
+        CheckpointError: it cannot be deleted.
     """
-    from huggingface_hub import constants, scan_cache_dir
-
-    found = {each.repo: each for each in cached()}.get(repo)
-    if found is None:
-        raise CheckpointError(f"{repo}: is not downloaded; `smolvlm-mlx models` lists what is")
-    info = scan_cache_dir(constants.HF_HUB_CACHE)
-    own = frozenset(each for each in info.repos if each.repo_path == found.folder)
-    hashes = [revision.commit_hash for each in own for revision in each.revisions]
-    replace(info, repos=own).delete_revisions(*hashes).execute()
-    shutil.rmtree(found.folder, ignore_errors=True)  # what has no revision yet
-    if found.folder.exists():
-        raise CheckpointError(f"{quote(found.folder, end=True)}: not all of it can be deleted")
-    return found.bytes
+    try:
+        if found.folder.is_symlink():
+            found.folder.unlink()
+        else:
+            shutil.rmtree(found.folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{quote(found.folder, end=True)}: not all of it can be deleted ({reason(error)})"
+        ) from error
 
 
-def _described(repo: str, folder: Path, size: int, snapshots: Iterable[Path]) -> Cached | None:
+def _described(folder: Path) -> Cached | None:
     """None if it is not of the family."""
-    snapshots = list(snapshots)
+    repo = folder.name.removeprefix(KIND).replace("--", "/")
+    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
     if known_as(repo) is None and not any(map(_is_of_the_family, snapshots)):
         return None
-    return Cached(repo, folder, size, any(map(_is_whole, snapshots)))
+    is_link, inside = folder.is_symlink(), folder.resolve()
+    files = [] if is_link else [*_files(folder)]
+    links = (path.resolve().parent for path in files if path.is_symlink())
+    away = (to for to in links if not to.is_relative_to(inside))
+    outside = inside if is_link else next(away, None)
+    size = sum(path.lstat().st_size for path in files if not path.is_symlink())
+    is_begun = any(path.suffix == ".incomplete" for path in files)
+    is_broken = not (snapshots or is_begun) or not all(path.exists() for path in files)
+    is_whole = any(map(_is_whole, snapshots))
+    return Cached(repo, folder, size, is_whole, is_broken and not is_whole, outside)
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """All files and links below a folder."""
+    return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
 
 
 def _is_of_the_family(snapshot: Path) -> bool:

@@ -95,5 +95,7 @@ def nearest(name: str) -> str | None:
         names = ["tiny", *(k.name for k in KNOWN), *(repo.partition("/")[2] for repo in names)]
     spelled = {each.casefold(): each for each in names}
     close = 0.9 if "/" in name else 0.7  # owners are alike
-    found = get_close_matches(name[:100].casefold(), spelled, 1, close)
+    wanted = name[:100].casefold()
+    begun = [each for each in spelled if name and each.startswith(wanted)]
+    found = begun or get_close_matches(wanted, spelled, 1, close)
     return spelled[found[0]] if found and spelled[found[0]] != name else None

@@ -66,21 +66,23 @@ def choose(name: str) -> str:
         CheckpointError: the default of one's own is no checkpoint, or cannot be read.
     """
     if name == AUTO:
-        name = _own() or _default()
+        chosen = configured()
+        name = chosen[0] if chosen else _default()
     found, known = resolve(name), known_as(name)
     if known is not None and holds_checkpoint(found):
         _say(f"{quote(found)} is the folder here, and not {known.repo} of the hub")
     return found
 
 
-def configured() -> str | None:
-    """Return the default of the environment, or else of the config file; None if there is none.
+def configured() -> tuple[str, str] | None:
+    """Return the default of the environment, or else of the config file, and which of them has it;
+    None if there is none.
 
     Raises:
-        CheckpointError: the file cannot be read, or has something else.
+        CheckpointError: the file cannot be read, or has something else; it is no name.
     """
     if name := os.environ.get(VARIABLE):
-        return name
+        return None if name == AUTO else _checked(name, VARIABLE)
     file = config_file()
     try:
         values = tomllib.loads(read_file(file, MAX_JSON_BYTES).decode())
@@ -88,10 +90,18 @@ def configured() -> str | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as TOML ({reason(error)})") from error
-    name = values.pop("model", "")
+    name = values.pop("model", AUTO)
     if values or not isinstance(name, str) or not name:
         raise CheckpointError(f'{file}: give one line such as model = "500M", and nothing else')
-    return name
+    return None if name == AUTO else _checked(name, str(file))
+
+
+def _checked(name: str, place: str) -> tuple[str, str]:
+    try:
+        find_folder(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
+    return name, place
 
 
 def config_file() -> Path:
@@ -99,18 +109,6 @@ def config_file() -> Path:
     from platformdirs import user_config_path
 
     return user_config_path("smolvlm-mlx", appauthor=False) / "config.toml"
-
-
-def _own() -> str | None:
-    """What is configured; that it is no name is said with its place."""
-    name = configured()
-    if name is not None:
-        try:
-            find_folder(name)
-        except CheckpointError as error:
-            place = VARIABLE if os.environ.get(VARIABLE) else config_file()
-            raise CheckpointError(f"{place}: {error}") from error
-    return name
 
 
 def _default() -> str:

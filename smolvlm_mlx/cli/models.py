@@ -4,16 +4,19 @@ and go."""
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..checkpoint.names import KNOWN, Known, known_as, resolve
-from ..errors import CheckpointError
+from ..checkpoint.names import KNOWN, known_as, resolve
+from ..errors import CheckpointError, escaped
 from . import choice
 from .choice import VARIABLE, Machine, configured
 from .help import CONTEXT, Command, Group
 from .options import as_command, complete_names
+
+if TYPE_CHECKING:
+    from ..checkpoint.cached import Cached
 
 WIDE = 126  # columns that hold hub ids too
 
@@ -39,7 +42,7 @@ class Row:
     download: int | None
     memory: int | None
     fits: str
-    downloaded: str  # yes, no, or as much as is there
+    downloaded: str  # yes, no, partly, damaged; bundled
     disk: int
 
 
@@ -55,8 +58,12 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
     machine = Machine.of_this()
-    chosen = configured()
-    default = resolve(chosen) if chosen else machine.default().repo
+    wrong = None
+    try:
+        chosen = configured()
+        default = resolve(chosen[0]) if chosen else machine.default().repo
+    except CheckpointError as error:
+        chosen, default, wrong = None, None, error
     rows = _rows(machine)
     if as_json:
         values = [{**vars(row), "default": row.checkpoint == default} for row in rows]
@@ -65,7 +72,10 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         )
     else:
         _print_rows(rows, default)
-        _print_default(default, f"by {VARIABLE} or the config file" if chosen else "", machine)
+        if default is not None:
+            _print_default(default, f"by {chosen[1]}" if chosen else "", machine)
+    if wrong is not None:
+        raise wrong
 
 
 @app.command(cls=Command)
@@ -88,16 +98,27 @@ def pull(names: Names) -> None:
 def rm(names: Names, yes: Yes = False) -> None:
     """Delete downloaded checkpoints."""
     from ..checkpoint.cached import cached, remove
+    from ..checkpoint.hub import find_folder
 
     here, repos = {found.repo: found for found in cached()}, _repos(names)
     if absent := [repo for repo in repos if repo not in here]:
-        are = ", ".join(here) or "none"
-        raise CheckpointError(f"{', '.join(absent)}: not downloaded; what is: {are}")
+        for repo in absent:
+            find_folder(repo)  # says which name is near
+        are = ", ".join(map(_short, here)) or "none"
+        raise CheckpointError(f"{', '.join(map(_short, absent))}: not downloaded; what is: {are}")
     total = sum(here[repo].bytes for repo in repos)
     if not yes:
         _confirm(f"delete {', '.join(repos)} ({_size(total)})")
-    freed = sum(remove(repo) for repo in repos)
-    print(f"freed: {_size(freed)}", file=sys.stderr)
+    for repo in repos:
+        remove(here[repo])
+        if (outside := here[repo].outside) is not None:
+            print(f"{repo}: linked to {escaped(str(outside))}, which stays", file=sys.stderr)
+    print(f"freed: {_size(total)}", file=sys.stderr)
+
+
+def _short(repo: str) -> str:
+    known = known_as(repo)
+    return known.name if known else repo
 
 
 def _confirm(what: str) -> None:
@@ -133,7 +154,6 @@ def _rows(machine: Machine) -> list[Row]:
     rows = [Row("tiny", "tiny", "trying things", 2_800_000, 0, 0, "yes", "bundled", 0)]
     for known in KNOWN:
         found = here.pop(known.repo, None)
-        state = "no" if found is None else "yes" if found.is_whole else _part(known, found.bytes)
         rows.append(
             Row(
                 known.name,
@@ -143,21 +163,24 @@ def _rows(machine: Machine) -> list[Row]:
                 known.download,
                 machine.needs(known),
                 machine.fits(known),
-                state,
+                _state(found),
                 found.bytes if found else 0,
             )
         )
-    for found in here.values():
-        state = "yes" if found.is_whole else "partly"
-        rows.append(Row(found.repo, found.repo, "", None, None, None, "?", state, found.bytes))
-    return rows
+    others = (
+        Row(found.repo, found.repo, "", None, None, None, "?", _state(found), found.bytes)
+        for found in here.values()
+    )
+    return [*rows, *others]
 
 
-def _part(known: Known, size: int) -> str:
-    return f"{min(99, 100 * size // known.download)}%"
+def _state(found: "Cached | None") -> str:
+    if found is None:
+        return "no"
+    return "yes" if found.is_whole else "damaged" if found.is_damaged else "partly"
 
 
-def _print_rows(rows: list[Row], default: str) -> None:
+def _print_rows(rows: list[Row], default: str | None) -> None:
     """A table; in a pipe lines with tabs, without a title."""
     from .show import console, table
 

@@ -81,11 +81,13 @@ class PromptReader:
         """
         context = self.model.config.text_config.max_position_embeddings
         if tokens + reserve_tokens > context:
-            raise ContextFullError(
+            error = ContextFullError(
                 f"the prompt has {tokens} tokens ({tiles} tiles), which leaves no room "
                 f"for an answer in the model's context of {context}; shorten it, or use fewer or "
                 "smaller pictures (max_tiles, longest_edge, split)"
             )
+            error.over = tokens + reserve_tokens - context
+            raise error
         return context - tokens
 
     def read(

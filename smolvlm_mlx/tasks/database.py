@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from ..errors import HistoryError
+from ..errors import HistoryError, reason
 
 # What makes a file of each version from one of the version before; 0 is none, or one of the time
 # before versions were counted.
@@ -126,7 +126,7 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
         hint = (
             "try again when no other program uses it" if _is_busy(error) else "move the file away"
         )
-        raise HistoryError(f"{path}: {error}; go on with --no-history, or {hint}") from error
+        raise HistoryError(f"{path}: {reason(error)}; {hint}, or `chat --no-history`") from error
 
 
 class Watch:
@@ -185,7 +185,7 @@ def _version(path: Path, database: sqlite3.Connection) -> int:
     if version > len(STEPS):
         raise HistoryError(
             f"{path}: written by a newer version of smolvlm-mlx (format {version}, and this one "
-            f"knows {len(STEPS)}); install that, or go on with --no-history"
+            f"knows {len(STEPS)}); install that, or `chat --no-history`"
         )
     return version
 

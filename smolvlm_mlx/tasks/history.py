@@ -69,7 +69,7 @@ class Branch:
 
     Attributes:
         end: the id of its last message.
-        words: where it leaves the way to the leaf, or how it ends.
+        words: where it leaves all others, or how it ends.
         created: when it came to its end, in seconds since 1970.
         is_current: it ends at the leaf.
     """
@@ -100,7 +100,7 @@ def private_folder(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HistoryError(
-            f"{folder}: cannot be made ({error.strerror}); go on with --no-history"
+            f"{folder}: cannot be made ({error.strerror}); `chat --no-history` keeps none"
         ) from error
     return folder
 
@@ -210,11 +210,12 @@ class History:
         with self._open() as database:
             leaf, _ = _head(database, id)
             tree = _tree(database, id)
-        here, found = set(tree.path(leaf)), []
+        found = []
         for end in tree.ends():
             path = tree.path(end)
-            (first, *_) = [at for at in path if at not in here] or path[-1:]
-            words = beginning(tree.words(first))
+            parents = {at: tree.nodes[at].parent for at in path}
+            forked = [at for at, to in parents.items() if to == leaf or len(tree.children(to)) > 1]
+            words = beginning(tree.words((forked or path)[-1]))
             found.append(Branch(end, words, tree.nodes[end].created, end == leaf))
         return found
 

@@ -26,6 +26,7 @@ Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, C
 
 
 ASK = "/ask TEXT asks a line as it is"
+SHOWN = 5  # names that are missing
 
 
 def handle(session: Session, line: str) -> None:
@@ -34,6 +35,7 @@ def handle(session: Session, line: str) -> None:
     Raises:
         SmolVLMError: it cannot be done; the conversation is as it was.
     """
+    session.catch_up()
     line = line.lstrip(INVISIBLE + whitespace)
     first, rest = [*line.split(None, 1), "", ""][:2]
     name = "/quit" if line.strip().lower() in LEAVE else first.lower()
@@ -72,7 +74,8 @@ def _read(session: Session, text: str) -> Line:
     if missing:
         if read.text:
             session.let_go()
-        raise FetchError(f"{', '.join(map(no_such_file, missing))}; {ASK}")
+        more = [f"and {len(missing) - SHOWN} more"] * (len(missing) > SHOWN)
+        raise FetchError(f"{', '.join([*map(no_such_file, missing[:SHOWN]), *more])}; {ASK}")
     for name in read.mentioned:
         session.screen.say(f"{quote(name, end=True)} is text: there is no such file")
     for page in read.pages:
@@ -177,7 +180,7 @@ def _last_question(session: Session, what: str) -> Message:
 
 def branches(session: Session, rest: str) -> None:
     """NUMBER: go on where the conversation went another way; none: list the ways it went, by the
-    words with which each leaves this one"""
+    words with which each leaves the others"""
     found, number = session.branches(), rest.strip()
     if not number:
         lines = [

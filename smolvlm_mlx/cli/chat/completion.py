@@ -16,7 +16,7 @@ from .paths import SUFFIXES, expanded, folded, listed, open_word, written
 Complete = Callable[[str], Iterable[Completion]]  # of what stands after a command
 
 _SPECIAL = re.compile("~|data:|https?:|file:", re.I)
-_LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*\\?\Z", re.S)
+_SPACE = re.compile(r"(?<!\\)\s")
 _OPENING = "([{<@\"'“‘„«`"
 RECENT = 50  # conversations whose ids are completed
 
@@ -47,7 +47,7 @@ class CommandCompleter(Completer):
 def in_question(text: str) -> Iterator[Completion]:
     """The paths of pictures, videos and folders that the last word of a question begins, also
     after a bracket or a quote."""
-    word = _LAST_WORD.findall(text)[0]
+    *_, word = _SPACE.split(text)
     bare = word.lstrip(_OPENING)
     # What is open may be a quote, or an apostrophe.
     for beginning, length in (*map(open_word, (word, bare)), open_word(text)):

@@ -13,9 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .paths import INVISIBLE, SUFFIXES, Files, Source, folded, likeliest
+from .paths import INVISIBLE, MAX_NAME, SUFFIXES, Files, Source, check_count, folded, likeliest
 
-MAX_NAME = 1024  # characters, of a path on macOS
 _KINDS = "|".join(suffix[1:] for suffix in SUFFIXES)
 # `cat.jpgs` names none; `cat.jpgを` and `_cat.jpg_` do.
 _ENDING = re.compile(rf"\.(?:{_KINDS})(?!_*[0-9A-Za-z\u00c0-\u024f\u0300-\u036f])", re.I)
@@ -84,8 +83,12 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
 
     Args:
         known: names of the pictures in the conversation; a name that is no file means one of these.
+
+    Raises:
+        FetchError: there are more names than `MAX_NAMES`.
     """
     text = line.strip().strip(INVISIBLE).strip()
+    check_count(sum(1 for _ in _ENDING.finditer(text)))
     spans = [*_spans(text, {folded(name) for name in known})]
     blank = text
     for span in spans:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +16,9 @@ from ...inputs.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 Source = str | Path  # a URL, or a file that is there
 
+LONGEST = 255  # characters of a file's name, on all systems
+MAX_NAME = 1024  # characters, of a path on macOS
+MAX_NAMES = 128  # of pictures in a line; no model has room for more
 SUFFIXES = PICTURE_SUFFIXES + VIDEO_SUFFIXES
 INVISIBLE = "\ufeff\xad\u200b\u200c\u200d\u200e\u200f\u2060" + "".join(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
@@ -105,7 +108,7 @@ class Files:
     def find(self, name: str) -> Path | None:
         """The file of a name, which may be a URL's, if there is one."""
         for path in _paths(name):
-            found = self._same(expanded(path))
+            found = self._same(expanded(path)) if len(path) <= MAX_NAME else None
             if found is not None and os.path.isfile(found):
                 return Path(found)
         return None
@@ -120,7 +123,7 @@ class Files:
         if folder not in self._folders:
             self._folders[folder] = folder if folder == path else self._same(folder)
         within = self._folders[folder]
-        if within is None:
+        if within is None or len(name) > LONGEST:
             return None
         exact = os.path.join(within, name)
         if os.path.exists(exact):
@@ -178,11 +181,25 @@ def read_sources(text: str) -> list[Source]:
     patterns such as *.jpg, or else the longest names that are there.
 
     Raises:
-        FetchError: one is no file.
+        FetchError: one is no file, or there are more than `MAX_NAMES`.
     """
-    files = Files()
-    words = [_named(word, files) for word in split_words(text)]
-    return [*chain(*words)] if all(words) else [*_longest(text, files)]
+    files, words = Files(), split_words(text)
+    named = [_named(word, files) for word in words[: MAX_NAMES + 1]]
+    is_whole = all(named) and len(named) == len(words)
+    found = [*(chain(*named) if is_whole else islice(_longest(text, files), MAX_NAMES + 1))]
+    check_count(len(found))
+    return found
+
+
+def check_count(names: int) -> None:
+    """
+    Raises:
+        FetchError: there are more names of pictures in a line than `MAX_NAMES`.
+    """
+    if names > MAX_NAMES:
+        raise FetchError(
+            f"over {MAX_NAMES} pictures and videos in a line; /ask TEXT asks a line as it is"
+        )
 
 
 def _named(word: str, files: Files) -> list[Source]:
@@ -195,7 +212,7 @@ def _named(word: str, files: Files) -> list[Source]:
 
 def _matching(pattern: str) -> Iterator[Path]:
     """The pictures and videos that a shell's pattern names, by name."""
-    if glob.has_magic(pattern) and "\0" not in pattern:
+    if glob.has_magic(pattern) and "\0" not in pattern and len(pattern) <= MAX_NAME:
         for path in sorted(glob.iglob(expanded(pattern), recursive=True)):
             if path.lower().endswith(SUFFIXES) and os.path.isfile(path):
                 yield Path(path)
@@ -209,10 +226,11 @@ def _longest(text: str, files: Files) -> Iterator[Source]:
         if _URL.match(word.group()):
             yield word.group()
             continue
-        for last in reversed(words[number:]):
-            if found := files.find_typed(text[word.start() : last.end()]):
+        ends = [last.end() for last in words[number : number + MAX_NAME]]
+        for end in reversed([end for end in ends if end - word.start() <= MAX_NAME]):
+            if found := files.find_typed(text[word.start() : end]):
                 yield found
-                after = last.end()
+                after = end
                 break
         else:
             matching = [*_matching(word.group())]
@@ -224,7 +242,7 @@ def _longest(text: str, files: Files) -> Iterator[Source]:
 
 def no_such_file(name: str) -> str:
     """What to say of a name that is no file's, with the nearest one."""
-    path = Path(expanded(name))
+    path = Path(expanded(name[:MAX_NAME]))
     if "*" in name and not os.path.exists(path):
         return f"no picture or video is named {quote(name, end=True)}"
     if os.path.exists(path):
@@ -241,6 +259,6 @@ def no_such_file(name: str) -> str:
             else os.path.isdir(missing.parent / entry)
         )
     }
-    near = get_close_matches(missing.name.casefold(), names, 1, cutoff=0)
+    near = get_close_matches(missing.name[:LONGEST].casefold(), names, 1, cutoff=0)
     hint = f" (the nearest name is {quote(names[near[0]], end=True)})" if near else ""
     return f"no such file: {quote(name, end=True)}{hint}"

@@ -5,12 +5,12 @@ A terminal or a pipe shows it. Everything that is said goes to the history as so
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...errors import ContextFullError, PromptError, SmolVLMError, escaped
+from ...errors import ContextFullError, HistoryError, PromptError, SmolVLMError, escaped
 from ...events import CUT_OFF, Statistics
 from ...generation.options import Options
 from ...generation.repetition import ends_twice
@@ -19,7 +19,7 @@ from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
 from ...inputs.settings import ImageOptions
 from ...tasks.chat import Chat
-from ...tasks.history import Branch, History, new_id
+from ...tasks.history import Branch, History, Places, new_id
 from ...tasks.options import RETRY_TEMPERATURE
 from .paths import Source
 
@@ -66,6 +66,8 @@ class Session:
     history: History | None
     id: str = field(default_factory=new_id)
     seen: set[int] = field(default_factory=set)  # of the history's messages
+    path: list[int] = field(default_factory=list)  # where this one's stand there
+    told: int | None = None  # where another went, which was said
     pending: list[Attachment | Video] = field(default_factory=list)
     last: Statistics | None = None  # of the last answer
     seen_as: ImageOptions | None = None  # how its pictures were cut
@@ -116,13 +118,19 @@ class Session:
         self.pending.clear()
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
-        """Show the answer that begins so, and make room for it if the user wants that."""
+        """Show the answer that begins so, and make room for it if the user wants that; nothing is
+        forgotten for one that fails."""
+        whole = list(self.chat.messages)
         while True:
             try:
                 self.screen.answer(lambda: self._begun(begin()))
                 break
             except ContextFullError as error:
-                self._make_room(error)
+                try:
+                    self._make_room(error)
+                except ContextFullError:
+                    self.chat.messages = whole
+                    raise
             finally:
                 self.keep()
         if self.last is not None and self.last.finish_reason == "repetition":
@@ -141,7 +149,8 @@ class Session:
         return stream
 
     def _make_room(self, error: ContextFullError) -> None:
-        if sum(message.role == "user" for message in self.chat.messages) < 2:
+        asked = sum(message.role == "user" for message in self.chat.messages)
+        if asked < 2 or error.over >= self.chat.tokens():  # forgetting all would not do
             raise error
         choice = self.screen.choose(
             f"{error}. Forget the oldest turn? Yes, yes but keep its pictures, or no?", "ypn"
@@ -153,19 +162,51 @@ class Session:
     def keep(self) -> None:
         """Bring the history up to date."""
         if self.history is not None and any(m.role == "user" for m in self.chat.messages):
-            self.seen.update(self.history.save(self.id, self.chat.messages, self.model))
+            self._stand(self.history.save(self.id, self.chat.messages, self.model))
+
+    def _stand(self, path: Sequence[int]) -> None:
+        self.path = [*path]
+        self.seen.update(path)
+
+    def catch_up(self) -> None:
+        """Go on from what others have said here meanwhile, which is shown; where they went another
+        way, that is said."""
+        own = [message for message in self.chat.messages if message.role != "system"]
+        if self.history is None or not self.path or len(own) != len(self.path):
+            return
+        with suppress(HistoryError):  # which `keep` does not keep to itself
+            leaf = self.history.leaf(self.id)
+            if leaf in (*self.path, self.told):
+                return
+            kept = self.history.read(self.id)
+            if kept.messages[-1].role == "user":  # whose answer is still to come
+                return
+            begin = _goes_on(self.path, kept.places)
+            if begin is None:
+                self.told, ends = leaf, [each.end for each in self.history.branches(self.id)]
+                if leaf in ends:
+                    way = ends.index(leaf) + 1
+                    self.screen.say(f"Another went on elsewhere here; /branches {way} goes there.")
+                return
+            self.chat.restart(kept.messages)
+            self._stand([place.id for place in kept.places])
+            self.screen.conversation(kept.messages[begin - len(kept.places) :])
 
     def undo(self) -> Message:
         """Go back before the last question, which is returned."""
         question = self.chat.undo()
         if self.history is not None:
             self.history.withdraw(self.id, self.chat.messages, self.seen)
+        self.path = self.path[: sum(each.role != "system" for each in self.chat.messages)]
         return question
 
     def retry(self) -> None:
-        """Answer the last question again: sampled, for otherwise it would be the same answer."""
+        """Answer the last question again: sampled, for otherwise it would be the same answer; one
+        that was stopped is not yet the same."""
         options = self.chat.options
-        options = self._sampled("be the same answer", options.temperature == 0)
+        is_stopped = self.last is not None and self.last.finish_reason == "interrupted"
+        if not is_stopped:
+            options = self._sampled("be the same answer", options.temperature == 0)
         self.answer(lambda: self.chat.retry(options))
 
     def go_on(self) -> None:
@@ -237,16 +278,28 @@ class Session:
         """Go on with a conversation of the history."""
         kept = history.read(id)
         self.chat.restart(kept.messages)
-        self._begin(id, [place.id for place in kept.places])
+        self._begin(id)
+        self._stand([place.id for place in kept.places])
 
     def open(self, path: str) -> None:
         """Go on from a saved conversation, as one of its own."""
         self.chat.open(path)
         self._begin(new_id())
 
-    def _begin(self, id: str, seen: Sequence[int] = ()) -> None:
-        self.id, self.seen, self.last, self.seen_as = id, {*seen}, None, None
+    def _begin(self, id: str) -> None:
+        self.id, self.seen, self.last, self.seen_as = id, set(), None, None
+        self.path, self.told = [], None
         self.pending.clear()
+
+
+def _goes_on(path: Sequence[int], places: Places) -> int | None:
+    """The number of the first message that is new in these places, if they go on from a path. Its
+    last answer may be gone in favour of one that begins with it."""
+    ids, last = [place.id for place in places], len(path) - 1
+    if ids[: last + 1] == path:
+        return last + 1
+    is_replaced = len(ids) > last and path[last] not in places[last].branches
+    return last if ids[:last] == path[:last] and is_replaced else None
 
 
 def _name(part: ImagePart | VideoPart) -> str:

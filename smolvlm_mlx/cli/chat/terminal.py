@@ -1,21 +1,23 @@
 """A chat session in a terminal: answers that grow, pictures inline, a prompt with completion."""
 
+import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.history import DummyHistory, FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.utils import get_term_environment_variable
 
-from ...errors import SmolVLMError, escaped
+from ...errors import HistoryError, SmolVLMError, escaped, quote, reason
 from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Video
 from ...inputs.messages import Message
@@ -30,6 +32,7 @@ from .session import Session
 
 PICTURE_ROWS = 12  # of a terminal
 SHOWN_TURNS = 20  # of a conversation that goes on
+POLL_SECONDS = 0.25  # between looks at whether others have written
 PAINT_SECONDS = 0.08  # between two states of an answer that are shown
 
 
@@ -38,16 +41,9 @@ class TerminalScreen:
 
     def __init__(self, history_file: Path | None, debug: bool = False):
         self.console, self.debug = Console(), debug
-        if history_file:
-            history_file.touch(mode=0o600)
-        self._prompt: PromptSession[str] = PromptSession(
-            output=_Output.from_pty(own(sys.stdout), get_term_environment_variable()),
-            history=FileHistory(str(history_file)) if history_file else InMemoryHistory(),
-            complete_while_typing=False,
-            multiline=True,
-            prompt_continuation="  ",
-            input_processors=[TabsProcessor(char1=" ", char2=" ")],
-        )
+        self._lines = Lines(history_file) if history_file else None
+        self._prompt = _prompt_session(self._lines or InMemoryHistory())
+        self._question = _prompt_session(DummyHistory())
 
     def run(self, session: Session) -> None:
         """Until /quit or Ctrl-D."""
@@ -58,15 +54,31 @@ class TerminalScreen:
             "/open": conversation(session.history),
         }
         self._prompt.completer = CommandCompleter(about(), completes)
-        self._prompt.key_bindings = self._keys(session)
+        self._prompt.key_bindings = self._question.key_bindings = self._keys(session)
         while not session.over:
+            session.catch_up()
             try:
-                line = self._prompt.prompt(lambda: _mark(session))
+                line = self._prompt.prompt(
+                    lambda: _mark(session), pre_run=lambda: _begin(self._follow(session))
+                )
             except EOFError:
                 return
             except KeyboardInterrupt:
                 continue
+            if self._lines is not None and (trouble := self._lines.pop_trouble()):
+                self.say(f"{trouble}; arrows bring back the lines of this session alone")
             self._do(session, line)
+
+    async def _follow(self, session: Session) -> None:
+        """Show above the prompt what others say in this conversation, as long as it is there."""
+        if session.history is None:
+            return
+        with suppress(HistoryError), closing(session.history.watch()) as watch:
+            watch.has_changed()
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                if watch.has_changed():
+                    await run_in_terminal(session.catch_up)
 
     def _do(self, session: Session, line: str) -> None:
         """Do what a line says; what cannot be done is told."""
@@ -170,9 +182,58 @@ class TerminalScreen:
 
     def line(self, prompt: str, default: str) -> str:
         try:
-            return self._prompt.prompt(prompt, default=default).strip()
+            return self._question.prompt(prompt, default=default).strip()
         except (EOFError, KeyboardInterrupt):
             return ""
+
+
+def _prompt_session(history: History) -> PromptSession[str]:
+    return PromptSession(
+        output=_Output.from_pty(own(sys.stdout), get_term_environment_variable()),
+        history=history,
+        complete_while_typing=False,
+        multiline=True,
+        prompt_continuation="  ",
+        input_processors=[TabsProcessor(char1=" ", char2=" ")],
+    )
+
+
+class Lines(FileHistory):
+    """The lines that were typed, in a file; once that fails, in memory alone."""
+
+    def __init__(self, file: Path):
+        super().__init__(str(file))
+        self._file = file
+        self._trouble: str | None = None
+        self._is_lost = False
+
+    def pop_trouble(self) -> str | None:
+        """Return what went wrong with the file, once."""
+        trouble, self._trouble = self._trouble, None
+        return trouble
+
+    def load_history_strings(self) -> Iterable[str]:
+        with self._kept():
+            self._file.touch(mode=0o600)
+            return [*super().load_history_strings()]
+        return ()
+
+    def store_string(self, string: str) -> None:
+        if not self._is_lost:
+            with self._kept():
+                super().store_string(string)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._trouble = f"{quote(self._file, end=True)}: {reason(error)}"
+            self._is_lost = True
+
+
+def _begin(work: Coroutine[None, None, None]) -> None:
+    get_app().create_background_task(work)
 
 
 def _mark(session: Session) -> FormattedText:
