@@ -142,8 +142,9 @@ def begin_second(page: Any) -> None:
 @pytest.mark.usefixtures("slow_model")
 def test_what_is_deleted_does_not_come_back_with_its_answer(page: Any, server: Running) -> None:
     begin_second(page)
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Delete First").click()
+    page.get_by_role("button", name="More: First").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_text("Deleted “First”.").wait_for()
     page.locator(".empty").wait_for()
     server.wait_until_idle()
     wait_until(lambda: not server.service.conversations.answers)
