@@ -448,6 +448,20 @@ def test_an_answer_that_goes_on_is_one(history: History) -> None:
     assert (ways(history, "b"), history.load("b")[-1].interrupted) == ({("q", "Ha")}, False)
 
 
+def test_an_answer_is_kept_while_it_comes(history: History) -> None:
+    first, more, most = (interrupted("q", text)[1] for text in ("Ha", "Hal", "Halb"))
+    at = history.save("a", interrupted("q", "Ha")).path[-1]
+    history.extend("a", at, first, more)
+    history.extend("b", at, more, most)
+    history.extend("a", at - 1, more, most)
+    history.extend("a", at, first, most)  # it is another already
+    assert (here(history), history.leaf("a")) == (["q", "Hal"], at)
+    assert history.list(words="hal")[0].id == "a"
+    history.save("a", [*interrupted("q", "Hal"), *said("2")])
+    history.extend("a", at, more, most)
+    assert here(history) == ["q", "Hal", "2"]
+
+
 def test_branches_are_listed_and_opened(history: History) -> None:
     history.save("a", [text_message("system", "Be brief."), *said("q", "a", "2", "b")])
     history.save("a", said("q", "a", "2", "other answer"))
@@ -494,21 +508,21 @@ def test_a_deleted_conversation_does_not_come_back(history: History) -> None:
 
 
 def test_what_is_taken_back_is_there_and_nothing_of_others_goes(history: History) -> None:
-    seen = {*history.save("a", said(*BASE, "2", "b"))}
+    seen = {*history.save("a", said(*BASE, "2", "b")).path}
     history.withdraw("a", said(*BASE), seen)
     assert (here(history), history.list()[0].turns) == (BASE, 1)
     assert [branch.words for branch in history.branches("a")] == ["2"]
-    seen.update(history.save("a", said(*BASE, "3")))
+    seen.update(history.save("a", said(*BASE, "3")).path)
     history.save("a", said(*BASE, "3", "theirs"))
     for left in (BASE, [], ["unknown"]):
         history.withdraw("a", said(*left), seen)
         history.withdraw("none", said(*left), seen)
         assert here(history) == [*BASE, "3", "theirs"]
     history.move("a", min(seen))  # theirs, again
-    history.withdraw("a", [], {*seen, *history.save("a", said("mine"))})
+    history.withdraw("a", [], {*seen, *history.save("a", said("mine")).path})
     assert here(history) == []
     assert ways(history, "a") == {(*BASE, "2", "b"), (*BASE, "3", "theirs"), ("mine",)}
-    seen = {*history.save("b", said(*BASE))}
+    seen = {*history.save("b", said(*BASE)).path}
     history.withdraw("b", [], seen)
     assert [each.id for each in history.list()] == ["a"]
     history.save("b", said("anew"))  # it was not deleted
@@ -721,7 +735,7 @@ NEWER: list[tuple[Any, str, str]] = [
 
 
 def test_what_is_unknown_in_a_message_is_carried(history: History) -> None:
-    ids = history.save("a", said(*"01234"))
+    ids = history.save("a", said(*"01234")).path
     history.save("b", [asked("", PICTURE)])
     stored = [json.dumps(raw).replace("DIGEST", PICTURE.digest) for raw, _, _ in NEWER]
     with closing(sqlite3.connect(history.path)) as database, database:

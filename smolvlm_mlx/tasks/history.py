@@ -51,6 +51,14 @@ Places = list[Place]  # of the messages of a conversation
 
 
 @dataclass(frozen=True)
+class Saved:
+    """What was saved: the ids of its messages but the instructions, and whether the leaf moved."""
+
+    path: list[int]
+    has_moved: bool
+
+
+@dataclass(frozen=True)
 class Kept:
     """A conversation up to its leaf; instructions at the front have no place."""
 
@@ -115,15 +123,12 @@ class History:
     def __init__(self, path: Path | None = None, timeout: float = BUSY_SECONDS):
         self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
-    def save(self, id: str, messages: Sequence[Message], model: str = "") -> list[int]:
+    def save(self, id: str, messages: Sequence[Message], model: str = "") -> Saved:
         """Write a conversation: what of it is there stays, and what differs goes beside it. The
         leaf is then its end, unless another has gone on from there already.
 
         An answer that was interrupted is replaced by one that begins with it, and instructions at
         the front by others: they belong to the conversation, whatever way it goes.
-
-        Returns:
-            the ids of its messages, without that of instructions.
 
         Raises:
             NoConversationError: it was deleted, and does not come back.
@@ -138,12 +143,25 @@ class History:
             tree, leaf = _tree(database, id), _leaf(database, id)
             path = tree.find(new)
             if len(path) == len(new) and _is_below(tree, leaf, path):
-                return path
+                return Saved(path, False)
             _write_head(database, id, title_of(messages), model, first)
             path = _write_messages(database, id, tree, path, rest, new)
             turns = sum(message.role == "user" for message in rest)
-            _set_leaf(database, id, path[-1] if path else None, turns)
-        return path
+            end = path[-1] if path else None
+            _set_leaf(database, id, end, turns)
+        return Saved(path, end != leaf)
+
+    def extend(self, id: str, at: int, before: Message, answer: Message) -> None:
+        """Write an answer that still comes as far as it has come now, in the place where it is as
+        it was `before`; where it is another now, or goes on, it stays as it is. Reads no tree."""
+        old, new = (_utf8(dumped(to_stored(message))) for message in (before, answer))
+        with self._open(writes=True) as database:
+            database.execute(
+                "UPDATE messages SET message = ?, words = ? WHERE conversation = ? AND id = ? AND "
+                "message = ? AND NOT EXISTS (SELECT 1 FROM messages AS next WHERE "
+                "next.conversation = messages.conversation AND next.parent = messages.id)",
+                (new, _utf8(words_of(answer)), id, at, old),
+            )
 
     def withdraw(self, id: str, messages: Sequence[Message], seen: Collection[int]) -> None:
         """Go back to the end of these messages, unless another has gone on meanwhile: the leaf is
@@ -184,11 +202,6 @@ class History:
         with self._open() as database:
             leaf, _ = _head(database, id)
             return _places(_tree(database, id), leaf)
-
-    def __contains__(self, id: str) -> bool:
-        with self._open() as database:
-            query = "SELECT 1 FROM conversations WHERE id = ?"
-            return database.execute(query, (id,)).fetchone() is not None
 
     def leaf(self, id: str) -> int | None:
         """The id of the last message of a conversation; None before the first."""

@@ -150,7 +150,7 @@ class Session:
     def keep(self) -> None:
         """Bring the history up to date."""
         if self.history is not None and any(m.role == "user" for m in self.chat.messages):
-            self.seen.update(self.history.save(self.id, self.chat.messages, self.model))
+            self.seen.update(self.history.save(self.id, self.chat.messages, self.model).path)
 
     def undo(self) -> Message:
         """Go back before the last question, which is returned."""
