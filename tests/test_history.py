@@ -662,6 +662,9 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
             "d": ("a", 3.0, [system, *raw("q", "a", "2", "b")]),
             "e": ("gone", 2.0, raw("alone", "f")),
             "f": (None, 1.0, []),
+            "g": ("a", 6.0, [system, *raw("q", "a", "3", "c", "5")]),
+            "h": ("a", 7.0, raw("other", "d", "6")),
+            "i": ("b", 6.5, [system, *raw("q", "a", "3")]),
         },
     )
     listed = [(each.id, each.title, each.turns, each.updated) for each in history.list()]
@@ -671,11 +674,13 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
         ("f", "title f", 0, 1.0),
     ]
     assert here(history) == ["Be brief.", "q", "a", "3", "c", "4"]
-    assert [len(place.branches) for place in history.places("a")] == [2, 1, 2, 1, 1]
+    assert [len(place.branches) for place in history.places("a")] == [2, 1, 2, 1, 2]
+    assert len(paths(history)) == 13  # each beginning is there once
     assert ways(history, "a") == {
         ("q", "a", "2", "b"),
         ("q", "a", "3", "c", "4"),
-        ("other", "d"),
+        ("q", "a", "3", "c", "5"),
+        ("other", "d", "6"),
     }
     assert (here(history, "e"), here(history, "f")) == (["alone", "f"], [])
     (first, *_) = changed(history, "SELECT message FROM messages ORDER BY id")[0]
@@ -686,6 +691,11 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
     assert changed(history, "SELECT digest FROM pictures") == [(PICTURE.digest,)]
     history.delete("a")
     assert changed(history, "SELECT digest FROM pictures") == []
+
+
+def test_branches_of_each_other_are_conversations(history: History) -> None:
+    write_lists(history, {"a": ("b", 1.0, raw("q")), "b": ("a", 2.0, raw("q", "a"))})
+    assert (here(history), here(history, "b")) == (["q"], ["q", "a"])
 
 
 def test_a_file_without_a_log_waits_for_another_that_writes(history: History) -> None:
