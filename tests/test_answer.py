@@ -11,6 +11,7 @@ from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
 from smolvlm_mlx.server.request import ChatRequest
+from smolvlm_mlx.tasks.history import Saved
 from tests.support.http import Running, head, question, wait_until
 from tests.support.pictures import data_url
 
@@ -241,7 +242,7 @@ def test_the_history_keeps_the_first_answer(
 ) -> None:
     id, save, saved = f"00000000000000{stream:02d}", server.history.save, list[str]()
 
-    def watched(id: str, messages: Any, model: str) -> list[int]:
+    def watched(id: str, messages: Any, model: str) -> Saved:
         saved.append(model)
         return save(id, messages, model)
 

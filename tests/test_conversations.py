@@ -7,17 +7,21 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.errors import EngineError
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import text_message, to_json, user_message
+from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import conversations
 from smolvlm_mlx.tasks.history import History, new_id
-from tests.support.http import Running, question, wait_until
+from tests.support.http import Running, always, question, wait_until
 from tests.support.pictures import PICTURE, data_url
+from tests.support.served import serving_alone
 
+import mlx.core as mx
 import pytest
 
 
@@ -54,7 +58,10 @@ def left(server: Running, jobs: list[Job], id: str, count: int = 1) -> None:
         next(lines)
 
 
-def test_an_answer_goes_on_without_its_client(server: Running, slow_model: list[Job]) -> None:
+def test_an_answer_goes_on_without_its_client(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "KEEP_SECONDS", 600)
     id = new_id()
     left(server, slow_model, id)
     (job,) = slow_model
@@ -79,6 +86,110 @@ def test_an_answer_goes_on_without_its_client(server: Running, slow_model: list[
     assert job.cancelled
     assert stop(server, id) == 404
     assert server.service.conversations.answers == []
+
+
+SLOW = """
+import time
+from smolvlm_mlx.model.language import LanguageModel
+from smolvlm_mlx.model.language import LanguageModel
+from smolvlm_mlx.server import conversations
+conversations.KEEP_SECONDS = 0.05
+logits = LanguageModel.logits
+def slower(self, hidden):
+    time.sleep(0.02)
+    return logits(self, hidden)
+LanguageModel.logits = slower
+"""
+
+
+@pytest.mark.slow
+def test_what_came_of_an_answer_is_there_after_a_kill(tmp_path: Path) -> None:
+    id, whole = new_id(), '"' + " ".join(map(str, range(300))) + '"'
+    asked = question("Count", max_tokens=2000, stream=True, conversation=id, **always(whole[1:-1]))
+    with (
+        serving_alone(tmp_path, SLOW) as served,
+        served.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=asked),
+    ):
+        wait_until(lambda: [*tmp_path.rglob("history.sqlite3")])
+        history = History(next(tmp_path.rglob("history.sqlite3")))
+        wait_until(lambda: history.list() and len(history.load(id)) == 2)
+        first = history.load(id)[1].text
+        wait_until(lambda: len(history.load(id)[1].text) > len(first) + 5)
+        served.process.kill()
+        served.process.wait()
+    before = history.load(id)
+    assert [message.text for message in before[:1]] == ["Count"]
+    assert whole.startswith(before[1].text)
+    assert before[1].interrupted
+    with serving_alone(tmp_path) as served, served.client() as client:
+        more = {"continue_final_message": True, "add_generation_prompt": False, "max_tokens": 3}
+        asked = {"messages": to_json(before), "conversation": id, **more}
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200
+    _, answer = history.load(id)
+    assert answer.text.startswith(before[1].text)
+    assert len(history.branches(id)) == 1
+
+
+def test_an_answer_that_is_kept_while_it_comes_is_one(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "KEEP_SECONDS", 0.02)
+    id = new_id()
+    with asking(server, id) as lines, listening_when_kept(server, id) as news:
+        state = next(news)
+        path = [place.id for place in server.history.places(id)]
+        assert (state["leaf"], state["answer"]["after"]) == (path[1], path[0])
+        told = state["answer"]["text"]
+        while len(told) < len(state["answer"]["text"]) + 20:
+            each = next(news)
+            assert each.keys() == {"text"}  # nothing of its being kept
+            told += each["text"]
+        assert stop(server, id) == 204
+        last = next(each for each in news if "leaf" in each)
+        assert last == {"leaf": server.history.leaf(id)}
+        assert list(lines)
+    assert len(server.history.branches(id)) == 1
+    answer = server.history.load(id)[-1]
+    assert answer.interrupted
+    assert answer.text.startswith(told.rstrip())
+
+
+@contextlib.contextmanager
+def listening_when_kept(server: Running, id: str) -> Iterator[Iterator[Any]]:
+    """What is told of a conversation, once some of its answer is kept."""
+    wait_until(lambda: [talk for talk in server.history.list() if talk.id == id])
+    wait_until(lambda: len(server.history.load(id)) == 2)
+    with listening(server, id) as news:
+        yield news
+
+
+def test_what_is_stopped_before_its_first_word_is_no_answer(
+    server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, submit = new_id(), server.scheduler.submit
+
+    def stopped(job: Job) -> None:
+        submit(job)
+        threading.Thread(target=stop, args=(server, id)).start()
+
+    monkeypatch.setattr(server.scheduler, "submit", stopped)
+    monkeypatch.setattr(LanguageModel, "logits", waiting_for(slow_model))
+    answer = server.complete(question("Hello", conversation=id, max_tokens=50))
+    assert answer.json()["choices"][0]["message"]["content"] == ""
+    assert [message.text for message in server.history.load(id)] == ["Hello"]
+    assert len(answer.json()["kept"]) == 1
+
+
+def waiting_for(jobs: list[Job]) -> Any:
+    """The logits of a model that makes none before its job is cancelled."""
+    logits = LanguageModel.logits
+
+    def waiting(self: LanguageModel, hidden: mx.array) -> mx.array:
+        wait_until(lambda: all(job.cancelled for job in jobs))
+        return logits(self, hidden)
+
+    return waiting
 
 
 def test_a_stopped_answer_is_told_as_one_that_ends(server: Running, slow_model: list[Job]) -> None:
@@ -147,9 +258,9 @@ def test_pictures_of_answers_that_are_left_are_few(
     asked = question("Hello", data_url(), max_tokens=2000, stream=True, conversation=id)
     with (
         server.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
+        client.stream("POST", "/v1/chat/completions", json=asked),
     ):
-        next(answer.iter_lines())
+        wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
     wait_until(lambda: not server.service.conversations.answers)
     assert slow_model[0].cancelled
     assert len(server.history.load(id)) == 2
@@ -160,7 +271,7 @@ def test_what_another_program_writes_is_told(server: Running) -> None:
     other.save(id, [text_message("user", "One")])
     with listening(server, id) as news:
         first = next(news)
-        path = other.save(id, [text_message("user", "Two")])
+        path = other.save(id, [text_message("user", "Two")]).path
         assert (first, next(news)) == ({"leaf": path[0] - 1}, {"leaf": path[0]})
         with server.client() as client:
             client.post(f"/conversations/{id}?message={first['leaf']}")
@@ -203,6 +314,15 @@ def test_a_stream_without_news_says_that_it_is_there(
     with server.client() as client, client.stream("GET", f"/conversations/{id}/events") as stream:
         lines = stream.iter_lines()
         assert [next(lines) for _ in range(4)][2] == ": still here"
+
+
+@pytest.mark.parametrize("id", ["a", "0123ABCD", "0123abc_", "é" * 8, "0" * 33, "0123abcd%0A"])
+def test_what_has_not_the_form_of_an_id_is_not_there(id: str, server: Running) -> None:
+    with server.client() as client:
+        for method, rest in (("GET", ""), ("DELETE", ""), ("POST", "/stop"), ("GET", "/events")):
+            refused = client.request(method, f"/conversations/{id}{rest}")
+            assert refused.status_code == 404
+            assert "no conversation" in refused.json()["error"]["message"]
 
 
 def test_the_page_is_at_the_address_of_a_conversation(server: Running) -> None:
@@ -256,7 +376,7 @@ def test_a_deletion_that_is_undone_has_what_came_of_the_answer(
         deleted = client.delete(f"/conversations/{id}", params={"undo": "true"})
         assert deleted.status_code == 204
         assert list(lines)
-        assert id not in server.history
+        assert id not in [talk.id for talk in server.history.list()]
         assert client.post(f"/conversations/{id}/restore").status_code == 204
     answer = server.history.load(id)[-1]
     assert (answer.role, answer.interrupted, bool(answer.text)) == ("assistant", True, True)

@@ -478,6 +478,20 @@ def test_an_answer_that_goes_on_is_one(history: History) -> None:
     assert (ways(history, "b"), history.load("b")[-1].interrupted) == ({("q", "Ha")}, False)
 
 
+def test_an_answer_is_kept_while_it_comes(history: History) -> None:
+    first, more, most = (interrupted("q", text)[1] for text in ("Ha", "Hal", "Halb"))
+    at = history.save("a", interrupted("q", "Ha")).path[-1]
+    history.extend("a", at, first, more)
+    history.extend("b", at, more, most)
+    history.extend("a", at - 1, more, most)
+    history.extend("a", at, first, most)  # it is another already
+    assert (here(history), history.leaf("a")) == (["q", "Hal"], at)
+    assert history.list(words="hal")[0].id == "a"
+    history.save("a", [*interrupted("q", "Hal"), *said("2")])
+    history.extend("a", at, more, most)
+    assert here(history) == ["q", "Hal", "2"]
+
+
 def test_branches_are_listed_and_opened(history: History) -> None:
     history.save("a", [text_message("system", "Be brief."), *said("q", "a", "2", "b")])
     history.save("a", said("q", "a", "2", "other answer"))
@@ -537,9 +551,8 @@ def test_a_name_stays_whatever_is_said(history: History) -> None:
 
 
 def test_what_is_discarded_is_nowhere_until_it_is_restored(history: History) -> None:
-    ids = history.save("a", TALK)
+    ids = history.save("a", TALK).path
     history.discard("a", 60)
-    assert "a" not in history
     assert history.list() == history.list(words="cat") == []
     for use in (
         lambda: history.save("a", said("q", "c")),
@@ -593,27 +606,27 @@ def test_restoring_and_forgetting_at_once_keep_all_or_nothing(history: History) 
             thread.start()
         for thread in threads:
             thread.join()
-        assert outcomes == [id in history]
+        assert outcomes == [id in [talk.id for talk in history.list()]]
         if outcomes[0]:
             assert words(history.load(id)) == words(TALK)
 
 
 def test_what_is_taken_back_is_there_and_nothing_of_others_goes(history: History) -> None:
-    seen = {*history.save("a", said(*BASE, "2", "b"))}
+    seen = {*history.save("a", said(*BASE, "2", "b")).path}
     history.withdraw("a", said(*BASE), seen)
     assert (here(history), history.list()[0].turns) == (BASE, 1)
     assert [branch.words for branch in history.branches("a")] == ["2"]
-    seen.update(history.save("a", said(*BASE, "3")))
+    seen.update(history.save("a", said(*BASE, "3")).path)
     history.save("a", said(*BASE, "3", "theirs"))
     for left in (BASE, [], ["unknown"]):
         history.withdraw("a", said(*left), seen)
         history.withdraw("none", said(*left), seen)
         assert here(history) == [*BASE, "3", "theirs"]
     history.move("a", min(seen))  # theirs, again
-    history.withdraw("a", [], {*seen, *history.save("a", said("mine"))})
+    history.withdraw("a", [], {*seen, *history.save("a", said("mine")).path})
     assert here(history) == []
     assert ways(history, "a") == {(*BASE, "2", "b"), (*BASE, "3", "theirs"), ("mine",)}
-    seen = {*history.save("b", said(*BASE))}
+    seen = {*history.save("b", said(*BASE)).path}
     history.withdraw("b", [], seen)
     assert [each.id for each in history.list()] == ["a"]
     history.save("b", said("anew"))  # it was not deleted
@@ -753,6 +766,9 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
             "d": ("a", 3.0, [system, *raw("q", "a", "2", "b")]),
             "e": ("gone", 2.0, raw("alone", "f")),
             "f": (None, 1.0, []),
+            "g": ("a", 6.0, [system, *raw("q", "a", "3", "c", "5")]),
+            "h": ("a", 7.0, raw("other", "d", "6")),
+            "i": ("b", 6.5, [system, *raw("q", "a", "3")]),
         },
     )
     listed = [(each.id, each.title, each.turns, each.updated) for each in history.list()]
@@ -762,11 +778,13 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
         ("f", "title f", 0, 1.0),
     ]
     assert here(history) == ["Be brief.", "q", "a", "3", "c", "4"]
-    assert [len(place.branches) for place in history.places("a")] == [2, 1, 2, 1, 1]
+    assert [len(place.branches) for place in history.places("a")] == [2, 1, 2, 1, 2]
+    assert len(paths(history)) == 13  # each beginning is there once
     assert ways(history, "a") == {
         ("q", "a", "2", "b"),
         ("q", "a", "3", "c", "4"),
-        ("other", "d"),
+        ("q", "a", "3", "c", "5"),
+        ("other", "d", "6"),
     }
     assert (here(history, "e"), here(history, "f")) == (["alone", "f"], [])
     (first, *_) = changed(history, "SELECT message FROM messages ORDER BY id")[0]
@@ -777,6 +795,11 @@ def test_branches_of_a_file_with_lists_go_into_their_origin(history: History) ->
     assert changed(history, "SELECT digest FROM pictures") == [(PICTURE.digest,)]
     history.delete("a")
     assert changed(history, "SELECT digest FROM pictures") == []
+
+
+def test_branches_of_each_other_are_conversations(history: History) -> None:
+    write_lists(history, {"a": ("b", 1.0, raw("q")), "b": ("a", 2.0, raw("q", "a"))})
+    assert (here(history), here(history, "b")) == (["q"], ["q", "a"])
 
 
 def test_a_file_without_a_log_waits_for_another_that_writes(history: History) -> None:
@@ -794,7 +817,7 @@ def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(history: Histor
     history.path.parent.mkdir()
     with closing(sqlite3.connect(history.path)) as database, database:
         database.execute("CREATE TABLE other (x)")
-        database.execute("PRAGMA user_version = 4")
+        database.execute("PRAGMA user_version = 3")
     before = history.path.read_bytes()
     for use in (history.list, lambda: history.save("a", TALK), lambda: history.load("a")):
         with pytest.raises(HistoryError, match="a newer version of smolvlm-mlx"):
@@ -826,7 +849,7 @@ NEWER: list[tuple[Any, str, str]] = [
 
 
 def test_what_is_unknown_in_a_message_is_carried(history: History) -> None:
-    ids = history.save("a", said(*"01234"))
+    ids = history.save("a", said(*"01234")).path
     history.save("b", [asked("", PICTURE)])
     stored = [json.dumps(raw).replace("DIGEST", PICTURE.digest) for raw, _, _ in NEWER]
     with closing(sqlite3.connect(history.path)) as database, database:

@@ -3,6 +3,7 @@ has the conversation open sees what comes to it, from here, other clients and ot
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
@@ -18,22 +19,26 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import NoConversationError, SmolVLMError, cut, quote
 from ..generation.scheduler import BusyError
-from ..inputs.messages import to_json
+from ..inputs.messages import Message, to_json
 from ..tasks.export import as_markdown, as_zip, file_name
-from ..tasks.history import MAX_NAME, UNDO_SECONDS, History
+from ..tasks.history import MAX_NAME, UNDO_SECONDS, History, Saved
 from .answer import Answer, Keeping
 from .closing import Requests
 from .fields import RequestError
 from .openai import Coming, News, dump, event
 from .openapi import Conversation, ConversationList
+from .request import ID
 
 KEEPERS = 8  # requests for which the history is asked, which may be locked, at once
 SAVE_SECONDS = 5.0  # that an answer's end waits for the history
+KEEP_SECONDS = 3.0  # between the times that an answer under way is kept as far as it has come
 MOST_LEFT = 8  # answers that go on though their clients have gone
 MOST_LEFT_BYTES = 2**28  # of their pictures and videos
 MOST_STREAMS = 128  # of events
 POLL_SECONDS = 0.25  # between looks at whether another program has written
 ALIVE_SECONDS = 15.0  # after which a stream without news says something
+
+NOTHING = object()  # has been told yet; a leaf may be None
 
 Found = TypeVar("Found")
 
@@ -43,6 +48,43 @@ class Preparation:
 
     def __init__(self, id: str | None):
         self.id, self.is_stopped = id, False
+
+
+class Turn:
+    """A question and its answer on their way into the history. One step at a time, in threads."""
+
+    def __init__(self, history: History, id: str, answer: Answer, model: str):
+        self.answer, self._history, self._id, self._model = answer, history, id, model
+        self._new = list[int]()  # the path of the question, if that was not the leaf
+        self._came: tuple[int, Message] | None = None  # the answer where and as it is kept
+
+    def begin(self) -> None:
+        """Keep the question."""
+        saved = self._save()
+        self.answer.after = saved.path[-1] if saved.path else None
+        self._new = saved.path if saved.has_moved else []
+
+    def go_on(self, came: Message) -> None:
+        """Keep the answer as far as it has come, as one that was interrupted: it is one, should
+        this process be killed."""
+        if self._came is not None:
+            at, before = self._came
+            self._history.extend(self._id, at, before, came)
+            self._came = at, came
+        elif self.answer.choices[0].text.strip():
+            self._came = self._save(came).path[-1], came
+
+    def end(self) -> Keeping:
+        """Keep the answer, if there is a word of it."""
+        if self.answer.has_failed:  # the question goes back to who asked it
+            self._history.withdraw(self._id, self.answer.messages[:-1], self._new)
+            return Keeping(None)
+        message = self.answer.message()
+        self._save(*([message] if message.text or not message.interrupted else []))
+        return Keeping(self._history.places(self._id))
+
+    def _save(self, *more: Message) -> Saved:
+        return self._history.save(self._id, [*self.answer.messages, *more], self._model)
 
 
 class Conversations:
@@ -102,26 +144,12 @@ class Conversations:
             answer.stop()
 
     async def _finish(self, id: str, answer: Answer, history: History) -> Keeping:
-        """Keep the question at once, and the answer when it has come to its end, however."""
-
-        new = list[int]()
-
-        def begin() -> None:
-            before = history.leaf(id) if id in history else None
-            path = history.save(id, answer.messages, self._model)
-            answer.after = path[-1] if path else None
-            new[:] = path if answer.after != before else []
-
-        def end() -> Keeping:
-            if answer.has_failed:  # before its first word: the question goes back to who asked it
-                history.withdraw(id, answer.messages[:-1], new)
-                return Keeping(None)
-            history.save(id, [*answer.messages, answer.message()], self._model)
-            return Keeping(history.places(id))
-
+        """Read the answer to its end, however it comes to one, and keep it."""
+        turn = Turn(history, id, answer, self._model)
         with anyio.CancelScope() as scope:
             self._requests.under_way.add(scope)
-            beginning = asyncio.create_task(self._save(begin))
+            over = asyncio.Event()
+            keeping_up = asyncio.create_task(self._keep_up(turn, over))
             try:
                 async for _ in answer.read():
                     pass
@@ -129,12 +157,22 @@ class Conversations:
                 pass  # which its clients are told
             finally:
                 answer.cancel()
+                over.set()
                 with anyio.CancelScope(shield=True):
-                    await beginning
-                    keeping = await self._save(end)
+                    await keeping_up
+                    keeping = await self._save(turn.end)
                 self._requests.under_way.discard(scope)
                 self.answers.remove(answer)
         return keeping
+
+    async def _keep_up(self, turn: "Turn", over: asyncio.Event) -> None:
+        """Keep the question at once, and the answer as far as it has come, until it is over."""
+        await self._save(turn.begin)
+        while not over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), KEEP_SECONDS)
+                return
+            await self._save(partial(turn.go_on, turn.answer.message()))
 
     async def _save(self, save: Callable[[], Keeping | None]) -> Keeping:
         try:
@@ -157,7 +195,7 @@ class Conversations:
         return JSONResponse(dump(ConversationList(kept=kept, conversations=found)))
 
     async def one(self, request: Request) -> Response:
-        id, history = request.path_params["id"], self._kept()
+        id, history = _id_in(request), self._kept()
         if request.method == "DELETE":
             undo = request.query_params.get("undo", "false")
             if undo not in ("true", "false"):
@@ -199,12 +237,12 @@ class Conversations:
 
     async def restore(self, request: Request) -> Response:
         """Take back a deletion that can be undone."""
-        await self._ask(partial(self._kept().restore, request.path_params["id"]))
+        await self._ask(partial(self._kept().restore, _id_in(request)))
         self._tell()
         return Response(status_code=204)
 
     async def rename(self, request: Request) -> Response:
-        id, title = request.path_params["id"], request.query_params.get("title")
+        id, title = _id_in(request), request.query_params.get("title")
         if title is None or len(title) > MAX_NAME:
             raise RequestError(f"must be a text of up to {MAX_NAME} characters", "title")
         title = await self._ask(partial(self._kept().rename, id, title))
@@ -212,7 +250,7 @@ class Conversations:
 
     async def markdown(self, request: Request) -> Response:
         """The conversation as a file: Markdown, in a zip with its pictures if it has any."""
-        id, history = request.path_params["id"], self._kept()
+        id, history = _id_in(request), self._kept()
 
         def make() -> tuple[str, bytes, str]:
             messages, title = history.load(id), history.title(id)
@@ -226,14 +264,14 @@ class Conversations:
 
     async def stop(self, request: Request) -> Response:
         """End the answer under way; what came of it stays."""
-        id = request.path_params["id"]
+        id = _id_in(request)
         if not self._stop(id):
             raise NoConversationError(f"no answer to conversation {quote(id)} is under way")
         return Response(status_code=204)
 
     async def events(self, request: Request) -> Response:
         """Tell what comes to a conversation as long as the client listens."""
-        id, history = request.path_params["id"], self._kept()
+        id, history = _id_in(request), self._kept()
         await self._ask(partial(history.leaf, id))
         if len(self._listeners) >= MOST_STREAMS:
             raise BusyError(f"{MOST_STREAMS} windows listen already; close some")
@@ -279,7 +317,7 @@ class Conversations:
     async def _news(self, id: str, history: History, woken: asyncio.Event) -> AsyncIterator[bytes]:
         """States rather than steps, so that who comes again has missed nothing: the leaf, and the
         answer under way as far as it has come, then what comes to that."""
-        told: object = self
+        told: object = NOTHING
         while not self._requests.are_refused:
             woken.clear()
             try:
@@ -298,7 +336,7 @@ class Conversations:
                             yield _news(text=piece)
                 if answer.keeping is not None:
                     await asyncio.wait([answer.keeping])
-                told = answer
+                told = NOTHING  # the leaf is told anew, also where it is as it was before
                 continue
             if leaf != told:
                 told = leaf
@@ -308,6 +346,18 @@ class Conversations:
                     await woken.wait()
             except TimeoutError:
                 yield b": still here\n\n"
+
+
+def _id_in(request: Request) -> str:
+    """The conversation that a request's path names.
+
+    Raises:
+        NoConversationError: it has not the form of an id.
+    """
+    id = str(request.path_params["id"])
+    if not re.fullmatch(ID, id):
+        raise NoConversationError(f"no conversation {quote(id)}")
+    return id
 
 
 def _news(**fields: Any) -> bytes:

@@ -3,11 +3,14 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import HistoryError, reason
+from .stored import known_of
+
+Ids = dict[tuple[str, int | None, str], int]  # by conversation, parent and message
 
 # What makes a file of each version from one of the version before; 0 is none, or one of the time
 # before versions were counted.
@@ -28,9 +31,9 @@ ALTER TABLE conversations ADD COLUMN version TEXT NOT NULL DEFAULT '';
 ALTER TABLE conversations ADD COLUMN origin TEXT;
 ALTER TABLE conversations ADD COLUMN branch INTEGER NOT NULL DEFAULT 1;
 """,
-    # From lists of messages to trees. A branch, which was a conversation of its own, goes into its
-    # origin, if that is there: what it begins with as that does (fewer than `parted`) is shared.
-    # A system message at the front belongs to the conversation and is no part of the tree.
+    # From lists of messages to trees, which `_grow_trees` makes of them. A conversation may have a
+    # name that somebody gave it. What is deleted can be restored `until` a time, in seconds since
+    # 1970; what is forgotten has none.
     """
 ALTER TABLE conversations RENAME TO old_conversations;
 ALTER TABLE messages RENAME TO old_messages;
@@ -38,7 +41,7 @@ ALTER TABLE uses RENAME TO old_uses;
 CREATE TABLE conversations (
     id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL,
     created REAL NOT NULL, updated REAL NOT NULL,
-    instructions TEXT, turns INTEGER NOT NULL DEFAULT 0, leaf INTEGER);
+    instructions TEXT, turns INTEGER NOT NULL DEFAULT 0, leaf INTEGER, name TEXT);
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
@@ -47,52 +50,7 @@ CREATE INDEX messages_of ON messages (conversation);
 CREATE TABLE uses (
     conversation TEXT NOT NULL REFERENCES conversations ON DELETE CASCADE,
     digest TEXT NOT NULL REFERENCES pictures, PRIMARY KEY (conversation, digest));
-CREATE TABLE deleted (id TEXT PRIMARY KEY);
-CREATE TABLE talks AS
-    SELECT *, coalesce((SELECT min(number) FROM old_messages AS mine
-        WHERE conversation = id AND (id = home OR NOT EXISTS (SELECT 1 FROM old_messages AS its
-        WHERE its.conversation = home AND its.number = mine.number
-        AND its.message = mine.message))), 1000000000) AS parted
-    FROM (SELECT id, updated, CASE WHEN origin IN (SELECT id FROM old_conversations)
-        THEN origin ELSE id END AS home FROM old_conversations);
-CREATE TABLE moved AS
-    SELECT row_number() OVER (
-            ORDER BY conversation != home, updated, conversation, number) AS node,
-        home, conversation, parted, number, message, words, updated
-    FROM old_messages JOIN talks ON talks.id = conversation
-    WHERE number >= parted AND NOT (number = 0
-        AND CASE WHEN json_valid(message) THEN json_extract(message, '$.role') END IS 'system');
-CREATE INDEX moved_at ON moved (conversation, number);
-INSERT INTO conversations
-    SELECT old.id, title, model, created, last.updated,
-        (SELECT message FROM old_messages WHERE conversation = last.id AND number = 0
-            AND CASE WHEN json_valid(message) THEN json_extract(message, '$.role') END = 'system'),
-        (SELECT count(*) FROM old_messages WHERE conversation = last.id
-            AND CASE WHEN json_valid(message) THEN json_extract(message, '$.role') END = 'user'),
-        (SELECT node FROM moved, (SELECT max(number) AS number FROM old_messages
-            WHERE conversation = last.id) AS end
-            WHERE moved.number = end.number AND moved.conversation =
-            CASE WHEN end.number >= last.parted THEN last.id ELSE last.home END)
-    FROM old_conversations AS old JOIN talks AS last ON last.id = (SELECT id FROM talks
-        WHERE home = old.id ORDER BY updated DESC, id = home LIMIT 1);
-INSERT INTO messages
-    SELECT node, home, (SELECT node FROM moved AS before
-        WHERE before.number = moved.number - 1 AND before.conversation =
-        CASE WHEN moved.number > moved.parted THEN moved.conversation ELSE moved.home END),
-        message, words, updated
-    FROM moved;
-INSERT INTO uses SELECT DISTINCT home, digest FROM old_uses JOIN talks ON id = conversation;
-DROP TABLE moved;
-DROP TABLE talks;
-DROP TABLE old_uses;
-DROP TABLE old_messages;
-DROP TABLE old_conversations;
-""",
-    # A conversation may have a name that somebody gave it. What is deleted can be restored `until`
-    # a time, in seconds since 1970; what is forgotten has none.
-    """
-ALTER TABLE conversations ADD COLUMN name TEXT;
-ALTER TABLE deleted ADD COLUMN until REAL;
+CREATE TABLE deleted (id TEXT PRIMARY KEY, until REAL);
 """,
 )
 
@@ -194,7 +152,63 @@ def _bring_up_to_date(path: Path, database: sqlite3.Connection) -> None:
     for number in range(_version(path, database), len(STEPS)):
         for statement in STEPS[number].split(";"):
             database.execute(statement)
+        if number == 1:
+            _grow_trees(database)
         database.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _grow_trees(database: sqlite3.Connection) -> None:
+    """Make trees of the lists in the old tables. A branch, which was a conversation of its own,
+    goes into its origin, if that is there, and shares what it begins with as another does.
+
+    A system message at the front is no part of the tree: the conversation has that of its newest
+    branch, up to which it is shown, and those of its other branches go.
+    """
+    heads = database.execute("SELECT id, origin, updated FROM old_conversations").fetchall()
+    origins = {id: origin for id, origin, _ in heads}
+    talks = [(id, _home(origins, id), updated) for id, _, updated in heads]
+    database.executemany(
+        "INSERT INTO conversations (id, title, model, created, updated) SELECT id, title, model, "
+        "created, updated FROM old_conversations WHERE id = ?",
+        [(id,) for id, home, _ in talks if id == home],
+    )
+    ids: Ids = {}
+    for id, home, updated in sorted(talks, key=lambda talk: (talk[0] != talk[1], talk[2], talk[0])):
+        _move(database, ids, id, home, updated)
+        used = "INSERT OR IGNORE INTO uses SELECT ?, digest FROM old_uses WHERE conversation = ?"
+        database.execute(used, (home, id))
+    for table in ("uses", "messages", "conversations"):
+        database.execute(f"DROP TABLE old_{table}")
+
+
+def _home(origins: Mapping[str, str | None], id: str) -> str:
+    """The conversation into which one goes: its origin's, if that is there."""
+    seen = set[str]()
+    while (origin := origins[id]) in origins and origin is not None and id not in seen:
+        seen.add(id)
+        id = origin
+    return id
+
+
+def _move(database: sqlite3.Connection, ids: Ids, id: str, home: str, updated: float) -> None:
+    """Bring a list into the tree of a conversation, which is shown up to its end if that is the
+    newest so far."""
+    query = "SELECT number, message, words FROM old_messages WHERE conversation = ? ORDER BY number"
+    instructions, turns, leaf = None, 0, None
+    for number, message, words in database.execute(query, (id,)).fetchall():
+        role = (known_of(message) or {}).get("role")
+        if number == 0 and role == "system":
+            instructions = message
+            continue
+        at = ids.setdefault((home, leaf, message), len(ids) + 1)
+        insert = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+        database.execute(insert, (at, home, leaf, message, words, updated))
+        turns, leaf = turns + (role == "user"), at
+    database.execute(
+        "UPDATE conversations SET updated = ?1, instructions = ?2, turns = ?3, leaf = ?4 "
+        "WHERE id = ?5 AND updated <= ?1",
+        (updated, instructions, turns, leaf, home),
+    )
 
 
 def _is_busy(error: Exception) -> bool:

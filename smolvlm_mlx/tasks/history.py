@@ -22,7 +22,7 @@ from platformdirs import user_cache_path, user_data_path
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
 from .database import Watch, empty_log, opened
-from .saving import forget_unused, utf8, write_head, write_messages
+from .saving import extend_message, forget_unused, utf8, write_head, write_messages
 from .stored import beginning, from_stored, title_of, to_stored
 from .tree import Node, Tree
 
@@ -53,6 +53,14 @@ class Place:
 
 
 Places = list[Place]  # of the messages of a conversation
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was saved: the ids of its messages but the instructions, and whether the leaf moved."""
+
+    path: list[int]
+    has_moved: bool
 
 
 @dataclass(frozen=True)
@@ -120,15 +128,12 @@ class History:
     def __init__(self, path: Path | None = None, timeout: float = BUSY_SECONDS):
         self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
-    def save(self, id: str, messages: Sequence[Message], model: str = "") -> list[int]:
+    def save(self, id: str, messages: Sequence[Message], model: str = "") -> Saved:
         """Write a conversation: what of it is there stays, and what differs goes beside it. The
         leaf is then its end, unless another has gone on from there already.
 
         An answer that was interrupted is replaced by one that begins with it, and instructions at
         the front by others: they belong to the conversation, whatever way it goes.
-
-        Returns:
-            the ids of its messages, without that of instructions.
 
         Raises:
             NoConversationError: it was deleted, and does not come back.
@@ -143,12 +148,19 @@ class History:
             tree, leaf = _tree(database, id), _leaf(database, id)
             path = tree.find(new)
             if len(path) == len(new) and _is_below(tree, leaf, path):
-                return path
+                return Saved(path, False)
             write_head(database, id, title_of(messages), model, first)
             path = write_messages(database, id, tree, path, rest, new)
             turns = sum(message.role == "user" for message in rest)
-            _set_leaf(database, id, path[-1] if path else None, turns)
-        return path
+            end = path[-1] if path else None
+            _set_leaf(database, id, end, turns)
+        return Saved(path, end != leaf)
+
+    def extend(self, id: str, at: int, before: Message, answer: Message) -> None:
+        """Write an answer that still comes as far as it has come now, in the place where it is as
+        it was `before`; where it is another now, or goes on, it stays as it is. Reads no tree."""
+        with self._open(writes=True) as database:
+            extend_message(database, id, at, before, answer)
 
     def withdraw(self, id: str, messages: Sequence[Message], seen: Collection[int]) -> None:
         """Go back to the end of these messages, unless another has gone on meanwhile: the leaf is
@@ -189,11 +201,6 @@ class History:
         with self._open() as database:
             leaf, _ = _head(database, id)
             return _places(_tree(database, id), leaf)
-
-    def __contains__(self, id: str) -> bool:
-        with self._open() as database:
-            query = f"SELECT 1 FROM conversations WHERE id = ? AND {THERE}"
-            return database.execute(query, (id,)).fetchone() is not None
 
     def leaf(self, id: str) -> int | None:
         """The id of the last message of a conversation; None before the first."""

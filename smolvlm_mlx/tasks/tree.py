@@ -78,14 +78,9 @@ class Tree:
     def begun(self, parent: int | None, message: Raw) -> int | None:
         """Return an answer that was interrupted, and with which this one begins: it can be replaced
         without loss, if nothing goes on from it."""
-        said = _said(message)
-        for id in self.children(parent):
-            text = _interrupted(self._known(id))
-            if text is None or said is None or self.children(id):
-                continue
-            if said.startswith(text):
-                return id
-        return None
+        children = self.children(parent)
+        ends = (id for id in children if not self.children(id))
+        return next((id for id in ends if _continues(self._known(id), message)), None)
 
     def words(self, id: int) -> str:
         """Return the words of a message."""
@@ -108,10 +103,8 @@ class Tree:
 
     def _further(self, children: Sequence[int], message: Raw) -> int | None:
         """The newest answer that begins with this one, which was interrupted."""
-        if (text := _interrupted(message)) is None:
-            return None
-        said = [(id, _said(self._known(id))) for id in children]
-        return next((id for id, words in said[::-1] if words and words.startswith(text)), None)
+        newest = reversed(children)
+        return next((id for id in newest if _continues(message, self._known(id))), None)
 
 
 def _said(message: Raw | None) -> str | None:
@@ -122,9 +115,12 @@ def _said(message: Raw | None) -> str | None:
     return str(part["text"]) if part["type"] == "text" else None
 
 
-def _interrupted(message: Raw | None) -> str | None:
-    """The words of an answer that was interrupted."""
-    return _said(message) if message is not None and message.get("interrupted") else None
+def _continues(short: Raw | None, long: Raw | None) -> bool:
+    """Whether an answer that was interrupted is the beginning of another."""
+    begun, said = _said(short), _said(long)
+    if short is None or begun is None or said is None:
+        return False
+    return bool(short.get("interrupted")) and said.startswith(begun)
 
 
 def dumped(message: Raw) -> str:

@@ -381,6 +381,20 @@ def test_what_is_too_long_to_be_read_is_shown_as_it_came(shared: Any) -> None:
     assert "<strong>a</strong>" in shared.evaluate(SHOW, ["**a** " * 800, True])
 
 
+def test_what_becomes_too_much_is_shown_as_it_came(shared: Any) -> None:
+    """A table has as many cells in each row as in its head, so that 1.8 kB would be 63,000."""
+    table = "|" + "a|" * 250 + "\n|" + "-|" * 250 + "\n" + "|a\n" * 250
+    count = "document.querySelectorAll('#place *').length"
+    for whole in (True, False):
+        html = shared.evaluate(SHOW, [f"a\n\n{table}\n# b\n", whole])
+        assert html.startswith('<p dir="auto">a</p><p class="plain')
+        assert shared.evaluate(count) == 3
+    tables = "\n\n".join(["|" + "a|" * 40 + "\n|" + "-|" * 40 + "\n" + "|a\n" * 40] * 20)
+    shared.evaluate(SHOW, [tables, True])
+    assert shared.evaluate(count) < 8_000
+    assert shared.locator("#place table").count() == 2
+
+
 # ---- in the conversation
 
 

@@ -177,3 +177,18 @@ def test_a_stopped_answer_makes_no_branch(page: Any, server: Running) -> None:
             server.wait_until_idle()
     server.wait_until_idle()
     wait_until(lambda: [talk.turns for talk in server.history.list()] == [3])
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_what_is_stopped_before_its_first_word_leaves_the_question(
+    page: Any, server: Running
+) -> None:
+    page.route("**/stop", lambda route: route.abort())  # so that the answer is left, not ended
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    page.locator(".assistant").wait_for()
+    page.locator("#stop-answer").click()
+    page.locator(".user").get_by_role("button", name="Retry").wait_for()
+    assert shown(page) == ["Hello"]
+    assert server.history.list() == []

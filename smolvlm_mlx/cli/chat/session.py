@@ -162,7 +162,7 @@ class Session:
     def keep(self) -> None:
         """Bring the history up to date."""
         if self.history is not None and any(m.role == "user" for m in self.chat.messages):
-            self._stand(self.history.save(self.id, self.chat.messages, self.model))
+            self._stand(self.history.save(self.id, self.chat.messages, self.model).path)
 
     def _stand(self, path: Sequence[int]) -> None:
         self.path = [*path]

@@ -170,6 +170,10 @@ async function answer(again, takeBack, more = {}, begun = null) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
     controller.abort();
   }
+  if (!message.text && message.interrupted && asked.messages.at(-1) === message) {
+    asked.messages.pop();  // it was stopped before its first word
+    asked.leaf = undefined;  // what is there then, the server says
+  }
   if (running === controller) setRunning(null);
   if (asked === conversation) {
     show();
@@ -322,7 +326,7 @@ export function openEmpty() {
 const addressOf = id => `/c/${id}`;
 
 // The conversation that the address names; "" for none.
-export const addressed = () => /^\/c\/(\w+)$/.exec(location.pathname)?.[1] ?? "";
+export const addressed = () => /^\/c\/([0-9a-f]{8,32})$/.exec(location.pathname)?.[1] ?? "";
 
 // ---- what comes to it from elsewhere
 
@@ -373,9 +377,11 @@ async function adopt(asked, signal) {
   if (!response.ok) return;
   const raw = await response.json(), { instructions, messages } = read(raw);
   const last = asked.messages.at(-1), edited = asked.messages[editing]?.place?.id;
-  const isCut = last?.cut && messages.length === asked.messages.length - 1;
-  asked.messages = isCut ? [...messages, last] : messages;
-  if (raw.kept.length) setPlaces({ ...asked, messages }, raw.kept);
+  const kept = messages[asked.messages.length - 1];  // what of the last one the server has
+  const isCut = last?.cut && messages.length >= asked.messages.length - 1
+    && (!kept || kept.interrupted && last.text.startsWith(kept.text));
+  asked.messages = isCut ? [...messages.slice(0, asked.messages.length - 1), last] : messages;
+  if (raw.kept.length) setPlaces(isCut && kept ? asked : { ...asked, messages }, raw.kept);
   asked.leaf = raw.kept.at(-1)?.id ?? null;
   if (asked.messages[editing]?.place?.id !== edited) editing = null;
   $("system").value = instructions;

@@ -8,11 +8,12 @@ import { enrich } from "./richer.js";
 import MarkdownIt from "./vendor/markdown-it.esm.min.mjs";
 import complete from "./vendor/remend.js";
 
-// Characters beyond which a line of text, the blocks that still change, or an answer stay as they
-// came: hostile texts take the square of their length.
-const MAX_INLINE = 5_000;
-const MAX_OPEN = 20_000;
-const MAX_TEXT = 100_000;
+// Beyond these an answer goes on as it came: hostile texts take the square of their length, and
+// markdown-it gives every row of a table as many cells as its head has.
+const MAX_INLINE = 5_000;  // characters of a paragraph, a cell
+const MAX_OPEN = 20_000;  // characters of the blocks that still change
+const MAX_TEXT = 100_000;  // characters of a whole answer
+const MAX_TOKENS = 8_000;  // of an answer
 const MAX_DEPTH = 90;  // of quotes and lists in each other; markdown-it leaves out what is deeper
 
 const markdown = new MarkdownIt({ breaks: true, linkify: true }).disable("reference");
@@ -25,8 +26,8 @@ markdown.core.ruler.before("inline", "limit", ({ tokens }) => {
   }
 });
 
-// What is shown in an element: {text, blocks: [{source, node}], settled}, the last of them how many
-// blocks no more text can change.
+// What is shown in an element: {text, blocks: [{source, size, node}], settled}, the last of them how
+// many blocks no more text can change.
 const views = new WeakMap();
 
 // Show a text, of which more may come.
@@ -37,10 +38,15 @@ export function showMarkdown(place, text, isWhole) {
   const settled = goesOn ? before.blocks.slice(0, before.settled) : [];
   const rest = clean.slice(settled.reduce((length, { source }) => length + source.length, 0));
   const isLong = rest.length > (isWhole ? MAX_TEXT : MAX_OPEN);
-  const found = isLong ? [{ source: rest }] : split(rest, { isOpen: !isWhole });
-  if (isLong) found[0].tokens = [];
-  else if (!isWhole && found.length) found.push(completed(found.pop()));
-  const open = found.map((block, at) => shown(block, before.blocks[settled.length + at]));
+  const found = isLong ? [{ source: rest, tokens: [] }] : split(rest, { isOpen: !isWhole });
+  if (!isLong && !isWhole && found.length) found.push(completed(found.pop()));
+  let left = settled.reduce((tokens, { size }) => tokens - size, MAX_TOKENS);
+  const open = found.map((block, at) => {
+    block.size = count(block.tokens);
+    left -= block.size;
+    if (left < 0) block.tokens = [];
+    return shown(block, before.blocks[settled.length + at]);
+  });
   const blocks = [...settled, ...open];
   arrange(place, blocks.map(({ node }) => node));
   views.set(place, { text: clean, blocks, settled: Math.max(settled.length, blocks.length - 2) });
@@ -61,7 +67,10 @@ function split(text, env = {}) {
     { source: text.slice(start, blocks[at + 1]?.start), tokens }));
 }
 
-function shown({ source, tokens, isOpen }, before) {
+const count = tokens => (
+  tokens.reduce((sum, { nesting, children }) => sum + (nesting >= 0) + count(children ?? []), 0));
+
+function shown({ source, tokens, size, isOpen }, before) {
   if (before && before.source === source && !before.isOpen && !isOpen) return before;
   const isText = !tokens.length || tokens.some(({ level }) => level > MAX_DEPTH);
   const plain = { className: "plain", textContent: source };
@@ -69,7 +78,7 @@ function shown({ source, tokens, isOpen }, before) {
   node.dir ||= "auto";
   if (isOpen) node.classList.add("open");
   enrich(node, isOpen);
-  return { source, isOpen, node: before ? become(before.node, node) : node };
+  return { source, size, isOpen, node: before ? become(before.node, node) : node };
 }
 
 // ---- what is half there

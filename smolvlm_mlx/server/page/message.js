@@ -5,10 +5,12 @@
 import { arrange, make } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
 import { asPart, fromPart, thumbnail } from "./pictures.js";
+import { showWhenNear } from "./talk.js";
 
 const LABELS = { user: "You", assistant: "Answer", system: "Instructions" };
 
 const nodes = new WeakMap();  // of messages, which keep theirs
+const whole = new WeakMap();  // texts that are shown, or will be when one comes near, by their places
 const coming = new Map();  // texts that are shown in the next frame, by their nodes
 
 // `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it; of
@@ -48,12 +50,17 @@ function picturesNode(node, { pictures }, remove) {
   return made;
 }
 
-// Answers are Markdown; what people write is shown as they wrote it.
+// Answers are Markdown, and until one comes near, text; what people write is shown as they wrote it.
 function textNode(node, { role, text }) {
   const place = node.querySelector(".text") ?? make("div", { className: "text", dir: "auto" });
   coming.delete(node);
-  if (role !== "assistant" || !text) place.textContent = text || "…";
-  else showMarkdown(place, text, true);
+  if (role !== "assistant" || !text) {
+    place.textContent = text || "…";
+  } else if (whole.get(place) !== text) {
+    whole.set(place, text);
+    if (!place.hasChildNodes()) place.append(make("p", { className: "plain", textContent: text }));
+    showWhenNear(node, () => showMarkdown(place, text, true));
+  }
   return place;
 }
 
@@ -74,7 +81,11 @@ export function updateText(node, text) {
 }
 
 function showComing() {
-  for (const [node, text] of coming) showMarkdown(node.querySelector(".text"), text, false);
+  for (const [node, text] of coming) {
+    const place = node.querySelector(".text");
+    whole.delete(place);
+    showMarkdown(place, text, false);
+  }
   coming.clear();
 }
 

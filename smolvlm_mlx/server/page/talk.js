@@ -1,4 +1,5 @@
-// The place where the messages are: it follows what comes, unless one has scrolled up to read.
+// The place where the messages are: it follows what comes, unless one has scrolled up to read, and
+// has what is far from the window made when one comes near.
 
 import { $, arrange } from "./dom.js";
 import { keepFocus } from "./focus.js";
@@ -36,9 +37,40 @@ const growing = new ResizeObserver(() => {
 });
 growing.observe(talk);
 
+// ---- what is far from the window
+
+const AT_ONCE = 6;  // messages at the end, which one sees first
+
+const waiting = new WeakMap();  // what makes a message as it looks, by its node
+
+export function showWhenNear(node, make) {
+  waiting.set(node, make);
+  near.observe(node);
+}
+
+function showNow(node) {
+  near.unobserve(node);
+  waiting.get(node)?.();
+  waiting.delete(node);
+}
+
+// What one reads stays where it is, though what is above it becomes higher: not all browsers see
+// to that.
+const near = new IntersectionObserver(changes => {
+  const top = talk.getBoundingClientRect().top;
+  const read = [...talk.children].find(node => node.getBoundingClientRect().bottom > top);
+  const stood = read?.getBoundingClientRect().top;
+  for (const { target, isIntersecting } of changes) if (isIntersecting) showNow(target);
+  const moved = read ? read.getBoundingClientRect().top - stood : 0;
+  if (moved && !isFollowing) before = talk.scrollTop += moved;
+}, { root: talk, rootMargin: "100% 0px" });
+
+addEventListener("beforeprint", () => [...talk.children].forEach(showNow));
+
 // Show these messages. What is there already stays where it is; a new one at the end is gone to.
 export function showAll(nodes) {
   const isNew = nodes.at(-1) !== talk.lastElementChild;
+  nodes.slice(-AT_ONCE).forEach(showNow);
   for (const node of nodes) growing.observe(node);
   arrange(talk, nodes);
   if (isNew) toEnd();
