@@ -199,7 +199,7 @@ def test_a_file_that_cannot_be_used_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(HistoryError) as caught:
         History(tmp_path).list()
     assert str(caught.value) == (
-        f"{tmp_path}: Is a directory; move the file away, or `chat --no-history`"
+        f"{tmp_path}: unable to open database file; move the file away, or `chat --no-history`"
     )
 
 

@@ -22,7 +22,7 @@ from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import Lines
 from smolvlm_mlx.cli.history import as_text
 from smolvlm_mlx.cli.tiles import SeenTiles
-from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError
+from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError, quote
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
 from smolvlm_mlx.inputs.messages import Message, TextPart, user_message
@@ -856,7 +856,10 @@ def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:
             lines.append_string("One")
             lines.append_string("Two")
         assert lines.get_strings() == ["One", "Two"]
-        assert [lines.pop_trouble() for _ in range(2)] == [f"'{path}': {reason}", None]
+        assert [lines.pop_trouble() for _ in range(2)] == [
+            f"{quote(path, end=True)}: {reason}",
+            None,
+        ]
     kept = Lines(tmp_path / "kept")
     kept.append_string("One")
     assert [*Lines(tmp_path / "kept").load_history_strings()] == ["One"]
