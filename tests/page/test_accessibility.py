@@ -178,12 +178,13 @@ def test_the_focus_stays_at_what_is_removed_from_a_list(
 def test_the_focus_stays_in_the_list_of_conversations(page: Any, server: Running) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
     few_tokens(page)
-    page.on("dialog", lambda dialog: dialog.accept())
     for name in ("One", "Two", "Three"):
         server.history.save(new_id(), [text_message("user", name)])
     page.reload()
-    press(page, "Delete Two")
-    wait_for_focus(page, "Delete One")
+    press(page, "More: Two")
+    wait_for_focus(page, "Rename")
+    press(page, "Delete")
+    wait_for_focus(page, "Undo")
     page.get_by_role("button", name="Three", exact=True).focus()
     server.history.save(new_id(), [text_message("user", "Four")])
     page.evaluate("document.dispatchEvent(new Event('answered'))")  # the list is made anew
@@ -285,10 +286,11 @@ def test_what_a_screen_reader_is_told_of_markdown(page: Any, server: Running) ->
     STATES["markdown"](page, server, Path())
     script = """async () => {
         const { spoken, messageNode } = await import("/page/message.js");
+        const { showAll } = await import("/page/talk.js");
         const text = ["# One", "| a | b |\\n|---|---|\\n| c | d |", "- e\\n- f", "```py\\ng\\n```"];
         const cut = "the engine failed";
         const answer = {role: "assistant", text: text.join("\\n\\n"), pictures: [], cut};
-        messageNode(answer, []);
+        showAll([messageNode(answer, [])]);
         return spoken(answer);
     }"""
     assert page.evaluate(script) == "One a b c d e f g Cut off: the engine failed"

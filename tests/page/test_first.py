@@ -176,7 +176,9 @@ def test_twenty_pictures_of_which_two_are_damaged(page: Any, tmp_path: Path) -> 
         (tmp_path / name).write_bytes(data)
     good = [name for name in names if name not in ("3.png", "11.png")]
     bodies = watch_requests(page)
-    yes = piece("Yes", usage={"timing": {"about": "done"}})
+    timing = {"preprocess": 0, "vision": 0, "prefill": 0, "about": "done"}
+    details = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}}
+    yes = piece("Yes", usage={**details, "timing": timing})
     page.route(
         "**/completions",
         lambda route: route.fulfill(content_type="text/event-stream", body=sse(yes, "[DONE]")),

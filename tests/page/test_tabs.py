@@ -33,7 +33,7 @@ def test_an_answer_whose_connection_breaks_goes_on(
     )
     page.fill("#text", "What?")
     page.press("#text", "Enter")
-    page.get_by_text('"one two three four"').wait_for()
+    page.locator("#talk").get_by_text('"one two three four"').wait_for()
     page.get_by_role("button", name="Retry").wait_for()
     assert count >= 4
     assert seen(page) == ["What?", '"one two three four"']

@@ -1,6 +1,5 @@
 // The conversation that is open: its messages, asking, and answers as they come.
 
-import { noteAnswer } from "./cost.js";
 import { $, announce, make, say, write } from "./dom.js";
 import { afterMessages, keepFocus } from "./focus.js";
 import {
@@ -164,7 +163,7 @@ async function answer(again, takeBack, more = {}, begun = null) {
   try {
     for await (const chunk of chunks) {
       takeChunk(asked, message, chunk);
-      if (chunk.usage) noteAnswer(sent.flatMap(partsOf).filter(part => part.url), chunk);
+      if (chunk.usage) noteAnswer(sent, chunk);
     }
   } catch (error) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
@@ -181,6 +180,11 @@ async function answer(again, takeBack, more = {}, begun = null) {
     watch();
   }
   document.dispatchEvent(new Event("answered"));
+}
+
+async function noteAnswer(sent, chunk) {
+  const { noteAnswer: note } = await import("./cost.js");
+  note(sent.flatMap(partsOf).filter(part => part.url), chunk);
 }
 
 function takeChunk(asked, message, chunk) {

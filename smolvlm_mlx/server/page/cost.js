@@ -101,7 +101,7 @@ function describe(found, unknown, { tiles, ofTiles, tokens, ofTokens }) {
     cost && about + counted(cost, "token"),
     cost && seconds !== null && `about ${rounded(seconds)} s to read`,
     unknown && `${unknown} whose cost cannot be told`,
-  ].filter(Boolean).map(part => part.replaceAll(" ", "\u00a0")).join(" · ");
+  ].filter(Boolean).map(part => part.replace(" ", "\u00a0")).join(" · ");
 }
 
 export function counted(count, what) {

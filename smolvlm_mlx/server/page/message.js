@@ -3,7 +3,6 @@
 // pictures first.
 
 import { arrange, make } from "./dom.js";
-import { showMarkdown } from "./markdown.js";
 import { asPart, fromPart, thumbnail } from "./pictures.js";
 import { showWhenNear } from "./talk.js";
 
@@ -12,6 +11,9 @@ const LABELS = { user: "You", assistant: "Answer", system: "Instructions" };
 const nodes = new WeakMap();  // of messages, which keep theirs
 const whole = new WeakMap();  // texts that are shown, or will be when one comes near, by their places
 const coming = new Map();  // texts that are shown in the next frame, by their nodes
+const plain = new Map();  // [text, is it whole] that are no Markdown yet, by their places
+
+let markdown = null;  // the module, or the promise of it: it is loaded with the first answer
 
 // `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it; of
 // one that is still coming nothing is said.
@@ -54,14 +56,30 @@ function picturesNode(node, { pictures }, remove) {
 function textNode(node, { role, text }) {
   const place = node.querySelector(".text") ?? make("div", { className: "text", dir: "auto" });
   coming.delete(node);
+  if (role === "assistant") loadMarkdown();
   if (role !== "assistant" || !text) {
     place.textContent = text || "…";
   } else if (whole.get(place) !== text) {
     whole.set(place, text);
     if (!place.hasChildNodes()) place.append(make("p", { className: "plain", textContent: text }));
-    showWhenNear(node, () => showMarkdown(place, text, true));
+    showWhenNear(node, () => showAnswer(place, text, true));
   }
   return place;
+}
+
+function showAnswer(place, text, isWhole) {
+  if (markdown.showMarkdown) return markdown.showMarkdown(place, text, isWhole);
+  plain.set(place, [text, isWhole]);
+  arrange(place, [make("p", { className: "plain", textContent: text })]);
+  loadMarkdown();
+}
+
+function loadMarkdown() {
+  markdown ??= import("./markdown.js").then(module => {
+    markdown = module;
+    for (const [place, said] of plain) module.showMarkdown(place, ...said);
+    plain.clear();
+  }, () => { markdown = null; });
 }
 
 // Whether a text ends in the same words twice, as an answer does that was ended because it went in
@@ -84,7 +102,7 @@ function showComing() {
   for (const [node, text] of coming) {
     const place = node.querySelector(".text");
     whole.delete(place);
-    showMarkdown(place, text, false);
+    showAnswer(place, text, false);
   }
   coming.clear();
 }

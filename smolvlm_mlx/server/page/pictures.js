@@ -3,12 +3,10 @@
 // which of its frames are seen, and why it cannot be used, if it was tried. While it waits it may
 // have a `preview`, the address of the file itself, and no url yet, or never if it `isUnread`.
 
-import { showCost } from "./cost.js";
 import { $, arrange, make, say } from "./dom.js";
 import { keepPlace } from "./focus.js";
 import { openStream } from "./secure.js";
 import { remember, remembered } from "./store.js";
-import { opens } from "./viewer.js";
 
 // The endings that inputs/media.py has; browsers know a type for few.
 const VIDEO_ENDINGS = [
@@ -79,12 +77,18 @@ export function recallWaiting() {
 const list = (names, most = 5) => (names.length <= most ? names.join(", ")
   : `${names.slice(0, most - 1).join(", ")} and ${names.length - most + 1} others`);
 
+export const pictureOf = new WeakMap();  // by thumbnails, which are images and videos
 const nodes = new WeakMap();  // of those that wait
 
 export function showWaiting() {
   keepPlace($("waiting"), () => arrange($("waiting"), waiting.map(waitingNode)), $("text"));
   document.body.classList.toggle("holding", waiting.length > 0);
-  showCost(waiting.filter(({ isUnread }) => !isUnread));
+  if (waiting.length || !$("cost").hidden) showCost();
+}
+
+async function showCost() {
+  const { showCost: show } = await import("./cost.js");
+  show(waiting.filter(({ isUnread }) => !isUnread));
 }
 
 function waitingNode(picture) {
@@ -109,7 +113,8 @@ export function thumbnail(picture, remove, shown = showable(picture)) {
   const showName = () => figure.classList.toggle("unshown", shown.complete && !shown.naturalWidth);
   if (!video) shown.onerror = showName;
   if (!video) showName();
-  opens(figure.lastChild, shown, picture);
+  pictureOf.set(shown, picture);
+  opens(figure.lastChild, shown);
   if (remove) {
     const button = { type: "button", textContent: "×", ariaLabel: `Remove ${title}` };
     figure.append(make("button", { ...button, onclick: remove }));
@@ -119,6 +124,18 @@ export function thumbnail(picture, remove, shown = showable(picture)) {
     figure.append(make("figcaption", { textContent: problem }));
   }
   return figure;
+}
+
+// Let a thumbnail, or a button beside it, open its picture large.
+function opens(node, shown) {
+  const open = async () => (await import("./viewer.js")).open(shown);
+  node.onclick = open;
+  node.onkeydown = event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    open();
+  };
+  node.setAttribute("aria-haspopup", "dialog");
 }
 
 function showable({ url, preview, name: title, video }) {

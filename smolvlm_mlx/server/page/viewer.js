@@ -3,6 +3,7 @@
 
 import { costOf, counted, seenOf } from "./cost.js";
 import { $, make } from "./dom.js";
+import { pictureOf } from "./pictures.js";
 
 // As generation/origins.py has them.
 const ORIGINS = {
@@ -11,22 +12,9 @@ const ORIGINS = {
   prompt: "reused: in the prompt that was read before",
 };
 
-const pictures = new WeakMap();  // of thumbnails
 let shown = null;  // the thumbnail whose picture is shown
 
-// Let a thumbnail, or a button beside it, open its picture.
-export function opens(node, thumbnail, picture) {
-  pictures.set(thumbnail, picture);
-  node.onclick = () => open(thumbnail);
-  node.onkeydown = event => {
-    if (event.key !== "Enter" && event.key !== " ") return;
-    event.preventDefault();
-    open(thumbnail);
-  };
-  node.setAttribute("aria-haspopup", "dialog");
-}
-
-function open(thumbnail) {
+export function open(thumbnail) {
   show(thumbnail);
   $("viewer").showModal();
 }
@@ -42,7 +30,7 @@ function go(step) {
 }
 
 async function show(thumbnail) {
-  const picture = pictures.get(thumbnail), all = thumbnails();
+  const picture = pictureOf.get(thumbnail), all = thumbnails();
   const isWaiting = Boolean(thumbnail.closest("#waiting")), seen = !isWaiting && seenOf(picture);
   shown = thumbnail;
   $("viewer-name").textContent = picture.name;
