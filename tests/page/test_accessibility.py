@@ -351,9 +351,9 @@ def after(page: Any, bodies: list[Any]) -> None:
 
 
 def live(page: Any, bodies: list[Any]) -> None:
-    assert page.get_attribute("#live-toggle", "aria-pressed") == "true"
+    page.locator("#live-toggle[aria-pressed=true]").wait_for()
     page.keyboard.press("l")
-    assert page.get_attribute("#live-toggle", "aria-pressed") == "false"
+    page.locator("#live-toggle[aria-pressed=false]").wait_for()
 
 
 def opened(id: str) -> Callable[[Any, list[Any]], None]:
@@ -413,6 +413,7 @@ def test_enter_and_escape_do_what_the_list_says(page: Any) -> None:
     page.keyboard.press("Enter")
     page.locator("#stop-answer").wait_for()
     assert shown(page)[0] == "One\ntwo"
+    wait_for_words(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Continue").wait_for()
     assert focused(page) == "Question"
@@ -472,6 +473,7 @@ def test_nothing_moves_where_motion_is_reduced(page: Any) -> None:
 def test_text_and_page_go_from_right_to_left(page: Any, server: Running) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
     open_talk(page, server, TALK)
+    page.locator(".plain").first.wait_for(state="detached")
     direction = "nodes => nodes.map(node => getComputedStyle(node).direction)"
     assert page.locator(".user .text, .assistant p").evaluate_all(direction) == [
         "ltr",

@@ -18,7 +18,14 @@ from smolvlm_mlx.inputs.messages import (
 )
 from smolvlm_mlx.server.start import Start
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.browser import ask, few_tokens, seen, shown, watch_requests
+from tests.support.browser import (
+    ask,
+    few_tokens,
+    seen,
+    shown,
+    wait_for_words,
+    watch_requests,
+)
 from tests.support.http import Running
 from tests.support.pictures import PICTURE, encoded, noise
 from tests.support.videos import encode_video
@@ -68,6 +75,7 @@ def test_stopping_pasting_and_errors(page: Any, server: Running) -> None:
     page.reload()
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
+    wait_for_words(page)
     page.locator("#stop-answer").click()
     page.get_by_text("interrupted").wait_for()
     server.wait_until_idle()

@@ -42,6 +42,7 @@ def open_long(page: Any, server: Running, turns: int = TURNS) -> int:
     """Open one; returns how many of its answers are made then."""
     page.goto(f"http://127.0.0.1:{server.port}/c/{keep_long(server, turns)}#token={TOKEN}")
     page.locator(".message").nth(2 * turns - 1).wait_for()
+    page.locator(".assistant table").last.wait_for()
     return int(page.locator("#talk table").count())
 
 

@@ -192,3 +192,57 @@ def test_what_is_stopped_before_its_first_word_leaves_the_question(
     page.locator(".user").get_by_role("button", name="Retry").wait_for()
     assert shown(page) == ["Hello"]
     assert server.history.list() == []
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_what_is_asked_as_the_page_goes_is_asked_once(page: Any, server: Running) -> None:
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    page.reload()  # whether the question has come to the server by then or not
+    both = [(["Hello"], ""), ([], "Hello")]
+    wait_until(lambda: (page.locator(".user .text").all_inner_texts(), value(page)) in both)
+    if not value(page):
+        page.locator("#stop-answer").click()
+        page.get_by_role("button", name="Retry").wait_for()
+        assert value(page) == ""
+
+
+def value(page: Any) -> str:
+    return str(page.input_value("#text"))
+
+
+def test_an_address_without_a_conversation_begins_another(page: Any, server: Running) -> None:
+    few_tokens(page)
+    page.goto(f"http://127.0.0.1:{server.port}/c/deadbeef#token={TOKEN}")
+    page.reload()
+    page.get_by_text("There is no such conversation, or not any more.").wait_for()
+    assert page.evaluate("location.pathname") == "/"
+    ask(page, "Hello", 1)
+    (talk,) = server.history.list()
+    assert talk.id != "deadbeef"
+    assert page.evaluate("location.pathname") == f"/c/{talk.id}"
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_a_watched_answer_that_breaks_off_says_so_until_it_goes_on(
+    page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(page, "Hello")
+    other = page.context.new_page()
+    other.goto(f"{page.url}#token={TOKEN}")
+    wait_for_words(other)
+
+    def breaking(value: Any) -> bytes:
+        raise ConnectionResetError("the wire is cut")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("smolvlm_mlx.server.conversations.event", breaking)
+        other.get_by_text("Cut off: the connection to the server broke").wait_for()
+        assert other.locator("#stop-answer").is_hidden()
+    other.locator("#stop-answer").wait_for()
+    assert other.locator(".cut").count() == 0
+    other.locator("#stop-answer").click()
+    for tab in (page, other):
+        tab.get_by_role("button", name="Continue").wait_for()
+    assert shown(page) == shown(other)
+    other.close()

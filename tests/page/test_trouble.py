@@ -204,6 +204,7 @@ def test_a_silent_server_is_asked_whether_it_lives(
             look(page)
         assert page.locator(".cut").count() == 0
         idle = {"running": 0, "waiting": 0}
+        page.route("**/events", lambda route: route.abort())  # which would say that it is
         page.route("**/health", lambda route: route.fulfill(json=idle))
         for _ in range(2):
             look(page)

@@ -8,6 +8,7 @@ import {
 import { exchangeWaiting, showWaiting, takeWaiting } from "./pictures.js";
 import { copyBy } from "./secure.js";
 import { anew, chosen, outOfCircles } from "./settings.js";
+import { remember, remembered } from "./store.js";
 import { call, complete, failure, newId, news } from "./stream.js";
 import { showAll } from "./talk.js";
 import { welcome } from "./welcome.js";
@@ -105,6 +106,7 @@ export function ask() {
   if (at !== null) asked.messages.length = at;
   editing = null;
   asked.messages.push({ role: "user", text, pictures });
+  remember("asked", text);
   write("");
   answer(ask, () => {
     asked.messages = before;
@@ -169,10 +171,11 @@ async function answer(again, takeBack, more = {}, begun = null) {
     if (error.name !== "AbortError") failed(asked, sent, message, error, again, takeBack);
     controller.abort();
   }
-  if (!message.text && message.interrupted && asked.messages.at(-1) === message) {
+  if (!message.text && message.interrupted && !message.cut && asked.messages.at(-1) === message) {
     asked.messages.pop();  // it was stopped before its first word
     asked.leaf = undefined;  // what is there then, the server says
   }
+  if (!isLeaving) remember("asked", null);
   if (running === controller) setRunning(null);
   if (asked === conversation) {
     show();
@@ -180,6 +183,22 @@ async function answer(again, takeBack, more = {}, begun = null) {
     watch();
   }
   document.dispatchEvent(new Event("answered"));
+}
+
+// A request that breaks because its page goes has failed for nobody: what was asked is back in the
+// field when the page is loaded again, and goes from there when it is seen that the server has it.
+let isLeaving = false;
+addEventListener("pagehide", () => { isLeaving = true; });
+addEventListener("pageshow", () => { isLeaving = false; });
+
+function leaveAsked() {
+  const asked = remembered("asked");
+  const last = conversation.messages.findLast(({ role }) => role === "user");
+  if (!asked || asked !== last?.text) return;
+  remember("asked", null);
+  if ($("text").value.trim() !== asked) return;
+  write("");
+  exchangeWaiting([]);
 }
 
 async function noteAnswer(sent, chunk) {
@@ -206,7 +225,7 @@ function setPlaces(asked, kept) {
 // ---- what fails
 
 function failed(asked, sent, message, error, again, takeBack) {
-  if (message.text) {
+  if (message.text || error.isBroken) {
     message.cut = error.message;
     return;
   }
@@ -276,7 +295,9 @@ function leaveEditing() {
 export async function stopAnswer() {
   const controller = running;
   const response = await call(`/conversations/${conversation.id}/stop`, { method: "POST" });
-  if (!response.ok) controller?.abort();  // it is not kept, or the server is away
+  if (response.ok) return;
+  if (controller === ELSEWHERE) cutOff();
+  else controller?.abort();  // it is not kept, or the server is away
 }
 
 // What Escape does: stop the answer, or leave the question that is edited as it is; whether there is
@@ -311,6 +332,7 @@ export function openConversation(id, messages, instructions = $("system").value,
 export function openRaw(id, raw) {
   const { instructions, messages } = read(raw);
   openConversation(id, messages, instructions, raw.kept);
+  leaveAsked();
 }
 
 function read({ messages: raw }) {
@@ -350,9 +372,20 @@ export async function watch() {
       }
     } catch (error) {
       if (error.status === 404) return;  // it is not kept
+      if (!signal.aborted) cutOff();
     }
     if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
   }
+}
+
+// An answer that came from elsewhere does not come any more, until the server says so again.
+function cutOff() {
+  if (running !== ELSEWHERE) return;
+  setRunning(null);
+  const message = conversation.messages.at(-1);
+  if (message.text) message.cut = "the connection to the server broke";
+  else conversation.messages.pop();
+  show();
 }
 
 async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
@@ -391,6 +424,7 @@ async function adopt(asked, signal) {
   $("system").value = instructions;
   if (running === ELSEWHERE) setRunning(null);
   show();
+  leaveAsked();
   document.dispatchEvent(new Event("answered"));
 }
 

@@ -5,6 +5,7 @@ import {
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
 import { home, keepPlace } from "./focus.js";
+import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
 let asked = 0;  // how often; only the last answer is shown
@@ -166,9 +167,18 @@ export async function openAddress() {
   if (!id) return openEmpty();
   const response = await call(`/conversations/${id}`);
   if (response.ok) openRaw(id, await response.json());
-  else if (response.status === 404) openConversation(id, []);  // it was never kept
+  else if (response.status === 404) openInstead(id);
   else say((await failure(response)).message);
   refresh();
+}
+
+// Of an address at which nothing is: another conversation, unless what was asked there just now is
+// still to come to the server.
+function openInstead(id) {
+  if (remembered("asked")) return openConversation(id, []);
+  window.history.replaceState(null, "", "/");
+  openEmpty();
+  say("There is no such conversation, or not any more. This is a new one.");
 }
 
 // A conversation that was saved goes on as one of its own.

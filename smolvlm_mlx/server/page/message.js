@@ -61,16 +61,18 @@ function textNode(node, { role, text }) {
     place.textContent = text || "…";
   } else if (whole.get(place) !== text) {
     whole.set(place, text);
-    if (!place.hasChildNodes()) place.append(make("p", { className: "plain", textContent: text }));
+    if (!place.hasChildNodes()) place.append(source(text));
     showWhenNear(node, () => showAnswer(place, text, true));
   }
   return place;
 }
 
+const source = text => make("p", { className: "plain", dir: "auto", textContent: text });
+
 function showAnswer(place, text, isWhole) {
   if (markdown.showMarkdown) return markdown.showMarkdown(place, text, isWhole);
   plain.set(place, [text, isWhole]);
-  arrange(place, [make("p", { className: "plain", textContent: text })]);
+  arrange(place, [source(text)]);
   loadMarkdown();
 }
 

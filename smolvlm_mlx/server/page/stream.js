@@ -82,11 +82,11 @@ async function* events(response, next = nextInTime) {
   }
 }
 
-// What comes next, however long the server is at it.
+// What comes next, however long the server is at it. If the connection breaks, it may still be.
 async function nextInTime(reader) {
   const reading = reader.read().catch(error => {
     if (error.name === "AbortError") throw error;
-    throw new Error("the connection to the server broke");
+    throw Object.assign(new Error("the connection to the server broke"), { isBroken: true });
   });
   return patiently(reading, 2);
 }
