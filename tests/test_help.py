@@ -66,6 +66,23 @@ def test_options_stand_in_groups(call: Any) -> None:
     assert "\nTraining:\n" in call("finetune", "--help")[1]
 
 
+def test_defaults_are_told(call: Any) -> None:
+    """Also of what is on or off, of what the checkpoint decides, and in words."""
+    chat, generate, captions = (
+        " ".join(call(command, "--help")[1].split()) for command in ("chat", "generate", "caption")
+    )
+    ends = "the same again and again. [default: "
+    assert f"{ends}end-loops]" in chat
+    assert f"{ends}no-end-loops]" in generate
+    assert "or make one of each; else as the checkpoint says. --max-tiles" in chat
+    assert "[default: 7665, or the next that is free; 0<=x<=65535]" in chat
+    assert "[default: caption]" in captions
+    assert "auto: what SMOLVLM_MLX_MODEL or config.toml says" in chat
+    assert "With nothing after it, it lists the latest 20." in " ".join(
+        call("history", "--help")[1].split()
+    )
+
+
 def test_the_program_alone_shows_its_help(call: Any) -> None:
     code, out, err = call()
     assert (code, err) == (0, "")

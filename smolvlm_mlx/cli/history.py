@@ -37,7 +37,8 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 def root(context: typer.Context) -> None:
     """List, search, show, rename, export and delete conversations.
 
-    Those of `chat` and its page, which are kept on this machine.
+    Those of `chat` and its page, which are kept on this machine. With nothing after it, it lists
+    the latest 20.
     """
     if context.invoked_subcommand is None:
         _print_list(_history().list(limit=20))

@@ -43,7 +43,8 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         help="A name that `smolvlm-mlx models` lists, a folder or a hub id; auto: what "
-        f"{VARIABLE} says, or else this machine's memory.",
+        f"{VARIABLE} or config.toml says (`smolvlm-mlx models` tells where it is), or else this "
+        "machine's memory.",
         rich_help_panel="Checkpoint",
         autocompletion=complete_names,
     ),
@@ -243,7 +244,6 @@ def _flag(option: Option, default: Any, shown: str | bool, title: str | None) ->
     short = [option.short] if option.short else []
     if bool in (kind, *get_args(kind)):
         name = f"{name}/--no-{name.removeprefix('--')}"
-    shown = shown if kind is not bool else False
     flag = typer.Option(name, *short, help=option.help, show_default=shown, rich_help_panel=title)
     if get_origin(kind) is tuple:
         words = get_args(get_args(kind)[0])  # of a Literal
