@@ -28,6 +28,13 @@ class _Help:
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(ctx, formatter)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Zsh drops plain apostrophes."""
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for each in found:
+            each.help = each.help and each.help.replace("'", "’")
+        return found
+
 
 class Command(_Help, TyperCommand):
     """A command with its options in groups (`rich_help_panel`)."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from ..checkpoint import choices
-from ..checkpoint.names import KNOWN
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..options import Option, option, options_of
+from . import completion
 from .choice import AUTO, VARIABLE, choose
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ PICTURES = "Pictures and videos"
 _COMMANDS = set[CodeType]()
 
 
-def complete_names(incomplete: str) -> list[tuple[str, str]]:
-    """Return short names of checkpoints, and what they are for; the shell has folders."""
-    return [("tiny", "bundled, to try things with"), *((each.name, each.about) for each in KNOWN)]
-
-
 Model = Annotated[
     str,
     typer.Option(
@@ -46,7 +41,7 @@ Model = Annotated[
         f"{VARIABLE} or config.toml says (`smolvlm-mlx models` tells where it is), or else this "
         "machine's memory.",
         rich_help_panel="Checkpoint",
-        autocompletion=complete_names,
+        autocompletion=completion.names,
     ),
     CHECKPOINT,
 ]
