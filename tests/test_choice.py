@@ -9,8 +9,10 @@ from smolvlm_mlx.checkpoint import cached
 from smolvlm_mlx.checkpoint.names import KNOWN, known_as
 from smolvlm_mlx.cli import choice
 from smolvlm_mlx.cli.choice import AUTO, VARIABLE, Machine, choose, configured
+from tests.support.cli import check_refused
 
 import pytest
+from huggingface_hub import constants
 
 GB = 10**9
 
@@ -140,6 +142,25 @@ def test_a_folder_in_the_place_of_a_name_is_said(
             f"smolvlm-mlx: '{name}' is the folder here, and not "
             "HuggingFaceTB/SmolVLM2-500M-Video-Instruct of the hub\n"
         )
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name(name: str, call: Any) -> None:
+    for arguments in (("generate", "Hi", "-m", name), ("info", name), ("convert", name, "out")):
+        check_refused(call(*arguments), "the name of the model is empty; give one that `smolvlm-")
+
+
+def test_a_hub_id_that_is_nearly_one_without_the_hub(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    refused = call("generate", "Hi", "-m", "HuggingFaceTB/SmolVLM2-256M-Video-Instrukt")
+    check_refused(refused, "the hub is not reachable; ")
+    assert refused[2].endswith("; did you mean HuggingFaceTB/SmolVLM2-256M-Video-Instruct?\n")
+    refused = call("generate", "Hi", "-m", "HuggingFaceTB/SmolVLM2-500M-Instruct")
+    assert "; did you mean HuggingFaceTB/SmolVLM" in refused[2]
+    assert "did you mean" not in call("generate", "Hi", "-m", "HuggingFaceTB/SmolVLM-Base")[2]
 
 
 def test_commands_take_names_and_the_default(

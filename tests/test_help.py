@@ -3,15 +3,20 @@
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.checkpoint.names import KNOWN
 from smolvlm_mlx.cli.examples import EXAMPLES
 from smolvlm_mlx.cli.main import COMPLETION, app
-from tests.support.cli import ENVIRONMENT, run
+from smolvlm_mlx.inputs.messages import user_message
+from smolvlm_mlx.tasks.history import History
+from tests.support.cli import ENVIRONMENT, check_refused, run
 
 import pytest
+import rich
 import typer
 
 ROOT = typer.main.get_command(app)
@@ -66,6 +71,23 @@ def test_options_stand_in_groups(call: Any) -> None:
     assert "\nTraining:\n" in call("finetune", "--help")[1]
 
 
+def test_defaults_are_told(call: Any) -> None:
+    """Also of what is on or off, of what the checkpoint decides, and in words."""
+    chat, generate, captions = (
+        " ".join(call(command, "--help")[1].split()) for command in ("chat", "generate", "caption")
+    )
+    ends = "the same again and again. [default: "
+    assert f"{ends}end-loops]" in chat
+    assert f"{ends}no-end-loops]" in generate
+    assert "or make one of each; else as the checkpoint says. --max-tiles" in chat
+    assert "[default: 7665, or the next that is free; 0<=x<=65535]" in chat
+    assert "[default: caption]" in captions
+    assert "auto: what SMOLVLM_MLX_MODEL or config.toml says" in chat
+    assert "With nothing after it, it lists the latest 20." in " ".join(
+        call("history", "--help")[1].split()
+    )
+
+
 def test_the_program_alone_shows_its_help(call: Any) -> None:
     code, out, err = call()
     assert (code, err) == (0, "")
@@ -94,10 +116,10 @@ def test_an_example_is_understood(line: str) -> None:
 # ---- completion
 
 
-def completed(words: str) -> list[str]:
+def completed(words: str, **variables: str) -> list[str]:
     """What bash is told can follow."""
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    environment = {**ENVIRONMENT, COMPLETION: "complete_bash", **asked}
+    environment = {**ENVIRONMENT, COMPLETION: "complete_bash", **asked, **variables}
     code, out, err = run(env=environment)
     assert (code, err) == (0, "")
     return out.split()
@@ -107,7 +129,8 @@ def completed(words: str) -> list[str]:
     ("words", "found"),
     [
         ("smolvlm-mlx generate -m ", ["tiny", *(known.name for known in KNOWN)]),
-        ("smolvlm-mlx models rm 25", ["256M", "256M-v1", "256M-base"]),
+        ("smolvlm-mlx models pull 25", ["256M", "256M-v1", "256M-base"]),
+        ("smolvlm-mlx chat -m DOC", ["DOCling"]),  # as it was begun: zsh drops other letters
         ("smolvlm-mlx generate --dtype f", ["float16", "float32"]),
         ("smolvlm-mlx finetune a b --train ", ["decoder", "connector", "vision"]),
         ("smolvlm-mlx mod", ["models"]),
@@ -116,6 +139,58 @@ def completed(words: str) -> list[str]:
 )
 def test_a_shell_completes(words: str, found: list[str]) -> None:
     assert completed(words) == found
+
+
+def test_a_shell_completes_what_is_here(tmp_path: Path) -> None:
+    """Checkpoints that are downloaded, and conversations by their ids."""
+    for name in ("HuggingFaceTB--SmolVLM-Base", "granite", "ds4sd--SmolDocling-256M-preview"):
+        (tmp_path / "hub" / f"models--{name}" / "blobs").mkdir(parents=True)
+    home = {"HF_HUB_CACHE": str(tmp_path / "hub"), "XDG_DATA_HOME": str(tmp_path)}
+    home |= {"HOME": str(tmp_path)}
+    assert completed("smolvlm-mlx models rm ", **home) == ["2.2B-v1-base", "smoldocling"]
+
+
+@pytest.mark.parametrize("words", ["history show", "history delete x", "history rename", "chat"])
+def test_a_shell_completes_conversations(
+    words: str, call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("smolvlm_mlx.tasks.history.data_folder", lambda: tmp_path)
+    History().save("ab12", [user_message('Rex\'s $(reboot) `x` \\ "tail":\n?')], "tiny")
+    ends = " --resume " if words == "chat" else " "
+    monkeypatch.setenv(COMPLETION, "complete_zsh")
+    monkeypatch.setitem(sys.modules, "rich", rich)  # is left out then
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"smolvlm-mlx {words}{ends}AB")
+    code, out, err = call()
+    assert (code, err) == (0, "")
+    assert out == """_arguments '*: :(("AB12":"Rex’s reboot x tail ?"))'\n"""
+
+
+def test_zsh_is_told_no_apostrophes(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would drop them: "OpenAIs API"."""
+    monkeypatch.setenv(COMPLETION, "complete_zsh")
+    monkeypatch.setitem(sys.modules, "rich", rich)  # is left out then
+    for words in ("", "serve -", "chat -", "models "):
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"smolvlm-mlx {words}")
+        assert "''" not in call()[1]
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "smolvlm-mlx serv")
+    assert "OpenAI’s API" in call()[1]
+
+
+def test_the_shell_that_is_named_completes(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever shell it is said in."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for shell, place in (("zsh", ".zfunc/_smolvlm-mlx"), ("fish", ".config/fish/completions")):
+        code, out, err = call("--install-completion", shell)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{shell} completes from its next start on: {tmp_path / place}")
+        assert (tmp_path / place).exists()
+        assert COMPLETION in call("--show-completion", shell)[1]
+    check_refused(
+        call("--install-completion", "tcsh"),
+        "--install-completion: no completion for 'tcsh', but for bash, zsh, fish, powershell, pwsh",
+    )
 
 
 def test_a_shell_does_not_wait_for_what_it_does_not_need() -> None:

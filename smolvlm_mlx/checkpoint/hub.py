@@ -98,10 +98,9 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo}: gated; ask for access at hf.co/{repo}, then `hf auth login`"
         ) from error
     except hub.RepositoryNotFoundError as error:
-        meant = nearest(repo)
         raise CheckpointError(
             f"{repo}: no such repository on the hub, or it needs a login (`hf auth login`)"
-            + (f"; did you mean {meant}?" if meant else "")
+            + _near(repo)
         ) from error
     except hub.RevisionNotFoundError as error:
         raise CheckpointError(
@@ -118,6 +117,11 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from error
     except (httpx2.HTTPError, hub.XetDownloadError, OSError) as error:
         raise CheckpointError(f"{repo}: {_trouble(repo, error)}") from error
+
+
+def _near(repo: str) -> str:
+    meant = nearest(repo)
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def _trouble(repo: str, error: BaseException) -> str:
@@ -144,4 +148,4 @@ def _trouble(repo: str, error: BaseException) -> str:
     return (
         "not, or not all of it, in the local cache, and the hub is not reachable; connect, give a "
         "folder that holds a checkpoint (--model FOLDER), or try the bundled one (--model tiny)"
-    )
+    ) + _near(repo)

@@ -14,7 +14,8 @@ from ..bench.plan import QUICK, Plan
 from ..checkpoint import choices
 from ..errors import BenchError
 from ..events import Reading, Work
-from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused
+from . import completion
+from .options import CHECKPOINT, Flags, Loading, note_unused
 
 if TYPE_CHECKING:
     from ..bench.bench import Open, Phase, Result
@@ -26,7 +27,7 @@ StoredModel = Annotated[
     str | None,
     typer.Argument(
         help="Name, folder or hub id of a checkpoint. Or use --random.",
-        autocompletion=complete_names,
+        autocompletion=completion.names,
     ),
     CHECKPOINT,
 ]

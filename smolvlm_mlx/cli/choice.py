@@ -63,8 +63,14 @@ def choose(name: str) -> str:
     the place of a name, are said on stderr.
 
     Raises:
-        CheckpointError: the default of one's own is no checkpoint, or cannot be read.
+        CheckpointError: the name is empty; the default of one's own is no checkpoint, or cannot be
+            read.
     """
+    if not name.strip():
+        raise CheckpointError(
+            "the name of the model is empty; give one that `smolvlm-mlx models` lists, or leave it "
+            "out"
+        )
     if name == AUTO:
         chosen = configured()
         name = chosen[0] if chosen else _default()

@@ -8,7 +8,8 @@ import typer
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..errors import ConversionError
-from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused, typed
+from . import completion
+from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str,
     typer.Argument(
-        help="Name, folder or hub id of the checkpoint to convert.", autocompletion=complete_names
+        help="Name, folder or hub id of the checkpoint to convert.", autocompletion=completion.names
     ),
     CHECKPOINT,
 ]

@@ -12,8 +12,9 @@ from ..errors import EvaluationError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..tasks.options import EVALUATION, Metric
+from . import completion
 from .choice import choose
-from .options import CHECKPOINT, DEFAULT_MODEL, Loading, complete_names
+from .options import CHECKPOINT, DEFAULT_MODEL, Loading
 
 if TYPE_CHECKING:
     from ..tasks.evaluation import Result, Score
@@ -30,7 +31,7 @@ Models = Annotated[
         help="Checkpoint: a name, folder or hub id; none: auto, as of chat. Repeatable: compared "
         "with the first.",
         rich_help_panel="Checkpoint",
-        autocompletion=complete_names,
+        autocompletion=completion.names,
     ),
     CHECKPOINT,
 ]

@@ -1,6 +1,7 @@
 """How --help is written: options in groups, in one column, then examples; the same text on a
 terminal and in a pipe."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,24 +19,32 @@ LONGEST = 120  # characters of a command's line
 Rows = list[tuple[str, str]]
 
 
-class Command(TyperCommand):
-    """A command with its options in groups (`rich_help_panel`)."""
+class _Help:
+    """What commands and groups of them have in common. Before Typer's class."""
 
     def get_short_help_str(self, limit: int = LONGEST) -> str:
-        return super().get_short_help_str(limit)
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_groups(_options(self, ctx), formatter)
+        return str(super().get_short_help_str(limit))  # type: ignore[misc]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(ctx, formatter)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Zsh drops plain apostrophes."""
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for each in found:
+            each.help = each.help and each.help.replace("'", "’")
+        return found
 
-class Group(TyperGroup):
+
+class Command(_Help, TyperCommand):
+    """A command with its options in groups (`rich_help_panel`)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_groups(_options(self, ctx), formatter)
+
+
+class Group(_Help, TyperGroup):
     """Commands in groups, then options."""
-
-    def get_short_help_str(self, limit: int = LONGEST) -> str:
-        return super().get_short_help_str(limit)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, Rows] = {}
@@ -48,9 +57,6 @@ class Group(TyperGroup):
         _write_groups(groups, formatter)
         _write_groups(_options(self, ctx), formatter)
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_examples(ctx, formatter)
-
 
 def _options(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, Rows]:
     """Arguments, the command's own options, and those in groups."""
@@ -60,7 +66,10 @@ def _options(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, Rows]:
             usual = "Arguments" if parameter.param_type_name == "argument" else OWN
             # --help is of another class.
             title = getattr(parameter, "rich_help_panel", None) or usual
-            groups.setdefault(title, []).append(record)
+            flags, words = record
+            # Typer puts the words that stand for a default into brackets of their own.
+            words = re.sub(r"(default: )\((.*?)\)(?=[;\]])", r"\1\2", words)
+            groups.setdefault(title, []).append((flags, words))
     return groups
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import HistoryError, escaped
+from . import completion
 from .help import CONTEXT, Command, Group
 from .options import as_command
 
@@ -27,9 +28,21 @@ def _history() -> "History":
 
 app = typer.Typer(cls=Group, context_settings=CONTEXT, rich_markup_mode=None)
 Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="ID...", help="Of conversations, or their beginnings.")
+    list[str] | None,
+    typer.Argument(
+        metavar="ID...",
+        help="Of conversations, or their beginnings.",
+        autocompletion=completion.conversations,
+    ),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its beginning.")]
+Id = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Of a conversation, or its beginning.",
+        autocompletion=completion.conversations,
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -37,7 +50,8 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Of a conversation, or its
 def root(context: typer.Context) -> None:
     """List, search, show, rename, export and delete conversations.
 
-    Those of `chat` and its page, which are kept on this machine.
+    Those of `chat` and its page, which are kept on this machine. With nothing after it, it lists
+    the latest 20.
     """
     if context.invoked_subcommand is None:
         _print_list(_history().list(limit=20))

@@ -9,7 +9,8 @@ import typer
 
 from ..errors import CheckpointError, quote
 from ..inputs.settings import ImageOptions
-from .options import CHECKPOINT, Flags, Loading, complete_names, note_unused
+from . import completion
+from .options import CHECKPOINT, Flags, Loading, note_unused
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
@@ -19,7 +20,7 @@ Model = Annotated[
     str | None,
     typer.Argument(
         help="Name, folder or hub id of a checkpoint; none: the machine alone.",
-        autocompletion=complete_names,
+        autocompletion=completion.names,
     ),
     CHECKPOINT,
 ]

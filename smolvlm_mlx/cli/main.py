@@ -19,6 +19,7 @@ from ..errors import SmolVLMError, quote
 from . import (
     bench,
     caption,
+    completion,
     convert,
     document,
     evaluate,
@@ -59,7 +60,8 @@ def main() -> None:
         # Typer would read descriptions as its markup: they are none, and a shell waits for it.
         sys.modules["rich"] = None  # type: ignore[assignment]
     try:
-        app(prog_name="smolvlm-mlx", obj=invocation)
+        if not completion.install(sys.argv[1:]):
+            app(prog_name="smolvlm-mlx", obj=invocation)
     except SmolVLMError as error:
         if invocation.debug:
             raise

@@ -10,10 +10,10 @@ import typer
 
 from ..checkpoint.names import KNOWN, known_as, resolve
 from ..errors import CheckpointError, escaped
-from . import choice
+from . import choice, completion
 from .choice import VARIABLE, Machine, configured
 from .help import CONTEXT, Command, Group
-from .options import as_command, complete_names
+from .options import as_command
 
 if TYPE_CHECKING:
     from ..checkpoint.cached import Cached
@@ -24,7 +24,13 @@ app = typer.Typer(cls=Group, context_settings=CONTEXT, rich_markup_mode=None)
 Names = Annotated[
     list[str],
     typer.Argument(
-        metavar="NAME...", help="Short names or hub ids.", autocompletion=complete_names
+        metavar="NAME...", help="Short names or hub ids.", autocompletion=completion.names
+    ),
+]
+Downloaded = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...", help="Short names or hub ids.", autocompletion=completion.downloaded
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")]
@@ -95,7 +101,7 @@ def pull(names: Names) -> None:
 
 @app.command(cls=Command)
 @as_command
-def rm(names: Names, yes: Yes = False) -> None:
+def rm(names: Downloaded, yes: Yes = False) -> None:
     """Delete downloaded checkpoints."""
     from ..checkpoint.cached import cached, remove
     from ..checkpoint.hub import find_folder

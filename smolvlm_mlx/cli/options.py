@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from ..checkpoint import choices
-from ..checkpoint.names import KNOWN
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..options import Option, option, options_of
+from . import completion
 from .choice import AUTO, VARIABLE, choose
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ PICTURES = "Pictures and videos"
 _COMMANDS = set[CodeType]()
 
 
-def complete_names(incomplete: str) -> list[tuple[str, str]]:
-    """Return short names of checkpoints, and what they are for; the shell has folders."""
-    return [("tiny", "bundled, to try things with"), *((each.name, each.about) for each in KNOWN)]
-
-
 Model = Annotated[
     str,
     typer.Option(
@@ -43,9 +38,10 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         help="A name that `smolvlm-mlx models` lists, a folder or a hub id; auto: what "
-        f"{VARIABLE} says, or else this machine's memory.",
+        f"{VARIABLE} or config.toml says (`smolvlm-mlx models` tells where it is), or else this "
+        "machine's memory.",
         rich_help_panel="Checkpoint",
-        autocompletion=complete_names,
+        autocompletion=completion.names,
     ),
     CHECKPOINT,
 ]
@@ -243,7 +239,6 @@ def _flag(option: Option, default: Any, shown: str | bool, title: str | None) ->
     short = [option.short] if option.short else []
     if bool in (kind, *get_args(kind)):
         name = f"{name}/--no-{name.removeprefix('--')}"
-    shown = shown if kind is not bool else False
     flag = typer.Option(name, *short, help=option.help, show_default=shown, rich_help_panel=title)
     if get_origin(kind) is tuple:
         words = get_args(get_args(kind)[0])  # of a Literal

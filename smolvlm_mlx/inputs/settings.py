@@ -109,7 +109,9 @@ class ImageOptions:
     """
 
     longest_edge: int | None = option(None, "Pixels of a picture's longer side before it is split.")
-    split: bool | None = option(None, "Split pictures into tiles, or make one of each.")
+    split: bool | None = option(
+        None, "Split pictures into tiles, or make one of each; else as the checkpoint says."
+    )
     max_tiles: int | None = option(
         None, "Most tiles for one picture; its longer side shrinks until that is kept."
     )

@@ -14,6 +14,7 @@ from ...errors import PromptError, SmolVLMError, escaped
 from ...generation.options import Options
 from ...inputs.settings import ImageOptions
 from ...tasks.options import CHAT
+from .. import completion
 from ..history import as_text
 from ..options import DEFAULT_MODEL, Flags, Images, Loading, Model, Videos, given, note_unused
 from ..serve import PAGE_PORT, leaving_at_once, listen_for_page, load_service, run_server
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 WITHOUT = ("skip_special_tokens",)
 
 Resume = Annotated[
-    str | None, typer.Option(help="Go on with this conversation; `last` is the latest.")
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help="Go on with this conversation; `last` is the latest.",
+        autocompletion=completion.resumable,
+    ),
 ]
 Web = Annotated[
     bool, typer.Option("--web", help="In the browser instead: a server for this machine alone.")
