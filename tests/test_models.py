@@ -2,6 +2,7 @@
 the place of the hub."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_the_list_for_scripts(cache: Path, call: Any) -> None:
     assert rows["500M"]["downloaded"] == "partly"
     assert rows["2.2B"]["downloaded"] == "no"
     assert (rows[OTHER]["parameters"], rows[OTHER]["downloaded"]) == (None, "yes")
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 130])
+def test_names_are_whole_on_a_narrow_terminal(
+    columns: int, cache: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache, OTHER)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = re.sub(r"\x1b\[[\d;]*m", "", call("models")[1])
+    assert max(map(len, out.splitlines())) <= columns
+    for known in KNOWN:
+        assert re.search(rf"^ {re.escape(known.name)} ", out, re.MULTILINE)
 
 
 def test_the_list_in_a_pipe_is_lines_with_tabs(cache: Path, call: Any) -> None:

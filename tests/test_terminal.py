@@ -16,7 +16,7 @@ from typing import Any
 from smolvlm_mlx import Chat, Options
 from smolvlm_mlx.cli.chat import hints
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
-from smolvlm_mlx.cli.chat.hints import is_first_start
+from smolvlm_mlx.cli.chat.hints import take_first_start
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import Lines
@@ -166,6 +166,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(held: Sequence[Attachment | Video]) -> list[str]:
     return [each.name for each in held]
+
+
+def test_help_and_lists_fit_a_terminal(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    handle(session, "A question that is longer than a line of the list has room for, by far")
+    said = screen_of(session).said
+    for line in ("/help", "/history"):
+        handle(session, line)
+        assert max(map(len, said[-1].splitlines())) < 80
+    assert said[-1].endswith("... (this one)")
+    assert "pictures to the next question; none:\n           forget those" in said[-2]
 
 
 LEAVING = ("exit", "QUIT", " :q ", "/exit", "/bye", "/q", "/Quit", "\ufeffexit")
@@ -833,12 +844,14 @@ def test_the_keys_are_told_once_to_each_user_and_by_each_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "data"
-    assert [is_first_start(folder) for _ in range(3)] == [True, False, False]
+    assert [take_first_start(folder) for _ in range(3)] == [True, False, False]
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "hints").stat().st_mode & 0o777 == 0o600
+    assert max(map(len, hints.HINTS.splitlines())) < 80
     monkeypatch.setattr(hints, "version", lambda name: "99.0")
-    assert [is_first_start(folder) for _ in range(2)] == [True, False]
+    assert [take_first_start(folder) for _ in range(2)] == [True, False]
     (tmp_path / "file").touch()
-    assert not is_first_start(tmp_path / "file" / "data")  # where it would be told each time
+    assert not take_first_start(tmp_path / "file" / "data")  # where it would be told each time
 
 
 def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 from ..errors import HistoryError, escaped
 from . import completion
 from .help import CONTEXT, Command, Group
-from .options import as_command
+from .options import as_command, confirm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,23 +147,16 @@ def delete(
         else [*dict.fromkeys(map(history.find, ids or []))]
     )
     if everything and found and not yes:
-        _confirm(f"delete {len(found)} conversation{'s' if len(found) > 1 else ''}")
+        what = f"delete {len(found)} conversation{'s' if len(found) > 1 else ''}"
+        confirm("--all", what, HistoryError)
     for id in found:
         history.delete(id)
     print(f"deleted: {len(found)}", file=sys.stderr)
 
 
-def _confirm(what: str) -> None:
-    """Ask whether to do it.
-
-    Raises:
-        HistoryError: the answer is not yes, or nobody can be asked.
-    """
-    if not sys.stdin.isatty():
-        raise HistoryError(f"--all would {what}; --yes does it without a question")
-    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise HistoryError("nothing is deleted")
+def date(seconds: float) -> str:
+    """A time since 1970, here, as lists of conversations have it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def as_text(messages: "Sequence[Message]") -> str:
@@ -190,6 +183,5 @@ def _print_list(found: "list[Summary]") -> None:
     for column in shown.columns[1:]:
         column.justify = "left"
     for summary in found:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated))
-        shown.add_row(summary.id, when, str(summary.turns), summary.title)
+        shown.add_row(summary.id, date(summary.updated), str(summary.turns), summary.title)
     console().print(shown)

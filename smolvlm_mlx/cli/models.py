@@ -13,7 +13,7 @@ from ..errors import CheckpointError, escaped
 from . import choice, completion
 from .choice import VARIABLE, Machine, configured
 from .help import CONTEXT, Command, Group
-from .options import as_command
+from .options import as_command, confirm
 
 if TYPE_CHECKING:
     from ..checkpoint.cached import Cached
@@ -114,7 +114,7 @@ def rm(names: Downloaded, yes: Yes = False) -> None:
         raise CheckpointError(f"{', '.join(map(_short, absent))}: not downloaded; what is: {are}")
     total = sum(here[repo].bytes for repo in repos)
     if not yes:
-        _confirm(f"delete {', '.join(repos)} ({_size(total)})")
+        confirm("rm", f"delete {', '.join(repos)} ({_size(total)})", CheckpointError)
     for repo in repos:
         remove(here[repo])
         if (outside := here[repo].outside) is not None:
@@ -125,19 +125,6 @@ def rm(names: Downloaded, yes: Yes = False) -> None:
 def _short(repo: str) -> str:
     known = known_as(repo)
     return known.name if known else repo
-
-
-def _confirm(what: str) -> None:
-    """Ask whether to do it.
-
-    Raises:
-        CheckpointError: the answer is not yes, or nobody can be asked.
-    """
-    if not sys.stdin.isatty():
-        raise CheckpointError(f"rm would {what}; --yes does it without a question")
-    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CheckpointError("nothing is deleted")
 
 
 def _repos(names: list[str]) -> list[str]:
@@ -194,14 +181,18 @@ def _print_rows(rows: list[Row], default: str | None) -> None:
     if not out.is_terminal:
         print("\n".join("\t".join(cells) for cells in lines))
         return
-    is_wide = out.width >= WIDE
-    shown = table("name", "params", "download", "memory", "fits", "here", "for")
+    titles = ["name", "params", "download", "memory", "fits", "here", "for", "checkpoint"]
+    named = [cells for cells in lines if "/" not in cells[0]]
+    widths = [max(map(len, each)) + 2 for each in zip(titles, *named, strict=True)]
+    # Short names are whole; hub ids in their place go on in the next line.
+    ends = [end for end in range(1, 8) if sum(widths[:end]) <= out.width]
+    count = 8 if out.width >= WIDE else max(ends, default=1)
+    shown = table(*titles[:count])
     for column in shown.columns[4:]:
         column.justify = "left"
-    if is_wide:
-        shown.add_column("checkpoint")
+    shown.columns[0].overflow = "fold"
     for cells in lines:
-        shown.add_row(*cells[: len(shown.columns)])
+        shown.add_row(*cells[:count])
     out.print(shown)
 
 

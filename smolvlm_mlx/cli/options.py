@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from ..checkpoint import choices
+from ..errors import SmolVLMError
 from ..generation.options import Options
 from ..inputs.settings import ImageOptions
 from ..options import Option, option, options_of
@@ -172,6 +173,19 @@ def _chosen(name: str | list[str] | None) -> str | list[str] | None:
     if isinstance(name, list):
         return [choose(each) for each in name]
     return name if name is None else choose(name)
+
+
+def confirm(command: str, what: str, refused: type[SmolVLMError]) -> None:
+    """Ask whether to do it.
+
+    Raises:
+        SmolVLMError: as `refused`: the answer is not yes, or nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise refused(f"{command} would {what}; --yes does it without a question")
+    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise refused("nothing is deleted")
 
 
 def is_command(code: CodeType) -> bool:

@@ -183,13 +183,13 @@ def _screen(model: str, history: "History | None", debug: bool) -> "PipeScreen |
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return PipeScreen()
     from ...tasks.history import data_folder, private_folder
-    from .hints import HINTS, is_first_start
+    from .hints import HINTS, take_first_start
     from .terminal import TerminalScreen
 
     inputs = None if history is None else private_folder(history.path.parent) / "inputs"
     screen = TerminalScreen(inputs, debug)
     screen.say(f"{model}; /help lists commands, Ctrl-D leaves")
-    if is_first_start(data_folder()):
+    if take_first_start(data_folder()):
         screen.say(HINTS)
     return screen
 

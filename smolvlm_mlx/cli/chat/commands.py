@@ -2,28 +2,28 @@
 
 import os
 import re
-import time
 from collections.abc import Callable
 from difflib import get_close_matches
+from shutil import get_terminal_size
 from string import whitespace
+from textwrap import fill
 
 from ...errors import FetchError, PromptError, cut, escaped, quote
 from ...inputs.media import Video
 from ...inputs.messages import Message
+from ..history import date
 from .clipboard import read_pictures
 from .line import Line, read_line
 from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources
 from .session import Session
 from .settings import NAMED, change, find, value_of, written
 
-HELP = """\
-A question is answered; paths and URLs of pictures and videos in it, typed or dropped, are
-attached. A line of nothing else waits for the question. A name without a file is an error, except
-after /ask.
-Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
-
-"""
-
+HELP = (
+    "A question is answered; paths and URLs of pictures and videos in it, typed or dropped, are "
+    "attached. A line of nothing else waits for the question. A name without a file is an error, "
+    "except after /ask.",
+    "Enter sends, Alt-Enter or Esc Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.",
+)
 
 ASK = "/ask TEXT asks a line as it is"
 SHOWN = 5  # names that are missing
@@ -184,8 +184,7 @@ def branches(session: Session, rest: str) -> None:
     found, number = session.branches(), rest.strip()
     if not number:
         lines = [
-            f"{n:>3}  {time.strftime('%Y-%m-%d %H:%M', time.localtime(each.created))}  {each.words}"
-            f"{'  (this one)' if each.is_current else ''}"
+            f"{n:>3}  {date(each.created)}  {each.words}{'  (this one)' * each.is_current}"
             for n, each in enumerate(found, 1)
         ]
         return session.screen.say("\n".join(lines) or "no branches yet")
@@ -199,12 +198,13 @@ def history(session: Session, rest: str) -> None:
     """WORDS: the latest conversations, or those that contain the words"""
     if session.history is None:
         raise PromptError("no history is kept (--no-history)")
-    lines = []
+    lines, columns = [], _columns()
     for kept in session.history.list(20, rest.strip()):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.updated))
         turns = f"{kept.turns} turn{'s' * (kept.turns != 1)}"
         this = " (this one)" if kept.id == session.id else ""
-        lines.append(f"{kept.id}  {when}  {turns:>8}  {cut(escaped(kept.title), 60)}{this}")
+        row = f"{kept.id}  {date(kept.updated)}  {turns:>8}  "
+        room = max(min(columns - 1 - len(row) - len(this), 60), 12)
+        lines.append(f"{row}{cut(escaped(kept.title), room)}{this}")
     none = "no conversation contains that" if rest.strip() else "no conversations are kept yet"
     session.screen.say("\n".join(lines) or none)
 
@@ -268,10 +268,12 @@ def stats(session: Session) -> None:
 
 def help(session: Session) -> None:
     """this"""
-    width = max(map(len, COMMANDS))
-    session.screen.say(
-        HELP + "\n".join(f"{name:{width}}  {what}" for name, what in about().items())
+    width, columns = max(map(len, COMMANDS)) + 2, _columns() - 1
+    lines = (
+        fill(what, columns, initial_indent=f"{name:{width}}", subsequent_indent=" " * width)
+        for name, what in about().items()
     )
+    session.screen.say("\n".join((*(fill(each, columns) for each in HELP), "", *lines)))
 
 
 def quit(session: Session) -> None:
@@ -306,6 +308,11 @@ ALONE: dict[str, Callable[[Session], None]] = {
 COMMANDS = {**WITH_TEXT, **ALONE}
 SYNONYMS = {"/set": "/settings", "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
 LEAVE = ("exit", "quit", "bye", ":q", ":q!", ":quit", ":wq")  # as a line of its own
+
+
+def _columns() -> int:
+    """How wide a text may be: as the terminal, within reason."""
+    return min(max(get_terminal_size().columns, 40), 120)
 
 
 def about() -> dict[str, str]:
