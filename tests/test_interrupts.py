@@ -97,7 +97,7 @@ def test_a_conversation_goes_on_as_if_nothing_had_been(place: int, exact: Loaded
     assert chat.messages[-1].interrupted
     retried = "".join(chat.retry())
     assert retried == generate(*exact, chat.messages[:-1], SHORT)
-    assert not chat.messages[-1].interrupted
+    assert len(chat.messages) == 4
 
 
 # ---- where several answers are made at once

@@ -7,12 +7,13 @@ from tests.support.browser import ARGUMENTS, CHROMIUM, WATCH_POLICY
 from tests.support.http import TOKEN, Running
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
+    # Here alone: this file is read where nothing of the page is tested, too.
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
         opened.close()
