@@ -92,7 +92,7 @@ def test_live_describes_the_newest_frame_one_at_a_time(
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.focus("#live-toggle")
     page.keyboard.press("Enter")
-    assert page.get_attribute("#live-toggle", "aria-pressed") == "false"
+    page.locator("#live-toggle[aria-pressed=false]").wait_for()
     assert page.locator("#live").is_hidden()
     assert page.evaluate("window.pretended.getTracks().map(track => track.readyState)") == ["ended"]
     server.wait_until_idle()
@@ -134,6 +134,9 @@ def test_live_says_once_that_an_answer_stays_the_same(page: Any) -> None:
     page.click("#live-toggle")
     wait_for(lambda: ids[-1] != ids[0])  # begins anew
     page.get_by_text("frame 1 ").wait_for()
+    page.click("#live-toggle")
+    page.locator("#live-toggle[aria-pressed=false]").wait_for()
+    page.unroute_all(behavior="wait")
 
 
 def test_live_without_a_camera_or_with_an_error_ends(page: Any) -> None:
@@ -148,5 +151,5 @@ def test_live_without_a_camera_or_with_an_error_ends(page: Any) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(status=500, body="{}"))
     turn_live_on(page)
     page.get_by_text("the server answers 500").wait_for()
-    assert page.get_attribute("#live-toggle", "aria-pressed") == "false"
+    page.locator("#live-toggle[aria-pressed=false]").wait_for()
     assert page.locator("#live").is_hidden()
