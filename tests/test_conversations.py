@@ -21,6 +21,7 @@ from tests.support.http import Running, always, question, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.served import serving_alone
 
+import httpx2
 import mlx.core as mx
 import pytest
 
@@ -90,7 +91,6 @@ def test_an_answer_goes_on_without_its_client(
 
 SLOW = """
 import time
-from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import conversations
 conversations.KEEP_SECONDS = 0.05
@@ -235,6 +235,29 @@ def test_a_question_whose_answer_fails_at_once_is_taken_back(
         assert server.complete(asked).status_code == 500
     assert [message.text for message in server.history.load(id)] == ["One", "Yes."]
     assert new not in [talk.id for talk in server.history.list()]
+
+
+def test_a_question_whose_client_has_gone_stays_where_its_answer_fails(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, jobs = new_id(), list[Job]()
+    monkeypatch.setattr(server.scheduler, "submit", jobs.append)
+    with server.client() as client, contextlib.suppress(httpx2.TimeoutException):
+        client.post("/v1/chat/completions", json=question("One", conversation=id), timeout=0.5)
+    (answer,) = server.service.conversations.answers
+    wait_until(lambda: answer.is_left)
+    jobs[0].put(EngineError("out of memory"))
+    wait_until(lambda: not server.service.conversations.answers)
+    assert [message.role for message in server.history.load(id)] == ["user"]
+
+
+def test_a_message_that_is_no_number_is_refused(server: Running) -> None:
+    id = new_id()
+    server.history.save(id, [text_message("user", "One")])
+    with server.client() as client:
+        for message in ("", "-1", "x", "²", "9" * 5000):
+            moved = client.post(f"/conversations/{id}", params={"message": message})
+            assert moved.status_code == 400
 
 
 def test_few_answers_are_left(

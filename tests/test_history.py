@@ -259,8 +259,11 @@ def test_folders_are_where_the_system_has_a_persons_own() -> None:
     assert (data_folder(), cache_folder()) == (places.user_data_path, places.user_cache_path)
 
 
-def test_private(history: History) -> None:
+@pytest.mark.parametrize("first", ["save", "watch"])
+def test_private(first: str, history: History) -> None:
     history.path = history.path.parent / "more" / history.path.name
+    if first == "watch":
+        history.watch().close()
     history.save("a", TALK)
     assert history.path.parent.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in history.path.parent.iterdir()} == {0o600}
@@ -613,21 +616,24 @@ def test_restoring_and_forgetting_at_once_keep_all_or_nothing(history: History) 
 
 def test_what_is_taken_back_is_there_and_nothing_of_others_goes(history: History) -> None:
     seen = {*history.save("a", said(*BASE, "2", "b")).path}
-    history.withdraw("a", said(*BASE), seen)
+    history.withdraw("a", said(*BASE), seen, seen)
     assert (here(history), history.list()[0].turns) == (BASE, 1)
     assert [branch.words for branch in history.branches("a")] == ["2"]
     seen.update(history.save("a", said(*BASE, "3")).path)
     history.save("a", said(*BASE, "3", "theirs"))
     for left in (BASE, [], ["unknown"]):
-        history.withdraw("a", said(*left), seen)
-        history.withdraw("none", said(*left), seen)
+        history.withdraw("a", said(*left), seen, seen)
+        history.withdraw("none", said(*left), seen, seen)
         assert here(history) == [*BASE, "3", "theirs"]
     history.move("a", min(seen))  # theirs, again
-    history.withdraw("a", [], {*seen, *history.save("a", said("mine")).path})
+    mine = {*seen, *history.save("a", said("mine")).path}
+    history.withdraw("a", [], mine, mine)
     assert here(history) == []
     assert ways(history, "a") == {(*BASE, "2", "b"), (*BASE, "3", "theirs"), ("mine",)}
     seen = {*history.save("b", said(*BASE)).path}
-    history.withdraw("b", [], seen)
+    history.withdraw("b", [], seen, ())  # none of which is one's own
+    assert (here(history, "b"), ways(history, "b")) == ([], {(*BASE,)})
+    history.withdraw("b", [], seen, seen)
     assert [each.id for each in history.list()] == ["a"]
     history.save("b", said("anew"))  # it was not deleted
     assert here(history, "b") == ["anew"]

@@ -209,6 +209,11 @@ def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: P
     handle(session, "Alone")
     handle(session, "/undo")
     assert [talk.title for talk in history.list()] == ["One"]
+    # What was said before it was resumed is not this session's to forget.
+    history.save("abcdef01", [user_message("Before")])
+    session.resume(history, "abcdef01")
+    handle(session, "/undo")
+    assert {talk.title for talk in history.list()} == {"One", "Before"}
 
 
 def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: Path) -> None:

@@ -69,15 +69,17 @@ class Turn:
         this process be killed."""
         if self._came is not None:
             at, before = self._came
-            self._history.extend(self._id, at, before, came)
-            self._came = at, came
+            is_there = self._history.extend(self._id, at, before, came)
+            self._came = (at, came) if is_there else None  # else it is kept anew
         elif self.answer.choices[0].text.strip():
             self._came = self._save(came).path[-1], came
 
     def end(self) -> Keeping:
         """Keep the answer, if there is a word of it."""
-        if self.answer.has_failed:  # the question goes back to who asked it
-            self._history.withdraw(self._id, self.answer.messages[:-1], self._new)
+        if self.answer.has_failed:
+            if not self.answer.is_left:  # the question goes back to who asked it
+                before = self.answer.messages[:-1]
+                self._history.withdraw(self._id, before, self._new, self._new)
             return Keeping(None)
         message = self.answer.message()
         self._save(*([message] if message.text or not message.interrupted else []))
@@ -158,11 +160,13 @@ class Conversations:
             finally:
                 answer.cancel()
                 over.set()
-                with anyio.CancelScope(shield=True):
-                    await keeping_up
-                    keeping = await self._save(turn.end)
-                self._requests.under_way.discard(scope)
-                self.answers.remove(answer)
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await keeping_up
+                        keeping = await self._save(turn.end)
+                finally:
+                    self._requests.under_way.discard(scope)
+                    self.answers.remove(answer)
         return keeping
 
     async def _keep_up(self, turn: "Turn", over: asyncio.Event) -> None:
@@ -204,7 +208,7 @@ class Conversations:
             return Response(status_code=204)
         if request.method == "POST":
             message = request.query_params.get("message", "")
-            if not message.isdecimal():
+            if not re.fullmatch("[0-9]{1,18}", message):
                 raise RequestError("must be the number of a message", "message")
             await self._ask(partial(history.move, id, int(message)))
             self._tell()
@@ -213,12 +217,10 @@ class Conversations:
         return JSONResponse(dump(shown))
 
     async def _delete(self, id: str, history: History, can_be_undone: bool) -> None:
+        self._stop(id)
         if not can_be_undone:
             await self._ask(partial(history.delete, id))
-            self._stop(id)
             return self._tell()
-        await self._ask(partial(history.leaf, id))  # is it there?
-        self._stop(id)
         keeping = [each.keeping for each in self.answers if each.asked.conversation == id]
         if waited := [each for each in keeping if each is not None]:
             await asyncio.wait(waited)  # what came of it is restored, too

@@ -66,10 +66,7 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
         HistoryError: the file cannot be used, or is of a newer version.
     """
     try:
-        with suppress(FileExistsError):
-            # Not a file that is there: where this process has it open, its locks end when any
-            # descriptor of it is closed, and others take the log away.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        _create(path)
         with closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as database:
             version = _version(path, database)
             _write_ahead(database, timeout)
@@ -87,6 +84,14 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
         raise HistoryError(f"{path}: {reason(error)}; {hint}, or `chat --no-history`") from error
 
 
+def _create(path: Path) -> None:
+    """Make the file for this user alone, if it is not there. One that is, is not opened: where this
+    process has it open, its locks end when any descriptor of it is closed, and others take the log
+    away."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 class Watch:
     """Tells whether anybody has written to the file, from any thread, one at a time.
 
@@ -97,9 +102,10 @@ class Watch:
     def __init__(self, path: Path):
         self._path, self._version = path, 0
         try:
+            _create(path)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise HistoryError(f"{path}: {error}") from error
+        except (sqlite3.Error, OSError) as error:
+            raise HistoryError(f"{path}: {reason(error)}") from error
 
     def has_changed(self) -> bool:
         """Whether it is another than it was when this was asked last; one that cannot be read is as

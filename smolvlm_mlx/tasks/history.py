@@ -156,23 +156,26 @@ class History:
             _set_leaf(database, id, end, turns)
         return Saved(path, end != leaf)
 
-    def extend(self, id: str, at: int, before: Message, answer: Message) -> None:
+    def extend(self, id: str, at: int, before: Message, answer: Message) -> bool:
         """Write an answer that still comes as far as it has come now, in the place where it is as
-        it was `before`; where it is another now, or goes on, it stays as it is. Reads no tree."""
+        it was `before`; where it is another now, or goes on, it stays as it is, and False is
+        returned. Reads no tree."""
         with self._open(writes=True) as database:
-            extend_message(database, id, at, before, answer)
+            return extend_message(database, id, at, before, answer)
 
-    def withdraw(self, id: str, messages: Sequence[Message], seen: Collection[int]) -> None:
+    def withdraw(
+        self, id: str, messages: Sequence[Message], seen: Collection[int], own: Collection[int]
+    ) -> None:
         """Go back to the end of these messages, unless another has gone on meanwhile: the leaf is
-        none of those that were `seen`. A conversation of which nothing is left then, and that
-        nobody else has written to, is forgotten."""
+        none of those that were `seen`. A conversation of which nothing is left then, and that has
+        no messages but one's `own`, is forgotten."""
         new = [to_stored(message) for message in _instructions(messages)[1]]
         with self._open(writes=True) as database:
             tree, leaf = _tree(database, id), _leaf(database, id)
             path = tree.find(new)
             if (leaf is not None and leaf not in seen) or len(path) < len(new):
                 return
-            if path or tree.nodes.keys() - {*seen}:
+            if path or tree.nodes.keys() - {*own}:
                 _set_leaf(database, id, path[-1] if path else None, tree.turns(path))
                 return
             database.execute("DELETE FROM conversations WHERE id = ?", (id,))

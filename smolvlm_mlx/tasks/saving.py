@@ -65,15 +65,17 @@ def write_pictures(database: sqlite3.Connection, id: str, messages: Sequence[Mes
 
 def extend_message(
     database: sqlite3.Connection, id: str, at: int, before: Message, answer: Message
-) -> None:
-    """Write more of an answer in its place, if that is as it was before and nothing comes after."""
+) -> bool:
+    """Write more of an answer in its place, if that is as it was before and nothing comes after;
+    returns whether it is."""
     old, new = (utf8(dumped(to_stored(message))) for message in (before, answer))
-    database.execute(
+    done = database.execute(
         "UPDATE messages SET message = ?, words = ? WHERE conversation = ? AND id = ? AND "
         "message = ? AND NOT EXISTS (SELECT 1 FROM messages AS next WHERE "
         "next.conversation = messages.conversation AND next.parent = messages.id)",
         (new, utf8(words_of(answer)), id, at, old),
     )
+    return done.rowcount > 0
 
 
 def forget_unused(database: sqlite3.Connection) -> None:

@@ -43,6 +43,8 @@ def open_long(page: Any, server: Running, turns: int = TURNS) -> int:
     page.goto(f"http://127.0.0.1:{server.port}/c/{keep_long(server, turns)}#token={TOKEN}")
     page.locator(".message").nth(2 * turns - 1).wait_for()
     page.locator(".assistant table").last.wait_for()
+    page.locator(".assistant math").last.wait_for()
+    page.locator(".assistant .hljs-keyword").last.wait_for()
     return int(page.locator("#talk table").count())
 
 

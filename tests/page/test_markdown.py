@@ -126,6 +126,7 @@ def begin(page: Any, question: str = "What?") -> None:
     page.fill("#text", question)
     page.press("#text", "Enter")
     page.locator(".assistant").last.get_by_text("…").wait_for()
+    page.evaluate("import('/page/markdown.js').then(() => null)")
 
 
 def say(page: Any, text: str) -> None:

@@ -4,12 +4,13 @@ conversations, and paths, also in the middle of a question."""
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from ...errors import escaped
-from ...tasks.history import History
+from ...errors import HistoryError, escaped
+from ...tasks.history import History, Summary
 from . import settings
 from .paths import SUFFIXES, expanded, folded, listed, open_word, written
 
@@ -84,7 +85,10 @@ def conversation(history: History | None) -> Complete:
     """The ids of the latest conversations, with their titles, and paths."""
 
     def complete(text: str) -> Iterator[Completion]:
-        for kept in history.list(RECENT) if history else ():
+        latest = list[Summary]()
+        with suppress(HistoryError):  # which the command says
+            latest = history.list(RECENT) if history else []
+        for kept in latest:
             if (text and kept.id.startswith(text)) or not text:
                 yield Completion(kept.id, -len(text), display_meta=escaped(kept.title))
         yield from paths(text)

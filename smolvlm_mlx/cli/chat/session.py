@@ -66,6 +66,7 @@ class Session:
     history: History | None
     id: str = field(default_factory=new_id)
     seen: set[int] = field(default_factory=set)  # of the history's messages
+    own: set[int] = field(default_factory=set)  # those of them that were said here
     path: list[int] = field(default_factory=list)  # where this one's stand there
     told: int | None = None  # where another went, which was said
     pending: list[Attachment | Video] = field(default_factory=list)
@@ -162,7 +163,9 @@ class Session:
     def keep(self) -> None:
         """Bring the history up to date."""
         if self.history is not None and any(m.role == "user" for m in self.chat.messages):
-            self._stand(self.history.save(self.id, self.chat.messages, self.model).path)
+            path = self.history.save(self.id, self.chat.messages, self.model).path
+            self.own.update({*path} - self.seen)
+            self._stand(path)
 
     def _stand(self, path: Sequence[int]) -> None:
         self.path = [*path]
@@ -179,7 +182,7 @@ class Session:
             if leaf in (*self.path, self.told):
                 return
             kept = self.history.read(self.id)
-            if kept.messages[-1].role == "user":  # whose answer is still to come
+            if not kept.messages or kept.messages[-1].role == "user":  # its answer is to come
                 return
             begin = _goes_on(self.path, kept.places)
             if begin is None:
@@ -196,7 +199,7 @@ class Session:
         """Go back before the last question, which is returned."""
         question = self.chat.undo()
         if self.history is not None:
-            self.history.withdraw(self.id, self.chat.messages, self.seen)
+            self.history.withdraw(self.id, self.chat.messages, self.seen, self.own)
         self.path = self.path[: sum(each.role != "system" for each in self.chat.messages)]
         return question
 
@@ -287,7 +290,8 @@ class Session:
         self._begin(new_id())
 
     def _begin(self, id: str) -> None:
-        self.id, self.seen, self.last, self.seen_as = id, set(), None, None
+        self.id, self.seen, self.own = id, set(), set()
+        self.last, self.seen_as = None, None
         self.path, self.told = [], None
         self.pending.clear()
 

@@ -3,7 +3,7 @@
 import { $, announce, make, say, write } from "./dom.js";
 import { afterMessages, keepFocus } from "./focus.js";
 import {
-  endsTwice, fromRaw, messageNode, partsOf, spoken, toRaw, updateText,
+  endsTwice, fromRaw, loadMarkdown, messageNode, partsOf, spoken, toRaw, updateText,
 } from "./message.js";
 import { exchangeWaiting, showWaiting, takeWaiting } from "./pictures.js";
 import { copyBy } from "./secure.js";
@@ -70,7 +70,7 @@ async function turnTo(message, at, label) {
   const response = await call(`/conversations/${asked.id}?message=${message}`, { method: "POST" });
   if (!response.ok) return say((await failure(response)).message);
   if (asked !== conversation || running) return;
-  openRaw(asked.id, await response.json());
+  await openRaw(asked.id, await response.json());
   const node = $("talk").children[at];
   const arrows = [...node.querySelectorAll(".branches button:enabled")];
   (arrows.find(({ ariaLabel }) => ariaLabel === label) ?? arrows[0]).focus();
@@ -175,11 +175,12 @@ async function answer(again, takeBack, more = {}, begun = null) {
     asked.messages.pop();  // it was stopped before its first word
     asked.leaf = undefined;  // what is there then, the server says
   }
+  if (message.text) await loadMarkdown();
   if (!isLeaving) remember("asked", null);
   if (running === controller) setRunning(null);
   if (asked === conversation) {
     show();
-    if (asked.messages.includes(message)) announce(spoken(message));
+    if (asked.messages.includes(message)) spoken(message).then(announce);
     watch();
   }
   document.dispatchEvent(new Event("answered"));
@@ -329,8 +330,9 @@ export function openConversation(id, messages, instructions = $("system").value,
 }
 
 // A conversation as the server has it, or a file.
-export function openRaw(id, raw) {
+export async function openRaw(id, raw) {
   const { instructions, messages } = read(raw);
+  if (messages.length) await loadMarkdown();
   openConversation(id, messages, instructions, raw.kept);
   leaveAsked();
 }
@@ -402,7 +404,7 @@ async function take(asked, { leaf = null, answer: coming, text, deleted }, signa
     const isWhole = running === ELSEWHERE && !coming;
     await adopt(asked, signal);
     if (isWhole && !signal.aborted && asked.messages.length) {
-      announce(spoken(asked.messages.at(-1)));
+      announce(await spoken(asked.messages.at(-1)));
     }
   }
   if (coming && !signal.aborted) showComing(asked, coming);

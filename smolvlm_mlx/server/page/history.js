@@ -151,7 +151,7 @@ export async function openKept(id) {
   if (isAnswered(id)) return closeList();  // it is there, and more of it than is kept
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
-  openRaw(id, await response.json());
+  await openRaw(id, await response.json());
   closeList();
   refresh();
 }
@@ -166,7 +166,7 @@ export async function openAddress() {
   const id = addressed();
   if (!id) return openEmpty();
   const response = await call(`/conversations/${id}`);
-  if (response.ok) openRaw(id, await response.json());
+  if (response.ok) await openRaw(id, await response.json());
   else if (response.status === 404) openInstead(id);
   else say((await failure(response)).message);
   refresh();
@@ -186,7 +186,7 @@ export async function openFile(file) {
   try {
     const { messages } = JSON.parse(await file.text());
     if (!messages.every(({ role }) => role)) throw new TypeError("no messages");
-    openRaw(newId(), { messages });
+    await openRaw(newId(), { messages });
     closeList();
   } catch {
     say(`${file.name} is no conversation that was saved`);

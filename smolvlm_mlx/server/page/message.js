@@ -13,7 +13,8 @@ const whole = new WeakMap();  // texts that are shown, or will be when one comes
 const coming = new Map();  // texts that are shown in the next frame, by their nodes
 const plain = new Map();  // [text, is it whole] that are no Markdown yet, by their places
 
-let markdown = null;  // the module, or the promise of it: it is loaded with the first answer
+let markdown = null;  // the module, which is loaded with the first answer
+let loading = null;  // the promise of that
 
 // `buttons` are [label, what it does], or nodes; `remove` takes a picture that is wrong out of it; of
 // one that is still coming nothing is said.
@@ -70,18 +71,20 @@ function textNode(node, { role, text }) {
 const source = text => make("p", { className: "plain", dir: "auto", textContent: text });
 
 function showAnswer(place, text, isWhole) {
-  if (markdown.showMarkdown) return markdown.showMarkdown(place, text, isWhole);
+  if (markdown) return markdown.showMarkdown(place, text, isWhole);
   plain.set(place, [text, isWhole]);
   arrange(place, [source(text)]);
   loadMarkdown();
 }
 
-function loadMarkdown() {
-  markdown ??= import("./markdown.js").then(module => {
+// Answers are shown as they are when this is done, which needs no time but the first.
+export function loadMarkdown() {
+  loading ??= import("./markdown.js").then(module => {
     markdown = module;
     for (const [place, said] of plain) module.showMarkdown(place, ...said);
     plain.clear();
-  }, () => { markdown = null; });
+  }, () => { loading = null; });
+  return loading;
 }
 
 // Whether a text ends in the same words twice, as an answer does that was ended because it went in
@@ -101,20 +104,22 @@ export function updateText(node, text) {
 }
 
 function showComing() {
-  for (const [node, text] of coming) {
+  const came = [...coming];
+  coming.clear();
+  for (const [node, text] of came) {
     const place = node.querySelector(".text");
     whole.delete(place);
     showAnswer(place, text, false);
   }
-  coming.clear();
 }
 
 const BLOCKS = "p, li, td, th, pre, div, br, h1, h2, h3, h4, h5, h6";
 
 // What a screen reader is told of an answer: its text as it is shown, and whether that is all.
-export function spoken(message) {
+export async function spoken(message) {
   const { role, text, cut, interrupted } = message;
   if (role !== "assistant" || !text) return "";
+  await loadMarkdown();
   const copy = nodes.get(message).querySelector(".text").cloneNode(true);
   for (const node of copy.querySelectorAll(".bar, annotation")) node.remove();
   for (const node of copy.querySelectorAll(BLOCKS)) node.append(" ");
