@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -169,7 +170,7 @@ def machine() -> str:
 def texts(checkpoint: Path, folders: Sequence[Path]) -> None:
     """Print which true texts would have been ended, and where."""
     tokenizer = Tokenizer.from_folder(checkpoint)
-    files = tokens = 0
+    files, tokens, seconds = 0, 0, 0.0
     for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
         if not path.is_file() or path.suffix not in SUFFIXES:
             continue
@@ -177,10 +178,13 @@ def texts(checkpoint: Path, folders: Sequence[Path]) -> None:
             ids = tokenizer.encode_text(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, OSError):
             continue
-        files, tokens = files + 1, tokens + len(ids)
-        if (end := ended_at(ids, tokenizer)) is not None:
+        files, tokens, began = files + 1, tokens + len(ids), time.perf_counter()
+        end = ended_at(ids, tokenizer)
+        seconds += time.perf_counter() - began
+        if end is not None:
             print(f"{path}: {tokenizer.decode(ids[max(0, end - 300) : end])!r}")
-    print(f"{files} files, {tokens} tokens")
+    cost = f"{1e6 * seconds / max(tokens, 1):.1f} microseconds a token"
+    print(f"{files} files, {tokens} tokens, {cost}; {machine()}")
 
 
 def main() -> None:
