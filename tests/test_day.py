@@ -45,7 +45,8 @@ def line(text: str) -> list[str]:
     return [text, "Enter"]
 
 
-# What is typed in each prompt: texts and keys; `Tab` with the line that it makes.
+# What is typed in each prompt: texts and keys; `Tab` with the line that it makes, and
+# what is attached where a key attaches it.
 DAY = [
     line("/undo"),
     line("/retry"),
@@ -83,7 +84,7 @@ DAY = [
     line("/save talk.json"),
     ["resize 60"],
     line("/paste"),
-    ["C-v", "What does the text say?", "Enter"],
+    ["C-v", "2 attached", "What does the text say?", "Enter"],
     ["paste /system Say what you see,\n\tand no more\nthan that.", "Enter"],
     line("/image demo.png white.png"),
     line("/system Say what you see, and nothing else, in as few words as you can."),
@@ -156,6 +157,8 @@ def settled(screen: str) -> str:
     took = r"\s+·\s+first\s+after\s+\S+\s+s(\s+·\s+then\s+\S+\s+tokens/s)?(\s+·\s+\S+\s+GB)?"
     screen = "\n".join(line.rstrip() for line in screen.splitlines())
     screen = re.sub(took, " · (times)", screen)
+    cut = "cut off at the longest length"  # after times of any width
+    screen = re.sub(cut.replace(" ", r"\s+"), cut, screen)
     screen = re.sub(r"^[0-9a-f]{8}(?=  \d)", "(id)", screen, flags=re.M)
     screen = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "(date)", screen)
 
@@ -181,10 +184,10 @@ def use(terminal: Terminal, steps: list[list[str]]) -> None:
             elif key.startswith("Tab "):
                 terminal.type("Tab")
                 terminal.wait_for_line(f"> {key.removeprefix('Tab ')}")
+            elif key.endswith(" attached"):
+                terminal.wait_for_line(f"{key} >")
             else:
                 terminal.type(key)
-            if key == "C-v":
-                prompts = terminal.wait_for_prompt()
         if keys[0] == "/quit":
             return
         prompts = terminal.wait_for_prompt(prompts)

@@ -825,6 +825,17 @@ def test_a_whole_session(
     assert "And now?" not in str(history_in(tmp_path).load(talk.id))
 
 
+def test_a_line_that_reaches_the_edge_is_edited(open_terminal: Callable[[str], Terminal]) -> None:
+    terminal = open_terminal("--no-history")
+    terminal.resize(40)
+    terminal.wait_for_prompt()
+    terminal.type("What does the text in the picture say", "Home")
+    terminal.wait_for_line("picture say")
+    for key in "123":
+        terminal.type(key)  # the first moves the last letter to the edge
+    terminal.wait("> 123What does the text in the picture s ay")
+
+
 def test_a_session_goes_on(
     open_terminal: Callable[[str], Terminal], session: Session, picture: Path, tmp_path: Path
 ) -> None:

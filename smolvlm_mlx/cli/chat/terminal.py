@@ -243,7 +243,8 @@ def _mark(session: Session) -> FormattedText:
 
 
 class _Output(Vt100_Output):
-    """What is typed, completed or comes back from the lines of before is cleaned."""
+    """What is typed, completed or comes back from the lines of before is cleaned. A carriage return
+    is the renderer's own: where a text has one, it draws ^M."""
 
     def write(self, data: str) -> None:
-        super().write(clean(data))
+        super().write("\r".join(map(clean, data.split("\r"))))
