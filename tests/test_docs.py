@@ -17,7 +17,8 @@ import pytest
 import typer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+CHAT = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README + CHAT, re.DOTALL)
 COMMANDS = [
     line
     for kind, block in BLOCKS
