@@ -564,7 +564,8 @@ def test_settings(session: Session) -> None:
     handle(session, "/settings")
     assert "temperature          0.5\n" in screen_of(session).said[-1]
     for line, error in {
-        "colour red": "no setting 'colour'",
+        "colour red": "no setting 'colour'; there are max_tokens",
+        "temprature 1": "no setting 'temprature'; is it temperature",
         "temperature hot": "temperature is a number, not 'hot'",
         "temperature 99": "temperature 99.0 is not in 0..10",
         "max_tokens 1.5": "max_tokens is a whole number",

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from ...errors import GenerationError, quote
@@ -30,9 +31,12 @@ def find(typed: str) -> Option:
     Raises:
         GenerationError: there is none.
     """
-    option = NAMED.get(typed.lstrip("-").replace("-", "_"))
+    name = typed.lstrip("-").replace("-", "_").lower()
+    option = NAMED.get(name)
     if option is None:
-        raise GenerationError(f"no setting {quote(typed)}; there are {', '.join(NAMED)}")
+        near = get_close_matches(name, NAMED, 1)
+        hint = f"is it {near[0]}? " if near else ""
+        raise GenerationError(f"no setting {quote(typed)}; {hint}there are {', '.join(NAMED)}")
     return option
 
 
