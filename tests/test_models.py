@@ -189,6 +189,11 @@ def test_names_are_whole_on_a_narrow_terminal(
         assert re.search(rf"^ {re.escape(known.name)} ", out, re.MULTILINE)
 
 
+def test_the_list_has_a_name_too(cache: Path, call: Any) -> None:
+    for options in ((), ("--json",)):
+        assert call("models", "list", *options) == call("models", *options)
+
+
 def test_the_list_in_a_pipe_is_lines_with_tabs(cache: Path, call: Any) -> None:
     code, out, err = call("models")
     lines = [line.split("\t") for line in out.splitlines()]

@@ -54,6 +54,7 @@ EXAMPLES = {
         "smolvlm-mlx models pull 256M docling",
         "smolvlm-mlx models rm 500M --yes",
     ),
+    "models list": ("smolvlm-mlx models list --json",),
     "models pull": ("smolvlm-mlx models pull 256M docling",),
     "models rm": ("smolvlm-mlx models rm 500M",),
     "history": (

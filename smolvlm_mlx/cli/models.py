@@ -61,8 +61,18 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     machine's at most, and tightly up to three quarters; what is too large fits with fewer bits
     (`smolvlm-mlx convert NAME OUT --bits 4`).
     """
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        _list(as_json)
+
+
+@app.command("list", cls=Command)
+@as_command
+def list_all(as_json: AsJson = False) -> None:
+    """List checkpoints, as `models` alone does."""
+    _list(as_json)
+
+
+def _list(as_json: bool) -> None:
     machine = Machine.of_this()
     wrong = None
     try:
