@@ -168,6 +168,11 @@ def names(held: Sequence[Attachment | Video]) -> list[str]:
     return [each.name for each in held]
 
 
+def test_a_picture_is_no_video(session: Session, folder: Path) -> None:
+    with pytest.raises(SmolVLMError, match=r"is a picture; /image attaches it$"):
+        handle(session, "/video cat.jpg")
+
+
 def test_help_and_lists_fit_a_terminal(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     handle(session, "A question that is longer than a line of the list has room for, by far")

@@ -8,7 +8,8 @@ from shutil import get_terminal_size
 from string import whitespace
 from textwrap import fill
 
-from ...errors import FetchError, PromptError, cut, escaped, quote
+from ...errors import FetchError, PromptError, VideoError, cut, escaped, quote
+from ...inputs.kinds import PICTURE
 from ...inputs.media import Video
 from ...inputs.messages import Message
 from ..history import date
@@ -107,12 +108,14 @@ def video(session: Session, rest: str) -> None:
     """PATH or URL ...: attach videos, whatever their names end in"""
     if not rest.strip():
         raise PromptError("which? /video PATH")
-    session.attach(
-        [
-            Video({"url" if isinstance(source, str) else "path": source})
-            for source in read_sources(rest)
-        ]
-    )
+    sources = read_sources(rest)
+    try:
+        session.attach([Video({"url" if isinstance(s, str) else "path": s}) for s in sources])
+    except VideoError as error:
+        told = str(error)
+        if PICTURE.advice not in told:
+            raise
+        raise VideoError(told.replace(PICTURE.advice, "/image attaches it")) from error
 
 
 def paste(session: Session) -> None:
