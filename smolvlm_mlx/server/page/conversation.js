@@ -219,7 +219,7 @@ function takeChunk(asked, message, chunk) {
 
 // Where the history has messages. One of instructions at the front has no place.
 function setPlaces(asked, kept) {
-  asked.messages.slice(-kept.length).forEach((message, at) => { message.place = kept[at]; });
+  kept.forEach((place, at) => { asked.messages[at].place = place; });
   asked.leaf = kept.at(-1).id;
 }
 
@@ -373,7 +373,7 @@ export async function watch() {
         if (!signal.aborted) await take(asked, each, signal);
       }
     } catch (error) {
-      if (error.status === 404) return;  // it is not kept
+      if ([401, 404].includes(error.status)) return;  // not let in, or it is not kept
       if (!signal.aborted) cutOff();
     }
     if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
@@ -417,7 +417,8 @@ async function adopt(asked, signal) {
   const raw = await response.json(), { instructions, messages } = read(raw);
   const last = asked.messages.at(-1), edited = asked.messages[editing]?.place?.id;
   const kept = messages[asked.messages.length - 1];  // what of the last one the server has
-  const isCut = last?.cut && messages.length >= asked.messages.length - 1
+  const isCut = last?.cut && messages.length <= asked.messages.length
+    && messages.length >= asked.messages.length - 1
     && (!kept || kept.interrupted && last.text.startsWith(kept.text));
   asked.messages = isCut ? [...messages.slice(0, asked.messages.length - 1), last] : messages;
   if (raw.kept.length) setPlaces(isCut && kept ? asked : { ...asked, messages }, raw.kept);

@@ -120,7 +120,7 @@ export function thumbnail(picture, remove, shown = showable(picture)) {
     figure.append(make("button", { ...button, onclick: remove }));
   }
   if (problem) {
-    figure.className = "wrong";
+    figure.classList.add("wrong");
     figure.append(make("figcaption", { textContent: problem }));
   }
   return figure;
