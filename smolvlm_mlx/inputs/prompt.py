@@ -8,6 +8,7 @@ stop floods.
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,8 @@ def free_character(texts: Sequence[str]) -> str:
     raise PromptError("the text uses every character there is")
 
 
-SECONDS = 1.5  # with the start of the process, which takes a tenth of it
+CPU_SECONDS = 2  # with the start of the process, which takes a tenth of it
+SECONDS = 30.0  # in which a busy machine gives them
 MEMORY = 2**29
 MAX_CHARACTERS = 2**24  # of a prompt; the longest context holds a thousandth
 
@@ -72,9 +74,13 @@ MAX_CHARACTERS = 2**24  # of a prompt; the longest context holds a thousandth
 _CHILD = """
 import json, resource, sys
 from datetime import datetime
-limit = int(sys.argv[1])
-# macOS does not keep it; there the deadline has to do.
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def bound(limit, most):
+    hard = resource.getrlimit(limit)[1]  # of whoever started the program (ulimit)
+    resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+memory, characters, seconds = map(int, sys.argv[1:])
+bound(resource.RLIMIT_CORE, 0)
+bound(resource.RLIMIT_CPU, seconds)
+bound(resource.RLIMIT_AS, memory)  # macOS does not keep it; there the time has to do
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -102,7 +108,7 @@ environment.globals |= {"raise_exception": raise_exception, "strftime_now": strf
 environment.filters["tojson"] = to_json
 source, values = json.load(sys.stdin)
 text = environment.from_string(source).render(values)
-if len(text) > int(sys.argv[2]):
+if len(text) > characters:
     raise ValueError(f"it makes {len(text)} characters")
 json.dump(text, sys.stdout)
 """
@@ -146,7 +152,8 @@ def _family() -> Template:
 
 
 def _render_apart(source: str, values: dict[str, object]) -> str:
-    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY), str(MAX_CHARACTERS)]
+    limits = map(str, (MEMORY, MAX_CHARACTERS, CPU_SECONDS))
+    command = [sys.executable, "-I", "-c", _CHILD, *limits]
     request = json.dumps([source, values])
     try:
         child = subprocess.run(
@@ -156,6 +163,10 @@ def _render_apart(source: str, values: dict[str, object]) -> str:
         raise PromptError(
             f"the checkpoint's chat template takes longer than {SECONDS:g} s"
         ) from error
+    if child.returncode == -signal.SIGXCPU:
+        raise PromptError(
+            f"the checkpoint's chat template takes more than {CPU_SECONDS} s of the processor"
+        )
     if child.returncode:
         reason = (
             child.stderr.strip().splitlines() or [f"it ended with signal {-child.returncode}"]
