@@ -242,9 +242,9 @@ def test_the_history_keeps_the_first_answer(
 ) -> None:
     id, save, saved = f"00000000000000{stream:02d}", server.history.save, list[str]()
 
-    def watched(id: str, messages: Any, model: str) -> Saved:
+    def watched(id: str, messages: Any, model: str, seen: Any) -> Saved:
         saved.append(model)
-        return save(id, messages, model)
+        return save(id, messages, model, seen)
 
     monkeypatch.setattr(server.history, "save", watched)
     first = texts(server, n=3)[0]

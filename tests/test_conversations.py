@@ -1,6 +1,7 @@
 """Conversations that live in the server: answers that outlive their clients, and who is told of
 them."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -10,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.errors import EngineError
+from smolvlm_mlx.errors import EngineError, HistoryError
 from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import text_message, to_json, user_message
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import conversations
-from smolvlm_mlx.tasks.history import History, new_id
-from tests.support.http import Running, always, question, wait_until
+from smolvlm_mlx.server.answer import Answer
+from smolvlm_mlx.server.conversations import Turn
+from smolvlm_mlx.server.request import ChatRequest
+from smolvlm_mlx.tasks.database import Watch
+from smolvlm_mlx.tasks.history import History, Saved, new_id
+from tests.support.http import Running, always, question, serving, wait_until
 from tests.support.pictures import PICTURE, data_url
 from tests.support.served import serving_alone
 
@@ -219,6 +224,124 @@ def test_what_is_stopped_before_it_begins_does_not_begin(
     assert (answer.status_code, slow_model) == (400, [])
     assert answer.json()["error"]["message"] == "the answer was stopped before it began"
     assert id not in [talk.id for talk in server.history.list()]
+
+
+def test_a_tab_that_chose_another_branch_stays_there(
+    server: Running, slow_model: list[Job]
+) -> None:
+    id = new_id()
+    one = [text_message("user", "One"), text_message("assistant", "Yes.")]
+    elsewhere = server.history.save(id, one).path[-1]
+    with asking(server, id, stream_options={"include_usage": True}) as lines:
+        wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
+        wait_until(lambda: server.history.leaf(id) != elsewhere)
+        with server.client() as client:
+            client.post(f"/conversations/{id}", params={"message": elsewhere})
+        assert stop(server, id) == 204
+        *_, last = lines
+    assert server.history.leaf(id) == elsewhere
+    answer = server.history.branches(id)[-1].end
+    assert [place["id"] for place in json.loads(last[6:])["kept"]] == [answer - 1, answer]
+
+
+def turn_of(history: History, answer: Answer) -> Turn:
+    answer.push(answer.choices[0], EngineError("out of memory"))
+    answer.message()  # which reads that
+    return Turn(history, "0123abcd", answer, "tiny")
+
+
+def test_what_nobody_waits_for_any_more_does_nothing_after_the_end(tmp_path: Path) -> None:
+    """The history may be locked for longer than it is waited for."""
+    history, asked = History(tmp_path / "history.sqlite3"), [text_message("user", "Hello")]
+    saving, free, ended = threading.Event(), threading.Event(), threading.Event()
+    save = history.save
+
+    def late(*arguments: Any) -> Saved:
+        saving.set()
+        assert free.wait(60)
+        return save(*arguments)
+
+    async def push() -> Turn:
+        body = json.dumps(question("Hello")).encode()
+        return turn_of(history, Answer(ChatRequest.parse(body), asked))
+
+    def end(turn: Turn) -> None:
+        turn.end()
+        ended.set()
+
+    turn = asyncio.run(push())
+    turn.end()
+    turn.begin()
+    turn.go_on(text_message("assistant", "Hal"))
+    assert history.list() == []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(history, "save", late)
+        turn = asyncio.run(push())
+        threads = [threading.Thread(target=turn.begin)]
+        threads[0].start()
+        assert saving.wait(60)
+        threads.append(threading.Thread(target=end, args=(turn,)))
+        threads[1].start()
+        assert not ended.wait(0.1)  # it comes after what was begun
+        free.set()
+        for thread in threads:
+            thread.join()
+    assert history.list() == []
+
+
+def test_a_question_that_could_not_be_kept_at_once_is_kept_with_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(tmp_path / "history.sqlite3")
+
+    async def answer() -> Answer:
+        body, asked = json.dumps(question("Hello")).encode(), [text_message("user", "Hello")]
+        return Answer(ChatRequest.parse(body), asked)
+
+    def refuse(*arguments: object) -> None:
+        raise HistoryError("it is locked")
+
+    coming = asyncio.run(answer())
+    turn = Turn(history, "0123abcd", coming, "tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr(history, "save", refuse)
+        with pytest.raises(HistoryError):
+            turn.begin()
+    coming.choices[0].text = "Hal"
+    turn.go_on(coming.message())
+    question_id, answer_id = (place.id for place in history.places("0123abcd"))
+    assert (coming.after, history.leaf("0123abcd")) == (question_id, answer_id)
+
+
+def test_who_listens_is_told_though_the_history_was_locked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, failures = new_id(), {"leaf": 0, "watch": 0}
+    history, other = (History(tmp_path / "history.sqlite3") for _ in range(2))
+    history.save(id, [text_message("user", "One")])
+    leaf, watch = history.leaf, history.watch
+
+    def locked_leaf(id: str) -> int | None:
+        failures["leaf"] += 1
+        if failures["leaf"] == 2:  # the first is asked before anything is told
+            raise HistoryError("it is locked")
+        return leaf(id)
+
+    def locked_watch() -> Watch:
+        failures["watch"] += 1
+        if failures["watch"] == 1:
+            raise HistoryError("it is locked")
+        return watch()
+
+    monkeypatch.setattr(history, "leaf", locked_leaf)
+    monkeypatch.setattr(history, "watch", locked_watch)
+    with serving(tiny, tmp_path) as server:
+        monkeypatch.setattr(server.service.conversations, "history", history)
+        with listening(server, id) as news:
+            assert next(news) == {"leaf": leaf(id)}
+            saved = other.save(id, [text_message("user", "Two")])
+            assert next(news) == {"leaf": saved.leaf}
+    assert failures["watch"] == 2
 
 
 def test_a_question_whose_answer_fails_at_once_is_taken_back(

@@ -503,7 +503,7 @@ def test_branches_are_listed_and_opened(history: History) -> None:
     found = history.branches("a")
     long = f"{'Q ' * 50}"[:59] + "…"
     assert [branch.words for branch in found] == ["b", "other answer", "edited", long]
-    assert [branch.is_current for branch in found] == [False, False, False, True]
+    assert found[-1].end == history.leaf("a")
     history.move("a", found[0].end)
     assert here(history) == ["q", "a", "2", "b"]
     found = history.branches("a")
@@ -531,6 +531,44 @@ def test_instructions_are_of_the_conversation(history: History) -> None:
     history.save("a", said("q", "a"))
     assert here(history) == ["q", "a"]
     assert len(history.branches("a")) == 1
+    # Also where another has gone on meanwhile.
+    history.save("a", said("q", "a", "2"))
+    history.save("a", [text_message("system", "Be kind."), *said("q", "a")])
+    assert here(history) == ["Be kind.", "q", "a", "2"]
+
+
+def test_an_answer_comes_until_nothing_comes_to_it(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.save("a", said("q"))
+    assert history.is_coming("a")
+    first, more = (interrupted("q", text)[1] for text in ("Ha", "Hal"))
+    at = history.save("a", interrupted("q", "Ha")).path[-1]
+    now = time.time()
+    assert history.is_coming("a")
+    monkeypatch.setattr(time, "time", lambda: now + 11)
+    assert not history.is_coming("a")
+    history.extend("a", at, first, more)
+    assert history.is_coming("a")
+    history.save("a", said("q", "Halb"))
+    assert not history.is_coming("a")
+
+
+def test_a_way_that_somebody_chose_stays_the_way(history: History) -> None:
+    base = history.save("a", said("q", "a", "2"))
+    seen = {*base.path, base.leaf}
+    other = history.save("a", said("q", "a", "zwei"))
+    saved = history.save("a", said("q", "a", "2", "b"), "", seen)
+    assert (saved.leaf, saved.has_moved) == (other.leaf, False)
+    assert here(history) == ["q", "a", "zwei"]
+    assert [place.id for place in history.places("a", saved.path[-1])] == saved.path
+    history.move("a", saved.path[-1])
+    history.save("a", said("q", "a", "2", "c"), "", {saved.path[-1]})
+    assert here(history) == ["q", "a", "2", "c"]
+    # What was begun there is replaced, and the leaf is never at what is gone.
+    history.save("b", interrupted("q", "Ha"))
+    history.save("b", said("q", "Halb"), "", set())
+    assert [message.text for message in history.load("b")] == ["q", "Halb"]
 
 
 def test_a_deleted_conversation_does_not_come_back(history: History) -> None:
@@ -556,6 +594,7 @@ def test_a_name_stays_whatever_is_said(history: History) -> None:
 def test_what_is_discarded_is_nowhere_until_it_is_restored(history: History) -> None:
     ids = history.save("a", TALK).path
     history.discard("a", 60)
+    assert not history.extend("a", ids[-1], TALK[-1], text_message("assistant", "More"))
     assert history.list() == history.list(words="cat") == []
     for use in (
         lambda: history.save("a", said("q", "c")),

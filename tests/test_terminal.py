@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +24,27 @@ from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import Lines
 from smolvlm_mlx.cli.history import as_text
 from smolvlm_mlx.cli.tiles import SeenTiles
-from smolvlm_mlx.errors import GenerationError, PromptError, SmolVLMError, quote
+from smolvlm_mlx.errors import (
+    ContextFullError,
+    EngineError,
+    GenerationError,
+    HistoryError,
+    PromptError,
+    SmolVLMError,
+    quote,
+)
 from smolvlm_mlx.generation.stream import TextStream
 from smolvlm_mlx.inputs.media import Attachment, Video
-from smolvlm_mlx.inputs.messages import Message, TextPart, user_message
+from smolvlm_mlx.inputs.messages import Message, TextPart, to_json, user_message
 from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.server import conversations
 from smolvlm_mlx.tasks.history import History
 from tests.support import as_metal
 from tests.support.checkpoints import load_processor
 from tests.support.faults import file_limit
+from tests.support.http import Running, always, question
 from tests.support.messages import media_of
 from tests.support.pictures import noise
 from tests.support.tmux import Terminal
@@ -239,25 +251,67 @@ def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: P
     session.catch_up()
     assert said == []
     history.save(session.id, [*own, *turn("Two", "Second", interrupted=True)])
-    session.catch_up()
-    assert said == ["User: Two\n\nAssistant: Second (interrupted)"]
+    session.catch_up()  # to which more may come
+    assert said == []
     history.save(session.id, [*own, *turn("Two", "Second, at last")])
     session.catch_up()
-    assert said[1:] == ["Assistant: Second, at last"]
+    assert said == ["User: Two\n\nAssistant: Second, at last"]
     handle(session, "Three")
     assert questions(session) == ["One", "Two", "Three"]
-    assert [branch.is_current for branch in session.branches()] == [True]
+    assert len(session.branches()) == 1
     before = list(said)
     history.save(session.id, [*own, *turn("Zwei", "Zweitens")])
     session.catch_up()
     session.catch_up()
     assert said == [*before, "Another went on elsewhere here; /branches 2 goes there."]
+    elsewhere = history.leaf(session.id)
+    handle(session, "/branches")
+    first, second = said[-1].splitlines()
+    assert (first.endswith("(this one)"), second.endswith("(this one)")) == (True, False)
+    assert history.leaf(session.id) == elsewhere  # where the other still is
     handle(session, "/branches 2")
     assert questions(session) == ["One", "Zwei"]
     history.move(session.id, history.places(session.id)[0].id)
     history.delete(session.id)
     session.catch_up()
     assert questions(session) == ["One", "Zwei"]
+
+
+def test_an_answer_that_was_stopped_elsewhere_is_shown_in_a_while(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(tmp_path / "history.sqlite3")
+    handle(session, "One")
+    stopped = Message("assistant", (TextPart("Second"),), interrupted=True)
+    history.save(session.id, [*history.load(session.id), user_message("Two"), stopped])
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 11)
+    session.catch_up()
+    assert screen_of(session).said == ["User: Two\n\nAssistant: Second (interrupted)"]
+
+
+def test_an_answer_of_a_server_is_shown_once(
+    server: Running, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is kept while it comes."""
+    monkeypatch.setattr(conversations, "KEEP_SECONDS", 0.001)
+    monkeypatch.setattr(server.service.conversations, "history", session.history)
+    handle(session, "One")
+    assert session.history is not None
+    history, own, kept = session.history, to_json(session.chat.messages), set[str]()
+    words = " ".join(map(str, range(60)))
+    more = {"max_tokens": 2000, "conversation": session.id, **always(words)}
+    asked = question("Two", **more)
+    asked["messages"][:0] = own
+    asking = threading.Thread(target=server.complete, args=(asked,))
+    asking.start()
+    while asking.is_alive():
+        session.catch_up()
+        kept |= {history.load(session.id)[-1].text}
+    asking.join()
+    session.catch_up()
+    assert len(kept) > 3  # it was there in parts
+    assert screen_of(session).said == [f'User: Two\n\nAssistant: "{words}"']
 
 
 @pytest.mark.slow
@@ -334,6 +388,13 @@ def test_retry_samples_and_says_so(session: Session, monkeypatch: pytest.MonkeyP
     handle(session, "/retry")
     assert used[-1].temperature == 0
     assert screen_of(session).said[said:] == []
+    # What is known of an answer that is taken back is not of the one before it.
+    handle(session, "Two")
+    assert session.last is not None
+    session.last.finish_reason = "interrupted"
+    handle(session, "/undo")
+    handle(session, "/retry")
+    assert used[-1].temperature == 0.7
 
 
 def test_an_answer_that_was_cut_off_is_continued(session: Session) -> None:
@@ -705,6 +766,52 @@ def test_nothing_is_forgotten_for_a_question_that_fails(words: int, session: Ses
         handle(session, "word " * count)
     assert session.chat.messages == kept
     assert bool(asked) == (not words)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError])
+def test_nothing_is_forgotten_for_a_question_that_is_given_up(
+    error: type[BaseException], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("One", "Two"):
+        handle(session, text)
+    screen, kept, count = screen_of(session), list(session.chat.messages), 0
+    screen.chosen = "y"
+
+    def answer(begin: Callable[..., Any]) -> None:
+        nonlocal count
+        count += 1
+        full = ContextFullError("too long")
+        full.over = 1
+        raise full if count == 1 else error("no")
+
+    monkeypatch.setattr(screen, "answer", answer)
+    with pytest.raises(error):
+        handle(session, "Three")
+    assert (count, session.chat.messages) == (2, kept)
+    assert session.history is not None
+    assert (session.history.load(session.id), len(session.branches())) == (kept, 1)
+
+
+def test_what_the_history_refuses_is_not_done(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle(session, "One")
+    before = list(session.chat.messages)
+
+    def refuse(*arguments: object) -> None:
+        raise HistoryError("it is locked")
+
+    monkeypatch.setattr(session.history, "withdraw", refuse)
+    with pytest.raises(HistoryError):
+        handle(session, "/undo")
+    assert session.chat.messages == before
+
+
+def test_what_no_longer_waits_is_said(session: Session, picture: Path) -> None:
+    handle(session, f"/image '{picture}'")
+    handle(session, "/new")
+    assert screen_of(session).said == ["no longer attached: my picture.png"]
+    assert session.pending == []
 
 
 def test_model_text_is_shown_as_it_is() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import quote as quoted
 from weakref import WeakSet
@@ -17,9 +18,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from ..errors import NoConversationError, SmolVLMError, cut, quote
+from ..errors import HistoryError, NoConversationError, SmolVLMError, cut, quote
 from ..generation.scheduler import BusyError
 from ..inputs.messages import Message, to_json
+from ..tasks.database import Watch
 from ..tasks.export import as_markdown, as_zip, file_name
 from ..tasks.history import MAX_NAME, UNDO_SECONDS, History, Saved
 from .answer import Answer, Keeping
@@ -39,6 +41,7 @@ POLL_SECONDS = 0.25  # between looks at whether another program has written
 ALIVE_SECONDS = 15.0  # after which a stream without news says something
 
 NOTHING = object()  # has been told yet; a leaf may be None
+STILL_HERE = b": still here\n\n"
 
 Found = TypeVar("Found")
 
@@ -51,42 +54,62 @@ class Preparation:
 
 
 class Turn:
-    """A question and its answer on their way into the history. One step at a time, in threads."""
+    """A question and its answer on their way into the history. One step at a time, in threads: a
+    step for which nobody waits any more does nothing after the end."""
 
     def __init__(self, history: History, id: str, answer: Answer, model: str):
         self.answer, self._history, self._id, self._model = answer, history, id, model
         self._new = list[int]()  # the path of the question, if that was not the leaf
         self._came: tuple[int, Message] | None = None  # the answer where and as it is kept
+        self._seen: set[int | None] | None = None  # where the leaf is that may move to the answer
+        self._lock, self._is_over = Lock(), False
 
     def begin(self) -> None:
         """Keep the question."""
+        with self._lock:
+            if not self._is_over:
+                self._begin()
+
+    def _begin(self) -> None:
         saved = self._save()
         self.answer.after = saved.path[-1] if saved.path else None
         self._new = saved.path if saved.has_moved else []
+        self._seen = {*saved.path, saved.leaf}
 
     def go_on(self, came: Message) -> None:
         """Keep the answer as far as it has come, as one that was interrupted: it is one, should
         this process be killed."""
-        if self._came is not None:
-            at, before = self._came
-            is_there = self._history.extend(self._id, at, before, came)
-            self._came = (at, came) if is_there else None  # else it is kept anew
-        elif self.answer.choices[0].text.strip():
-            self._came = self._save(came).path[-1], came
+        with self._lock:
+            if self._is_over:
+                return
+            if self._seen is None:  # the history was locked before
+                self._begin()
+            if self._came is not None:
+                at, before = self._came
+                is_there = self._history.extend(self._id, at, before, came)
+                self._came = (at, came) if is_there else None  # else it is kept anew
+            elif self.answer.choices[0].text.strip():
+                self._came = self._save(came).path[-1], came
 
     def end(self) -> Keeping:
         """Keep the answer, if there is a word of it."""
-        if self.answer.has_failed:
-            if not self.answer.is_left:  # the question goes back to who asked it
-                before = self.answer.messages[:-1]
-                self._history.withdraw(self._id, before, self._new, self._new)
-            return Keeping(None)
-        message = self.answer.message()
-        self._save(*([message] if message.text or not message.interrupted else []))
-        return Keeping(self._history.places(self._id))
+        with self._lock:
+            self._is_over = True
+            if self.answer.has_failed:
+                if not self.answer.is_left:  # the question goes back to who asked it
+                    before = self.answer.messages[:-1]
+                    self._history.withdraw(self._id, before, self._new, self._new)
+                return Keeping(None)
+            message = self.answer.message()
+            saved = self._save(*([message] if message.text or not message.interrupted else []))
+        return Keeping(self._history.places(self._id, saved.path[-1] if saved.path else None))
 
     def _save(self, *more: Message) -> Saved:
-        return self._history.save(self._id, [*self.answer.messages, *more], self._model)
+        messages = [*self.answer.messages, *more]
+        saved = self._history.save(self._id, messages, self._model, self._seen)
+        if self._seen is not None:
+            self._seen.update(saved.path)
+        return saved
 
 
 class Conversations:
@@ -309,12 +332,17 @@ class Conversations:
 
     async def _watch(self, history: History) -> None:
         """Look at whether another program has written, as long as somebody listens."""
-        watch = await self._ask(history.watch)
+        watch: Watch | None = None
         while self._listeners:
-            await asyncio.sleep(POLL_SECONDS)
-            if await self._ask(watch.has_changed) or self._requests.are_refused:
+            with suppress(HistoryError):  # it may be used again later
+                if watch is None:
+                    watch = await self._ask(history.watch)
+            has_changed = watch is not None and await self._ask(watch.has_changed)
+            if has_changed or self._requests.are_refused:
                 self._tell()
-        watch.close()
+            await asyncio.sleep(POLL_SECONDS)
+        if watch is not None:
+            watch.close()
 
     async def _news(self, id: str, history: History, woken: asyncio.Event) -> AsyncIterator[bytes]:
         """States rather than steps, so that who comes again has missed nothing: the leaf, and the
@@ -327,6 +355,10 @@ class Conversations:
             except NoConversationError:
                 yield _news(deleted=True)
                 return
+            except HistoryError:  # it may be used again later
+                yield STILL_HERE
+                await asyncio.sleep(POLL_SECONDS)
+                continue
             known = [each for each in self.answers if each.asked.conversation == id]
             answer = known[-1] if known else None
             if answer is not None and answer.after is not None:
@@ -347,7 +379,7 @@ class Conversations:
                 async with asyncio.timeout(ALIVE_SECONDS):
                     await woken.wait()
             except TimeoutError:
-                yield b": still here\n\n"
+                yield STILL_HERE
 
 
 def _id_in(request: Request) -> str:

@@ -23,12 +23,13 @@ from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
 from .database import Watch, empty_log, opened
 from .saving import extend_message, forget_unused, utf8, write_head, write_messages
-from .stored import beginning, from_stored, title_of, to_stored
+from .stored import beginning, from_stored, known_of, title_of, to_stored
 from .tree import Node, Tree
 
 BUSY_SECONDS = 5  # for others that use the file
 UNDO_SECONDS = 60  # that what is deleted in the page can be restored; it shows Undo for less
 MAX_NAME = 200  # characters
+COMING_SECONDS = 10  # since when nothing has come to an answer that is not under way any more
 THERE = "id NOT IN (SELECT id FROM deleted)"
 OVERDUE = "SELECT id FROM deleted WHERE until <= ?"
 
@@ -57,9 +58,11 @@ Places = list[Place]  # of the messages of a conversation
 
 @dataclass(frozen=True)
 class Saved:
-    """What was saved: the ids of its messages but the instructions, and whether the leaf moved."""
+    """What was saved: the ids of its messages but the instructions, the leaf, and whether that has
+    moved."""
 
     path: list[int]
+    leaf: int | None
     has_moved: bool
 
 
@@ -79,13 +82,11 @@ class Branch:
         end: the id of its last message.
         words: where it leaves all others, or how it ends.
         created: when it came to its end, in seconds since 1970.
-        is_current: it ends at the leaf.
     """
 
     end: int
     words: str
     created: float
-    is_current: bool
 
 
 def data_folder() -> Path:
@@ -128,9 +129,16 @@ class History:
     def __init__(self, path: Path | None = None, timeout: float = BUSY_SECONDS):
         self.path, self._timeout = path or data_folder() / "history.sqlite3", timeout
 
-    def save(self, id: str, messages: Sequence[Message], model: str = "") -> Saved:
+    def save(
+        self,
+        id: str,
+        messages: Sequence[Message],
+        model: str = "",
+        seen: Collection[int | None] | None = None,
+    ) -> Saved:
         """Write a conversation: what of it is there stays, and what differs goes beside it. The
-        leaf is then its end, unless another has gone on from there already.
+        leaf is then its end, unless another has gone on from there already, or it is none of those
+        that were `seen`: somebody has chosen another way.
 
         An answer that was interrupted is replaced by one that begins with it, and instructions at
         the front by others: they belong to the conversation, whatever way it goes.
@@ -146,15 +154,18 @@ class History:
                     f"conversation {quote(id)} was deleted, and keeps no more; begin another"
                 )
             tree, leaf = _tree(database, id), _leaf(database, id)
+            write_head(database, id, title_of(messages), model, first)
             path = tree.find(new)
             if len(path) == len(new) and _is_below(tree, leaf, path):
-                return Saved(path, False)
-            write_head(database, id, title_of(messages), model, first)
+                return Saved(path, leaf, False)
             path = write_messages(database, id, tree, path, rest, new)
+            is_there = database.execute("SELECT 1 FROM messages WHERE id = ?", (leaf,)).fetchone()
+            if seen is not None and leaf not in seen and is_there:
+                return Saved(path, leaf, False)
             turns = sum(message.role == "user" for message in rest)
             end = path[-1] if path else None
             _set_leaf(database, id, end, turns)
-        return Saved(path, end != leaf)
+        return Saved(path, end, end != leaf)
 
     def extend(self, id: str, at: int, before: Message, answer: Message) -> bool:
         """Write an answer that still comes as far as it has come now, in the place where it is as
@@ -199,16 +210,28 @@ class History:
         texts += [tree.nodes[at].text for at in tree.path(leaf)]
         return Kept([from_stored(text, data) for text in texts], _places(tree, leaf))
 
-    def places(self, id: str) -> Places:
-        """Where the messages of a conversation stand."""
+    def places(self, id: str, end: int | None = None) -> Places:
+        """Where the messages of a conversation stand, up to one of them or its leaf."""
         with self._open() as database:
             leaf, _ = _head(database, id)
-            return _places(_tree(database, id), leaf)
+            return _places(_tree(database, id), leaf if end is None else end)
 
     def leaf(self, id: str) -> int | None:
         """The id of the last message of a conversation; None before the first."""
         with self._open() as database:
             return _head(database, id)[0]
+
+    def is_coming(self, id: str) -> bool:
+        """Whether a conversation ends with a question, or with an answer that somebody is making:
+        not a whole one, and written to until now."""
+        with self._open() as database:
+            leaf, _ = _head(database, id)
+            query = "SELECT message, created FROM messages WHERE id = ?"
+            text, written = database.execute(query, (leaf,)).fetchone() or ("", 0.0)
+        last = known_of(text) or {}
+        if last.get("interrupted"):
+            return time.time() - written < COMING_SECONDS
+        return last.get("role") == "user"
 
     def watch(self) -> Watch:
         """What tells when others write, from any thread."""
@@ -226,7 +249,7 @@ class History:
             parents = {at: tree.nodes[at].parent for at in path}
             forked = [at for at, to in parents.items() if to == leaf or len(tree.children(to)) > 1]
             words = beginning(tree.words((forked or path)[-1]))
-            found.append(Branch(end, words, tree.nodes[end].created, end == leaf))
+            found.append(Branch(end, words, tree.nodes[end].created))
         return found
 
     def move(self, id: str, message: int) -> None:

@@ -66,14 +66,15 @@ def write_pictures(database: sqlite3.Connection, id: str, messages: Sequence[Mes
 def extend_message(
     database: sqlite3.Connection, id: str, at: int, before: Message, answer: Message
 ) -> bool:
-    """Write more of an answer in its place, if that is as it was before and nothing comes after;
-    returns whether it is."""
+    """Write more of an answer in its place, if that is as it was before, nothing comes after and
+    the conversation is not deleted; returns whether it is so."""
     old, new = (utf8(dumped(to_stored(message))) for message in (before, answer))
     done = database.execute(
-        "UPDATE messages SET message = ?, words = ? WHERE conversation = ? AND id = ? AND "
-        "message = ? AND NOT EXISTS (SELECT 1 FROM messages AS next WHERE "
-        "next.conversation = messages.conversation AND next.parent = messages.id)",
-        (new, utf8(words_of(answer)), id, at, old),
+        "UPDATE messages SET message = ?, words = ?, created = ? WHERE conversation = ? AND id = ? "
+        "AND message = ? AND conversation NOT IN (SELECT id FROM deleted) AND NOT EXISTS (SELECT 1 "
+        "FROM messages AS next WHERE next.conversation = messages.conversation AND "
+        "next.parent = messages.id)",
+        (new, utf8(words_of(answer)), time.time(), id, at, old),
     )
     return done.rowcount > 0
 

@@ -187,7 +187,8 @@ def branches(session: Session, rest: str) -> None:
     found, number = session.branches(), rest.strip()
     if not number:
         lines = [
-            f"{n:>3}  {date(each.created)}  {each.words}{'  (this one)' * each.is_current}"
+            f"{n:>3}  {date(each.created)}  {each.words}"
+            f"{'  (this one)' * (each.end in session.path[-1:])}"
             for n, each in enumerate(found, 1)
         ]
         return session.screen.say("\n".join(lines) or "no branches yet")

@@ -18,7 +18,7 @@ from ...generation.stream import TextStream
 from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
 from ...inputs.settings import ImageOptions
-from ...tasks.chat import Chat
+from ...tasks.chat import Chat, question_at
 from ...tasks.history import Branch, History, Places, new_id
 from ...tasks.options import RETRY_TEMPERATURE
 from .paths import Source
@@ -120,20 +120,20 @@ class Session:
 
     def answer(self, begin: Callable[[], TextStream]) -> None:
         """Show the answer that begins so, and make room for it if the user wants that; nothing is
-        forgotten for one that fails."""
-        whole = list(self.chat.messages)
-        while True:
-            try:
-                self.screen.answer(lambda: self._begun(begin()))
-                break
-            except ContextFullError as error:
+        forgotten for one that does not begin, or fails."""
+        whole = shorter = list(self.chat.messages)
+        try:
+            while True:
                 try:
+                    self.screen.answer(lambda: self._begun(begin()))
+                    break
+                except ContextFullError as error:
                     self._make_room(error)
-                except ContextFullError:
-                    self.chat.messages = whole
-                    raise
-            finally:
-                self.keep()
+                    shorter = list(self.chat.messages)
+        finally:
+            if self.chat.messages == shorter:
+                self.chat.messages = whole
+            self.keep()
         if self.last is not None and self.last.finish_reason == "repetition":
             told = f"The answer {CUT_OFF['repetition']}; /continue goes on with it, /retry anew."
             self.screen.say(told)
@@ -171,35 +171,44 @@ class Session:
         self.path = [*path]
         self.seen.update(path)
 
-    def catch_up(self) -> None:
-        """Go on from what others have said here meanwhile, which is shown; where they went another
-        way, that is said."""
+    def is_behind(self) -> bool:
+        """Whether others are elsewhere in this conversation, which has not been said.
+
+        Raises:
+            HistoryError: it cannot be read.
+        """
         own = [message for message in self.chat.messages if message.role != "system"]
         if self.history is None or not self.path or len(own) != len(self.path):
-            return
+            return False
+        return self.history.leaf(self.id) not in (*self.path, self.told)
+
+    def catch_up(self) -> None:
+        """Go on from what others have said here meanwhile, which is shown once it is whole; where
+        they went another way, that is said."""
         with suppress(HistoryError):  # which `keep` does not keep to itself
-            leaf = self.history.leaf(self.id)
-            if leaf in (*self.path, self.told):
+            if self.history is None or not self.is_behind() or self.history.is_coming(self.id):
                 return
             kept = self.history.read(self.id)
-            if not kept.messages or kept.messages[-1].role == "user":  # its answer is to come
-                return
             begin = _goes_on(self.path, kept.places)
             if begin is None:
-                self.told, ends = leaf, [each.end for each in self.history.branches(self.id)]
-                if leaf in ends:
-                    way = ends.index(leaf) + 1
+                self.told = kept.places[-1].id if kept.places else None
+                ends = [each.end for each in self.history.branches(self.id)]
+                if self.told in ends:
+                    way = ends.index(self.told) + 1
                     self.screen.say(f"Another went on elsewhere here; /branches {way} goes there.")
                 return
             self.chat.restart(kept.messages)
+            self.last, self.seen_as = None, None
             self._stand([place.id for place in kept.places])
             self.screen.conversation(kept.messages[begin - len(kept.places) :])
 
     def undo(self) -> Message:
         """Go back before the last question, which is returned."""
-        question = self.chat.undo()
         if self.history is not None:
-            self.history.withdraw(self.id, self.chat.messages, self.seen, self.own)
+            left = self.chat.messages[: question_at(self.chat.messages, -1)]
+            self.history.withdraw(self.id, left, self.seen, self.own)
+        question = self.chat.undo()
+        self.last, self.seen_as = None, None
         self.path = self.path[: sum(each.role != "system" for each in self.chat.messages)]
         return question
 
@@ -238,7 +247,6 @@ class Session:
         """
         if self.history is None:
             raise PromptError("no history is kept (--no-history), and so no branches")
-        self.keep()
         return self.history.branches(self.id) if self.seen else ()
 
     def go(self, branch: Branch) -> None:
@@ -293,7 +301,7 @@ class Session:
         self.id, self.seen, self.own = id, set(), set()
         self.last, self.seen_as = None, None
         self.path, self.told = [], None
-        self.pending.clear()
+        self.let_go()
 
 
 def _goes_on(path: Sequence[int], places: Places) -> int | None:

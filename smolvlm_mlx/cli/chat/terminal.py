@@ -56,8 +56,8 @@ class TerminalScreen:
         self._prompt.completer = CommandCompleter(about(), completes)
         self._prompt.key_bindings = self._question.key_bindings = self._keys(session)
         while not session.over:
-            session.catch_up()
             try:
+                session.catch_up()
                 line = self._prompt.prompt(
                     lambda: _mark(session), pre_run=lambda: _begin(self._follow(session))
                 )
@@ -74,11 +74,15 @@ class TerminalScreen:
         if session.history is None:
             return
         with suppress(HistoryError), closing(session.history.watch()) as watch:
-            watch.has_changed()
+            is_late = True
             while True:
                 await asyncio.sleep(POLL_SECONDS)
-                if watch.has_changed():
-                    await run_in_terminal(session.catch_up)
+                is_late = watch.has_changed() or is_late
+                with suppress(HistoryError):
+                    is_behind = is_late and session.is_behind()
+                    is_late = is_behind and session.history.is_coming(session.id)
+                    if is_behind and not is_late:
+                        await run_in_terminal(session.catch_up)
 
     def _do(self, session: Session, line: str) -> None:
         """Do what a line says; what cannot be done is told."""
