@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -283,7 +282,7 @@ def _partial(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """A file or folder beside `path`, locked; removed, if it is there at the end."""
     _sweep(path.parent)
     while True:
-        name = f".{path.name[:40]}.partial-{_machine()}-{secrets.token_hex(4)}{path.suffix[:10]}"
+        name = f".{path.name[:40]}.partial-{_machine()}-{os.urandom(4).hex()}{path.suffix[:10]}"
         partial = path.with_name(name)
         make(partial)
         try:

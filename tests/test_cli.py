@@ -262,6 +262,7 @@ try:
 except SystemExit:
     pass
 heavy = {"mlx", "mlx.core", "mlx_lm", "transformers", "torch", "numpy", "PIL"}
+heavy |= {"hashlib", "hmac", "sqlite3", "tomllib"}
 print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     result = subprocess.run(

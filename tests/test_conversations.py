@@ -226,6 +226,22 @@ def test_what_is_stopped_before_it_begins_does_not_begin(
     assert id not in [talk.id for talk in server.history.list()]
 
 
+def test_nothing_of_the_history_stands_before_the_first_word(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, save = threading.Event(), server.history.save
+
+    def late(*arguments: Any) -> Saved:
+        assert came.wait(60)
+        return save(*arguments)
+
+    monkeypatch.setattr(server.history, "save", late)
+    with asking(server, new_id(), **always("one two three")) as lines:
+        next(line for line in lines if '"content":""' not in line)
+        came.set()
+        assert "stop" in [*lines][-1]
+
+
 def test_a_tab_that_chose_another_branch_stays_there(
     server: Running, slow_model: list[Job]
 ) -> None:

@@ -2,11 +2,9 @@
 
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint.hub import find_folder
 from ..checkpoint.names import GENERAL, Known, holds_checkpoint, known_as, resolve
 from ..errors import CheckpointError, quote, reason
 from ..files import MAX_JSON_BYTES, read_file
@@ -89,6 +87,8 @@ def configured() -> tuple[str, str] | None:
     """
     if name := os.environ.get(VARIABLE):
         return None if name == AUTO else _checked(name, VARIABLE)
+    import tomllib
+
     file = config_file()
     try:
         values = tomllib.loads(read_file(file, MAX_JSON_BYTES).decode())
@@ -103,6 +103,8 @@ def configured() -> tuple[str, str] | None:
 
 
 def _checked(name: str, place: str) -> tuple[str, str]:
+    from ..checkpoint.hub import find_folder
+
     try:
         find_folder(name)
     except CheckpointError as error:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 from pathlib import Path
@@ -22,6 +21,8 @@ def token_file() -> Path:
 
 
 def random_token() -> str:
+    import secrets
+
     return secrets.token_urlsafe(24)
 
 
