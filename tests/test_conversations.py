@@ -18,8 +18,8 @@ from smolvlm_mlx.inputs.messages import text_message, to_json, user_message
 from smolvlm_mlx.model.language import LanguageModel
 from smolvlm_mlx.server import conversations
 from smolvlm_mlx.server.answer import Answer
-from smolvlm_mlx.server.conversations import Turn
 from smolvlm_mlx.server.request import ChatRequest
+from smolvlm_mlx.server.turn import Turn
 from smolvlm_mlx.tasks.database import Watch
 from smolvlm_mlx.tasks.history import History, Saved, new_id
 from tests.support.http import Running, always, question, serving, wait_until

@@ -17,7 +17,7 @@ from ..generation.options import Options
 from ..generation.scheduler import Job, Scheduler
 from ..inputs.messages import Message, TextPart
 from ..inputs.processor import Inputs
-from ..tasks.history import Places
+from ..tasks.tree import Places
 from .request import ChatRequest
 
 

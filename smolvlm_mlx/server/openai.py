@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..events import Statistics
 from ..generation.origins import Origin
-from ..tasks.history import Place
+from ..tasks.tree import Place
 
 FinishReason = Literal["stop", "length"]  # of those of the API; clients know no others
 EndedBy = Literal["repetition"]

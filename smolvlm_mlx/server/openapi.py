@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from ..generation.scheduler import Status
-from ..tasks.history import MAX_NAME, UNDO_SECONDS, Place, Summary
+from ..tasks.history import MAX_NAME, UNDO_SECONDS, Summary
+from ..tasks.tree import Place
 from .openai import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -24,7 +24,7 @@ from ..inputs.messages import Message
 from .database import Watch, empty_log, opened
 from .saving import extend_message, forget_unused, utf8, write_head, write_messages
 from .stored import beginning, from_stored, known_of, title_of, to_stored
-from .tree import Node, Tree
+from .tree import Node, Places, Tree
 
 BUSY_SECONDS = 5  # for others that use the file
 UNDO_SECONDS = 60  # that what is deleted in the page can be restored; it shows Undo for less
@@ -43,17 +43,6 @@ class Summary:
     model: str
     updated: float
     turns: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a message stands; `branches` are the ids of all that stand there, the first first."""
-
-    id: int
-    branches: list[int]
-
-
-Places = list[Place]  # of the messages of a conversation
 
 
 @dataclass(frozen=True)
@@ -156,7 +145,7 @@ class History:
             tree, leaf = _tree(database, id), _leaf(database, id)
             write_head(database, id, title_of(messages), model, first)
             path = tree.find(new)
-            if len(path) == len(new) and _is_below(tree, leaf, path):
+            if len(path) == len(new) and tree.goes_on(path, leaf):
                 return Saved(path, leaf, False)
             path = write_messages(database, id, tree, path, rest, new)
             is_there = database.execute("SELECT 1 FROM messages WHERE id = ?", (leaf,)).fetchone()
@@ -208,13 +197,13 @@ class History:
             data = dict(database.execute(pictures, (id,)).fetchall())
         texts = [instructions] if instructions is not None else []
         texts += [tree.nodes[at].text for at in tree.path(leaf)]
-        return Kept([from_stored(text, data) for text in texts], _places(tree, leaf))
+        return Kept([from_stored(text, data) for text in texts], tree.places(leaf))
 
     def places(self, id: str, end: int | None = None) -> Places:
         """Where the messages of a conversation stand, up to one of them or its leaf."""
         with self._open() as database:
             leaf, _ = _head(database, id)
-            return _places(_tree(database, id), leaf if end is None else end)
+            return _tree(database, id).places(leaf if end is None else end)
 
     def leaf(self, id: str) -> int | None:
         """The id of the last message of a conversation; None before the first."""
@@ -363,10 +352,6 @@ def new_id() -> str:
     return secrets.token_hex(4)
 
 
-def _not_there(id: str) -> NoConversationError:
-    return NoConversationError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
-
-
 def _folded(text: object) -> str:
     return text.casefold() if isinstance(text, str) else ""
 
@@ -385,7 +370,7 @@ def _head(database: sqlite3.Connection, id: str) -> tuple[int | None, str | None
     query = f"SELECT leaf, instructions FROM conversations WHERE id = ? AND {THERE}"
     row = database.execute(query, (id,)).fetchone()
     if row is None:
-        raise _not_there(id)
+        raise NoConversationError(f"no conversation {quote(id)}; `smolvlm-mlx history` lists them")
     leaf, instructions = row
     return leaf, instructions
 
@@ -402,16 +387,6 @@ def _tree(database: sqlite3.Connection, id: str) -> Tree:
         (id,),
     )
     return Tree(Node(*row) for row in rows)
-
-
-def _places(tree: Tree, leaf: int | None) -> Places:
-    return [Place(at, tree.children(tree.nodes[at].parent)) for at in tree.path(leaf)]
-
-
-def _is_below(tree: Tree, leaf: int | None, path: Sequence[int]) -> bool:
-    """Whether the leaf is beyond the end of a path."""
-    there = tree.path(leaf)
-    return len(there) > len(path) and there[: len(path)] == path
 
 
 def _set_leaf(database: sqlite3.Connection, id: str, leaf: int | None, turns: int) -> None:

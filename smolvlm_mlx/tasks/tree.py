@@ -30,6 +30,17 @@ class Node:
     created: float
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a message stands; `branches` are the ids of all that stand there, the first first."""
+
+    id: int
+    branches: list[int]
+
+
+Places = list[Place]  # of the messages of a conversation
+
+
 class Tree:
     """A conversation's messages by their ids."""
 
@@ -50,6 +61,15 @@ class Tree:
             path.append(end)
             end = self.nodes[end].parent
         return path[::-1]
+
+    def places(self, end: int | None) -> Places:
+        """Return where the messages up to one stand."""
+        return [Place(at, self.children(self.nodes[at].parent)) for at in self.path(end)]
+
+    def goes_on(self, path: Sequence[int], end: int | None) -> bool:
+        """Return whether a message comes after the end of a path."""
+        there = self.path(end)
+        return len(there) > len(path) and there[: len(path)] == path
 
     def newest_end(self, id: int) -> int:
         """Return the last of the messages that go on from one, at each fork with the newest."""

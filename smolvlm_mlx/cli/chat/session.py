@@ -19,8 +19,9 @@ from ...inputs.media import Attachment, Frames, Video, attach
 from ...inputs.messages import ImagePart, Message, VideoPart
 from ...inputs.settings import ImageOptions
 from ...tasks.chat import Chat, question_at
-from ...tasks.history import Branch, History, Places, new_id
+from ...tasks.history import Branch, History, new_id
 from ...tasks.options import RETRY_TEMPERATURE
+from ...tasks.tree import Places
 from .paths import Source
 
 if TYPE_CHECKING:
