@@ -6,12 +6,15 @@ import os
 import re
 import socket
 import stat
+import threading
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.cli import serve, token
 from smolvlm_mlx.errors import ServerError
+from smolvlm_mlx.files import write_all
+from smolvlm_mlx.server import access
 from smolvlm_mlx.server.assets import ASSETS, FOLDER
 from smolvlm_mlx.server.security import Guard
 from tests.support.cli import KEY, let_answer
@@ -152,6 +155,17 @@ def test_a_ticket_lets_one_browser_in() -> None:
     assert asked(guard, authorization="Bearer right").status_code == 200
 
 
+@pytest.mark.parametrize(("seconds", "status"), [(59, 200), (61, 401)])
+def test_a_ticket_is_good_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, status: int
+) -> None:
+    monkeypatch.setattr(access, "now", lambda: 1000.0)
+    guard = guarded(ticket="once")
+    monkeypatch.setattr(access, "now", lambda: 1000.0 + seconds)
+    answer = asked(guard, authorization="Bearer once", x_page_key=KEY["x-page-key"])
+    assert answer.status_code == status
+
+
 def test_the_page_without_a_token_holds_nothing(server: Running) -> None:
     base = f"http://127.0.0.1:{server.port}"
     with httpx2.Client(base_url=base, headers=KEY, timeout=60, **DIRECT) as client:
@@ -221,6 +235,22 @@ def test_a_token_that_others_could_read_is_replaced(
     assert token.kept_token() != first
     assert f"{kept}: others could read it; there is a new" in capsys.readouterr().err
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_two_first_starts_have_one_token(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[str]()
+    other = threading.Thread(target=lambda: made.append(token.kept_token()))
+
+    def slowly(*arguments: Any) -> None:
+        if not other.ident:
+            other.start()
+            other.join(0.2)  # it waits
+        write_all(*arguments)
+
+    monkeypatch.setattr("smolvlm_mlx.cli.token.write_all", slowly)
+    made.append(token.kept_token())
+    other.join()
+    assert made == [kept.read_text().strip()] * 2
 
 
 def test_another_user_s_token_is_replaced(

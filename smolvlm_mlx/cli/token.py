@@ -5,11 +5,14 @@ import os
 import re
 import stat
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ServerError, escaped
-from ..files import new_file, write_all
+from ..files import BusyError, lock, new_file, write_all
 
+BUSY_SECONDS = 5  # for another start, which makes the token
 FORM = re.compile(rb"([A-Za-z0-9_-]{32,128})\n?")
 
 
@@ -41,12 +44,32 @@ def kept_token(*, new: bool = False) -> str:
         found = random_token()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with new_file(path, 0o600) as partial, partial.open("wb", 0) as file:
-                write_all(file.fileno(), f"{found}\n".encode())
+            found = _keep(path, found, new)
         except OSError as error:
             why = f"cannot be written ({error.strerror}); the token is for this run alone"
             _say(f"{path}: {why}")
     return found
+
+
+def _keep(path: Path, token: str, new: bool) -> str:
+    """Write a token, and return it; or that which another start has made meanwhile.
+
+    Raises OSError: it cannot be written.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            with lock(path):
+                with suppress(OSError):
+                    if not new:
+                        return _read(path)
+                with new_file(path, 0o600) as partial, partial.open("wb", 0) as file:
+                    write_all(file.fileno(), f"{token}\n".encode())
+                return token
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def checked_token(token: str) -> str:

@@ -9,11 +9,13 @@ has no key, whatever its browser sends along with what it asks.
 import hmac
 import re
 from hashlib import sha256
+from time import monotonic as now
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+TICKET_SECONDS = 60  # in which a browser has to come that is opened
 COOKIE_SECONDS = 400 * 24 * 60 * 60  # browsers keep none longer
 KEY = re.compile("[0-9a-f]{32}")  # in the header x-page-key
 Added = list[tuple[bytes, bytes]]  # headers of a response
@@ -24,12 +26,12 @@ class Access:
 
     Args:
         token: None lets everyone in.
-        ticket: lets one browser in, once: it stands in the arguments of the program that opens the
-            page, which other users of this machine can read.
+        ticket: lets one browser in, once and soon: it stands in the arguments of the program that
+            opens the page, which other users of this machine can read.
     """
 
     def __init__(self, token: str | None, ticket: str | None = None):
-        self._token, self._ticket = token, ticket
+        self._token, self._ticket, self._until = token, ticket, now() + TICKET_SECONDS
 
     def admit(self, scope: Scope, headers: Headers) -> Added:
         """Return what the answer to a request has to say: the cookie, where a page is let in by the
@@ -55,7 +57,7 @@ class Access:
 
     def _is_ticket(self, given: str) -> bool:
         """Whether this is the ticket, which it is once."""
-        if self._ticket is None or not is_same(given, self._ticket):
+        if self._ticket is None or now() > self._until or not is_same(given, self._ticket):
             return False
         self._ticket = None
         return True
