@@ -31,6 +31,7 @@ from smolvlm_mlx.inputs.messages import Message, from_json, text_message, user_m
 from smolvlm_mlx.inputs.settings import ImageOptions
 from smolvlm_mlx.server.app import make_app
 from smolvlm_mlx.server.start import Start
+from smolvlm_mlx.tasks.database import opened
 from smolvlm_mlx.tasks.history import History, cache_folder, data_folder, new_id
 from tests.support.http import question
 from tests.support.kills import kill_saving
@@ -269,15 +270,48 @@ def test_private(first: str, history: History) -> None:
     assert {path.stat().st_mode & 0o777 for path in history.path.parent.iterdir()} == {0o600}
 
 
+def everything(history: History) -> str:
+    """What is in the file and its log."""
+    files = history.path.parent.glob(f"{history.path.name}*")
+    return " ".join(file.read_bytes().decode(errors="replace") for file in files)
+
+
+def test_what_is_written_is_on_the_disk(history: History) -> None:
+    history.save("a", TALK)
+    with opened(history.path, 1, writes=True) as database:
+        for name, value in {"synchronous": 2, "fullfsync": 1, "secure_delete": 1}.items():
+            assert database.execute(f"PRAGMA {name}").fetchone() == (value,)
+
+
+def test_what_cannot_be_forgotten_now_ends_no_list(history: History) -> None:
+    for id in "ab":
+        history.save(id, TALK)
+    history.discard("b", -1)
+    impatient = History(history.path, timeout=0)
+    with closing(sqlite3.connect(history.path, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        assert [each.id for each in impatient.list()] == ["a"]
+        database.execute("ROLLBACK")
+    assert [each.id for each in impatient.list()] == ["a"]
+    with pytest.raises(HistoryError, match="cannot be restored any more"):
+        history.restore("b")
+
+
 def test_deleted_is_gone_from_the_file(history: History) -> None:
     history.save("a", TALK)
     history.save("b", [asked("Another", PICTURE), text_message("assistant", "secret words")])
-    history.delete("b")
+    with closing(history.watch()) as watch:  # with whom the log stays
+        assert watch.has_changed()
+        assert "secret words" in everything(history)
+        history.delete("b")
+        assert "secret words" not in everything(history)
+        own = history.save("b2", [asked("A secret question")]).path
+        assert "secret question" in everything(history)
+        history.withdraw("b2", [], own, own)
+        assert "secret question" not in everything(history)
     assert media_of(history.load("a"))
     with closing(sqlite3.connect(history.path)) as database:
         assert database.execute("SELECT count(*) FROM pictures").fetchone() == (1,)
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert b"secret words" not in history.path.read_bytes()
     history.delete("a")
     with closing(sqlite3.connect(history.path)) as database:
         tables = ("conversations", "messages", "pictures", "uses")

@@ -12,6 +12,10 @@ from .stored import known_of
 
 Ids = dict[tuple[str, int | None, str], int]  # by conversation, parent and message
 
+# To the disk itself, also on macOS, where a file's fsync is not enough; what is deleted is
+# overwritten.
+PRAGMAS = ("synchronous = FULL", "fullfsync = ON", "foreign_keys = ON", "secure_delete = ON")
+
 # What makes a file of each version from one of the version before; 0 is none, or one of the time
 # before versions were counted.
 STEPS = (
@@ -70,7 +74,7 @@ def opened(path: Path, timeout: float, writes: bool) -> Iterator[sqlite3.Connect
         with closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as database:
             version = _version(path, database)
             _write_ahead(database, timeout)
-            for pragma in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            for pragma in PRAGMAS:
                 database.execute(f"PRAGMA {pragma}")
             # A reader waits for no writer.
             database.execute("BEGIN IMMEDIATE" if writes or version < len(STEPS) else "BEGIN")

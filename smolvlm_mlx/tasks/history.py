@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +104,8 @@ def private_folder(folder: Path) -> Path:
 
 
 class History:
-    """All conversations of a user. Every method is one transaction, from whatever thread or
-    process.
+    """All conversations of a user. Every method is a transaction, from whatever thread or process;
+    those that delete and forget are two.
 
     Args:
         timeout: seconds to wait for another process that writes.
@@ -180,6 +180,7 @@ class History:
                 return
             database.execute("DELETE FROM conversations WHERE id = ?", (id,))
             forget_unused(database)
+        empty_log(self.path)
 
     def load(self, id: str) -> list[Message]:
         """The messages of a conversation, up to its leaf."""
@@ -271,7 +272,8 @@ class History:
             ).fetchall()
             late = database.execute(OVERDUE, (time.time(),)).fetchall()
         if late:
-            self.forget_overdue()
+            with suppress(HistoryError):  # it can be read, and is locked for those who write
+                self.forget_overdue()
         return [Summary(*row) for row in rows]
 
     def find(self, beginning: str) -> str:
