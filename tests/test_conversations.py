@@ -23,7 +23,7 @@ from smolvlm_mlx.server.turn import Turn
 from smolvlm_mlx.tasks.database import Watch
 from smolvlm_mlx.tasks.history import History, Saved, new_id
 from tests.support.http import Running, always, question, serving, wait_until
-from tests.support.pictures import PICTURE, data_url
+from tests.support.pictures import PICTURE, data_url, encoded
 from tests.support.served import serving_alone
 
 import httpx2
@@ -415,7 +415,8 @@ def test_few_answers_are_left(
 def test_pictures_of_answers_that_are_left_are_few(
     server: Running, slow_model: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversations, "MOST_LEFT_BYTES", 1)
+    file = len(encoded(PICTURE, "PNG"))  # and its tiles, which are more than that
+    monkeypatch.setattr(conversations, "MOST_LEFT_BYTES", file)
     id = new_id()
     asked = question("Hello", data_url(), max_tokens=2000, stream=True, conversation=id)
     with (

@@ -177,6 +177,13 @@ class Answer:
         return self._error is not None and not self.begun + self.choices[0].text
 
     @property
+    def size(self) -> int:
+        """Bytes of its pictures and videos, and of their tiles."""
+        media = (held for message in self.messages for held in message.media)
+        tiles = (picture.tiles for picture in self.choices[0].job.inputs.pictures)
+        return sum(len(held.data) for held in media) + sum(each.nbytes for each in tiles)
+
+    @property
     def statistics(self) -> list[Statistics]:
         return [choice.job.statistics for choice in self.choices]
 

@@ -1,7 +1,7 @@
 """The HTTP application: OpenAI's chat completions, the history, and the page that uses both.
 
 The engine's thread runs the model; routes only prepare, wait and pass on. A client that goes away
-ends its answer.
+ends its answer, unless that is of a conversation that is kept.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TypeVar
 
 import anyio
 import mlx.core as mx
@@ -67,7 +66,6 @@ def judges(most: int = 32) -> Callable[[str], Judge]:
     return lru_cache(most)(lambda id: Judge())
 
 
-Found = TypeVar("Found")
 READERS = 32  # requests whose media are decoded at once; the page has other threads
 END_SECONDS = 2.0  # that the server's end waits for the step under way
 

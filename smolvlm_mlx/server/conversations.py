@@ -32,10 +32,11 @@ from .request import ID
 from .turn import Turn
 
 KEEPERS = 8  # requests for which the history is asked, which may be locked, at once
+SHOWN = 2  # conversations that are read at once as a whole, with their pictures
 SAVE_SECONDS = 5.0  # that an answer's end waits for the history
 KEEP_SECONDS = 3.0  # between the times that an answer under way is kept as far as it has come
 MOST_LEFT = 8  # answers that go on though their clients have gone
-MOST_LEFT_BYTES = 2**28  # of their pictures and videos
+MOST_LEFT_BYTES = 2**29  # of their pictures and videos, and of the tiles of these
 MOST_STREAMS = 128  # of events
 POLL_SECONDS = 0.25  # between looks at whether another program has written
 ALIVE_SECONDS = 15.0  # after which a stream without news says something
@@ -65,6 +66,7 @@ class Conversations:
     def __init__(self, history: History | None, model: str, requests: Requests):
         self.history, self._model, self._requests = history, model, requests
         self.keepers = anyio.CapacityLimiter(KEEPERS)
+        self._showing = asyncio.Semaphore(SHOWN)
         self.answers = list[Answer]()  # under way, the newest last
         self._coming = WeakSet[Preparation]()
         self._listeners = set[asyncio.Event]()
@@ -104,8 +106,7 @@ class Conversations:
             return answer.cancel()
         answer.is_left = True
         left = [other for other in self.answers if other.is_left]
-        media = [held for other in left for message in other.messages for held in message.media]
-        size = sum(len(held.data) for held in media)
+        size = sum(other.size for other in left)
         if len(left) > MOST_LEFT or size > MOST_LEFT_BYTES:
             answer.stop()
 
@@ -176,9 +177,14 @@ class Conversations:
                 raise RequestError("must be the number of a message", "message")
             await self._ask(partial(history.move, id, int(message)))
             self._tell()
-        kept = await self._ask(partial(history.read, id))
-        shown = Conversation(id=id, messages=to_json(kept.messages), kept=kept.places)
-        return JSONResponse(dump(shown))
+
+        def show() -> Response:
+            kept = history.read(id)
+            shown = Conversation(id=id, messages=to_json(kept.messages), kept=kept.places)
+            return JSONResponse(dump(shown))
+
+        async with self._showing:
+            return await self._ask(show)
 
     async def _delete(self, id: str, history: History, can_be_undone: bool) -> None:
         self._stop(id)
@@ -224,7 +230,8 @@ class Conversations:
                 return f"{file_name(title)}.zip", as_zip(messages, title), "application/zip"
             return f"{file_name(title)}.md", as_markdown(messages, title).encode(), "text/markdown"
 
-        name, data, kind = await self._ask(make)
+        async with self._showing:
+            name, data, kind = await self._ask(make)
         disposition = f"attachment; filename*=UTF-8''{quoted(name)}"
         return Response(data, headers={"content-disposition": disposition}, media_type=kind)
 
