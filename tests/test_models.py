@@ -2,6 +2,7 @@
 the place of the hub."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -146,6 +147,23 @@ def test_a_cache_that_is_a_file(cache: Path) -> None:
 
 
 # ---- the list
+
+
+def test_what_goes_while_it_is_looked_at_has_no_size(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, walk = put(cache, "a/b"), os.walk
+    (folder / "blobs" / "gone").touch()
+
+    def late(at: Path) -> Iterator[Any]:
+        found = [*walk(at)]
+        (folder / "blobs" / "gone").unlink(missing_ok=True)
+        return iter(found)
+
+    monkeypatch.setattr(os, "walk", late)
+    assert [(each.repo, each.bytes) for each in cached()] == [
+        ("a/b", size_of(NEEDED) + len(COMMIT))
+    ]
 
 
 def test_the_list_for_scripts(cache: Path, call: Any) -> None:

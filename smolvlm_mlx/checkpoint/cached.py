@@ -96,7 +96,7 @@ def _described(folder: Path) -> Cached | None:
     links = (path.resolve().parent for path in files if path.is_symlink())
     away = (to for to in links if not to.is_relative_to(inside))
     outside = inside if is_link else next(away, None)
-    size = sum(path.lstat().st_size for path in files if not path.is_symlink())
+    size = sum(_size(path) for path in files if not path.is_symlink())
     is_begun = any(path.suffix == ".incomplete" for path in files)
     is_broken = not (snapshots or is_begun) or not all(path.exists() for path in files)
     is_whole = any(map(_is_whole, snapshots))
@@ -106,6 +106,14 @@ def _described(folder: Path) -> Cached | None:
 def _files(folder: Path) -> Iterable[Path]:
     """All files and links below a folder."""
     return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+
+
+def _size(path: Path) -> int:
+    """None of what is deleted at the same time."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _is_of_the_family(snapshot: Path) -> bool:
