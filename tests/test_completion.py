@@ -15,7 +15,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 SIZE = 100_000  # characters
-SECONDS = 10  # a net: each takes a tenth of one; what grows with the square takes minutes
+SECONDS = 60  # a net: each takes a tenth of one; what grows with the square takes minutes
 PIECES = (
     "a",
     "a ",

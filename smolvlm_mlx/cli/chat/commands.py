@@ -101,7 +101,8 @@ def image(session: Session, rest: str) -> None:
         count = len(session.pending)
         session.screen.say(f"{count} pictures forgotten" if count else "no pictures are attached")
         session.pending.clear()
-    session.attach(read_sources(rest))
+    else:
+        session.attach(read_sources(rest))
 
 
 def video(session: Session, rest: str) -> None:
