@@ -42,6 +42,7 @@ from tests.support.tally import tally
 import httpx2
 import platformdirs
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 PICTURE = Attachment(noise(30, 20), name="cat.png")
@@ -268,6 +269,27 @@ def test_private(first: str, history: History) -> None:
     history.save("a", TALK)
     assert history.path.parent.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in history.path.parent.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_conversation_is_a_line_of_the_list(
+    columns: int, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wide as a terminal, and whole in a pipe."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    titles = [f"{'long ' * 11}title", "圆" * 60]
+    for id, title in zip("ab", titles, strict=True):
+        history.save(id, [asked(title)])
+    in_pipe = [line.rstrip() for line in run("list").splitlines()]
+    assert [line.endswith(title) for line, title in zip(in_pipe[:0:-1], titles, strict=True)] == [
+        True,
+        True,
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in run("list").splitlines()]
+    assert len(lines) == 3
+    assert max(map(cell_len, lines)) < columns
+    assert [line[-1] for line in lines[1:]] == ["…", "…"]
 
 
 def everything(history: History) -> str:

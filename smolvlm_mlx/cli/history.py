@@ -174,14 +174,21 @@ def _turn(message: "Message") -> str:
 
 
 def _print_list(found: "list[Summary]") -> None:
+    """A row each; on a terminal as much of a title as there is room for."""
+    from rich.text import Text
+
     from .show import console, table
 
     if not found:
         console(stderr=True).print("no conversations")
         return
     shown = table("id", "when", "turns", "title")
-    for column in shown.columns[1:]:
-        column.justify = "left"
+    for column in shown.columns:
+        column.justify, column.no_wrap = "left", column.header != "title"
     for summary in found:
-        shown.add_row(summary.id, date(summary.updated), str(summary.turns), summary.title)
-    console().print(shown)
+        title = Text(escaped(summary.title), no_wrap=True, overflow="ellipsis")
+        shown.add_row(summary.id, date(summary.updated), str(summary.turns), title)
+    out = console()
+    if not out.is_terminal:
+        out.width = 1000
+    out.print(shown)
