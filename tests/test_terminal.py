@@ -18,6 +18,7 @@ from typing import Any
 from smolvlm_mlx import Chat, Options
 from smolvlm_mlx.cli.chat import hints
 from smolvlm_mlx.cli.chat.commands import COMMANDS, handle
+from smolvlm_mlx.cli.chat.completion import in_question
 from smolvlm_mlx.cli.chat.hints import take_first_start
 from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
@@ -27,8 +28,10 @@ from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import (
     ContextFullError,
     EngineError,
+    FetchError,
     GenerationError,
     HistoryError,
+    ImageError,
     PromptError,
     SmolVLMError,
     quote,
@@ -52,6 +55,7 @@ from tests.support.videos import encode_video
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from rich.console import Console
 
 
@@ -189,11 +193,13 @@ def test_help_and_lists_fit_a_terminal(session: Session, monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", "80")
     handle(session, "A question that is longer than a line of the list has room for, by far")
     said = screen_of(session).said
-    for line in ("/help", "/history"):
+    handle(session, "/edit \u5706\u5728\u54ea\u91cc" + "\u554a" * 50)  # each is two columns wide
+    for line in ("/help", "/history", "/branches"):
         handle(session, line)
-        assert max(map(len, said[-1].splitlines())) < 80
-    assert said[-1].endswith("... (this one)")
-    assert "pictures to the next question; none:\n           forget those" in said[-2]
+        assert max(map(cell_len, said[-1].splitlines())) < 80
+        if line != "/help":
+            assert said[-1].endswith("…  (this one)")
+    assert "pictures to the next question; none:\n           forget those" in said[-3]
 
 
 LEAVING = ("exit", "QUIT", " :q ", "/exit", "/bye", "/q", "/Quit", "\ufeffexit")
@@ -542,6 +548,40 @@ def test_pictures_that_waited_for_a_question_that_failed_wait_no_more(
             handle(session, "What is in cat.jpg?")
     assert screen_of(session).said[-1] == "no longer attached: b.jpg, cat.jpg"
     assert session.pending == []
+
+
+def test_one_of_several_that_cannot_be_read_costs_no_other(session: Session, folder: Path) -> None:
+    for number in ("", *range(6)):
+        (folder / f"damaged{number}.png").write_bytes(b"damaged")
+    with pytest.raises(FetchError, match=r"^attached 2 of 3: 'damaged\.png' is text; [^;]*$"):
+        handle(session, "/image c*.jpg damaged.png b.jpg")
+    with pytest.raises(FetchError, match=r"^attached 1 of 2: 'damaged\.png'"):
+        handle(session, "damaged.png 'Bob\\'s photo.jpg'")  # dropped, without a question
+    assert names(session.pending) == ["cat.jpg", "b.jpg", "Bob's photo.jpg"]
+    with pytest.raises(ImageError, match=r"^'damaged\.png'"):
+        handle(session, "/image damaged.png")
+    with pytest.raises(FetchError, match=r"^attached 0 of 2: .*; 'cat.*/image attaches it$"):
+        handle(session, "/video damaged.png cat.jpg")
+    with pytest.raises(FetchError, match=r"^attached 1 of 8: ('damaged.*; .*; ){5}and 2 more$"):
+        handle(session, "/image *.png cat.jpg")
+    assert len(session.pending) == 4
+
+
+def test_a_name_that_is_not_utf8_is_completed_in_a_question(session: Session, folder: Path) -> None:
+    try:
+        (folder / "b.jpg").rename(folder / "caf\udce9 1.jpg")
+    except OSError:
+        pytest.skip("a file system of names that are UTF-8")
+    (found,) = in_question("What is in caf")
+    handle(session, f"What is in {found.text}?")
+    assert questions(session) == ["What is in caf\ufffd\\ 1.jpg?"]
+    assert names(media_of(session.chat.messages)) == ["caf\udce9 1.jpg"]
+    screen_of(session).typed = " And why?"
+    handle(session, "/edit")
+    assert questions(session) == ["What is in caf\ufffd\\ 1.jpg? And why?"]
+    assert names(media_of(session.chat.messages)) == ["caf\udce9 1.jpg"]
+    handle(session, "/edit What is in cat.jpg?")
+    assert names(media_of(session.chat.messages)) == ["cat.jpg"]
 
 
 def test_an_edited_question_is_about_the_pictures_that_it_names(
@@ -926,6 +966,9 @@ def test_a_whole_session(
     terminal.wait("/my\\ picture.png")
     terminal.type("Enter")
     terminal.wait("1 attached >", 2)
+    terminal.type("/ask What is /et", "Tab", "c")  # which is text there, not written as a path is
+    terminal.wait_for_line("> /ask What is /etc")
+    terminal.type("C-u")
     terminal.type(f"what is in {picture.parent}/mx.png", "Enter")
     terminal.wait("(the nearest name is 'my picture.png')")
     terminal.type(f"/save {tmp_path}/talk.json", "Enter")
@@ -1004,7 +1047,8 @@ def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:
         ]
     kept = Lines(tmp_path / "kept")
     kept.append_string("One")
-    assert [*Lines(tmp_path / "kept").load_history_strings()] == ["One"]
+    kept.append_string("caf\udce9.jpg")
+    assert [*Lines(tmp_path / "kept").load_history_strings()] == ["caf�.jpg", "One"]
     assert kept.pop_trouble() is None
 
 

@@ -8,7 +8,10 @@ from shutil import get_terminal_size
 from string import whitespace
 from textwrap import fill
 
-from ...errors import FetchError, PromptError, VideoError, cut, escaped, quote
+from rich.cells import cell_len
+from rich.text import Text
+
+from ...errors import FetchError, PromptError, VideoError, escaped, quote
 from ...inputs.kinds import PICTURE
 from ...inputs.media import Video
 from ...inputs.messages import Message
@@ -16,7 +19,7 @@ from ..history import date
 from .clipboard import read_pictures
 from .line import Line, read_line
 from .paths import INVISIBLE, expanded, no_such_file, read_path, read_sources
-from .session import Session
+from .session import SHOWN, Attached, Session
 from .settings import NAMED, change, find, value_of, written
 
 HELP = (
@@ -27,7 +30,6 @@ HELP = (
 )
 
 ASK = "/ask TEXT asks a line as it is"
-SHOWN = 5  # names that are missing
 
 
 def handle(session: Session, line: str) -> None:
@@ -57,7 +59,7 @@ def _say(session: Session, line: str) -> None:
     if read.text:
         session.ask(read.text, read.sources)
     else:
-        session.attach(read.sources)
+        session.attach_readable(read.sources)
 
 
 def _read(session: Session, text: str) -> Line:
@@ -102,26 +104,27 @@ def image(session: Session, rest: str) -> None:
         session.screen.say(f"{count} pictures forgotten" if count else "no pictures are attached")
         session.pending.clear()
     else:
-        session.attach(read_sources(rest))
+        session.attach_readable(read_sources(rest))
 
 
 def video(session: Session, rest: str) -> None:
     """PATH or URL ...: attach videos, whatever their names end in"""
     if not rest.strip():
         raise PromptError("which? /video PATH")
-    sources = read_sources(rest)
-    try:
-        session.attach([Video({"url" if isinstance(s, str) else "path": s}) for s in sources])
-    except VideoError as error:
-        told = str(error)
-        if PICTURE.advice not in told:
-            raise
-        raise VideoError(told.replace(PICTURE.advice, "/image attaches it")) from error
+
+    def read(source: Attached) -> Video:
+        try:
+            return Video({"url" if isinstance(source, str) else "path": source})
+        except VideoError as error:
+            told = str(error).replace(PICTURE.advice, "/image attaches it")
+            raise VideoError(told) from error
+
+    session.attach_readable(read_sources(rest), read)
 
 
 def paste(session: Session) -> None:
     """attach the picture in the clipboard, as Ctrl-V does"""
-    session.attach(read_pictures())
+    session.attach_readable(read_pictures())
 
 
 def copy(session: Session) -> None:
@@ -187,11 +190,8 @@ def branches(session: Session, rest: str) -> None:
     words with which each leaves the others"""
     found, number = session.branches(), rest.strip()
     if not number:
-        lines = [
-            f"{n:>3}  {date(each.created)}  {each.words}"
-            f"{'  (this one)' * (each.end in session.path[-1:])}"
-            for n, each in enumerate(found, 1)
-        ]
+        rows = ((f"{n:>3}  {date(each.created)}  ", each) for n, each in enumerate(found, 1))
+        lines = [_row(row, each.words, each.end in session.path[-1:]) for row, each in rows]
         return session.screen.say("\n".join(lines) or "no branches yet")
     if not (number.isdecimal() and 1 <= int(number) <= len(found)):
         raise PromptError(f"no branch {quote(number)}; /branches lists {len(found)}")
@@ -203,13 +203,11 @@ def history(session: Session, rest: str) -> None:
     """WORDS: the latest conversations, or those that contain the words"""
     if session.history is None:
         raise PromptError("no history is kept (--no-history)")
-    lines, columns = [], _columns()
+    lines = []
     for kept in session.history.list(20, rest.strip()):
         turns = f"{kept.turns} turn{'s' * (kept.turns != 1)}"
-        this = " (this one)" if kept.id == session.id else ""
         row = f"{kept.id}  {date(kept.updated)}  {turns:>8}  "
-        room = max(min(columns - 1 - len(row) - len(this), 60), 12)
-        lines.append(f"{row}{cut(escaped(kept.title), room)}{this}")
+        lines.append(_row(row, kept.title, kept.id == session.id))
     none = "no conversation contains that" if rest.strip() else "no conversations are kept yet"
     session.screen.say("\n".join(lines) or none)
 
@@ -313,6 +311,15 @@ ALONE: dict[str, Callable[[Session], None]] = {
 COMMANDS = {**WITH_TEXT, **ALONE}
 SYNONYMS = {"/set": "/settings", "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/?": "/help"}
 LEAVE = ("exit", "quit", "bye", ":q", ":q!", ":quit", ":wq")  # as a line of its own
+
+
+def _row(row: str, words: str, is_this: bool) -> str:
+    """A row that goes on with words, as far as there is room."""
+    this = "  (this one)" * is_this
+    room = max(min(_columns() - 1 - cell_len(row + this), 60), 12)
+    shown = Text(escaped(words))
+    shown.truncate(room, overflow="ellipsis")
+    return f"{row}{shown}{this}"
 
 
 def _columns() -> int:

@@ -9,11 +9,21 @@ import os
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from .paths import INVISIBLE, MAX_NAME, SUFFIXES, Files, Source, check_count, folded, likeliest
+from .paths import (
+    INVISIBLE,
+    MAX_NAME,
+    SUFFIXES,
+    Files,
+    Source,
+    check_count,
+    folded,
+    likeliest,
+    readable,
+)
 
 _KINDS = "|".join(suffix[1:] for suffix in SUFFIXES)
 # `cat.jpgs` names none; `cat.jpgを` and `_cat.jpg_` do.
@@ -50,7 +60,8 @@ class Line:
     """What a line says.
 
     Attributes:
-        text: the question as it was typed; empty where there is nothing but names.
+        text: the question as it was typed, but for what is no character; empty where there is
+            nothing but names.
         sources: the files and URLs of pictures and videos that it names, in order.
         missing: names that look like a picture's or a video's, and are none.
         mentioned: such names in code, or which are rather another kind's: text.
@@ -89,7 +100,7 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
     """
     text = line.strip().strip(INVISIBLE).strip()
     check_count(sum(1 for _ in _ENDING.finditer(text)))
-    spans = [*_spans(text, {folded(name) for name in known})]
+    spans = [*_spans(text, {folded(readable(name)) for name in known})]
     blank = text
     for span in spans:
         blank = _blanked(blank, span.start, span.end, "x" if span.kind == "text" else "\0")
@@ -102,7 +113,7 @@ def read_line(line: str, known: Iterable[str] = ()) -> Line:
         blank = _blanked(blank, end - len(name), end, "\0")
     pieces = [text[span.start : span.end] for span in spans if span.kind == "text"]
     return Line(
-        text if _has_words(blank) or not (spans or none) else "",
+        readable(text) if _has_words(blank) or not (spans or none) else "",
         [span.source for span in spans if span.source is not None],
         [likeliest(name) for _, name in missing],
         mentioned,
@@ -121,7 +132,7 @@ def _beginning(text: str, spans: Sequence[_Span]) -> Literal["path", "no path", 
 # ---- what is named
 
 
-def _spans(text: str, known: Collection[str]) -> Iterator[_Span]:
+def _spans(text: str, known: Set[str]) -> Iterator[_Span]:
     """The pieces that name something, from left to right, each as long as can be."""
     files, ends, after = Files(), _ends(text), 0
     for at in range(len(text)):
@@ -161,9 +172,7 @@ def _may_begin(text: str, at: int, after: int) -> bool:
     return not (before.isspace() and text[at - 2 : at - 1] == "\\")
 
 
-def _file(
-    text: str, at: int, ends: list[int], files: Files, known: Collection[str]
-) -> _Span | None:
+def _file(text: str, at: int, ends: list[int], files: Files, known: Set[str]) -> _Span | None:
     """The longest file that is spelled from here on; else the name of a known picture, or a path
     with spaces that is none."""
     rooted = _ROOTED.match(text)
@@ -177,7 +186,8 @@ def _file(
                 return _Span(at, end, "source", found)
             return _Span(at, end, "text")
     for end in reversed(ends):
-        if known and folded(text[at:end]) in known:
+        name = text[at:end]
+        if known and not known.isdisjoint(map(folded, (name, re.sub(r"\\(.)", r"\1", name)))):
             return _Span(at, end, "known")
     # Else `/tmp/no such cat.jpg` would be another cat.jpg.
     path = _PATH.match(text, at)

@@ -45,6 +45,11 @@ def folded(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name).translate(_PLAIN)
 
 
+def readable(text: str) -> str:
+    """A text with U+FFFD for what is no character, as in the name of a file that is not UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def expanded(path: str) -> str:
     """A path with the folder of a person in place of `~`, if there is such a person."""
     try:

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...errors import ContextFullError, HistoryError, PromptError, SmolVLMError, escaped
+from ...errors import (
+    ContextFullError,
+    FetchError,
+    HistoryError,
+    PromptError,
+    SmolVLMError,
+    escaped,
+)
 from ...events import CUT_OFF, Statistics
 from ...generation.options import Options
 from ...generation.repetition import ends_twice
@@ -22,10 +29,14 @@ from ...tasks.chat import Chat, question_at
 from ...tasks.history import Branch, History, new_id
 from ...tasks.options import RETRY_TEMPERATURE
 from ...tasks.tree import Places
-from .paths import Source
+from .paths import Source, readable, written
 
 if TYPE_CHECKING:
     from ..tiles import SeenTiles
+
+
+Attached = Source | Attachment | Video
+SHOWN = 5  # names of files that cannot be attached
 
 
 class Screen(Protocol):
@@ -54,6 +65,10 @@ class Screen(Protocol):
 
     def line(self, prompt: str, default: str) -> str:
         """A line that the user changes; empty after Ctrl-C, or where nobody can be asked."""
+
+
+def _attached(source: Attached) -> Attachment | Video:
+    return attach(source) if isinstance(source, str | Path) else source
 
 
 @dataclass
@@ -90,8 +105,8 @@ class Session:
         Where the text names others, those that only the old text named are left out."""
         asked = [message for message in self.chat.messages if message.role == "user"]
         old = asked[-1] if asked else Message("user", ())
-        named = {held.name for held in old.media if held.name in old.text} if sources else set()
-        gone = {name for name in named if name not in text}
+        names = {held.name for held in old.media} if sources else set()
+        gone = {name for name in names if _is_named(name, old.text) and not _is_named(name, text)}
         kept = [part for part in old.media_parts if _name(part) not in gone]
         same = {held.digest for held in old.media if held.name not in gone}
         with self._leaving(sources) as images:
@@ -256,14 +271,33 @@ class Session:
             self.history.move(self.id, branch.end)
             self.resume(self.history, self.id)
 
-    def attach(self, sources: Sequence[Source | Attachment | Video]) -> None:
+    def attach(self, sources: Sequence[Attached]) -> None:
         """All of them, or none."""
-        attached = [
-            attach(source) if isinstance(source, str | Path) else source for source in sources
-        ]
+        attached = [*map(_attached, sources)]
         for attachment in attached:
             self.screen.picture(attachment)
         self.pending += attached
+
+    def attach_readable(
+        self, sources: Sequence[Attached], read: Callable[[Attached], Attached] = _attached
+    ) -> None:
+        """As many of them as can be read.
+
+        Raises:
+            SmolVLMError: some cannot, and why.
+        """
+        errors = list[SmolVLMError]()
+        for source in sources:
+            try:
+                self.attach([read(source)])
+            except SmolVLMError as error:
+                errors.append(error)
+        if len(sources) == 1 and errors:
+            raise errors[0]
+        if errors:
+            more = [f"and {len(errors) - SHOWN} more"] * (len(errors) > SHOWN)
+            told, count = "; ".join([*map(str, errors[:SHOWN]), *more]), len(sources) - len(errors)
+            raise FetchError(f"attached {count} of {len(sources)}: {told}")
 
     def tiles(self) -> "SeenTiles | None":
         """What the model saw of the last picture, or will see of the one that waits; None, where
@@ -313,6 +347,11 @@ def _goes_on(path: Sequence[int], places: Places) -> int | None:
         return last + 1
     is_replaced = len(ids) > last and path[last] not in places[last].branches
     return last if ids[:last] == path[:last] and is_replaced else None
+
+
+def _is_named(name: str, text: str) -> bool:
+    name = readable(name)
+    return name in text or written(name) in text
 
 
 def _name(part: ImagePart | VideoPart) -> str:

@@ -28,6 +28,7 @@ from .clipboard import copy, through_terminal
 from .commands import about, handle
 from .completion import CommandCompleter, conversation, in_question, paths, setting
 from .markdown import Answer, Growing
+from .paths import readable
 from .session import Session
 
 PICTURE_ROWS = 12  # of a terminal
@@ -49,7 +50,7 @@ class TerminalScreen:
         """Until /quit or Ctrl-D."""
         completes = {
             **dict.fromkeys(("/image", "/video", "/save"), paths),
-            **dict.fromkeys(("/ask", "/edit"), in_question),
+            "/edit": in_question,
             **dict.fromkeys(("/settings", "/set"), setting),
             "/open": conversation(session.history),
         }
@@ -225,7 +226,7 @@ class Lines(FileHistory):
     def store_string(self, string: str) -> None:
         if not self._is_lost:
             with self._kept():
-                super().store_string(string)
+                super().store_string(readable(string))
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
