@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx.checkpoint.compare import conversations
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, TextPart, text_message, user_message
 from smolvlm_mlx.tasks.history import new_id
 from tests.support.browser import show_pictures
 from tests.support.http import TOKEN, Running
-
-from PIL import Image, ImageDraw
 
 # An answer that begins, and never ends.
 ENDLESS = """words => {
@@ -48,17 +47,9 @@ $$\\int_0^r 2 \\pi x \\, dx = \\pi r^2$$
 """
 
 
-def scene() -> Image.Image:
-    """A red circle left of a blue square."""
-    picture = Image.new("RGB", (320, 200), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.ellipse((40, 60, 120, 140), fill="red")
-    pen.rectangle((190, 60, 270, 140), fill="blue")
-    return picture
-
-
 def question(text: str) -> Message:
-    return user_message(text, [Attachment(scene(), name="shapes.png")])
+    (shapes,) = conversations()["picture"][0].media
+    return user_message(text, [Attachment(shapes.data, name="shapes.png")])
 
 
 TALK = [
