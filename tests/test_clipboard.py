@@ -84,12 +84,15 @@ def test_the_picture_is_read_on_a_mac(install: Install, picture: Path) -> None:
 def test_a_text_is_copied(
     program: str, display: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(program, f"exec /bin/cat > '{tmp_path}/copied'")
+    monkeypatch.setenv("LC_ALL", "C")
+    line = f"/bin/cat > '{tmp_path}/copied'; echo $LC_ALL > '{tmp_path}/locale'"
+    install(program, line)
     if display:
         assert copy("nowhere") is None
         monkeypatch.setenv(display, ":0")
     assert copy("A red *circle* ✓") == program
     assert (tmp_path / "copied").read_text("utf-8") == "A red *circle* ✓"
+    assert (tmp_path / "locale").read_text() == "en_US.UTF-8\n"
     monkeypatch.setenv("SSH_TTY", "/dev/pts/1")  # the clipboard is another machine's
     assert copy("nowhere") is None
 

@@ -63,11 +63,12 @@ def copy(text: str) -> str | None:
 
 
 def _give(command: Sequence[str], text: str) -> None:
-    """Run a program with a text on stdin. Some stay there to hand it on, so that the end of what
-    they write would not come."""
+    """Run a program with a text on stdin, in UTF-8: pbcopy takes it for what the locale says. Some
+    stay there to hand it on, so that the end of what they write would not come."""
     subprocess.run(
         command,
         input=text.encode("utf-8", "replace"),
+        env={**os.environ, "LC_ALL": "en_US.UTF-8"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=_SECONDS,
