@@ -305,19 +305,38 @@ def test_what_nobody_waits_for_any_more_does_nothing_after_the_end(tmp_path: Pat
     assert history.list() == []
 
 
+async def answer_to(text: str) -> Answer:
+    body, asked = json.dumps(question(text)).encode(), [text_message("user", text)]
+    return Answer(ChatRequest.parse(body), asked)
+
+
+@pytest.mark.parametrize("text", ["A red square.", "A red circle"])
+def test_an_answer_that_begins_as_another_does_stands_beside_it(text: str, tmp_path: Path) -> None:
+    """Wherever it is when it is kept: at the words that both have, or beyond them."""
+    history, hello = History(tmp_path / "history.sqlite3"), text_message("user", "Hello")
+    history.save("0123abcd", [hello, text_message("assistant", "A red circle.")])
+    coming = asyncio.run(answer_to("Hello"))
+    turn = Turn(history, "0123abcd", coming, "tiny")
+    turn.begin()
+    for end in (3, 5, 9, len(text)):
+        coming.choices[0].text = text[:end]
+        turn.go_on(coming.message())
+    coming.choices[0].ended = True
+    turn.end()
+    assert [message.text for message in history.load("0123abcd")] == ["Hello", text]
+    words = [branch.words for branch in history.branches("0123abcd")]
+    assert words == ["A red circle.", text]
+
+
 def test_a_question_that_could_not_be_kept_at_once_is_kept_with_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = History(tmp_path / "history.sqlite3")
 
-    async def answer() -> Answer:
-        body, asked = json.dumps(question("Hello")).encode(), [text_message("user", "Hello")]
-        return Answer(ChatRequest.parse(body), asked)
-
     def refuse(*arguments: object) -> None:
         raise HistoryError("it is locked")
 
-    coming = asyncio.run(answer())
+    coming = asyncio.run(answer_to("Hello"))
     turn = Turn(history, "0123abcd", coming, "tiny")
     with monkeypatch.context() as patched:
         patched.setattr(history, "save", refuse)
