@@ -565,11 +565,16 @@ def test_one_of_several_that_cannot_be_read_costs_no_other(session: Session, fol
     assert len(session.pending) == 4
 
 
-def test_a_name_that_is_not_utf8_is_completed_in_a_question(session: Session, folder: Path) -> None:
+def file_not_utf8(folder: Path, picture: Image.Image) -> None:
+    picture.save(folder / "latin.jpg")
     try:
-        (folder / "b.jpg").rename(folder / "caf\udce9 1.jpg")
+        (folder / "latin.jpg").rename(folder / "caf\udce9 1.jpg")
     except OSError:
         pytest.skip("a file system of names that are UTF-8")
+
+
+def test_a_name_that_is_not_utf8_is_completed_in_a_question(session: Session, folder: Path) -> None:
+    file_not_utf8(folder, noise(30, 20))
     (found,) = in_question("What is in caf")
     handle(session, f"What is in {found.text}?")
     assert questions(session) == ["What is in caf\ufffd\\ 1.jpg?"]
@@ -1048,6 +1053,20 @@ def test_lines_that_cannot_be_kept_stay_in_the_session(tmp_path: Path) -> None:
     kept.append_string("caf\udce9.jpg")
     assert [*Lines(tmp_path / "kept").load_history_strings()] == ["caf�.jpg", "One"]
     assert kept.pop_trouble() is None
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf8_is_drawn_as_it_is_counted(
+    open_terminal: Callable[[str], Terminal], tmp_path: Path
+) -> None:
+    file_not_utf8(tmp_path, noise(9, 9))
+    terminal = open_terminal("-n 5")
+    terminal.wait("/help lists commands")
+    terminal.type(f"/image {tmp_path}/caf", "Tab")
+    terminal.wait("\ufffd")
+    terminal.type("Enter")
+    screen = terminal.wait("1 attached >")
+    assert screen.count("> /im") == 1  # the line was not drawn beside itself
 
 
 @pytest.mark.slow

@@ -252,4 +252,4 @@ class _Output(Vt100_Output):
     is the renderer's own: where a text has one, it draws ^M."""
 
     def write(self, data: str) -> None:
-        super().write("\r".join(map(clean, data.split("\r"))))
+        super().write("\r".join(map(clean, readable(data).split("\r"))))
