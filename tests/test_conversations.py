@@ -468,8 +468,9 @@ def test_deleting_ends_the_answer(server: Running, slow_model: list[Job]) -> Non
     id = new_id()
     with asking(server, id, stream_options={"include_usage": True}) as lines:
         wait_until(lambda: slow_model and slow_model[0].statistics.generated_tokens >= 2)
+        wait_until(lambda: id in [talk.id for talk in server.history.list()])
         with server.client() as client:
-            wait_until(lambda: client.delete(f"/conversations/{id}").status_code == 204)
+            assert client.delete(f"/conversations/{id}").status_code == 204
         *_, last = lines
     assert "was deleted, and keeps no more" in json.loads(last[6:])["notice"]
     assert id not in [talk.id for talk in server.history.list()]

@@ -187,10 +187,13 @@ class Conversations:
             return await self._ask(show)
 
     async def _delete(self, id: str, history: History, can_be_undone: bool) -> None:
-        self._stop(id)
         if not can_be_undone:
-            await self._ask(partial(history.delete, id))
+            try:
+                await self._ask(partial(history.delete, id))
+            finally:
+                self._stop(id)  # after that, so that nothing of it is kept again
             return self._tell()
+        self._stop(id)
         keeping = [each.keeping for each in self.answers if each.asked.conversation == id]
         if waited := [each for each in keeping if each is not None]:
             await asyncio.wait(waited)  # what came of it is restored, too
