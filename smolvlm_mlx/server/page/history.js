@@ -1,11 +1,10 @@
 // The conversations that the server keeps: the list at the side.
 
 import {
-  addressed, isAnswered, openConversation, openEmpty, openId, openRaw,
+  addressed, isExpected, keepAddress, openAnswered, openConversation, openEmpty, openId, openRaw, opens,
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
 import { home, keepPlace } from "./focus.js";
-import { remembered } from "./store.js";
 import { call, failure, newId } from "./stream.js";
 
 let asked = 0;  // how often; only the last answer is shown
@@ -148,10 +147,11 @@ async function restore(id, wasOpen) {
 }
 
 export async function openKept(id) {
-  if (isAnswered(id)) return closeList();  // it is there, and more of it than is kept
+  if (openAnswered(id)) return closeList();
+  const isLatest = opens();
   const response = await call(`/conversations/${id}`);
   if (!response.ok) return say((await failure(response)).message);
-  await openRaw(id, await response.json());
+  if (!await openRaw(id, await response.json(), isLatest)) return;
   closeList();
   refresh();
 }
@@ -163,19 +163,24 @@ async function choose(id) {
 
 // Open what the address says.
 export async function openAddress() {
-  const id = addressed();
+  const id = addressed(), isLatest = opens();
   if (!id) return openEmpty();
+  if (openAnswered(id)) return;
   const response = await call(`/conversations/${id}`);
-  if (response.ok) await openRaw(id, await response.json());
+  if (response.ok) await openRaw(id, await response.json(), isLatest);
+  else if (!isLatest()) return;
   else if (response.status === 404) openInstead(id);
-  else say((await failure(response)).message);
+  else {
+    say((await failure(response)).message);
+    keepAddress();
+  }
   refresh();
 }
 
 // Of an address at which nothing is: another conversation, unless what was asked there just now is
-// still to come to the server.
+// still to come to the server, or was refused.
 function openInstead(id) {
-  if (remembered("asked")) return openConversation(id, []);
+  if (isExpected(id)) return openConversation(id, []);
   window.history.replaceState(null, "", "/");
   openEmpty();
   say("There is no such conversation, or not any more. This is a new one.");

@@ -1,6 +1,6 @@
 // The start of the page: what each button, key and drop does.
 
-import { addressed, ask, openId, show, stopAnswer, watch } from "./conversation.js";
+import { addressed, ask, openId, recallAsked, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
 import "./keys.js";
@@ -19,12 +19,24 @@ $("text").oninput = written;
 $("text").onkeydown = event => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  ready.then(allRead).then(ask);
+  send();
 };
 $("ask").onsubmit = event => {
   event.preventDefault();
-  ready.then(allRead).then(ask);
+  send();
 };
+
+// Ask when all is read, in the conversation that is open now.
+async function send() {
+  await ready;
+  const id = openId();
+  $("send").ariaBusy = true;
+  await allRead();
+  $("send").ariaBusy = false;
+  if (id === openId()) ask();
+  else say("Not sent: another conversation was opened before the pictures were read.");
+}
+
 $("stop-answer").onclick = stopAnswer;
 
 // ---- pictures, and conversations that were saved
@@ -96,6 +108,7 @@ document.addEventListener("token", async () => {
   if (!(await start).run) return location.reload();  // it had no token, and so has no settings
   say("");
   showModel();
+  watch();
   refresh();
 });
 
@@ -116,6 +129,7 @@ async function begin() {
 
 write(remembered("question") ?? "");
 recallWaiting();
+recallAsked();
 showSettings();
 show();
 showModel();

@@ -95,7 +95,10 @@ function waitingNode(picture) {
   const key = JSON.stringify([picture.problem, isRead(picture)]);
   const before = nodes.get(picture);
   if (before?.dataset.shown === key) return before;
-  const remove = () => exchangeWaiting(waiting.filter(other => other !== picture));
+  const remove = () => {
+    picture.isRemoved = true;
+    exchangeWaiting(waiting.filter(other => other !== picture));
+  };
   const node = thumbnail(picture, remove, before?.firstChild);  // which is loaded
   node.dataset.shown = key;
   node.ariaBusy = !isRead(picture);
@@ -194,7 +197,7 @@ export async function add(files, problems = []) {
 }
 
 async function take(picture, file) {
-  if (!waiting.includes(picture)) return;  // it was removed meanwhile
+  if (picture.isRemoved) return;
   try {
     const { fitting } = await import("./shrink.js");
     picture.url = await read(picture.video ? file : await fitting(file));

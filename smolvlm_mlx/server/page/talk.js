@@ -67,11 +67,12 @@ const near = new IntersectionObserver(changes => {
 
 addEventListener("beforeprint", () => [...talk.children].forEach(showNow));
 
-// Show these messages. What is there already stays where it is; a new one at the end is gone to.
-export function showAll(nodes) {
-  const isNew = nodes.at(-1) !== talk.lastElementChild;
+// Show these messages. What is there already stays where it is; the end is gone to where they are
+// `isNew` here, as a question that is asked, or where one follows it.
+export function showAll(nodes, isNew) {
   nodes.slice(-AT_ONCE).forEach(showNow);
   for (const node of nodes) growing.observe(node);
   arrange(talk, nodes);
-  if (isNew) toEnd();
+  if (isNew || isFollowing) toEnd();
+  else showButton();
 }

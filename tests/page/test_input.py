@@ -1,0 +1,197 @@
+"""What people have written, chosen and marked stays when something comes or fails meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+from smolvlm_mlx.inputs.messages import text_message, user_message
+from smolvlm_mlx.tasks.history import new_id
+from tests.support.browser import ask, few_tokens, seen, show_pictures, shown
+from tests.support.http import Running, wait_until
+
+import pytest
+
+BUSY = {"status": 503, "json": {"error": {"message": "33 answers wait"}}}
+
+
+def hold(page: Any, pattern: str) -> list[Any]:
+    """The requests that match, which get no answer before they are told to."""
+    held: list[Any] = []
+
+    def keep(route: Any) -> None:
+        held.append(route)
+
+    page.route(pattern, keep)
+    return held
+
+
+def came(page: Any, held: list[Any], count: int = 1) -> Any:
+    """The last request that is held, once there are so many."""
+    while len(held) < count:
+        page.wait_for_timeout(20)
+    return held[-1]
+
+
+def begin_new(page: Any) -> None:
+    page.locator("#list-toggle").click()
+    page.get_by_role("button", name="New conversation").click()
+
+
+def test_what_comes_leaves_what_is_there(page: Any, server: Running) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    (talk,) = server.history.list()
+    long = text_message("assistant", "A line.\n\n" * 200)
+    messages = [*server.history.load(talk.id), user_message("Going on"), long]
+    server.history.save(talk.id, messages)
+    page.get_by_text("Going on", exact=True).wait_for(state="attached")
+    page.evaluate("document.querySelector('#talk').scrollTop = 0")
+    page.locator("#newest").wait_for()
+    about = page.locator(".about").nth(1).inner_text()
+    assert "tokens" in about
+    page.evaluate(
+        "{ window.before = [...document.querySelectorAll('.message')];"
+        " getSelection().selectAllChildren(before[0].querySelector('.text')); null }"
+    )
+    server.history.save(
+        talk.id, [*messages, user_message("Last"), text_message("assistant", "Yes")]
+    )
+    page.get_by_text("Last", exact=True).wait_for(state="attached")
+    assert page.evaluate("before.every(node => node.isConnected)")
+    assert page.evaluate("getSelection().toString()") == "First"
+    assert page.locator("#talk").evaluate("talk => talk.scrollTop") == 0
+    assert "tokens" in page.locator(".about").nth(1).inner_text()
+
+
+@pytest.mark.parametrize("end", ["refused", "answered"])
+def test_a_question_that_is_left_on_its_way_is_not_lost(
+    end: str, page: Any, server: Running, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    show_pictures(page, tmp_path, "a.png")
+    held = hold(page, "**/v1/chat/completions")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    request = came(page, held)
+    begin_new(page)
+    page.locator(".empty").wait_for()
+    if end == "answered":
+        request.continue_()
+        wait_until(lambda: [talk.title for talk in server.history.list()] == ["Hello"])
+        return
+    request.fulfill(**BUSY)
+    told = "A question in another conversation was not answered: 33 answers wait"
+    page.get_by_text(told).wait_for()
+    assert page.input_value("#text") == ""
+    page.get_by_role("button", name="Go back to it").click()
+    assert page.input_value("#text") == "Hello"
+    assert page.locator("#waiting img").get_attribute("title") == "a.png"
+
+
+def test_a_question_on_its_way_is_shown_where_it_was_asked(page: Any) -> None:
+    few_tokens(page)
+    held = hold(page, "**/v1/chat/completions")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    request = came(page, held)
+    begin_new(page)
+    page.locator(".empty").wait_for()
+    page.go_back()
+    page.get_by_text("Hello", exact=True).wait_for()
+    assert page.locator("#stop-answer").is_visible()
+    request.continue_()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert shown(page)[0] == "Hello"
+
+
+@pytest.mark.parametrize("end", ["left", "asked", "refused"])
+def test_a_draft_stays_while_a_question_is_edited(end: str, page: Any, tmp_path: Path) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    show_pictures(page, tmp_path, "a.png")
+    page.fill("#text", "A draft")
+    page.get_by_role("button", name="Edit").click()
+    assert page.input_value("#text") == "First"
+    assert page.locator("#waiting img").count() == 0
+    if end == "refused":
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(**BUSY))
+    if end != "left":
+        page.fill("#text", "Edited")
+        page.press("#text", "Enter")
+    if end == "asked":
+        page.get_by_text("Edited", exact=True).wait_for()
+        page.locator(".assistant").get_by_role("button", name="Retry").wait_for()
+    if end == "refused":
+        page.get_by_text("33 answers wait").wait_for()
+        assert page.input_value("#text") == "Edited"
+    if end != "asked":
+        page.press("#text", "Escape")
+    assert page.input_value("#text") == "A draft"
+    assert page.locator("#waiting img").get_attribute("title") == "a.png"
+    assert shown(page)[0] == ("Edited" if end == "asked" else "First")
+
+
+def test_a_question_does_not_go_to_a_conversation_opened_meanwhile(
+    page: Any, tmp_path: Path
+) -> None:
+    page.add_init_script("window.FileReader = class { readAsDataURL() { window.reader = this; } }")
+    page.reload()
+    show_pictures(page, tmp_path, "a.png")
+    page.wait_for_function("window.reader")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    page.locator("#send[aria-busy=true]").wait_for()
+    begin_new(page)
+    page.evaluate("{ reader.result = 'data:image/png;base64,AA=='; reader.onload(); null }")
+    page.get_by_text("Not sent: another conversation was opened").wait_for()
+    assert (page.input_value("#text"), seen(page)) == ("Hello", [])
+
+
+def test_a_question_that_is_still_to_come_is_awaited(page: Any, server: Running) -> None:
+    held = hold(page, "**/v1/chat/completions")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    id = came(page, held).request.post_data_json["conversation"]
+    page.reload()
+    page.wait_for_function("document.querySelector('#text').value === 'Hello'")
+    assert page.url.endswith(f"/c/{id}")
+    server.history.save(id, [user_message("Hello")])
+    page.locator(".user").get_by_text("Hello", exact=True).wait_for()
+    assert page.input_value("#text") == ""
+
+
+def test_what_is_chosen_last_is_opened(page: Any, server: Running) -> None:
+    ids = {name: new_id() for name in ("One", "Two")}
+    for name, id in ids.items():
+        server.history.save(id, [user_message(name), text_message("assistant", "Yes")])
+    page.reload()
+    held = hold(page, f"**/conversations/{ids['One']}")
+    page.locator("#list-toggle").click()
+    page.get_by_role("button", name="One", exact=True).click()
+    request = came(page, held)
+    page.get_by_role("button", name="Two", exact=True).click()
+    page.locator(".user").get_by_text("Two", exact=True).wait_for()
+    with page.expect_response(f"**/conversations/{ids['One']}") as late:
+        request.continue_()
+    late.value.finished()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert shown(page)[0] == "Two"
+    assert page.url.endswith(ids["Two"])
+
+
+def test_going_on_in_a_full_context_offers_room(page: Any) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    ask(page, "Second", 2)
+    before = seen(page)
+    full = {"message": "too long", "forget": {"messages": 2}}
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": full})
+    )
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Forget the oldest turn").click()
+    page.get_by_role("button", name="Forget the 2 oldest turns").wait_for()
+    assert seen(page) == before  # nothing is forgotten for what is not answered
+    assert "tokens" in page.locator(".assistant .about").nth(1).inner_text()
+    page.reload()
+    page.locator(".assistant").nth(1).wait_for()
+    assert seen(page) == before
