@@ -30,7 +30,7 @@ def listed(page: Any, server: Running) -> str:
     server.history.save(id, TALK)
     page.reload()
     page.locator("#list-toggle").click()
-    page.locator("#list li").wait_for()
+    page.locator("#list li").first.wait_for()
     return id
 
 
@@ -142,6 +142,36 @@ def test_a_deleted_conversation_is_gone_and_comes_back_by_the_keyboard(
     page.get_by_text("A cat.").wait_for(state="attached")
     assert page.locator(".toast").count() == 0
     assert [message.text for message in server.history.load(id)] == ["What is this?", "A cat."]
+
+
+def test_the_focus_stays_in_the_list_when_one_is_deleted_with_the_mouse(
+    page: Any, server: Running
+) -> None:
+    page.route("**/conversations/*?undo=true", lambda route: None)
+    server.history.save(new_id(), [user_message("Older")])
+    listed(page, server)
+    page.get_by_role("button", name="More: What is this?").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Older", exact=True).and_(page.locator(":focus")).wait_for()
+
+
+def test_undo_stays_as_long_as_it_has_the_focus_or_the_mouse(page: Any) -> None:
+    page.clock.install()
+    page.evaluate(
+        "import('/page/toast.js').then(({ toast }) => { toast('Gone.', 'Undo', () => {}); })"
+    )
+    undo = page.get_by_role("button", name="Undo")
+    undo.focus()
+    undo.hover()
+    page.mouse.move(1, 1)
+    page.clock.fast_forward(20_000)
+    undo.hover()
+    page.focus("#text")
+    page.clock.fast_forward(20_000)
+    assert undo.is_visible()
+    page.mouse.move(1, 1)
+    page.clock.fast_forward(20_000)
+    undo.wait_for(state="detached")
 
 
 def test_a_search_without_results_says_so(page: Any, server: Running) -> None:
@@ -326,6 +356,39 @@ def test_a_large_picture_is_sent_as_small_as_it_is_seen(
     difference = np.abs(got.tiles.astype(int) - wanted.tiles)
     assert difference.max() <= most
     assert difference.mean() <= most / 8
+
+
+NOISE = """
+  const get = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+  OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...box) {
+    const found = get.apply(this, box);
+    found.data[8] ^= 1;
+    return found;
+  };
+"""
+WORKERS = {
+    "changes pixels": lambda route: route.fulfill(
+        body=NOISE + route.fetch().text(), content_type="text/javascript"
+    ),
+    "has no worker": lambda route: route.abort(),
+}
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_where_the_browser_cannot_make_it_smaller_the_file_is_sent(
+    kind: str, page: Any, tmp_path: Path
+) -> None:
+    data, _ = photo("PNG")
+    (tmp_path / "photo.png").write_bytes(data)
+    page.route("**/resize.js", WORKERS[kind])
+    bodies = watch_requests(page)
+    few_tokens(page)
+    page.set_input_files("#files", tmp_path / "photo.png")
+    page.locator("#waiting figure").wait_for()
+    waiting(page)
+    ask(page, "What is this?", 1)
+    url = bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(url.partition(",")[2]) == data
 
 
 def test_a_small_file_is_sent_as_it_is(page: Any, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """What people have written, chosen and marked stays when something comes or fails meanwhile."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.browser import ask, few_tokens, seen, show_pictures, shown
+from tests.support.browser import ask, few_tokens, seen, show_pictures, shown, sse
 from tests.support.http import Running, wait_until
 
 import pytest
@@ -195,3 +196,178 @@ def test_going_on_in_a_full_context_offers_room(page: Any) -> None:
     page.reload()
     page.locator(".assistant").nth(1).wait_for()
     assert seen(page) == before
+
+
+# ---- keys, the clipboard and the camera
+
+
+def test_the_enter_of_an_input_method_sends_nothing(page: Any) -> None:
+    """In Safari it is none of a composition any more, and has its code."""
+    few_tokens(page)
+    page.fill("#text", "Hello")
+    page.evaluate(
+        "document.querySelector('#text').dispatchEvent(new KeyboardEvent('keydown', "
+        "{key: 'Enter', keyCode: 229, bubbles: true, cancelable: true}))"
+    )
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert (page.input_value("#text"), seen(page)) == ("Hello", [])
+
+
+def test_copying_twice_copies_the_same(page: Any, server: Running) -> None:
+    id = new_id()
+    answers = [text_message("assistant", text) for text in ("Before", "Newest")]
+    server.history.save(id, [user_message("A"), answers[0], user_message("B"), answers[1]])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
+    page.get_by_role("button", name="Retry").wait_for()
+    page.focus("#talk")
+    page.keyboard.press("c")
+    page.get_by_role("button", name="Copied").wait_for()
+    page.keyboard.press("c")
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert page.evaluate("navigator.clipboard.readText()") == "Newest"
+
+
+PASTE = """types => {
+    const files = [new File(['x'], 'image.png', {type: 'image/png'})];
+    const event = new Event('paste', {cancelable: true});
+    dispatchEvent(Object.assign(event, {clipboardData: {files, types}}));
+    return event.defaultPrevented;
+}"""
+
+
+def test_cells_are_pasted_as_their_text_and_a_picture_as_one(page: Any) -> None:
+    assert not page.evaluate(PASTE, ["text/plain", "text/html", "Files"])
+    assert page.locator("#waiting figure").count() == 0
+    assert page.evaluate(PASTE, ["text/html", "Files"])
+    page.locator("#waiting figure").wait_for()
+
+
+def test_the_camera_is_opened_once_and_has_a_picture_first(page: Any) -> None:
+    page.evaluate(
+        "{ window.asked = 0; const { mediaDevices } = navigator;"
+        " const get = mediaDevices.getUserMedia.bind(mediaDevices);"
+        " mediaDevices.getUserMedia = options => { asked += 1; return get(options); };"
+        " const button = document.querySelector('#camera'); button.click(); button.click(); null }"
+    )
+    page.locator("#shot[open]").wait_for()
+    assert page.evaluate("asked") == 1
+    page.evaluate("document.querySelector('#video').srcObject = null")
+    page.click("#take")
+    assert page.locator("#shot[open]").count() == 1
+    assert page.locator("#waiting figure").count() == 0
+
+
+def test_escape_in_the_search_stops_no_answer(page: Any) -> None:
+    page.set_viewport_size({"width": 1280, "height": 800})
+    held = hold(page, "**/v1/chat/completions")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    came(page, held)
+    stops = hold(page, "**/stop")
+    page.focus("#search")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "talk"
+    assert page.locator("#stop-answer").is_visible()
+    assert stops == []
+
+
+# ---- what cannot be had
+
+
+def test_settings_that_do_not_come_are_asked_for_again_and_told(page: Any) -> None:
+    trials = 0
+
+    def busy(route: Any) -> None:
+        nonlocal trials
+        trials += 1
+        route.fulfill(**BUSY) if trials % 2 else route.continue_()
+
+    page.route("**/page/start", busy)
+    page.reload()
+    page.locator("#max_tokens").wait_for(state="attached")
+    page.unroute("**/page/start")
+    page.route("**/page/start", lambda route: route.fulfill(**BUSY))
+    page.reload()
+    page.get_by_text("Load the page again, it has no settings: 33 answers wait").wait_for()
+
+
+def test_a_watched_answer_that_cannot_be_read_is_told(page: Any, server: Running) -> None:
+    id = new_id()
+    server.history.save(id, [user_message("First")])
+    leaf = server.history.places(id)[-1].id
+    events = sse({"leaf": leaf, "answer": {"after": leaf, "text": "Half"}}, {"leaf": new_id()})
+    page.route("**/events", lambda route: route.fulfill(**BUSY))
+    page.route(
+        "**/events",
+        lambda route: route.fulfill(body=events, content_type="text/event-stream"),
+        times=1,
+    )
+    page.route(f"**/conversations/{id}", lambda route: route.fulfill(**BUSY))
+    page.route(f"**/conversations/{id}", lambda route: route.continue_(), times=1)
+    page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
+    page.get_by_text("Cut off: 33 answers wait").wait_for()
+    assert page.locator("#stop-answer").is_hidden()
+
+
+def test_instructions_that_are_written_stay(page: Any, server: Running) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    page.click("#open-settings")
+    page.fill("#system", "Be brief.")
+    (talk,) = server.history.list()
+    more = [user_message("Last"), text_message("assistant", "Yes")]
+    server.history.save(talk.id, [*server.history.load(talk.id), *more])
+    page.get_by_text("Last", exact=True).wait_for(state="attached")
+    assert page.input_value("#system") == "Be brief."
+
+
+def test_of_several_conversations_none_is_opened(page: Any, tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
+    page.set_input_files("#files", [tmp_path / "a.json", tmp_path / "b.json"])
+    page.get_by_text("One conversation is opened at a time").wait_for()
+    assert seen(page) == []
+
+
+def test_a_picture_is_shown_before_its_tiles_are_known(page: Any, tmp_path: Path) -> None:
+    show_pictures(page, tmp_path, "a.png")
+    page.wait_for_function("!document.querySelector('#waiting [aria-busy=true]')")
+    held = hold(page, "**/tiles?*")
+    page.reload()  # its cost is not known then
+    page.locator("#waiting img").click()
+    page.locator("#viewer-shown img").wait_for()
+    came(page, held).continue_()
+    page.locator("#viewer-shown .tile").first.wait_for()
+
+
+def test_a_conversation_of_a_file_has_no_address_before_it_is_asked_in(
+    page: Any, server: Running, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    raw = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    frames = {"type": "video", "frames": []}
+    raw += [{"role": "user", "content": [{"type": "text", "text": "So?"}, frames]}]
+    (tmp_path / "talk.json").write_text(json.dumps({"messages": raw}))
+    page.set_input_files("#files", tmp_path / "talk.json")
+    page.get_by_text("It has videos of single frames, which are not shown here").wait_for()
+    assert page.evaluate("location.pathname") == "/"
+    page.get_by_role("button", name="Retry").click()
+    page.locator(".assistant").nth(1).get_by_role("button", name="Retry").wait_for()
+    (talk,) = server.history.list()
+    assert page.url.endswith(f"/c/{talk.id}")
+
+
+def test_an_address_that_cannot_be_opened_is_not_that_of_another(
+    page: Any, server: Running
+) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    first = page.url
+    begin_new(page)
+    ask(page, "Second", 1)
+    second = page.url
+    page.route(f"**/conversations/{first[-16:]}", lambda route: route.fulfill(**BUSY))
+    page.go_back()
+    page.get_by_text("33 answers wait").wait_for()
+    page.wait_for_function("address => location.href === address", arg=second)

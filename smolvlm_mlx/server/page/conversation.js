@@ -423,6 +423,8 @@ export async function openRaw(id, raw, isLatest = opens()) {
   if (messages.length) await loadMarkdown();
   if (!isLatest()) return false;
   openConversation(id, messages, instructions, raw.kept);
+  const lost = messages.some(({ isPartly }) => isPartly);
+  if (lost) say("It has videos of single frames, which are not shown here, and not asked about.");
   leaveAsked();
   return true;
 }
@@ -524,7 +526,7 @@ async function adopt(asked, signal) {
   if (isCut) asked.messages.push(Object.assign(last, kept && { place: kept.place }));
   asked.leaf = raw.kept.at(-1)?.id ?? null;
   if (editing && asked.messages[editing.at]?.place?.id !== edited) loseEdited();
-  $("system").value = instructions;
+  if (!$("settings").open) $("system").value = instructions;
   if (running === ELSEWHERE) setRunning(null);
   show();
   leaveAsked();

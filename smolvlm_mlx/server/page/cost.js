@@ -7,6 +7,8 @@ import { start } from "./start.js";
 import { remember, remembered } from "./store.js";
 import { call, failure } from "./stream.js";
 
+const PATIENCE = 10_000;  // ms, in which a browser says how large a picture is
+
 const sizes = new WeakMap();  // of pictures: promises of {width, height, seconds}
 const costs = new Map();  // by the query that asks for one: promises
 const seen = new WeakMap();  // of pictures, as the latest answer saw them
@@ -42,6 +44,7 @@ function measured({ url, preview, video }) {
     node.onloadedmetadata = () => done(
       { width: node.videoWidth, height: node.videoHeight, seconds: node.duration });
     node.onerror = () => fail(new Error("This browser cannot show it; the model may see it."));
+    setTimeout(node.onerror, PATIENCE);
     node.preload = "metadata";
     node.src = preview ?? url;
   });

@@ -144,10 +144,10 @@ export function toRaw(message) {
 // A message of the history, of a file, or of another client.
 export function fromRaw({ role, content, interrupted }) {
   const given = typeof content === "string" ? [{ type: "text", text: content }] : content ?? [];
-  const parts = given.map(part => (
-    part.type === "text" ? part.text : fromPart(part))).filter(part => part !== null);
+  const all = given.map(part => (part.type === "text" ? part.text : fromPart(part)));
+  const parts = all.filter(part => part !== null), isPartly = parts.length < all.length;
   const isText = part => typeof part === "string";
   if (!parts.every(part => isText(part) || part?.url)) throw new TypeError("a text that is none");
   const text = parts.filter(isText).join("\n");
-  return { role, text, pictures: parts.filter(part => !isText(part)), interrupted, parts };
+  return { role, text, pictures: parts.filter(part => !isText(part)), interrupted, parts, isPartly };
 }

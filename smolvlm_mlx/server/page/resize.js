@@ -7,20 +7,20 @@ const REACH = 3;  // of Lanczos's filter
 const ROWS = 256;  // that are read at once
 const QUALITY = 1;  // of JPEG: below, colors are halved, and the edges of red letters are others
 
-onmessage = async ({ data: { file, edge } }) => {
-  try {
-    postMessage({ blob: await shrunk(file, edge) });
-  } catch (error) {
-    postMessage({ problem: error.message });
-  }
+onmessage = async ({ data }) => {
+  postMessage(await shrunk(data).catch(() => null));  // then the server makes it smaller
 };
 
-// The picture with `edge` pixels on its longer side; null where it has no more than that.
-async function shrunk(file, edge) {
+// The picture with `edge` pixels on its longer side; null where it has no more than that, where the
+// browser lays it as it is not shown (some do not turn it as its EXIF says), or where it gives back
+// other pixels than were drawn, lest anybody knows it by them.
+async function shrunk({ file, edge, ...shown }) {
+  if (!givesBack()) return null;
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };  // upright as it is
   const bitmap = await createImageBitmap(file, options);
   const { width, height } = bitmap;
-  if (Math.max(width, height) <= edge) return null;
+  const isTurned = width !== shown.width || height !== shown.height;
+  if (isTurned || Math.max(width, height) <= edge) return null;
   const [toWidth, toHeight] = size(width, height, edge);
   const columns = weights(width, toWidth), narrow = new Uint8Array(toWidth * height * 3);
   for (let top = 0; top < height; top += ROWS) {
@@ -36,6 +36,15 @@ async function shrunk(file, edge) {
   shortenColumns(narrow, toWidth, weights(height, toHeight), image.data);
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas.convertToBlob({ type: file.type, quality: QUALITY });
+}
+
+function givesBack() {
+  const context = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
+  const drawn = new ImageData(64, 64);
+  drawn.data.forEach((_, at, data) => { data[at] = at % 4 === 3 ? 255 : at * 7 % 256; });
+  context.putImageData(drawn, 0, 0);
+  const { data } = context.getImageData(0, 0, 64, 64);
+  return data.every((value, at) => value === drawn.data[at]);
 }
 
 // As `_first_resize` in inputs/tiles.py has it.

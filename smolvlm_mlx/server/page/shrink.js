@@ -14,7 +14,8 @@ let before = Promise.resolve();  // one after the other: each takes as much memo
 // Throws where a file is damaged; of kinds that the browser does not know the server says it.
 export async function fitting(file) {
   if (!file.size) throw new Error("empty");
-  if (!await isShown(file)) {
+  const size = await sizeShown(file);
+  if (!size) {
     const first = new Uint8Array(await file.slice(0, 4).arrayBuffer());
     if (KNOWN.some(start => start.every((byte, at) => first[at] === byte))) {
       throw new Error("damaged");
@@ -23,16 +24,17 @@ export async function fitting(file) {
   }
   if (file.size <= SMALL || !KINDS.includes(file.type)) return file;
   const edge = await longestEdge();
-  const shrunk = before = before.then(() => work(file, edge));
-  const { blob } = await shrunk;
+  const shrunk = before = before.then(() => work({ file, edge, ...size })).catch(() => null);
+  const blob = await shrunk;
   return blob && blob.size < file.size ? blob : file;
 }
 
-async function isShown(file) {
+// {width, height}; null where the browser does not show it.
+async function sizeShown(file) {
   const image = new Image(), url = URL.createObjectURL(file);
   const shown = new Promise(done => {
-    image.onload = () => done(image.naturalWidth > 0);
-    image.onerror = () => done(false);
+    image.onload = () => done(image.naturalWidth ? sizeOf(image) : null);
+    image.onerror = () => done(null);
   });
   image.src = url;
   return shown.finally(() => URL.revokeObjectURL(url));
@@ -46,12 +48,14 @@ async function longestEdge() {
   return Math.max(about?.longest_edge ?? Infinity, setting ? Number(kept(setting)) : 0);
 }
 
-// {blob}, null where it cannot be made smaller here.
-function work(file, edge) {
+const sizeOf = ({ naturalWidth: width, naturalHeight: height }) => ({ width, height });
+
+// A blob, or null where there is no need for it. Throws where it cannot be made here.
+function work(task) {
   const worker = new Worker(new URL("./resize.js", import.meta.url), { type: "module" });
-  return new Promise(done => {
+  return new Promise((done, fail) => {
     worker.onmessage = ({ data }) => done(data);
-    worker.onerror = () => done({});
-    worker.postMessage({ file, edge });
+    worker.onerror = fail;
+    worker.postMessage(task);
   }).finally(() => worker.terminate());
 }

@@ -26,16 +26,19 @@ function thumbnails() {
 
 function go(step) {
   const all = thumbnails();
-  show(all.at((all.indexOf(shown) + step) % all.length));
+  if (all.length) show(all.at((all.indexOf(shown) + step) % all.length));
 }
 
 async function show(thumbnail) {
   const picture = pictureOf.get(thumbnail), all = thumbnails();
   const isWaiting = Boolean(thumbnail.closest("#waiting")), seen = !isWaiting && seenOf(picture);
+  const same = shown === thumbnail;
   shown = thumbnail;
   $("viewer-name").textContent = picture.name;
   $("viewer-place").textContent = `${all.indexOf(thumbnail) + 1} of ${all.length}`;
   $("viewer-steps").hidden = all.length < 2;
+  if (!same) $("viewer-shown").replaceChildren(...drawn(picture, null));
+  $("viewer-about").replaceChildren();
   let cost = null, lines;
   try {
     cost = seen || await costOf(picture);
@@ -44,7 +47,7 @@ async function show(thumbnail) {
     lines = [make("p", { textContent: error.message })];
   }
   if (shown !== thumbnail) return;
-  $("viewer-shown").replaceChildren(...drawn(picture, cost));
+  if (cost && !picture.video) $("viewer-shown").replaceChildren(...drawn(picture, cost));
   $("viewer-about").replaceChildren(...lines);
 }
 
