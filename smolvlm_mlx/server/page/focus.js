@@ -3,7 +3,12 @@
 
 const CONTROLS = "button, input, select, textarea, a, summary, video";
 
-export const nameOf = node => node.ariaLabel ?? node.textContent;
+// Also while it says that it is done.
+export const nameOf = node => node.ariaLabel ?? node.dataset.act ?? node.textContent;
+
+// Whether a key belongs to an input method that is at work, as of Chinese: the Enter that takes its
+// word has this code in Safari, where the composing is over by then.
+export const isComposed = ({ isComposing, keyCode }) => isComposing || keyCode === 229;
 
 const isThere = node => node.isConnected && node.checkVisibility() && !node.disabled;
 

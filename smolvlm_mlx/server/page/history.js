@@ -4,7 +4,7 @@ import {
   addressed, isExpected, keepAddress, openAnswered, openConversation, openEmpty, openId, openRaw, opens,
 } from "./conversation.js";
 import { $, make, say } from "./dom.js";
-import { home, keepPlace } from "./focus.js";
+import { home, isComposed, keepPlace } from "./focus.js";
 import { call, failure, newId } from "./stream.js";
 
 let asked = 0;  // how often; only the last answer is shown
@@ -53,6 +53,7 @@ function openMenu(row, more, actions) {
       menu.remove();
       more.focus();
       act(event);
+      refresh();
     },
   })));
   menu.onkeydown = event => {
@@ -75,6 +76,7 @@ function openMenu(row, more, actions) {
 function rename(row, button, id, title) {
   const field = make("input", { value: title, maxLength: 200, ariaLabel: "Name" });
   button.replaceWith(field);
+  field.focus();
   field.select();
   const leave = async isKept => {
     field.onblur = null;
@@ -90,7 +92,7 @@ function rename(row, button, id, title) {
   };
   field.onblur = () => leave(true);
   field.onkeydown = event => {
-    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    if (isComposed(event) || !["Enter", "Escape"].includes(event.key)) return;
     event.preventDefault();
     event.stopPropagation();  // it stops no answer
     leave(event.key === "Enter");
@@ -124,6 +126,7 @@ function download(blob, name) {
 async function remove(id, title, row, { detail }) {
   const isOpen = id === openId(), next = row.nextElementSibling ?? row.previousElementSibling;
   if (isOpen) openEmpty();  // its news is none then
+  (next?.firstChild ?? home()).focus();
   row.remove();
   const response = await call(`/conversations/${id}?undo=true`, { method: "DELETE" });
   if (!response.ok) {
@@ -134,7 +137,6 @@ async function remove(id, title, row, { detail }) {
   const { toast } = await import("./toast.js");
   const button = toast(`Deleted “${title}”.`, "Undo", () => restore(id, isOpen));
   if (detail === 0) button.focus();  // it was deleted by the keyboard
-  else next?.firstChild.focus();
   refresh();
 }
 

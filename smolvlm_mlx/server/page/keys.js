@@ -3,7 +3,7 @@
 
 import { leave } from "./conversation.js";
 import { $, make } from "./dom.js";
-import { nameOf } from "./focus.js";
+import { isComposed, nameOf } from "./focus.js";
 import { closeList, toggleList } from "./history.js";
 import { everywhere } from "./store.js";
 
@@ -48,19 +48,20 @@ function go(by) {
   messages[to]?.focus();
 }
 
-function escape() {
+function escape(target) {
+  if (target === $("search") && target.value) return;  // the browser empties it
   if (document.body.classList.contains("listing")) {
     closeList();
     $("list-toggle").focus();
-  } else if (!leave()) {
+  } else if (target === $("search") || !leave()) {
     $("talk").focus();
   }
 }
 
 addEventListener("keydown", event => {
-  const { key, target, repeat, isComposing, ctrlKey, altKey, metaKey } = event;
-  if (event.defaultPrevented || isComposing || document.querySelector("dialog[open]")) return;
-  if (key === "Escape") return escape();
+  const { key, target, repeat, ctrlKey, altKey, metaKey } = event;
+  if (event.defaultPrevented || isComposed(event) || document.querySelector("dialog[open]")) return;
+  if (key === "Escape") return escape(target);
   const does = KEYS.find(([name]) => name === key)?.[2];
   if (!does || repeat || ctrlKey || altKey || metaKey || !$("letters").checked) return;
   if (target.matches?.(TYPED_INTO)) return;

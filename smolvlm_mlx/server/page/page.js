@@ -2,6 +2,7 @@
 
 import { addressed, ask, openId, recallAsked, show, stopAnswer, watch } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
+import { isComposed } from "./focus.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
 import "./keys.js";
 import {
@@ -17,7 +18,7 @@ import { call } from "./stream.js";
 
 $("text").oninput = written;
 $("text").onkeydown = event => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || isComposed(event)) return;
   event.preventDefault();
   send();
 };
@@ -43,9 +44,11 @@ $("stop-answer").onclick = stopAnswer;
 
 function take(files, problems = []) {
   const saved = files.filter(file => file.name.endsWith(".json"));
-  if (saved.length) openFile(saved[0]);
   const others = files.filter(file => !saved.includes(file));
-  if (others.length || problems.length) add(others, problems);
+  const many = saved.length > 1 ? ["One conversation is opened at a time: drop one of them."] : [];
+  if (saved.length === 1) openFile(saved[0]);
+  const all = [...many, ...problems];
+  if (others.length || all.length) add(others, all);
 }
 
 $("add").onclick = () => $("files").click();
@@ -54,10 +57,12 @@ $("files").onchange = () => {
   $("files").value = "";
 };
 addEventListener("paste", event => {
-  const files = [...event.clipboardData.files];
-  if (!files.length) return;
+  const { files, types } = event.clipboardData;
+  // Cells of a table come as a picture, too.
+  const isText = types?.includes("text/plain") && types.includes("text/html");
+  if (!files.length || isText) return;
   event.preventDefault();
-  add(files);
+  take([...files]);
 });
 addEventListener("dragover", event => {
   event.preventDefault();
@@ -118,7 +123,8 @@ async function showModel() {
 }
 
 async function begin() {
-  const { system, content, conversation } = await start;
+  const { system, content, conversation, problem } = await start;
+  if (problem) say(problem);
   $("system").value = system ?? $("system").value;
   if (conversation) await openKept(conversation);
   else if (addressed()) await openAddress();
@@ -134,4 +140,4 @@ showSettings();
 show();
 showModel();
 refresh();
-const ready = begin();
+const ready = begin().catch(error => say(error.message));

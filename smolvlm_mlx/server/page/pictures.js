@@ -219,20 +219,29 @@ function read(file) {
 
 // ---- a picture from the camera
 
+let isOpening = false;  // until the browser has asked
+
 export async function openCamera() {
+  if (isOpening) return;
+  isOpening = true;
   try {
     $("video").srcObject = await openStream(1920);
     $("shot").showModal();
   } catch (error) {
     say(`no camera: ${error.message}`);
   }
+  isOpening = false;
 }
 
 export function takePicture() {
   const { videoWidth: width, videoHeight: height } = $("video");
+  if (!width) return;  // there is no picture yet
   const canvas = make("canvas", { width, height });
   canvas.getContext("2d").drawImage($("video"), 0, 0);
-  canvas.toBlob(blob => add([new File([blob], "camera.png", { type: "image/png" })]));
+  canvas.toBlob(blob => {
+    if (blob) add([new File([blob], "camera.png", { type: "image/png" })]);
+    else say("The browser has no room for a picture of this camera.");
+  });
   $("shot").close();
 }
 

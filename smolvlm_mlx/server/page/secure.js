@@ -25,6 +25,7 @@ async function select(text) {
 // Copy a text, and say on the button that does it that it is copied.
 export async function copyBy(button, text) {
   await copy(text);
+  button.dataset.act = "Copy";
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = "Copy"; }, COPIED);
 }

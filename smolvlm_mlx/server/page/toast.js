@@ -20,9 +20,12 @@ export function toast(text, label, act) {
     act();
   };
   node.addEventListener("pointerenter", hold);
-  node.addEventListener("pointerleave", leave);
   node.addEventListener("focusin", hold);
-  node.addEventListener("focusout", leave);
+  for (const left of ["pointerleave", "focusout"]) {
+    node.addEventListener(left, () => {
+      if (!node.matches(":hover, :focus-within")) leave();
+    });
+  }
   $("toasts").append(node);
   leave();
   return button;
