@@ -214,7 +214,6 @@ def value(page: Any) -> str:
 def test_an_address_without_a_conversation_begins_another(page: Any, server: Running) -> None:
     few_tokens(page)
     page.goto(f"http://127.0.0.1:{server.port}/c/deadbeef#token={TOKEN}")
-    page.reload()
     page.get_by_text("There is no such conversation, or not any more.").wait_for()
     assert page.evaluate("location.pathname") == "/"
     ask(page, "Hello", 1)
