@@ -1,10 +1,10 @@
 // The conversations that the server keeps: the list at the side.
 
-import {
-  addressed, isExpected, keepAddress, openAnswered, openConversation, openEmpty, openId, openRaw, opens,
-} from "./conversation.js";
+import { addressed, keepAddress, openId } from "./conversation.js";
 import { $, make, say } from "./dom.js";
+import { isExpected } from "./draft.js";
 import { home, isComposed, keepPlace } from "./focus.js";
+import { openAnswered, openConversation, openEmpty, openRaw, opens } from "./opening.js";
 import { call, failure, newId } from "./stream.js";
 
 let asked = 0;  // how often; only the last answer is shown

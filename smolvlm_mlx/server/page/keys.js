@@ -1,7 +1,7 @@
 // Keys of the page, and the list of them. Letters work where nobody types; a key with Ctrl, Alt or
 // Meta is the browser's.
 
-import { leave } from "./conversation.js";
+import { leave } from "./asking.js";
 import { $, make } from "./dom.js";
 import { isComposed, nameOf } from "./focus.js";
 import { closeList, toggleList } from "./history.js";

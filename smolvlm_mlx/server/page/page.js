@@ -1,10 +1,14 @@
 // The start of the page: what each button, key and drop does.
 
-import { addressed, ask, openId, recallAsked, show, stopAnswer, watch } from "./conversation.js";
+import { ask, stopAnswer } from "./asking.js";
+import "./buttons.js";
+import { addressed, openId, show } from "./conversation.js";
 import { $, say, write, written } from "./dom.js";
+import { recallAsked } from "./draft.js";
 import { isComposed } from "./focus.js";
 import { openAddress, openFile, openKept, refresh, startNew, toggleList } from "./history.js";
 import "./keys.js";
+import { watch } from "./news.js";
 import {
   add, allRead, closeCamera, exchangeWaiting, fromPart, isMedia, openCamera, recallWaiting,
   takePicture,

@@ -1,0 +1,120 @@
+// What comes to the conversation from elsewhere: other windows, other programs, or this page before
+// it was loaded again.
+
+import {
+  ELSEWHERE, setPlaces, setRunning, show, showMore, state,
+} from "./conversation.js";
+import { $, announce, say } from "./dom.js";
+import { isAwaited, leaveAsked, loseEdited } from "./draft.js";
+import { spoken } from "./message.js";
+import { openEmpty, read } from "./opening.js";
+import { call, failure, news } from "./stream.js";
+
+// What is not true any more of an answer that goes on.
+export const ANEW = { parts: undefined, cut: undefined, about: undefined };
+
+let watching = new AbortController();  // of the news of the conversation
+
+document.addEventListener("opened", watch);
+
+// Listen, as long as the page is seen: browsers have few connections to one server.
+export async function watch() {
+  watching.abort();
+  // By the answer that this page asked for.
+  const isTold = state.running && state.running !== ELSEWHERE;
+  const { signal } = watching = new AbortController(), asked = state.conversation;
+  if (document.hidden || isTold || !(asked.messages.length || isAwaited(asked.id))) return;
+  for (let wait = 250; !signal.aborted; wait = Math.min(2 * wait, 8000)) {
+    try {
+      for await (const each of news(asked.id, signal)) {
+        wait = 250;
+        if (!signal.aborted) await take(asked, each, signal);
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      cutOff(error.status && error.message);
+      const isUnkept = error.status === 404 && !isAwaited(asked.id);
+      if (isUnkept || error.status === 401) return;  // or it is not let in
+    }
+    if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
+  }
+}
+
+// An answer that came from elsewhere does not come any more, until the server says so again.
+export function cutOff(reason) {
+  if (state.running !== ELSEWHERE) return;
+  setRunning(null);
+  const message = state.conversation.messages.at(-1);
+  if (message.text) message.cut = reason || "the connection to the server broke";
+  else state.conversation.messages.pop();
+  show();
+}
+
+async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
+  if (deleted) {
+    openEmpty();
+    say("This conversation was deleted elsewhere.");
+    document.dispatchEvent(new Event("answered"));
+  } else if (text !== undefined) {
+    if (state.running !== ELSEWHERE) return;  // it is on another branch
+    const message = asked.messages.at(-1);
+    message.text += text;
+    showMore(asked, message);
+  } else if (leaf !== asked.leaf || state.running === ELSEWHERE) {
+    const isWhole = state.running === ELSEWHERE && !coming;
+    await adopt(asked, signal);
+    if (isWhole && !signal.aborted && asked.messages.length) {
+      announce(await spoken(asked.messages.at(-1)));
+    }
+  }
+  if (coming && !signal.aborted) showComing(asked, coming);
+}
+
+// Show what the server has now. An answer that was cut off here stays, if it has none there.
+async function adopt(asked, signal) {
+  const response = await call(`/conversations/${asked.id}`, { signal });
+  if (!response.ok) throw await failure(response);
+  const raw = await response.json(), { instructions, messages } = read(raw);
+  if (raw.kept.length) setPlaces({ messages }, raw.kept);
+  const { messages: before } = asked, last = before.at(-1);
+  const edited = before[state.editing?.at]?.place?.id;
+  const kept = messages[before.length - 1];  // what of the last one the server has
+  const isCut = last?.cut && messages.length <= before.length
+    && messages.length >= before.length - 1
+    && (!kept || kept.interrupted && last.text.startsWith(kept.text));
+  if (isCut) messages.splice(before.length - 1, 1);
+  asked.messages = messages.map((message, at) => asBefore(before[at], message));
+  if (isCut) asked.messages.push(Object.assign(last, kept && { place: kept.place }));
+  asked.leaf = raw.kept.at(-1)?.id ?? null;
+  if (state.editing && asked.messages[state.editing.at]?.place?.id !== edited) loseEdited();
+  if (!$("settings").open) $("system").value = instructions;
+  if (state.running === ELSEWHERE) setRunning(null);
+  show();
+  leaveAsked();
+  document.dispatchEvent(new Event("answered"));
+}
+
+// A message that the server has, as the object that it is here, if it is here: with what is known of
+// it here alone, and the node that shows it.
+function asBefore(before, came) {
+  const isOther = before?.role !== came.role || before.place && before.place.id !== came.place?.id;
+  if (isOther || before.pictures.length !== came.pictures.length) return came;
+  const { text, interrupted, place } = came;
+  const found = { interrupted, place, cut: undefined };
+  if (before.text.trimEnd() === text.trimEnd()) return Object.assign(before, found);
+  if (came.role !== "assistant" || !text.startsWith(before.text.trimEnd())) return came;
+  return Object.assign(before, found, { text, parts: came.parts, about: undefined });
+}
+
+// An answer that another page asked for, or this one before it was loaded again.
+function showComing(asked, { after, text }) {
+  const at = asked.messages.findIndex(({ place }) => place?.id === after);
+  if (at < 0) return;  // on another branch
+  const coming = { role: "assistant", text, pictures: [], interrupted: true };
+  const there = asked.messages[at + 1];
+  const isThere = there?.role === "assistant" && text.startsWith(there.text.trimEnd());
+  asked.messages.length = at + 1;
+  asked.messages.push(isThere ? Object.assign(there, { text, place: undefined, ...ANEW }) : coming);
+  setRunning(ELSEWHERE);
+  show();
+}
