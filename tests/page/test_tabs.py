@@ -5,6 +5,7 @@ from typing import Any
 
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.server import openai
+from smolvlm_mlx.tasks.history import new_id
 from tests.support.browser import answer_here, ask, begin, few_tokens, seen, shown, wait_for_words
 from tests.support.http import TOKEN, Running, always, wait_until
 
@@ -245,3 +246,57 @@ def test_a_watched_answer_that_breaks_off_says_so_until_it_goes_on(
         tab.get_by_role("button", name="Continue").wait_for()
     assert shown(page) == shown(other)
     other.close()
+
+
+WINDOWS = 7  # more than a browser has connections to one server
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_more_windows_than_connections_are_told_all(page: Any, server: Running) -> None:
+    id = new_id()
+    server.history.save(id, [user_message("First"), text_message("assistant", "Yes")])
+    windows = [page, *(page.context.new_page() for _ in range(WINDOWS - 1))]
+    for window in windows:
+        window.goto(f"http://127.0.0.1:{server.port}/c/{id}#token={TOKEN}")
+        window.get_by_text("Yes", exact=True).wait_for()
+    begin(windows[-1], "Second", 2)
+    for window in windows[:-1]:
+        wait_for_words(window, 2)
+    wait_for_words(windows[4], 2, more_than=len(answer_here(windows[4])) + 2)  # it goes on
+    windows[4].locator("#stop-answer").click()
+    for window in windows:
+        window.get_by_role("button", name="Continue").wait_for()
+    assert {tuple(shown(window)) for window in windows} == {tuple(shown(page))}
+    for window in windows[:4]:
+        window.goto("about:blank")
+    begin(windows[-1], "Third", 3)
+    wait_for_words(windows[4], 3)
+    windows[4].locator("#stop-answer").click()
+    for window in windows[1:]:
+        window.close()
+    server.wait_until_idle()
+
+
+# A stream of news that is there, and says nothing.
+SILENT = """
+  const ask = window.fetch;
+  window.streams = 0;
+  window.fetch = (path, options) => {
+    if (!String(path).endsWith("/events")) return ask(path, options);
+    streams += 1;
+    return Promise.resolve(new Response(new ReadableStream()));
+  };
+"""
+
+
+def test_news_that_say_nothing_for_long_are_asked_for_again(page: Any, server: Running) -> None:
+    id = new_id()
+    server.history.save(id, [user_message("First"), text_message("assistant", "Yes")])
+    page.add_init_script(SILENT)
+    page.clock.install()
+    page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
+    page.get_by_text("Yes", exact=True).wait_for()
+    wait_until(lambda: page.evaluate("streams") == 1)
+    while page.evaluate("streams") == 1:
+        page.clock.fast_forward(20_000)
+        page.wait_for_timeout(20)

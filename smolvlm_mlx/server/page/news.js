@@ -1,9 +1,7 @@
 // What comes to the conversation from elsewhere: other windows, other programs, or this page before
 // it was loaded again.
 
-import {
-  ELSEWHERE, setPlaces, setRunning, show, showMore, state,
-} from "./conversation.js";
+import { ELSEWHERE, setPlaces, setRunning, show, showMore, state } from "./conversation.js";
 import { $, announce, say } from "./dom.js";
 import { isAwaited, leaveAsked, loseEdited } from "./draft.js";
 import { spoken } from "./message.js";
@@ -13,31 +11,63 @@ import { call, failure, news } from "./stream.js";
 // What is not true any more of an answer that goes on.
 export const ANEW = { parts: undefined, cut: undefined, about: undefined };
 
+// A browser has six connections to one server, for all of its windows. These many listen; the others
+// look now and then.
+const LISTENERS = 3;
+const LOOK = 2_000;  // ms
+
 let watching = new AbortController();  // of the news of the conversation
+let place = null;  // the promise of what gives back this window's place among those that listen
 
 document.addEventListener("opened", watch);
 
-// Listen, as long as the page is seen: browsers have few connections to one server.
+// Listen, as long as the page is seen.
 export async function watch() {
   watching.abort();
-  // By the answer that this page asked for.
-  const isTold = state.running && state.running !== ELSEWHERE;
   const { signal } = watching = new AbortController(), asked = state.conversation;
-  if (document.hidden || isTold || !(asked.messages.length || isAwaited(asked.id))) return;
+  if (document.hidden || !(asked.messages.length || isAwaited(asked.id))) return leavePlace();
+  if (state.running && state.running !== ELSEWHERE) return;  // its own answer tells it
   for (let wait = 250; !signal.aborted; wait = Math.min(2 * wait, 8000)) {
+    const isListener = await hasPlace();
     try {
       for await (const each of news(asked.id, signal)) {
-        wait = 250;
+        wait = isListener ? 250 : LOOK;
         if (!signal.aborted) await take(asked, each, signal);
+        if (!isListener) break;
       }
     } catch (error) {
       if (signal.aborted) return;
       cutOff(error.status && error.message);
       const isUnkept = error.status === 404 && !isAwaited(asked.id);
-      if (isUnkept || error.status === 401) return;  // or it is not let in
+      if (isUnkept || error.status === 401) return leavePlace();  // or it is not let in
     }
     if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
   }
+}
+
+// Whether this window is one of those that listen.
+async function hasPlace() {
+  const mine = place ??= placeToListen(), given = await mine;
+  if (!given && place === mine) place = null;
+  return Boolean(given);
+}
+
+function leavePlace() {
+  place?.then(end => end?.());
+  place = null;
+}
+
+// What gives the place back, as the end of the window does; null where all are taken.
+async function placeToListen() {
+  if (!navigator.locks) return () => {};  // a page that is not secure
+  for (let number = 0; number < LISTENERS; number += 1) {
+    const end = await new Promise(done => {
+      navigator.locks.request(`listener ${number}`, { ifAvailable: true }, lock => (
+        lock ? new Promise(done) : done(null)));
+    });
+    if (end) return end;
+  }
+  return null;
 }
 
 // An answer that came from elsewhere does not come any more, until the server says so again.
@@ -51,15 +81,19 @@ export function cutOff(reason) {
 }
 
 async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
+  const message = asked.messages.at(-1);
   if (deleted) {
     openEmpty();
     say("This conversation was deleted elsewhere.");
     document.dispatchEvent(new Event("answered"));
   } else if (text !== undefined) {
     if (state.running !== ELSEWHERE) return;  // it is on another branch
-    const message = asked.messages.at(-1);
     message.text += text;
     showMore(asked, message);
+  } else if (state.running === ELSEWHERE && coming && isAfter(asked.messages.at(-2), coming)) {
+    message.text = coming.text;
+    showMore(asked, message);
+    return;
   } else if (leaf !== asked.leaf || state.running === ELSEWHERE) {
     const isWhole = state.running === ELSEWHERE && !coming;
     await adopt(asked, signal);
@@ -69,6 +103,8 @@ async function take(asked, { leaf = null, answer: coming, text, deleted }, signa
   }
   if (coming && !signal.aborted) showComing(asked, coming);
 }
+
+const isAfter = (message, { after }) => message?.place?.id === after;
 
 // Show what the server has now. An answer that was cut off here stays, if it has none there.
 async function adopt(asked, signal) {
@@ -107,14 +143,14 @@ function asBefore(before, came) {
 }
 
 // An answer that another page asked for, or this one before it was loaded again.
-function showComing(asked, { after, text }) {
-  const at = asked.messages.findIndex(({ place }) => place?.id === after);
+function showComing(asked, coming) {
+  const at = asked.messages.findIndex(message => isAfter(message, coming));
   if (at < 0) return;  // on another branch
-  const coming = { role: "assistant", text, pictures: [], interrupted: true };
+  const { text } = coming, begun = { role: "assistant", text, pictures: [], interrupted: true };
   const there = asked.messages[at + 1];
   const isThere = there?.role === "assistant" && text.startsWith(there.text.trimEnd());
   asked.messages.length = at + 1;
-  asked.messages.push(isThere ? Object.assign(there, { text, place: undefined, ...ANEW }) : coming);
+  asked.messages.push(isThere ? Object.assign(there, { text, place: undefined, ...ANEW }) : begun);
   setRunning(ELSEWHERE);
   show();
 }

@@ -59,7 +59,7 @@ export async function* complete(request, signal) {
 export async function* news(id, signal) {
   const response = await call(`/conversations/${id}/events`, { signal });
   if (!response.ok) throw await failure(response);
-  yield* events(response, reader => reader.read());
+  yield* events(response, reader => patiently(reader.read(), 1, 2 * QUIET));  // it says that it is there
 }
 
 // Server-sent events, each of which is one line here. The end of the stream is not the answer's.
@@ -92,9 +92,9 @@ async function nextInTime(reader) {
 }
 
 // What a promise gives, as long as the server lives; it may be idle a few times when it is asked.
-async function patiently(promise, mayBeIdle) {
+async function patiently(promise, mayBeIdle, quiet = QUIET) {
   for (let idle = 0; idle < mayBeIdle;) {
-    const came = await within(promise, QUIET);
+    const came = await within(promise, quiet);
     if (came) return came;
     const working = await Promise.race([promise, within(isWorking(), PATIENCE)]);
     if (working === undefined) throw new Error("the server no longer answers");
