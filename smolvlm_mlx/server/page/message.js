@@ -59,7 +59,8 @@ function textNode(node, { role, text }) {
   coming.delete(node);
   if (role === "assistant") loadMarkdown();
   if (role !== "assistant" || !text) {
-    if (place.textContent !== text) place.textContent = text || "…";  // or no selection stays
+    const shown = text || "…";
+    if (place.textContent !== shown) place.textContent = shown;  // or no selection stays
   } else if (whole.get(place) !== text) {
     whole.set(place, text);
     if (!place.hasChildNodes()) place.append(source(text));
