@@ -354,6 +354,7 @@ HEAVY = {
     "deep lists": "\n".join("  " * depth + "* a" for depth in range(300)),
     "references": "[a]: b\n" * N,
     "rows": "|a|b|\n|-|-|\n" + "|a|b|\n" * N,
+    "ragged tables": ("|" + "a|" * 255 + "\n|" + "-|" * 255 + "\n" + "|a\n" * 255 + "\n") * 20,
     "columns": "|" * N + "\n" + "|-" * N + "\n" + "|a" * N,
     "code": "```c\n" + "x" * 20_000 + "\n```",
     "a formula": "$$" + "{" * N + "$$",
@@ -381,6 +382,7 @@ def test_what_is_too_long_to_be_read_is_shown_as_it_came(shared: Any) -> None:
     assert shared.evaluate(SHOW, ["**a** " * 4_000, False]).startswith(html + "**a** **a**")
     assert '<span class="plain">**a**' in shared.evaluate(SHOW, ["**a** " * 1_000, True])
     assert "<strong>a</strong>" in shared.evaluate(SHOW, ["**a** " * 800, True])
+    assert '<span class="plain">[[[' in shared.evaluate(SHOW, ["[" * 500 + "](" * 500, True])
 
 
 def test_what_becomes_too_much_is_shown_as_it_came(shared: Any) -> None:

@@ -5,12 +5,13 @@ import { arrange, become, make } from "./dom.js";
 import { elements } from "./elements.js";
 import { addMath } from "./math.js";
 import { enrich } from "./richer.js";
+import { limitTables } from "./tables.js";
 import MarkdownIt from "./vendor/markdown-it.esm.min.mjs";
 import complete from "./vendor/remend.js";
 
-// Beyond these an answer goes on as it came: hostile texts take the square of their length, and
-// markdown-it gives every row of a table as many cells as its head has.
+// Beyond these an answer goes on as it came: hostile texts take the square of their length.
 const MAX_INLINE = 5_000;  // characters of a paragraph, a cell
+const MAX_BRACKETS = 500;  // that open in it
 const MAX_OPEN = 20_000;  // characters of the blocks that still change
 const MAX_TEXT = 100_000;  // characters of a whole answer
 const MAX_TOKENS = 8_000;  // of an answer
@@ -19,12 +20,13 @@ const MAX_DEPTH = 90;  // of quotes and lists in each other; markdown-it leaves 
 const markdown = new MarkdownIt({ breaks: true, linkify: true }).disable("reference");
 markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 markdown.validateLink = url => /^(https?:|mailto:)/i.test(url);
-markdown.use(addMath);
+markdown.use(addMath).use(limitTables);
 markdown.core.ruler.before("inline", "limit", ({ tokens }) => {
-  for (const token of tokens) {
-    if (token.type === "inline" && token.content.length > MAX_INLINE) token.type = "plain";
-  }
+  for (const token of tokens) if (token.type === "inline" && isTooLong(token)) token.type = "plain";
 });
+
+const isTooLong = ({ content }) => (
+  content.length > MAX_INLINE || content.split("[").length > MAX_BRACKETS);
 
 // What is shown in an element: {text, blocks: [{source, size, node}], settled}, the last of them how
 // many blocks no more text can change.
@@ -72,7 +74,8 @@ const count = tokens => (
 
 function shown({ source, tokens, size, isOpen }, before) {
   if (before && before.source === source && !before.isOpen && !isOpen) return before;
-  const isText = !tokens.length || tokens.some(({ level }) => level > MAX_DEPTH);
+  const isText = !tokens.length || tokens[0].type === "plain"
+    || tokens.some(({ level }) => level > MAX_DEPTH);
   const plain = { className: "plain", textContent: source };
   const node = isText ? make("p", plain) : elements(tokens);
   node.dir ||= "auto";
@@ -93,7 +96,7 @@ const HALF = {
 
 // The last block as it will look when what is open in it is closed.
 function completed({ source, tokens }) {
-  if (["fence", "code_block", "math"].includes(tokens[0].type)) {
+  if (["fence", "code_block", "math", "plain"].includes(tokens[0].type)) {
     return { source, tokens, isOpen: true };
   }
   const text = source.length > MAX_INLINE ? source : complete(completedTable(source), HALF);
