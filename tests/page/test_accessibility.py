@@ -332,7 +332,7 @@ def edited(page: Any, bodies: list[Any]) -> None:
 
 
 def copied(page: Any, bodies: list[Any]) -> None:
-    page.wait_for_function("document.getElementById('status').textContent === 'Copied'")
+    page.wait_for_function("() => document.getElementById('status').textContent === 'Copied'")
     assert page.evaluate("navigator.clipboard.readText()") == TALK[3].text
 
 

@@ -137,7 +137,7 @@ def test_a_question_does_not_go_to_a_conversation_opened_meanwhile(
     page.add_init_script("window.FileReader = class { readAsDataURL() { window.reader = this; } }")
     page.reload()
     show_pictures(page, tmp_path, "a.png")
-    page.wait_for_function("window.reader")
+    page.wait_for_function("() => window.reader")
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
     page.locator("#send[aria-busy=true]").wait_for()
@@ -153,7 +153,7 @@ def test_a_question_that_is_still_to_come_is_awaited(page: Any, server: Running)
     page.press("#text", "Enter")
     id = came(page, held).request.post_data_json["conversation"]
     page.reload()
-    page.wait_for_function("document.querySelector('#text').value === 'Hello'")
+    page.wait_for_function("() => document.querySelector('#text').value === 'Hello'")
     assert page.url.endswith(f"/c/{id}")
     server.history.save(id, [user_message("Hello")])
     page.locator(".user").get_by_text("Hello", exact=True).wait_for()
@@ -332,7 +332,7 @@ def test_of_several_conversations_none_is_opened(page: Any, tmp_path: Path) -> N
 
 def test_a_picture_is_shown_before_its_tiles_are_known(page: Any, tmp_path: Path) -> None:
     show_pictures(page, tmp_path, "a.png")
-    page.wait_for_function("!document.querySelector('#waiting [aria-busy=true]')")
+    page.wait_for_function("() => !document.querySelector('#waiting [aria-busy=true]')")
     held = hold(page, "**/tiles?*")
     page.reload()  # its cost is not known then
     page.locator("#waiting img").click()

@@ -90,14 +90,14 @@ def test_a_picture_opens_by_click_and_by_keys(page: Any, tmp_path: Path) -> None
     page.keyboard.press("Escape")
     page.locator("#viewer").wait_for(state="hidden")
     # Where one was is where one goes on.
-    page.wait_for_function("document.activeElement.title === 'c.png'")
+    page.wait_for_function("() => document.activeElement.title === 'c.png'")
     for key in ("Enter", "Space"):
         page.locator("#talk img").nth(1).focus()
         page.keyboard.press(key)
         wait_for_title(page, "b.png", "2 of 3")
         page.get_by_role("button", name="Close").click()
         page.locator("#viewer").wait_for(state="hidden")
-        page.wait_for_function("document.activeElement.title === 'b.png'")
+        page.wait_for_function("() => document.activeElement.title === 'b.png'")
     page.locator("#talk img").nth(1).click()
     page.get_by_role("button", name="The next picture").click()
     wait_for_title(page, "c.png", "3 of 3")

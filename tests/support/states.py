@@ -149,6 +149,29 @@ def markdown(page: Any, server: Running, folder: Path) -> None:
     page.locator(".hljs-keyword").first.wait_for()
 
 
+def viewer(page: Any, server: Running, folder: Path) -> None:
+    open_talk(page, server, TALK)
+    page.locator(".user figure img").click()
+    page.locator("#viewer-shown .tile").first.wait_for()
+
+
+def menu(page: Any, server: Running, folder: Path) -> None:
+    history(page, server, folder)
+    page.get_by_role("button", name="More: An older question").click()
+    page.get_by_role("button", name="Export as Markdown").wait_for()
+
+
+def toast(page: Any, server: Running, folder: Path) -> None:
+    menu(page, server, folder)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Undo").hover()  # and so it stays
+
+
+def camera(page: Any, server: Running, folder: Path) -> None:
+    page.click("#camera")
+    page.wait_for_function("() => document.querySelector('#video').videoWidth > 0")
+
+
 # By name, the way there from an empty page.
 STATES: dict[str, Callable[[Any, Running, Path], None]] = {
     "empty": empty,
@@ -163,4 +186,8 @@ STATES: dict[str, Callable[[Any, Running, Path], None]] = {
     "keys": keys,
     "token": token,
     "markdown": markdown,
+    "viewer": viewer,
+    "menu": menu,
+    "toast": toast,
+    "camera": camera,
 }

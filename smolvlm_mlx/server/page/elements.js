@@ -22,7 +22,7 @@ function fill(within, tokens) {
   }
 }
 
-function open({ type, tag, attrs, level }, parent) {
+function open({ type, tag, attrs }, parent) {
   const given = Object.fromEntries(attrs ?? []);
   const node = type === "link_open" ? link(given.href, given.title) : make(tag);
   if (type === "heading_open") node.ariaLevel = Math.min(Number(tag[1]) + 2, 6);  // below its message's
@@ -37,7 +37,7 @@ function link(href, title, text = "") {
   return make("a", { href, title: title ?? "", target: "_blank", rel, textContent: text });
 }
 
-function leaf({ type, tag, content, info, attrs, children, meta }, within) {
+function leaf({ type, content, info, attrs, meta }, within) {
   if (type === "code_inline") return make("code", { textContent: content });
   if (type === "fence" || type === "code_block") return code(content, info.trim().split(/\s/)[0]);
   if (type === "math" || type === "math_inline") return math(content, meta);

@@ -66,11 +66,17 @@ function openMenu(row, more, actions) {
   };
   row.append(menu);
   menu.showPopover();
-  const { right, bottom, top } = more.getBoundingClientRect();
+  const place = () => putBeside(menu, more);
+  place();
+  window.onresize = place;  // one menu is open at a time
+  menu.firstChild.focus();
+}
+
+function putBeside(menu, node) {
+  const { right, bottom, top } = node.getBoundingClientRect();
   const isBelow = bottom + menu.offsetHeight < innerHeight;
   menu.style.left = `${Math.max(right - menu.offsetWidth, 4)}px`;
   menu.style.top = `${isBelow ? bottom : top - menu.offsetHeight}px`;
-  menu.firstChild.focus();
 }
 
 function rename(row, button, id, title) {
