@@ -277,6 +277,23 @@ def test_more_windows_than_connections_are_told_all(page: Any, server: Running) 
     server.wait_until_idle()
 
 
+NO_LOCKS = {
+    "none": "Object.defineProperty(navigator, 'locks', { value: undefined })",
+    "refused": "LockManager.prototype.request = async () => { throw new Error('refused'); }",
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOCKS)
+def test_a_window_without_locks_is_told_too(kind: str, page: Any, server: Running) -> None:
+    id, said = new_id(), [user_message("First"), text_message("assistant", "Yes")]
+    server.history.save(id, said)
+    page.add_init_script(NO_LOCKS[kind])
+    page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
+    page.get_by_text("Yes", exact=True).wait_for()
+    server.history.save(id, [*said, user_message("Second"), text_message("assistant", "No")])
+    page.get_by_text("No", exact=True).wait_for()
+
+
 # A stream of news that is there, and says nothing.
 SILENT = """
   const ask = window.fetch;

@@ -59,11 +59,12 @@ function leavePlace() {
 
 // What gives the place back, as the end of the window does; null where all are taken.
 async function placeToListen() {
-  if (!navigator.locks) return () => {};  // a page that is not secure
+  const free = () => {};  // where there are no locks: the page is not secure, or may keep nothing
+  if (!navigator.locks) return free;
   for (let number = 0; number < LISTENERS; number += 1) {
     const end = await new Promise(done => {
       navigator.locks.request(`listener ${number}`, { ifAvailable: true }, lock => (
-        lock ? new Promise(done) : done(null)));
+        lock ? new Promise(done) : done(null))).catch(() => done(free));
     });
     if (end) return end;
   }
