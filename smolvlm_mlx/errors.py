@@ -115,6 +115,11 @@ def quote(value: object, most: int = 80, *, end: bool = False) -> str:
     return f"{text[0]}...{text[4 - most :]}" if end else f"{text[: most - 4]}...{text[0]}"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, of one or of several."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def cut(text: str, most: int = 120) -> str:
     """The text, or its beginning."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -24,6 +24,7 @@ from smolvlm_mlx.cli.chat.markdown import Answer
 from smolvlm_mlx.cli.chat.session import Session
 from smolvlm_mlx.cli.chat.terminal import Lines
 from smolvlm_mlx.cli.history import as_text
+from smolvlm_mlx.cli.show import print_picture
 from smolvlm_mlx.cli.tiles import SeenTiles
 from smolvlm_mlx.errors import (
     ContextFullError,
@@ -729,6 +730,36 @@ def test_tiles(session: Session, tmp_path: Path) -> None:
     ]
     handle(session, f"/open {session.id}")
     assert table()[-1] == part.replace("48", "64")
+
+
+def test_tiles_of_all_pictures_of_the_last_question(session: Session, tmp_path: Path) -> None:
+    for name, size in (("wide", (640, 1)), ("tall", (64, 128)), ("one", (1, 1))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    handle(session, "/set longest_edge 128")
+    sources = " ".join(str(tmp_path / f"{name}.png") for name in ("wide", "tall", "one"))
+    wanted = [
+        "wide.png: 640 x 1 pixels, 1 row x 2 columns and the global tile: 3 tiles, 57 tokens",
+        "a tile is 320 x 1 pixels of the picture, seen as 64 x 64",
+        "tall.png: 64 x 128 pixels, 2 rows x 1 column and the global tile: 3 tiles, 58 tokens",
+        "one.png: 1 x 1 pixels, ",
+        "a tile is less than 1 x less than 1 pixels of the picture",
+    ]
+    for line in (f"/image {sources}", "What are these?"):
+        handle(session, line)
+        handle(session, "/tiles")
+        said = "\n".join(screen_of(session).said[-3:])
+        assert all(part in said for part in wanted), said
+
+
+@pytest.mark.filterwarnings("default:Image.Image.getdata:DeprecationWarning")  # textual-image's
+@pytest.mark.parametrize("columns", [1, 40, 80, 120])
+def test_pictures_of_every_shape_are_shown(columns: int) -> None:
+    file = io.StringIO()
+    on: Any = Console(force_terminal=True, width=columns, file=file, color_system="truecolor")
+    for size in [(8000, 1), (1200, 24), (400, 10), (40, 4), (4, 40), (10, 1200), (1, 8000)]:
+        file.seek(file.truncate(0))
+        print_picture(on, Image.new("RGB", size), 12)
+        assert 1 <= len(file.getvalue().splitlines()) <= 12, size
 
 
 def test_tiles_are_drawn_over_the_picture(tiny: Path) -> None:

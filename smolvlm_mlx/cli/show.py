@@ -69,8 +69,11 @@ def print_picture(on: Console, image: "Image", rows: int) -> None:
     from textual_image.renderable import Image as Inline
 
     width, height = image.size
-    columns = min(on.width, round(rows * 2 * width / height))
-    on.print(Inline(image, width=max(columns, 1), height="auto"))
+    columns = max(min(on.width, round(rows * 2 * width / height)), 1)
+    shown = columns * height / (2 * width)  # rows, of characters that are twice as high as wide
+    # The terminal knows better how high its characters are, but not that a line has to be seen.
+    is_line = columns == 1 or shown < 2
+    on.print(Inline(image, columns, min(max(round(shown), 1), rows) if is_line else "auto"))
 
 
 def console(stderr: bool = False) -> Console:

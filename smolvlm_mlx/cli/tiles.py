@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import escaped
+from ..errors import counted, escaped
 from ..inputs.media import Attachment
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageSettings
@@ -46,7 +46,8 @@ class SeenTiles:
     def summary(self) -> str:
         """Size, rows and columns, tiles, and tokens with the marks between tiles, in a line."""
         layout, (width, height) = self.picture.tiled(self.settings).layout, self.picture.size
-        grid = f"{layout.rows} rows x {layout.cols} columns and the global tile"
+        counts = counted(layout.rows, "row"), counted(layout.cols, "column")
+        grid = f"{' x '.join(counts)} and the global tile"
         cut = f"{grid}: {layout.tiles} tiles" if layout.rows else "one tile"
         tokens = self.processor.count_tokens([layout])
         marks = tokens - layout.tiles * self.tokens
@@ -73,8 +74,9 @@ class SeenTiles:
     def notes(self) -> str:
         """What a tile is of the picture, and how many were reused."""
         layout, size = self.picture.tiled(self.settings).layout, self.settings.tile_size
-        width = round(self.picture.size[0] / max(layout.cols, 1))
-        height = round(self.picture.size[1] / max(layout.rows, 1))
+        counts = max(layout.cols, 1), max(layout.rows, 1)
+        sides = zip(self.picture.size, counts, strict=True)
+        width, height = (round(side / count) or "less than 1" for side, count in sides)
         parts = [f"a tile is {width} x {height} pixels of the picture, seen as {size} x {size}"]
         if self.encoded is not None:
             parts.append(f"{sum(self.reused)} reused (*) for the last answer")

@@ -11,7 +11,7 @@ from textwrap import fill
 from rich.cells import cell_len
 from rich.text import Text
 
-from ...errors import FetchError, PromptError, VideoError, escaped, quote
+from ...errors import FetchError, PromptError, VideoError, counted, escaped, quote
 from ...inputs.kinds import PICTURE
 from ...inputs.media import Video
 from ...inputs.messages import Message
@@ -205,7 +205,7 @@ def history(session: Session, rest: str) -> None:
         raise PromptError("no history is kept (--no-history)")
     lines = []
     for kept in session.history.list(20, rest.strip()):
-        turns = f"{kept.turns} turn{'s' * (kept.turns != 1)}"
+        turns = counted(kept.turns, "turn")
         row = f"{kept.id}  {date(kept.updated)}  {turns:>8}  "
         lines.append(_row(row, kept.title, kept.id == session.id))
     none = "no conversation contains that" if rest.strip() else "no conversations are kept yet"
@@ -213,11 +213,12 @@ def history(session: Session, rest: str) -> None:
 
 
 def tiles(session: Session) -> None:
-    """what the model sees of the last picture: its tiles, their tokens, which were reused"""
-    seen = session.tiles()
-    if seen is None:
+    """what the model sees of the last pictures: their tiles, tokens, and which were reused"""
+    all_seen = session.tiles()
+    if not all_seen:
         raise PromptError("there is no picture yet; /image attaches one")
-    session.screen.tiles(seen)
+    for seen in all_seen:
+        session.screen.tiles(seen)
 
 
 def save(session: Session, rest: str) -> None:
@@ -265,7 +266,7 @@ def stats(session: Session) -> None:
         session.screen.say(session.last.describe())
     used, context = session.chat.tokens(), session.chat.context
     count = sum(len(message.media) for message in session.chat.messages)
-    pictures = f"{count} picture{'s' * (count != 1)}"
+    pictures = counted(count, "picture")
     session.screen.say(f"conversation: {used} of {context} tokens, {pictures}")
 
 

@@ -299,21 +299,28 @@ class Session:
             told, count = "; ".join([*map(str, errors[:SHOWN]), *more]), len(sources) - len(errors)
             raise FetchError(f"attached {count} of {len(sources)}: {told}")
 
-    def tiles(self) -> "SeenTiles | None":
-        """What the model saw of the last picture, or will see of the one that waits; None, where
-        there is none."""
+    def tiles(self) -> "list[SeenTiles]":
+        """What the model will see of the pictures that wait, or saw of those that came last."""
         from ..tiles import SeenTiles
 
-        parts = [part for each in self.chat.messages for part in each.media_parts]
-        asked = [part for part in parts if isinstance(part, ImagePart)]
-        waiting = [ImagePart(held) for held in self.pending if isinstance(held, Attachment)]
-        if not (asked or waiting):
-            return None
-        part = (waiting or asked)[-1]
-        options = (not waiting and self.seen_as) or self.chat.image_options
-        settings = part.options.over(options).applied(self.chat.processor.settings)
-        encoded = None if waiting or self.last is None else self.last.encoded_tiles
-        return SeenTiles(part.image, settings, self.chat.processor, encoded)
+        parts = [ImagePart(held) for held in self.pending if isinstance(held, Attachment)]
+        options, encoded = self.chat.image_options, None
+        if not parts:
+            asked = ([*each.media_parts] for each in reversed(self.chat.messages))
+            images = ([part for part in held if isinstance(part, ImagePart)] for held in asked)
+            parts = next(filter(None, images), [])
+            options = self.seen_as or options
+            encoded = None if self.last is None else self.last.encoded_tiles
+        processor = self.chat.processor
+        return [
+            SeenTiles(
+                part.image,
+                part.options.over(options).applied(processor.settings),
+                processor,
+                encoded,
+            )
+            for part in parts
+        ]
 
     def restart(self, messages: Sequence[Message] = ()) -> None:
         """Go on from these messages, as a conversation of their own."""
