@@ -151,10 +151,10 @@ def test_a_character_that_is_unfinished_at_the_end_of_the_page_is_marked() -> No
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_character_that_is_unfinished_at_the_end_is_marked(ends: bool) -> None:
-    """At an end token, and where no more tokens may come."""
+def test_a_character_that_is_unfinished_is_marked_at_the_end_alone(ends: bool) -> None:
+    """An answer that was cut off may go on."""
     stream = StreamingDetokenizer(PLAIN)
     (half, *_), (end,) = PLAIN.encode_text("é"), PLAIN.encode_prompt(END_OF_UTTERANCE, "\ufdd0")
     assert stream.add_token(half) == ""
-    assert (stream.add_token(end) if ends else stream.finalize()) == "\ufffd"
+    assert (stream.add_token(end) if ends else stream.finalize()) == "\ufffd" * ends
     assert stream.ended is ends

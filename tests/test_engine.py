@@ -59,7 +59,8 @@ def test_stream_generate_and_statistics(loaded: Loaded, ends: Any) -> None:
     pieces = list(stream)
     assert all(pieces)
     assert "".join(pieces) == generate(*loaded, "What is this?", SHORT, images=[PICTURE])
-    assert "".join(pieces) == loaded[1].tokenizer.decode(stream.token_ids)
+    text = loaded[1].tokenizer.decode(stream.token_ids)
+    assert "".join(pieces) == text.rstrip("\ufffd")  # it is cut off in a character
     messages = [
         {
             "role": "user",

@@ -143,6 +143,14 @@ def test_what_was_held_back_is_shown_where_the_answer_goes_on_or_ends() -> None:
     assert shown(SENTENCE * 4, 70) == ((SENTENCE * 4)[:70], "length")
 
 
+def test_at_the_longest_length_fewer_tokens_are_a_loop() -> None:
+    short = "The cat sat. "
+    assert shown(short * 9, 6 * len(short)) == (short * 2, "repetition")
+    assert shown(short * 9, 3 * len(short)) == (short * 3, "length")
+    assert shown("ha " * 50, 60) == ("ha " * 6 + "h", "repetition")
+    assert shown("0, " * 50, 90) == (("0, " * 30), "length")
+
+
 def test_it_is_ended_where_that_is_asked_for_alone() -> None:
     tokenizer: Any = Characters()
     row = Row(Options(400), tokenizer)

@@ -148,7 +148,8 @@ def test_stream_is_decode_is_the_librarys_decode(folder: Path, tokenizer: Tokeni
         text = "".join(pieces) + stream.finalize()
         whole = tokenizer.decode(ids)
         assert whole == library.decode(ids, skip_special_tokens=True), ids
-        assert text == whole.removeprefix(" "), ids
+        cut = ["\ufffd" * bytes for bytes in range(4)]  # a character that is not whole
+        assert whole.removeprefix(" ") in [f"{text}{rest}" for rest in cut], ids
         assert tokenizer.decode(ids, skip_special_tokens=False) == library.decode(
             ids, skip_special_tokens=False
         ), ids
@@ -176,8 +177,8 @@ def test_a_character_comes_when_it_is_whole(tiny: Path) -> None:
     assert stream.finalize() == ""
     for id in tokenizer.encode_text("😀")[:3]:
         assert stream.add_token(id) == ""
-    assert stream.finalize() == "\ufffd"
     assert stream.finalize() == ""
+    stream = StreamingDetokenizer(tokenizer)
     assert [stream.add_token(id) for id in tokenizer.encode_text("ok")] == ["o", "k"]
 
 

@@ -172,6 +172,8 @@ class Row:
         piece, size = text.add_token(token), 0
         if self.repetition is not None and not self.ended:
             self.repetition.push(token)
+            if len(self.token_ids) >= self.max_new_tokens:
+                self.repetition.end()
             size = self.repetition.size
         if self.is_loop:
             return ""

@@ -11,7 +11,8 @@ from ..inputs.tokenizer import Tokenizer
 class StreamingDetokenizer:
     """Turns tokens into text as they come, up to an end token or a stop string.
 
-    A character whose bytes are spread over tokens appears when it is whole; text that could still
+    A character whose bytes are spread over tokens appears when it is whole, or as a replacement
+    character where an end token comes first; text that could still
     become a stop string is held back. One space at the very beginning is no part of the text: the
     templates of the family end at `Assistant:`, and what follows begins with that space. It goes
     before stop strings see the text; any other white space stays.
@@ -48,7 +49,7 @@ class StreamingDetokenizer:
         """The text that this token makes certain."""
         if token in self._tokenizer.end_ids:
             self.ended = True
-            return self.finalize()
+            return self._push(b"", final=True) + self.finalize()
         piece = self._push(self._tokenizer.bytes_of(token, self._skip_special_tokens))
         if token == self._last and not self.ended:
             self.ended = True
@@ -56,9 +57,9 @@ class StreamingDetokenizer:
         return piece
 
     def finalize(self) -> str:
-        """What was held back, when no more tokens come; a replacement character for an unfinished
-        one."""
-        rest = self._push(b"", final=True) + self._stop.flush()
+        """What was held back, when no more tokens come; an unfinished character is left out, so
+        that an answer can go on after it."""
+        rest = self._stop.flush()
         self.ended = self.ended or self._stop.found
         return rest
 

@@ -95,6 +95,14 @@ class RepetitionDetector:
                 self.found, self.begins = True, self._count - runs[size]
                 return
 
+    def end(self) -> None:
+        """The answer is as long as it may be: so many copies of text are a loop, however short."""
+        for size, rule in self._rules.items():
+            run = int(self._runs[LONGEST_BLOCK - size])
+            if rule != OTHER and run + size >= rule.copies * size:
+                self.found, self.begins = True, self._count - run
+                return
+
     def _near(self) -> dict[int, int]:
         """How many tokens repeat those a block before, by the block's size, the shortest first: of
         what may be a loop. Several copies are no longer block of their own."""
