@@ -300,7 +300,7 @@ def test_an_error_is_told_once(page: Any, server: Running, tmp_path: Path) -> No
     page.evaluate(LISTEN)
     STATES["damaged-picture"](page, server, tmp_path)
     alerts = [said for said in page.evaluate("told") if said.startswith("alert")]
-    assert alerts == ["alert: A picture cannot be used: remove it, and send again."]
+    assert alerts == ["alert: A picture cannot be used: remove it, or send again without it."]
 
 
 # ---- the keys

@@ -174,6 +174,22 @@ def test_undo_stays_as_long_as_it_has_the_focus_or_the_mouse(page: Any) -> None:
     undo.wait_for(state="detached")
 
 
+def test_above_a_long_list_the_buttons_stay(page: Any, server: Running) -> None:
+    for number in range(60):
+        server.history.save(new_id(), [user_message(f"Question {number}"), TALK[1]])
+    page.reload()
+    page.click("#list-toggle")
+    page.locator("#list li").nth(59).wait_for()
+    for size in ({"width": 390, "height": 700}, {"width": 320, "height": 300}):
+        page.set_viewport_size(size)
+        for id in ("new", "search"):
+            fits = "node => node.scrollHeight <= node.clientHeight && node.clientHeight >= 22"
+            assert page.locator(f"#{id}").evaluate(fits), id
+    page.set_viewport_size({"width": 390, "height": 700})
+    page.locator("#list li").nth(59).scroll_into_view_if_needed()
+    assert page.locator("#new").evaluate("node => node.getBoundingClientRect().top > 0")
+
+
 def test_a_search_without_results_says_so(page: Any, server: Running) -> None:
     page.locator("#list-toggle").click()
     page.get_by_text("What you ask is kept here.").wait_for()
@@ -391,8 +407,25 @@ def test_where_the_browser_cannot_make_it_smaller_the_file_is_sent(
     assert base64.b64decode(url.partition(",")[2]) == data
 
 
-def test_a_small_file_is_sent_as_it_is(page: Any, tmp_path: Path) -> None:
-    data = encoded(noise(3000, 20), "PNG")
+def deep(side: int) -> Image.Image:
+    """Noise of 16 bits."""
+    values = np.random.default_rng(0).integers(0, 2**16, (side, side), np.uint16)
+    return Image.fromarray(values)
+
+
+FILES = {
+    "small": noise(3000, 20),
+    "tall, so that Pillow goes vertically first": noise(300, 8000),
+    "of 16 bits": deep(1500),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_what_the_server_makes_smaller_otherwise_is_sent_as_it_is(
+    kind: str, page: Any, tmp_path: Path
+) -> None:
+    data = encoded(FILES[kind], "PNG")
+    assert (len(data) > 2**22) == (kind != "small")
     (tmp_path / "wide.png").write_bytes(data)
     bodies = watch_requests(page)
     few_tokens(page)

@@ -196,7 +196,7 @@ HALF = {
     ),
     "formula": (
         "$$\na_b\n\n- c",
-        '<div class="math open" dir="auto">a_b\n\n- c</div>',
+        '<div class="math open" tabindex="0" dir="auto">a_b\n\n- c</div>',
     ),
     "formula in text": (
         "a \\(b_c_",

@@ -22,6 +22,27 @@ import mlx.core as mx
 import pytest
 
 
+def test_a_question_is_asked_without_the_pictures_that_were_refused(
+    page: Any, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    (tmp_path / "empty.png").write_bytes(b"")
+    page.set_input_files("#files", tmp_path / "empty.png")
+    page.locator("figure.wrong").wait_for()
+    show_pictures(page, tmp_path, "a.png", "broken.png", "b.png", "also broken.png")
+    page.fill("#text", "What is this?")
+    wrong = page.locator("figure.wrong")
+    for count in (2, 3):
+        page.press("#text", "Enter")
+        wrong.nth(count - 1).wait_for()
+        assert page.inner_text("#problem").startswith("A picture cannot be used: remove it, or ")
+    page.press("#text", "Enter")
+    names = "empty.png, broken.png, also broken.png"
+    page.get_by_text(f"Asked without what cannot be read: {names}").wait_for()
+    page.get_by_role("button", name="Retry").wait_for()
+    assert seen(page)[0] == "a.png|b.png|What is this?"
+
+
 @pytest.mark.parametrize("edited", [False, True], ids=["asked", "edited"])
 def test_an_unreadable_picture_stays_with_its_reason(
     edited: bool, page: Any, server: Running, tmp_path: Path

@@ -45,6 +45,8 @@ $$\\int_0^r 2 \\pi x \\, dx = \\pi r^2$$
 
 ## And a heading
 """
+WIDE = " + ".join(f"x_{{{number}}}" for number in range(100))  # wider than any window
+MARKDOWN += f"\n$${WIDE}$$\n"
 
 
 def question(text: str) -> Message:

@@ -20,7 +20,7 @@ export function ask(forget) {
   const asked = state.conversation, before = [...asked.messages], edited = state.editing;
   const taken = takeWaiting();
   if (!taken) return;
-  const { pictures, said } = taken, at = edited?.at ?? before.length;
+  const { pictures, said, all } = taken, at = edited?.at ?? before.length;
   for (const picture of pictures) delete picture.problem;
   remember("asked", { id: asked.id, text, pictures, at, place: before[at]?.place?.id });
   asked.messages.length = at;
@@ -31,7 +31,7 @@ export function ask(forget) {
   answer(ask, () => {
     asked.messages = before;
     const isHere = asked === state.conversation;
-    drafts.set(asked.id, { text, pictures, at: isHere ? edited?.at : undefined });
+    drafts.set(asked.id, { text, pictures: all, at: isHere ? edited?.at : undefined });
     if (asked.id === openId()) takeDraft();
   }, {}, { forget });
   if (said) say(said);

@@ -56,7 +56,7 @@ function image(src, text, within) {
 // Its source, until richer.js makes a formula of it.
 function math(content, { isOpen, isDisplayed }) {
   const given = { className: "math", textContent: content.trim() };
-  const node = make(isDisplayed ? "div" : "span", given);
+  const node = isDisplayed ? make("div", { ...given, tabIndex: 0 }) : make("span", given);
   if (!isOpen) node.dataset.formula = isDisplayed ? "displayed" : "in text";
   return node;
 }

@@ -1,7 +1,7 @@
 // Pictures and videos: how they look, how they are sent, and those that wait for the next question.
 // A picture is {url, name, video, options, problem}: a data: URL, a name, whether it is a video,
 // which of its frames are seen, and why it cannot be used, if it was tried. While it waits it may
-// have a `preview`, the address of the file itself, and no url yet, or never if it `isUnread`.
+// have a `preview`, the address of the file itself, and no url yet; if it `isUnread`, none of use.
 
 import { $, arrange, make, say } from "./dom.js";
 import { keepPlace } from "./focus.js";
@@ -37,8 +37,8 @@ export function exchangeWaiting(pictures) {
   return before;
 }
 
-// The pictures for a question that is asked now, and what is `said` of those that stay behind; null
-// if none of them can be sent.
+// The pictures for a question that is asked now, what is `said` of those that stay behind, and `all`
+// that waited; null if none of them can be sent.
 export function takeWaiting() {
   const unread = waiting.filter(picture => picture.isUnread);
   const names = list(unread.map(({ name }) => name));
@@ -46,8 +46,8 @@ export function takeWaiting() {
     say(`Remove what cannot be read, and ask again: ${names}`);
     return null;
   }
-  const pictures = exchangeWaiting([]).filter(picture => !picture.isUnread);
-  return { pictures, said: names && `Asked without what cannot be read: ${names}` };
+  const all = exchangeWaiting([]), pictures = all.filter(picture => !picture.isUnread);
+  return { pictures, said: names && `Asked without what cannot be read: ${names}`, all };
 }
 
 // When all that wait are read.

@@ -22,8 +22,11 @@ export function failed(mine, sent, message, error, takeBack, again, forget) {
   if (asked.id !== openId()) return offerReturn(asked, error);
   announce("");
   const wrong = pictureOf(sent, error);
-  if (wrong) wrong.problem = error.message.replace(/^messages\.[\w.]*: /, "");
-  say(wrong ? "A picture cannot be used: remove it, and send again." : error.message);
+  if (wrong) {
+    const problem = error.message.replace(/^messages\.[\w.]*: /, "");
+    Object.assign(wrong, { problem, isUnread: true });
+  }
+  say(wrong ? "A picture cannot be used: remove it, or send again without it." : error.message);
   showWaiting();
   if (error.forget) offerRoom(asked, error.forget.messages + (forget?.count ?? 0), again);
 }

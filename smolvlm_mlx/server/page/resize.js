@@ -12,8 +12,9 @@ onmessage = async ({ data }) => {
 };
 
 // The picture with `edge` pixels on its longer side; null where it has no more than that, where the
-// browser lays it as it is not shown (some do not turn it as its EXIF says), or where it gives back
-// other pixels than were drawn, lest anybody knows it by them.
+// server's first step may go vertically first, where the browser lays it as it is not shown (some do
+// not turn it as its EXIF says), or where it gives back other pixels than were drawn, lest anybody
+// knows it by them.
 async function shrunk({ file, edge, ...shown }) {
   if (!givesBack()) return null;
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };  // upright as it is
@@ -22,6 +23,7 @@ async function shrunk({ file, edge, ...shown }) {
   const isTurned = width !== shown.width || height !== shown.height;
   if (isTurned || Math.max(width, height) <= edge) return null;
   const [toWidth, toHeight] = size(width, height, edge);
+  if (height - toHeight > 2 * (width - toWidth)) return null;
   const columns = weights(width, toWidth), narrow = new Uint8Array(toWidth * height * 3);
   for (let top = 0; top < height; top += ROWS) {
     const count = Math.min(ROWS, height - top);

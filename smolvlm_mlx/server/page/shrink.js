@@ -22,11 +22,17 @@ export async function fitting(file) {
     }
     return file;
   }
-  if (file.size <= SMALL || !KINDS.includes(file.type)) return file;
+  if (file.size <= SMALL || !KINDS.includes(file.type) || await isDeep(file)) return file;
   const edge = await longestEdge();
   const shrunk = before = before.then(() => work({ file, edge, ...size })).catch(() => null);
   const blob = await shrunk;
   return blob && blob.size < file.size ? blob : file;
+}
+
+// Whether it is a PNG of 16 bits, which the server makes 8 of in its own way.
+async function isDeep(file) {
+  const [depth] = new Uint8Array(await file.slice(24, 25).arrayBuffer());
+  return file.type === "image/png" && depth === 16;
 }
 
 // {width, height}; null where the browser does not show it.
