@@ -345,7 +345,10 @@ def test_a_conversation_of_a_file_has_no_address_before_it_is_asked_in(
     page: Any, server: Running, tmp_path: Path
 ) -> None:
     few_tokens(page)
-    raw = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    raw: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes"},
+    ]
     frames = {"type": "video", "frames": []}
     raw += [{"role": "user", "content": [{"type": "text", "text": "So?"}, frames]}]
     (tmp_path / "talk.json").write_text(json.dumps({"messages": raw}))
