@@ -245,17 +245,21 @@ def test_cells_are_pasted_as_their_text_and_a_picture_as_one(page: Any) -> None:
 
 def test_the_camera_is_opened_once_and_has_a_picture_first(page: Any) -> None:
     page.evaluate(
-        "{ window.asked = 0; const { mediaDevices } = navigator;"
+        "{ window.asked = 0; window.stream = null; const { mediaDevices } = navigator;"
         " const get = mediaDevices.getUserMedia.bind(mediaDevices);"
         " mediaDevices.getUserMedia = options => { asked += 1; return get(options); };"
         " const button = document.querySelector('#camera'); button.click(); button.click(); null }"
     )
     page.locator("#shot[open]").wait_for()
     assert page.evaluate("asked") == 1
+    page.evaluate("{ const v = document.querySelector('#video'); stream = v.srcObject; }")
     page.evaluate("document.querySelector('#video').srcObject = null")
     page.click("#take")
     assert page.locator("#shot[open]").count() == 1
     assert page.locator("#waiting figure").count() == 0
+    page.evaluate("document.querySelector('#video').srcObject = stream; null")
+    page.locator("#shot[open]").wait_for(state="detached")
+    page.locator("#waiting figure").wait_for()
 
 
 def test_escape_in_the_search_stops_no_answer(page: Any) -> None:

@@ -234,8 +234,11 @@ export async function openCamera() {
 }
 
 export function takePicture() {
-  const { videoWidth: width, videoHeight: height } = $("video");
-  if (!width) return;  // there is no picture yet
+  const { videoWidth: width, videoHeight: height, readyState } = $("video");
+  if (readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {  // it is taken when there is one
+    $("video").onloadeddata = takePicture;
+    return;
+  }
   const canvas = make("canvas", { width, height });
   canvas.getContext("2d").drawImage($("video"), 0, 0);
   canvas.toBlob(blob => {
@@ -248,4 +251,5 @@ export function takePicture() {
 export function closeCamera() {
   $("video").srcObject?.getTracks().forEach(track => track.stop());
   $("video").srcObject = null;
+  $("video").onloadeddata = null;
 }
