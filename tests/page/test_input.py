@@ -349,12 +349,12 @@ def test_a_conversation_of_a_file_has_no_address_before_it_is_asked_in(
     page: Any, server: Running, tmp_path: Path
 ) -> None:
     few_tokens(page)
-    raw: list[dict[str, Any]] = [
+    parts = [{"type": "text", "text": "So?"}, {"type": "video", "frames": []}]
+    raw: list[Any] = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": parts},
     ]
-    frames = {"type": "video", "frames": []}
-    raw += [{"role": "user", "content": [{"type": "text", "text": "So?"}, frames]}]
     (tmp_path / "talk.json").write_text(json.dumps({"messages": raw}))
     page.set_input_files("#files", tmp_path / "talk.json")
     page.get_by_text("It has videos of single frames, which are not shown here").wait_for()

@@ -6,6 +6,7 @@ import { $, announce, say } from "./dom.js";
 import { isAwaited, leaveAsked, loseEdited } from "./draft.js";
 import { spoken } from "./message.js";
 import { openEmpty, read } from "./opening.js";
+import { hold } from "./secure.js";
 import { call, failure, news } from "./stream.js";
 
 // What is not true any more of an answer that goes on.
@@ -59,13 +60,8 @@ function leavePlace() {
 
 // What gives the place back, as the end of the window does; null where all are taken.
 async function placeToListen() {
-  const free = () => {};  // where there are no locks: the page is not secure, or may keep nothing
-  if (!navigator.locks) return free;
   for (let number = 0; number < LISTENERS; number += 1) {
-    const end = await new Promise(done => {
-      navigator.locks.request(`listener ${number}`, { ifAvailable: true }, lock => (
-        lock ? new Promise(done) : done(null))).catch(() => done(free));
-    });
+    const end = await hold(`listener ${number}`);
     if (end) return end;
   }
   return null;

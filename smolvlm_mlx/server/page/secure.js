@@ -30,6 +30,17 @@ export async function copyBy(button, text) {
   setTimeout(() => { button.textContent = "Copy"; }, COPIED);
 }
 
+// Hold a name that one window may have: what gives it back, as the end of the window does; null where
+// another has it. Where the browser has none of this, or may keep nothing, all have it.
+export async function hold(name) {
+  const end = () => {};
+  if (!navigator.locks) return end;
+  return new Promise(done => {
+    navigator.locks.request(name, { ifAvailable: true }, lock => (
+      lock ? new Promise(done) : done(null))).catch(() => done(end));
+  });
+}
+
 // The stream of a camera. Throws where there is none, or none for this page.
 export function openStream(width) {
   if (!navigator.mediaDevices) throw new Error(insecure());
