@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.server import conversations
-from smolvlm_mlx.tasks.history import History
+from smolvlm_mlx.tasks.history import History, Saved
 from tests.support import as_metal
 from tests.support.checkpoints import load_processor
 from tests.support.faults import file_limit
@@ -240,6 +241,21 @@ def test_what_another_window_wrote_meanwhile_stays(session: Session, tmp_path: P
     assert {talk.title for talk in history.list()} == {"One", "Before"}
 
 
+def test_a_second_ctrl_c_keeps_no_answer_from_the_history(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = History.save
+
+    def save(*arguments: Any) -> Saved:
+        os.kill(os.getpid(), signal.SIGINT)
+        return kept(*arguments)
+
+    monkeypatch.setattr(History, "save", save)
+    handle(session, "One")
+    assert len(History(tmp_path / "history.sqlite3").load(session.id)) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: Path) -> None:
     history, said = History(tmp_path / "history.sqlite3"), screen_of(session).said
 
@@ -276,6 +292,15 @@ def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: P
     first, second = said[-1].splitlines()
     assert (first.endswith("(this one)"), second.endswith("(this one)")) == (True, False)
     assert history.leaf(session.id) == elsewhere  # where the other still is
+    handle(session, "/branches 2")
+    assert questions(session) == ["One", "Zwei"]
+    for _ in range(2):
+        handle(session, "/undo")
+    session.catch_up()
+    assert questions(session) == []
+    history.save(session.id, turn("Eins", "Erstens"))
+    session.catch_up()
+    assert said[-1] == "User: Eins\n\nAssistant: Erstens"
     handle(session, "/branches 2")
     assert questions(session) == ["One", "Zwei"]
     history.move(session.id, history.places(session.id)[0].id)

@@ -277,6 +277,24 @@ def test_more_windows_than_connections_are_told_all(page: Any, server: Running) 
     server.wait_until_idle()
 
 
+def test_all_windows_are_told_that_their_conversation_was_deleted(
+    page: Any, server: Running
+) -> None:
+    id = new_id()
+    server.history.save(id, [user_message("First"), text_message("assistant", "Yes")])
+    windows = [page, *(page.context.new_page() for _ in range(4))]
+    for window in windows:
+        window.goto(f"http://127.0.0.1:{server.port}/c/{id}#token={TOKEN}")
+        window.get_by_text("Yes", exact=True).wait_for()
+    with server.client() as client:
+        assert client.delete(f"/conversations/{id}").status_code == 204
+    for window in windows:
+        window.get_by_text("This conversation was deleted elsewhere.").wait_for()
+        assert shown(window) == []
+    for window in windows[1:]:
+        window.close()
+
+
 NO_LOCKS = {
     "none": "Object.defineProperty(navigator, 'locks', { value: undefined })",
     "refused": "LockManager.prototype.request = async () => { throw new Error('refused'); }",

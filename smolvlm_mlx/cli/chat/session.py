@@ -4,6 +4,8 @@ the history.
 A terminal or a pipe shows it. Everything that is said goes to the history as soon as it is said.
 """
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -65,6 +67,20 @@ class Screen(Protocol):
 
     def line(self, prompt: str, default: str) -> str:
         """A line that the user changes; empty after Ctrl-C, or where nobody can be asked."""
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Within, Ctrl-C does nothing more: one before has ended the answer, and some come in
+    pairs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _attached(source: Attached) -> Attachment | Video:
@@ -147,9 +163,10 @@ class Session:
                     self._make_room(error)
                     shorter = list(self.chat.messages)
         finally:
-            if self.chat.messages == shorter:
-                self.chat.messages = whole
-            self.keep()
+            with unbroken():
+                if self.chat.messages == shorter:
+                    self.chat.messages = whole
+                self.keep()
         if self.last is not None and self.last.finish_reason == "repetition":
             told = f"The answer {CUT_OFF['repetition']}; /continue goes on with it, /retry anew."
             self.screen.say(told)
@@ -194,7 +211,7 @@ class Session:
             HistoryError: it cannot be read.
         """
         own = [message for message in self.chat.messages if message.role != "system"]
-        if self.history is None or not self.path or len(own) != len(self.path):
+        if self.history is None or not self.seen or len(own) != len(self.path):
             return False
         return self.history.leaf(self.id) not in (*self.path, self.told)
 

@@ -29,7 +29,7 @@ from .commands import about, handle
 from .completion import CommandCompleter, conversation, in_question, paths, setting
 from .markdown import Answer, Growing
 from .paths import readable
-from .session import Session
+from .session import Session, unbroken
 
 PICTURE_ROWS = 12  # of a terminal
 SHOWN_TURNS = 20  # of a conversation that goes on
@@ -132,10 +132,12 @@ class TerminalScreen:
         except KeyboardInterrupt:
             if stream is None:
                 raise
-            stream.close()
+            with unbroken():
+                stream.close()
         finally:
-            growing.finish()
-            self.console.show_cursor(True)
+            with unbroken():
+                growing.finish()
+                self.console.show_cursor(True)
         if stream is not None:
             self.say(stream.statistics.describe())
 

@@ -39,8 +39,9 @@ export async function watch() {
     } catch (error) {
       if (signal.aborted) return;
       cutOff(error.status && error.message);
-      const isUnkept = error.status === 404 && !isAwaited(asked.id);
-      if (isUnkept || error.status === 401) return leavePlace();  // or it is not let in
+      const isGone = error.status === 404 && !isAwaited(asked.id);
+      if (isGone && asked.messages.some(message => message.place)) showDeleted();
+      if (isGone || error.status === 401) return leavePlace();  // or it is not let in
     }
     if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
   }
@@ -80,9 +81,7 @@ export function cutOff(reason) {
 async function take(asked, { leaf = null, answer: coming, text, deleted }, signal) {
   const message = asked.messages.at(-1);
   if (deleted) {
-    openEmpty();
-    say("This conversation was deleted elsewhere.");
-    document.dispatchEvent(new Event("answered"));
+    showDeleted();
   } else if (text !== undefined) {
     if (state.running !== ELSEWHERE) return;  // it is on another branch
     message.text += text;
@@ -99,6 +98,12 @@ async function take(asked, { leaf = null, answer: coming, text, deleted }, signa
     }
   }
   if (coming && !signal.aborted) showComing(asked, coming);
+}
+
+function showDeleted() {
+  openEmpty();
+  say("This conversation was deleted elsewhere.");
+  document.dispatchEvent(new Event("answered"));
 }
 
 const isAfter = (message, { after }) => message?.place?.id === after;
