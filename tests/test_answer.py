@@ -11,7 +11,7 @@ from smolvlm_mlx.events import End, Event, Reading, Statistics, Text
 from smolvlm_mlx.generation.scheduler import BusyError, Job
 from smolvlm_mlx.server.answer import Answer, Choice
 from smolvlm_mlx.server.request import ChatRequest
-from smolvlm_mlx.tasks.history import Saved
+from smolvlm_mlx.tasks.saving import Saved
 from tests.support.http import Running, head, question, wait_until
 from tests.support.pictures import data_url
 

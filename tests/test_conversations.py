@@ -21,7 +21,8 @@ from smolvlm_mlx.server.answer import Answer
 from smolvlm_mlx.server.request import ChatRequest
 from smolvlm_mlx.server.turn import Turn
 from smolvlm_mlx.tasks.database import Watch
-from smolvlm_mlx.tasks.history import History, Saved, new_id
+from smolvlm_mlx.tasks.history import History, new_id
+from smolvlm_mlx.tasks.saving import Saved
 from tests.support.http import Running, always, question, serving, wait_until
 from tests.support.pictures import PICTURE, data_url, encoded
 from tests.support.served import serving_alone
@@ -391,7 +392,9 @@ def test_a_question_whose_answer_fails_at_once_is_taken_back(
         asked = question("Two", conversation=talk)
         asked["messages"][:0] = to_json(one) if talk == id else []
         assert server.complete(asked).status_code == 500
+    assert server.complete(question("Eins", conversation=id)).status_code == 500  # in place of One
     assert [message.text for message in server.history.load(id)] == ["One", "Yes."]
+    assert len(server.history.branches(id)) == 1
     assert new not in [talk.id for talk in server.history.list()]
 
 

@@ -610,12 +610,32 @@ def test_an_answer_comes_until_nothing_comes_to_it(
     assert not history.is_coming("a")
 
 
+def test_a_question_that_is_not_answered_leaves_nothing(history: History) -> None:
+    whole = said("q", "a", "2", "b")
+    base = history.save("a", whole)
+    for talk in (said("q", "a", "zwei"), said("Q"), said("q", "a", "2", "b", "3"), whole[:3]):
+        history.take_back("a", history.save("a", talk))
+        assert here(history) == ["q", "a", "2", "b"]
+        assert ways(history, "a") == {("q", "a", "2", "b")}
+    saved = history.save("a", said("Q"))
+    history.save("a", said("Q", "A"))  # which another has answered
+    history.take_back("a", saved)
+    assert here(history) == ["Q", "A"]
+    saved = history.save("a", said("Q", "A", "?"))
+    history.move("a", base.path[-1])
+    history.take_back("a", saved)
+    assert here(history) == ["q", "a", "2", "b"]
+    assert ways(history, "a") == {("q", "a", "2", "b"), ("Q", "A")}
+    history.take_back("new", history.save("new", said("q")))
+    assert [each.id for each in history.list()] == ["a"]
+
+
 def test_a_way_that_somebody_chose_stays_the_way(history: History) -> None:
     base = history.save("a", said("q", "a", "2"))
     seen = {*base.path, base.leaf}
     other = history.save("a", said("q", "a", "zwei"))
     saved = history.save("a", said("q", "a", "2", "b"), "", seen)
-    assert (saved.leaf, saved.has_moved) == (other.leaf, False)
+    assert (saved.leaf, saved.before) == (other.leaf, other.leaf)
     assert here(history) == ["q", "a", "zwei"]
     assert [place.id for place in history.places("a", saved.path[-1])] == saved.path
     history.move("a", saved.path[-1])

@@ -45,7 +45,8 @@ from smolvlm_mlx.inputs.processor import Processor
 from smolvlm_mlx.inputs.settings import ImageOptions, ImageSettings
 from smolvlm_mlx.model import SmolVLM
 from smolvlm_mlx.server import conversations
-from smolvlm_mlx.tasks.history import History, Saved
+from smolvlm_mlx.tasks.history import History
+from smolvlm_mlx.tasks.saving import Saved
 from tests.support import as_metal
 from tests.support.checkpoints import load_processor
 from tests.support.faults import file_limit
@@ -1038,6 +1039,22 @@ def test_a_whole_session(
     (talk,) = history_in(tmp_path).list()
     assert (talk.title, talk.turns) == ("What is this?", 2)
     assert "And now?" not in str(history_in(tmp_path).load(talk.id))
+
+
+def test_what_is_typed_while_an_answer_comes_waits_for_its_prompt(
+    open_terminal: Callable[[str], Terminal],
+) -> None:
+    terminal = open_terminal("--no-history -n 300")
+    terminal.wait_for_prompt()
+    terminal.type("One", "Enter")
+    terminal.wait("> One")
+    for _ in range(2):
+        terminal.wait_for_change()  # the answer has begun
+    terminal.type("Two", "Enter", "/quit", "Enter")
+    screen = terminal.wait("left 0")
+    assert screen.count("first after") == 2
+    assert (screen.count("Two"), screen.count("/quit")) == (1, 1)
+    assert "> Two" in screen
 
 
 def test_a_line_that_reaches_the_edge_is_edited(open_terminal: Callable[[str], Terminal]) -> None:

@@ -3,7 +3,8 @@
 from threading import Lock
 
 from ..inputs.messages import Message
-from ..tasks.history import History, Saved
+from ..tasks.history import History
+from ..tasks.saving import Saved
 from .answer import Answer, Keeping
 
 
@@ -13,7 +14,7 @@ class Turn:
 
     def __init__(self, history: History, id: str, answer: Answer, model: str):
         self.answer, self._history, self._id, self._model = answer, history, id, model
-        self._new = list[int]()  # the path of the question, if that was not the leaf
+        self._asked: Saved | None = None  # the question
         self._came: tuple[int, Message] | None = None  # the answer where and as it is kept
         self._seen: set[int | None] | None = None  # where the leaf is that may move to the answer
         self._lock, self._is_over = Lock(), False
@@ -27,7 +28,7 @@ class Turn:
     def _begin(self) -> None:
         saved = self._save()
         self.answer.after = saved.path[-1] if saved.path else None
-        self._new = saved.path if saved.has_moved else []
+        self._asked = saved
         self._seen = {*saved.path, saved.leaf}
 
     def go_on(self, came: Message) -> None:
@@ -50,9 +51,8 @@ class Turn:
         with self._lock:
             self._is_over = True
             if self.answer.has_failed:
-                if not self.answer.is_left:  # the question goes back to who asked it
-                    before = self.answer.messages[:-1]
-                    self._history.withdraw(self._id, before, self._new, self._new)
+                if self._asked is not None and not self.answer.is_left:
+                    self._history.take_back(self._id, self._asked)  # and whoever asked has it
                 return Keeping(None)
             message = self.answer.message()
             saved = self._save(*([message] if message.text or not message.interrupted else []))

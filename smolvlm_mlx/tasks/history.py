@@ -22,7 +22,16 @@ from platformdirs import user_cache_path, user_data_path
 from ..errors import HistoryError, NoConversationError, quote
 from ..inputs.messages import Message
 from .database import Watch, empty_log, opened
-from .saving import extend_message, forget_unused, utf8, write_head, write_messages
+from .saving import (
+    Saved,
+    extend_message,
+    forget_unused,
+    set_leaf,
+    take_back,
+    utf8,
+    write_head,
+    write_messages,
+)
 from .stored import beginning, from_stored, known_of, title_of, to_stored
 from .tree import Node, Places, Tree
 
@@ -43,16 +52,6 @@ class Summary:
     model: str
     updated: float
     turns: int
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What was saved: the ids of its messages but the instructions, the leaf, and whether that has
-    moved."""
-
-    path: list[int]
-    leaf: int | None
-    has_moved: bool
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,15 @@ class History:
             write_head(database, id, title_of(messages), model, first)
             path = tree.find(new)
             if len(path) == len(new) and tree.goes_on(path, leaf):
-                return Saved(path, leaf, False)
-            path = write_messages(database, id, tree, path, rest, new)
+                return Saved(path, leaf, leaf, [])
+            known, path = len(path), write_messages(database, id, tree, path, rest, new)
             is_there = database.execute("SELECT 1 FROM messages WHERE id = ?", (leaf,)).fetchone()
             if seen is not None and leaf not in seen and is_there:
-                return Saved(path, leaf, False)
+                return Saved(path, leaf, leaf, path[known:])
             turns = sum(message.role == "user" for message in rest)
             end = path[-1] if path else None
-            _set_leaf(database, id, end, turns)
-        return Saved(path, end, end != leaf)
+            set_leaf(database, id, end, turns)
+        return Saved(path, end, leaf, path[known:])
 
     def extend(self, id: str, at: int, before: Message, answer: Message) -> bool:
         """Write an answer that still comes as far as it has come now, in the place where it is as
@@ -176,10 +175,18 @@ class History:
             if (leaf is not None and leaf not in seen) or len(path) < len(new):
                 return
             if path or tree.nodes.keys() - {*own}:
-                _set_leaf(database, id, path[-1] if path else None, tree.turns(path))
+                set_leaf(database, id, path[-1] if path else None, tree.turns(path))
                 return
             database.execute("DELETE FROM conversations WHERE id = ?", (id,))
             forget_unused(database)
+        empty_log(self.path)
+
+    def take_back(self, id: str, saved: Saved) -> None:
+        """Forget a question that is not answered, unless something comes after it: the leaf is
+        where it was before, unless somebody has moved it. A conversation without any message is
+        forgotten."""
+        with self._open(writes=True) as database:
+            take_back(database, id, _tree(database, id), _leaf(database, id), saved)
         empty_log(self.path)
 
     def load(self, id: str) -> list[Message]:
@@ -254,7 +261,7 @@ class History:
                 raise NoConversationError(f"no message {message} in conversation {quote(id)}")
             _head(database, id)
             end = tree.newest_end(message)
-            _set_leaf(database, id, end, tree.turns(tree.path(end)))
+            set_leaf(database, id, end, tree.turns(tree.path(end)))
 
     def list(self, limit: int = -1, words: str = "") -> list[Summary]:
         """The conversations, the latest first; with `words`, those that contain them in any branch,
@@ -389,8 +396,3 @@ def _tree(database: sqlite3.Connection, id: str) -> Tree:
         (id,),
     )
     return Tree(Node(*row) for row in rows)
-
-
-def _set_leaf(database: sqlite3.Connection, id: str, leaf: int | None, turns: int) -> None:
-    query = "UPDATE conversations SET leaf = ?, turns = ? WHERE id = ?"
-    database.execute(query, (leaf, turns, id))

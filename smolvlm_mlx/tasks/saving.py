@@ -3,10 +3,28 @@
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..inputs.messages import Message
 from .stored import known_of, to_stored, words_of
 from .tree import Raw, Tree, dumped
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was saved.
+
+    Attributes:
+        path: the ids of its messages but the instructions.
+        leaf: of the conversation now.
+        before: its leaf until then.
+        created: the end of the path that was not there.
+    """
+
+    path: list[int]
+    leaf: int | None
+    before: int | None
+    created: list[int]
 
 
 def write_head(
@@ -77,6 +95,29 @@ def extend_message(
         (new, utf8(words_of(answer)), time.time(), id, at, old),
     )
     return done.rowcount > 0
+
+
+def take_back(
+    database: sqlite3.Connection, id: str, tree: Tree, leaf: int | None, saved: Saved
+) -> None:
+    """Forget what was created, if nothing comes after it, and go back to where the leaf was."""
+    gone = list[int]()
+    for at in reversed(saved.created):
+        if {*tree.children(at)} - {*gone}:
+            break
+        gone.append(at)
+    database.executemany("DELETE FROM messages WHERE id = ?", [(at,) for at in gone])
+    if not tree.nodes.keys() - {*gone}:
+        database.execute("DELETE FROM conversations WHERE id = ?", (id,))
+        forget_unused(database)
+    elif leaf == saved.leaf and not tree.children(leaf):
+        path = tree.path(saved.before)
+        set_leaf(database, id, path[-1] if path else None, tree.turns(path))
+
+
+def set_leaf(database: sqlite3.Connection, id: str, leaf: int | None, turns: int) -> None:
+    query = "UPDATE conversations SET leaf = ?, turns = ? WHERE id = ?"
+    database.execute(query, (leaf, turns, id))
 
 
 def forget_unused(database: sqlite3.Connection) -> None:

@@ -39,9 +39,9 @@ def say(*words):
 def keep(messages):
     # The question, and the answer as far as it has come; returns whether the question stays.
     *asked, answer = messages
-    path = history.save(id, asked, "tiny").path
+    saved = history.save(id, asked, "tiny")
     if rng.random() < 0.2:
-        history.withdraw(id, asked[:-1], path, path)
+        history.take_back(id, saved)
         return False
     at, come = None, None
     for end in range(3, len(answer.text), 3):

@@ -131,6 +131,26 @@ def test_a_draft_stays_while_a_question_is_edited(end: str, page: Any, tmp_path:
     assert shown(page)[0] == ("Edited" if end == "asked" else "First")
 
 
+def test_what_was_written_of_an_edit_is_there_again(page: Any, tmp_path: Path) -> None:
+    few_tokens(page)
+    ask(page, "First", 1)
+    ask(page, "Second", 2)
+    page.fill("#text", "A draft")
+    page.get_by_role("button", name="Edit").first.click()
+    page.fill("#text", "First, edited")
+    page.click("#list-toggle")
+    page.click("#new")
+    page.locator(".empty").wait_for()
+    assert page.input_value("#text") == "A draft"
+    page.go_back()
+    page.get_by_role("button", name="Edit").nth(1).wait_for()
+    page.wait_for_function("() => document.querySelector('#text').value === 'First, edited'")
+    page.get_by_role("button", name="Edit").nth(1).click()
+    assert page.input_value("#text") == "Second"
+    page.press("#text", "Escape")
+    assert page.input_value("#text") == "A draft\nFirst, edited"
+
+
 def test_a_question_does_not_go_to_a_conversation_opened_meanwhile(
     page: Any, tmp_path: Path
 ) -> None:

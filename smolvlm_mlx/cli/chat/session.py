@@ -7,10 +7,10 @@ A terminal or a pipe shows it. Everything that is said goes to the history as so
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import (
     ContextFullError,
@@ -70,17 +70,21 @@ class Screen(Protocol):
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
-    """Within, Ctrl-C does nothing more: one before has ended the answer, and some come in
-    pairs."""
+def at_ctrl_c(do: Any) -> Iterator[Any]:
+    """Within, Ctrl-C does this, a handler of signals; yields what it does otherwise."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signal.getsignal(signal.SIGINT)
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, do)
     try:
-        yield
+        yield before
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def unbroken() -> AbstractContextManager[Any]:
+    """Within, Ctrl-C does nothing: one before has ended the answer, and some come in pairs."""
+    return at_ctrl_c(signal.SIG_IGN)
 
 
 def _attached(source: Attached) -> Attachment | Video:

@@ -1,11 +1,14 @@
 """A chat session in a terminal: answers that grow, pictures inline, a prompt with completion."""
 
 import asyncio
+import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -29,7 +32,7 @@ from .commands import about, handle
 from .completion import CommandCompleter, conversation, in_question, paths, setting
 from .markdown import Answer, Growing
 from .paths import readable
-from .session import Session, unbroken
+from .session import Session, at_ctrl_c, unbroken
 
 PICTURE_ROWS = 12  # of a terminal
 SHOWN_TURNS = 20  # of a conversation that goes on
@@ -45,6 +48,7 @@ class TerminalScreen:
         self._lines = Lines(history_file) if history_file else None
         self._prompt = _prompt_session(self._lines or InMemoryHistory())
         self._question = _prompt_session(DummyHistory())
+        self._interrupt: Any = signal.default_int_handler  # what Ctrl-C does to what is done
 
     def run(self, session: Session) -> None:
         """Until /quit or Ctrl-D."""
@@ -56,19 +60,22 @@ class TerminalScreen:
         }
         self._prompt.completer = CommandCompleter(about(), completes)
         self._prompt.key_bindings = self._question.key_bindings = self._keys(session)
-        while not session.over:
-            try:
+        with unbroken() as self._interrupt:  # in a prompt Ctrl-C is a key
+            while not session.over:
                 session.catch_up()
-                line = self._prompt.prompt(
-                    lambda: _mark(session), pre_run=lambda: _begin(self._follow(session))
-                )
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                continue
-            if self._lines is not None and (trouble := self._lines.pop_trouble()):
-                self.say(f"{trouble}; arrows bring back the lines of this session alone")
-            self._do(session, line)
+                try:
+                    line = self._prompt.prompt(
+                        lambda: _mark(session),
+                        pre_run=lambda: _begin(self._follow(session)),
+                        handle_sigint=False,
+                    )
+                except EOFError:
+                    return
+                except KeyboardInterrupt:
+                    continue
+                if self._lines is not None and (trouble := self._lines.pop_trouble()):
+                    self.say(f"{trouble}; arrows bring back the lines of this session alone")
+                self._do(session, line)
 
     async def _follow(self, session: Session) -> None:
         """Show above the prompt what others say in this conversation, as long as it is there."""
@@ -88,7 +95,8 @@ class TerminalScreen:
     def _do(self, session: Session, line: str) -> None:
         """Do what a line says; what cannot be done is told."""
         try:
-            handle(session, line)
+            with at_ctrl_c(self._interrupt), _unseen():
+                handle(session, line)
         except KeyboardInterrupt:
             self.say("interrupted")
         except SmolVLMError as error:
@@ -237,6 +245,24 @@ class Lines(FileHistory):
         except OSError as error:
             self._trouble = f"{quote(self._file, end=True)}: {reason(error)}"
             self._is_lost = True
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Within, a terminal does not show what is typed, which would stand in the answer: the next
+    prompt does."""
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (termios.error, ValueError):  # no terminal
+        yield
+        return
+    modes = [*before]
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _begin(work: Coroutine[None, None, None]) -> None:

@@ -6,25 +6,35 @@ import { $, say, write } from "./dom.js";
 import { exchangeWaiting } from "./pictures.js";
 import { remember, remembered } from "./store.js";
 
-// {text, pictures, at} that were refused, by conversations.
+// {text, pictures, at} that were refused, or left in the midst of an edit, by conversations.
 export const drafts = new Map();
 
 // ---- editing
 
 export function edit(at) {
   const { text, pictures } = state.conversation.messages[at];
-  const before = exchangeWaiting(pictures);
-  state.editing = state.editing
-    ? { ...state.editing, at } : { at, text: $("text").value, pictures: before };
+  const before = exchangeWaiting(pictures), written = $("text").value, { editing } = state;
+  const draft = isChanged() ? [editing.text, written].filter(Boolean).join("\n") : editing?.text;
+  state.editing = editing ? { ...editing, at, text: draft } : { at, text: written, pictures: before };
   write(text);
   $("text").focus();
   say("Editing a question: what came after it will be asked anew. Escape leaves it as it is.");
 }
 
-export function leaveEditing() {
+// Whether an edited question has other words now.
+function isChanged() {
+  const { editing, conversation: { messages } } = state;
+  return Boolean(editing) && $("text").value !== messages[editing.at]?.text;
+}
+
+// What was written of it is gone, or, if another conversation is opened, there again with this one.
+export function leaveEditing(isOpening = false) {
   if (state.editing) {
-    write(state.editing.text);
-    exchangeWaiting(state.editing.pictures);
+    const { at, text: draft, pictures } = state.editing;
+    const text = $("text").value, isDraft = isOpening && isChanged();
+    write(draft);
+    const waited = exchangeWaiting(pictures);
+    if (isDraft) drafts.set(state.conversation.id, { text, pictures: waited, at });
   }
   state.editing = null;
   say("");

@@ -36,7 +36,7 @@ function showConversation(asked, instructions) {
   opening += 1;
   state.conversation.instructions = $("system").value;
   if (state.running?.hasBegun) state.running.controller.abort();
-  leaveEditing();
+  leaveEditing(true);
   state.conversation = asked;
   setRunning(pending.get(asked.id) ?? null);
   $("system").value = instructions;
