@@ -252,9 +252,10 @@ def test_a_second_ctrl_c_keeps_no_answer_from_the_history(
         return kept(*arguments)
 
     monkeypatch.setattr(History, "save", save)
+    before = signal.getsignal(signal.SIGINT)
     handle(session, "One")
     assert len(History(tmp_path / "history.sqlite3").load(session.id)) == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_others_say_is_shown_and_gone_on_from(session: Session, tmp_path: Path) -> None:
