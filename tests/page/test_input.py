@@ -63,18 +63,24 @@ def test_what_comes_leaves_what_is_there(page: Any, server: Running) -> None:
     assert "tokens" in page.locator(".about").nth(1).inner_text()
 
 
-@pytest.mark.parametrize("end", ["refused", "answered"])
-def test_a_question_that_is_left_on_its_way_is_not_lost(
-    end: str, page: Any, server: Running, tmp_path: Path
-) -> None:
-    few_tokens(page)
-    show_pictures(page, tmp_path, "a.png")
+def left_on_its_way(page: Any) -> Any:
+    """A question that is held back, and left for a new conversation."""
     held = hold(page, "**/v1/chat/completions")
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
     request = came(page, held)
     begin_new(page)
     page.locator(".empty").wait_for()
+    return request
+
+
+@pytest.mark.parametrize("end", ["refused", "answered"])
+def test_a_question_that_is_left_on_its_way_is_not_lost(
+    end: str, page: Any, server: Running, tmp_path: Path
+) -> None:
+    few_tokens(page)
+    show_pictures(page, tmp_path, "a.png")
+    request = left_on_its_way(page)
     if end == "answered":
         request.continue_()
         wait_until(lambda: [talk.title for talk in server.history.list()] == ["Hello"])
@@ -90,12 +96,7 @@ def test_a_question_that_is_left_on_its_way_is_not_lost(
 
 def test_a_question_on_its_way_is_shown_where_it_was_asked(page: Any) -> None:
     few_tokens(page)
-    held = hold(page, "**/v1/chat/completions")
-    page.fill("#text", "Hello")
-    page.press("#text", "Enter")
-    request = came(page, held)
-    begin_new(page)
-    page.locator(".empty").wait_for()
+    request = left_on_its_way(page)
     page.go_back()
     page.get_by_text("Hello", exact=True).wait_for()
     assert page.locator("#stop-answer").is_visible()
