@@ -1048,9 +1048,7 @@ def test_what_is_typed_while_an_answer_comes_waits_for_its_prompt(
     terminal = open_terminal("--no-history -n 300")
     terminal.wait_for_prompt()
     terminal.type("One", "Enter")
-    terminal.wait("> One")
-    for _ in range(2):
-        terminal.wait_for_change()  # the answer has begun
+    terminal.wait_until(lambda screen: len(screen.partition("> One")[2].strip()) > 20, "answer")
     terminal.type("Two", "Enter", "/quit", "Enter")
     screen = terminal.wait("left 0")
     assert screen.count("first after") == 2
