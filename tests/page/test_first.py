@@ -262,8 +262,14 @@ def drop(page: Any, *paths: Path) -> None:
     """Drop files and folders, as from a window of the system."""
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        session.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 300, "data": data})
+    where = {"x": 200, "y": 300, "data": data}
+    for _ in range(100):  # a page that is not drawn yet takes no drag
+        session.send("Input.dispatchDragEvent", {"type": "dragEnter", **where})
+        session.send("Input.dispatchDragEvent", {"type": "dragOver", **where})
+        if page.locator("body.dropping").count():
+            break
+        page.wait_for_timeout(100)
+    session.send("Input.dispatchDragEvent", {"type": "drop", **where})
 
 
 def test_a_folder_is_dropped_with_all_below_in_the_order_of_names(
