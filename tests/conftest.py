@@ -204,7 +204,7 @@ def tidy() -> "Iterator[None]":
 
 @pytest.fixture
 def slow_model(server: "Running", monkeypatch: pytest.MonkeyPatch) -> "list[Job]":
-    """Each token takes 40 ms and no answer ends by itself. The jobs that come while it does."""
+    """Each token takes 40 ms or more and no answer ends by itself. The jobs that come meanwhile."""
     from tests.support.http import slow_down
 
     return slow_down(server, monkeypatch)

@@ -269,6 +269,8 @@ def drop(page: Any, *paths: Path) -> None:
         if page.locator("body.dropping").count():
             break
         page.wait_for_timeout(100)
+    else:
+        pytest.fail("the page takes no drag")
     session.send("Input.dispatchDragEvent", {"type": "drop", **where})
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.browser import ask, few_tokens, seen, show_pictures, shown, sse
+from tests.support.browser import ask, few_tokens, seen, show_pictures, shown, sse, wait_for
 from tests.support.http import Running, wait_until
+from tests.support.pictures import noise
 
 import pytest
 
@@ -27,8 +28,7 @@ def hold(page: Any, pattern: str) -> list[Any]:
 
 def came(page: Any, held: list[Any], count: int = 1) -> Any:
     """The last request that is held, once there are so many."""
-    while len(held) < count:
-        page.wait_for_timeout(20)
+    wait_for(page, lambda: len(held) >= count)
     return held[-1]
 
 
@@ -157,7 +157,8 @@ def test_a_question_does_not_go_to_a_conversation_opened_meanwhile(
 ) -> None:
     page.add_init_script("window.FileReader = class { readAsDataURL() { window.reader = this; } }")
     page.reload()
-    show_pictures(page, tmp_path, "a.png")
+    noise(90, 60).save(tmp_path / "a.png")
+    page.set_input_files("#files", tmp_path / "a.png")
     page.wait_for_function("() => window.reader")
     page.fill("#text", "Hello")
     page.press("#text", "Enter")
@@ -166,6 +167,19 @@ def test_a_question_does_not_go_to_a_conversation_opened_meanwhile(
     page.evaluate("{ reader.result = 'data:image/png;base64,AA=='; reader.onload(); null }")
     page.get_by_text("Not sent: another conversation was opened").wait_for()
     assert (page.input_value("#text"), seen(page)) == ("Hello", [])
+
+
+def test_a_picture_that_was_still_read_is_told_of_when_the_page_is_loaded_again(
+    page: Any, tmp_path: Path
+) -> None:
+    show_pictures(page, tmp_path, "a.png")
+    page.evaluate("{ FileReader.prototype.readAsDataURL = () => {}; null }")
+    noise(90, 60).save(tmp_path / "b.png")
+    page.set_input_files("#files", tmp_path / "b.png")
+    page.locator("#waiting figure").nth(1).wait_for()
+    page.reload()
+    page.get_by_text("Add again what was not kept: b.png").wait_for()
+    assert page.locator("#waiting figure").count() == 1
 
 
 def test_a_question_that_is_still_to_come_is_awaited(page: Any, server: Running) -> None:

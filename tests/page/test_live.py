@@ -4,11 +4,10 @@ import base64
 import io
 import json
 import re
-import time
-from collections.abc import Callable
 from typing import Any
 
 from smolvlm_mlx.generation.scheduler import Job
+from tests.support.browser import wait_for
 from tests.support.http import Running, always
 
 import numpy as np
@@ -69,8 +68,7 @@ def test_live_describes_the_newest_frame_one_at_a_time(
     page.fill("#live-question", "What now?")
     seen = len(bodies)
     # Until what the page asked has come to the server.
-    while len(bodies) < seen + 2 or len(beside) < len(bodies):
-        page.wait_for_timeout(20)
+    wait_for(page, lambda: len(bodies) >= seen + 2 and len(beside) >= len(bodies))
     assert len(beside) >= 5
     assert set(beside) == {(0, 0)}
     first, last = bodies[0], bodies[-1]
@@ -114,25 +112,19 @@ def test_live_says_once_that_an_answer_stays_the_same(page: Any) -> None:
             page.evaluate("window.shade = 255 - window.shade; null")
         route.continue_(post_data=json.dumps({**body, **always(text), "max_tokens": 20}))
 
-    def wait_for(done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not done():
-            assert time.monotonic() < deadline
-            page.wait_for_timeout(20)
-
     page.route("**/v1/chat/completions", watch)
     turn_live_on(page, every="0.1")
-    wait_for(lambda: len(notices) == 6)
+    wait_for(page, lambda: len(notices) == 6)
     assert set(notices) == {""}  # nothing changes, and so nothing is odd
     changes = True
-    wait_for(lambda: notices[-1] == "The answer stays the same although the picture changes.")
+    wait_for(page, lambda: notices[-1] == "The answer stays the same although the picture changes.")
     assert notices.count(notices[-1]) == 1
     text = "other"
-    wait_for(lambda: notices[-1] == "")
+    wait_for(page, lambda: notices[-1] == "")
     assert len(set(ids)) == 1
     page.click("#live-toggle")
     page.click("#live-toggle")
-    wait_for(lambda: ids[-1] != ids[0])  # begins anew
+    wait_for(page, lambda: ids[-1] != ids[0])  # begins anew
     page.get_by_text("frame 1 ").wait_for()
     page.click("#live-toggle")
     page.locator("#live-toggle[aria-pressed=false]").wait_for()

@@ -6,7 +6,16 @@ from typing import Any
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.server import openai
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.browser import answer_here, ask, begin, few_tokens, seen, shown, wait_for_words
+from tests.support.browser import (
+    answer_here,
+    ask,
+    begin,
+    few_tokens,
+    seen,
+    shown,
+    wait_for,
+    wait_for_words,
+)
 from tests.support.http import TOKEN, Running, always, wait_until
 
 import pytest
@@ -37,7 +46,7 @@ def test_an_answer_whose_connection_breaks_goes_on(
     page.locator("#talk").get_by_text('"one two three four"').wait_for()
     page.get_by_role("button", name="Retry").wait_for()
     assert count >= 4
-    assert seen(page) == ["What?", '"one two three four"']
+    wait_until(lambda: seen(page) == ["What?", '"one two three four"'])
 
 
 def test_two_tabs_lose_no_turn(page: Any, server: Running) -> None:
@@ -85,7 +94,7 @@ def test_an_answer_goes_on_when_its_page_is(gone: str, page: Any, server: Runnin
     (talk,) = server.history.list()
     question, answer = server.history.load(talk.id)
     assert (question.text, answer.interrupted) == ("Hello", True)
-    assert shown(other) == ["Hello", answer.text]
+    wait_until(lambda: shown(other) == ["Hello", answer.text])
     assert len(server.history.branches(talk.id)) == 1
     if other is not page:
         other.close()
@@ -101,7 +110,7 @@ def test_a_whole_conversation_in_two_tabs(page: Any, server: Running) -> None:
     other.locator("#stop-answer").click()
     for tab in (page, other):
         tab.get_by_role("button", name="Continue").wait_for()
-    assert shown(page) == shown(other)
+    wait_until(lambda: shown(page) == shown(other))
     stopped = answer_here(page)
     # It goes on in the other, and is one answer in both.
     other.get_by_role("button", name="Continue").click()
@@ -124,7 +133,7 @@ def test_a_whole_conversation_in_two_tabs(page: Any, server: Running) -> None:
     for tab in (page, other):
         tab.locator(".assistant").nth(2).get_by_role("button", name="Continue").wait_for()
     assert other.input_value("#text") == "Terminal"
-    assert shown(page) == shown(other)
+    wait_until(lambda: shown(page) == shown(other))
     server.history.delete(talk.id)
     for tab in (page, other):
         tab.get_by_text("This conversation was deleted elsewhere.").wait_for()
@@ -169,9 +178,7 @@ def test_a_stopped_answer_makes_no_branch(page: Any, server: Running) -> None:
     for number in range(3):
         page.fill("#text", f"Question {number}")
         page.press("#text", "Enter")
-        answer = page.locator(".assistant .text").nth(number)
-        while answer.count() == 0 or len(answer.inner_text()) < 3:
-            page.wait_for_timeout(20)
+        wait_for_words(page, number + 1)
         page.locator("#stop-answer").click()
         page.locator(".assistant").nth(number).get_by_role("button", name="Retry").wait_for()
         if number == 1:
@@ -244,7 +251,7 @@ def test_a_watched_answer_that_breaks_off_says_so_until_it_goes_on(
     other.locator("#stop-answer").click()
     for tab in (page, other):
         tab.get_by_role("button", name="Continue").wait_for()
-    assert shown(page) == shown(other)
+    wait_until(lambda: shown(page) == shown(other))
     other.close()
 
 
@@ -266,7 +273,7 @@ def test_more_windows_than_connections_are_told_all(page: Any, server: Running) 
     windows[4].locator("#stop-answer").click()
     for window in windows:
         window.get_by_role("button", name="Continue").wait_for()
-    assert {tuple(shown(window)) for window in windows} == {tuple(shown(page))}
+    wait_until(lambda: all(shown(window) == shown(page) for window in windows))
     for window in windows[:4]:
         window.goto("about:blank")
     begin(windows[-1], "Third", 3)
@@ -332,6 +339,9 @@ def test_news_that_say_nothing_for_long_are_asked_for_again(page: Any, server: R
     page.goto(f"http://127.0.0.1:{server.port}/c/{id}")
     page.get_by_text("Yes", exact=True).wait_for()
     wait_until(lambda: page.evaluate("streams") == 1)
-    while page.evaluate("streams") == 1:
+
+    def opened_anew() -> bool:
         page.clock.fast_forward(20_000)
-        page.wait_for_timeout(20)
+        return bool(page.evaluate("streams") != 1)
+
+    wait_for(page, opened_anew)

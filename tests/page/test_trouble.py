@@ -14,6 +14,7 @@ from tests.support.browser import (
     seen,
     show_pictures,
     sse,
+    wait_for,
     watch_requests,
 )
 from tests.support.http import TOKEN, Running, always, wait_until
@@ -188,9 +189,12 @@ COUNT_LOOKS = """
 def look(page: Any) -> None:
     """Let the page ask whether the server lives, which it does after a time, and get the answer."""
     before = page.evaluate("looks.asked")
-    while page.evaluate("looks.asked") == before:
+
+    def asked() -> bool:
         page.clock.fast_forward(16_000)
-        page.wait_for_timeout(20)
+        return bool(page.evaluate("looks.asked") != before)
+
+    wait_for(page, asked)
     wait_until(lambda: page.evaluate("looks.asked === looks.answered"))
 
 
@@ -245,9 +249,7 @@ def test_a_server_that_stands_still_is_left(page: Any) -> None:
     page.press("#text", "Enter")
     page.locator(".assistant").wait_for()
     with page.expect_event("requestfailed") as left:  # it is not to go on when the server does
-        while not page.inner_text("#problem"):
-            page.clock.fast_forward(16_000)
-            page.wait_for_timeout(20)
+        wait_for(page, lambda: page.clock.fast_forward(16_000) or page.inner_text("#problem"))
     assert left.value.url.endswith("/v1/chat/completions")
     assert page.inner_text("#problem") == "the server no longer answers"
     assert page.input_value("#text") == "What?"
@@ -277,6 +279,8 @@ def test_a_new_token_is_taken_from_the_address_or_from_another_tab(
     few_tokens(page)
     address = f"http://127.0.0.1:{server.port}/#token="
     for other in (False, True):
+        page.reload()  # nothing is answered then that sets a cookie
+        page.locator("#model:not(:empty)").wait_for()
         page.context.clear_cookies()
         page.fill("#text", "What?")
         page.press("#text", "Enter")

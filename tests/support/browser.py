@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,7 @@ def show_pictures(page: Any, tmp_path: Path, *names: str) -> None:
             noise(90, 60).save(tmp_path / name)
     page.set_input_files("#files", [tmp_path / name for name in names])
     page.locator("#waiting figure").nth(len(names) - 1).wait_for()
+    page.locator("#waiting [aria-busy=true]").first.wait_for(state="detached")  # read, and kept
 
 
 def seen(page: Any) -> list[str]:
@@ -122,10 +125,17 @@ def begin(page: Any, text: str, answers: int = 1) -> None:
     wait_for_words(page, answers)
 
 
+def wait_for(page: Any, done: Callable[[], object]) -> None:
+    """As `wait_until`, while what the page asks for is handled here."""
+    deadline = time.monotonic() + 60  # a net
+    while not done():
+        assert time.monotonic() < deadline, page.inner_text("body")
+        page.wait_for_timeout(20)
+
+
 def wait_for_words(page: Any, answers: int = 1, more_than: int = 2) -> None:
     answer = page.locator(".assistant .text").nth(answers - 1)
-    while answer.count() == 0 or len(answer.inner_text()) <= more_than:
-        page.wait_for_timeout(20)
+    wait_for(page, lambda: answer.count() and len(answer.inner_text()) > more_than)
 
 
 def answer_here(page: Any) -> str:

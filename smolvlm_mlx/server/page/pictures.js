@@ -71,7 +71,7 @@ export function recallWaiting() {
   const before = remembered("waiting") ?? [];
   exchangeWaiting(before.filter(picture => picture.url));
   const lost = before.filter(picture => !picture.url).map(picture => picture.name);
-  if (lost.length) say(`Add again what was too large to be kept: ${list(lost)}`);
+  if (lost.length) say(`Add again what was not kept: ${list(lost)}`);
 }
 
 const list = (names, most = 5) => (names.length <= most ? names.join(", ")
@@ -188,6 +188,7 @@ export async function add(files, problems = []) {
   }));
   waiting.push(...pictures);
   showWaiting();
+  keepWaiting();
   $("text").focus();
   reading = reading.then(async () => {
     for (const [at, picture] of pictures.entries()) await take(picture, taken[at]);
