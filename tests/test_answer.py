@@ -103,6 +103,24 @@ def test_pieces_of_several_answers_come_as_they_are_made() -> None:
     assert (b_ends, a_ends) == ((1, "", True), (0, "", True))
 
 
+def test_what_is_made_after_an_answer_was_stopped_is_no_part_of_it() -> None:
+    """Whoever reads it, and whoever keeps it, has the same."""
+
+    async def read() -> None:
+        answer = Answer(ChatRequest.parse(json.dumps(question("Hi", stream=True)).encode()), [])
+        (choice,) = answer.choices
+        answer.push(choice, Text("a"))
+        answer.push(choice, End(Statistics()))
+        answer.push(choice, Text("b"))
+        assert "".join([piece async for _, piece, _ in answer.read()]) == "a"
+        answer.push(choice, Text("c"))
+        answer.push(choice, GenerationError("too late"))
+        assert "".join([piece async for _, piece, _ in answer.read()]) == "a"
+        assert answer.message().text == "a"
+
+    asyncio.run(read())
+
+
 def test_others_go_on_while_an_answer_is_waited_for() -> None:
     async def read() -> None:
         answer = Answer(ChatRequest.parse(json.dumps(question("Hi", stream=True)).encode()), [])

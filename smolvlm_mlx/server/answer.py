@@ -164,9 +164,11 @@ class Answer:
         """Take what was pushed since."""
         while self._events and self._error is None:
             choice, event = self._events.popleft()
+            if choice.over:
+                continue  # a step that was under way when it was stopped
             if isinstance(event, Text):
                 choice.text += event.piece
-            elif isinstance(event, End) and not choice.over:
+            elif isinstance(event, End):
                 choice.over, choice.ended = True, event.statistics.finish_reason == "stop"
             elif isinstance(event, SmolVLMError):
                 self._error = event
