@@ -134,6 +134,7 @@ def test_the_focus_goes_from_retry_to_stop_and_back(page: Any) -> None:
     wait_for_focus(page, "Question")  # beside it, and Stop is gone
     press(page, "Retry")
     wait_for_focus(page, "Stop")
+    wait_for_words(page)
     page.keyboard.press("Space")
     wait_for_focus(page, "Retry")
     press(page, "Continue")

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.server import openai
 from smolvlm_mlx.tasks.history import new_id
@@ -253,6 +254,32 @@ def test_a_watched_answer_that_breaks_off_says_so_until_it_goes_on(
         tab.get_by_role("button", name="Continue").wait_for()
     wait_until(lambda: shown(page) == shown(other))
     other.close()
+
+
+def test_a_question_that_is_stopped_on_its_way_is_not_answered(
+    page: Any, server: Running, slow_model: list[Job]
+) -> None:
+    begin(page, "Hello")
+    page.locator("#stop-answer").click()
+    page.get_by_role("button", name="Retry").wait_for()
+    before, held = shown(page), list[Any]()
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.clock.install()
+    page.clock.pause_at(9_999_999_999)
+    page.get_by_role("button", name="Retry").click()
+    wait_for(page, lambda: held)
+    with page.expect_response("**/stop") as early:
+        page.locator("#stop-answer").click()
+    assert early.value.status == 404
+    held[0].continue_()
+    wait_until(lambda: len(slow_model) == 2)
+    with page.expect_response("**/stop") as late:
+        page.clock.run_for(100)
+    assert late.value.status == 204
+    server.wait_until_idle()
+    page.clock.resume()
+    page.get_by_role("button", name="Continue").wait_for()
+    wait_until(lambda: shown(page) == before)
 
 
 WINDOWS = 7  # more than a browser has connections to one server

@@ -147,11 +147,19 @@ function takeChunk(asked, message, chunk) {
 
 // ---- stopping
 
-// What came of it stays, here and wherever else it is shown.
+const TRIES = 20;
+
+// What came of it stays, here and wherever else it is shown. A question that is still on its way is
+// stopped when it has come to the server, which would answer it otherwise.
 export async function stopAnswer() {
-  const answering = state.running;
-  const response = await call(`/conversations/${openId()}/stop`, { method: "POST" });
-  if (response.ok) return;
+  const answering = state.running, id = openId();
+  for (let tries = 1; ; tries += 1) {
+    const response = await call(`/conversations/${id}/stop`, { method: "POST" });
+    if (response.ok) return;
+    if (response.status !== 404 || answering?.hasBegun !== false || tries === TRIES) break;
+    await new Promise(done => { setTimeout(done, 100); });
+    if (state.running !== answering) return;
+  }
   if (answering === ELSEWHERE) cutOff();
   else answering?.controller.abort();  // it is not kept, or the server is away
 }
