@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.browser import reload_without_cookies
 from tests.support.http import INSECURE, TOKEN, Running, always
 from tests.support.served import serving_alone
 
@@ -179,10 +180,7 @@ def test_a_browser_without_cookies_is_let_in_for_as_long_as_the_page_is_open(
     page.fill("#text", "What?")
     page.press("#text", "Enter")
     page.get_by_role("button", name="Retry").wait_for()
-    url = page.url
-    page.goto("about:blank")  # no answer is on its way that would set another
-    context.clear_cookies()
-    page.goto(url)
+    reload_without_cookies(page)
     assert not is_in(page)
 
 

@@ -95,6 +95,14 @@ def seen(page: Any) -> list[str]:
     return list(page.locator(".message").evaluate_all(script))
 
 
+def reload_without_cookies(page: Any) -> None:
+    """As a browser that has forgotten them."""
+    url = page.url
+    page.goto("about:blank")  # no answer is on its way that would set another
+    page.context.clear_cookies()
+    page.goto(url)
+
+
 def few_tokens(page: Any) -> None:
     page.evaluate("localStorage.setItem('max_tokens', '3')")
 

@@ -8,7 +8,7 @@ from smolvlm_mlx.checkpoint.compare import conversations
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, TextPart, text_message, user_message
 from smolvlm_mlx.tasks.history import new_id
-from tests.support.browser import show_pictures
+from tests.support.browser import reload_without_cookies, show_pictures
 from tests.support.http import TOKEN, Running
 
 # An answer that begins, and never ends.
@@ -139,8 +139,7 @@ def keys(page: Any, server: Running, folder: Path) -> None:
 
 
 def token(page: Any, server: Running, folder: Path) -> None:
-    page.context.clear_cookies()
-    page.reload()
+    reload_without_cookies(page)
     page.locator("#token-dialog[open]").wait_for()
 
 
