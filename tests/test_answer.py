@@ -121,6 +121,17 @@ def test_what_is_made_after_an_answer_was_stopped_is_no_part_of_it() -> None:
     asyncio.run(read())
 
 
+def test_a_control_character_at_the_end_is_kept() -> None:
+    """As pages show it: to Python some are white space, to JavaScript none."""
+
+    async def read() -> str:
+        answer = Answer(ChatRequest.parse(json.dumps(question("Hi", stream=True)).encode()), [])
+        answer.push(answer.choices[0], Text("a\x1c\x1f\x85 \u3000\ufeff\n"))
+        return answer.message().text
+
+    assert asyncio.run(read()) == "a\x1c\x1f\x85"
+
+
 def test_others_go_on_while_an_answer_is_waited_for() -> None:
     async def read() -> None:
         answer = Answer(ChatRequest.parse(json.dumps(question("Hi", stream=True)).encode()), [])

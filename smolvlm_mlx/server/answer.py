@@ -17,6 +17,7 @@ from ..generation.options import Options
 from ..generation.scheduler import Job, Scheduler
 from ..inputs.messages import Message, TextPart
 from ..inputs.processor import Inputs
+from ..tasks.stored import trimmed
 from ..tasks.tree import Places
 from .request import ChatRequest
 
@@ -193,5 +194,5 @@ class Answer:
         """Return the first answer, as far as it came, as the conversation's next message."""
         self._take()
         first = self.choices[0]
-        text = (self.begun + first.text).rstrip()
+        text = trimmed(self.begun + first.text)
         return Message("assistant", (TextPart(text),), interrupted=not first.ended)

@@ -36,6 +36,7 @@ from ..inputs.messages import (
 from ..inputs.processor import Processor
 from ..inputs.settings import ImageOptions
 from ..model import SmolVLM
+from .stored import trimmed
 
 MAX_FILE_BYTES = 2**30  # of a saved conversation, with its pictures and videos
 RESERVED_TOKENS = 256  # tokens for an answer, if it may be as long
@@ -312,7 +313,7 @@ class Chat:
             for event in events:
                 if isinstance(event, Text):
                     text += event.piece
-                    messages[-1] = replace(messages[-1], parts=(TextPart(text.rstrip()),))
+                    messages[-1] = replace(messages[-1], parts=(TextPart(trimmed(text)),))
                 yield event
             is_whole = events.statistics.finish_reason == "stop"
             messages[-1] = replace(messages[-1], interrupted=not is_whole)

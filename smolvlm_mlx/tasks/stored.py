@@ -16,6 +16,15 @@ from ..inputs.messages import Message, TextPart, VideoPart, parse_messages, raw_
 from ..inputs.video import VIDEO_OPTIONS
 
 TITLE_LENGTH = 60
+# What JavaScript's trimEnd takes for white space, as the page does; Python takes separators too.
+WHITE = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+
+
+def trimmed(text: str) -> str:
+    """An answer as it is kept: without white space at its end."""
+    return text.rstrip(WHITE)
 
 
 def to_stored(message: Message) -> dict[str, object]:
@@ -31,7 +40,7 @@ def to_stored(message: Message) -> dict[str, object]:
         raise HistoryError("a video of frames cannot be kept; give the file")
     last = message.parts[-1] if message.parts else None
     if message.role == "assistant" and isinstance(last, TextPart):
-        parts = (*message.parts[:-1], TextPart(last.text.rstrip()))
+        parts = (*message.parts[:-1], TextPart(trimmed(last.text)))
         message = replace(message, parts=parts)
     return raw_message(message, lambda held: {"digest": held.digest, "name": held.name})
 
