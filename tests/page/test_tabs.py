@@ -7,6 +7,7 @@ from smolvlm_mlx.generation.scheduler import Job
 from smolvlm_mlx.inputs.messages import text_message, user_message
 from smolvlm_mlx.server import openai
 from smolvlm_mlx.tasks.history import new_id
+from smolvlm_mlx.tasks.stored import WHITE
 from tests.support.browser import (
     answer_here,
     ask,
@@ -280,6 +281,29 @@ def test_a_question_that_is_stopped_on_its_way_is_not_answered(
     page.clock.resume()
     page.get_by_role("button", name="Continue").wait_for()
     wait_until(lambda: shown(page) == before)
+
+
+@pytest.mark.usefixtures("slow_model")
+def test_where_nothing_is_kept_a_question_ends_when_it_is_stopped(page: Any) -> None:
+    nothing = json.dumps({"kept": False, "conversations": []})
+    page.route("**/conversations?*", lambda route: route.fulfill(body=nothing))
+    page.reload()
+    page.locator("#none", has_text="Nothing is kept").wait_for(state="attached")
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.clock.install()
+    page.clock.pause_at(9_999_999_999)
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    with page.expect_event("requestfailed") as left:  # no time goes by
+        page.locator("#stop-answer").click()
+    assert left.value.url.endswith("/v1/chat/completions")
+
+
+def test_history_and_page_agree_on_what_white_space_is(page: Any) -> None:
+    """At the end of an answer, which they compare."""
+    script = """() => Array.from({length: 0x10000}, (_, code) => String.fromCharCode(code))
+        .filter(each => ('a' + each).trimEnd() === 'a').join('')"""
+    assert sorted(page.evaluate(script)) == sorted(WHITE)
 
 
 WINDOWS = 7  # more than a browser has connections to one server

@@ -13,6 +13,8 @@ import { anew, chosen, outOfCircles } from "./settings.js";
 import { remember } from "./store.js";
 import { call, complete } from "./stream.js";
 
+const TRIES = 20, WAIT = 100;  // ms between them, for a question on its way to be stopped
+
 // `forget` is {count, keepPictures}: how many messages are left out for it, if an answer begins.
 export function ask(forget) {
   const text = $("text").value.trim();
@@ -147,17 +149,16 @@ function takeChunk(asked, message, chunk) {
 
 // ---- stopping
 
-const TRIES = 20;
-
 // What came of it stays, here and wherever else it is shown. A question that is still on its way is
-// stopped when it has come to the server, which would answer it otherwise.
+// stopped when it has come to the server, which would answer it without this page.
 export async function stopAnswer() {
   const answering = state.running, id = openId();
   for (let tries = 1; ; tries += 1) {
     const response = await call(`/conversations/${id}/stop`, { method: "POST" });
     if (response.ok) return;
-    if (response.status !== 404 || answering?.hasBegun !== false || tries === TRIES) break;
-    await new Promise(done => { setTimeout(done, 100); });
+    const isComing = state.isKept && response.status === 404 && answering?.hasBegun === false;
+    if (!isComing || tries === TRIES) break;
+    await new Promise(done => { setTimeout(done, WAIT); });
     if (state.running !== answering) return;
   }
   if (answering === ELSEWHERE) cutOff();

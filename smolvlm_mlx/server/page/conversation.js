@@ -10,6 +10,7 @@ import { welcome } from "./welcome.js";
 export const state = {
   // `leaf` is the id of the last message that the server has, as far as this page knows.
   conversation: { id: newId(), messages: [] },
+  isKept: true,  // whether the server keeps what is asked
   running: null,  // the answer under way: {asked, controller, hasBegun}, or ELSEWHERE
   editing: null,  // {at, text, pictures}: which message, and what was written before
   buttons: () => [],  // of the message at a place: buttons.js has them

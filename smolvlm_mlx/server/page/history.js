@@ -1,6 +1,6 @@
 // The conversations that the server keeps: the list at the side.
 
-import { addressed, keepAddress, openId } from "./conversation.js";
+import { addressed, keepAddress, openId, state } from "./conversation.js";
 import { $, make, say } from "./dom.js";
 import { isExpected } from "./draft.js";
 import { home, isComposed, keepPlace } from "./focus.js";
@@ -15,6 +15,7 @@ export async function refresh() {
   if (number !== asked) return;
   if (!response.ok) return say((await failure(response)).message);
   const { kept, conversations } = await response.json();
+  state.isKept = kept;
   if (number !== asked || $("list").querySelector("input, .menu")) return;  // one is at work there
   keepPlace($("list"), () => $("list").replaceChildren(...conversations.map(entry)), $("search"));
   const none = !kept ? "Nothing is kept: the server was started with --no-history."
