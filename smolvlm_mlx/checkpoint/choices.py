@@ -10,6 +10,7 @@ GroupSize = Literal[32, 64, 128]
 RecipeName = Literal[
     "bf16", "8bit", "6bit", "4bit", "4bit-8bit-embeddings", "8bit-vision", "4bit-vision"
 ]
+Layout = Literal["mlx", "huggingface"]
 Part = Literal["decoder", "connector", "vision"]
 Size = Literal["256M", "500M", "2.2B"]
 
