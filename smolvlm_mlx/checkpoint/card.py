@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..errors import CheckpointError, ConversionError, escaped, quote, reason
+from ..errors import CheckpointError, ConversionError, escaped, quote
 from ..files import expanded, read_bytes, write_file, written
 from .names import known_as
 from .reader import Checkpoint, open_checkpoint
@@ -40,7 +40,7 @@ class Origin:
         licence: `license`, `license_name` and `license_link` of the source's card.
         language: of the source's card.
         tuned: what else went into the weights, such as an adapter.
-        dequantized: bits that the source has and the result has not.
+        dequantized: how the source is quantized, and the result is not.
         note: why the source's card was not read.
     """
 
@@ -50,7 +50,7 @@ class Origin:
     licence: Mapping[str, str] = field(default_factory=dict)
     language: tuple[str, ...] = ()
     tuned: str | None = None
-    dequantized: int | None = None
+    dequantized: str | None = None
     note: str | None = None
 
 
@@ -240,7 +240,7 @@ def _about(result: Checkpoint, origin: Origin) -> str:
     if origin.tuned:
         about += f", with {_cell(origin.tuned)}"
     if origin.dequantized:
-        about += f", dequantized from {origin.dequantized} bits"
+        about += f", dequantized from {origin.dequantized}"
     if origin.base not in (None, origin.name):
         about += f", which comes from [{origin.base}](https://huggingface.co/{origin.base})"
     return f"{about}. Made with smolvlm-mlx."
@@ -267,19 +267,13 @@ def _forms(result: Checkpoint, part: str) -> list[str]:
     for name, tensor in result.tensors.items():
         module = name.rpartition(".")[0]
         if name.startswith(part):
-            kept = _form(result, module) if module in layers else _DTYPES[tensor.dtype]
-            if not (module in layers and name.endswith(".bias")):
-                sizes[kept] = sizes.get(kept, 0) + tensor.nbytes
+            form = result.quantization and module in layers and result.quantization.of(module)
+            kept = str(form) if form else _DTYPES[tensor.dtype]
+            sizes[kept] = sizes.get(kept, 0) + tensor.nbytes
     return sorted(sizes, key=lambda kept: -sizes[kept])
 
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _form(result: Checkpoint, module: str) -> str:
-    assert result.quantization is not None
-    bits, group_size, *_ = result.quantization.of(module)
-    return f"{bits} bits in groups of {group_size}"
 
 
 def _measured(figures: Figures) -> Iterator[str]:

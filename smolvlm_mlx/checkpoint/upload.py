@@ -1,7 +1,7 @@
 """A finished folder -> a repository of the Hugging Face hub, in one commit.
 
-Who may write there is asked before the work that makes the folder. Only a new repository or an empty
-one is written into, and nobody else can read it unless that is said.
+Who may write there is asked before the work that makes the folder. Only a new repository or an
+empty one is written into, and nobody else can read it unless that is said.
 """
 
 import shlex
@@ -34,11 +34,15 @@ class Upload:
         Raises:
             UploadError: bad name, no login, no right to write, files that are there, no network.
         """
+        from huggingface_hub import is_offline_mode
+
         if self.upload is None:
             if unused := [name for name in ("public", "dry_run") if getattr(self, name)]:
                 raise UploadError(f"--{unused[0].replace('_', '-')} needs --upload ORG/NAME")
             return
         _check_name(self.upload)
+        if is_offline_mode():
+            raise UploadError(f"{self.upload}: nothing is uploaded while HF_HUB_OFFLINE is set")
         with _told(self.upload):
             _check_rights(self.upload)
             _check_repository(self.upload, self.public)
@@ -52,9 +56,10 @@ class Upload:
         from huggingface_hub import CommitOperationAdd, HfApi
 
         assert self.upload is not None
-        api, operations = HfApi(), [
-            CommitOperationAdd(name, str(folder / name)) for name in files_of(folder)
-        ]
+        api, operations = (
+            HfApi(),
+            [CommitOperationAdd(name, str(folder / name)) for name in files_of(folder)],
+        )
         again = f"{folder} is complete: `{self.command(folder)}` uploads it"
         with _told(self.upload, again), _without_bars():
             url = api.create_repo(self.upload, private=not self.public, exist_ok=True)
@@ -87,7 +92,9 @@ def _check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         words = " ".join(str(error).split())
-        raise UploadError(f"--upload {quote(repo)}: is no name on the hub ({cut(words)})") from error
+        raise UploadError(
+            f"--upload {quote(repo)}: is no name on the hub ({cut(words)})"
+        ) from error
     if "/" not in repo:
         raise UploadError(f"--upload {quote(repo)}: give ORG/NAME, where ORG may be your own name")
 
@@ -148,13 +155,9 @@ def _told(repo: str, again: str | None = None) -> Iterator[None]:
     end = f"; {again}" if again else ""
     try:
         yield
-    except hub.OfflineModeIsEnabled as error:
-        raise UploadError(
-            f"{repo}: nothing can be uploaded while HF_HUB_OFFLINE is set{end}"
-        ) from error
     except hub.LocalTokenNotFoundError as error:
         raise UploadError(f"{repo}: nobody is logged in; `hf auth login` does it{end}") from error
-    except (hub.HfHubHTTPError, hub.XetError, httpx2.HTTPError, OSError) as error:
+    except (hub.HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet's
         raise UploadError(f"{repo}: {_trouble(error)}{end}") from error
     except NOT_THE_HUB as error:
         words = quote(" ".join(str(error).split()))

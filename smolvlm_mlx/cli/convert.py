@@ -1,4 +1,4 @@
-"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
+"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not, or in Hugging Face's."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,11 +7,13 @@ import typer
 
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
+from ..checkpoint.upload import Upload
 from ..errors import ConversionError
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
+    from ..checkpoint.card import Figures
     from ..checkpoint.convert import Report
 
 Source = Annotated[
@@ -23,6 +25,10 @@ Source = Annotated[
 ]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
+]
+Layout = Annotated[
+    choices.Layout,
+    typer.Option(help="Who reads it: programs on MLX, or transformers."),
 ]
 
 
@@ -44,21 +50,25 @@ def convert(
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
     check: Annotated[
         bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
     ] = False,
+    upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
-    """Convert a checkpoint to MLX's layout, quantized or not."""
+    """Convert a checkpoint to MLX's layout, quantized or not, or back to Hugging Face's."""
     from ..checkpoint.convert import convert_in_steps as run
+    from .publish import publish
     from .show import byte_bar, follow
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
-    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
-    _print_report(follow(steps, byte_bar(f"Converting {source}")))
-    if check:
-        _print_agreement(source, out, loading)
+    upload.check()
+    options = {"adapter": loading.adapter, "revision": loading.revision, "layout": layout}
+    report = follow(run(source, out, wanted, **options), byte_bar(f"Converting {source}"))
+    _print_report(report)
+    publish(context, report, _print_agreement(source, out, loading) if check else None, upload)
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
@@ -90,12 +100,17 @@ def _print_report(report: "Report") -> None:
     )
 
 
-def _print_agreement(source: str, out: Path, loading: Loading) -> None:
-    """How far the result's predictions are from the source's."""
+def _print_agreement(source: str, out: Path, loading: Loading) -> "Figures":
+    """How far the result's predictions are from the source's; returns it for the card."""
     from ..checkpoint.compare import compare
     from .show import console, table
 
     shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    for row in compare(source, out, loading.revision, loading.adapter):
+    rows = compare(source, out, loading.revision, loading.adapter)
+    for row in rows:
         shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
     console().print(shown)
+    return {
+        f"{row.prompt}, {row.tokens} tokens": f"KL {row.kl:.2g} nats, same top token {row.top1:.1%}"
+        for row in rows
+    }
