@@ -26,7 +26,7 @@ from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
-from .card import Origin, fetch_papers, origin_of, papers_of, public_name, write_card
+from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of, public_name
 from .choices import FORMS, RECIPES, Form, Layout, Recipe
 from .hub import find, find_folder
 from .huggingface import hf_config, write_shards_in_steps
@@ -183,7 +183,7 @@ def _write_folder(
                         (partial / name).parent.mkdir()
                     write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
-            write_card(partial, origin, name=out.name)
+            write_file(partial / README, card_of(written, origin, name=out.name).encode())
             return written.nbytes, written.parts()
     except OSError as error:
         reason = (

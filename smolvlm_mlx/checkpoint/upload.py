@@ -56,16 +56,12 @@ class Upload:
         from huggingface_hub import CommitOperationAdd, HfApi
 
         assert self.upload is not None
-        api, operations = (
-            HfApi(),
-            [CommitOperationAdd(name, str(folder / name)) for name in files_of(folder)],
-        )
+        files = [CommitOperationAdd(name, str(folder / name)) for name in files_of(folder)]
         again = f"{folder} is complete: `{self.command(folder)}` uploads it"
         with _told(self.upload, again), _without_bars():
+            api = HfApi()
             url = api.create_repo(self.upload, private=not self.public, exist_ok=True)
-            api.create_commit(
-                self.upload, operations, commit_message="Checkpoint made with smolvlm-mlx"
-            )
+            api.create_commit(self.upload, files, commit_message="Made with smolvlm-mlx")
         return str(url)
 
     def command(self, folder: Path) -> str:

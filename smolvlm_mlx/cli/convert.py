@@ -57,7 +57,7 @@ def convert(
     ] = False,
     upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
-    """Convert a checkpoint to MLX's layout, quantized or not, or back to Hugging Face's."""
+    """Convert a checkpoint to MLX's layout, quantized or not, or back."""
     from ..checkpoint.convert import convert_in_steps as run
     from .publish import publish
     from .show import byte_bar, follow
