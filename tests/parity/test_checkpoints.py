@@ -11,13 +11,13 @@ from convert.random_checkpoint import make
 from smolvlm_mlx import convert, load
 from smolvlm_mlx.checkpoint import huggingface
 from smolvlm_mlx.checkpoint.choices import Dtype, Recipe
+from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.checkpoint.reader import open_checkpoint
 from smolvlm_mlx.errors import SmolVLMError
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
 from tests.parity.checkpoints import channels_first, picture, reference_model
 from tests.parity.checkpoints import make as make_real
-from tests.support.bundled import TINY
 from tests.support.checkpoints import random_adapter
 
 import mlx.core as mx
