@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_of_a_checkpoint_of_the_hub(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_card_of_others_is_read(tiny: Path, tmp_path: Path) -> None:
-    """And goes on through one conversion and the next; a colon breaks nothing, and no is a language."""
+    """And goes on through one conversion and the next; a colon breaks nothing, no is a language."""
     front = yaml.safe_dump(
         {
             "license": "other",
@@ -91,7 +92,7 @@ def test_without_a_licence_that_is_said(tiny: Path, tmp_path: Path) -> None:
 def chain(first: str, link: str) -> str:
     """Values that each name the one before it twice."""
     names = [f"n{number}" for number in range(24)]
-    links = (link.format(old, new) for old, new in zip(names, names[1:], strict=False))
+    links = (link.format(old, new) for old, new in pairwise(names))
     return "\n".join([f"n0: &n0 {first}", *links])
 
 

@@ -1,4 +1,4 @@
-"""A result goes to the hub whole, to whom it was said; what is in the way is told before the work."""
+"""A result goes to the hub whole, and to whom was said; what is in the way is told before."""
 
 from collections.abc import Iterator
 from pathlib import Path

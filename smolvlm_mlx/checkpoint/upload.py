@@ -88,9 +88,7 @@ def _check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         words = " ".join(str(error).split())
-        raise UploadError(
-            f"--upload {quote(repo)}: is no name on the hub ({cut(words)})"
-        ) from error
+        raise UploadError(f"--upload {quote(repo)}: no name on the hub ({cut(words)})") from error
     if "/" not in repo:
         raise UploadError(f"--upload {quote(repo)}: give ORG/NAME, where ORG may be your own name")
 

@@ -128,7 +128,7 @@ class Uploads:
             id = f"{asked['organization']}/{asked['name']}"
             if id in self.repos:
                 return 409, {"error": "there"}
-            self.repos[id] = (asked["private"], {})
+            self.repos[id] = (asked["visibility"] == "private", {})
             return 200, {"url": f"{self.address}/{id}"}
         if path.startswith("/apart/"):
             self.apart[path.removeprefix("/apart/")] = body
@@ -174,7 +174,7 @@ def receiving(uploads: Uploads) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def _do(self) -> None:
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             status, told = uploads.answer(self.command, urlsplit(self.path).path, body)
             data = json.dumps(told).encode()
@@ -185,7 +185,11 @@ def receiving(uploads: Uploads) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _do
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_PUT(self) -> None:
+            self.do_POST()
 
         def log_message(self, *_: object) -> None:
             pass
