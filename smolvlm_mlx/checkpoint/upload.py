@@ -61,6 +61,7 @@ class Upload:
         with _told(self.upload, again), _without_bars():
             api = HfApi()
             url = api.create_repo(self.upload, private=not self.public, exist_ok=True)
+            _check_repository(self.upload, self.public)  # once more: the work took its time
             api.create_commit(self.upload, files, commit_message="Made with smolvlm-mlx")
         return str(url)
 

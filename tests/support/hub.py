@@ -127,7 +127,7 @@ class Uploads:
             asked = json.loads(body)
             id = f"{asked['organization']}/{asked['name']}"
             if id in self.repos:
-                return 409, {"error": "there"}
+                return 409, {"error": "there", "url": f"{self.address}/{id}"}
             self.repos[id] = (asked["visibility"] == "private", {})
             return 200, {"url": f"{self.address}/{id}"}
         if path.startswith("/apart/"):
