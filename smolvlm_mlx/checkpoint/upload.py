@@ -83,7 +83,7 @@ def files_of(folder: Path) -> dict[str, int]:
 
 def _check_name(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -179,7 +179,7 @@ def _trouble(error: Exception) -> str:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Without the hub's own progress bars, which write past what cleans a terminal's text."""
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

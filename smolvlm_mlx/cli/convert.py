@@ -65,8 +65,10 @@ def convert(
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
     upload.check()
-    options = {"adapter": loading.adapter, "revision": loading.revision, "layout": layout}
-    report = follow(run(source, out, wanted, **options), byte_bar(f"Converting {source}"))
+    steps = run(
+        source, out, wanted, adapter=loading.adapter, revision=loading.revision, layout=layout
+    )
+    report = follow(steps, byte_bar(f"Converting {source}"))
     _print_report(report)
     publish(context, report, _print_agreement(source, out, loading) if check else None, upload)
 
