@@ -17,7 +17,7 @@ import pytest
 def said(prompt: Prompt) -> tuple[object, ...]:
     """A prompt's words and pictures."""
     (message,) = prompt.messages
-    return (message.text, *(media.data for media in message.media))  # type: ignore[union-attr]
+    return (message.text, *(media.data for media in message.media))
 
 
 @pytest.mark.parametrize("kind", KINDS)
