@@ -13,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+COUNT = 12  # prompts
+
 
 def said(prompt: Prompt) -> tuple[object, ...]:
     """A prompt's words and pictures."""
@@ -23,12 +25,12 @@ def said(prompt: Prompt) -> tuple[object, ...]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_two_sets_have_nothing_in_common_and_stay_as_they_are(kind: str) -> None:
     chosen, checked = (
-        [said(each) for each in islice(prompts(kind, which), 40)]  # type: ignore[arg-type]
+        [said(each) for each in islice(prompts(kind, which), COUNT)]  # type: ignore[arg-type]
         for which in ("choose", "check")
     )
     if kind in ("text", "picture", "pictures", "document"):
-        assert len({*chosen, *checked}) == 80
-    assert chosen == [said(each) for each in islice(prompts(kind, "choose"), 40)]  # type: ignore[arg-type]
+        assert len({*chosen, *checked}) == 2 * COUNT
+    assert chosen == [said(each) for each in islice(prompts(kind, "choose"), COUNT)]  # type: ignore[arg-type]
 
 
 def test_answers_are_the_models_own() -> None:
@@ -77,9 +79,9 @@ def test_a_head_is_enough_to_compare_with() -> None:
     """Logits of hidden states that are kept are those of the whole model."""
     model, processor = load("tiny")
     (example,) = answer(model, processor, built_in({"picture": 1}, "check"), 8)
-    tiles = mx.array(example.inputs.pixel_values)
+    tiles = mx.array(example.prompt(processor).pixel_values)
     whole = model(mx.array(example.input_ids)[None], tiles)[0]
-    (predictions,) = predict(model, [example])
+    (predictions,) = predict(model, processor, [example])
     positions = example.positions(model.config.image_token_id)
     keep_head(model)
     np.testing.assert_allclose(

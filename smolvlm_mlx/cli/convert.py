@@ -1,5 +1,7 @@
 """`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,12 +9,14 @@ import typer
 
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
-from ..errors import ConversionError
+from ..errors import ConversionError, DataError, SmolVLMError
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
+    from ..data.rows import Row
+    from ..quality.report import QualityReport
 
 Source = Annotated[
     str,
@@ -21,6 +25,24 @@ Source = Annotated[
     ),
     CHECKPOINT,
 ]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Compare the result's predictions with the source's, by kind of prompt; exit code 1 "
+        "where it is broken.",
+    ),
+]
+CheckData = Annotated[
+    str | None,
+    typer.Option(
+        "--check-data",
+        metavar="FILE",
+        help="Compare on your own questions with answers, as `finetune` and `evaluate` take them; "
+        "means --check.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print sizes and figures as one JSON object.")]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
 ]
@@ -45,9 +67,9 @@ def convert(
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
-    ] = False,
+    check: Check = False,
+    check_data: CheckData = None,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not."""
     from ..checkpoint.convert import convert_in_steps as run
@@ -55,10 +77,64 @@ def convert(
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
+    rows = _check_rows(check_data)
     steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
-    _print_report(follow(steps, byte_bar(f"Converting {source}")))
+    report = follow(steps, byte_bar(f"Converting {source}"))
+    if not as_json:
+        _print_report(report)
+    _report_quality(report, source, loading, rows, check or bool(rows), as_json)
+
+
+def _check_rows(data: str | None) -> "Sequence[Row]":
+    """Rows to compare on, of which one at least has a question and an answer; read before the
+    conversion, which may take long."""
+    if data is None:
+        return ()
+    from ..data.rows import read_rows
+    from ..data.samples import make_sample
+
+    rows, problem = read_rows(data), ""
+    for row in rows:
+        try:
+            make_sample(row)
+            return rows
+        except SmolVLMError as error:
+            problem = problem or f"{row.where}: {error}"
+    raise DataError(f"{data}: no row can be compared on; {problem}")
+
+
+def _report_quality(
+    report: "Report",
+    source: str,
+    loading: Loading,
+    rows: "Sequence[Row]",
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Compare, if asked to, and print; exit code 1 where the result is broken."""
+    from .show import count_bar, follow
+
+    quality = None
     if check:
-        _print_agreement(source, out, loading)
+        from ..quality.report import check_in_steps
+
+        given = {"revision": loading.revision, "adapter": loading.adapter, "rows": rows}
+        quality = follow(check_in_steps(source, report.out, **given), count_bar("Comparing"))
+    if as_json:
+        print(json.dumps(_as_json(report, quality), indent=2))
+    elif quality is not None:
+        _print_quality(quality)
+    if quality is not None and quality.verdict == "broken":
+        raise typer.Exit(1)
+
+
+def _as_json(report: "Report", quality: "QualityReport | None") -> dict[str, object]:
+    parts = {
+        part: {"parameters": count, "bytes": size} for part, (count, size) in report.parts.items()
+    }
+    sizes = {"out": str(report.out), "source_bytes": report.source_bytes}
+    sizes |= {"bytes": report.out_bytes, "bits_per_weight": report.bits_per_weight, "parts": parts}
+    return sizes if quality is None else {**sizes, "quality": quality.to_json()}
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
@@ -90,12 +166,37 @@ def _print_report(report: "Report") -> None:
     )
 
 
-def _print_agreement(source: str, out: Path, loading: Loading) -> None:
+def _print_quality(report: "QualityReport") -> None:
     """How far the result's predictions are from the source's."""
-    from ..checkpoint.compare import compare
-    from .show import console, table
+    from .show import console, print_rows, table
 
-    shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    for row in compare(source, out, loading.revision, loading.adapter):
-        shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
+    shown = table(
+        "prompts", "positions", "mean KL", "median", "99 %", "changed", "perplexity", "source's"
+    )
+    for kind, figures in (*report.kinds.items(), ("all", report.total)):
+        kls = (figures.kl_mean, figures.kl_median, figures.kl_p99)
+        perplexities = (figures.result_perplexity, figures.source_perplexity)
+        shown.add_row(
+            kind,
+            f"{figures.positions:,}",
+            *(f"{kl:.2g}" for kl in kls),
+            f"{figures.changed:.1%}",
+            *(f"{perplexity:.4g}" for perplexity in perplexities),
+        )
     console().print(shown)
+    print_rows(report.skipped, "are left out of the comparison")
+    if report.left_out:
+        print(f"left out: {', '.join(report.left_out)} (this model does not take it)")
+    print(_verdict(report))
+
+
+def _verdict(report: "QualityReport") -> str:
+    """What to think of it, in a line."""
+    kl = f"mean KL {report.kinds[report.worst].kl_mean:.2g} nats on {report.worst} prompts"
+    return {
+        "good": f"good: {kl}; answers are the source's as a rule",
+        "fair": f"fair: {kl}; some answers differ from the source's",
+        "poor": f"POOR: {kl}; many answers differ from the source's. More bits, --target-kl or "
+        "--recipe 8bit help",
+        "broken": "BROKEN: predictions are not finite numbers; do not use this result",
+    }[report.verdict]
