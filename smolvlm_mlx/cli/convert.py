@@ -1,5 +1,7 @@
 """`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not, or in Hugging Face's."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +12,13 @@ from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
 from ..checkpoint.upload import Upload
 from ..errors import ConversionError
+from . import check as checking
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
-    from ..checkpoint.card import Figures
     from ..checkpoint.convert import Report
+    from ..quality.report import QualityReport
 
 Source = Annotated[
     str,
@@ -23,6 +26,12 @@ Source = Annotated[
         help="Name, folder or hub id of the checkpoint to convert.", autocompletion=completion.names
     ),
     CHECKPOINT,
+]
+RecipeName = Annotated[
+    choices.RecipeName | None,
+    typer.Option(
+        metavar="NAME", help=f"{', '.join(RECIPES)}. Options below, but --bits, change it."
+    ),
 ]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
@@ -37,13 +46,7 @@ def convert(
     context: typer.Context,
     source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    recipe: Annotated[
-        choices.RecipeName | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(RECIPES)}. Options below, but --bits, change it.",
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     bits: Annotated[
         choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
     ] = None,
@@ -55,25 +58,50 @@ def convert(
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
     layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
-    ] = False,
+    check: checking.Check = False,
+    check_data: checking.CheckData = None,
+    as_json: checking.AsJson = False,
     upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not, or back."""
     from ..checkpoint.convert import convert_in_steps as run
-    from .publish import publish
     from .show import byte_bar, follow
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
+    rows = checking.check_rows(check_data)
     upload.check()
-    steps = run(
-        source, out, wanted, adapter=loading.adapter, revision=loading.revision, layout=layout
-    )
-    report = follow(steps, byte_bar(f"Converting {source}"))
-    _print_report(report)
-    publish(context, report, _print_agreement(source, out, loading) if check else None, upload)
+    given = {"adapter": loading.adapter, "revision": loading.revision, "layout": layout}
+    report = follow(run(source, out, wanted, **given), byte_bar(f"Converting {source}"))
+    quality = None
+    if not as_json:
+        _print_report(report)
+    if check or rows:
+        quality = checking.check_result(report, source, loading, rows)
+    _finish(context, report, quality, upload, as_json)
+
+
+def _finish(
+    context: typer.Context,
+    report: "Report",
+    quality: "QualityReport | None",
+    upload: Upload,
+    as_json: bool,
+) -> None:
+    """Tell what came out, complete its card and upload it; what is broken stays here, with exit
+    code 1."""
+    from .publish import publish
+
+    figures = None if quality is None else checking.figures_of(quality)
+    is_broken = quality is not None and quality.verdict == "broken"
+    if as_json:
+        checking.print_json(report, quality)
+    elif quality is not None:
+        checking.print_quality(quality)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        publish(context, report, figures, Upload() if is_broken else upload)
+    if is_broken:
+        raise typer.Exit(1)
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
@@ -104,19 +132,3 @@ def _print_report(report: "Report") -> None:
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
-
-
-def _print_agreement(source: str, out: Path, loading: Loading) -> "Figures":
-    """How far the result's predictions are from the source's; returns it for the card."""
-    from ..checkpoint.compare import compare
-    from .show import console, table
-
-    shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    rows = compare(source, out, loading.revision, loading.adapter)
-    for row in rows:
-        shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
-    console().print(shown)
-    return {
-        f"{row.prompt}, {row.tokens} tokens": f"KL {row.kl:.2g} nats, same top token {row.top1:.1%}"
-        for row in rows
-    }

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from ..checkpoint.card import Figures
     from ..checkpoint.convert import Report
 
-LOCAL = ("upload", "public", "dry_run", "check", "debug")  # say nothing of how a result was made
+LOCAL = (
+    "upload",
+    "public",
+    "dry_run",
+    "check",
+    "check_data",
+    "as_json",
+    "debug",
+)  # say nothing of how a result was made
 
 
 def publish(
