@@ -4,7 +4,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,8 +113,11 @@ def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Reci
         raise ConversionError("--quantize-vision needs --bits, or a recipe that has them")
     if recipe is not None:
         names = ("embedding_bits", "group_size", "dtype")
-        beside = {name: getattr(own, name) for name in names if typed(context, name)}
-        own = replace(base, **beside, **({"vision_bits": base.bits} if vision else {}))
+        beside: dict[str, Any] = {
+            name: getattr(own, name) for name in names if typed(context, name)
+        }
+        own = replace(base, **beside)
+        own = replace(own, vision_bits=own.bits) if vision else own
     if not own.quantizes:
         note_unused(context, "nothing is quantized without --bits", "group_size")
     return own
