@@ -61,8 +61,10 @@ def check_result(
     from ..quality.report import check_in_steps
     from .show import count_bar, follow
 
-    given = {"revision": loading.revision, "adapter": loading.adapter, "rows": rows}
-    return follow(check_in_steps(source, report.out, **given), count_bar("Comparing"))
+    steps = check_in_steps(
+        source, report.out, revision=loading.revision, adapter=loading.adapter, rows=rows
+    )
+    return follow(steps, count_bar("Comparing"))
 
 
 def figures_of(report: "QualityReport") -> "Figures":

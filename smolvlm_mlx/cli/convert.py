@@ -71,9 +71,9 @@ def convert(
     wanted = _choose(context, recipe, own)
     rows = checking.check_rows(check_data)
     upload.check()
-    given = {"adapter": loading.adapter, "revision": loading.revision, "layout": layout}
-    report = follow(run(source, out, wanted, **given), byte_bar(f"Converting {source}"))
-    quality = None
+    adapter, revision = loading.adapter, loading.revision
+    steps = run(source, out, wanted, adapter=adapter, revision=revision, layout=layout)
+    report, quality = follow(steps, byte_bar(f"Converting {source}")), None
     if not as_json:
         _print_report(report)
     if check or rows:

@@ -171,7 +171,7 @@ class Reference:
             following = example.input_ids[1:][example.positions(ours.image_token_id)]
             found.append((example, compare(want, have, following)))
         groups = {kind: [pair for pair in found if pair[0].kind == kind] for kind in KINDS}
-        by_kind = {
+        by_kind: dict[str, Figures] = {
             kind: _figures(group, ours.image_token_id) for kind, group in groups.items() if group
         }
         total = _figures(found, ours.image_token_id)
@@ -191,7 +191,9 @@ def measure_source_in_steps(
 ) -> Generator[Reading, None, Reference]:
     """What a source predicts, for several results to be compared with; as `check_in_steps`."""
     model, processor = load(source, revision=revision, adapter=adapter)
-    cache, skipped, left_out = ImageCache(model), (), ()
+    cache = ImageCache(model)
+    skipped: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
     if rows:
         examples, skipped = yield from _read(model, processor, rows, ROWS_FACTOR * positions)
     else:
