@@ -46,9 +46,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=FLOATS, ids=str)
 def floats(request: pytest.FixtureRequest, source: Path, tmp_path_factory: Any) -> Path:
-    """A conversion in each mode of floats."""
+    """A conversion in each mode of floats, positions included, as older conversions have them."""
     out: Path = tmp_path_factory.mktemp("floats") / "out"
-    convert(source, out, recipe_of(request.param))
+    positions = {"vision_model.embeddings.position_embedding": request.param}
+    convert(source, out, replace(recipe_of(request.param), modules=positions))
     return out
 
 
