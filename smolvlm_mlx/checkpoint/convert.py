@@ -29,7 +29,7 @@ from .choices import FORMS, RECIPES, Form, Recipe
 from .hub import find
 from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import write_safetensors_in_steps
+from .safetensors import file_bytes, write_safetensors_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
@@ -78,8 +78,7 @@ def convert_in_steps(
         ConversionError: the recipe does not fit it, or `out` exists or cannot be written.
     """
     recipe, out = _recipe(recipe), expanded(out)
-    checkpoint = open_checkpoint(find(source, revision))
-    _check(checkpoint, recipe, out)
+    checkpoint = open_source(source, out, recipe, revision)
     device.limit_memory()
     plan = _Plan.of(checkpoint, recipe)
     if adapter is not None:
@@ -94,10 +93,33 @@ def convert_in_steps(
 convert = at_once(convert_in_steps)
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
-    if os.path.lexists(out):
+def open_source(
+    source: str | Path, out: Path | None, recipe: Recipe, revision: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint that is to be converted, into the new folder `out`, before any work.
+
+    Raises:
+        CheckpointError: it cannot be used.
+        ConversionError: the recipe does not fit it, or `out` exists.
+    """
+    checkpoint = open_checkpoint(find(source, revision))
+    _check(checkpoint, recipe, out)
+    return checkpoint
+
+
+def planned_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that model.safetensors of a conversion will have.
+
+    Raises:
+        ConversionError: the recipe does not fit the checkpoint.
+    """
+    return file_bytes(_Plan.of(checkpoint, _recipe(recipe)).forms)
+
+
+def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path | None) -> None:
+    if out is not None and os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
-    if checkpoint.folder.resolve() in out.resolve().parents:
+    if out is not None and checkpoint.folder.resolve() in out.resolve().parents:
         raise ConversionError(
             f"{out} is inside {checkpoint.folder}, which is only read; choose another place"
         )
