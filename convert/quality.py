@@ -7,8 +7,8 @@
 Makes OUT/source (see `convert.real_decoder`), converts it by every named recipe (`fixed`) and by
 mixes of bits that are as large as those (`mix`), and compares each result with the source: on
 built-in questions in words, with the source's own answers, at 2,000 positions or more, none of
-which a mix was chosen by. Writes OUT/quality.json and, with the extra `plot`, OUT/quality.svg. What is in
-quality.json is not measured again.
+which a mix was chosen by. Writes OUT/quality.json and, with the extra
+`plot`, OUT/quality.svg. What is in quality.json is not measured again.
 
 The tower is random, so pictures say nothing: only words are compared, and tower and connector have
 in a mix what the recipe beside it gives them. They count in the sizes.
@@ -135,9 +135,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     styles = {"fixed": ("o", "tab:blue"), "mix": ("D", "tab:orange"), "learned": ("*", "tab:green")}
     for series, (marker, color) in styles.items():
         own = [row for row in rows if row["series"] == series and row["name"] != "bf16"]
-        points = [[row[key] for row in own] for key in ("mb", "kl_mean")]
+        sizes, kls = ([row[key] for row in own] for key in ("mb", "kl_mean"))
         if own:
-            axes.scatter(*points, marker=marker, color=color, label=series, s=36)
+            axes.scatter(sizes, kls, marker=marker, color=color, label=series, s=36)
         for row in own if series != "mix" else []:
             place = (row["mb"], row["kl_mean"])
             axes.annotate(row["name"], place, (5, 5), textcoords="offset points", fontsize=8)

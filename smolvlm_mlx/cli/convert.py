@@ -1,6 +1,8 @@
 """`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +11,7 @@ import typer
 
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
+from ..device import size_in_bytes
 from ..errors import ConversionError, DataError, SmolVLMError
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
@@ -43,6 +46,25 @@ CheckData = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print sizes and figures as one JSON object.")]
+RecipeOption = Annotated[
+    choices.RecipeName | None,
+    typer.Option(metavar="NAME", help=f"In place of the five options below: {', '.join(RECIPES)}."),
+]
+TargetKL = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NATS",
+        help="Choose the bits of each layer: the smallest result whose predictions are so near to "
+        "the source's, such as 0.02; means --check.",
+    ),
+]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Choose the bits of each layer: the best result of at most this size, such as 180MB.",
+    ),
+]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
 ]
@@ -52,9 +74,7 @@ def convert(
     context: typer.Context,
     source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    recipe: Annotated[
-        choices.RecipeName | None, typer.Option(help="In place of the five options below.")
-    ] = None,
+    recipe: RecipeOption = None,
     bits: Annotated[
         choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
     ] = None,
@@ -66,6 +86,8 @@ def convert(
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    target_kl: TargetKL = None,
+    target_size: TargetSize = None,
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
     check: Check = False,
     check_data: CheckData = None,
@@ -78,11 +100,13 @@ def convert(
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
     rows = _check_rows(check_data)
+    if target_kl is not None or target_size is not None:
+        wanted = _mixed(context, source, out, target_kl, target_size, loading)
     steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
     report = follow(steps, byte_bar(f"Converting {source}"))
-    if not as_json:
-        _print_report(report)
-    _report_quality(report, source, loading, rows, check or bool(rows), as_json)
+    check = check or bool(rows) or target_kl is not None
+    quality = _compared(report, source, loading, rows) if check else None
+    _print_result(report, quality, target_kl, as_json)
 
 
 def _check_rows(data: str | None) -> "Sequence[Row]":
@@ -103,28 +127,75 @@ def _check_rows(data: str | None) -> "Sequence[Row]":
     raise DataError(f"{data}: no row can be compared on; {problem}")
 
 
-def _report_quality(
-    report: "Report",
+def _mixed(
+    context: typer.Context,
     source: str,
+    out: Path,
+    target_kl: float | None,
+    target_size: str | None,
     loading: Loading,
-    rows: "Sequence[Row]",
-    check: bool,
-    as_json: bool,
-) -> None:
-    """Compare, if asked to, and print; exit code 1 where the result is broken."""
+) -> Recipe:
+    """Bits that are measured to be the best for a target."""
+    from ..quality.mix import choose_in_steps
     from .show import count_bar, follow
 
-    quality = None
-    if check:
-        from ..quality.report import check_in_steps
+    others = "recipe", "bits", "embedding_bits", "group_size", "quantize_vision", "dtype", "adapter"
+    if flags := typed(context, *others):
+        raise ConversionError(f"--target-kl and --target-size choose all bits; leave out {flags}")
+    if target_kl is not None and target_size is not None:
+        raise ConversionError("give --target-kl or --target-size, not both")
+    if target_kl is not None and not 0 < target_kl < float("inf"):
+        raise ConversionError(f"--target-kl {target_kl:g} is no distance above 0")
+    size = None if target_size is None else size_in_bytes(target_size, "--target-size")
+    steps = choose_in_steps(
+        source, out, target_size=size, target_kl=target_kl, revision=loading.revision
+    )
+    mix = follow(steps, count_bar(f"Measuring {source}"))
+    counts = Counter(
+        "16" if form is None else str(form.bits) for form in mix.recipe.modules.values()
+    )
+    bits = ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items(), key=_bits))
+    err = f"layers by bits: {bits}; mean KL {mix.kl:.2g} nats on the prompts that chose them"
+    print(err, file=sys.stderr)
+    return mix.recipe
 
-        given = {"revision": loading.revision, "adapter": loading.adapter, "rows": rows}
-        quality = follow(check_in_steps(source, report.out, **given), count_bar("Comparing"))
+
+def _bits(item: tuple[str, int]) -> int:
+    return int(item[0])
+
+
+def _compared(
+    report: "Report", source: str, loading: Loading, rows: "Sequence[Row]"
+) -> "QualityReport":
+    from ..quality.report import check_in_steps
+    from .show import count_bar, follow
+
+    steps = check_in_steps(
+        source, report.out, revision=loading.revision, adapter=loading.adapter, rows=rows
+    )
+    return follow(steps, count_bar("Comparing"))
+
+
+def _print_result(
+    report: "Report", quality: "QualityReport | None", target_kl: float | None, as_json: bool
+) -> None:
+    """Sizes, figures, and what to think of them; exit code 1 where the result is broken."""
     if as_json:
         print(json.dumps(_as_json(report, quality), indent=2))
-    elif quality is not None:
+    else:
+        _print_report(report)
+    if quality is None:
+        return
+    if not as_json:
         _print_quality(quality)
-    if quality is not None and quality.verdict == "broken":
+    kl = quality.total.kl_mean
+    if target_kl is not None and not kl <= target_kl:
+        print(
+            f"smolvlm-mlx: mean KL {kl:.2g} on other prompts is above --target-kl {target_kl:g}: "
+            "on those that chose the bits it was not. Convert again with a lower one.",
+            file=sys.stderr,
+        )
+    if quality.verdict == "broken":
         raise typer.Exit(1)
 
 

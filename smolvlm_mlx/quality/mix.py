@@ -11,7 +11,7 @@ from ..checkpoint.choices import RECIPES, Form, Recipe
 from ..checkpoint.convert import open_source, planned_bytes
 from ..checkpoint.reader import Checkpoint, load
 from ..errors import ConversionError
-from ..events import Reading, Work, at_once
+from ..events import Reading, at_once
 from ..model import SmolVLM
 from .examples import answer_in_steps
 from .prompts import KINDS, Kind, built_in
@@ -52,7 +52,7 @@ class Mixer:
 
     def __init__(self, checkpoint: Checkpoint, replay: Replay, costs: Mapping[str, float]):
         self.checkpoint, self.replay, self.costs = checkpoint, replay, costs
-        self.groups = {name: paths for name, paths in groups(replay.model).items()}
+        self.groups = groups(replay.model)
         self._numbers: dict[tuple[str, Form | None], tuple[int, float]] = {}
 
     def for_size_in_steps(
@@ -107,6 +107,8 @@ class Mixer:
                 low = middle
         yield Reading(_TRIES, _TRIES, "mixes")
         return best
+
+    for_kl = at_once(for_kl_in_steps)
 
     def _starts(
         self, target: int, held: Callable[[str], Form | None] | None
@@ -191,7 +193,7 @@ class Mixer:
         return self._known(name, form)[0]
 
     def _cost(self, name: str, form: Form | None) -> float:
-        """KL of a group in a form: as measured in PROBE's, by the squares of what is rounded off."""
+        """KL of a group in a form: of PROBE's, by the squares of what is rounded off."""
         return (
             self.costs[name] * self._known(name, form)[1] / max(self._known(name, PROBE)[1], 1e-30)
         )
