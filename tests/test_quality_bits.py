@@ -41,11 +41,12 @@ def test_a_size_is_known_beforehand(tiny: Path, tmp_path: Path, name: str) -> No
     assert planned == report.out_bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_no_mix_is_larger_than_its_target_and_more_is_better(
     source: Path, mixer: Mixer, tmp_path: Path
 ) -> None:
     least = planned_bytes(mixer.checkpoint, mixer.for_size(10**9).recipe)
-    sizes = np.linspace(0.22, 1, 9) * least
+    sizes = np.linspace(0.3, 1, 4) * least
     found = [mixer.for_size(int(size)) for size in sizes]
     for size, mix in zip(sizes, found, strict=True):
         assert mix.size <= size
@@ -53,8 +54,8 @@ def test_no_mix_is_larger_than_its_target_and_more_is_better(
         assert planned_bytes(mixer.checkpoint, mix.recipe) == mix.size
     kls = [mix.kl for mix in found]
     assert kls == sorted(kls, reverse=True)
-    report = convert(source, tmp_path / "out", found[3].recipe)
-    assert report.out_bytes == found[3].size
+    report = convert(source, tmp_path / "out", found[1].recipe)
+    assert report.out_bytes == found[1].size
     load(tmp_path / "out")
 
 
@@ -129,7 +130,7 @@ def test_rounding_is_mlxs() -> None:
 
 def test_layers_that_share_an_input_have_one_form(mixer: Mixer) -> None:
     """So that they stay one product on a GPU."""
-    modules = mixer.for_size(700_000).recipe.modules
+    modules = mixer.for_size(400_000).recipe.modules
     for layer in range(2):
         attention = f"language_model.layers.{layer}.self_attn"
         assert len({modules[f"{attention}.{part}_proj"] for part in "qkv"}) == 1
@@ -142,24 +143,26 @@ def test_an_impossible_size_is_refused_before_any_work(
 ) -> None:
     code, _, err = call("convert", source, tmp_path / "out", "--target-size", "100kB")
     assert code == 1
-    assert "target_size 0.1 MB: the smallest possible is 0.2 MB, with 2 bits everywhere" in err
+    assert "target_size 0.1 MB: the smallest possible is 0.3 MB, with 2 bits everywhere" in err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConversionError, match="exists"):
         choose(source, tmp_path, target_size=10**6)
 
 
 def test_a_distance_that_16_bits_do_not_keep_is_refused(mixer: Mixer) -> None:
-    with pytest.raises(ConversionError, match="16 bits are .* nats from the source already"):
+    with pytest.raises(ConversionError, match=r"16 bits are .* nats from the source already"):
         mixer.for_kl(1e-12)
 
 
-def test_the_smallest_that_is_near_enough(source: Path, mixer: Mixer) -> None:
-    found = [mixer.for_kl(target) for target in (0.001, 0.02, 0.2)]
-    assert [mix.kl < target for mix, target in zip(found, (0.001, 0.02, 0.2), strict=True)] == [
-        True
-    ] * 3
-    assert found[0].size > found[1].size > found[2].size
-    assert found[1].recipe == measure(source, counts=COUNTS).for_kl(0.02).recipe  # reproducible
+def test_the_smallest_that_is_near_enough(mixer: Mixer) -> None:
+    near, far = mixer.for_kl(0.001), mixer.for_kl(0.2)
+    assert near.kl < 0.001 < far.kl < 0.2
+    assert near.size > far.size
+
+
+@pytest.mark.slow
+def test_the_same_is_chosen_again(source: Path, mixer: Mixer) -> None:
+    assert mixer.for_kl(0.02).recipe == measure(source, counts=COUNTS).for_kl(0.02).recipe
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,7 @@ def test_of_rows_their_answers_count(tiny: Path, tmp_path: Path) -> None:
         check(tiny, tiny, rows=read_rows(data))
 
 
-def test_rows_that_say_nothing_are_refused_before_the_conversion(
-    tiny: Path, tmp_path: Path, call: Any
-) -> None:
+def test_rows_without_answers_are_refused(tiny: Path, tmp_path: Path, call: Any) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"question": "What is it?"}\n')
     code, _, err = call("convert", tiny, tmp_path / "out", "--check-data", data)

@@ -155,7 +155,7 @@ def listed(problems: list[str]) -> str:
 
 
 def write_safetensors_in_steps(
-    path: Path, forms: Mapping[str, mx.array], arrays: Iterable[mx.array]
+    path: Path, forms: Mapping[str, mx.array], arrays: Iterable[mx.array], made_for: str = "mlx"
 ) -> Generator[Reading]:
     """Write `arrays`, which must come in the order of `forms`, and sync the file to disk.
 
@@ -163,11 +163,12 @@ def write_safetensors_in_steps(
 
     Args:
         forms: arrays of the same shapes and dtypes by name, which are not evaluated.
+        made_for: what the file says of itself: "pt" is PyTorch.
 
     Raises:
         OSError: no space, read-only, ...
     """
-    encoded, end = _header(forms), sum(form.nbytes for form in forms.values())
+    encoded, end = _header(forms, made_for), sum(form.nbytes for form in forms.values())
     with path.open("wb", buffering=0) as file:
         write_all(file.fileno(), len(encoded).to_bytes(8, "little") + encoded)
         done = 0
@@ -182,8 +183,8 @@ def write_safetensors_in_steps(
         os.fsync(file.fileno())
 
 
-def _header(forms: Mapping[str, mx.array]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+def _header(forms: Mapping[str, mx.array], made_for: str) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": made_for}}
     end = 0
     for name, form in forms.items():
         start, end = end, end + form.nbytes
@@ -198,7 +199,7 @@ def _header(forms: Mapping[str, mx.array]) -> bytes:
 
 def file_bytes(forms: Mapping[str, mx.array]) -> int:
     """Bytes of the file that `write_safetensors` makes."""
-    return 8 + len(_header(forms)) + sum(form.nbytes for form in forms.values())
+    return 8 + len(_header(forms, "mlx")) + sum(form.nbytes for form in forms.values())
 
 
 write_safetensors = at_once(write_safetensors_in_steps)

@@ -74,12 +74,12 @@ class QualityReport:
     """
 
     total: Figures
-    kinds: Mapping[Kind, Figures]
+    kinds: Mapping[str, Figures]
     skipped: tuple[tuple[str, str], ...] = ()
-    left_out: tuple[Kind, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
-    def worst(self) -> Kind:
+    def worst(self) -> str:
         """The kind with the highest mean KL; one that is not finite is highest."""
         kls = {kind: figures.kl_mean for kind, figures in self.kinds.items()}
         return max(kls, key=lambda kind: kls[kind] if isfinite(kls[kind]) else float("inf"))
@@ -94,7 +94,7 @@ class QualityReport:
 
     def to_json(self) -> dict[str, Any]:
         """As a mapping of JSON's types; a number that is not finite is null."""
-        both: dict[str, Figures] = {"total": self.total, **self.kinds}
+        both = {"total": self.total, **self.kinds}
         figures = {
             name: {
                 key: None if isinstance(value, float) and not isfinite(value) else value
@@ -152,7 +152,7 @@ class Reference:
     predictions: Sequence[Predictions]
     model: SmolVLM
     skipped: tuple[tuple[str, str], ...] = ()
-    left_out: tuple[Kind, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def compared_in_steps(
         self, model: SmolVLM, processor: Processor
@@ -170,9 +170,8 @@ class Reference:
         for example, want, have in zip(self.examples, self.predictions, predicted, strict=True):
             following = example.input_ids[1:][example.positions(ours.image_token_id)]
             found.append((example, compare(want, have, following)))
-        groups: dict[Kind, list[tuple[Example, Distances]]]
         groups = {kind: [pair for pair in found if pair[0].kind == kind] for kind in KINDS}
-        by_kind = {
+        by_kind: dict[str, Figures] = {
             kind: _figures(group, ours.image_token_id) for kind, group in groups.items() if group
         }
         total = _figures(found, ours.image_token_id)
@@ -193,7 +192,8 @@ def measure_source_in_steps(
     """What a source predicts, for several results to be compared with; as `check_in_steps`."""
     model, processor = load(source, revision=revision, adapter=adapter)
     cache = ImageCache(model)
-    skipped, left_out = tuple[tuple[str, str], ...](), tuple[Kind, ...]()
+    skipped: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
     if rows:
         examples, skipped = yield from _read(model, processor, rows, ROWS_FACTOR * positions)
     else:
