@@ -122,8 +122,8 @@ def test_rounding_is_mlxs() -> None:
     weight = mx.random.normal((5, 200), key=mx.random.key(0))
     padded = mx.pad(weight.astype(mx.bfloat16), [(0, 0), (0, 56)])
     packed, scales, biases = mx.quantize(padded, 64, 3)
-    wide = [array.astype(mx.float32) for array in (scales, biases)]
-    want = mx.dequantize(packed, *wide, 64, 3)[:, :200]
+    scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    want = mx.dequantize(packed, scales, biases, 64, 3)[:, :200]
     assert mx.array_equal(rounded(weight, Form(3)), want)
     assert mx.array_equal(rounded(weight, None), weight.astype(mx.bfloat16).astype(mx.float32))
 
