@@ -100,7 +100,7 @@ def limit_memory(most: int | str | None = None, least: int = 0) -> None:
     total = total_memory()
     if most is None:
         limit = max(total // 2, least * 5 // 4)
-    elif (limit := _bytes(most)) < least:
+    elif (limit := size_in_bytes(most)) < least:
         raise DeviceError(
             f"memory {quote(most)}: the model needs {least / 1e9:.2f} GB; allow more, or "
             "convert it with fewer bits"
@@ -141,7 +141,7 @@ def peak_memory() -> int:
     return mx.get_peak_memory() + mx.get_cache_memory()
 
 
-def _bytes(size: int | str) -> int:
+def size_in_bytes(size: int | str, name: str = "memory") -> int:
     """As many as a size says.
 
     Raises:
@@ -149,5 +149,5 @@ def _bytes(size: int | str) -> int:
     """
     found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?([kmgt]?i?)b?", str(size).strip().lower())
     if found is None or found[2] not in UNITS or not (number := float(found[1])):
-        raise DeviceError(f"memory {quote(size)}: give bytes, or a size such as 6GB")
+        raise DeviceError(f"{name} {quote(size)}: give bytes, or a size such as 6GB")
     return int(number * UNITS[found[2]])

@@ -143,6 +143,8 @@ ELSEWHERE = {
         "--check": "test_cli.py::test_convert",
         "--check-data": "test_quality_report.py::test_rows_without_answers_are_refused",
         "--json": "test_quality_report.py::test_figures_as_json",
+        "--target-kl": "test_quality_bits.py::test_what_cannot_be_is_refused",
+        "--target-size": "test_quality_bits.py::test_on_the_command_line",
         "--upload": "test_upload.py::test_a_result_goes_to_the_hub",
         "--public": "test_upload.py::test_a_result_goes_to_the_hub",
         "--dry-run": "test_upload.py::test_a_dry_run_shows_the_files",

@@ -33,7 +33,7 @@ from .huggingface import hf_config, write_shards_in_steps
 from .names import resolve
 from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import write_safetensors_in_steps
+from .safetensors import file_bytes, write_safetensors_in_steps
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
@@ -85,8 +85,7 @@ def convert_in_steps(
         ConversionError: the recipe does not fit it, or `out` exists or cannot be written.
     """
     recipe, out = _recipe(recipe), expanded(out)
-    checkpoint = open_checkpoint(find(source, revision))
-    _check(checkpoint, recipe, out, layout)
+    checkpoint = open_source(source, out, recipe, revision, layout)
     device.limit_memory()
     plan = replace(_Plan.of(checkpoint, recipe), layout=layout)
     if adapter is not None:
@@ -108,7 +107,34 @@ def convert_in_steps(
 convert = at_once(convert_in_steps)
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path, layout: Layout) -> None:
+def open_source(
+    source: str | Path,
+    out: Path | None,
+    recipe: Recipe,
+    revision: str | None = None,
+    layout: Layout = "mlx",
+) -> Checkpoint:
+    """Open a checkpoint that is to be converted, into the new folder `out`, before any work.
+
+    Raises:
+        CheckpointError: it cannot be used.
+        ConversionError: the recipe does not fit it, or `out` exists.
+    """
+    checkpoint = open_checkpoint(find(source, revision))
+    _check(checkpoint, recipe, out, layout)
+    return checkpoint
+
+
+def planned_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that model.safetensors of a conversion will have.
+
+    Raises:
+        ConversionError: the recipe does not fit the checkpoint.
+    """
+    return file_bytes(_Plan.of(checkpoint, _recipe(recipe)).forms)
+
+
+def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path | None, layout: Layout) -> None:
     if layout not in get_args(Layout):
         raise ConversionError(f"layout {quote(layout)} is not one of {', '.join(get_args(Layout))}")
     if layout == "huggingface" and recipe.quantizes:
@@ -116,9 +142,9 @@ def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path, layout: Layout) ->
             "layout huggingface is for transformers, which does not read MLX's quantization; leave "
             "out the bits, or choose layout mlx"
         )
-    if os.path.lexists(out):
+    if out is not None and os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
-    if checkpoint.folder.resolve() in out.resolve().parents:
+    if out is not None and checkpoint.folder.resolve() in out.resolve().parents:
         raise ConversionError(
             f"{out} is inside {checkpoint.folder}, which is only read; choose another place"
         )

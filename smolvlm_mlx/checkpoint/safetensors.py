@@ -168,17 +168,7 @@ def write_safetensors_in_steps(
     Raises:
         OSError: no space, read-only, ...
     """
-    header: dict[str, object] = {"__metadata__": {"format": made_for}}
-    end = 0
-    for name, form in forms.items():
-        start, end = end, end + form.nbytes
-        header[name] = {
-            "dtype": _CODES[form.dtype],
-            "shape": form.shape,
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8
+    encoded, end = _header(forms, made_for), sum(form.nbytes for form in forms.values())
     with path.open("wb", buffering=0) as file:
         write_all(file.fileno(), len(encoded).to_bytes(8, "little") + encoded)
         done = 0
@@ -191,6 +181,25 @@ def write_safetensors_in_steps(
             done += form.nbytes
             yield Reading(done, end, "bytes")
         os.fsync(file.fileno())
+
+
+def _header(forms: Mapping[str, mx.array], made_for: str) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": made_for}}
+    end = 0
+    for name, form in forms.items():
+        start, end = end, end + form.nbytes
+        header[name] = {
+            "dtype": _CODES[form.dtype],
+            "shape": form.shape,
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return encoded + b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8
+
+
+def file_bytes(forms: Mapping[str, mx.array]) -> int:
+    """Bytes of the file that `write_safetensors` makes."""
+    return 8 + len(_header(forms, "mlx")) + sum(form.nbytes for form in forms.values())
 
 
 write_safetensors = at_once(write_safetensors_in_steps)

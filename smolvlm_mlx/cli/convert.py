@@ -14,6 +14,7 @@ from ..checkpoint.upload import Upload
 from ..errors import ConversionError
 from . import check as checking
 from . import completion
+from .mix import Target
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ RecipeName = Annotated[
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
 ]
+QuantizeVision = Annotated[
+    bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
+]
 Layout = Annotated[
     choices.Layout,
     typer.Option(help="Who reads it: programs on MLX, or transformers."),
@@ -52,10 +56,9 @@ def convert(
     ] = None,
     embedding_bits: EmbeddingBits = None,
     group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = 64,
-    quantize_vision: Annotated[
-        bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
-    ] = False,
+    quantize_vision: QuantizeVision = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    target: Annotated[Target, Flags(title="Bits by measurement")] = Target(),
     layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
     check: checking.Check = False,
@@ -71,13 +74,16 @@ def convert(
     wanted = _choose(context, recipe, own)
     rows = checking.check_rows(check_data)
     upload.check()
+    if target.is_given:
+        wanted = target.choose(context, source, out, loading.revision)
     adapter, revision = loading.adapter, loading.revision
     steps = run(source, out, wanted, adapter=adapter, revision=revision, layout=layout)
     report, quality = follow(steps, byte_bar(f"Converting {source}")), None
     if not as_json:
         _print_report(report)
-    if check or rows:
+    if check or rows or target.target_kl is not None:
         quality = checking.check_result(report, source, loading, rows)
+        target.note(quality.total.kl_mean)
     _finish(context, report, quality, upload, as_json)
 
 
