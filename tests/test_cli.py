@@ -14,9 +14,8 @@ from typing import Any, get_args
 
 from smolvlm_mlx import Options, __version__, generate, load
 from smolvlm_mlx.checkpoint.adapters import PARTS
-from smolvlm_mlx.checkpoint.choices import RECIPES, Dtype
+from smolvlm_mlx.checkpoint.choices import FORMS, RECIPES, Dtype
 from smolvlm_mlx.checkpoint.presets import SIZES
-from smolvlm_mlx.checkpoint.quantization import BITS, GROUP_SIZES
 from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.generate import echo
@@ -202,10 +201,10 @@ def test_what_comes_after_two_dashes_is_text(tiny: Path, call: Any) -> None:
         (["finetune", "a.jsonl", "out", "--train", "decoder,nose"], PARTS),
         (["convert", "a", "b", "--recipe", "9bit"], RECIPES),
         (["convert", "a", "b", "--dtype", "int8"], get_args(Dtype)),
-        (["convert", "a", "b", "--bits", "7"], BITS),
-        (["convert", "a", "b", "--bits", "4", "--group-size", "48"], GROUP_SIZES),
+        (["convert", "a", "b", "--bits", "7"], FORMS["affine"][0]),
+        (["convert", "a", "b", "--bits", "4", "--group-size", "48"], FORMS["affine"][1]),
         (["bench", "--random", "7B"], SIZES),
-        (["bench", "--random", "256M", "--bits", "7"], BITS),
+        (["bench", "--random", "256M", "--bits", "7"], FORMS["affine"][0]),
     ],
     ids=str,
 )

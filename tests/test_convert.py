@@ -14,8 +14,9 @@ from typing import Any
 
 from convert.random_checkpoint import make
 from smolvlm_mlx.checkpoint import convert as conversion
-from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
+from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
+from smolvlm_mlx.checkpoint.quantization import dequantized as floats_of
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ConversionError
@@ -45,12 +46,11 @@ def dequantized(folder: Path) -> Tensors:
         if name.endswith(".scales"):
             module = name.removesuffix(".scales")
             assert checkpoint.quantization is not None
-            bits, group_size = checkpoint.quantization.of(module)
-            scales, biases = (
-                tensors.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases")
-            )
-            tensors[f"{module}.weight"] = mx.dequantize(
-                tensors[f"{module}.weight"], scales, biases, group_size, bits
+            tensors[f"{module}.weight"] = floats_of(
+                tensors[f"{module}.weight"],
+                tensors.pop(f"{module}.scales"),
+                tensors.pop(f"{module}.biases", None),
+                checkpoint.quantization.of(module),
             )
     return tensors
 
@@ -163,15 +163,15 @@ def test_recipes(tiny: Path, tmp_path: Path, name: str) -> None:
                     for old, new in zip(want.shape, unpacked(result, key), strict=True)
                 ],
             )
-        bits = recipe.module_bits(module) if key.endswith(".weight") and weight.ndim == 2 else None
-        assert (f"{module}.scales" in result) is (bits is not None), key
-        if bits is None:
+        form = recipe.form(module) if key.endswith(".weight") and weight.ndim == 2 else None
+        assert (f"{module}.scales" in result) is (form is not None), key
+        if form is None:
             assert bool(mx.array_equal(result[key], want)), key
         else:
-            assert checkpoint.quantization.of(module) == (bits, 64)
-            for part, array in zip(
-                ("weight", "scales", "biases"), mx.quantize(want, 64, bits), strict=True
-            ):
+            assert checkpoint.quantization.of(module) == form
+            arrays = mx.quantize(want, form.group_size, form.bits, form.mode)
+            parts = ("weight", "scales", "biases")[: 3 if form.mode == "affine" else 2]
+            for part, array in zip(parts, arrays, strict=True):
                 assert bool(mx.array_equal(result[f"{module}.{part}"], array)), key
     assert report.bits_per_weight < 16
     load(out)
@@ -194,7 +194,10 @@ def test_blocks_of_config(tiny: Path, tmp_path: Path) -> None:
         raw = json.loads((tmp_path / name / "config.json").read_text())
         blocks[name] = raw["quantization"]
         assert raw["vision_config"]["intermediate_size"] == (256 if name == "4bit-vision" else 200)
-    main, eight = {"group_size": 64, "mode": "affine"}, {"group_size": 64, "bits": 8}
+    main, eight = (
+        {"group_size": 64, "mode": "affine"},
+        {"bits": 8, "group_size": 64, "mode": "affine"},
+    )
     assert blocks == {
         "8bit": {**main, "bits": 8},
         "4bit-8bit-embeddings": {
@@ -277,14 +280,14 @@ def refused(kind: type[Exception], *args: Any, **kwargs: Any) -> str:
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("3bit", "recipe '3bit' is not one of bf16, 8bit, "),
+        ("5bit", "recipe '5bit' is not one of bf16, 8bit, "),
         (
             Recipe(dtype="int8"),  # type: ignore[arg-type]
             "dtype 'int8' is not one of float32, float16, bfloat16",
         ),
         (
             Recipe(bits=7),
-            "recipe: 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)",
+            "recipe: 7 bits in groups of 64 (affine: bits 2, 3, 4, 5, 6, 8; groups 32, 64, 128)",
         ),
         (
             Recipe(bits=4, group_size=100),  # type: ignore[arg-type]
@@ -325,8 +328,8 @@ def test_quantizing_twice(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "a", "8bit")
     said = refused(ConversionError, tmp_path / "a", tmp_path / "b", "4bit")
     assert (
-        "is quantized to 8 bits already; convert the original checkpoint, or dequantize this one"
-        in said
+        "is quantized already (8 bits in groups of 64); convert the original checkpoint, or "
+        "dequantize this one" in said
     )
     assert not (tmp_path / "b").exists()
 
@@ -482,13 +485,18 @@ def test_kill_9(tiny: Path, tmp_path: Path) -> None:
 # ---- sizes and memory
 
 
+def shared(form: Form) -> float:
+    """Bits a weight of what a group shares."""
+    return (32 if form.mode == "affine" else 8) / form.group_size
+
+
 def expected_bytes(checkpoint: ModelConfig, recipe: Recipe, tied: bool = False) -> int:
     """By arithmetic: a quantized weight has `bits` a number and 32 more for the scale and bias of
     each group."""
     total = 0.0
     for name, array in SmolVLM(checkpoint, tied).named_parameters().items():
-        bits = recipe.module_bits(name.removesuffix(".weight")) if array.ndim == 2 else None
-        total += array.size * (16 if bits is None else bits + 32 / recipe.group_size) / 8
+        form = recipe.form(name.removesuffix(".weight")) if array.ndim == 2 else None
+        total += array.size * (16 if form is None else form.bits + shared(form)) / 8
     return round(total)
 
 

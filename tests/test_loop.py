@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from convert.random_checkpoint import TILE
 from smolvlm_mlx.checkpoint.adapters import AdapterConfig, add_adapter, layers_of
+from smolvlm_mlx.checkpoint.choices import Form
 from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.model import SmolVLM
@@ -207,7 +208,7 @@ def test_adapters_learn_as_by_hand(
     model, batches = of_text(shallow)
     path, scale = "language_model.layers.1.mlp.up_proj", 1.5
     if bits is not None:
-        quantize_modules(model, Quantization(bits, 64), lambda module: module == path)
+        quantize_modules(model, Quantization(Form(bits)), lambda module: module == path)
     layer = dict(model.named_modules())[path]
     base = layer.weight
     if bits is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx import load
+from smolvlm_mlx.checkpoint.choices import Form
 from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.generation.image_cache import tiles_at_once
@@ -203,7 +204,7 @@ def test_the_presets_fit_with_half_the_machine_to_spare(name: str, preset: str, 
     plan = Plan(**PRESETS[preset])
     model = SmolVLM(config)
     model.set_dtype(mx.bfloat16)
-    quantize_modules(model, Quantization(4, 64), lambda path: path.startswith("language_model."))
+    quantize_modules(model, Quantization(Form(4)), lambda path: path.startswith("language_model."))
     memory = estimate(
         config,
         weights=sum(array.nbytes for array in model.named_parameters().values()),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
+from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.errors import CheckpointError
 
@@ -22,8 +22,8 @@ def test_no_block() -> None:
 
 def test_blocks_of_all_ages() -> None:
     old = read({"group_size": 64, "bits": 4})
-    assert old == Quantization(4, 64)
-    assert read({"bits": 8}) == Quantization(8, 64)
+    assert old == Quantization(Form(4))
+    assert read({"bits": 8}) == Quantization(Form(8, 64))
     mixed = {
         "group_size": 64,
         "bits": 4,
@@ -34,9 +34,9 @@ def test_blocks_of_all_ages() -> None:
     }
     new = read(mixed)
     assert new is not None
-    assert new.of("language_model.lm_head") == (8, 32)
-    assert new.of("language_model.embed_tokens") == (6, 64)
-    assert new.of("language_model.layers.0.mlp.up_proj") == (4, 64)
+    assert new.of("language_model.lm_head") == Form(8, 32)
+    assert new.of("language_model.embed_tokens") == Form(6, 64)
+    assert new.of("language_model.layers.0.mlp.up_proj") == Form(4, 64)
     assert Quantization.from_config({"quantization_config": mixed}) == new
     assert read(new.to_config()) == new
 
@@ -48,11 +48,16 @@ def test_blocks_of_all_ages() -> None:
         ([], "quantization [] is not MLX's"),
         ("4bit", "quantization '4bit' is not MLX's"),
         ({"quant_method": "awq"}, "quantization 'awq' is not MLX's"),
-        ({"bits": 4, "mode": "mxfp4"}, "'quantization': mode 'mxfp4' (only 'affine')"),
-        ({"bits": 4, "a.b": {"mode": "nvfp4"}}, "'a.b': mode 'nvfp4'"),
+        ({"mode": "fp4"}, "'quantization': mode 'fp4' is not one of affine, mxfp4, mxfp8, nvfp4"),
+        ({"bits": 4, "a.b": {"mode": ["nvfp4"]}}, "'a.b': mode ['nvfp4'] is not one of"),
+        ({"bits": 4, "a.b": {"mode": None}}, "'a.b': mode None is not one of"),
+        ({"bits": 8, "mode": "mxfp4"}, "8 bits in groups of 32 (mxfp4: bits 4; groups 32)"),
+        ({"mode": "nvfp4", "group_size": 64}, "4 bits in groups of 64 (nvfp4: bits 4; groups 16)"),
+        ({"bits": 4, "group_size": 16}, "4 bits in groups of 16 (affine: "),
         (
             {"bits": 7},
-            "'quantization': 7 bits in groups of 64 (bits: 2, 3, 4, 5, 6, 8; groups: 32, 64, 128)",
+            "'quantization': 7 bits in groups of 64 (affine: bits 2, 3, 4, 5, 6, 8; groups 32, 64, "
+            "128)",
         ),
         ({"bits": 4.0}, "4.0 bits in groups of 64"),
         ({"bits": True}, "True bits"),
@@ -82,7 +87,7 @@ class Small(nn.Module):
 def test_modules_take_their_own_form() -> None:
     model = Small()
     quantize_modules(
-        model, Quantization(4, 64, {"line": (8, 32)}), {"table", "line", "norm"}.__contains__
+        model, Quantization(Form(4), {"line": Form(8, 32)}), {"table", "line", "norm"}.__contains__
     )
     assert isinstance(model.table, nn.QuantizedEmbedding)
     assert (model.table.bits, model.table.group_size) == (4, 64)
@@ -93,7 +98,7 @@ def test_modules_take_their_own_form() -> None:
     assert type(model.odd) is nn.Linear
     assert type(model.norm) is nn.RMSNorm
     with pytest.raises(CheckpointError, match="odd: 48 inputs are no multiple of group_size 64"):
-        quantize_modules(Small(), Quantization(4, 64), {"odd"}.__contains__)
+        quantize_modules(Small(), Quantization(Form(4)), {"odd"}.__contains__)
 
 
 def test_recipes() -> None:
@@ -105,7 +110,7 @@ def test_recipes() -> None:
     positions = "vision_model.embeddings.position_embedding"
     bits = {
         name: [
-            recipe.module_bits(module)
+            (form := recipe.form(module)) and form.bits
             for module in (layer, head, table, tower, projection, positions)
         ]
         for name, recipe in RECIPES.items()
@@ -115,9 +120,13 @@ def test_recipes() -> None:
         "8bit": [8, 8, 8, None, None, None],
         "6bit": [6, 6, 6, None, None, None],
         "4bit": [4, 4, 4, None, None, None],
+        "3bit": [3, 3, 3, None, None, None],
         "4bit-8bit-embeddings": [4, 8, 8, None, None, None],
         "8bit-vision": [8, 8, 8, 8, 8, None],
         "4bit-vision": [4, 4, 4, 4, 8, None],
+        "mxfp8": [8, 8, 8, None, None, None],
+        "mxfp4": [4, 4, 4, None, None, None],
+        "nvfp4": [4, 4, 4, None, None, None],
     }
     assert [name for name, recipe in RECIPES.items() if not recipe.quantizes] == ["bf16"]
     assert Recipe(vision_bits=8).quantizes

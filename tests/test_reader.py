@@ -272,8 +272,8 @@ def test_quantized_without_a_block(tiny: Path, tmp_path: Path) -> None:
     count = sum(name.endswith(".scales") for name in tensors)
     said = refused(copy(tiny, tmp_path / "a", tensors))
     assert said.endswith(f"{count} quantized layers, but config.json has no quantization")
-    said = refused(copy(tiny, tmp_path / "b", tensors, quantization={"bits": 8, "mode": "mxfp8"}))
-    assert "mode 'mxfp8' (only 'affine')" in said
+    said = refused(copy(tiny, tmp_path / "b", tensors, quantization={"bits": 8, "mode": "mxfp9"}))
+    assert "mode 'mxfp9' is not one of affine, " in said
     said = refused(copy(tiny, tmp_path / "c", tensors, quantization={"bits": 8, "group_size": 128}))
     assert "has shape" in said
     del tensors["language_model.lm_head.biases"]

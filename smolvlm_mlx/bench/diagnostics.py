@@ -135,8 +135,9 @@ def _fused(name: str, forms: Mapping[str, bool]) -> Check:
 
 
 def _one_dtype(model: SmolVLM, arrays: Mapping[str, mx.Dtype], dtype: mx.Dtype) -> Check:
-    # uint32 is packed weights.
-    stored = {array.dtype for array in model.named_parameters().values()} - {mx.uint32}
+    # Integers are packed weights, and their scales in 8 bits.
+    kinds = {array.dtype for array in model.named_parameters().values()}
+    stored = {kind for kind in kinds if mx.issubdtype(kind, mx.floating)}
     values = {"weights": stored, **{name: {kind} for name, kind in arrays.items()}}
     other = {name: kinds for name, kinds in values.items() if kinds != {dtype}}
     mixed = "; ".join(

@@ -9,6 +9,7 @@ model.safetensors, and config.json with a `quantization` block.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +25,9 @@ from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
-from .choices import RECIPES, Recipe
+from .choices import FORMS, RECIPES, Form, Recipe
 from .hub import find
-from .quantization import GROUP_SIZES, Quantization, check_quantization, quantize_modules
+from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import write_safetensors_in_steps
 
@@ -102,7 +103,7 @@ def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
         )
     if checkpoint.quantization is not None and recipe.quantizes:
         raise ConversionError(
-            f"{checkpoint.folder} is quantized to {checkpoint.quantization.bits} bits already; "
+            f"{checkpoint.folder} is quantized already ({checkpoint.quantization.default}); "
             "convert the original checkpoint, or dequantize this one with recipe bf16"
         )
 
@@ -126,8 +127,15 @@ def _recipe(recipe: Recipe | str) -> Recipe:
         recipe = RECIPES[recipe]
     if recipe.dtype not in DTYPES:
         raise ConversionError(f"dtype {quote(recipe.dtype)} is not one of {', '.join(DTYPES)}")
-    for bits in (recipe.bits, recipe.embedding_bits, recipe.vision_bits):
-        if bits is not None and (problem := check_quantization(bits, recipe.group_size)):
+    if recipe.mode not in FORMS:
+        raise ConversionError(f"mode {quote(recipe.mode)} is not one of {', '.join(FORMS)}")
+    parts = [bits for bits in (recipe.embedding_bits, recipe.vision_bits) if bits is not None]
+    forms = [form for form in recipe.modules.values() if form is not None]
+    forms += map(recipe.of_bits, parts)
+    if recipe.bits is not None:
+        forms.append(Form(recipe.bits, recipe.group_size, recipe.mode))
+    for form in forms:
+        if problem := check_quantization(*form):
             raise ConversionError(f"recipe: {problem}")
     return recipe
 
@@ -189,7 +197,8 @@ class _Plan:
         quantization = _quantize(target, recipe)
         floats = DTYPES[recipe.dtype]
         forms = {
-            name: a if a.dtype == mx.uint32 else a.astype(floats) for name, a in _in_order(target)
+            name: a.astype(floats) if mx.issubdtype(a.dtype, mx.floating) else a
+            for name, a in _in_order(target)
         }
         return cls(checkpoint, recipe, config, quantization, shapes, forms)
 
@@ -233,8 +242,8 @@ class _Plan:
             module = name.removesuffix(".weight")
             if f"{module}.scales" in self.forms:
                 assert self.quantization is not None
-                bits, group_size = self.quantization.of(module)
-                yield from mx.quantize(array, group_size, bits)
+                bits, group_size, mode = self.quantization.of(module)
+                yield from mx.quantize(array, group_size, bits, mode)
             else:
                 yield array
 
@@ -243,11 +252,12 @@ class _Plan:
         array, module = source.pop(name), name.removesuffix(".weight")
         if array.dtype == mx.uint32:
             assert self.checkpoint.quantization is not None
-            bits, group_size = self.checkpoint.quantization.of(module)
-            scales, biases = (
-                source.pop(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases")
+            array = dequantized(
+                array,
+                source.pop(f"{module}.scales"),
+                source.pop(f"{module}.biases", None),
+                self.checkpoint.quantization.of(module),
             )
-            array = mx.dequantize(array, scales, biases, group_size, bits)
         if module in self.adapted and name.endswith(".weight"):
             layer = self.adapted[module]
             unread = layer.linear.weight
@@ -262,34 +272,45 @@ def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
     layers = {
         path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)
     }
-    wanted = {path: bits for path in layers if (bits := recipe.module_bits(path)) is not None}
+    if absent := sorted(recipe.modules.keys() - layers.keys()):
+        raise ConversionError(f"recipe: the model has no layer {quote(absent[0])}")
+    wanted = {path: form for path in layers if (form := recipe.form(path)) is not None}
     if not wanted:
         return None
-    widths = {layers[path].weight.shape[1] for path in wanted}
-    if misfits := sorted(width for width in widths if width % recipe.group_size):
-        fitting = [str(size) for size in GROUP_SIZES if not any(width % size for width in widths)]
+    widths = {path: layers[path].weight.shape[1] for path in wanted}
+    if misfits := [path for path, form in wanted.items() if widths[path] % form.group_size]:
+        size = max(wanted[path].group_size for path in misfits)
+        fitting = [
+            str(size)
+            for size in FORMS["affine"][1]
+            if not any(width % size for width in widths.values())
+        ]
+        odd = sorted({widths[path] for path in misfits})
         raise ConversionError(
-            f"group_size {recipe.group_size}: layers of {', '.join(map(str, misfits))} inputs do "
-            "not divide into such "
-            f"groups; use {' or '.join(fitting) or 'no quantization of this part'}"
+            f"group_size {size}: layers of {', '.join(map(str, odd))} inputs do not divide into "
+            f"such groups; use {' or '.join(fitting) or 'no quantization of this part'}"
         )
-    main = recipe.bits or next(iter(wanted.values()))
-    others = {path: (bits, recipe.group_size) for path, bits in wanted.items() if bits != main}
-    quantization = Quantization(main, recipe.group_size, others)
+    ((main, _),) = Counter(wanted.values()).most_common(1)
+    others = {path: form for path, form in wanted.items() if form != main}
+    quantization = Quantization(main, others)
     quantize_modules(target, quantization, wanted.__contains__)
     return quantization
 
 
 def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
-    """With a quantized tower, its MLP width rounded up to whole groups (4304 to 4352 in the 2.2B).
+    """With a quantized tower, its MLP width rounded up to whole groups (4304 to 4352 in the 2.2B,
+    for groups of 64).
 
     Exact: the added rows of fc1 are zero, GELU of zero is zero, and so the added columns of fc2
     meet only zeros.
     """
-    if recipe.vision_bits is None:
-        return config
     vision = config.vision_config
-    width = -(-vision.intermediate_size // recipe.group_size) * recipe.group_size
+    forms = [
+        recipe.form(f"vision_model.encoder.layers.{layer}.mlp.fc2")
+        for layer in range(vision.num_hidden_layers)
+    ]
+    group = max((form.group_size for form in forms if form is not None), default=1)
+    width = -(-vision.intermediate_size // group) * group
     return replace(config, vision_config=replace(vision, intermediate_size=width))
 
 

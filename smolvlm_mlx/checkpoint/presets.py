@@ -11,6 +11,7 @@ from PIL import Image
 from ..config import ModelConfig, TextConfig, VisionConfig
 from ..inputs.settings import ImageSettings
 from ..model import SmolVLM, optimize
+from .choices import Form
 from .names import Known
 from .quantization import Quantization, quantize_modules
 
@@ -69,7 +70,7 @@ def random_model(config: ModelConfig, dtype: mx.Dtype, bits: int | None = None) 
     model.set_dtype(dtype)
     if bits is not None:
         quantize_modules(
-            model, Quantization(bits, 64), lambda module: module.startswith("language_model.")
+            model, Quantization(Form(bits)), lambda module: module.startswith("language_model.")
         )
     model.eval()
     # Evaluates layer by layer; float32 numbers that were drawn are gone as soon as they are cast.

@@ -1,33 +1,37 @@
-"""Which layers are quantized, and to how many bits: the `quantization` block of config.json.
+"""Which layers are quantized, and how: the `quantization` block of config.json.
 
 The block is mlx-community's:
-`{"group_size": 64, "bits": 4, "mode": "affine", "<module>": {...} or false}`. Entries by module
-path override the defaults. A module is quantized if the file has its `.scales`, whatever else the
-block says.
+`{"group_size": 64, "bits": 4, "mode": "affine", "<module>": {...} or false}`. An entry by module
+path stands in place of the block; what it leaves out is not the block's, but what MLX has by
+default in its mode. A module is quantized if the file has its `.scales`, whatever else the block
+says.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, quote
-from .choices import Bits, GroupSize
+from .choices import FORMS, Form
 
-BITS, GROUP_SIZES = get_args(Bits), get_args(GroupSize)
+# Of a block or entry that has a mode and no more, as in `mlx.nn.quantize`.
+_DEFAULTS: dict[str, tuple[int, int]] = {"affine": (4, 64)} | {
+    mode: (bits[0], groups[0]) for mode, (bits, groups) in FORMS.items() if mode != "affine"
+}
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How modules are quantized. `modules` holds exceptions by module path: (bits, group_size)."""
+    """How modules are quantized: `modules` by path, all others as `default`."""
 
-    bits: int
-    group_size: int
-    modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    default: Form
+    modules: Mapping[str, Form] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, form in {"quantization": (self.bits, self.group_size), **self.modules}.items():
+        for name, form in {"quantization": self.default, **self.modules}.items():
             if problem := check_quantization(*form):
                 raise CheckpointError(f"config.json: {quote(name)}: {problem}")
 
@@ -36,55 +40,66 @@ class Quantization:
         """Read the block of config.json; None if there is none.
 
         Raises:
-            CheckpointError: the block is malformed, or of a kind that MLX's affine quantization is
-                not.
+            CheckpointError: the block is malformed, or of a kind that MLX does not have.
         """
         block = raw.get("quantization")
         if block is None:
             block = raw.get("quantization_config")
         if block is None:
             return None
-        if not isinstance(block, Mapping) or "bits" not in block:
+        if not isinstance(block, Mapping) or not block.keys() & {"bits", "mode"}:
             method = block.get("quant_method") if isinstance(block, Mapping) else block
             raise CheckpointError(
                 f"config.json: quantization {quote(method)} is not MLX's; convert the original "
                 "checkpoint"
             )
-        defaults = {"group_size": 64, "mode": "affine", **block}
-        exceptions = {
-            name.removeprefix("model."): {**defaults, **entry}
+        modules = {
+            name.removeprefix("model."): _form(entry)
             for name, entry in block.items()
             if isinstance(entry, Mapping)
         }
-        for name, entry in {"quantization": defaults, **exceptions}.items():
-            if entry["mode"] != "affine":
-                raise CheckpointError(
-                    f"config.json: {quote(name)}: mode {quote(entry['mode'])} (only 'affine')"
-                )
-        modules = {name: (entry["bits"], entry["group_size"]) for name, entry in exceptions.items()}
-        return cls(defaults["bits"], defaults["group_size"], modules)
+        return cls(_form(block), modules)
 
     def to_config(self) -> dict[str, object]:
         """The block to write into config.json."""
-        exceptions = {
-            name: {"bits": bits, "group_size": size}
-            for name, (bits, size) in sorted(self.modules.items())
+        return self.default._asdict() | {
+            name: form._asdict() for name, form in sorted(self.modules.items())
         }
-        return {"group_size": self.group_size, "bits": self.bits, "mode": "affine", **exceptions}
 
-    def of(self, module: str) -> tuple[int, int]:
-        """(bits, group_size) of a quantized module."""
-        return self.modules.get(module, (self.bits, self.group_size))
+    def of(self, module: str) -> Form:
+        """The form of a quantized module."""
+        return self.modules.get(module, self.default)
 
 
-def check_quantization(bits: object, group_size: object) -> str | None:
-    """What is wrong with a number of bits and a group size; True and 4.0 are no integers here."""
-    if type(bits) is int and bits in BITS and type(group_size) is int and group_size in GROUP_SIZES:
+def _form(entry: Mapping[str, Any]) -> Form:
+    """The form that a block or entry says, which `Quantization` checks."""
+    mode = entry.get("mode", "affine")
+    bits, group_size = _DEFAULTS.get(mode if isinstance(mode, str) else "", (0, 0))
+    return Form(entry.get("bits", bits), entry.get("group_size", group_size), mode)
+
+
+def check_quantization(bits: object, group_size: object, mode: object = "affine") -> str | None:
+    """What is wrong with a form's three values; True and 4.0 are no integers here."""
+    if not isinstance(mode, str) or mode not in FORMS:
+        return f"mode {quote(mode)} is not one of {', '.join(FORMS)}"
+    fitting, groups = FORMS[mode]
+    if type(bits) is int and bits in fitting and type(group_size) is int and group_size in groups:
         return None
     return (
         f"{quote(bits)} bits in groups of {quote(group_size)} "
-        f"(bits: {', '.join(map(str, BITS))}; groups: {', '.join(map(str, GROUP_SIZES))})"
+        f"({mode}: bits {', '.join(map(str, fitting))}; groups {', '.join(map(str, groups))})"
     )
+
+
+def dequantized(
+    packed: mx.array, scales: mx.array, biases: mx.array | None, form: Form
+) -> mx.array:
+    """The float32 values that a quantized weight stands for; rounded to nothing less, whatever the
+    dtype of its scales."""
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    bits, group_size, mode = form
+    return mx.dequantize(packed, scales, biases, group_size, bits, mode, dtype=mx.float32)
 
 
 def quantize_modules(
@@ -96,12 +111,12 @@ def quantize_modules(
     def form(path: str, module: nn.Module) -> bool | dict[str, object]:
         if not isinstance(module, nn.Linear | nn.Embedding) or not quantized(path):
             return False
-        bits, group_size = quantization.of(path)
-        if module.weight.shape[1] % group_size:
+        own = quantization.of(path)
+        if module.weight.shape[1] % own.group_size:
             raise CheckpointError(
                 f"{path}: {module.weight.shape[1]} inputs are no multiple of group_size "
-                f"{group_size}"
+                f"{own.group_size}"
             )
-        return {"bits": bits, "group_size": group_size}
+        return own._asdict()
 
-    nn.quantize(model, quantization.group_size, quantization.bits, class_predicate=form)
+    nn.quantize(model, class_predicate=form)

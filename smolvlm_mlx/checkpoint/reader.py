@@ -31,7 +31,9 @@ from .quantization import Quantization, quantize_modules
 from .safetensors import Tensor, find_shards, listed, read_header, read_tensor, same_bytes
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+# Of packed weights, and of scales that are 8-bit floats.
+_INTEGERS = {mx.uint32: {"U32"}, mx.uint8: {"U8"}}
 # Of Hugging Face's layout, behind `model.` where a file has that.
 _HF_PARTS = {
     "text_model.": "language_model.",
@@ -88,7 +90,7 @@ class Checkpoint:
     def loaded_nbytes(self, dtype: mx.Dtype) -> int:
         """Bytes of the weights in memory: what is quantized as it is, all else in `dtype`."""
         return sum(
-            tensor.nbytes if tensor.dtype == "U32" else math.prod(tensor.shape) * dtype.size
+            math.prod(tensor.shape) * dtype.size if tensor.dtype in FLOATS else tensor.nbytes
             for tensor in self.tensors.values()
         )
 
@@ -214,8 +216,8 @@ def _fill(
         for name in [name for name in weights if name.startswith(f"{_HEAD}.")]:
             del weights[name]
     model = checkpoint.build(checkpoint.is_tied)
-    # Packed weights (uint32) stay as they are; older conversions hold float16 scales, biases and
-    # norms.
+    # Packed weights and their 8-bit scales stay as they are; older conversions hold float16
+    # scales, biases and norms.
     cast = [
         (name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
         for name, w in weights.items()
@@ -307,7 +309,7 @@ def _compare(checkpoint: Checkpoint) -> None:
         tensor, array = tensors[name], expected[name]
         if tensor.shape != array.shape:
             problems.append(f"{tensor.key} has shape {list(tensor.shape)}, not {list(array.shape)}")
-        if tensor.dtype not in ({"U32"} if array.dtype == mx.uint32 else _FLOATS):
+        if tensor.dtype not in _INTEGERS.get(array.dtype, FLOATS):
             problems.append(f"{tensor.key} is {tensor.dtype}")
     if problems:
         raise CheckpointError(

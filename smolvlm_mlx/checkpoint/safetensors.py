@@ -28,11 +28,12 @@ _CODES = {
     mx.float32: "F32",
     mx.float16: "F16",
     mx.bfloat16: "BF16",
+    mx.uint8: "U8",
     mx.uint32: "U32",
     mx.uint64: "U64",  # steps that an optimizer counts
 }
 # What a file's bytes are to NumPy, which has no bfloat16; safetensors are little-endian.
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "U32": "<u4"}
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 

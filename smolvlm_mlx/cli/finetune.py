@@ -163,7 +163,7 @@ def _print_run(run: "Run") -> None:
 
     err, plan, quantization = console(stderr=True), run.plan, run.checkpoint.quantization
     total = sum(array.size for array in run.model.named_parameters().values())
-    kind = plan.method if quantization is None else f"{plan.method} on {quantization.bits} bits"
+    kind = plan.method if quantization is None else f"{plan.method} on {quantization.default}"
     err.print(
         f"{kind} of {', '.join(plan.parts)}: {run.trainable:,} of {total:,} numbers are trained"
     )

@@ -57,7 +57,7 @@ def _print_model(
     """The parts of a checkpoint, from its headers alone, and what a picture becomes."""
     from .. import device
     from ..checkpoint.hub import find
-    from ..checkpoint.reader import open_checkpoint
+    from ..checkpoint.reader import FLOATS, open_checkpoint
     from ..inputs.media import Attachment
 
     picture = None if image is None else Attachment(image)
@@ -68,8 +68,7 @@ def _print_model(
         f"{checkpoint.nbytes / 1e6:,.1f} MB"
     )
     _print_parts(checkpoint)
-    # uint32 is packed weights.
-    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} - {"U32"}
+    mixed = {tensor.dtype for tensor in checkpoint.tensors.values()} & FLOATS
     if len(mixed) > 1:
         print(
             f"dtypes: MIXED, {', '.join(sorted(mixed))}; loading makes {device.default_dtype()} of "
@@ -114,7 +113,7 @@ def _kind(checkpoint: "Checkpoint", part: str) -> str:
             continue
         module = name.removesuffix(".weight")
         if f"{module}.scales" in checkpoint.tensors and quantization is not None:
-            kinds.add("{} bits in groups of {}".format(*quantization.of(module)))
+            kinds.add(str(quantization.of(module)))
         else:
             kinds.add(tensor.dtype)
     return ", ".join(sorted(kinds))

@@ -34,9 +34,9 @@ class VisionEmbeddings(nn.Module):
         N, p, n = pixel_values.shape[0], self.patch_size, self.patches_per_side
         patches = pixel_values[:, : n * p, : n * p].reshape(N, n, p, n, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(N, n * n, -1)  # (N, P, p*p*3)
-        positions: mx.array = self.position_embedding(mx.arange(n * n))
-        # (N, P, Dv)
-        return self.embed(patches.astype(self.patch_embedding.weight.dtype)) + positions
+        dtype = self.patch_embedding.weight.dtype
+        positions: mx.array = self.position_embedding(mx.arange(n * n)).astype(dtype)
+        return self.embed(patches.astype(dtype)) + positions  # (N, P, Dv)
 
     def embed(self, patches: mx.array) -> mx.array:
         """(N, P, p*p*3) -> (N, P, Dv)."""
