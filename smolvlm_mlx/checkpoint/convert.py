@@ -2,8 +2,9 @@
 
 One tensor is in memory at a time, so a 2.2B model converts on an 8 GB laptop. The result is made in
 a temporary folder beside the target, synced and checked, and then renamed: a crash leaves the
-target absent, never partial. The source is only read. The result has mlx-community's layout: one
-model.safetensors, and config.json with a `quantization` block.
+target absent, never partial. The source is only read. The result has mlx-community's layout (one
+model.safetensors, and config.json with a `quantization` block), or Hugging Face's, see
+`huggingface`.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,8 +26,11 @@ from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
-from .choices import FORMS, RECIPES, Form, Recipe
-from .hub import find
+from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of, public_name
+from .choices import FORMS, RECIPES, Form, Layout, Recipe
+from .hub import find, find_folder
+from .huggingface import hf_config, write_shards_in_steps
+from .names import resolve
 from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import write_safetensors_in_steps
@@ -42,12 +46,13 @@ COMPANIONS = (
 @dataclass(frozen=True)
 class Report:
     """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the
-    result."""
+    result, `origin` what its card says of the source."""
 
     out: Path
     source_bytes: int
     out_bytes: int
     parts: Mapping[str, tuple[int, int]]
+    origin: Origin
 
     @property
     def bits_per_weight(self) -> float:
@@ -65,12 +70,14 @@ def convert_in_steps(
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
+    layout: Layout = "mlx",
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
         recipe: the name of one of `choices.RECIPES`, or one of your own.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
+        layout: "huggingface" for what transformers loads: not quantized, in files of 5 GB.
 
     Raises:
         CheckpointError: the source cannot be used.
@@ -79,22 +86,36 @@ def convert_in_steps(
     """
     recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_checkpoint(find(source, revision))
-    _check(checkpoint, recipe, out)
+    _check(checkpoint, recipe, out, layout)
     device.limit_memory()
-    plan = _Plan.of(checkpoint, recipe)
+    plan = replace(_Plan.of(checkpoint, recipe), layout=layout)
     if adapter is not None:
         unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
         learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
         modules = dict(unread.named_modules())
         plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
-    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays())
-    return Report(out, checkpoint.nbytes, out_bytes, parts)
+    if find_folder(source) is None:
+        fetch_papers(resolve(str(source)), checkpoint.folder)
+    tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
+    lost = None
+    if checkpoint.quantization is not None and plan.quantization is None:
+        lost = str(checkpoint.quantization.default)
+    origin = replace(origin_of(checkpoint.folder), tuned=tuned, dequantized=lost)
+    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
+    return Report(out, checkpoint.nbytes, out_bytes, parts, origin)
 
 
 convert = at_once(convert_in_steps)
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
+def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path, layout: Layout) -> None:
+    if layout not in get_args(Layout):
+        raise ConversionError(f"layout {quote(layout)} is not one of {', '.join(get_args(Layout))}")
+    if layout == "huggingface" and recipe.quantizes:
+        raise ConversionError(
+            "layout huggingface is for transformers, which does not read MLX's quantization; leave "
+            "out the bits, or choose layout mlx"
+        )
     if os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
     if checkpoint.folder.resolve() in out.resolve().parents:
@@ -117,7 +138,8 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
     """
     plan = _Plan.of(checkpoint, RECIPES["bf16"])
     arrays = (weights[name].astype(form.dtype) for name, form in plan.forms.items())
-    Work(_write_folder(plan, out, arrays)).finish()
+    origin = replace(origin_of(checkpoint.folder), tuned="weights that were fine-tuned")
+    Work(_write_folder(plan, out, arrays, origin)).finish()
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:
@@ -141,7 +163,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _write_folder(
-    plan: "_Plan", out: Path, arrays: Iterator[mx.array]
+    plan: "_Plan", out: Path, arrays: Iterator[mx.array], origin: Origin
 ) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
@@ -152,15 +174,16 @@ def _write_folder(
                 raise ConversionError(
                     f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed"
                 )
-            yield from write_safetensors_in_steps(partial / "model.safetensors", plan.forms, arrays)
+            yield from plan.write_in_steps(partial, arrays)
             config = json.dumps(plan.config_json(), indent=2) + "\n"
             write_file(partial / "config.json", config.encode())
-            for name in COMPANIONS:
+            for name in (*COMPANIONS, *papers_of(plan.checkpoint.folder)):
                 if (plan.checkpoint.folder / name).is_file():
                     if not (partial / name).parent.is_dir():
                         (partial / name).parent.mkdir()
                     write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
+            write_file(partial / README, card_of(written, origin, name=out.name).encode())
             return written.nbytes, written.parts()
     except OSError as error:
         reason = (
@@ -188,6 +211,7 @@ class _Plan:
     forms: Mapping[str, mx.array]
     # Layers of an adapter, without the base's weights.
     adapted: Mapping[str, nn.Module] = field(default_factory=dict)
+    layout: Layout = "mlx"
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
@@ -225,11 +249,19 @@ class _Plan:
             section.update(
                 (key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key)
             )
+        if self.layout == "huggingface":
+            return hf_config(changed, self.recipe.dtype)
         return (
             changed
             if self.quantization is None
             else {**changed, "quantization": self.quantization.to_config()}
         )
+
+    def write_in_steps(self, folder: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
+        """Write the weights into the result's folder."""
+        if self.layout == "huggingface":
+            return write_shards_in_steps(folder, self.forms, arrays)
+        return write_safetensors_in_steps(folder / "model.safetensors", self.forms, arrays)
 
     def arrays(self) -> Iterator[mx.array]:
         """The tensors of the result, each read and made when it is asked for."""

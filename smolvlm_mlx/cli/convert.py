@@ -1,18 +1,24 @@
-"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
+"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not, or in Hugging Face's."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..checkpoint import choices
 from ..checkpoint.choices import RECIPES, Recipe
+from ..checkpoint.upload import Upload
 from ..errors import ConversionError
+from . import check as checking
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
+    from ..quality.report import QualityReport
 
 Source = Annotated[
     str,
@@ -21,8 +27,18 @@ Source = Annotated[
     ),
     CHECKPOINT,
 ]
+RecipeName = Annotated[
+    choices.RecipeName | None,
+    typer.Option(
+        metavar="NAME", help=f"{', '.join(RECIPES)}. Options below, but --bits, change it."
+    ),
+]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
+]
+Layout = Annotated[
+    choices.Layout,
+    typer.Option(help="Who reads it: programs on MLX, or transformers."),
 ]
 
 
@@ -30,50 +46,81 @@ def convert(
     context: typer.Context,
     source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    recipe: Annotated[
-        choices.RecipeName | None, typer.Option(help="In place of the five options below.")
-    ] = None,
+    recipe: RecipeName = None,
     bits: Annotated[
         choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
     ] = None,
     embedding_bits: EmbeddingBits = None,
-    group_size: Annotated[
-        choices.GroupSize, typer.Option(help="Weights that share a scale.")
-    ] = Recipe.group_size,
+    group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = 64,
     quantize_vision: Annotated[
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
-    ] = False,
+    check: checking.Check = False,
+    check_data: checking.CheckData = None,
+    as_json: checking.AsJson = False,
+    upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
-    """Convert a checkpoint to MLX's layout, quantized or not."""
+    """Convert a checkpoint to MLX's layout, quantized or not, or back."""
     from ..checkpoint.convert import convert_in_steps as run
     from .show import byte_bar, follow
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
-    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
-    _print_report(follow(steps, byte_bar(f"Converting {source}")))
-    if check:
-        _print_agreement(source, out, loading)
+    rows = checking.check_rows(check_data)
+    upload.check()
+    adapter, revision = loading.adapter, loading.revision
+    steps = run(source, out, wanted, adapter=adapter, revision=revision, layout=layout)
+    report, quality = follow(steps, byte_bar(f"Converting {source}")), None
+    if not as_json:
+        _print_report(report)
+    if check or rows:
+        quality = checking.check_result(report, source, loading, rows)
+    _finish(context, report, quality, upload, as_json)
+
+
+def _finish(
+    context: typer.Context,
+    report: "Report",
+    quality: "QualityReport | None",
+    upload: Upload,
+    as_json: bool,
+) -> None:
+    """Tell what came out, complete its card and upload it; what is broken stays here, with exit
+    code 1."""
+    from .publish import publish
+
+    figures = None if quality is None else checking.figures_of(quality)
+    is_broken = quality is not None and quality.verdict == "broken"
+    if as_json:
+        checking.print_json(report, quality)
+    elif quality is not None:
+        checking.print_quality(quality)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        publish(context, report, figures, Upload() if is_broken else upload)
+    if is_broken:
+        raise typer.Exit(1)
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
-    """A named recipe, or the one that was typed option by option."""
-    vision = typed(context, "quantize_vision")
-    if recipe is not None and (vision or own != Recipe()):
-        raise ConversionError(
-            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision "
-            "and --dtype"
-        )
-    if vision and own.bits is None:
-        raise ConversionError("--quantize-vision needs --bits")
-    if recipe is None and not own.quantizes:
+    """The recipe that was typed option by option, or a named one with what was typed beside it."""
+    if recipe is not None and own.bits is not None:
+        raise ConversionError("--recipe has its own bits; leave out --recipe or --bits")
+    vision, base = typed(context, "quantize_vision"), RECIPES[recipe or "bf16"]
+    if vision and own.bits is None and base.bits is None:
+        raise ConversionError("--quantize-vision needs --bits, or a recipe that has them")
+    if recipe is not None:
+        names = ("embedding_bits", "group_size", "dtype")
+        beside: dict[str, Any] = {
+            name: getattr(own, name) for name in names if typed(context, name)
+        }
+        own = replace(base, **beside)
+        own = replace(own, vision_bits=own.bits) if vision else own
+    if not own.quantizes:
         note_unused(context, "nothing is quantized without --bits", "group_size")
-    return RECIPES[recipe] if recipe else own
+    return own
 
 
 def _print_report(report: "Report") -> None:
@@ -88,14 +135,3 @@ def _print_report(report: "Report") -> None:
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
-
-
-def _print_agreement(source: str, out: Path, loading: Loading) -> None:
-    """How far the result's predictions are from the source's."""
-    from ..checkpoint.compare import compare
-    from .show import console, table
-
-    shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    for row in compare(source, out, loading.revision, loading.adapter):
-        shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
-    console().print(shown)
