@@ -188,9 +188,7 @@ def _better(
     return Codes(*kept)
 
 
-def _compensated(
-    weights: Floats, factor: Floats, bits: int, group: int, dtype: mx.Dtype
-) -> Codes:
+def _compensated(weights: Floats, factor: Floats, bits: int, group: int, dtype: mx.Dtype) -> Codes:
     left = weights.T.copy()  # (I, O)
     codes, scales, biases = [], [], []
     for start in range(0, len(left), group):
@@ -270,5 +268,8 @@ def _refit(
 
 def _joined(parts: Sequence[Codes]) -> Codes:
     return Codes(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales", "biases"))
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("codes", "scales", "biases")
+        )
     )

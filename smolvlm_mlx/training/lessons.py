@@ -1,72 +1,67 @@
-"""What a quantized model learns from, where nobody gives it anything: questions and drawn pictures.
+"""What a quantized model learns from: built-in questions in words, and questions about pictures,
+built-in ones or the user's own. The answers are the source's."""
 
-Only the questions are written down; the answers are the source's own.
-"""
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import TypeVar
 
-from PIL import Image, ImageDraw
+from ..data.rows import Row, read_rows
+from ..data.samples import make_sample
+from ..errors import DataError, SmolVLMError
+from ..files import expanded
+from ..inputs.media import PICTURE_SUFFIXES
+from ..inputs.messages import parse_messages, user_message
+from ..quality.prompts import Kind, Prompt, built_in
 
-_TOPICS = """
-the moon; bread; bicycles; volcanoes; the number seven; cats; democracy; rain; the violin; money;
-the heart; steam engines; winter; honesty; maps; whales; chess; glass; the Roman empire; sleep;
-computers; gardens; light; friendship; coffee; earthquakes; libraries; bridges; salt; football;
-evolution; clocks; rivers; a lost key; vaccines; dinosaurs; tea; the alphabet; satellites; mirrors;
-fire; bees; photography; an old lighthouse; algebra; trains; the desert; music; insurance; paper;
-electricity; a shy robot; cooking rice; mountains; gravity; elections; the printing press; dogs;
-loneliness; plastic; the ocean; a busy market; recycling; stars
-""".replace("\n", " ").strip().split("; ")
-_FORMS = (
-    "What is important to know about {}?",
-    "Explain {} to a child of six.",
-    "Write a short story about {}.",
-    "Give three facts about {}.",
-    "What do people often get wrong about {}?",
-    "Write four lines of a poem about {}.",
-    "I know nothing about {}. Where should I begin?",
-    "Write a polite e-mail to a colleague about {}.",
-    "List five words that have to do with {}.",
-    "Why does {} matter today?",
-    "Write a dialogue of two friends who disagree about {}.",
-    "Answer in one sentence: what would the world be without {}?",
-    "What happened in history that has to do with {}?",
-    "Write a title and a first paragraph of an article about {}.",
-    "Make a table with two columns and three rows about {}.",
-)
-PICTURE_QUESTIONS = (
-    "What is in this picture?",
-    "Describe the picture in detail.",
-    "Which colors do you see?",
-    "How many things are there?",
-    "What does the text say?",
-)
-_COLORS = ("crimson", "royalblue", "seagreen", "orange", "purple", "black", "deeppink", "teal")
-_WORDS = ("EXIT", "1984", "SALE 50%", "Page 7", "OPEN", "Room B12", "TOTAL 34.90", "Hello")
+T = TypeVar("T")
+
+TEXTS: dict[Kind, int] = {"text": 240}
+PICTURES: dict[Kind, int] = {"picture": 12, "document": 2}
+MOST = 48  # of the user's own, evenly from all
+MAX_TILES = 5  # of a picture of theirs, where they do not say
+QUESTIONS = ("Describe this image in detail.", "What do you see?", "Write a caption.")
 
 
-def text_questions(count: int) -> list[str]:
-    """Return so many questions, each with another pair of topic and form for the first 960."""
-    return [
-        _FORMS[number % len(_FORMS)].format(_TOPICS[number % len(_TOPICS)])
-        for number in range(count)
-    ]
+def lessons(data: str | Path | None = None) -> list[Prompt]:
+    """Return questions to learn from: built-in ones, of which those about pictures give way to
+    `data`, a folder of pictures or rows as `read_rows` has them.
+
+    Raises:
+        DataError: `data` is not there, is empty, or a row of it cannot be used.
+        ImageError: a picture of a folder cannot be read.
+    """
+    own = built_in(PICTURES, "choose") if data is None else list(_own(data))
+    return [*built_in(TEXTS, "choose"), *own]
 
 
-def drawn_pictures(count: int) -> list[Image.Image]:
-    """Return so many pictures (384 x 288) of shapes, bars and words, each another."""
-    return [_draw(number) for number in range(count)]
+def _own(data: str | Path) -> Iterator[Prompt]:
+    folder = expanded(data)
+    pictures = sorted(_pictures(folder)) if folder.is_dir() else []
+    if pictures and not any(folder.glob("metadata.*")):
+        for path, question in zip(_some(pictures), cycle(QUESTIONS), strict=False):
+            yield Prompt("picture", [user_message(question, [path])])
+    else:
+        yield from map(_of_row, _some(read_rows(data)))
 
 
-def _draw(number: int) -> Image.Image:
-    image = Image.new("RGB", (384, 288), ("white", "lightyellow", "gainsboro")[number % 3])
-    draw = ImageDraw.Draw(image)
-    for place in range(1 + number % 5):
-        color = _COLORS[(number + 3 * place) % len(_COLORS)]
-        left, top = 12 + 74 * place, 20 + 31 * ((number + place) % 4)
-        box = left, top, left + 60, top + 60 + 40 * (number % 2)
-        if (number + place) % 3 == 0:
-            draw.ellipse(box, fill=color)
-        elif (number + place) % 3 == 1:
-            draw.rectangle(box, outline=color, width=8)
-        else:
-            draw.polygon([(box[0], box[3]), (box[2], box[3]), (left + 30, top)], fill=color)
-    draw.text((20, 236), _WORDS[number % len(_WORDS)], fill="black", font_size=30)
-    return image
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+
+
+def _some(found: list[T]) -> list[T]:
+    count = min(MOST, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
+
+
+def _of_row(row: Row) -> Prompt:
+    try:
+        sample = make_sample(row)
+        messages = parse_messages(sample.messages)
+    except SmolVLMError as error:
+        raise DataError(f"{row.where}: {error}") from error
+    options = sample.image_options
+    if options.max_tiles is None:
+        options = replace(options, max_tiles=MAX_TILES)
+    return Prompt("picture" if sample.shows("image") else "text", messages, options)
