@@ -234,3 +234,20 @@ def test_predictions_stay_nearer_than_by_rounding(
         for name in ("rounded", "learned")
     )
     assert learning < 0.7 * rounding
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_on_it(
+    learned: Path, mixed_questions: Path, tmp_path: Path, call: Any
+) -> None:
+    """QLoRA, and an answer with it."""
+    few = ("--steps", 2, "--batch-size", 1, "--accumulate", 1, "--max-tiles", 1)
+    code, _, err = call("finetune", mixed_questions, tmp_path / "run", "-m", learned, *few)
+    assert code == 0
+    assert "lora on 3 bits in groups of 32" in err
+    adapter = tmp_path / "run" / "adapter"
+    code, out, _ = call(
+        "generate", "-m", learned, "--adapter", adapter, "--max-tokens", 3, "Hello?"
+    )
+    assert code == 0
+    assert out

@@ -97,12 +97,7 @@ def convert_in_steps(
         plan = replace(plan, learned=(yield from learner(plan)))
     if find_folder(source) is None:
         fetch_papers(resolve(str(source)), checkpoint.folder)
-    tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
-    is_learned, lost = learner is not None, None
-    if checkpoint.quantization is not None and plan.quantization is None:
-        lost = str(checkpoint.quantization.default)
-    origin = origin_of(checkpoint.folder)
-    origin = replace(origin, tuned=tuned, dequantized=lost, learned=is_learned)
+    origin = plan.origin(adapter)
     out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
     return Report(out, checkpoint.nbytes, out_bytes, parts, origin)
 
@@ -237,6 +232,14 @@ class Plan:
         learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
         modules = dict(unread.named_modules())
         return replace(self, adapted={path: modules[path] for path in learned.modules})
+
+    def origin(self, adapter: str | Path | None) -> Origin:
+        """What the result's card says of the source."""
+        lost, known = None, origin_of(self.checkpoint.folder)
+        if self.checkpoint.quantization is not None and self.quantization is None:
+            lost = str(self.checkpoint.quantization.default)
+        tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
+        return replace(known, tuned=tuned, dequantized=lost, learned=bool(self.learned))
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
