@@ -53,7 +53,7 @@ def test_what_is_packed_is_what_was_meant(bits: int, dtype: mx.Dtype) -> None:
         assert mine.shape == other.shape
         assert mine.dtype == other.dtype
     floats = [each.astype(mx.float32) for each in (scales, biases)]
-    read = np.array(mx.dequantize(weight, *floats, 32, bits))
+    read = np.array(mx.dequantize(weight, floats[0], floats[1], 32, bits))
     np.testing.assert_allclose(read, codes.weights, rtol=0, atol=1e-6)
     assert codes.codes.max() < 2**bits
 
@@ -66,7 +66,7 @@ def test_weights_that_are_on_a_grid_stay() -> None:
 
 
 def test_numbers_are_stored_as_mlx_stores_them() -> None:
-    numbers = np.concatenate([draw(1000), np.float32([0, -0.0, 1e-30, 3e4, 1.00390625])])
+    numbers = np.concatenate([draw(1000), np.array([0, -0.0, 1e-30, 3e4, 1.00390625], np.float32)])
     for dtype in (mx.float16, mx.bfloat16, mx.float32):
         theirs = np.array(mx.array(numbers).astype(dtype).astype(mx.float32))
         np.testing.assert_array_equal(stored(numbers, dtype), theirs)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from smolvlm_mlx import device
 from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.hub import TINY
@@ -201,7 +202,7 @@ def test_bad_data_is_refused_before_the_work(shallow: Path, tmp_path: Path) -> N
 def test_more_memory_than_there_is_is_refused(
     shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation.device, "memory_limit", lambda: 10**5)
+    monkeypatch.setattr(device, "memory_limit", lambda: 10**5)
     with pytest.raises(DeviceError, match="GB by estimate"):
         learn(shallow, tmp_path / "out", SMALL)
     assert not (tmp_path / "out.learning").exists()

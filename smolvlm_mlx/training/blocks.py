@@ -16,7 +16,9 @@ from ..checkpoint.quantization import dequantized
 from ..model import SmolVLM
 from .compensation import Codes, Floats, Inputs
 
-Packed = Sequence[mx.array]  # weight, scales, biases, as `mx.quantize` returns them
+Packed = tuple[
+    mx.array, mx.array, mx.array
+]  # weight, scales, biases, as `mx.quantize` returns them
 
 _DECODER = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

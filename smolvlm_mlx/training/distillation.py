@@ -95,9 +95,10 @@ def _check(recipe: Recipe | None) -> None:
     if not recipe.quantizes:
         raise ConversionError("nothing is learned without bits to quantize to; add --bits 4")
     forms = [form for form in recipe.modules.values() if form is not None]
-    if mode := next((each.mode for each in (recipe, *forms) if each.mode != "affine"), None):
+    odd = [mode for mode in (recipe.mode, *(form.mode for form in forms)) if mode != "affine"]
+    if odd:
         raise ConversionError(
-            f"{mode} is not learned: its scales are 8-bit floats; use --bits, or leave out --learn"
+            f"{odd[0]} is not learned: its scales are 8-bit floats; use --bits, or leave out --learn"
         )
 
 
@@ -260,7 +261,7 @@ class _Learner:
         if path in self.forms:
             bits, group_size, mode = self.forms[path]
             packed = mx.quantize(layer.weight.astype(self.dtype), group_size, bits, mode)
-            layer.weight = dequantized(*packed, self.forms[path])
+            layer.weight = dequantized(packed[0], packed[1], packed[2], self.forms[path])
 
     def _tiles(self, lessons: _Lessons) -> list[Batch]:
         """Embedded patches of some of all tiles."""

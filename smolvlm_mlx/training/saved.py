@@ -44,14 +44,14 @@ class Saved:
         """Token ids of the answers so far."""
         if not (self.folder / ANSWERS).exists():
             return []
-        found = self._json(ANSWERS).get("answers")
+        found: Any = self._json(ANSWERS).get("answers")
         is_ids = isinstance(found, list) and all(
             isinstance(each, list) and all(type(id) is int and 0 <= id < 2**31 for id in each)
             for each in found
         )
         if not is_ids:
             raise self._damaged(ANSWERS)
-        return found  # type: ignore[no-any-return]  # looked at above
+        return list(found)
 
     def keep_answers(self, answers: Sequence[Sequence[int]]) -> None:
         """Write the answers so far."""
@@ -81,7 +81,10 @@ class Saved:
         if any(arrays[name].dtype != kind for name, (_, kind) in wanted.items()):
             raise self._damaged(path.name)
         mx.eval(arrays)
-        return {name: [arrays[f"{name}.{part}"] for part in PARTS] for name in forms}
+        return {
+            name: (arrays[f"{name}.weight"], arrays[f"{name}.scales"], arrays[f"{name}.biases"])
+            for name in forms
+        }
 
     def keep_layers(self, block: str, layers: Mapping[str, Packed]) -> None:
         """Write a block's quantized layers."""
