@@ -6,6 +6,7 @@ from smolvlm_mlx.training.compensation import Floats, Inputs, rounded, stored
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 
 def draw(*shape: int, seed: int = 0) -> Floats:
@@ -24,10 +25,11 @@ def known(source: Floats, student: Floats) -> Inputs:
     return inputs
 
 
-def cost(weights: Floats, other: Floats, x: Floats) -> Floats:
+def cost(weights: Floats, other: Floats, x: Floats) -> NDArray[np.float64]:
     """Squared error of each output."""
     difference = ((weights - other) @ x.T).astype(np.float64)
-    return (difference**2).sum(axis=1)
+    squares: NDArray[np.float64] = (difference**2).sum(axis=1)
+    return squares
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -103,7 +103,8 @@ class Inputs:
         shrinkage, share = chosen
         if not share:
             return weights
-        step = _solved(weights @ sum(self.changes), sum(self.squares), shrinkage)
+        changes = weights @ (self.changes[0] + self.changes[1])
+        step = _solved(changes, self.squares[0] + self.squares[1], shrinkage)
         return (weights + share * step).astype(np.float32)
 
     def quantize(self, weights: Floats, bits: int, group: int, dtype: mx.Dtype) -> Codes:
@@ -148,15 +149,17 @@ def _damped(squares: Doubles, damping: float) -> Doubles:
     return squares + np.eye(len(squares)) * (damping * mean or 1.0)
 
 
-def _solved(right: Doubles, squares: Doubles, shrinkage: float) -> Doubles:
+def _solved(right: NDArray[np.floating], squares: Doubles, shrinkage: float) -> Doubles:
     """`right` (O, I) times the inverse of the damped squares."""
-    return np.linalg.solve(_damped(squares, shrinkage), right.T).T
+    solved: Doubles = np.linalg.solve(_damped(squares, shrinkage), right.T).T
+    return solved
 
 
 def _factor(squares: Doubles) -> Floats:
     """The upper triangle U with U^T U the inverse of the damped squares."""
     inverse = np.linalg.inv(_damped(squares, DAMPING))
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    factor: Floats = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    return factor
 
 
 def _grid(low: Floats, high: Floats, bits: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
@@ -166,7 +169,7 @@ def _grid(low: Floats, high: Floats, bits: int, dtype: mx.Dtype) -> tuple[Floats
 
 
 def _nearest(weights: Floats, scales: Floats, biases: Floats, bits: int) -> Floats:
-    codes = np.rint((weights - biases) / scales)
+    codes: Floats = np.rint((weights - biases) / scales)
     return np.clip(codes, 0, 2**bits - 1, out=codes)
 
 

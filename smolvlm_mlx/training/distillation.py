@@ -98,7 +98,7 @@ def _check(recipe: Recipe | None) -> None:
     odd = [mode for mode in (recipe.mode, *(form.mode for form in forms)) if mode != "affine"]
     if odd:
         raise ConversionError(
-            f"{odd[0]} is not learned: its scales are 8-bit floats; use --bits, or leave out --learn"
+            f"{odd[0]} is not learned: its scales are 8-bit floats; use --bits, or no --learn"
         )
 
 
