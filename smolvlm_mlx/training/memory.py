@@ -115,5 +115,7 @@ def learning_bytes(
     patches = tiles * vision.patches_per_side**2
     tower = patches * (5 * vision.hidden_size + vision.intermediate_size)
     widest = max(text.intermediate_size, vision.intermediate_size if tiles else 0)
-    # Two halves of two sums, in 64 bits, and as many for what is solved with them.
-    return weights + 4 * max(tokens, tower) + 8 * 8 * widest**2
+    # Two halves of two sums, in 64 bits, and as many for what is solved with them; the head's
+    # weights as often.
+    sums = 8 * widest**2 + 4 * text.vocab_size * text.hidden_size
+    return weights + 4 * max(tokens, tower) + 8 * sums
