@@ -41,6 +41,7 @@ class Origin:
         language: of the source's card.
         tuned: what else went into the weights, such as an adapter.
         dequantized: how the source is quantized, and the result is not.
+        learned: whether the source taught what its weights are quantized to.
         note: why the source's card was not read.
     """
 
@@ -51,6 +52,7 @@ class Origin:
     language: tuple[str, ...] = ()
     tuned: str | None = None
     dequantized: str | None = None
+    learned: bool = False
     note: str | None = None
 
 
@@ -239,6 +241,8 @@ def _about(result: Checkpoint, origin: Origin) -> str:
     about = f"{of if origin.name == origin.base else _code(origin.name)} in {layout}"
     if origin.tuned:
         about += f", with {_cell(origin.tuned)}"
+    if origin.learned:
+        about += ", quantized so that its predictions stay the source's (learned, not rounded)"
     if origin.dequantized:
         about += f", dequantized from {origin.dequantized}"
     if origin.base not in (None, origin.name):

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -71,6 +71,7 @@ def convert_in_steps(
     adapter: str | Path | None = None,
     revision: str | None = None,
     layout: Layout = "mlx",
+    learner: "Learner | None" = None,
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
@@ -78,6 +79,7 @@ def convert_in_steps(
         recipe: the name of one of `choices.RECIPES`, or one of your own.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
         layout: "huggingface" for what transformers loads: not quantized, in files of 5 GB.
+        learner: finds what weights are quantized to; else they are rounded.
 
     Raises:
         CheckpointError: the source cannot be used.
@@ -87,19 +89,14 @@ def convert_in_steps(
     recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_source(source, out, recipe, revision, layout)
     device.limit_memory()
-    plan = replace(_Plan.of(checkpoint, recipe), layout=layout)
+    plan = replace(Plan.of(checkpoint, recipe), layout=layout)
     if adapter is not None:
-        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
-        learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
-        modules = dict(unread.named_modules())
-        plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
+        plan = plan.with_adapter(adapter)
+    if learner is not None:
+        plan = replace(plan, learned=(yield from learner(plan)))
     if find_folder(source) is None:
         fetch_papers(resolve(str(source)), checkpoint.folder)
-    tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
-    lost = None
-    if checkpoint.quantization is not None and plan.quantization is None:
-        lost = str(checkpoint.quantization.default)
-    origin = replace(origin_of(checkpoint.folder), tuned=tuned, dequantized=lost)
+    origin = plan.origin(adapter)
     out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
     return Report(out, checkpoint.nbytes, out_bytes, parts, origin)
 
@@ -162,7 +159,7 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
     Raises:
         ConversionError: `out` cannot be written.
     """
-    plan = _Plan.of(checkpoint, RECIPES["bf16"])
+    plan = Plan.of(checkpoint, RECIPES["bf16"])
     arrays = (weights[name].astype(form.dtype) for name, form in plan.forms.items())
     origin = replace(origin_of(checkpoint.folder), tuned="weights that were fine-tuned")
     Work(_write_folder(plan, out, arrays, origin)).finish()
@@ -189,7 +186,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _write_folder(
-    plan: "_Plan", out: Path, arrays: Iterator[mx.array], origin: Origin
+    plan: "Plan", out: Path, arrays: Iterator[mx.array], origin: Origin
 ) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
@@ -221,7 +218,7 @@ def _write_folder(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """All about the result that can be known before a weight is read, in the order in which it is
     written.
 
@@ -237,10 +234,12 @@ class _Plan:
     forms: Mapping[str, mx.array]
     # Layers of an adapter, without the base's weights.
     adapted: Mapping[str, nn.Module] = field(default_factory=dict)
+    # Modules of which weight, scales and biases are known.
+    learned: Mapping[str, Sequence[mx.array]] = field(default_factory=dict)
     layout: Layout = "mlx"
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "Plan":
         config = _padded(checkpoint.config, recipe)
         target = SmolVLM(config, checkpoint.is_tied)
         shapes = {name: array.shape for name, array in _in_order(target)}
@@ -251,6 +250,22 @@ class _Plan:
             for name, a in _in_order(target)
         }
         return cls(checkpoint, recipe, config, quantization, shapes, forms)
+
+    def with_adapter(self, adapter: str | Path) -> "Plan":
+        """With an adapter fused into the weights."""
+        checkpoint = self.checkpoint
+        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
+        learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
+        modules = dict(unread.named_modules())
+        return replace(self, adapted={path: modules[path] for path in learned.modules})
+
+    def origin(self, adapter: str | Path | None) -> Origin:
+        """What the result's card says of the source."""
+        lost, known = None, origin_of(self.checkpoint.folder)
+        if self.checkpoint.quantization is not None and self.quantization is None:
+            lost = str(self.checkpoint.quantization.default)
+        tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
+        return replace(known, tuned=tuned, dequantized=lost, learned=bool(self.learned))
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
@@ -291,19 +306,33 @@ class _Plan:
 
     def arrays(self) -> Iterator[mx.array]:
         """The tensors of the result, each read and made when it is asked for."""
-        source = dict(self.checkpoint.read())
-        for name, shape in self.shapes.items():
-            array = self._float(name, source)
-            array = mx.pad(
-                array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
-            )
+        for name, array in self.floats():
             module = name.removesuffix(".weight")
-            if f"{module}.scales" in self.forms:
+            if module in self.learned:
+                yield from self.learned[module]
+            elif f"{module}.scales" in self.forms:
                 assert self.quantization is not None
                 bits, group_size, mode = self.quantization.of(module)
                 yield from mx.quantize(array, group_size, bits, mode)
             else:
                 yield array
+
+    def floats(self) -> Iterator[tuple[str, mx.array]]:
+        """Name and tensor of what is written, or quantized first."""
+        source = dict(self.checkpoint.read())
+        for name, shape in self.shapes.items():
+            array = self._float(name, source)
+            wider = [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
+            yield name, mx.pad(array, wider)
+
+    def model(self) -> SmolVLM:
+        """The result before it is quantized, in float32."""
+        model = SmolVLM(self.config, self.checkpoint.is_tied)
+        for name, array in self.floats():  # evaluated one by one: what is read is let go
+            array = array.astype(mx.float32)
+            mx.eval(array)
+            model.load_weights([(name, array)], strict=False)
+        return model
 
     def _float(self, name: str, source: dict[str, mx.array]) -> mx.array:
         """A source tensor in the result's dtype, dequantized if need be."""
@@ -323,6 +352,10 @@ class _Plan:
             array = layer.fuse().weight
             layer.linear.weight = unread  # or all that were fused would stay in memory
         return array.astype(DTYPES[self.recipe.dtype])
+
+
+# What a layer's weight, scales and biases are to be, by its path; closed, it goes on another time.
+Learner = Callable[[Plan], Generator[Reading, None, Mapping[str, Sequence[mx.array]]]]
 
 
 def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:

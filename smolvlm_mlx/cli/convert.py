@@ -14,6 +14,7 @@ from ..checkpoint.upload import Upload
 from ..errors import ConversionError
 from . import check as checking
 from . import completion
+from .learn import Learning
 from .mix import Target
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
@@ -64,21 +65,17 @@ def convert(
     check: checking.Check = False,
     check_data: checking.CheckData = None,
     as_json: checking.AsJson = False,
+    learning: Annotated[Learning, Flags(title="Learned quantization")] = Learning(),
     upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not, or back."""
-    from ..checkpoint.convert import convert_in_steps as run
-    from .show import byte_bar, follow
-
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
     rows = checking.check_rows(check_data)
     upload.check()
     if target.is_given:
         wanted = target.choose(context, source, out, loading.revision)
-    adapter, revision = loading.adapter, loading.revision
-    steps = run(source, out, wanted, adapter=adapter, revision=revision, layout=layout)
-    report, quality = follow(steps, byte_bar(f"Converting {source}")), None
+    report, quality = learning.convert(source, out, wanted, loading, layout), None
     if not as_json:
         _print_report(report)
     if check or rows or target.target_kl is not None:

@@ -73,9 +73,7 @@ def answer_in_steps(
         with computing():
             answers = _answers(model, processor, inputs, options, cache)
         for prompt, each, answer in zip(part, inputs, answers, strict=True):
-            ids = np.concatenate([each.input_ids, np.array(answer, np.int32)])
-            is_answer = np.arange(len(ids)) >= len(each.input_ids)
-            found.append(Example(prompt.kind, _maker(prompt), each.input_ids, ids, is_answer))
+            found.append(with_answer(prompt, each.input_ids, answer))
     yield Reading(len(prompts), len(prompts), "answers")
     return found
 
@@ -83,8 +81,14 @@ def answer_in_steps(
 answer = at_once(answer_in_steps)
 
 
-def _maker(prompt: Prompt) -> Callable[[Processor], Inputs]:
-    return lambda processor: processor(prompt.messages, prompt.image_options)
+def with_answer(prompt: Prompt, prompt_ids: NDArray[np.int32], answer: Sequence[int]) -> Example:
+    """A built-in prompt, of these token ids, with its answer's."""
+    ids = np.concatenate([prompt_ids, np.array(answer, np.int32)])
+
+    def make(processor: Processor) -> Inputs:
+        return processor(prompt.messages, prompt.image_options)
+
+    return Example(prompt.kind, make, prompt_ids, ids, np.arange(len(ids)) >= len(prompt_ids))
 
 
 def _answers(

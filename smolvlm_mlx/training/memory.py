@@ -6,6 +6,7 @@ counted: what the operating system and other programs take, and MLX's own cache,
 when memory is short.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import ModelConfig, TextConfig, VisionConfig
@@ -95,3 +96,26 @@ def _kept(layers: int, hidden_size: int, layer: int, checkpointed: bool) -> int:
     """What all layers keep, and the gradients of the one at work: about two more of it, as
     measured."""
     return layers * hidden_size + 3 * layer if checkpointed else (layers + 2) * layer
+
+
+def learning_bytes(
+    config: ModelConfig, weights: int, prompts: Sequence[int], answer: int, tiles: int
+) -> int:
+    """Bytes that learning a quantization takes, in float32.
+
+    Args:
+        weights: bytes of the weights.
+        prompts: tokens of each; `answer` more follow at most.
+        tiles: that a tower learns from.
+    """
+    text, vision = config.text_config, config.vision_config
+    # Both models' hidden states; the inputs of a block's layers, in the source and of one batch.
+    decoder = 4 * text.hidden_size + text.num_attention_heads * text.head_dim
+    tokens = (sum(prompts) + answer * len(prompts)) * (decoder + text.intermediate_size)
+    patches = tiles * vision.patches_per_side**2
+    tower = patches * (5 * vision.hidden_size + vision.intermediate_size)
+    widest = max(text.intermediate_size, vision.intermediate_size if tiles else 0)
+    # Two halves of two sums, in 64 bits, and as many for what is solved with them; the head's
+    # weights as often.
+    sums = 8 * widest**2 + 4 * text.vocab_size * text.hidden_size
+    return weights + 4 * max(tokens, tower) + 8 * sums

@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from tests.support.kills import kill_converting, kill_saving, kill_training, kill_writing
+from tests.support.kills import (
+    kill_converting,
+    kill_learning,
+    kill_saving,
+    kill_training,
+    kill_writing,
+)
 from tests.support.tally import tally
 from tests.support.writing import Bench, writings
 
@@ -23,6 +29,11 @@ def test_conversion(tiny: Path, tmp_path: Path) -> None:
 def test_training(shallow: Path, mixed_questions: Path, tmp_path: Path) -> None:
     with tally("fine-tuning, kill -9") as count:
         kill_training(shallow, mixed_questions, tmp_path, 10, count)
+
+
+def test_learning(shallow: Path, tmp_path: Path) -> None:
+    with tally("learned quantization, kill -9") as count:
+        kill_learning(shallow, tmp_path, 20, count)
 
 
 @pytest.mark.usefixtures("on_the_cpu")

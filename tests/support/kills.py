@@ -161,6 +161,53 @@ def same_run(out: Path, whole: Path) -> bool:
     )
 
 
+# ---- learning a quantization
+
+LEARNER = """
+import sys
+from smolvlm_mlx.checkpoint.choices import Recipe
+from smolvlm_mlx.training import distillation, lessons
+lessons.TEXTS["text"], distillation.TILES = 24, 2
+lessons.PICTURES = {"picture": 2}
+distillation.learn(sys.argv[1], sys.argv[2], Recipe(3, 32, 4, 4))
+"""
+
+
+def kill_learning(source: Path, folder: Path, times: int, count: Tally) -> None:
+    """Learning that is killed again and again ends in the same bytes as without. Counts the kills
+    and results."""
+    whole, out = folder / "whole", folder / "killed"
+    started = time.monotonic()
+    assert _learn(source, whole).wait() == 0
+    longest, rng, kills = time.monotonic() - started, random.Random(0), 0
+    while kills < times:
+        with _learn(source, out) as process:
+            time.sleep(rng.uniform(0.3, 1) * longest)
+            process.send_signal(signal.SIGKILL)
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+            count.case()
+        if out.exists():  # finished before the kill: begin again
+            count.case(same_weights(out, whole), "wrong", f"after {kills} kills")
+            shutil.rmtree(out)
+    if not out.exists():
+        assert _learn(source, out).wait() == 0
+    count.case(same_weights(out, whole), "wrong", f"after {kills} kills")
+
+
+def _learn(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", LEARNER, str(source), str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def same_weights(out: Path, whole: Path) -> bool:
+    """Whether two checkpoints have the same weights, to the last bit."""
+    return all(
+        (out / name).read_bytes() == (whole / name).read_bytes()
+        for name in ("model.safetensors", "config.json")
+    )
+
+
 # ---- other commands
 
 

@@ -1,0 +1,50 @@
+"""`convert --learn`: what a quantization learns from, and how far it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoint.choices import Layout, Recipe
+from ..errors import ConversionError
+from ..options import option
+from .options import Loading
+
+if TYPE_CHECKING:
+    from ..checkpoint.convert import Report
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Whether, and from what, a quantization is learned."""
+
+    learn: bool = option(
+        False,
+        "Learn the quantization from the source's own answers, in minutes, in place of rounding. "
+        "Run again after a stop, it goes on.",
+    )
+    learn_data: str | None = option(
+        None,
+        "Learn from your own pictures, a folder of them or rows as `finetune` takes them, beside "
+        "built-in questions; means --learn.",
+    )
+
+    def convert(
+        self, source: str, out: Path, recipe: Recipe, loading: Loading, layout: Layout
+    ) -> "Report":
+        """Convert, learning or not, with a bar."""
+        from ..checkpoint.convert import convert_in_steps
+        from ..training.distillation import learn_in_steps
+        from .show import byte_bar, count_bar, follow
+
+        adapter, revision = loading.adapter, loading.revision
+        if not (self.learn or self.learn_data is not None):
+            steps = convert_in_steps(
+                source, out, recipe, adapter=adapter, revision=revision, layout=layout
+            )
+            return follow(steps, byte_bar(f"Converting {source}"))
+        if layout != "mlx":
+            raise ConversionError("--learn is for quantized results, which have layout mlx")
+        learning = learn_in_steps(
+            source, out, recipe, data=self.learn_data, adapter=adapter, revision=revision
+        )
+        return follow(learning, count_bar(f"Learning {source}"))
