@@ -401,10 +401,9 @@ def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--recipe", "8bit", "--bits", "4"], "--recipe stands for all"),
-        (["--recipe", "8bit", "--quantize-vision"], "--recipe stands for all"),
-        (["--recipe", "8bit", "--dtype", "float32"], "--recipe stands for all"),
-        (["--recipe", "8bit", "--group-size", "32"], "--recipe stands for all"),
+        (["--recipe", "8bit", "--bits", "4"], "--recipe has its own bits"),
+        (["--recipe", "bf16", "--quantize-vision"], "or a recipe that has them"),
+        (["--recipe", "mxfp4", "--group-size", "64"], "(mxfp4: bits 4; groups 32)"),
         (["--quantize-vision"], "needs --bits"),
     ],
     ids=str,
@@ -417,6 +416,17 @@ def test_conversions_that_cannot_be(
     assert part in err.splitlines()[-1]
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_options_beside_a_recipe(tiny: Path, tmp_path: Path, call: Any) -> None:
+    """They change it; `info` shows the mode."""
+    options = ["--quantize-vision", "--embedding-bits", 8, "--dtype", "float16"]
+    code, out, err = call("convert", tiny, tmp_path / "out", "--recipe", "mxfp4", *options)
+    assert code == 0, err
+    _, out, _ = call("info", tmp_path / "out")
+    parts = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "F16, mxfp4 4 bits in groups of 32" in parts["vision_model"]
+    assert "8 bits in groups of 64, F16" in parts["language_model"]
 
 
 def test_info(tiny: Path, picture: Path, files: Path, call: Any) -> None:

@@ -290,7 +290,7 @@ def refused(kind: type[Exception], *args: Any, **kwargs: Any) -> str:
             "recipe: 7 bits in groups of 64 (affine: bits 2, 3, 4, 5, 6, 8; groups 32, 64, 128)",
         ),
         (
-            Recipe(bits=4, group_size=100),  # type: ignore[arg-type]
+            Recipe(bits=4, group_size=100),
             "recipe: 4 bits in groups of 100",
         ),
         (Recipe(embedding_bits=9), "recipe: 9 bits"),

@@ -14,8 +14,8 @@ RecipeName = Literal[
     "8bit",
     "6bit",
     "4bit",
-    "3bit",
     "4bit-8bit-embeddings",
+    "3bit",
     "8bit-vision",
     "4bit-vision",
     "mxfp8",
@@ -28,7 +28,7 @@ Size = Literal["256M", "500M", "2.2B"]
 
 # (bits, group sizes) that MLX has in each mode. Floats of 4 and 8 bits share a scale of 8 bits and
 # have no bias.
-FORMS: Mapping[Mode, tuple[tuple[int, ...], tuple[int, ...]]] = {
+FORMS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": (get_args(Bits), get_args(GroupSize)),
     "mxfp4": ((4,), (32,)),
     "mxfp8": ((8,), (32,)),
@@ -44,7 +44,7 @@ class Form(NamedTuple):
     mode: Mode = "affine"
 
     def __str__(self) -> str:
-        name = "" if self.mode == "affine" else f"{self.mode}, "
+        name = "" if self.mode == "affine" else f"{self.mode} "
         return f"{name}{self.bits} bits in groups of {self.group_size}"
 
 
@@ -100,8 +100,8 @@ RECIPES = {
     "8bit": Recipe(bits=8, embedding_bits=8),
     "6bit": Recipe(bits=6, embedding_bits=6),
     "4bit": Recipe(bits=4, embedding_bits=4),
-    "3bit": Recipe(bits=3, embedding_bits=3),
     "4bit-8bit-embeddings": Recipe(bits=4, embedding_bits=8),
+    "3bit": Recipe(bits=3, embedding_bits=3),
     "8bit-vision": Recipe(bits=8, embedding_bits=8, vision_bits=8),
     "4bit-vision": Recipe(bits=4, embedding_bits=4, vision_bits=4),
     "mxfp8": Recipe(bits=8, embedding_bits=8, group_size=32, mode="mxfp8"),

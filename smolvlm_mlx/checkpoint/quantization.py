@@ -18,9 +18,8 @@ from ..errors import CheckpointError, quote
 from .choices import FORMS, Form
 
 # Of a block or entry that has a mode and no more, as in `mlx.nn.quantize`.
-_DEFAULTS: dict[str, tuple[int, int]] = {"affine": (4, 64)} | {
-    mode: (bits[0], groups[0]) for mode, (bits, groups) in FORMS.items() if mode != "affine"
-}
+_DEFAULTS = {mode: (bits[0], groups[0]) for mode, (bits, groups) in FORMS.items()}
+_DEFAULTS["affine"] = (4, 64)
 
 
 @dataclass(frozen=True)

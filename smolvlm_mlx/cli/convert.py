@@ -1,7 +1,8 @@
 """`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,15 +32,17 @@ def convert(
     source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
     recipe: Annotated[
-        choices.RecipeName | None, typer.Option(help="In place of the five options below.")
+        choices.RecipeName | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(RECIPES)}. Options below, but --bits, change it.",
+        ),
     ] = None,
     bits: Annotated[
         choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
     ] = None,
     embedding_bits: EmbeddingBits = None,
-    group_size: Annotated[
-        choices.GroupSize, typer.Option(help="Weights that share a scale.")
-    ] = Recipe.group_size,
+    group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = 64,
     quantize_vision: Annotated[
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
@@ -62,18 +65,22 @@ def convert(
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
-    """A named recipe, or the one that was typed option by option."""
-    vision = typed(context, "quantize_vision")
-    if recipe is not None and (vision or own != Recipe()):
-        raise ConversionError(
-            "--recipe stands for all of --bits, --embedding-bits, --group-size, --quantize-vision "
-            "and --dtype"
-        )
-    if vision and own.bits is None:
-        raise ConversionError("--quantize-vision needs --bits")
-    if recipe is None and not own.quantizes:
+    """The recipe that was typed option by option, or a named one with what was typed beside it."""
+    if recipe is not None and own.bits is not None:
+        raise ConversionError("--recipe has its own bits; leave out --recipe or --bits")
+    vision, base = typed(context, "quantize_vision"), RECIPES[recipe or "bf16"]
+    if vision and own.bits is None and base.bits is None:
+        raise ConversionError("--quantize-vision needs --bits, or a recipe that has them")
+    if recipe is not None:
+        names = ("embedding_bits", "group_size", "dtype")
+        beside: dict[str, Any] = {
+            name: getattr(own, name) for name in names if typed(context, name)
+        }
+        own = replace(base, **beside)
+        own = replace(own, vision_bits=own.bits) if vision else own
+    if not own.quantizes:
         note_unused(context, "nothing is quantized without --bits", "group_size")
-    return RECIPES[recipe] if recipe else own
+    return own
 
 
 def _print_report(report: "Report") -> None:

@@ -116,12 +116,16 @@ class LanguageModel(nn.Module):
         input_embeddings: mx.array | None = None,
     ) -> mx.array:
         """All layers, before the last norm: (B, T) or (B, T, Dt) -> (B, T, Dt)."""
-        x = self.embed(inputs) if input_embeddings is None else input_embeddings
+        x = input_embeddings
+        if x is None:
+            assert inputs is not None
+            x = self.embed(inputs)
         return self.run(x, [None] * len(self.layers) if cache is None else cache)
 
     def embed(self, inputs: mx.array) -> mx.array:
         """(B, T) -> (B, T, Dt), in the dtype of the norms: tables of 8-bit scales give bfloat16."""
-        return self.embed_tokens(inputs).astype(self.norm.weight.dtype)
+        embeddings: mx.array = self.embed_tokens(inputs)
+        return embeddings.astype(self.norm.weight.dtype)
 
     def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
         """All layers, each with its cache or None: (B, T, Dt) -> (B, T, Dt)."""
