@@ -22,6 +22,7 @@ RecipeName = Literal[
     "mxfp4",
     "nvfp4",
 ]
+AdapterForm = Literal["mlx", "peft"]
 Part = Literal["decoder", "connector", "vision"]
 Size = Literal["256M", "500M", "2.2B"]
 
@@ -66,6 +67,7 @@ class Recipe:
     mode: Mode = "affine"
     # Exceptions by module path, before all else; None: not quantized.
     modules: Mapping[str, Form | None] = field(default_factory=dict)
+    keeps: bool = False  # what is quantized in the source stays so, in the same forms
 
     def form(self, module: str) -> Form | None:
         """Form of a Linear or Embedding by its path; None: not quantized."""
@@ -95,6 +97,7 @@ class Recipe:
         return any(parts) or any(self.modules.values())
 
 
+KEPT = Recipe(keeps=True)
 RECIPES = {
     "bf16": Recipe(),
     "8bit": Recipe(bits=8, embedding_bits=8),

@@ -25,7 +25,7 @@ from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
 from .adapters import fingerprint, load_adapter
-from .choices import FORMS, RECIPES, Form, Recipe
+from .choices import FORMS, KEPT, RECIPES, Form, Recipe
 from .hub import find
 from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
@@ -61,7 +61,7 @@ class Report:
 def convert_in_steps(
     source: str | Path,
     out: str | Path,
-    recipe: Recipe | str = "bf16",
+    recipe: Recipe | str = KEPT,
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
@@ -69,7 +69,8 @@ def convert_in_steps(
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
-        recipe: the name of one of `choices.RECIPES`, or one of your own.
+        recipe: the name of one of `choices.RECIPES`, or one of your own; by default 16 bits, and
+            what is quantized in the source stays so.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
 
     Raises:
@@ -81,12 +82,7 @@ def convert_in_steps(
     checkpoint = open_checkpoint(find(source, revision))
     _check(checkpoint, recipe, out)
     device.limit_memory()
-    plan = _Plan.of(checkpoint, recipe)
-    if adapter is not None:
-        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
-        learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
-        modules = dict(unread.named_modules())
-        plan = replace(plan, adapted={path: modules[path] for path in learned.modules})
+    plan = _Plan.of(checkpoint, recipe, adapter)
     out_bytes, parts = yield from _write_folder(plan, out, plan.arrays())
     return Report(out, checkpoint.nbytes, out_bytes, parts)
 
