@@ -77,7 +77,7 @@ def make(
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(str(out / "tokenizer.json"))
     write_weights(
-        out / "model.safetensors", _random_weights(ModelConfig.from_dict(raw), seed, tied), dtype
+        out / "model.safetensors", random_weights(ModelConfig.from_dict(raw), seed, tied), dtype
     )
     return out
 
@@ -197,7 +197,8 @@ def tokenizer_config(model_type: str) -> dict[str, Any]:
     }
 
 
-def _random_weights(config: ModelConfig, seed: int, tied: bool) -> dict[str, mx.array]:
+def random_weights(config: ModelConfig, seed: int, tied: bool) -> dict[str, mx.array]:
+    """Parameters by their names in the model, in float32; always the same of a seed."""
     generator = np.random.default_rng(seed)
     weights = {}
     for name, array in sorted(SmolVLM(config, tied).named_parameters().items()):

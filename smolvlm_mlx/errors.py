@@ -25,6 +25,10 @@ class ConversionError(SmolVLMError):
     """A conversion cannot be done as asked, or its result cannot be written."""
 
 
+class UploadError(SmolVLMError):
+    """A checkpoint cannot be given to the hub as asked."""
+
+
 class DeviceError(SmolVLMError):
     """This machine, or the part of it that may be used, does not suffice."""
 

@@ -424,10 +424,10 @@ class Failing:
 
 
 POINTS = {
-    "write": (os, "write", 76),
-    "fsync": (os, "fsync", 18),
+    "write": (os, "write", 77),
+    "fsync": (os, "fsync", 20),
     "mkdir": (Path, "mkdir", 2),
-    "replace": (Path, "replace", 7),
+    "replace": (Path, "replace", 8),
     "rename": (Path, "rename", 1),
 }
 

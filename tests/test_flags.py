@@ -95,6 +95,7 @@ FLAGS: dict[str, list[str]] = {
         "--bits 4 | --group-size 32",
         "--bits 4 | --quantize-vision",
         "| --dtype float32",
+        "| --layout huggingface",
     ],
     "info": ["| -i {folder}/a.png", "| --memory 100MB"],
     "bench": ["| --dtype float16", "| --revision v1", "| --memory 3GB", "| --runs 2", "| --quick"],
@@ -138,7 +139,14 @@ ELSEWHERE = {
             map(flag_of, options_of(Plan)), "test_flags.py::test_every_option_of_a_plan_reaches_it"
         ),
     },
-    "convert": {"--check": "test_cli.py::test_convert"},
+    "convert": {
+        "--check": "test_cli.py::test_convert",
+        "--check-data": "test_quality_report.py::test_rows_without_answers_are_refused",
+        "--json": "test_quality_report.py::test_figures_as_json",
+        "--upload": "test_upload.py::test_a_result_goes_to_the_hub",
+        "--public": "test_upload.py::test_a_result_goes_to_the_hub",
+        "--dry-run": "test_upload.py::test_a_dry_run_shows_the_files",
+    },
     "info": {"--revision": "test_commands_options.py::test_what_cannot_be_done_is_refused"},
     "bench": {
         "--random": "test_bench.py::test_too_little_memory",

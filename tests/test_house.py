@@ -28,6 +28,7 @@ FLOORS = [
     {"cli"},
     {"server"},
     {"bench", "tasks", "training"},
+    {"quality"},
     {"checkpoint", "data", "generation"},
     {"inputs", "model"},
     {"config", "device", "events", "files", "options"},
@@ -35,7 +36,7 @@ FLOORS = [
 ]
 DEPTH = {unit: depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
-MAX_ROOMS, MAX_ARROWS = 18, 82
+MAX_ROOMS, MAX_ARROWS = 19, 92
 MAX_FILE_LINES = 400
 MAX_COLUMNS = 100
 MAX_FUNCTION_LINES = 40

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.checkpoint.adapters import PARTS
+from smolvlm_mlx.checkpoint.lora import PARTS
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.training.plan import Plan

@@ -1,1 +1,1 @@
-"""A folder <-> a model: find, check, load, quantize, adapt, convert and compare checkpoints."""
+"""A folder <-> a model: find, check, load, quantize, adapt and convert checkpoints."""

@@ -10,11 +10,12 @@ those. PEFT's are in `peft`.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ..errors import AdapterError, quote, reason
@@ -53,10 +54,50 @@ def load_adapter(
     adapter = open_adapter(folder)
     if adapter.config.base and adapter.config.base != base:
         raise AdapterError(
-            f"{folder}: this adapter was trained on {quote(adapter.config.base_name, end=True)} and "
-            "does not fit this checkpoint; use that one, or a conversion of it"
+            f"{folder}: this adapter was trained on {quote(adapter.config.base_name, end=True)} "
+            "and does not fit this checkpoint; use that one, or a conversion of it"
         )
     return adapter.config, apply_adapter(model, adapter)
+
+
+@dataclass(frozen=True)
+class AdapterMerger:
+    """An adapter as a conversion fuses it: tensor by tensor, without the base's weights.
+
+    Attributes:
+        layers: adapted ones by path; their own weights are never read.
+        wholes: tensors that stand in place of the base's.
+        is_tied: whether the result's logits come from its embedding table.
+    """
+
+    layers: Mapping[str, nn.Module]
+    wholes: Mapping[str, mx.array]
+    is_tied: bool
+
+    @classmethod
+    def of(cls, unread: SmolVLM, folder: str | Path, base: str) -> "AdapterMerger":
+        """The adapter of `folder`, for a base as `load_adapter` has it; `unread` has its shapes."""
+        config, wholes = load_adapter(unread, folder, base)
+        modules = dict(unread.named_modules())
+        layers = {path: modules[path] for path in config.modules}
+        return cls(layers, wholes, "lm_head" not in unread.language_model)
+
+    def changes(self, name: str) -> bool:
+        """Whether a tensor is another than the base's."""
+        is_low_rank = name.endswith(".weight") and name.removesuffix(".weight") in self.layers
+        return is_low_rank or name in self.wholes
+
+    def merged(self, name: str, array: mx.array) -> mx.array:
+        """A tensor of the base with what was learned."""
+        array, module = self.wholes.get(name, array), name.removesuffix(".weight")
+        if not name.endswith(".weight") or module not in self.layers:
+            return array
+        layer = self.layers[module]
+        unread = layer.linear.weight
+        layer.linear.weight = array.astype(mx.float32)
+        array = layer.fuse().weight
+        layer.linear.weight = unread  # or all that were fused would stay in memory
+        return array
 
 
 def open_adapter(folder: str | Path) -> Adapter:
@@ -120,7 +161,9 @@ def _read_mlx_vlm(folder: Path, raw: Mapping[str, Any]) -> Adapter:
     modules = tuple(n.removesuffix(".lora_a") for n in tensors if n.endswith(".lora_a"))
     if not modules:
         raise AdapterError(f"{file}: no low-rank layers in it")
-    config = AdapterConfig(**{name: values[name] for name in names}, modules=modules, base="", base_name="")
+    config = AdapterConfig(
+        **{name: values[name] for name in names}, modules=modules, base="", base_name=""
+    )
     return Adapter(config, file, tensors)
 
 

@@ -2,8 +2,9 @@
 
 One tensor is in memory at a time, so a 2.2B model converts on an 8 GB laptop. The result is made in
 a temporary folder beside the target, synced and checked, and then renamed: a crash leaves the
-target absent, never partial. The source is only read. The result has mlx-community's layout: one
-model.safetensors, and config.json with a `quantization` block.
+target absent, never partial. The source is only read. The result has mlx-community's layout (one
+model.safetensors, and config.json with a `quantization` block), or Hugging Face's, see
+`huggingface`.
 """
 
 import json
@@ -11,9 +12,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,9 +25,13 @@ from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
 from ..model import SmolVLM
-from .adapters import fingerprint, load_adapter
-from .choices import FORMS, KEPT, RECIPES, Form, Recipe
-from .hub import find
+from .adapters import AdapterMerger, fingerprint
+from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of, public_name
+from .choices import FORMS, KEPT, RECIPES, Dtype, Form, Layout, Recipe
+from .hub import find, find_folder
+from .huggingface import hf_config, write_shards_in_steps
+from .lora import HEAD, TABLE
+from .names import resolve
 from .quantization import Quantization, check_quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import write_safetensors_in_steps
@@ -42,12 +47,15 @@ COMPANIONS = (
 @dataclass(frozen=True)
 class Report:
     """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the
-    result."""
+    result, `origin` what its card says of the source, `kept` how source and result are quantized
+    both."""
 
     out: Path
     source_bytes: int
     out_bytes: int
     parts: Mapping[str, tuple[int, int]]
+    origin: Origin
+    kept: Form | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -65,13 +73,15 @@ def convert_in_steps(
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
+    layout: Layout = "mlx",
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
-        recipe: the name of one of `choices.RECIPES`, or one of your own; by default 16 bits, and
-            what is quantized in the source stays so.
+        recipe: the name of one of `choices.RECIPES`, or one of your own; by default what is
+            quantized in the source stays so, and all else has 16 bits.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
+        layout: "huggingface" for what transformers loads: not quantized, in files of 5 GB.
 
     Raises:
         CheckpointError: the source cannot be used.
@@ -80,17 +90,32 @@ def convert_in_steps(
     """
     recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_checkpoint(find(source, revision))
-    _check(checkpoint, recipe, out)
+    _check(checkpoint, recipe, out, layout)
     device.limit_memory()
-    plan = _Plan.of(checkpoint, recipe, adapter)
-    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays())
-    return Report(out, checkpoint.nbytes, out_bytes, parts)
+    plan = _Plan.of(checkpoint, recipe, adapter, layout)
+    if find_folder(source) is None:
+        fetch_papers(resolve(str(source)), checkpoint.folder)
+    tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
+    lost = kept = None
+    if checkpoint.quantization is not None:
+        form = checkpoint.quantization.default
+        lost, kept = (str(form), None) if plan.quantization is None else (None, form)
+    origin = replace(origin_of(checkpoint.folder), tuned=tuned, dequantized=lost)
+    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
+    return Report(out, checkpoint.nbytes, out_bytes, parts, origin, kept)
 
 
 convert = at_once(convert_in_steps)
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
+def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path, layout: Layout) -> None:
+    if layout not in get_args(Layout):
+        raise ConversionError(f"layout {quote(layout)} is not one of {', '.join(get_args(Layout))}")
+    if layout == "huggingface" and recipe.quantizes:
+        raise ConversionError(
+            "layout huggingface is for transformers, which does not read MLX's quantization; leave "
+            "out the bits, or choose layout mlx"
+        )
     if os.path.lexists(out):
         raise ConversionError(f"{out} exists; choose another name, or delete it first")
     if checkpoint.folder.resolve() in out.resolve().parents:
@@ -113,7 +138,8 @@ def write_trained(checkpoint: Checkpoint, weights: Mapping[str, mx.array], out: 
     """
     plan = _Plan.of(checkpoint, RECIPES["bf16"])
     arrays = (weights[name].astype(form.dtype) for name, form in plan.forms.items())
-    Work(_write_folder(plan, out, arrays)).finish()
+    origin = replace(origin_of(checkpoint.folder), tuned="weights that were fine-tuned")
+    Work(_write_folder(plan, out, arrays, origin)).finish()
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:
@@ -121,7 +147,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
         if recipe not in RECIPES:
             raise ConversionError(f"recipe {quote(recipe)} is not one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
-    if recipe.dtype not in DTYPES:
+    if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise ConversionError(f"dtype {quote(recipe.dtype)} is not one of {', '.join(DTYPES)}")
     if recipe.mode not in FORMS:
         raise ConversionError(f"mode {quote(recipe.mode)} is not one of {', '.join(FORMS)}")
@@ -137,7 +163,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _write_folder(
-    plan: "_Plan", out: Path, arrays: Iterator[mx.array]
+    plan: "_Plan", out: Path, arrays: Iterator[mx.array], origin: Origin
 ) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
@@ -148,15 +174,16 @@ def _write_folder(
                 raise ConversionError(
                     f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed"
                 )
-            yield from write_safetensors_in_steps(partial / "model.safetensors", plan.forms, arrays)
+            yield from plan.write_in_steps(partial, arrays)
             config = json.dumps(plan.config_json(), indent=2) + "\n"
             write_file(partial / "config.json", config.encode())
-            for name in COMPANIONS:
+            for name in (*COMPANIONS, *papers_of(plan.checkpoint.folder)):
                 if (plan.checkpoint.folder / name).is_file():
                     if not (partial / name).parent.is_dir():
                         (partial / name).parent.mkdir()
                     write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
+            write_file(partial / README, card_of(written, origin, name=out.name).encode())
             return written.nbytes, written.parts()
     except OSError as error:
         reason = (
@@ -182,21 +209,37 @@ class _Plan:
     quantization: Quantization | None
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, mx.array]
-    # Layers of an adapter, without the base's weights.
-    adapted: Mapping[str, nn.Module] = field(default_factory=dict)
+    merger: AdapterMerger
+    layout: Layout
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "_Plan":
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        adapter: str | Path | None = None,
+        layout: Layout = "mlx",
+    ) -> "_Plan":
+        merger = AdapterMerger({}, {}, checkpoint.is_tied)
+        if adapter is not None:
+            unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
+            merger = AdapterMerger.of(unread, adapter, fingerprint(dict(checkpoint.read())))
+        if recipe.keeps and layout == "mlx":
+            recipe = _keeping(checkpoint, recipe, merger.is_tied)
         config = _padded(checkpoint.config, recipe)
-        target = SmolVLM(config, checkpoint.is_tied)
+        target = SmolVLM(config, merger.is_tied)
         shapes = {name: array.shape for name, array in _in_order(target)}
         quantization = _quantize(target, recipe)
-        floats = DTYPES[recipe.dtype]
+        floats = DTYPES[recipe.dtype or "bfloat16"]
         forms = {
             name: a.astype(floats) if mx.issubdtype(a.dtype, mx.floating) else a
             for name, a in _in_order(target)
         }
-        return cls(checkpoint, recipe, config, quantization, shapes, forms)
+        return cls(checkpoint, recipe, config, quantization, shapes, forms, merger, layout)
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.recipe.dtype or "bfloat16"
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
@@ -205,7 +248,7 @@ class _Plan:
             for key, value in self.checkpoint.raw_config.items()
             if not key.startswith("quantization")
         }
-        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.checkpoint.is_tied}
+        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.merger.is_tied}
         vision = {
             **kept.get("vision_config", {}),
             "intermediate_size": self.config.vision_config.intermediate_size,
@@ -214,53 +257,81 @@ class _Plan:
             **kept,
             "text_config": text,
             "vision_config": vision,
-            "tie_word_embeddings": self.checkpoint.is_tied,
+            "tie_word_embeddings": self.merger.is_tied,
         }
-        changed["torch_dtype"] = self.recipe.dtype
+        changed["torch_dtype"] = self.dtype
         for section in (changed, text, vision):
             section.update(
-                (key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key)
+                (key, self.dtype) for key in ("torch_dtype", "dtype") if section.get(key)
             )
+        if self.layout == "huggingface":
+            return hf_config(changed, self.dtype)
         return (
             changed
             if self.quantization is None
             else {**changed, "quantization": self.quantization.to_config()}
         )
 
+    def write_in_steps(self, folder: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
+        """Write the weights into the result's folder."""
+        if self.layout == "huggingface":
+            return write_shards_in_steps(folder, self.forms, arrays)
+        return write_safetensors_in_steps(folder / "model.safetensors", self.forms, arrays)
+
     def arrays(self) -> Iterator[mx.array]:
         """The tensors of the result, each read and made when it is asked for."""
         source = dict(self.checkpoint.read())
+        if not self.merger.is_tied and f"{HEAD}.weight" not in source:
+            table = {n: a for n, a in source.items() if n.startswith(f"{TABLE}.")}
+            source |= {name.replace(TABLE, HEAD): array for name, array in table.items()}
         for name, shape in self.shapes.items():
-            array = self._float(name, source)
-            array = mx.pad(
-                array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
-            )
             module = name.removesuffix(".weight")
-            if f"{module}.scales" in self.forms:
+            if f"{module}.scales" not in self.forms:
+                yield _padded_to(shape, self._float(name, source))
+            elif f"{module}.scales" in source and not self.merger.changes(name):
+                for part in ("weight", "scales", "biases"):
+                    if f"{module}.{part}" in self.forms:
+                        array = source.pop(f"{module}.{part}")
+                        yield array.astype(self.forms[f"{module}.{part}"].dtype)
+            else:
                 assert self.quantization is not None
+                array = _padded_to(shape, self._float(name, source))
                 bits, group_size, mode = self.quantization.of(module)
                 yield from mx.quantize(array, group_size, bits, mode)
-            else:
-                yield array
 
     def _float(self, name: str, source: dict[str, mx.array]) -> mx.array:
         """A source tensor in the result's dtype, dequantized if need be."""
         array, module = source.pop(name), name.removesuffix(".weight")
         if array.dtype == mx.uint32:
             assert self.checkpoint.quantization is not None
+            stored = TABLE if module == HEAD and not self.checkpoint.has_head else module
             array = dequantized(
                 array,
                 source.pop(f"{module}.scales"),
                 source.pop(f"{module}.biases", None),
-                self.checkpoint.quantization.of(module),
+                self.checkpoint.quantization.of(stored),
             )
-        if module in self.adapted and name.endswith(".weight"):
-            layer = self.adapted[module]
-            unread = layer.linear.weight
-            layer.linear.weight = array.astype(mx.float32)
-            array = layer.fuse().weight
-            layer.linear.weight = unread  # or all that were fused would stay in memory
-        return array.astype(DTYPES[self.recipe.dtype])
+        return self.merger.merged(name, array).astype(DTYPES[self.dtype])
+
+
+def _keeping(checkpoint: Checkpoint, recipe: Recipe, is_tied: bool) -> Recipe:
+    """The recipe with the forms of a quantized source, and with its dtype, if it has none."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return recipe
+    scales = [name for name in checkpoint.tensors if name.endswith(".scales")]
+    modules = {m: quantization.of(m) for m in (name.removesuffix(".scales") for name in scales)}
+    if checkpoint.is_tied:
+        modules.pop(HEAD, None)
+        if not is_tied and TABLE in modules:
+            modules[HEAD] = modules[TABLE]
+    stored = checkpoint.tensors["language_model.norm.weight"].dtype
+    names: dict[str, Dtype] = {"F16": "float16", "F32": "float32"}
+    return replace(recipe, modules=modules, dtype=recipe.dtype or names.get(stored))
+
+
+def _padded_to(shape: tuple[int, ...], array: mx.array) -> mx.array:
+    return mx.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])
 
 
 def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:

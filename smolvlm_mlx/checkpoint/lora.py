@@ -1,4 +1,4 @@
-"""LoRA and DoRA adapters on a model: which layers they change, by how much, and what else they hold.
+"""LoRA and DoRA adapters on a model: the layers they change, how much, and what else they hold.
 
 LoRA is arXiv:2106.09685, DoRA arXiv:2402.09353; the layers are mlx-lm's (`mlx_lm.tuner`). How
 folders of each maker say it is in `adapters` and `peft`.
@@ -201,9 +201,7 @@ def apply_adapter(model: SmolVLM, adapter: Adapter) -> dict[str, mx.array]:
     return {name: arrays[name] for name in adapter.whole}
 
 
-def _misfits(
-    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], width: int
-) -> Iterator[str]:
+def _misfits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], width: int) -> Iterator[str]:
     """What is wrong with the tensors of an adapter for a model that has these parameters, and a
     tower whose MLP is so wide."""
     found = adapter.tensors
@@ -255,7 +253,9 @@ def untie(model: SmolVLM) -> None:
         return
     table = decoder.embed_tokens
     if isinstance(table, nn.QuantizedEmbedding):
-        head = nn.QuantizedLinear(table.group_size, 1, False, table.group_size, table.bits, table.mode)
+        head = nn.QuantizedLinear(
+            table.group_size, 1, False, table.group_size, table.bits, table.mode
+        )
         for name in ("weight", "scales", "biases"):
             head[name] = table.get(name)
     else:

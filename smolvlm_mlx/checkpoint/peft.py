@@ -101,12 +101,7 @@ def read_peft(folder: Path, raw: Mapping[str, Any]) -> Adapter:
         AdapterError: it is of a kind that cannot be used here, or malformed.
         CheckpointError: its weights are no safetensors.
     """
-    values = _checked(folder / CONFIG, raw)
-    file = folder / WEIGHTS
-    if not file.is_file():
-        other = folder / "adapter_model.bin"
-        hint = f" ({other.name} is not read: only safetensors files are safe to open)"
-        raise AdapterError(f"{folder}: no {WEIGHTS}{hint if other.is_file() else ''}")
+    values, file = _checked(folder / CONFIG, raw), _weights(folder)
     tensors, layers = _named(file)
     ranks, alphas = (
         _compiled(values[f"{name}_pattern"], folder / CONFIG) for name in ("rank", "alpha")
@@ -136,6 +131,14 @@ def read_peft(folder: Path, raw: Mapping[str, Any]) -> Adapter:
         and not values["ensure_weight_tying"]
     )
     return Adapter(config, file, tensors, is_transposed=True, unties=unties)
+
+
+def _weights(folder: Path) -> Path:
+    file, other = folder / WEIGHTS, folder / "adapter_model.bin"
+    if file.is_file():
+        return file
+    hint = f" ({other.name} is not read: only safetensors files are safe to open)"
+    raise AdapterError(f"{folder}: no {WEIGHTS}{hint if other.is_file() else ''}")
 
 
 def _checked(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:

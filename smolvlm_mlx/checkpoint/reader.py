@@ -35,14 +35,14 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 # Of packed weights, and of scales that are 8-bit floats.
 _INTEGERS = {mx.uint32: {"U32"}, mx.uint8: {"U8"}}
 # Of Hugging Face's layout, behind `model.` where a file has that.
-_HF_PARTS = {
+HF_PARTS = {
     "text_model.": "language_model.",
     "vision_model.": "vision_model.",
     "connector.": "connector.",
 }
 # Computed from the config; files of older versions of transformers hold them.
 _BUFFERS = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-_PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
+PATCH_KERNEL = "vision_model.embeddings.patch_embedding.weight"
 _HEAD, _TABLE = "language_model.lm_head", "language_model.embed_tokens"
 
 
@@ -125,13 +125,13 @@ class Checkpoint:
                     loaded = mx.load(str(tensor.shard), stream=stream)
                     shards[tensor.shard] = loaded  # type: ignore[assignment]  # no .npy
                 array = shards[tensor.shard].pop(tensor.key)
-            if self.is_hf_layout and name == _PATCH_KERNEL:
+            if self.is_hf_layout and name == PATCH_KERNEL:
                 array = array.transpose(0, 2, 3, 1)  # (O, I, kH, kW) -> (O, kH, kW, I)
             yield name, array
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor with the shape that it has in its file."""
-        if not (self.is_hf_layout and name == _PATCH_KERNEL):
+        if not (self.is_hf_layout and name == PATCH_KERNEL):
             return tensor
         O, kH, kW, I = tensor.shape
         return replace(tensor, shape=(O, I, kH, kW))
@@ -266,7 +266,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     tensors = {}
     for name, tensor in zip(names, found, strict=True):
         shape = tensor.shape
-        if is_hf_layout and name == _PATCH_KERNEL and len(shape) == 4:
+        if is_hf_layout and name == PATCH_KERNEL and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])
         tensors[name] = replace(tensor, shape=shape)
     left_out = tuple(tensor.key for tensor in held if tensor.key.endswith(_BUFFERS))
@@ -285,7 +285,7 @@ def _hf_prefix(keys: Sequence[str]) -> str | None:
 def _our_name(key: str, prefix: str) -> str:
     if key.startswith("lm_head."):
         return f"language_model.{key}"
-    for theirs, ours in _HF_PARTS.items():
+    for theirs, ours in HF_PARTS.items():
         if key.startswith(prefix + theirs):
             return ours + key.removeprefix(prefix + theirs)
     return f"{key} (in a file of Hugging Face's layout)"

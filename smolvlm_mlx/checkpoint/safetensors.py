@@ -155,7 +155,7 @@ def listed(problems: list[str]) -> str:
 
 
 def write_safetensors_in_steps(
-    path: Path, forms: Mapping[str, mx.array], arrays: Iterable[mx.array]
+    path: Path, forms: Mapping[str, mx.array], arrays: Iterable[mx.array], made_for: str = "mlx"
 ) -> Generator[Reading]:
     """Write `arrays`, which must come in the order of `forms`, and sync the file to disk.
 
@@ -163,11 +163,12 @@ def write_safetensors_in_steps(
 
     Args:
         forms: arrays of the same shapes and dtypes by name, which are not evaluated.
+        made_for: what the file says of itself: "pt" is PyTorch.
 
     Raises:
         OSError: no space, read-only, ...
     """
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    header: dict[str, object] = {"__metadata__": {"format": made_for}}
     end = 0
     for name, form in forms.items():
         start, end = end, end + form.nbytes

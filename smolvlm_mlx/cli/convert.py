@@ -1,5 +1,7 @@
-"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not."""
+"""`smolvlm-mlx convert`: a checkpoint in MLX's layout, quantized or not, or in Hugging Face's."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checkpoint import choices
-from ..checkpoint.choices import RECIPES, Recipe
+from ..checkpoint.choices import KEPT, RECIPES, Recipe
+from ..checkpoint.upload import Upload
 from ..errors import ConversionError
+from . import check as checking
 from . import completion
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
+    from ..quality.report import QualityReport
 
 Source = Annotated[
     str,
@@ -22,8 +27,18 @@ Source = Annotated[
     ),
     CHECKPOINT,
 ]
+RecipeName = Annotated[
+    choices.RecipeName | None,
+    typer.Option(
+        metavar="NAME", help=f"{', '.join(RECIPES)}. Options below, but --bits, change it."
+    ),
+]
 EmbeddingBits = Annotated[
     choices.Bits | None, typer.Option(help="Of embeddings and lm_head; else as --bits.")
+]
+Layout = Annotated[
+    choices.Layout,
+    typer.Option(help="Who reads it: programs on MLX, or transformers."),
 ]
 
 
@@ -31,13 +46,7 @@ def convert(
     context: typer.Context,
     source: Source,
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    recipe: Annotated[
-        choices.RecipeName | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(RECIPES)}. Options below, but --bits, change it.",
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     bits: Annotated[
         choices.Bits | None, typer.Option(help="Quantize the decoder; 8, 6 and 4 are usual.")
     ] = None,
@@ -47,21 +56,52 @@ def convert(
         bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
     ] = False,
     dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare the result's predictions with the source's.")
-    ] = False,
+    check: checking.Check = False,
+    check_data: checking.CheckData = None,
+    as_json: checking.AsJson = False,
+    upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
-    """Convert a checkpoint to MLX's layout, quantized or not."""
+    """Convert a checkpoint to MLX's layout, quantized or not, or back."""
     from ..checkpoint.convert import convert_in_steps as run
     from .show import byte_bar, follow
 
     own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
     wanted = _choose(context, recipe, own)
-    steps = run(source, out, wanted, adapter=loading.adapter, revision=loading.revision)
-    _print_report(follow(steps, byte_bar(f"Converting {source}")))
-    if check:
-        _print_agreement(source, out, loading)
+    rows = checking.check_rows(check_data)
+    upload.check()
+    adapter, revision = loading.adapter, loading.revision
+    steps = run(source, out, wanted, adapter=adapter, revision=revision, layout=layout)
+    report, quality = follow(steps, byte_bar(f"Converting {source}")), None
+    if not as_json:
+        _print_report(report)
+    if check or rows:
+        quality = checking.check_result(report, source, loading, rows)
+    _finish(context, report, quality, upload, as_json)
+
+
+def _finish(
+    context: typer.Context,
+    report: "Report",
+    quality: "QualityReport | None",
+    upload: Upload,
+    as_json: bool,
+) -> None:
+    """Tell what came out, complete its card and upload it; what is broken stays here, with exit
+    code 1."""
+    from .publish import publish
+
+    figures = None if quality is None else checking.figures_of(quality)
+    is_broken = quality is not None and quality.verdict == "broken"
+    if as_json:
+        checking.print_json(report, quality)
+    elif quality is not None:
+        checking.print_quality(quality)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        publish(context, report, figures, Upload() if is_broken else upload)
+    if is_broken:
+        raise typer.Exit(1)
 
 
 def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Recipe) -> Recipe:
@@ -80,6 +120,8 @@ def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Reci
         own = replace(own, vision_bits=own.bits) if vision else own
     if not own.quantizes:
         note_unused(context, "nothing is quantized without --bits", "group_size")
+    if recipe is None and not own.quantizes:
+        return replace(KEPT, dtype=own.dtype) if typed(context, "dtype") else KEPT
     return own
 
 
@@ -95,14 +137,5 @@ def _print_report(report: "Report") -> None:
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
-
-
-def _print_agreement(source: str, out: Path, loading: Loading) -> None:
-    """How far the result's predictions are from the source's."""
-    from ..checkpoint.compare import compare
-    from .show import console, table
-
-    shown = table("prompt", "tokens", "KL (nats)", "same top token")
-    for row in compare(source, out, loading.revision, loading.adapter):
-        shown.add_row(row.prompt, str(row.tokens), f"{row.kl:.2g}", f"{row.top1:.1%}")
-    console().print(shown)
+    if report.kept is not None:
+        print(f"Quantized as the source is ({report.kept}); --recipe bf16 dequantizes it.")

@@ -40,6 +40,7 @@ EXAMPLES = {
     "convert": (
         "smolvlm-mlx convert 2.2B smolvlm2-8bit --bits 8 --check",
         "smolvlm-mlx convert base-4bit receipts-model --adapter run/adapter",
+        "smolvlm-mlx convert receipts receipts-hf --layout huggingface",
     ),
     "finetune": (
         "smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --estimate",

@@ -9,12 +9,16 @@ from typing import Any
 
 from convert.random_checkpoint import make
 from smolvlm_mlx import convert, load
-from smolvlm_mlx.checkpoint.choices import Recipe
+from smolvlm_mlx.checkpoint import huggingface
+from smolvlm_mlx.checkpoint.choices import Dtype, Recipe
+from smolvlm_mlx.checkpoint.hub import TINY
 from smolvlm_mlx.checkpoint.reader import open_checkpoint
 from smolvlm_mlx.errors import SmolVLMError
 from smolvlm_mlx.inputs.messages import user_message
 from smolvlm_mlx.inputs.processor import Processor
 from tests.parity.checkpoints import channels_first, picture, reference_model
+from tests.parity.checkpoints import make as make_real
+from tests.support.checkpoints import random_adapter
 
 import mlx.core as mx
 import numpy as np
@@ -59,9 +63,9 @@ def changed(
     return out
 
 
-def check_logits(theirs: Path, ours: Path) -> None:
+def check_logits(theirs: Path, ours: Path, adapter: Path | None = None) -> None:
     """That the reference's logits of one folder are ours of another, at once and one by one."""
-    model, processor = load(ours, "float32")
+    model, processor = load(ours, "float32", adapter=adapter)
     question = "What is in the picture? " * 12
     inputs = processor([user_message(question, [picture(1, (200, 120))])])
     ids, pixel_values = inputs.input_ids, mx.array(inputs.pixel_values)
@@ -193,3 +197,74 @@ def test_what_transformers_saves(tmp_path: Path, model_type: str) -> None:
         theirs.tokenizer.end_ids,
     )
     check_logits(folder, out)
+
+
+# ---- back to Hugging Face's layout
+
+
+def goes_back(
+    source: Path,
+    out: Path,
+    dtype: Dtype = "float32",
+    adapter: Path | None = None,
+) -> None:
+    """That transformers has the logits of a source in what was converted for it, and that it misses
+    no weight, and leaves none unused."""
+    convert(source, out, Recipe(dtype=dtype), adapter=adapter, layout="huggingface")
+    model, said = AutoModelForImageTextToText.from_pretrained(
+        out, dtype="auto", output_loading_info=True
+    )
+    assert model.dtype == getattr(torch, dtype)
+    assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    check_logits(out, source, adapter)
+    ours, theirs = load_processor(source), AutoProcessor.from_pretrained(out)
+    assert theirs.tokenizer.encode("A cat?") == list(ours.tokenizer.encode_text("A cat?"))
+
+
+@pytest.mark.parametrize("model_type", ["smolvlm", "idefics3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_converted_goes_back(tmp_path: Path, model_type: str, tied: bool) -> None:
+    folder = make(tmp_path / "random", model_type, tied=tied)
+    convert(folder, tmp_path / "mlx", Recipe(dtype="float32"))
+    goes_back(tmp_path / "mlx", tmp_path / "back")
+    have, want = (load_file(at / "model.safetensors") for at in (tmp_path / "back", folder))
+    assert have.keys() == want.keys()
+    assert all(torch.equal(have[key], want[key]) for key in want)
+
+
+def test_the_bundled_one_goes_back(tmp_path: Path) -> None:
+    goes_back(TINY, tmp_path / "out")
+
+
+@pytest.mark.parametrize("recipe", ["4bit-vision", "mxfp4", "nvfp4"])
+def test_what_is_quantized_goes_back(folder: Path, tmp_path: Path, recipe: str) -> None:
+    """With a padded tower too."""
+    convert(folder, tmp_path / "small", recipe)
+    goes_back(tmp_path / "small", tmp_path / "out")
+
+
+def test_what_is_fused_goes_back(folder: Path, tmp_path: Path) -> None:
+    adapter = random_adapter(folder, tmp_path / "adapter")
+    goes_back(folder, tmp_path / "out", adapter=adapter)
+    convert(folder, tmp_path / "8bit", "8bit")
+    goes_back(tmp_path / "8bit", tmp_path / "out-8bit", adapter=adapter)
+
+
+def test_what_is_in_several_files_goes_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 500_000)
+    convert(folder, tmp_path / "mlx", Recipe(dtype="float32"))
+    goes_back(tmp_path / "mlx", tmp_path / "out")
+    assert len([*(tmp_path / "out").glob("model-*-of-*.safetensors")]) > 3
+
+
+@pytest.mark.parametrize("name", ["SmolVLM-256M-Instruct", "SmolVLM2-256M-Video-Instruct"])
+def test_the_real_256m_layout_goes_back(tmp_path: Path, name: str) -> None:
+    """Its file has the bytes that transformers wrote, in bfloat16."""
+    source = make_real(name, tmp_path / "random", "--dtype", "bfloat16")
+    convert(source, tmp_path / "mlx")
+    goes_back(tmp_path / "mlx", tmp_path / "out", "bfloat16")
+    have, want = (load_file(at / "model.safetensors") for at in (tmp_path / "out", source))
+    assert have.keys() == want.keys()
+    assert all(torch.equal(have[key], want[key]) for key in want)

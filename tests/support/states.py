@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.checkpoint.compare import conversations
 from smolvlm_mlx.inputs.media import Attachment
 from smolvlm_mlx.inputs.messages import Message, TextPart, text_message, user_message
 from smolvlm_mlx.tasks.history import new_id
 from tests.support.browser import reload_without_cookies, show_pictures
 from tests.support.http import TOKEN, Running
+from tests.support.pictures import encoded
+
+from PIL import Image, ImageDraw
 
 # An answer that begins, and never ends.
 ENDLESS = """words => {
@@ -50,8 +52,11 @@ MARKDOWN += f"\n$${WIDE}$$\n"
 
 
 def question(text: str) -> Message:
-    (shapes,) = conversations()["picture"][0].media
-    return user_message(text, [Attachment(shapes.data, name="shapes.png")])
+    image = Image.new("RGB", (320, 240), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((30, 60, 150, 180), fill="red")
+    draw.rectangle((190, 80, 290, 180), fill="blue")
+    return user_message(text, [Attachment(encoded(image, "PNG"), name="shapes.png")])
 
 
 TALK = [

@@ -1,0 +1,101 @@
+"""What `convert` does with a result beside its weights: its card, and the hub."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..checkpoint.upload import Upload
+from ..errors import escaped
+
+if TYPE_CHECKING:
+    from ..checkpoint.card import Figures
+    from ..checkpoint.convert import Report
+
+LOCAL = (
+    "upload",
+    "public",
+    "dry_run",
+    "check",
+    "check_data",
+    "as_json",
+    "debug",
+)  # say nothing of how a result was made
+
+
+def publish(
+    context: typer.Context, report: "Report", figures: "Figures | None", upload: Upload
+) -> None:
+    """Complete the card of a result, and upload its folder, or show what would be.
+
+    Raises:
+        ConversionError: the card cannot be written.
+        UploadError: the hub does not take the folder, which stays.
+    """
+    from ..checkpoint.card import write_card
+
+    origin, name = report.origin, upload.upload or report.out.name
+    if origin.note:
+        print(f"smolvlm-mlx: {escaped(origin.note)}", file=sys.stderr)
+    if origin.dequantized:
+        print(
+            f"Dequantized from {origin.dequantized}, which brings back no precision; smaller is "
+            "the source."
+        )
+    write_card(report.out, origin, figures, name=name, command=command_line(context))
+    if upload.upload is None:
+        return
+    if upload.dry_run:
+        _show(report.out, upload)
+    else:
+        from .show import spinner
+
+        with spinner() as shown:
+            shown.add_task(f"Uploading to {upload.upload}")
+            address = upload.send(report.out)
+        print(f"{escaped(address)}: {'public' if upload.public else 'private'}")
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command that was typed, as others may read it: of folders their names."""
+    from ..checkpoint.card import public_name
+
+    def shown(value: object) -> str:
+        """A path or hub id, or another value."""
+        is_path = isinstance(value, Path) or (isinstance(value, str) and "/" in value)
+        is_path = is_path or (isinstance(value, str) and Path(value).exists())
+        return shlex.quote(public_name(str(value)) if is_path else str(value))
+
+    def words() -> Iterator[str]:
+        for parameter in context.command.params:
+            source = context.get_parameter_source(parameter.name or "")
+            if parameter.name in LOCAL or source is None or source.name != "COMMANDLINE":
+                continue
+            value: Any = context.params[parameter.name or ""]
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if parameter.param_type_name == "argument":
+                    yield shown(each)
+                elif isinstance(each, bool):
+                    yield (parameter.opts if each else parameter.secondary_opts)[0]
+                else:
+                    yield f"{parameter.opts[0]} {shown(each)}"
+
+    return escaped(" ".join(["smolvlm-mlx convert", *words()]))
+
+
+def _show(folder: Path, upload: Upload) -> None:
+    from ..checkpoint.upload import files_of
+    from .show import console, table
+
+    files, shown = files_of(folder), table("file", "bytes")
+    for name, size in files.items():
+        shown.add_row(name, f"{size:,}")
+    console().print(shown)
+    print(
+        f"{len(files)} files, {sum(files.values()) / 1e6:,.1f} MB would be in "
+        f"{upload.upload} ({'public' if upload.public else 'private'}), and none is written over. "
+        f"Nothing was uploaded; this does it:\n  {upload.command(folder)}"
+    )
