@@ -9,21 +9,23 @@ those. PEFT's are in `peft`.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..errors import AdapterError, quote, reason
-from ..files import expanded, read_json, write_file
+from ..files import expanded, new_folder, read_json, write_file
 from ..model import SmolVLM
+from .choices import AdapterForm
 from .lora import CONFIG, MAX_RANK, Adapter, AdapterConfig, adapter_weights, apply_adapter
-from .peft import is_peft, read_peft
-from .safetensors import Tensor, read_header, save_safetensors
+from .peft import is_peft, read_peft, write_peft
+from .safetensors import Tensor, listed, read_header, save_safetensors
 
 WEIGHTS = "adapters.safetensors"
 # Of mlx-vlm before it took mlx-lm's names.
@@ -195,9 +197,39 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def save_adapter(model: SmolVLM, config: AdapterConfig, folder: Path) -> None:
+def save_adapter(
+    model: SmolVLM, config: AdapterConfig, folder: Path, form: AdapterForm = "mlx"
+) -> None:
     """Write the files of a model's adapter, in float32, into an existing folder."""
-    write_adapter(folder, config, adapter_weights(model, config))
+    write = write_peft if form == "peft" else write_adapter
+    write(folder, config, adapter_weights(model, config))
+
+
+def export_adapter(folder: str | Path, out: str | Path, form: AdapterForm = "peft") -> None:
+    """Write an adapter into the new folder `out`, as PEFT or as programs on MLX read it.
+
+    Raises:
+        AdapterError: it cannot be used, or `out` exists or cannot be written.
+        CheckpointError: its files are no JSON, no safetensors.
+    """
+    if form not in get_args(AdapterForm):
+        raise AdapterError(f"form {quote(form)} is not one of {', '.join(get_args(AdapterForm))}")
+    adapter, out = open_adapter(folder), expanded(out)
+    if adapter.whole or not adapter.config.modules:
+        raise AdapterError(
+            f"{folder}: holds whole tensors of the base ({listed(sorted(adapter.whole))}), which "
+            "only PEFT's folders can; fuse it with `smolvlm-mlx convert --adapter`"
+        )
+    if problems := list(adapter.unlike_low_rank()):
+        raise AdapterError(f"{adapter.file} does not fit {CONFIG}: {listed(problems)}")
+    if os.path.lexists(out):
+        raise AdapterError(f"{out} exists; choose another name, or delete it first")
+    write = write_peft if form == "peft" else write_adapter
+    try:
+        with new_folder(out) as partial:
+            write(partial, adapter.config, adapter.read())
+    except OSError as error:
+        raise AdapterError(f"{out}: cannot be made ({reason(error)})") from error
 
 
 def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, mx.array]) -> None:

@@ -72,6 +72,20 @@ class Adapter:
         low_rank = {f"{path}.{part}" for path in self.config.modules for part in _LOW_RANK}
         return frozenset(self.tensors.keys() - low_rank)
 
+    def unlike_low_rank(self) -> Iterator[str]:
+        """What is wrong with the matrices beside each other, whatever the base."""
+        for path in self.config.modules:
+            rank, _ = self.config.of(path)
+            parts = _LOW_RANK[: 3 if self.config.fine_tune_type == "dora" else 2]
+            missing = [f"{path}.{part}" for part in parts if f"{path}.{part}" not in self.tensors]
+            yield from (f"missing {name}" for name in missing)
+            for part, axis in (("lora_a", 1), ("lora_b", 0)):
+                tensor = self.tensors.get(f"{path}.{part}")
+                if tensor is not None:
+                    shape = tensor.shape[::-1] if self.is_transposed else tensor.shape
+                    if len(shape) != 2 or shape[axis] != rank:
+                        yield f"{path}.{part} is {list(tensor.shape)}, not of rank {rank}"
+
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the file of a parameter that has `shape` in the model."""
         if self.is_transposed and name not in self.whole:

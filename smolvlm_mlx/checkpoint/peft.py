@@ -19,6 +19,7 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 from ..errors import AdapterError, quote
 from ..files import write_file
 from .lora import CONFIG, HEAD, MAX_RANK, TABLE, Adapter, AdapterConfig
+from .names import resolve
 from .safetensors import Tensor, listed, read_header, save_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -231,9 +232,7 @@ def _found(key: str, patterns: list[tuple[SchemaValidator, Any]], default: Any) 
     return next((value for pattern, value in patterns if pattern.isinstance_python(key)), default)
 
 
-def write_peft(
-    folder: Path, config: AdapterConfig, weights: Mapping[str, mx.array], base_name: str
-) -> None:
+def write_peft(folder: Path, config: AdapterConfig, weights: Mapping[str, mx.array]) -> None:
     """Write PEFT's two files, in float32, into an existing folder."""
     tensors = {}
     for path in config.modules:
@@ -246,7 +245,7 @@ def write_peft(
     text = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": resolve(config.base_name),
         "inference_mode": True,
         "r": config.rank,
         "lora_alpha": _whole(config.scale * config.rank),

@@ -141,7 +141,7 @@ class Run:
             write_trained(self.checkpoint, self.model.named_parameters(), self._target)
         else:
             with new_folder(self._target) as partial:
-                save_adapter(self.model, self.adapter, partial)
+                save_adapter(self.model, self.adapter, partial, self.plan.save_as)
 
 
 def prepare_in_steps(
@@ -196,7 +196,8 @@ def _about(
     computes."""
     dtype = str(model.language_model.norm.weight.dtype).removeprefix("mlx.core.")
     read = {"data": training.fingerprint, "validation": held_out.fingerprint, "base": base}
-    return {**asdict(plan), **read, "dtype": dtype}
+    same = {name: value for name, value in asdict(plan).items() if name != "save_as"}
+    return {**same, **read, "dtype": dtype}
 
 
 def _within(memory: int | str | None, run: Run) -> Run:
