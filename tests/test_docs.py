@@ -2,6 +2,7 @@
 and the examples run."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -78,6 +79,26 @@ def test_scripts_that_pages_start_are_there(page: str) -> None:
     files += re.findall(r"python ((?:convert|examples|tests)/\S+\.py)", text)
     assert files
     assert [name for name in files if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_conversion_step_by_step(tmp_path: Path) -> None:
+    """The lines of convert/README.md run in their order, each without an error."""
+    text = (ROOT / "convert" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"step by step\n.*?```bash\n(.*?)```", text, re.DOTALL)
+    environment = {**as_metal.environment(ROOT), "PYTHON": sys.executable}
+    shell = f"""
+        set -eu
+        python() {{ "$PYTHON" "$@"; }}
+        smolvlm-mlx() {{ "$PYTHON" -m smolvlm_mlx "$@"; }}
+        {block}"""
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "good: mean KL" in done.stdout
+    assert json.loads((tmp_path / "figures.json").read_text())["parts"]
+    assert (tmp_path / "tiny-hf" / "model.safetensors").is_file()
 
 
 Map = list[tuple[list[Path], str]]

@@ -392,7 +392,7 @@ def test_accumulated_batches_are_one_large_batch(
         trainer = Trainer(model, Settings(steps=1, warmup=1), tmp_path / f"{len(batches)}")
         trainer.run(lambda step, made=made: made)  # type: ignore[misc]
         weights.append(np.array(model.connector.modality_projection.proj.weight))
-    np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
+    np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)  # of a step of 1e-4
 
 
 def test_checkpointed_layers_have_the_same_gradients(shallow: Path, mixed_questions: Path) -> None:
