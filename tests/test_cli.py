@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from smolvlm_mlx import Options, __version__, generate, load
-from smolvlm_mlx.checkpoint.adapters import PARTS
 from smolvlm_mlx.checkpoint.choices import FORMS, RECIPES, Dtype
+from smolvlm_mlx.checkpoint.lora import PARTS
 from smolvlm_mlx.checkpoint.presets import SIZES
 from smolvlm_mlx.checkpoint.reader import DTYPES
 from smolvlm_mlx.cli.gate import install

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.random_checkpoint import make
-from smolvlm_mlx.checkpoint import convert as conversion
+from smolvlm_mlx.checkpoint import plan
 from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
 from smolvlm_mlx.checkpoint.quantization import dequantized as floats_of
@@ -461,7 +461,7 @@ def test_a_result_that_does_not_load_is_no_result(
         path.write_bytes(b"broken")
         yield Reading(1, 1, "bytes")
 
-    monkeypatch.setattr(conversion, "write_safetensors_in_steps", bad)
+    monkeypatch.setattr(plan, "write_safetensors_in_steps", bad)
     assert "damaged, or no safetensors file" in refused(
         CheckpointError, tiny, tmp_path / "a" / "out"
     )

@@ -143,6 +143,9 @@ ELSEWHERE = {
         "--check": "test_cli.py::test_convert",
         "--check-data": "test_quality_report.py::test_rows_without_answers_are_refused",
         "--json": "test_quality_report.py::test_figures_as_json",
+        **dict.fromkeys(
+            ("--learn", "--learn-data"), "test_distillation.py::test_by_the_command_line"
+        ),
         "--target-kl": "test_quality_bits.py::test_what_cannot_be_is_refused",
         "--target-size": "test_quality_bits.py::test_on_the_command_line",
         "--upload": "test_upload.py::test_a_result_goes_to_the_hub",
@@ -295,6 +298,7 @@ def test_the_camera_is_the_one_that_is_named(call: Any, monkeypatch: pytest.Monk
 PLAN: dict[str, tuple[str, Any]] = {
     "method": ("--method dora", "dora"),
     "parts": ("--train vision,connector --train decoder", ("vision", "connector", "decoder")),
+    "save_as": ("--save-as peft", "peft"),
     "epochs": ("--epochs 2", 2.0),
     "checkpoint_layers": ("--checkpoint-layers", True),
     "alpha": ("--alpha 3", 3.0),
@@ -333,7 +337,7 @@ def test_every_option_of_a_plan_reaches_it(
 def test_every_flag_is_tried() -> None:
     options = {flag_of(o) for kind in (Options, ImageOptions) for o in options_of(kind)}
     for name, command in COMMANDS.items():
-        if name in ("history", "models"):  # test_history.py and test_models.py have their commands
+        if name in ("adapters", "history", "models"):  # groups: their commands have tests of theirs
             continue
         flags = {
             parameter.name: {*parameter.opts}

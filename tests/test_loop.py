@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.random_checkpoint import TILE
-from smolvlm_mlx.checkpoint.adapters import AdapterConfig, add_adapter, layers_of
 from smolvlm_mlx.checkpoint.choices import Form
+from smolvlm_mlx.checkpoint.lora import AdapterConfig, add_adapter, layers_of
 from smolvlm_mlx.checkpoint.quantization import Quantization, quantize_modules
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.model import SmolVLM

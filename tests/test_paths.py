@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smolvlm_mlx import Chat
-from smolvlm_mlx.checkpoint.adapters import AdapterConfig
+from smolvlm_mlx.checkpoint.adapters import open_adapter
 from smolvlm_mlx.checkpoint.hub import find
 from smolvlm_mlx.checkpoint.safetensors import find_shards, read_header
 from smolvlm_mlx.data.rows import read_rows
@@ -50,7 +50,7 @@ ABSENT: dict[str, Callable[[Path], object]] = {
     "checkpoint": find,
     "weights": find_shards,
     "JSON": read_json,
-    "adapter": AdapterConfig.from_folder,
+    "adapter": open_adapter,
     "rows": read_rows,
     "PDF": is_pdf,
     "pages": count_pages,

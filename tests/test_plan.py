@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolvlm_mlx.checkpoint.adapters import PARTS
+from smolvlm_mlx.checkpoint.lora import PARTS
 from smolvlm_mlx.errors import TrainingError
 from smolvlm_mlx.options import options_of
 from smolvlm_mlx.training.plan import Plan
@@ -33,6 +33,7 @@ class Change:
 
 
 CHANGES = {
+    "save_as": Change("peft", {"saved_as": "peft"}),
     "method": Change("dora", {"layers": {"DoRALinear"}, "trained": {"lora_a", "lora_b", "m"}}),
     "parts": Change(("connector",), {"parts": {"connector"}}),
     "rank": Change(2, {"rank": 2, "scale": 8.0}),
@@ -94,6 +95,7 @@ def facts(run: Run) -> dict[str, Any]:
         "skipped": len(run.skipped),
         "tiles": max(row.tiles for row in rows),
         "validated": len(run.validation),
+        "saved_as": run.plan.save_as,
         "checkpointed": (
             run.model.language_model.checkpointed,
             run.model.vision_model.encoder.checkpointed,
@@ -171,6 +173,7 @@ def test_the_least_values_are_taken() -> None:
 COUNTS, POSITIVE, SHARES = (-1, 0), (-1, 0, math.nan, math.inf), (-0.1, 1, math.nan)
 REFUSED: dict[str, Sequence[Any]] = {
     "method": ("magic",),
+    "save_as": ("onnx",),
     "parts": ((), ("nose",)),
     **dict.fromkeys(("rank", "steps", "batch_size", "accumulate", "max_tokens"), COUNTS),
     **dict.fromkeys(("max_tiles", "validate_every", "save_every"), COUNTS),

@@ -22,6 +22,7 @@ RecipeName = Literal[
     "mxfp4",
     "nvfp4",
 ]
+AdapterForm = Literal["mlx", "peft"]
 Layout = Literal["mlx", "huggingface"]
 Part = Literal["decoder", "connector", "vision"]
 Size = Literal["256M", "500M", "2.2B"]
@@ -63,10 +64,12 @@ class Recipe:
     group_size: int = 64  # weights that share a scale
     embedding_bits: int | None = None  # embedding table and lm_head
     vision_bits: int | None = None
-    dtype: Dtype = "bfloat16"  # of all that is not quantized, scales included
+    # Of all that is not quantized, scales included; None: the source's, if it is quantized.
+    dtype: Dtype | None = "bfloat16"
     mode: Mode = "affine"
     # Exceptions by module path, before all else; None: not quantized.
     modules: Mapping[str, Form | None] = field(default_factory=dict)
+    keeps: bool = False  # what is quantized in the source stays so, in its forms
 
     def form(self, module: str) -> Form | None:
         """Form of a Linear or Embedding by its path; None: not quantized."""
@@ -96,6 +99,7 @@ class Recipe:
         return any(parts) or any(self.modules.values())
 
 
+KEPT = Recipe(dtype=None, keeps=True)
 RECIPES = {
     "bf16": Recipe(),
     "8bit": Recipe(bits=8, embedding_bits=8),

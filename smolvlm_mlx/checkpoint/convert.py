@@ -10,30 +10,25 @@ model.safetensors, and config.json with a `quantization` block), or Hugging Face
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .. import device
-from ..config import ModelConfig
 from ..errors import ConversionError, quote
 from ..events import Reading, Work, at_once
 from ..files import expanded, new_folder, write_file
-from ..model import SmolVLM
-from .adapters import fingerprint, load_adapter
-from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of, public_name
-from .choices import FORMS, RECIPES, Form, Layout, Recipe
+from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of
+from .choices import FORMS, KEPT, RECIPES, Form, Layout, Recipe
 from .hub import find, find_folder
-from .huggingface import hf_config, write_shards_in_steps
 from .names import resolve
-from .quantization import Quantization, check_quantization, dequantized, quantize_modules
+from .plan import Plan
+from .quantization import check_quantization
 from .reader import DTYPES, Checkpoint, open_checkpoint
-from .safetensors import file_bytes, write_safetensors_in_steps
+from .safetensors import file_bytes
 
 # What goes along, when it is there. No code, no weights.
 COMPANIONS = (
@@ -43,16 +38,22 @@ COMPANIONS = (
 ).split()
 
 
+# What a layer's weight, scales and biases are to be, by its path; closed, it goes on another time.
+Learner = Callable[[Plan], Generator[Reading, None, Mapping[str, Sequence[mx.array]]]]
+
+
 @dataclass(frozen=True)
 class Report:
     """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the
-    result, `origin` what its card says of the source."""
+    result, `origin` what its card says of the source, `kept` how source and result are quantized
+    both."""
 
     out: Path
     source_bytes: int
     out_bytes: int
     parts: Mapping[str, tuple[int, int]]
     origin: Origin
+    kept: Form | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -66,17 +67,18 @@ class Report:
 def convert_in_steps(
     source: str | Path,
     out: str | Path,
-    recipe: Recipe | str = "bf16",
+    recipe: Recipe | str = KEPT,
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
     layout: Layout = "mlx",
-    learner: "Learner | None" = None,
+    learner: Learner | None = None,
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
     Args:
-        recipe: the name of one of `choices.RECIPES`, or one of your own.
+        recipe: the name of one of `choices.RECIPES`, or one of your own; by default what is
+            quantized in the source stays so, and all else has 16 bits.
         adapter: folder of a LoRA or DoRA adapter, to be fused into the weights.
         layout: "huggingface" for what transformers loads: not quantized, in files of 5 GB.
         learner: finds what weights are quantized to; else they are rounded.
@@ -89,16 +91,14 @@ def convert_in_steps(
     recipe, out = _recipe(recipe), expanded(out)
     checkpoint = open_source(source, out, recipe, revision, layout)
     device.limit_memory()
-    plan = replace(Plan.of(checkpoint, recipe), layout=layout)
-    if adapter is not None:
-        plan = plan.with_adapter(adapter)
+    plan = Plan.of(checkpoint, recipe, adapter, layout)
     if learner is not None:
         plan = replace(plan, learned=(yield from learner(plan)))
     if find_folder(source) is None:
         fetch_papers(resolve(str(source)), checkpoint.folder)
     origin = plan.origin(adapter)
     out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
-    return Report(out, checkpoint.nbytes, out_bytes, parts, origin)
+    return Report(out, checkpoint.nbytes, out_bytes, parts, origin, plan.kept)
 
 
 convert = at_once(convert_in_steps)
@@ -128,7 +128,7 @@ def planned_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     Raises:
         ConversionError: the recipe does not fit the checkpoint.
     """
-    return file_bytes(_Plan.of(checkpoint, _recipe(recipe)).forms)
+    return file_bytes(Plan.of(checkpoint, _recipe(recipe)).forms)
 
 
 def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path | None, layout: Layout) -> None:
@@ -170,7 +170,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
         if recipe not in RECIPES:
             raise ConversionError(f"recipe {quote(recipe)} is not one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
-    if recipe.dtype not in DTYPES:
+    if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise ConversionError(f"dtype {quote(recipe.dtype)} is not one of {', '.join(DTYPES)}")
     if recipe.mode not in FORMS:
         raise ConversionError(f"mode {quote(recipe.mode)} is not one of {', '.join(FORMS)}")
@@ -186,7 +186,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _write_folder(
-    plan: "Plan", out: Path, arrays: Iterator[mx.array], origin: Origin
+    plan: Plan, out: Path, arrays: Iterator[mx.array], origin: Origin
 ) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
@@ -215,202 +215,3 @@ def _write_folder(
             else error.strerror or error
         )
         raise ConversionError(f"{out}: cannot be made ({reason})") from error
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All about the result that can be known before a weight is read, in the order in which it is
-    written.
-
-    `forms` are arrays of its shapes and dtypes that are never evaluated, `shapes` those before
-    quantization.
-    """
-
-    checkpoint: Checkpoint
-    recipe: Recipe
-    config: ModelConfig
-    quantization: Quantization | None
-    shapes: Mapping[str, tuple[int, ...]]
-    forms: Mapping[str, mx.array]
-    # Layers of an adapter, without the base's weights.
-    adapted: Mapping[str, nn.Module] = field(default_factory=dict)
-    # Modules of which weight, scales and biases are known.
-    learned: Mapping[str, Sequence[mx.array]] = field(default_factory=dict)
-    layout: Layout = "mlx"
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe) -> "Plan":
-        config = _padded(checkpoint.config, recipe)
-        target = SmolVLM(config, checkpoint.is_tied)
-        shapes = {name: array.shape for name, array in _in_order(target)}
-        quantization = _quantize(target, recipe)
-        floats = DTYPES[recipe.dtype]
-        forms = {
-            name: a.astype(floats) if mx.issubdtype(a.dtype, mx.floating) else a
-            for name, a in _in_order(target)
-        }
-        return cls(checkpoint, recipe, config, quantization, shapes, forms)
-
-    def with_adapter(self, adapter: str | Path) -> "Plan":
-        """With an adapter fused into the weights."""
-        checkpoint = self.checkpoint
-        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
-        learned = load_adapter(unread, adapter, fingerprint(dict(checkpoint.read())))
-        modules = dict(unread.named_modules())
-        return replace(self, adapted={path: modules[path] for path in learned.modules})
-
-    def origin(self, adapter: str | Path | None) -> Origin:
-        """What the result's card says of the source."""
-        lost, known = None, origin_of(self.checkpoint.folder)
-        if self.checkpoint.quantization is not None and self.quantization is None:
-            lost = str(self.checkpoint.quantization.default)
-        tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
-        return replace(known, tuned=tuned, dequantized=lost, learned=bool(self.learned))
-
-    def config_json(self) -> dict[str, Any]:
-        """The source's config.json, with what has changed."""
-        kept = {
-            key: value
-            for key, value in self.checkpoint.raw_config.items()
-            if not key.startswith("quantization")
-        }
-        text = {**kept.get("text_config", {}), "tie_word_embeddings": self.checkpoint.is_tied}
-        vision = {
-            **kept.get("vision_config", {}),
-            "intermediate_size": self.config.vision_config.intermediate_size,
-        }
-        changed = {
-            **kept,
-            "text_config": text,
-            "vision_config": vision,
-            "tie_word_embeddings": self.checkpoint.is_tied,
-        }
-        changed["torch_dtype"] = self.recipe.dtype
-        for section in (changed, text, vision):
-            section.update(
-                (key, self.recipe.dtype) for key in ("torch_dtype", "dtype") if section.get(key)
-            )
-        if self.layout == "huggingface":
-            return hf_config(changed, self.recipe.dtype)
-        return (
-            changed
-            if self.quantization is None
-            else {**changed, "quantization": self.quantization.to_config()}
-        )
-
-    def write_in_steps(self, folder: Path, arrays: Iterator[mx.array]) -> Generator[Reading]:
-        """Write the weights into the result's folder."""
-        if self.layout == "huggingface":
-            return write_shards_in_steps(folder, self.forms, arrays)
-        return write_safetensors_in_steps(folder / "model.safetensors", self.forms, arrays)
-
-    def arrays(self) -> Iterator[mx.array]:
-        """The tensors of the result, each read and made when it is asked for."""
-        for name, array in self.floats():
-            module = name.removesuffix(".weight")
-            if module in self.learned:
-                yield from self.learned[module]
-            elif f"{module}.scales" in self.forms:
-                assert self.quantization is not None
-                bits, group_size, mode = self.quantization.of(module)
-                yield from mx.quantize(array, group_size, bits, mode)
-            else:
-                yield array
-
-    def floats(self) -> Iterator[tuple[str, mx.array]]:
-        """Name and tensor of what is written, or quantized first."""
-        source = dict(self.checkpoint.read())
-        for name, shape in self.shapes.items():
-            array = self._float(name, source)
-            wider = [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
-            yield name, mx.pad(array, wider)
-
-    def model(self) -> SmolVLM:
-        """The result before it is quantized, in float32."""
-        model = SmolVLM(self.config, self.checkpoint.is_tied)
-        for name, array in self.floats():  # evaluated one by one: what is read is let go
-            array = array.astype(mx.float32)
-            mx.eval(array)
-            model.load_weights([(name, array)], strict=False)
-        return model
-
-    def _float(self, name: str, source: dict[str, mx.array]) -> mx.array:
-        """A source tensor in the result's dtype, dequantized if need be."""
-        array, module = source.pop(name), name.removesuffix(".weight")
-        if array.dtype == mx.uint32:
-            assert self.checkpoint.quantization is not None
-            array = dequantized(
-                array,
-                source.pop(f"{module}.scales"),
-                source.pop(f"{module}.biases", None),
-                self.checkpoint.quantization.of(module),
-            )
-        if module in self.adapted and name.endswith(".weight"):
-            layer = self.adapted[module]
-            unread = layer.linear.weight
-            layer.linear.weight = array.astype(mx.float32)
-            array = layer.fuse().weight
-            layer.linear.weight = unread  # or all that were fused would stay in memory
-        return array.astype(DTYPES[self.recipe.dtype])
-
-
-# What a layer's weight, scales and biases are to be, by its path; closed, it goes on another time.
-Learner = Callable[[Plan], Generator[Reading, None, Mapping[str, Sequence[mx.array]]]]
-
-
-def _quantize(target: SmolVLM, recipe: Recipe) -> Quantization | None:
-    """Quantize the target's modules as the recipe says; the block for its config.json."""
-    layers = {
-        path: m for path, m in target.named_modules() if isinstance(m, nn.Linear | nn.Embedding)
-    }
-    if absent := sorted(recipe.modules.keys() - layers.keys()):
-        raise ConversionError(f"recipe: the model has no layer {quote(absent[0])}")
-    wanted = {path: form for path in layers if (form := recipe.form(path)) is not None}
-    if not wanted:
-        return None
-    widths = {path: layers[path].weight.shape[1] for path in wanted}
-    if misfits := [path for path, form in wanted.items() if widths[path] % form.group_size]:
-        size = max(wanted[path].group_size for path in misfits)
-        fitting = [
-            str(size)
-            for size in FORMS["affine"][1]
-            if not any(width % size for width in widths.values())
-        ]
-        odd = sorted({widths[path] for path in misfits})
-        raise ConversionError(
-            f"group_size {size}: layers of {', '.join(map(str, odd))} inputs do not divide into "
-            f"such groups; use {' or '.join(fitting) or 'no quantization of this part'}"
-        )
-    ((main, _),) = Counter(wanted.values()).most_common(1)
-    others = {path: form for path, form in wanted.items() if form != main}
-    quantization = Quantization(main, others)
-    quantize_modules(target, quantization, wanted.__contains__)
-    return quantization
-
-
-def _padded(config: ModelConfig, recipe: Recipe) -> ModelConfig:
-    """With a quantized tower, its MLP width rounded up to whole groups (4304 to 4352 in the 2.2B,
-    for groups of 64).
-
-    Exact: the added rows of fc1 are zero, GELU of zero is zero, and so the added columns of fc2
-    meet only zeros.
-    """
-    vision = config.vision_config
-    forms = [
-        recipe.form(f"vision_model.encoder.layers.{layer}.mlp.fc2")
-        for layer in range(vision.num_hidden_layers)
-    ]
-    group = max((form.group_size for form in forms if form is not None), default=1)
-    width = -(-vision.intermediate_size // group) * group
-    return replace(config, vision_config=replace(vision, intermediate_size=width))
-
-
-def _in_order(model: SmolVLM) -> list[tuple[str, mx.array]]:
-    """Parameters module by module; in a quantized one weight, scales, biases, as `mx.quantize`
-    returns them."""
-
-    def order(item: tuple[str, mx.array]) -> tuple[str, int]:
-        module, _, part = item[0].rpartition(".")
-        return module, ("weight", "scales", "biases", "bias").index(part)
-
-    return sorted(model.named_parameters().items(), key=order)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checkpoint import choices
-from ..checkpoint.choices import RECIPES, Recipe
+from ..checkpoint.choices import KEPT, RECIPES, Recipe
 from ..checkpoint.upload import Upload
 from ..errors import ConversionError
 from . import check as checking
@@ -41,6 +41,10 @@ EmbeddingBits = Annotated[
 QuantizeVision = Annotated[
     bool, typer.Option("--quantize-vision", help="Quantize the vision tower too.")
 ]
+Dtype = Annotated[
+    choices.Dtype | None,
+    typer.Option(help="Of what is not quantized; else bfloat16, or as in a quantized source."),
+]
 Layout = Annotated[
     choices.Layout,
     typer.Option(help="Who reads it: programs on MLX, or transformers."),
@@ -58,7 +62,7 @@ def convert(
     embedding_bits: EmbeddingBits = None,
     group_size: Annotated[choices.GroupSize, typer.Option(help="Weights that share a scale.")] = 64,
     quantize_vision: QuantizeVision = False,
-    dtype: Annotated[choices.Dtype, typer.Option(help="Of what is not quantized.")] = Recipe.dtype,
+    dtype: Dtype = None,
     target: Annotated[Target, Flags(title="Bits by measurement")] = Target(),
     layout: Layout = "mlx",
     loading: Annotated[Loading, Flags(without=("dtype", "memory"))] = Loading(),
@@ -69,7 +73,8 @@ def convert(
     upload: Annotated[Upload, Flags(title="Upload")] = Upload(),
 ) -> None:
     """Convert a checkpoint to MLX's layout, quantized or not, or back."""
-    own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None, dtype)
+    own = Recipe(bits, group_size, embedding_bits or bits, bits if quantize_vision else None)
+    own = own if dtype is None else replace(own, dtype=dtype)
     wanted = _choose(context, recipe, own)
     rows = checking.check_rows(check_data)
     upload.check()
@@ -123,6 +128,8 @@ def _choose(context: typer.Context, recipe: choices.RecipeName | None, own: Reci
         own = replace(own, vision_bits=own.bits) if vision else own
     if not own.quantizes:
         note_unused(context, "nothing is quantized without --bits", "group_size")
+    if recipe is None and not own.quantizes:
+        return replace(KEPT, dtype=own.dtype) if typed(context, "dtype") else KEPT
     return own
 
 
@@ -138,3 +145,5 @@ def _print_report(report: "Report") -> None:
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
+    if report.kept is not None:
+        print(f"Quantized as the source is ({report.kept}); --recipe bf16 dequantizes it.")

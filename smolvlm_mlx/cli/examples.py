@@ -46,6 +46,11 @@ EXAMPLES = {
         "smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --estimate",
         "smolvlm-mlx finetune receipts.jsonl run -m 500M --preset 8gb --resume",
     ),
+    "adapters": ("smolvlm-mlx adapters export run/adapter run/peft",),
+    "adapters export": (
+        "smolvlm-mlx adapters export run/adapter run/peft",
+        "smolvlm-mlx adapters export peft-adapter mlx-adapter --as mlx",
+    ),
     "bench": (
         "smolvlm-mlx bench 256M",
         "smolvlm-mlx bench --random 500M --bits 4 --quick",

@@ -40,6 +40,7 @@ Validation = Annotated[
 Subset = Annotated[
     str | None, typer.Option(help="Which subset of a folder or hub dataset, such as train.")
 ]
+ADAPTERS_OWN = ("rank", "alpha", "dropout", "save_as")  # options
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in OUT, stopped or killed.")
 ]
@@ -102,7 +103,7 @@ def _check(out: Path) -> None:
 
 def _note_unused(context: typer.Context, plan: Plan, validation: str | None) -> None:
     if plan.method == "full":
-        note_unused(context, "--method full has no adapter", "rank", "alpha", "dropout")
+        note_unused(context, "--method full has no adapter", *ADAPTERS_OWN)
     if plan.steps is not None:
         note_unused(context, "--steps stands in its place", "epochs")
     if validation is not None:

@@ -17,6 +17,7 @@ import typer
 
 from ..errors import SmolVLMError, quote
 from . import (
+    adapters,
     bench,
     caption,
     completion,
@@ -128,5 +129,6 @@ GROUPS = {
 for _title, _functions in GROUPS.items():
     for _function in _functions:
         app.command(cls=Command, rich_help_panel=_title)(as_command(_function))
+app.add_typer(adapters.app, name="adapters", rich_help_panel="Checkpoints")
 app.add_typer(models.app, name="models", rich_help_panel="On this machine")
 app.add_typer(history.app, name="history", rich_help_panel="On this machine")

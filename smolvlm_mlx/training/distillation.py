@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import device
 from ..checkpoint.choices import RECIPES, Form, Recipe
-from ..checkpoint.convert import Plan, Report, convert_in_steps
+from ..checkpoint.convert import Report, convert_in_steps
+from ..checkpoint.plan import Plan
 from ..checkpoint.quantization import dequantized
 from ..checkpoint.reader import DTYPES
 from ..errors import ConversionError, DeviceError, TrainingError
@@ -137,7 +138,7 @@ def _learn(
         with_answer(prompt, each.input_ids, answer)
         for prompt, each, answer in zip(prompts, inputs, answers, strict=True)
     ]
-    learner = _Learner(model, DTYPES[plan.recipe.dtype], forms, saved)
+    learner = _Learner(model, DTYPES[plan.dtype], forms, saved)
     return (yield from learner.run_in_steps(_Lessons(examples, inputs), cache))
 
 

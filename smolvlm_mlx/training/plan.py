@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ..checkpoint.choices import Part
+from ..checkpoint.choices import AdapterForm, Part
 from ..errors import TrainingError, quote
 from ..options import option
 
@@ -46,6 +46,7 @@ class Plan:
     validate_every: int = option(50, "Steps between validations.")
     save_every: int = option(50, "Steps between saved states.")
     seed: int = option(0, "Of order, dropout and the adapter.")
+    save_as: AdapterForm = option("mlx", "Who reads the adapter: programs on MLX, or PEFT.")
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -57,6 +58,8 @@ class Plan:
         if not self.parts or set(self.parts) - set(get_args(Part)):
             chosen = ", ".join(self.parts) or "none"
             yield f"parts {chosen}: choose from {', '.join(get_args(Part))}"
+        if self.save_as not in get_args(AdapterForm):
+            yield f"save_as {quote(self.save_as)} is not one of {', '.join(get_args(AdapterForm))}"
         for name in (
             "rank",
             "batch_size",

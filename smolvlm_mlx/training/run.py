@@ -19,9 +19,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import device
-from ..checkpoint.adapters import AdapterConfig, add_adapter, fingerprint, layers_of, save_adapter
+from ..checkpoint.adapters import fingerprint, save_adapter
 from ..checkpoint.convert import write_trained
 from ..checkpoint.hub import find
+from ..checkpoint.lora import AdapterConfig, add_adapter, layers_of
 from ..checkpoint.reader import Checkpoint, load, open_checkpoint
 from ..data.rows import Row, read_rows
 from ..errors import DataError, DeviceError, TrainingError, quote
@@ -140,7 +141,7 @@ class Run:
             write_trained(self.checkpoint, self.model.named_parameters(), self._target)
         else:
             with new_folder(self._target) as partial:
-                save_adapter(self.model, self.adapter, partial)
+                save_adapter(self.model, self.adapter, partial, self.plan.save_as)
 
 
 def prepare_in_steps(

@@ -5,16 +5,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from smolvlm_mlx.checkpoint.adapters import (
-    AdapterConfig,
-    adapter_weights,
-    add_adapter,
-    fingerprint,
-    layers_of,
-    save_adapter,
-)
+from smolvlm_mlx.checkpoint.adapters import fingerprint, save_adapter
+from smolvlm_mlx.checkpoint.choices import AdapterForm
+from smolvlm_mlx.checkpoint.lora import AdapterConfig, adapter_weights, add_adapter, layers_of
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.files import read_json
@@ -61,20 +56,30 @@ def copy(
     return out
 
 
-def random_adapter(base: Path, out: Path) -> Path:
-    """A LoRA of all parts of a checkpoint, that changes all it is around."""
+def random_adapter(
+    base: Path,
+    out: Path,
+    kind: Literal["lora", "dora"] = "lora",
+    form: AdapterForm = "mlx",
+) -> Path:
+    """An adapter of all parts of a checkpoint, that changes all it is around."""
     model, _ = load(base, "float32", fuse=False)
     modules = layers_of(model, ("decoder", "connector", "vision"))
-    config = AdapterConfig("lora", 4, 2.0, 0.0, modules, fingerprint(weights_of(base)), "base")
+    config = AdapterConfig(kind, 4, 2.0, 0.0, modules, fingerprint(weights_of(base)), "base")
     add_adapter(model, config)
     rng = np.random.default_rng(0)
     values = [
-        (name, mx.array(rng.normal(0, 0.05, array.shape), mx.float32))
+        (
+            name,
+            array * mx.array(rng.uniform(0.8, 1.2, array.shape), mx.float32)
+            if name.endswith(".m")
+            else mx.array(rng.normal(0, 0.05, array.shape), mx.float32),
+        )
         for name, array in adapter_weights(model, config).items()
     ]
     model.load_weights(values, strict=False)
     out.mkdir()
-    save_adapter(model, config, out)
+    save_adapter(model, config, out, form)
     return out
 
 
