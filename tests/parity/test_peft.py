@@ -95,7 +95,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rsLoRA": {"target_modules": DECODER, "use_rslora": True},
     "patterns": {
         "target_modules": "all-linear",
-        "rank_pattern": {"q_proj": 2, r"vision_model\..*\.fc1": 6, r".*text_model\..*\.0\.mlp.*": 3},
+        "rank_pattern": {"q_proj": 2, r"vision_model\..*\.fc1": 6, r".*text_model.*\.0\.mlp.*": 3},
         "alpha_pattern": {"v_proj": 2, r"text_model.layers.1.mlp.up_proj": 32},
         "use_rslora": True,
     },
