@@ -1,27 +1,39 @@
-"""`python -m convert` from a checkout is `smolvlm-mlx convert`; without arguments it lists the
-named recipes."""
+"""`python -m convert` from a checkout is `smolvlm-mlx convert`; alone, and with --help, it lists
+the named recipes with what they cost a 256M (`quality.py`)."""
 
+import json
 import sys
+from pathlib import Path
 
 from smolvlm_mlx.checkpoint.choices import RECIPES
 from smolvlm_mlx.cli.main import main
 
+QUALITY = Path(__file__).parents[1] / "docs" / "quality.json"
+
 
 def list_recipes() -> None:
+    measured = {row["name"]: row for row in json.loads(QUALITY.read_text())["results"]}
     print("python -m convert SOURCE OUT --recipe NAME\n")
-    print(
-        f"{'name':21} bits of decoder layers, embeddings and head, vision tower (16: not quantized)"
-    )
+    print(f"{'':21} bits of                   {'a 256M with SmolLM2-135M':>38}")
+    print(f"{'recipe':21} layers  embeddings  tower {'MB':>8} {'mean KL':>10} {'changed':>15}")
     for name, recipe in RECIPES.items():
+        parts = (recipe.bits, recipe.embedding_bits, recipe.vision_bits)
+        layers, embeddings, tower = (str(bits or 16) for bits in parts)
+        row = measured[name]
         print(
-            f"{name:21} {recipe.bits or 16}, {recipe.embedding_bits or 16}, "
-            f"{recipe.vision_bits or 16}"
+            f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {row['mb']:>8.1f} "
+            f"{row['kl_mean']:>10.2g} {row['changed']:>15.1%}"
         )
+    print(
+        "\nKL (nats) and top tokens against the source, in words; the tower counts in the size.\n"
+        "--learn brings 4 and 3 bits nearer, --target-kl and --target-size choose bits by layer:\n"
+        "docs/checkpoints.md. --check measures any result.\n"
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    if {"--help", "-h"} & {*sys.argv[1:]} or len(sys.argv) == 1:
         list_recipes()
-    else:
+    if len(sys.argv) > 1:
         sys.argv.insert(1, "convert")
         main()

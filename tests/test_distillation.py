@@ -14,11 +14,13 @@ from smolvlm_mlx.checkpoint.reader import load
 from smolvlm_mlx.errors import ConversionError, DataError, DeviceError, TrainingError
 from smolvlm_mlx.quality.report import check
 from smolvlm_mlx.training import distillation, lessons
+from smolvlm_mlx.training.blocks import Batch, distance
 from smolvlm_mlx.training.distillation import learn, learn_in_steps
 from tests.support.checkpoints import weights_of
 from tests.support.pictures import noise
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 SMALL = Recipe(bits=3, embedding_bits=4, group_size=32)
@@ -33,7 +35,10 @@ def short(monkeypatch: pytest.MonkeyPatch, on_the_cpu: None) -> None:
 
 
 def same(folder: Path, other: Path) -> bool:
-    return (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    return all(
+        (folder / name).read_bytes() == (other / name).read_bytes()
+        for name in ("model.safetensors", "learning.csv")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,28 @@ def test_it_loads_and_its_card_says_so(learned: Path) -> None:
     model, _ = load(learned)
     assert mx.isfinite(model(mx.array([[1, 2, 3]]))).all()
     assert "learned, not rounded" in (learned / "README.md").read_text()
+
+
+def test_its_curve_is_beside_it(learned: Path) -> None:
+    """A share for each block of tower and decoder, which are quantized, in their order."""
+    first, *lines = (learned / "learning.csv").read_text().splitlines()
+    assert first == "block,difference"
+    curve = {name: float(value) for name, value in (line.split(",") for line in lines)}
+    parts = ("vision_model.encoder.layers.", "language_model.layers.")
+    counts = [sum(name.startswith(part) for name in curve) for part in parts]
+    assert all(counts)
+    assert [*curve] == [
+        f"{part}{number}"
+        for part, count in zip(parts, counts, strict=True)
+        for number in range(count)
+    ]
+    assert all(0.001 < value < 1 for value in curve.values())
+
+
+def test_the_distance_is_a_share_of_real_positions() -> None:
+    source = mx.array([[[3.0, 4.0], [1.0, 1.0]]])
+    student = source + mx.array([[[0.3, 0.4], [9.0, 9.0]]])
+    assert distance([Batch(source, student, np.array([[True, False]]))]) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 6])

@@ -10,7 +10,7 @@ model.safetensors, and config.json with a `quantization` block), or Hugging Face
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -25,7 +25,7 @@ from .card import README, Origin, card_of, fetch_papers, origin_of, papers_of
 from .choices import FORMS, KEPT, RECIPES, Form, Layout, Recipe
 from .hub import find, find_folder
 from .names import resolve
-from .plan import Plan
+from .plan import CURVE, Learned, Plan
 from .quantization import check_quantization
 from .reader import DTYPES, Checkpoint, open_checkpoint
 from .safetensors import file_bytes
@@ -38,15 +38,15 @@ COMPANIONS = (
 ).split()
 
 
-# What a layer's weight, scales and biases are to be, by its path; closed, it goes on another time.
-Learner = Callable[[Plan], Generator[Reading, None, Mapping[str, Sequence[mx.array]]]]
+# Finds a quantization; closed, it goes on another time.
+Learner = Callable[[Plan], Generator[Reading, None, Learned]]
 
 
 @dataclass(frozen=True)
 class Report:
     """What a conversion did. Sizes in bytes; `parts` holds (parameters, bytes) of each part of the
     result, `origin` what its card says of the source, `kept` how source and result are quantized
-    both."""
+    both, `drift` how far a learned result's hidden states are from the source's at the end."""
 
     out: Path
     source_bytes: int
@@ -54,6 +54,7 @@ class Report:
     parts: Mapping[str, tuple[int, int]]
     origin: Origin
     kept: Form | None = None
+    drift: float | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -98,7 +99,8 @@ def convert_in_steps(
         fetch_papers(resolve(str(source)), checkpoint.folder)
     origin = plan.origin(adapter)
     out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
-    return Report(out, checkpoint.nbytes, out_bytes, parts, origin, plan.kept)
+    drift = plan.learned.drift
+    return Report(out, checkpoint.nbytes, out_bytes, parts, origin, plan.kept, drift)
 
 
 convert = at_once(convert_in_steps)
@@ -205,6 +207,8 @@ def _write_folder(
                     if not (partial / name).parent.is_dir():
                         (partial / name).parent.mkdir()
                     write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
+            if plan.learned.curve:
+                write_file(partial / CURVE, plan.learned.csv().encode())
             written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
             write_file(partial / README, card_of(written, origin, name=out.name).encode())
             return written.nbytes, written.parts()

@@ -23,6 +23,31 @@ from .quantization import Quantization, dequantized, quantize_modules
 from .reader import DTYPES, Checkpoint
 from .safetensors import write_safetensors_in_steps
 
+CURVE = "learning.csv"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A quantization that was not rounded.
+
+    Attributes:
+        layers: weight, scales and biases, as they are stored, by path.
+        curve: how far hidden states behind each block are from the source's, as a share of these.
+    """
+
+    layers: Mapping[str, Sequence[mx.array]] = field(default_factory=dict)
+    curve: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def drift(self) -> float | None:
+        """The curve's end."""
+        return list(self.curve.values())[-1] if self.curve else None
+
+    def csv(self) -> str:
+        """The curve, a line a block."""
+        lines = [f"{block},{difference:.6g}" for block, difference in self.curve.items()]
+        return "\n".join(["block,difference", *lines, ""])
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,7 +55,7 @@ class Plan:
     written.
 
     `forms` are arrays of its shapes and dtypes that are never evaluated, `shapes` those before
-    quantization, `learned` weight, scales and biases of modules where they are not rounded.
+    quantization.
     """
 
     checkpoint: Checkpoint
@@ -41,7 +66,7 @@ class Plan:
     forms: Mapping[str, mx.array]
     merger: AdapterMerger
     layout: Layout
-    learned: Mapping[str, Sequence[mx.array]] = field(default_factory=dict)
+    learned: Learned = Learned()
 
     @classmethod
     def of(
@@ -85,7 +110,7 @@ class Plan:
         if self.checkpoint.quantization is not None and self.quantization is None:
             lost = str(self.checkpoint.quantization.default)
         tuned = None if adapter is None else f"the adapter {public_name(adapter)}"
-        return replace(known, tuned=tuned, dequantized=lost, learned=bool(self.learned))
+        return replace(known, tuned=tuned, dequantized=lost, learned=bool(self.learned.layers))
 
     def config_json(self) -> dict[str, Any]:
         """The source's config.json, with what has changed."""
@@ -129,8 +154,8 @@ class Plan:
         source = self._source()
         for name in self.shapes:
             module = name.removesuffix(".weight")
-            if module in self.learned:
-                yield from self.learned[module]
+            if module in self.learned.layers:
+                yield from self.learned.layers[module]
             elif f"{module}.scales" not in self.forms:
                 yield self._float(name, source)
             elif f"{module}.scales" in source and not self.merger.changes(name):

@@ -145,5 +145,7 @@ def _print_report(report: "Report") -> None:
         f"{report.out}: {report.out_bytes / 1e6:,.1f} MB from {report.source_bytes / 1e6:,.1f} MB, "
         f"{report.bits_per_weight:.2f} bits a weight"
     )
+    if report.drift is not None:
+        print(f"Learned: hidden states end {report.drift:.1%} from the source's, see learning.csv.")
     if report.kept is not None:
         print(f"Quantized as the source is ({report.kept}); --recipe bf16 dequantizes it.")

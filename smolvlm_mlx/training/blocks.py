@@ -1,6 +1,7 @@
 """A model as blocks that are quantized one after another: each computes on what the blocks before
 make of their inputs, in the source and in the model that is quantized so far."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -60,6 +61,17 @@ class Batch:
         array = np.array(x.astype(mx.float32))
         for half in range(2):
             yield array[self.real & (rows % 2 == half)[:, None]]
+
+
+def distance(batches: Sequence[Batch]) -> float:
+    """How far the quantized model's hidden states are from the source's, as a share of these."""
+    apart = whole = 0.0
+    for batch in batches:
+        real = mx.array(batch.real)[..., None]
+        source = batch.source.astype(mx.float32) * real
+        apart += float(mx.square(batch.student * real - source).sum())
+        whole += float(mx.square(source).sum())
+    return math.sqrt(apart / whole) if whole else 0.0
 
 
 def tower_blocks(model: SmolVLM) -> list[Block]:

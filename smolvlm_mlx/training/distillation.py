@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ import numpy as np
 from .. import device
 from ..checkpoint.choices import RECIPES, Form, Recipe
 from ..checkpoint.convert import Report, convert_in_steps
-from ..checkpoint.plan import Plan
+from ..checkpoint.plan import Learned, Plan
 from ..checkpoint.quantization import dequantized
 from ..checkpoint.reader import DTYPES
 from ..errors import ConversionError, DeviceError, TrainingError
@@ -39,7 +39,16 @@ from ..quality.examples import (
     with_answer,
 )
 from ..quality.prompts import Prompt
-from .blocks import Batch, Block, Packed, decoder_blocks, learn_block, learn_table, tower_blocks
+from .blocks import (
+    Batch,
+    Block,
+    Packed,
+    decoder_blocks,
+    distance,
+    learn_block,
+    learn_table,
+    tower_blocks,
+)
 from .lessons import lessons
 from .memory import learning_bytes
 from .saved import Saved
@@ -76,7 +85,7 @@ def learn_in_steps(
     out, prompts = expanded(out), lessons(data)
     folder = out.with_name(f"{out.name}.learning")
 
-    def learner(plan: Plan) -> Generator[Reading, None, Mapping[str, Packed]]:
+    def learner(plan: Plan) -> Generator[Reading, None, Learned]:
         return _learn(plan, prompts, folder)
 
     with written(folder, TrainingError), lock(folder):
@@ -120,7 +129,7 @@ class _Lessons:
 
 def _learn(
     plan: Plan, prompts: Sequence[Prompt], folder: Path
-) -> Generator[Reading, None, Mapping[str, Packed]]:
+) -> Generator[Reading, None, Learned]:
     assert plan.quantization is not None
     processor = Processor.from_folder(plan.checkpoint.folder, plan.checkpoint.config)
     inputs = [processor(each.messages, each.image_options) for each in prompts]
@@ -139,7 +148,8 @@ def _learn(
         for prompt, each, answer in zip(prompts, inputs, answers, strict=True)
     ]
     learner = _Learner(model, DTYPES[plan.dtype], forms, saved)
-    return (yield from learner.run_in_steps(_Lessons(examples, inputs), cache))
+    layers = yield from learner.run_in_steps(_Lessons(examples, inputs), cache)
+    return Learned(layers, learner.curve)
 
 
 def _check_memory(plan: Plan, inputs: Sequence[Inputs]) -> None:
@@ -198,6 +208,8 @@ class _Learner:
     dtype: mx.Dtype
     forms: Mapping[str, Form]
     saved: Saved
+    # By block: how far hidden states behind it are from the source's.
+    curve: dict[str, float] = field(default_factory=dict)
 
     def run_in_steps(
         self, lessons: _Lessons, cache: ImageCache
@@ -239,6 +251,8 @@ class _Learner:
             if known is None:
                 self.saved.keep_layers(block.path, learned)
             found |= learned
+            if not block.is_last:
+                self.curve[block.path] = distance(batches)
             mx.clear_cache()
         return found
 
