@@ -25,7 +25,7 @@ class Option:
     type: Any
     default: Any
     help: str
-    flag: str = ""  # on the command line; else made of the name
+    flag: str = ""  # on the command line; else made of the name, a bool's with --no- beside it
     short: str = ""  # a second flag of one letter
 
 

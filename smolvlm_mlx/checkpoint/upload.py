@@ -24,8 +24,10 @@ class Upload:
     upload: str | None = option(
         None, "Give the result to this new or empty repository of the hub, ORG/NAME; needs a login."
     )
-    public: bool = option(False, "Let everybody read it.")
-    dry_run: bool = option(False, "Make the result, and only show what would be uploaded.")
+    public: bool = option(False, "Let everybody read it.", flag="--public")
+    dry_run: bool = option(
+        False, "Make the result, and only show what would be uploaded.", flag="--dry-run"
+    )
 
     def check(self) -> None:
         """Find out whether the result can go there, before it is made. Does nothing without a

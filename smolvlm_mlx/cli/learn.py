@@ -21,6 +21,7 @@ class Learning:
         False,
         "Learn the quantization from the source's own answers, in minutes, in place of rounding. "
         "Run again after a stop, it goes on.",
+        flag="--learn",
     )
     learn_data: str | None = option(
         None,

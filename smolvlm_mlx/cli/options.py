@@ -251,7 +251,9 @@ def _flag(option: Option, default: Any, shown: str | bool, title: str | None) ->
     group's."""
     kind, name = option.type, flag_of(option)
     short = [option.short] if option.short else []
-    if bool in (kind, *get_args(kind)):
+    if option.flag and kind is bool:
+        shown = False
+    elif bool in (kind, *get_args(kind)):
         name = f"{name}/--no-{name.removeprefix('--')}"
     flag = typer.Option(name, *short, help=option.help, show_default=shown, rich_help_panel=title)
     if get_origin(kind) is tuple:
