@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import mlx.core as mx
 import numpy as np
@@ -78,6 +78,16 @@ class Inputs:
         self.squares = [np.zeros(shape) for _ in range(2)]
         self.changes = [np.zeros(shape) for _ in range(2)]
 
+    @cached_property
+    def total(self) -> Doubles:
+        """The squares of all positions, when all are counted."""
+        return self.squares[0] + self.squares[1]
+
+    @cached_property
+    def factor(self) -> Floats:
+        """What layers with these inputs are quantized by."""
+        return _factor(self.total)
+
     def add(self, half: int, source: Floats, student: Floats) -> None:
         """Count positions (n, I)."""
         self.squares[half] += student.T @ student
@@ -104,7 +114,7 @@ class Inputs:
         if not share:
             return weights
         changes = weights @ (self.changes[0] + self.changes[1])
-        step = _solved(changes, self.squares[0] + self.squares[1], shrinkage)
+        step = _solved(changes, self.total, shrinkage)
         return (weights + share * step).astype(np.float32)
 
     def quantize(self, weights: Floats, bits: int, group: int, dtype: mx.Dtype) -> Codes:
@@ -113,11 +123,9 @@ class Inputs:
         Raises:
             TrainingError: inputs or weights are not finite.
         """
-        total = self.squares[0] + self.squares[1]
-        if not (np.isfinite(total).all() and np.isfinite(weights).all()):
+        if not (np.isfinite(self.total).all() and np.isfinite(weights).all()):
             raise TrainingError("numbers are not finite; learn in float32, or convert again")
-        factor = _factor(total)
-        work = partial(_better, total, factor, bits, group, dtype)
+        work = partial(_better, self.total, self.factor, bits, group, dtype)
         parts = [weights[row : row + ROWS] for row in range(0, len(weights), ROWS)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return _joined(list(pool.map(work, parts)))
