@@ -9,6 +9,7 @@ from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.errors import AdapterError, CheckpointError
 from smolvlm_mlx.model import SmolVLM
+from tests.support import cli
 from tests.support.pefts import (
     CONFIG,
     FC1,
@@ -101,6 +102,13 @@ def test_what_cannot_be_obeyed(name: str, tiny: Path, base: Arrays, tmp_path: Pa
     tensors, _ = low_rank(base, {UP: (4, 2.0)})
     adapter = write(tmp_path / "in", {**tensors, **more}, **config)
     check_refused(tiny, adapter, tmp_path / "out", reason)
+
+
+def test_a_server_ends_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    """Although MLX aborts a program that ends while a thread does that has read weights."""
+    options = ("--port", 0, "--no-token", "--no-history")
+    refused = cli.run("serve", "-m", tiny, "--adapter", tmp_path, *options)
+    cli.check_refused(refused, "no adapter_config.json; give a folder")
 
 
 FILES: dict[str, tuple[str, bytes | None, str]] = {

@@ -42,6 +42,8 @@ _INFORMING = set(
     "eva_config corda_config lora_ga_config velora_config megatron_core qalora_group_size "
     "runtime_config".split()
 )
+# What `bias` writes of modules that are saved as a whole, where it stands too; nobody reads it.
+_AGAIN = (".modules_to_save.bias", ".original_module.bias")
 # Beginnings of A and B that leave the base's weights as they are.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -172,6 +174,8 @@ def _named(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     problems = []
     for tensor in read_header(file):
         key = tensor.key.removeprefix(_PREFIX)
+        if key.endswith(_AGAIN):
+            continue
         suffix = next((suffix for suffix in _LOW_RANK if key.endswith(suffix)), None)
         whole = key.replace(".base_layer.", ".")
         path = _our_path(whole if suffix is None else key.removesuffix(suffix))
