@@ -52,6 +52,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "malformed": ({"r": None, "bias": "some"}, {}, "r, bias missing or malformed"),
     "many patterns": ({"rank_pattern": BIG}, {}, "rank_pattern missing or malformed"),
     "no pattern": ({"rank_pattern": {"(up": 2}}, {}, r"'\(up' is no pattern of layers"),
+    "costly patterns": (
+        {"alpha_pattern": {rf"(\w{{0,60}}){{0,2}}{n}y": 3 for n in range(65)}},
+        {},
+        "more than 64 patterns with classes or counts$",
+    ),
     "embeddings": (
         {},
         {"model.text_model.embed_tokens.lora_embedding_A": ROWS},
