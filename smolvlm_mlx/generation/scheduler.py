@@ -214,10 +214,11 @@ class Scheduler:
         try:
             self._engine = self._load()
             self._decoder = Decoder(self._engine.model)
-        except BaseException as error:
+        except SmolVLMError as error:
             self._loaded.set_exception(error)  # `start` raises it
-            if not isinstance(error, SmolVLMError):
-                raise
+        except BaseException as error:
+            self._loaded.set_exception(error)
+            raise
         if self._loaded.done():
             with self._changed:  # MLX aborts a program that ends while a thread of its does
                 self._changed.wait_for(lambda: self._closing)
