@@ -24,6 +24,7 @@ from .safetensors import Tensor, listed, read_header, save_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX, _MAX_PATTERNS = "base_model.model.", 2000
+_COSTLY, _MAX_COSTLY = re.compile(r"\{|\\\w"), 64  # parts of patterns that may become large
 _PARTS = {
     "text_model.": "language_model.",
     "vision_model.": "vision_model.",
@@ -42,6 +43,8 @@ _INFORMING = set(
     "eva_config corda_config lora_ga_config velora_config megatron_core qalora_group_size "
     "runtime_config".split()
 )
+# What `bias` writes of modules that are saved as a whole, where it stands too; nobody reads it.
+_AGAIN = (".modules_to_save.bias", ".original_module.bias")
 # Beginnings of A and B that leave the base's weights as they are.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -105,12 +108,13 @@ def read_peft(folder: Path, raw: Mapping[str, Any]) -> Adapter:
     values, file = _checked(folder / CONFIG, raw), _weights(folder)
     tensors, layers = _named(file)
     ranks, alphas = (
-        _compiled(values[f"{name}_pattern"], folder / CONFIG) for name in ("rank", "alpha")
+        _found([*layers.values()], values[f"{name}_pattern"] or {}, folder / CONFIG)
+        for name in ("rank", "alpha")
     )
     forms = {
         path: _scaled(
-            _found(key, ranks, values["r"]),
-            _found(key, alphas, values["lora_alpha"]),
+            ranks.get(key, values["r"]),
+            alphas.get(key, values["lora_alpha"]),
             values["use_rslora"],
         )
         for path, key in layers.items()
@@ -172,6 +176,8 @@ def _named(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     problems = []
     for tensor in read_header(file):
         key = tensor.key.removeprefix(_PREFIX)
+        if key.endswith(_AGAIN):
+            continue
         suffix = next((suffix for suffix in _LOW_RANK if key.endswith(suffix)), None)
         whole = key.replace(".base_layer.", ".")
         path = _our_path(whole if suffix is None else key.removesuffix(suffix))
@@ -213,23 +219,24 @@ def _scaled(rank: int, alpha: float, is_rank_stabilized: bool) -> tuple[int, flo
     return rank, alpha / (math.sqrt(rank) if is_rank_stabilized else rank)
 
 
-def _compiled(patterns: Mapping[str, Any] | None, file: Path) -> list[tuple[SchemaValidator, Any]]:
-    """Patterns with their values, each for the whole name of a layer or its end, as PEFT has it.
+def _found(keys: list[str], patterns: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The value of the first pattern that fits, for layers that one does: it is for the whole name
+    or its end, as PEFT has it.
 
-    By Rust's expressions, which take no endless time, whatever they are.
+    By Rust's expressions, which take no endless time, whatever they are; some take 0.1 s and 20 MB
+    to compile.
     """
-    compiled = []
-    for pattern, value in (patterns or {}).items():
+    if sum(map(bool, map(_COSTLY.search, patterns))) > _MAX_COSTLY:
+        raise AdapterError(f"{file}: more than {_MAX_COSTLY} patterns with classes or counts")
+    found: dict[str, Any] = {}
+    for pattern, value in patterns.items():
         try:
             schema = core_schema.str_schema(pattern=rf"^(.*\.)?({pattern})$")
-            compiled.append((SchemaValidator(schema), value))
+            fits = SchemaValidator(schema).isinstance_python
         except SchemaError as error:
             raise AdapterError(f"{file}: {quote(pattern)} is no pattern of layers") from error
-    return compiled
-
-
-def _found(key: str, patterns: list[tuple[SchemaValidator, Any]], default: Any) -> Any:
-    return next((value for pattern, value in patterns if pattern.isinstance_python(key)), default)
+        found |= {key: value for key in keys if key not in found and fits(key)}
+    return found
 
 
 def write_peft(folder: Path, config: AdapterConfig, weights: Mapping[str, mx.array]) -> None:

@@ -214,11 +214,15 @@ class Scheduler:
         try:
             self._engine = self._load()
             self._decoder = Decoder(self._engine.model)
+        except SmolVLMError as error:
+            self._loaded.set_exception(error)  # `start` raises it
         except BaseException as error:
             self._loaded.set_exception(error)
-            if isinstance(error, SmolVLMError):
-                return  # `start` raises it
             raise
+        if self._loaded.done():
+            with self._changed:  # MLX aborts a program that ends while a thread of its does
+                self._changed.wait_for(lambda: self._closing)
+            return
         self._loaded.set_result(self._engine)
         try:
             while self._work():
