@@ -225,7 +225,7 @@ def test_what_is_typed_is_obeyed(
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_what_is_exported_both_ways(kind: Any, tiny: Path, tmp_path: Path, call: Any) -> None:
     """By the command, and there it is what `finetune --save-as peft` writes."""
-    ours, saved = (random_adapter(tiny, tmp_path / f, kind, f) for f in ("mlx", "peft"))  # type: ignore[arg-type]
+    ours, saved = (random_adapter(tiny, tmp_path / f, kind, f) for f in ("mlx", "peft"))
     out, back = tmp_path / "out", tmp_path / "back"
     assert call("adapters", "export", ours, out) == (0, f"{out}\n", "")
     assert (out / WEIGHTS).read_bytes() == (saved / WEIGHTS).read_bytes()
@@ -271,5 +271,5 @@ def test_whole_tensors_are_not_exported(base: Arrays, tmp_path: Path) -> None:
     adapter = write(tmp_path / "in", tensors, modules_to_save=["lm_head"])
     for form in ("mlx", "peft"):
         with pytest.raises(AdapterError, match="holds whole tensors of the base"):
-            export_adapter(adapter, tmp_path / "out", form)  # type: ignore[arg-type]
+            export_adapter(adapter, tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
