@@ -173,6 +173,8 @@ def test_it_names_no_path_of_this_machine(
     assert "measured against the source" in text
     assert "secret" not in text
     assert os.fspath(tmp_path) not in text
+    call("convert", source, secret / "branch", "--revision", "refs/pr/3")
+    assert "convert model branch --revision refs/pr/3" in (secret / "branch" / README).read_text()
     monkeypatch.chdir(secret)  # a folder by a word without a slash
     call("convert", "model", "out")
     assert "smolvlm-mlx convert model out" in (secret / "out" / README).read_text()
