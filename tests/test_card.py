@@ -8,10 +8,13 @@ from typing import Any
 
 from smolvlm_mlx.checkpoint.card import README, metadata_of, origin_of, write_card
 from smolvlm_mlx.checkpoint.convert import convert
+from smolvlm_mlx.cli.main import app
+from smolvlm_mlx.cli.publish import command_line
 from smolvlm_mlx.errors import CheckpointError
 from tests.support.checkpoints import copy, random_adapter
 
 import pytest
+import typer
 import yaml
 
 REPO = "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"
@@ -176,6 +179,13 @@ def test_it_names_no_path_of_this_machine(
     monkeypatch.chdir(secret)  # a folder by a word without a slash
     call("convert", "model", "out")
     assert "smolvlm-mlx convert model out" in (secret / "out" / README).read_text()
+
+
+def test_ids_and_branches_of_the_hub_are_as_they_were_typed() -> None:
+    words = ["me/mine", "out", "--learn-data", "me/rows:all", "--revision", "refs/pr/3"]
+    command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
+    said = command_line(command.make_context("convert", [*words]))
+    assert said == "smolvlm-mlx convert me/mine out --revision refs/pr/3 --learn-data me/rows:all"
 
 
 def test_figures_are_a_table(tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 cannot be learned is a line before the work."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,17 @@ def test_bad_data_is_refused_before_the_work(shallow: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"rows\.jsonl:1"):
         learn(shallow, tmp_path / "out", SMALL, data=tmp_path / "rows.jsonl")
     assert not (tmp_path / "out.learning").exists()
+
+
+def test_a_full_disk_is_told_before_the_work(
+    shallow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    full = type(usage)(usage.total, usage.used, 20 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(distillation, "Saved", None)
+    with pytest.raises(ConversionError, match="20 MiB free, 32 MiB needed"):
+        learn(shallow, tmp_path / "out", SMALL)
 
 
 def test_more_memory_than_there_is_is_refused(

@@ -2,6 +2,8 @@
 used, and never worse than a recipe of that size."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert, planned_bytes
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.errors import ConversionError
+from smolvlm_mlx.quality import mix
 from smolvlm_mlx.quality.examples import answer
 from smolvlm_mlx.quality.mix import FORMS, Mixer, choose, measure
 from smolvlm_mlx.quality.prompts import built_in
@@ -48,11 +51,11 @@ def test_no_mix_is_larger_than_its_target_and_more_is_better(
     least = planned_bytes(mixer.checkpoint, mixer.for_size(10**9).recipe)
     sizes = np.linspace(0.3, 1, 4) * least
     found = [mixer.for_size(int(size)) for size in sizes]
-    for size, mix in zip(sizes, found, strict=True):
-        assert mix.size <= size
-        assert mix.size > 0.9 * size
-        assert planned_bytes(mixer.checkpoint, mix.recipe) == mix.size
-    kls = [mix.kl for mix in found]
+    for size, each in zip(sizes, found, strict=True):
+        assert each.size <= size
+        assert each.size > 0.9 * size
+        assert planned_bytes(mixer.checkpoint, each.recipe) == each.size
+    kls = [each.kl for each in found]
     assert kls == sorted(kls, reverse=True)
     report = convert(source, tmp_path / "out", found[1].recipe)
     assert report.out_bytes == found[1].size
@@ -147,6 +150,31 @@ def test_an_impossible_size_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConversionError, match="exists"):
         choose(source, tmp_path, target_size=10**6)
+
+
+def test_what_cannot_be_made_is_refused_before_any_work(
+    source: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the mix, or by the learning behind it."""
+    monkeypatch.setattr(mix, "measure_in_steps", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+
+    def refused(out: str | Path, *more: str) -> str:
+        code, _, err = call("convert", source, out, "--target-size", "1MB", *more)
+        assert code == 1
+        return str(err)
+
+    assert f"{tmp_path / 'there'} exists" in refused("~/there")
+    assert f"cannot be made ({tmp_path / 'file'} is no folder)" in refused(tmp_path / "file/a/b")
+    assert "no such file or folder" in refused(tmp_path / "new", "--learn-data", "/none")
+    usage = shutil.disk_usage(tmp_path)
+    full = type(usage)(usage.total, usage.used, 20 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert f"{tmp_path}: 20 MiB free, 32 MiB needed" in refused(tmp_path / "new")
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    assert f"cannot be made ({tmp_path} cannot be written into)" in refused(tmp_path / "new")
 
 
 def test_a_distance_that_16_bits_do_not_keep_is_refused(mixer: Mixer) -> None:

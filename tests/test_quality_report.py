@@ -3,6 +3,7 @@ broken is never called good."""
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.data.rows import read_rows
 from smolvlm_mlx.errors import AdapterError, CheckpointError, DataError
+from smolvlm_mlx.events import Reading
+from smolvlm_mlx.quality import report
 from smolvlm_mlx.quality.prompts import KINDS
 from smolvlm_mlx.quality.report import FAIR, POOR, Figures, QualityReport, check
 from tests.support.checkpoints import copy, weights_of
@@ -108,6 +111,20 @@ def test_broken_is_exit_code_1(broken: Path, tiny: Path, tmp_path: Path, call: A
     code, out, _ = call("convert", broken, tmp_path / "out", "--check-data", data)
     assert code == 1
     assert "BROKEN" in out
+
+
+def test_who_ends_a_check_keeps_the_result_and_is_told(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> Iterator[Reading]:
+        yield Reading(0, 1, "prompts")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "check_in_steps", interrupted)
+    code, _, err = call("convert", "tiny", tmp_path / "out", "--check")
+    assert code == 130
+    assert f"{tmp_path / 'out'} is complete, and its comparison is not" in err
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_of_rows_their_answers_count(tiny: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from smolvlm_mlx.data.rows import Row, read_rows, rows_fingerprint
 from smolvlm_mlx.data.samples import make_sample
 from smolvlm_mlx.errors import DataError, ImageError
 from smolvlm_mlx.inputs.image import load_image
+from smolvlm_mlx.training.lessons import lessons
 from tests.support.messages import text
 from tests.support.pictures import noise
 from tests.support.rows import IMAGE, QUESTION, outcome
@@ -69,6 +70,17 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: 
         DataError, match=r"no such file or folder, and no hub dataset id like owner/name$"
     ):
         read_rows(source)
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_no_name_is_not_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    for read in (read_rows, lessons):
+        with pytest.raises(DataError, match="the name of the data is empty"):
+            read(source)
 
 
 def test_the_end_of_a_long_name_is_said() -> None:

@@ -94,6 +94,7 @@ def convert_in_steps(
     device.limit_memory()
     plan = Plan.of(checkpoint, recipe, adapter, layout)
     if learner is not None:
+        check_place(out, file_bytes(plan.forms))
         plan = replace(plan, learned=(yield from learner(plan)))
     if find_folder(source) is None:
         fetch_papers(resolve(str(source)), checkpoint.folder)
@@ -120,7 +121,7 @@ def open_source(
         ConversionError: the recipe does not fit it, or `out` exists.
     """
     checkpoint = open_checkpoint(find(source, revision))
-    _check(checkpoint, recipe, out, layout)
+    _check(checkpoint, recipe, None if out is None else expanded(out), layout)
     return checkpoint
 
 
@@ -131,6 +132,28 @@ def planned_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
         ConversionError: the recipe does not fit the checkpoint.
     """
     return file_bytes(Plan.of(checkpoint, _recipe(recipe)).forms)
+
+
+def check_place(out: Path, needed: int) -> None:
+    """Find out whether a folder of so many bytes of weights can be made, before work that takes
+    long.
+
+    Raises:
+        ConversionError: no folder, no access, no space.
+    """
+    out = expanded(out)
+    above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "cannot be written into" if above.is_dir() else "is no folder"
+        raise ConversionError(f"{out}: cannot be made ({above} {why})")
+    _check_space(out, above, needed)
+
+
+def _check_space(out: Path, above: Path, needed: int) -> None:
+    """With room for what is beside the weights."""
+    free, needed = shutil.disk_usage(above).free, needed + 32 * 2**20
+    if free < needed:
+        raise ConversionError(f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed")
 
 
 def _check(checkpoint: Checkpoint, recipe: Recipe, out: Path | None, layout: Layout) -> None:
@@ -193,12 +216,7 @@ def _write_folder(
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
         with new_folder(out) as partial:
-            free = shutil.disk_usage(partial).free
-            needed = sum(form.nbytes for form in plan.forms.values()) + 32 * 2**20
-            if free < needed:
-                raise ConversionError(
-                    f"{out.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed"
-                )
+            _check_space(out, partial, sum(form.nbytes for form in plan.forms.values()))
             yield from plan.write_in_steps(partial, arrays)
             config = json.dumps(plan.config_json(), indent=2) + "\n"
             write_file(partial / "config.json", config.encode())

@@ -2,12 +2,13 @@
 the card."""
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import DataError, SmolVLMError
+from ..errors import DataError, SmolVLMError, escaped
 from .options import Loading
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ def check_result(
     steps = check_in_steps(
         source, report.out, revision=loading.revision, adapter=loading.adapter, rows=rows
     )
-    return follow(steps, count_bar("Comparing"))
+    try:
+        return follow(steps, count_bar("Comparing"))
+    except KeyboardInterrupt:
+        where = f"{report.out} is complete, and its comparison is not"
+        print(f"\nsmolvlm-mlx: {escaped(where)}", end="", file=sys.stderr)
+        raise
 
 
 def figures_of(report: "QualityReport") -> "Figures":

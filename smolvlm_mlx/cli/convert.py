@@ -78,6 +78,7 @@ def convert(
     wanted = _choose(context, recipe, own)
     rows = checking.check_rows(check_data)
     upload.check()
+    learning.check(layout)
     if target.is_given:
         wanted = target.choose(context, source, out, loading.revision)
     report, quality = learning.convert(source, out, wanted, loading, layout), None

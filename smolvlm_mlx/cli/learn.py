@@ -29,6 +29,24 @@ class Learning:
         "built-in questions; means --learn.",
     )
 
+    @property
+    def is_given(self) -> bool:
+        return self.learn or self.learn_data is not None
+
+    def check(self, layout: Layout) -> None:
+        """Find out what cannot be learned, or not from this, before what takes long.
+
+        Raises:
+            ConversionError: the layout is not quantized.
+            DataError, ImageError: the data cannot be used.
+        """
+        from ..training.lessons import lessons
+
+        if self.is_given and layout != "mlx":
+            raise ConversionError("--learn is for quantized results, which have layout mlx")
+        if self.learn_data is not None:
+            lessons(self.learn_data)
+
     def convert(
         self, source: str, out: Path, recipe: Recipe, loading: Loading, layout: Layout
     ) -> "Report":
@@ -38,13 +56,11 @@ class Learning:
         from .show import byte_bar, count_bar, follow
 
         adapter, revision = loading.adapter, loading.revision
-        if not (self.learn or self.learn_data is not None):
+        if not self.is_given:
             steps = convert_in_steps(
                 source, out, recipe, adapter=adapter, revision=revision, layout=layout
             )
             return follow(steps, byte_bar(f"Converting {source}"))
-        if layout != "mlx":
-            raise ConversionError("--learn is for quantized results, which have layout mlx")
         learning = learn_in_steps(
             source, out, recipe, data=self.learn_data, adapter=adapter, revision=revision
         )

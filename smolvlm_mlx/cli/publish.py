@@ -10,6 +10,7 @@ import typer
 
 from ..checkpoint.upload import Upload
 from ..errors import escaped
+from ..files import expanded
 
 if TYPE_CHECKING:
     from ..checkpoint.card import Figures
@@ -24,6 +25,7 @@ LOCAL = (
     "as_json",
     "debug",
 )  # say nothing of how a result was made
+NAMED = ("source", "out", "adapter", "learn_data")  # folders, unless they are ids of the hub
 
 
 def publish(
@@ -63,10 +65,9 @@ def command_line(context: typer.Context) -> str:
     """Return the command that was typed, as others may read it: of folders their names."""
     from ..checkpoint.card import public_name
 
-    def shown(value: object) -> str:
-        """A path or hub id, or another value."""
-        is_path = isinstance(value, Path) or (isinstance(value, str) and "/" in value)
-        is_path = is_path or (isinstance(value, str) and Path(value).exists())
+    def shown(name: str | None, value: object) -> str:
+        """A path by its end, or another value."""
+        is_path = name in NAMED and expanded(str(value)).exists()
         return shlex.quote(public_name(str(value)) if is_path else str(value))
 
     def words() -> Iterator[str]:
@@ -77,11 +78,11 @@ def command_line(context: typer.Context) -> str:
             value: Any = context.params[parameter.name or ""]
             for each in value if isinstance(value, list | tuple) else [value]:
                 if parameter.param_type_name == "argument":
-                    yield shown(each)
+                    yield shown(parameter.name, each)
                 elif isinstance(each, bool):
                     yield (parameter.opts if each else parameter.secondary_opts)[0]
                 else:
-                    yield f"{parameter.opts[0]} {shown(each)}"
+                    yield f"{parameter.opts[0]} {shown(parameter.name, each)}"
 
     return escaped(" ".join(["smolvlm-mlx convert", *words()]))
 

@@ -60,6 +60,8 @@ def read_rows(source: str | Path, subset: str | None = None) -> list[Row]:
     Raises:
         DataError: it is not there, cannot be read, or is empty.
     """
+    if not str(source).strip():
+        raise DataError("the name of the data is empty; give a file, a folder or a hub dataset id")
     path = expanded(source)
     rows = list(_rows(str(source), path, subset))
     if not rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import device
 from ..checkpoint.choices import RECIPES, Form, Recipe
-from ..checkpoint.convert import open_source, planned_bytes
+from ..checkpoint.convert import check_place, open_source, planned_bytes
 from ..checkpoint.reader import Checkpoint, load
 from ..errors import ConversionError
 from ..events import Reading, at_once
@@ -314,12 +314,17 @@ def choose_in_steps(
 
     Raises:
         CheckpointError: the source cannot be used.
-        ConversionError: `out` exists, or the target cannot be reached: the size before any work.
+        ConversionError: `out` exists or cannot be made, or the target cannot be reached: the size
+            before any work.
     """
     checkpoint = open_source(source, out, Recipe(bits=2), revision)
+    least = smallest(SmolVLM(checkpoint.config, checkpoint.is_tied))
     if target_size is not None:
-        unread = SmolVLM(checkpoint.config, checkpoint.is_tied)
-        check_size(checkpoint, smallest(unread), target_size)
+        check_size(checkpoint, least, target_size)
+    wanted = planned_bytes(checkpoint, Recipe(modules=least))
+    if target_size is not None:
+        wanted = min(target_size, planned_bytes(checkpoint, Recipe()))
+    check_place(out, wanted)
     mixer = yield from measure_in_steps(source, revision=revision)
     if target_size is not None:
         return (yield from mixer.for_size_in_steps(target_size))

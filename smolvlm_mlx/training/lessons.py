@@ -38,7 +38,7 @@ def lessons(data: str | Path | None = None) -> list[Prompt]:
 
 def _own(data: str | Path) -> Iterator[Prompt]:
     folder = expanded(data)
-    pictures = sorted(_pictures(folder)) if folder.is_dir() else []
+    pictures = sorted(_pictures(folder)) if str(data).strip() and folder.is_dir() else []
     if pictures and not any(folder.glob("metadata.*")):
         for path, question in zip(_some(pictures), cycle(QUESTIONS), strict=False):
             yield Prompt("picture", [user_message(question, [path])])
