@@ -19,11 +19,9 @@ def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         parts = (recipe.bits, recipe.embedding_bits, recipe.vision_bits)
         layers, embeddings, tower = (str(bits or 16) for bits in parts)
-        row = measured[name]
-        print(
-            f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {row['mb']:>8.1f} "
-            f"{row['kl_mean']:>10.2g} {row['changed']:>15.1%}"
-        )
+        row = measured.get(name)
+        cost = f"{row['mb']:>8.1f} {row['kl_mean']:>10.2g} {row['changed']:>15.1%}" if row else ""
+        print(f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {cost}".rstrip())
     print(
         "\nKL (nats) and top tokens against the source, in words; the tower counts in the size.\n"
         "--learn brings 4 and 3 bits nearer, --target-kl and --target-size choose bits by layer:\n"
