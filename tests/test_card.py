@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from convert.random_checkpoint import make
 from smolvlm_mlx.checkpoint.card import README, metadata_of, origin_of, write_card
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.cli.main import app
@@ -186,6 +187,15 @@ def test_ids_and_branches_of_the_hub_are_as_they_were_typed() -> None:
     command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
     said = command_line(command.make_context("convert", [*words]))
     assert said == "smolvlm-mlx convert me/mine out --revision refs/pr/3 --learn-data me/rows:all"
+
+
+def test_of_mlx_vlm_only_where_it_has_the_head_that_it_looks_for(
+    tiny: Path, tmp_path: Path
+) -> None:
+    tied = make(tmp_path / "tied", tied=True, layers=(1, 1))
+    for source, said in ((tiny, True), (tied, False)):
+        out = convert(source, tmp_path / f"of-{source.name}").out
+        assert ("mlx-vlm loads it too" in (out / README).read_text()) == said
 
 
 def test_figures_are_a_table(tiny: Path, tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def test_a_state_of_something_else_is_refused(shallow: Path, tmp_path: Path) -> 
     (folder / "about.json").write_text(json.dumps({**about, "source": "0", "data": "1"}))
     with pytest.raises(TrainingError, match="another source and data"):
         learn(shallow, tmp_path / "out", SMALL)
+    with pytest.raises(TrainingError, match="another recipe and data"):
+        learn(shallow, tmp_path / "out", Recipe(4, 32, 4))
     for odd in ({"answers": 3}, {"answers": [["1"]]}, {"answers": [[-1]]}, {}):
         (folder / "about.json").write_text(json.dumps(about))
         (folder / "answers.json").write_text(json.dumps(odd))

@@ -295,9 +295,11 @@ def _use(result: Checkpoint, name: str) -> str:
             f"model = AutoModelForImageTextToText.from_pretrained({escaped(name)!r})\n"
             f"processor = AutoProcessor.from_pretrained({escaped(name)!r})\n```"
         )
+    # mlx-vlm looks for a head, also where logits come from the table of embeddings.
+    others = "\n\nmlx-vlm loads it too." if result.has_head else ""
     return (
         f"```bash\nsmolvlm-mlx generate --model {shlex.quote(escaped(name))} --image cat.jpg "
-        '"What is in the picture?"\n```\n\nmlx-vlm loads it too.'
+        f'"What is in the picture?"\n```{others}'
     )
 
 

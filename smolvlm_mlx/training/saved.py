@@ -35,6 +35,8 @@ class Saved:
             return
         begun = self._json(ABOUT)
         if changed := [name for name in about if begun.get(name) != about[name]]:
+            if "recipe" in changed:  # by which the source is cast and padded: it may be the same
+                changed = [name for name in changed if name != "source"]
             raise TrainingError(
                 f"{folder}: begun with another {' and '.join(changed)}; give the same to go on, or "
                 "delete this folder to begin again"
