@@ -250,9 +250,10 @@ def test_more_memory_than_there_is_is_refused(
 
 
 def test_by_the_command_line(shallow: Path, tmp_path: Path, call: Any) -> None:
-    code, out, _ = call("convert", shallow, tmp_path / "out", "--bits", "4", "--learn")
+    flags = ("--bits", "4", "--learn", "--json")
+    code, out, _ = call("convert", shallow, tmp_path / "out", *flags)
     assert code == 0
-    assert "bits a weight" in out
+    assert 0.001 < json.loads(out)["drift"] < 1
     for flags, says in (
         (["--learn"], "without bits"),
         (["--learn", "--layout", "huggingface"], "layout mlx"),
@@ -262,6 +263,18 @@ def test_by_the_command_line(shallow: Path, tmp_path: Path, call: Any) -> None:
         code, out, err = call("convert", shallow, tmp_path / "other", *flags)
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert says in err
+
+
+def test_ctrl_c_says_that_it_goes_on(
+    shallow: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "learn_block", interrupted)
+    code, out, err = call("convert", shallow, tmp_path / "out", "--bits", "4", "--learn")
+    assert (code, out) == (130, "")
+    assert "smolvlm-mlx: the same command goes on\n" in err
 
 
 @pytest.mark.slow

@@ -92,6 +92,8 @@ def print_json(report: "Report", quality: "QualityReport | None") -> None:
     }
     sizes = {"out": str(report.out), "source_bytes": report.source_bytes}
     sizes |= {"bytes": report.out_bytes, "bits_per_weight": report.bits_per_weight, "parts": parts}
+    if report.drift is not None:
+        sizes["drift"] = report.drift
     whole = sizes if quality is None else {**sizes, "quality": quality.to_json()}
     print(json.dumps(whole, indent=2))
 

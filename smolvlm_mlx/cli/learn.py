@@ -1,5 +1,6 @@
 """`convert --learn`: what a quantization learns from, and how far it is."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,4 +65,8 @@ class Learning:
         learning = learn_in_steps(
             source, out, recipe, data=self.learn_data, adapter=adapter, revision=revision
         )
-        return follow(learning, count_bar(f"Learning {source}"))
+        try:
+            return follow(learning, count_bar(f"Learning {source}"))
+        except KeyboardInterrupt:
+            print("\nsmolvlm-mlx: the same command goes on", end="", file=sys.stderr)
+            raise

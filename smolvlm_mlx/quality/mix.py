@@ -252,7 +252,7 @@ def check_size(checkpoint: Checkpoint, least: Choice, target: int) -> None:
     size = planned_bytes(checkpoint, Recipe(modules=least))
     if size > target:
         raise ConversionError(
-            f"target_size {target / 1e6:.1f} MB: the smallest possible is {size / 1e6:.1f} MB, "
+            f"target_size {target / 1e6:.3g} MB: the smallest possible is {size / 1e6:.1f} MB, "
             "with 2 bits everywhere"
         )
 
