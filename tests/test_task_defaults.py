@@ -48,6 +48,7 @@ def test_a_plan() -> None:
         "validate_every": 50,
         "save_every": 50,
         "seed": 0,
+        "save_as": "mlx",
     }
 
 
