@@ -308,6 +308,17 @@ def test_layers_that_the_model_does_not_have(
     )
 
 
+def test_a_model_and_its_adapter_in_each_others_place(
+    tiny: Path, adapters: Folders, tmp_path: Path
+) -> None:
+    check_refused(
+        tiny, tiny, tmp_path / "out", "a checkpoint, with no adapter_config.json; give a "
+    )
+    check_refused(
+        adapters["lora"], tiny, tmp_path / "out", "an adapter; give it as adapter, beside its base$"
+    )
+
+
 def test_hostile_values_take_no_time(tiny: Path, adapters: Folders, tmp_path: Path) -> None:
     many = changed(adapters["lora"], tmp_path / "many", modules=[f"{UP}{n}" for n in range(40_000)])
     largest = changed(adapters["lora"], tmp_path / "largest", rank=4096)

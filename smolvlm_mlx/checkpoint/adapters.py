@@ -116,8 +116,10 @@ def open_adapter(folder: str | Path) -> Adapter:
     except (OSError, ValueError) as error:  # no access, an endless name
         raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
     if not is_there:
+        is_model = (folder / "config.json").is_file()
+        what = f"a checkpoint, with no {CONFIG}" if is_model else f"no {CONFIG}"
         raise AdapterError(
-            f"{name}: no {CONFIG}; give a folder that `smolvlm-mlx finetune`, PEFT or mlx-vlm made"
+            f"{name}: {what}; give a folder that `smolvlm-mlx finetune`, PEFT or mlx-vlm made"
         )
     raw = read_json(folder / CONFIG)
     if is_peft(raw):
@@ -218,7 +220,7 @@ def export_adapter(folder: str | Path, out: str | Path, form: AdapterForm = "pef
     if adapter.whole or not adapter.config.modules:
         raise AdapterError(
             f"{folder}: holds whole tensors of the base ({listed(sorted(adapter.whole))}), which "
-            "only PEFT's folders can; fuse it with `smolvlm-mlx convert --adapter`"
+            "are not exported; fuse it with `smolvlm-mlx convert --adapter`"
         )
     if problems := list(adapter.unlike_low_rank()):
         raise AdapterError(f"{adapter.file} does not fit {CONFIG}: {listed(problems)}")

@@ -27,6 +27,7 @@ from ..inputs.processor import Processor
 from ..model import SmolVLM, optimize
 from .adapters import fingerprint, load_adapter
 from .hub import find
+from .lora import CONFIG
 from .quantization import Quantization, quantize_modules
 from .safetensors import Tensor, find_shards, listed, read_header, read_tensor, same_bytes
 
@@ -253,6 +254,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: anything missing, extra, misshapen or mistyped; all of it is named at once.
     """
+    if (folder / CONFIG).is_file() and not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}: an adapter; give it as adapter, beside its base")
     raw = read_json(folder / "config.json")
     config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
     held = [tensor for shard in find_shards(folder) for tensor in read_header(shard)]
