@@ -250,8 +250,8 @@ def test_more_memory_than_there_is_is_refused(
 
 
 def test_by_the_command_line(shallow: Path, tmp_path: Path, call: Any) -> None:
-    flags = ("--bits", "4", "--learn", "--json")
-    code, out, _ = call("convert", shallow, tmp_path / "out", *flags)
+    learning = ("--bits", "4", "--learn", "--json")
+    code, out, _ = call("convert", shallow, tmp_path / "out", *learning)
     assert code == 0
     assert 0.001 < json.loads(out)["drift"] < 1
     for flags, says in (
