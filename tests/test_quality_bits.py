@@ -215,13 +215,13 @@ def test_what_cannot_be_is_refused(
 @pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, call: Any) -> None:
     """And other prompts say the same of the bundled checkpoint's."""
-    out = tmp_path / "out"
-    code, said, err = call("convert", "tiny", out, "--target-size", "1.6MB", "--check", "--json")
+    fixed, out = tmp_path / "3bit", tmp_path / "out"
+    size = convert("tiny", fixed, Recipe(bits=3, embedding_bits=3, vision_bits=3)).out_bytes
+    target = f"{size / 1e6:.3f}MB"
+    code, said, err = call("convert", "tiny", out, "--target-size", target, "--check", "--json")
     assert code == 0, err
-    assert (out / "model.safetensors").stat().st_size <= 1_600_000
+    assert (out / "model.safetensors").stat().st_size <= float(target[:-2]) * 1e6
     raw = json.loads((out / "config.json").read_text())["quantization"]
     assert len({entry["bits"] for entry in raw.values() if isinstance(entry, dict)}) > 1
-    convert("tiny", tmp_path / "3bit", Recipe(bits=3, embedding_bits=3, vision_bits=3))
-    assert (tmp_path / "3bit" / "model.safetensors").stat().st_size > 1_400_000
     kl = json.loads(said)["quality"]["total"]["kl_mean"]
-    assert kl < check("tiny", tmp_path / "3bit").total.kl_mean
+    assert kl < check("tiny", fixed).total.kl_mean
