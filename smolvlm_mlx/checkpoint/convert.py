@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import mlx.core as mx
 
@@ -36,6 +36,14 @@ COMPANIONS = (
     "merges.txt chat_template.json chat_template.jinja additional_chat_templates/default.jinja "
     "preprocessor_config.json processor_config.json generation_config.json"
 ).split()
+
+
+class CardWords(NamedTuple):
+    """What a result's card says beside what it is: its name, else the folder's, and the command
+    that made it."""
+
+    name: str | None = None
+    command: str | None = None
 
 
 # Finds a quantization; closed, it goes on another time.
@@ -74,6 +82,7 @@ def convert_in_steps(
     revision: str | None = None,
     layout: Layout = "mlx",
     learner: Learner | None = None,
+    card: CardWords = CardWords(),
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint (folder or hub id) into the new folder `out`.
 
@@ -99,7 +108,7 @@ def convert_in_steps(
     if find_folder(source) is None:
         fetch_papers(resolve(str(source)), checkpoint.folder)
     origin = plan.origin(adapter)
-    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin)
+    out_bytes, parts = yield from _write_folder(plan, out, plan.arrays(), origin, card)
     drift = plan.learned.drift
     return Report(out, checkpoint.nbytes, out_bytes, parts, origin, plan.kept, drift)
 
@@ -211,24 +220,29 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _write_folder(
-    plan: Plan, out: Path, arrays: Iterator[mx.array], origin: Origin
+    plan: Plan,
+    out: Path,
+    arrays: Iterator[mx.array],
+    origin: Origin,
+    card: CardWords = CardWords(),
 ) -> Generator[Reading, None, tuple[int, dict[str, tuple[int, int]]]]:
     """Write and check the new folder; returns its weights' bytes, and those of each part."""
     try:
-        with new_folder(out) as partial:
-            _check_space(out, partial, sum(form.nbytes for form in plan.forms.values()))
-            yield from plan.write_in_steps(partial, arrays)
+        with new_folder(out) as new:
+            _check_space(out, new, sum(form.nbytes for form in plan.forms.values()))
+            yield from plan.write_in_steps(new, arrays)
             config = json.dumps(plan.config_json(), indent=2) + "\n"
-            write_file(partial / "config.json", config.encode())
+            write_file(new / "config.json", config.encode())
             for name in (*COMPANIONS, *papers_of(plan.checkpoint.folder)):
                 if (plan.checkpoint.folder / name).is_file():
-                    if not (partial / name).parent.is_dir():
-                        (partial / name).parent.mkdir()
-                    write_file(partial / name, (plan.checkpoint.folder / name).read_bytes())
+                    if not (new / name).parent.is_dir():
+                        (new / name).parent.mkdir()
+                    write_file(new / name, (plan.checkpoint.folder / name).read_bytes())
             if plan.learned.curve:
-                write_file(partial / CURVE, plan.learned.csv().encode())
-            written = open_checkpoint(partial)  # names, shapes, dtypes are what its config says
-            write_file(partial / README, card_of(written, origin, name=out.name).encode())
+                write_file(new / CURVE, plan.learned.csv().encode())
+            written = open_checkpoint(new)  # names, shapes, dtypes are what its config says
+            text = card_of(written, origin, name=card.name or out.name, command=card.command)
+            write_file(new / README, text.encode())
             return written.nbytes, written.parts()
     except OSError as error:
         reason = (

@@ -17,6 +17,7 @@ from . import completion
 from .learn import Learning
 from .mix import Target
 from .options import CHECKPOINT, Flags, Loading, note_unused, typed
+from .publish import card_words, publish
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -81,7 +82,9 @@ def convert(
     learning.check(layout)
     if target.is_given:
         wanted = target.choose(context, source, out, loading.revision)
-    report, quality = learning.convert(source, out, wanted, loading, layout), None
+    card = card_words(context, upload)
+    options = {"adapter": loading.adapter, "revision": loading.revision, "card": card}
+    report, quality = learning.convert(source, out, wanted, layout, options), None
     if not as_json:
         _print_report(report)
     if check or rows or target.target_kl is not None:
@@ -99,8 +102,6 @@ def _finish(
 ) -> None:
     """Tell what came out, complete its card and upload it; what is broken stays here, with exit
     code 1."""
-    from .publish import publish
-
     figures = None if quality is None else checking.figures_of(quality)
     is_broken = quality is not None and quality.verdict == "broken"
     if as_json:

@@ -1,14 +1,14 @@
 """`convert --learn`: what a quantization learns from, and how far it is."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.choices import Layout, Recipe
 from ..errors import ConversionError
 from ..options import option
-from .options import Loading
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Report
@@ -49,22 +49,17 @@ class Learning:
             lessons(self.learn_data)
 
     def convert(
-        self, source: str, out: Path, recipe: Recipe, loading: Loading, layout: Layout
+        self, source: str, out: Path, recipe: Recipe, layout: Layout, options: Mapping[str, Any]
     ) -> "Report":
-        """Convert, learning or not, with a bar."""
+        """Convert with options of `convert_in_steps`, learning or not, with a bar."""
         from ..checkpoint.convert import convert_in_steps
         from ..training.distillation import learn_in_steps
         from .show import byte_bar, count_bar, follow
 
-        adapter, revision = loading.adapter, loading.revision
         if not self.is_given:
-            steps = convert_in_steps(
-                source, out, recipe, adapter=adapter, revision=revision, layout=layout
-            )
+            steps = convert_in_steps(source, out, recipe, layout=layout, **options)
             return follow(steps, byte_bar(f"Converting {source}"))
-        learning = learn_in_steps(
-            source, out, recipe, data=self.learn_data, adapter=adapter, revision=revision
-        )
+        learning = learn_in_steps(source, out, recipe, data=self.learn_data, **options)
         try:
             return follow(learning, count_bar(f"Learning {source}"))
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from ..files import expanded
 
 if TYPE_CHECKING:
     from ..checkpoint.card import Figures
-    from ..checkpoint.convert import Report
+    from ..checkpoint.convert import CardWords, Report
 
 LOCAL = (
     "upload",
@@ -25,13 +25,13 @@ LOCAL = (
     "as_json",
     "debug",
 )  # say nothing of how a result was made
-NAMED = ("source", "out", "adapter", "learn_data")  # folders, unless they are ids of the hub
+NAMED = ("source", "adapter", "learn_data")  # folders, unless they are ids of the hub
 
 
 def publish(
     context: typer.Context, report: "Report", figures: "Figures | None", upload: Upload
 ) -> None:
-    """Complete the card of a result, and upload its folder, or show what would be.
+    """Give the card of a result what was measured, and upload its folder, or show what would be.
 
     Raises:
         ConversionError: the card cannot be written.
@@ -39,7 +39,7 @@ def publish(
     """
     from ..checkpoint.card import write_card
 
-    origin, name = report.origin, upload.upload or report.out.name
+    origin = report.origin
     if origin.note:
         print(f"smolvlm-mlx: {escaped(origin.note)}", file=sys.stderr)
     if origin.dequantized:
@@ -47,7 +47,9 @@ def publish(
             f"Dequantized from {origin.dequantized}, which brings back no precision; smaller is "
             "the source."
         )
-    write_card(report.out, origin, figures, name=name, command=command_line(context))
+    if figures is not None:
+        words = card_words(context, upload)._asdict()
+        write_card(report.out, report.origin, figures, **words)
     if upload.upload is None:
         return
     if upload.dry_run:
@@ -61,13 +63,20 @@ def publish(
         print(f"{escaped(address)}: {'public' if upload.public else 'private'}")
 
 
+def card_words(context: typer.Context, upload: Upload) -> "CardWords":
+    """A result's name on the hub, and the command."""
+    from ..checkpoint.convert import CardWords
+
+    return CardWords(upload.upload, command_line(context))
+
+
 def command_line(context: typer.Context) -> str:
     """Return the command that was typed, as others may read it: of folders their names."""
     from ..checkpoint.card import public_name
 
     def shown(name: str | None, value: object) -> str:
         """A path by its end, or another value."""
-        is_path = name in NAMED and expanded(str(value)).exists()
+        is_path = name == "out" or (name in NAMED and expanded(str(value)).exists())
         return shlex.quote(public_name(str(value)) if is_path else str(value))
 
     def words() -> Iterator[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import device
 from ..checkpoint.choices import RECIPES, Form, Recipe
-from ..checkpoint.convert import Report, convert_in_steps
+from ..checkpoint.convert import CardWords, Report, convert_in_steps
 from ..checkpoint.plan import Learned, Plan
 from ..checkpoint.quantization import dequantized
 from ..checkpoint.reader import DTYPES
@@ -66,6 +66,7 @@ def learn_in_steps(
     data: str | Path | None = None,
     adapter: str | Path | None = None,
     revision: str | None = None,
+    card: CardWords = CardWords(),
 ) -> Generator[Reading, None, Report]:
     """Convert a checkpoint as `convert_in_steps`, with a quantization that is learned. Run again
     after a stop, it goes on.
@@ -90,7 +91,7 @@ def learn_in_steps(
 
     with written(folder, TrainingError), lock(folder):
         report = yield from convert_in_steps(
-            source, out, recipe, adapter=adapter, revision=revision, learner=learner
+            source, out, recipe, adapter=adapter, revision=revision, learner=learner, card=card
         )
         shutil.rmtree(folder, ignore_errors=True)
     return report

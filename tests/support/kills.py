@@ -167,7 +167,7 @@ LEARNER = """
 import sys
 from smolvlm_mlx.checkpoint.choices import Recipe
 from smolvlm_mlx.training import distillation, lessons
-lessons.TEXTS["text"], distillation.TILES = 24, 2
+lessons.TEXTS["text"], distillation.TILES = 12, 2
 lessons.PICTURES = {"picture": 2}
 distillation.learn(sys.argv[1], sys.argv[2], Recipe(3, 32, 4, 4))
 """
@@ -182,7 +182,7 @@ def kill_learning(source: Path, folder: Path, times: int, count: Tally) -> None:
     longest, rng, kills = time.monotonic() - started, random.Random(0), 0
     while kills < times:
         with _learn(source, out) as process:
-            time.sleep(rng.uniform(0.3, 1) * longest)
+            time.sleep(rng.uniform(0.2, 0.7) * longest)
             process.send_signal(signal.SIGKILL)
         if process.returncode == -signal.SIGKILL:
             kills += 1
