@@ -5,6 +5,8 @@ import gc
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from smolvlm_mlx.errors import CheckpointError, ImageError
 from smolvlm_mlx.files import read_json
 from smolvlm_mlx.model import SmolVLM
 from tests.support.checkpoints import Tensors, copy, logits, weights_of
+from tests.support.places import ROOT
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -522,6 +525,17 @@ def test_bad_config_files(tiny: Path, tmp_path: Path, content: bytes, said: str)
     folder = copy(tiny, tmp_path / "a")
     (folder / "config.json").write_bytes(content)
     assert said in refused(folder)
+
+
+def test_what_most_do_not_need_is_not_imported() -> None:
+    """Adapters, and the patterns of PEFT's."""
+    code = (
+        "import sys; from smolvlm_mlx import load; load('tiny'); "
+        "late = {'pydantic_core', 'mlx_lm', 'smolvlm_mlx.checkpoint.adapters'}; "
+        "sys.exit(str(late & {*sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr.strip() == "set()"
 
 
 def test_files_that_are_missing_or_too_large(tiny: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 from ..errors import AdapterError, quote, reason
 from ..files import expanded, new_folder, read_json, write_file
 from ..model import SmolVLM
-from .choices import AdapterForm
-from .lora import CONFIG, MAX_RANK, Adapter, AdapterConfig, adapter_weights, apply_adapter
+from .choices import ADAPTER_CONFIG, AdapterForm
+from .lora import MAX_RANK, Adapter, AdapterConfig, adapter_weights, apply_adapter
 from .peft import is_peft, read_peft, write_peft
 from .safetensors import Tensor, listed, read_header, save_safetensors
 
@@ -112,16 +112,16 @@ def open_adapter(folder: str | Path) -> Adapter:
     name = quote(folder, end=True)
     try:
         folder = expanded(folder)
-        is_there = (folder / CONFIG).is_file()
+        is_there = (folder / ADAPTER_CONFIG).is_file()
     except (OSError, ValueError) as error:  # no access, an endless name
         raise AdapterError(f"{name}: {reason(error)}; give an adapter's folder") from error
     if not is_there:
         is_model = (folder / "config.json").is_file()
-        what = f"a checkpoint, with no {CONFIG}" if is_model else f"no {CONFIG}"
+        what = f"a checkpoint, with no {ADAPTER_CONFIG}" if is_model else f"no {ADAPTER_CONFIG}"
         raise AdapterError(
             f"{name}: {what}; give a folder that `smolvlm-mlx finetune`, PEFT or mlx-vlm made"
         )
-    raw = read_json(folder / CONFIG)
+    raw = read_json(folder / ADAPTER_CONFIG)
     if is_peft(raw):
         return read_peft(folder, raw)
     if not {"modules", "base"} & raw.keys() and ("lora_parameters" in raw or "alpha" in raw):
@@ -134,8 +134,8 @@ def _our_config(folder: Path, raw: Mapping[str, Any]) -> AdapterConfig:
     names = [each.name for each in fields(AdapterConfig) if each.name != "exceptions"]
     if wrong := [name for name in names if not _fits(name, raw.get(name))]:
         raise AdapterError(
-            f"{folder / CONFIG}: {', '.join(wrong)} missing or malformed; was it made by another "
-            "tool?"
+            f"{folder / ADAPTER_CONFIG}: {', '.join(wrong)} missing or malformed; was it made "
+            "by another tool?"
         )
     values = {name: raw[name] for name in names}
     return AdapterConfig(**values | {"modules": tuple(raw["modules"])})
@@ -153,7 +153,7 @@ def _read_mlx_vlm(folder: Path, raw: Mapping[str, Any]) -> Adapter:
     values = {"fine_tune_type": kind, "dropout": 0.0, **values}
     names = ("fine_tune_type", "rank", "scale", "dropout")
     if wrong := [name for name in names if not _fits(name, values.get(name))]:
-        raise AdapterError(f"{folder / CONFIG}: {', '.join(wrong)} missing or malformed")
+        raise AdapterError(f"{folder / ADAPTER_CONFIG}: {', '.join(wrong)} missing or malformed")
     file = next(
         (folder / n for n in (WEIGHTS, "weights.safetensors") if (folder / n).is_file()),
         folder / WEIGHTS,
@@ -195,7 +195,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     found = {tensor.key: tensor for tensor in tensors}
     if len(tensors) > len(found):
         count = len(tensors) - len(found)
-        raise AdapterError(f"{file} does not fit {CONFIG}: {count} tensors are there twice")
+        raise AdapterError(f"{file} does not fit {ADAPTER_CONFIG}: {count} tensors are there twice")
     return found
 
 
@@ -223,7 +223,7 @@ def export_adapter(folder: str | Path, out: str | Path, form: AdapterForm = "pef
             "are not exported; fuse it with `smolvlm-mlx convert --adapter`"
         )
     if problems := list(adapter.unlike_low_rank()):
-        raise AdapterError(f"{adapter.file} does not fit {CONFIG}: {listed(problems)}")
+        raise AdapterError(f"{adapter.file} does not fit {ADAPTER_CONFIG}: {listed(problems)}")
     if os.path.lexists(out):
         raise AdapterError(f"{out} exists; choose another name, or delete it first")
     write = write_peft if form == "peft" else write_adapter
@@ -251,7 +251,7 @@ def write_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, mx.
     }
     text = json.dumps({**own, "lora_parameters": for_mlx_vlm}, indent=2) + "\n"
     save_safetensors(folder / WEIGHTS, weights)
-    write_file(folder / CONFIG, text.encode())
+    write_file(folder / ADAPTER_CONFIG, text.encode())
 
 
 def _even(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
+ADAPTER_CONFIG = "adapter_config.json"  # of every maker
 Dtype = Literal["bfloat16", "float16", "float32"]
 Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128]

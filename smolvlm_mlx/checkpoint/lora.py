@@ -16,6 +16,7 @@ from mlx.utils import tree_unflatten
 
 from ..errors import AdapterError, quote
 from ..model import SmolVLM
+from .choices import ADAPTER_CONFIG
 from .safetensors import Tensor, listed
 
 # Parts whose layers can be adapted or trained, by the beginning of their parameters' names.
@@ -24,7 +25,7 @@ PARTS = {
     "connector": "connector.",
     "vision": "vision_model.encoder.",
 }
-CONFIG, MAX_RANK = "adapter_config.json", 4096
+MAX_RANK = 4096
 LINEAR = nn.Linear | nn.QuantizedLinear
 KERNEL = "vision_model.embeddings.patch_embedding.weight"
 HEAD, TABLE = "language_model.lm_head", "language_model.embed_tokens"
@@ -199,7 +200,7 @@ def apply_adapter(model: SmolVLM, adapter: Adapter) -> dict[str, mx.array]:
     shapes |= {n: array.shape for n, array in adapter_weights(model, adapter.config).items()}
     width = model.config.vision_config.intermediate_size
     if problems := list(_misfits(adapter, shapes, width)):
-        raise AdapterError(f"{adapter.file} does not fit {CONFIG}: {listed(problems)}")
+        raise AdapterError(f"{adapter.file} does not fit {ADAPTER_CONFIG}: {listed(problems)}")
     arrays = {
         name: _padded(array.astype(dtype), shapes[name]) for name, array in adapter.read().items()
     }

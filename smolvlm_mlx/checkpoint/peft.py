@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from ..errors import AdapterError, quote
 from ..files import write_file
-from .lora import CONFIG, HEAD, MAX_RANK, TABLE, Adapter, AdapterConfig
+from .choices import ADAPTER_CONFIG
+from .lora import HEAD, MAX_RANK, TABLE, Adapter, AdapterConfig
 from .names import resolve
 from .safetensors import Tensor, listed, read_header, save_safetensors
 
@@ -105,10 +105,10 @@ def read_peft(folder: Path, raw: Mapping[str, Any]) -> Adapter:
         AdapterError: it is of a kind that cannot be used here, or malformed.
         CheckpointError: its weights are no safetensors.
     """
-    values, file = _checked(folder / CONFIG, raw), _weights(folder)
+    values, file = _checked(folder / ADAPTER_CONFIG, raw), _weights(folder)
     tensors, layers = _named(file)
     ranks, alphas = (
-        _found([*layers.values()], values[f"{name}_pattern"] or {}, folder / CONFIG)
+        _found([*layers.values()], values[f"{name}_pattern"] or {}, folder / ADAPTER_CONFIG)
         for name in ("rank", "alpha")
     )
     forms = {
@@ -226,6 +226,10 @@ def _found(keys: list[str], patterns: Mapping[str, Any], file: Path) -> dict[str
     By Rust's expressions, which take no endless time, whatever they are; some take 0.1 s and 20 MB
     to compile.
     """
+    if not patterns:
+        return {}
+    from pydantic_core import SchemaError, SchemaValidator, core_schema  # 50 ms
+
     if sum(map(bool, map(_COSTLY.search, patterns))) > _MAX_COSTLY:
         raise AdapterError(f"{file}: more than {_MAX_COSTLY} patterns with classes or counts")
     found: dict[str, Any] = {}
@@ -265,7 +269,7 @@ def write_peft(folder: Path, config: AdapterConfig, weights: Mapping[str, mx.arr
         "target_modules": [_their_path(path) for path in config.modules],
     }
     save_safetensors(folder / WEIGHTS, tensors)
-    write_file(folder / CONFIG, (json.dumps(text, indent=2) + "\n").encode())
+    write_file(folder / ADAPTER_CONFIG, (json.dumps(text, indent=2) + "\n").encode())
 
 
 def _their_path(path: str) -> str:

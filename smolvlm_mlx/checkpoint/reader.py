@@ -10,7 +10,7 @@ describes.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,9 +25,8 @@ from ..errors import CheckpointError, quote
 from ..files import read_json
 from ..inputs.processor import Processor
 from ..model import SmolVLM, optimize
-from .adapters import fingerprint, load_adapter
+from .choices import ADAPTER_CONFIG
 from .hub import find
-from .lora import CONFIG
 from .quantization import Quantization, quantize_modules
 from .safetensors import Tensor, find_shards, listed, read_header, read_tensor, same_bytes
 
@@ -223,12 +222,11 @@ def _fill(
         (name, w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w)
         for name, w in weights.items()
     ]
-    base = "" if adapter is None else fingerprint(weights)
+    adapt = _adapting(adapter, weights)
     weights.clear()
     model.load_weights(cast)
     del cast
-    if adapter is not None:
-        load_adapter(model, adapter, base)
+    adapt(model)
     model.eval()
     if fuse:
         optimize(model, lazy)
@@ -247,6 +245,18 @@ def _fill(
 # ---- checking its files
 
 
+def _adapting(
+    adapter: str | Path | None, weights: Mapping[str, mx.array]
+) -> Callable[[SmolVLM], object]:
+    """What adds an adapter to the model of these weights, of which none is kept."""
+    if adapter is None:
+        return lambda model: None
+    from .adapters import fingerprint, load_adapter  # 20 ms that most do not need
+
+    base = fingerprint(weights)
+    return lambda model: load_adapter(model, adapter, base)
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config.json and the headers of the weight files, and compare every name, shape and
     dtype.
@@ -254,7 +264,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: anything missing, extra, misshapen or mistyped; all of it is named at once.
     """
-    if (folder / CONFIG).is_file() and not (folder / "config.json").exists():
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: an adapter; give it as adapter, beside its base")
     raw = read_json(folder / "config.json")
     config, quantization = ModelConfig.from_dict(raw), Quantization.from_config(raw)
