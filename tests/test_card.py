@@ -159,6 +159,7 @@ def test_it_names_no_path_of_this_machine(
     secret.mkdir()
     source = copy(tiny, secret / "model")
     random_adapter(tiny, secret / "mine")
+    (secret / "rows.jsonl").write_text('{"question": "What is it?", "answer": "A circle."}\n')
     monkeypatch.chdir(tmp_path)
     code, _, _ = call(
         "convert",
@@ -168,7 +169,8 @@ def test_it_names_no_path_of_this_machine(
         "secret/mine",
         "--recipe",
         "8bit",
-        "--check",
+        "--check-data",
+        "secret/rows.jsonl",
     )
     assert code == 0
     text = (secret / "o`ut" / README).read_text()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from smolvlm_mlx.cli.gate import install
 from smolvlm_mlx.cli.generate import echo
 from smolvlm_mlx.errors import GenerationError, HistoryError
 from smolvlm_mlx.events import Text
+from smolvlm_mlx.quality import report
 from smolvlm_mlx.tasks.captions import TASKS
 from smolvlm_mlx.tasks.docling import FORMATS
 from smolvlm_mlx.tasks.metrics import METRICS
@@ -384,7 +386,8 @@ def test_an_answer_cannot_command_the_terminal(
 # ---- convert and info
 
 
-def test_convert(tiny: Path, tmp_path: Path, call: Any) -> None:
+def test_convert(tiny: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "check_in_steps", partial(report.check_in_steps, positions=100))
     code, out, err = call("convert", tiny, tmp_path / "eight", "--recipe", "8bit", "--check")
     assert code == 0, err
     assert "language_model" in out

@@ -73,7 +73,8 @@ def test_no_mix_loses_to_a_recipe(mixer: Mixer, name: str) -> None:
 
 
 def test_what_is_held_keeps_its_form(source: Path) -> None:
-    paths = [path for each in groups(load(source)[0]).values() for path in each]
+    model = open_checkpoint(source).build(tied=False)
+    paths = [path for each in groups(model).values() for path in each]
     decoder = [path for path in paths if path.startswith("language_model.")]
     mixer = measure(source, only=decoder, kinds=("text",), counts=COUNTS)
     recipe = RECIPES["4bit-vision"]

@@ -124,8 +124,11 @@ class LanguageModel(nn.Module):
 
     def embed(self, inputs: mx.array) -> mx.array:
         """(B, T) -> (B, T, Dt), in the dtype of the norms: tables of 8-bit scales give bfloat16."""
+        dtype = self.norm.weight.dtype
+        if not inputs.size:  # in a quantized table MLX cannot look up no tokens
+            return mx.zeros((*inputs.shape, self.norm.weight.shape[0]), dtype)
         embeddings: mx.array = self.embed_tokens(inputs)
-        return embeddings.astype(self.norm.weight.dtype)
+        return embeddings.astype(dtype)
 
     def run(self, x: mx.array, caches: Sequence[Cache | None]) -> mx.array:
         """All layers, each with its cache or None: (B, T, Dt) -> (B, T, Dt)."""
