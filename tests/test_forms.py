@@ -7,15 +7,17 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from convert.random_checkpoint import make
+from smolvlm_mlx import device
 from smolvlm_mlx.checkpoint.choices import FORMS, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert
 from smolvlm_mlx.checkpoint.reader import DTYPES, Checkpoint, load, open_checkpoint
 from smolvlm_mlx.errors import CheckpointError
 from smolvlm_mlx.generation.prefill import make_cache
 from smolvlm_mlx.model import SmolVLM
-from smolvlm_mlx.model.fast import gpu
+from smolvlm_mlx.model.fast import cpu, gpu
 from tests.support.checkpoints import Tensors, copy, logits, random_adapter, weights_of
 from tests.support.mutated import ODD
 
@@ -72,6 +74,35 @@ def test_quantized_layers_compute_what_their_weights_stand_for(
     forms = [Form(layer.bits, layer.group_size, layer.mode) for layer in layers]
     assert forms.count(form) >= len(forms) - 1
     np.testing.assert_allclose(logits(quantized), logits(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(device.name() != "cpu", reason="the CPU's own kernels")
+@pytest.mark.parametrize("form", ALL, ids=str)
+def test_many_rows_are_multiplied_by_unpacked_weights(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the numbers of MLX's kernels, whatever the scales' dtype."""
+    calls = Mock(wraps=cpu.unpacked)
+    monkeypatch.setattr(cpu, "unpacked", calls)
+    layers = (
+        nn.Linear(256, 24).to_quantized(form.group_size, form.bits, form.mode),
+        nn.Embedding(24, 256).to_quantized(form.group_size, form.bits, form.mode),
+    )
+    if form.mode == "affine":
+        for layer in layers:
+            layer.set_dtype(mx.bfloat16)
+    for rows, is_unpacked in ((cpu.UNPACKED_ROWS - 1, False), (cpu.UNPACKED_ROWS, True)):
+        x = mx.random.normal((1, rows, 256), key=mx.random.key(0))
+        for layer, name in zip(layers, ("__call__", "as_linear"), strict=True):
+            plain, fast = deepcopy(layer), deepcopy(layer)
+            cpu.swap(fast)
+            calls.reset_mock()
+            have, want = getattr(fast, name)(x), getattr(plain, name)(x)
+            assert calls.called == is_unpacked
+            assert have.dtype == mx.float32
+            np.testing.assert_allclose(np.array(have), np.array(want), rtol=1e-5, atol=1e-5)
+        half = x.astype(mx.bfloat16)
+        assert fast.as_linear(half).dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -20,6 +20,9 @@ from ..language import MLP, Attention, DecoderLayer, LanguageModel
 from ..vision import VisionAttention, VisionEmbeddings, VisionMLP
 from .kernels import Floats, attention, future, gelu_tanh, product, swiglu
 
+# From so many on, MLX's kernels for quantized weights are slower than to unpack and multiply.
+UNPACKED_ROWS = 32
+
 
 def is_used(x: mx.array) -> bool:
     """Whether NumPy computes with this array: it is in float32, for inference on the CPU device."""
@@ -31,6 +34,23 @@ class CPULinear(nn.Linear):
         if not (is_used(x) and is_used(self.weight)):
             return super().__call__(x)
         return mx.array(linear(self, np.asarray(x)))
+
+
+class CPUQuantizedLinear(nn.QuantizedLinear):
+    def __call__(self, x: mx.array) -> mx.array:
+        if _is_unpacked(x):
+            bias = np.asarray(self.bias.astype(mx.float32)) if "bias" in self else None
+            return mx.array(product(np.asarray(x), unpacked(self), bias))
+        y: mx.array = super().__call__(x)
+        return y
+
+
+class CPUQuantizedEmbedding(nn.QuantizedEmbedding):
+    def as_linear(self, x: mx.array) -> mx.array:
+        if _is_unpacked(x):
+            return mx.array(product(np.asarray(x), unpacked(self)))
+        y: mx.array = super().as_linear(x)
+        return y
 
 
 class CPUVisionEmbeddings(VisionEmbeddings):
@@ -113,6 +133,8 @@ class CPULanguageModel(LanguageModel):
 
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: CPULinear,
+    nn.QuantizedLinear: CPUQuantizedLinear,
+    nn.QuantizedEmbedding: CPUQuantizedEmbedding,
     VisionEmbeddings: CPUVisionEmbeddings,
     VisionAttention: CPUVisionAttention,
     VisionMLP: CPUVisionMLP,
@@ -135,6 +157,21 @@ def linear(layer: nn.Module, x: Floats) -> Floats:
             x, np.asarray(layer.weight), np.asarray(layer.bias) if "bias" in layer else None
         )
     return np.array(layer(mx.array(x)), np.float32)
+
+
+def _is_unpacked(x: mx.array) -> bool:
+    """Whether a quantized weight is multiplied by faster as the matrix that it stands for."""
+    return is_used(x) and x.size >= UNPACKED_ROWS * x.shape[-1]
+
+
+def unpacked(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Floats:
+    """The matrix that a quantized weight stands for, (O, I), not rounded to its scales' 16 bits."""
+    scales, biases = layer.scales, layer.get("biases")
+    if biases is not None:  # else scales are codes
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    size, bits, mode = layer.group_size, layer.bits, layer.mode
+    weight = mx.dequantize(layer.weight, scales, biases, size, bits, mode, dtype=mx.float32)
+    return np.asarray(weight)
 
 
 def added_by(mask: Mask, T: int, C: int) -> Floats | None:
