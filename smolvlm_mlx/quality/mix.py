@@ -54,6 +54,7 @@ class Mixer:
         self.checkpoint, self.replay, self.costs = checkpoint, replay, costs
         self.groups = groups(replay.model)
         self._numbers: dict[tuple[str, Form | None], tuple[int, float]] = {}
+        self._kls: dict[frozenset[tuple[str, Form | None]], float] = {}
 
     def for_size_in_steps(
         self, target: int, held: Callable[[str], Form | None] | None = None
@@ -74,7 +75,7 @@ class Mixer:
             choice = self._grown(start, target)
             found = self._mix(choice, recipes)
             if name:
-                recipes[name] = found.kl if choice == start else self.replay.kl(start)
+                recipes[name] = self._kl(start)
             if best is None or found.kl < best.kl:
                 best = found
         yield Reading(len(starts), len(starts), "mixes")
@@ -153,7 +154,14 @@ class Mixer:
         return planned_bytes(self.checkpoint, Recipe(modules=choice))
 
     def _mix(self, choice: Choice, recipes: Mapping[str, float]) -> Mix:
-        return Mix(Recipe(modules=choice), self._size(choice), self.replay.kl(choice), recipes)
+        return Mix(Recipe(modules=choice), self._size(choice), self._kl(choice), recipes)
+
+    def _kl(self, choice: Choice) -> float:
+        """Measured, and known from then on: mixes of several sizes begin with the same."""
+        key = frozenset(choice.items())
+        if key not in self._kls:
+            self._kls[key] = self.replay.kl(choice)
+        return self._kls[key]
 
     def _grown(self, start: Choice, target: int) -> dict[str, Form | None]:
         """More bits, where they help most for their bytes, until no more fit."""
