@@ -4,6 +4,7 @@ the named recipes with what they cost a 256M (`quality.py`)."""
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from smolvlm_mlx.checkpoint.choices import RECIPES
 from smolvlm_mlx.cli.main import main
@@ -19,14 +20,18 @@ def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         parts = (recipe.bits, recipe.embedding_bits, recipe.vision_bits)
         layers, embeddings, tower = (str(bits or 16) for bits in parts)
-        row = measured.get(name)
-        cost = f"{row['mb']:>8.1f} {row['kl_mean']:>10.2g} {row['changed']:>15.1%}" if row else ""
-        print(f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {cost}".rstrip())
+        print(f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {_cost(measured[name])}")
+        if (learned := measured.get(f"{name} learned")) is not None:
+            print(f"{'  with --learn':46} {_cost(learned)}")
     print(
         "\nKL (nats) and top tokens against the source, in words; the tower counts in the size.\n"
-        "--learn brings 4 and 3 bits nearer, --target-kl and --target-size choose bits by layer:\n"
-        "docs/checkpoints.md. --check measures any result.\n"
+        "--target-kl and --target-size choose bits by layer: docs/checkpoints.md.\n"
+        "--check measures any result.\n"
     )
+
+
+def _cost(row: dict[str, Any]) -> str:
+    return f"{row['mb']:>8.1f} {row['kl_mean']:>10.2g} {row['changed']:>15.1%}"
 
 
 if __name__ == "__main__":

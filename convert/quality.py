@@ -7,8 +7,9 @@
 Makes OUT/source (see `convert.real_decoder`), converts it by every named recipe (`fixed`), by mixes
 of bits that are as large as those (`mix`), and with what is learned (`learned`), and compares each
 result with the source: on built-in questions in words, with the source's own answers, at 2,000
-positions or more, none of which a mix was chosen by or learned from. Writes OUT/quality.json and,
-with the extra `plot`, OUT/quality.svg. What is in quality.json is not measured again.
+positions or more, none of which a mix was chosen by or learned from. Writes OUT/quality.json, the
+same as a table in OUT/quality.md and, with the extra `plot`, OUT/quality.svg; copies of them are in
+docs. What is in quality.json is not measured again.
 
 The tower is random, so pictures say nothing: only words are compared, and tower and connector have
 in a mix what the recipe beside it gives them. They count in the sizes.
@@ -92,6 +93,7 @@ class Run:
             {"source": "SmolLM2-135M-Instruct in the 256M", "results": self.rows}, indent=1
         )
         write_file(self.path, (text + "\n").encode())
+        write_file(self.folder / "quality.md", table(self.rows).encode())
         draw(self.rows, self.folder / "quality.svg")
 
 
@@ -126,6 +128,21 @@ def learned(run: Run) -> None:
 
 
 SERIES: dict[str, Callable[[Run], None]] = {"fixed": fixed, "mix": mix, "learned": learned}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown, the largest first."""
+    lines = [
+        "| | MB | bits a weight | mean KL | median | 99 % | changed | perplexity |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (-row["mb"], row["kl_mean"])):
+        kls = " | ".join(f"{row[key]:.2g}" for key in ("kl_mean", "kl_median", "kl_p99"))
+        lines.append(
+            f"| {row['name']} | {row['mb']:.1f} | {row['bits_per_weight']:.2f} | {kls} | "
+            f"{row['changed']:.1%} | {row['perplexity']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

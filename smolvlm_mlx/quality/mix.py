@@ -21,7 +21,7 @@ FORMS: tuple[Form | None, ...] = (*(Form(bits) for bits in (2, 3, 4, 5, 6, 8)), 
 PROBE = Form(3)  # by which layers are measured: far above rounding's noise, far below nonsense
 # By which bits are chosen: 500 positions or more, and five tiles.
 COUNTS: dict[Kind, int] = {"text": 6, "picture": 2, "pictures": 1, "video": 1}
-_TRIES = 8  # sizes that are tried for a distance
+_TRIES = 8  # sizes that are tried for a distance, and trades for a size
 _MARGIN = 0.9  # of a wanted distance, since other prompts will have another
 
 Choice = Mapping[str, Form | None]  # by path of each layer
@@ -59,8 +59,9 @@ class Mixer:
     def for_size_in_steps(
         self, target: int, held: Callable[[str], Form | None] | None = None
     ) -> Generator[Reading, None, Mix]:
-        """The best mix of at most so many bytes: grown from the least bits, and from each named
-        recipe that is no larger; the one that is measured to be nearest to the source.
+        """The best mix of at most so many bytes: grown from the least bits, or from the nearest of
+        the named recipes that are no larger, and then traded, a share of it at a time, for as long
+        as what is measured comes nearer to the source.
 
         Args:
             held: forms of layers that were not measured; else all were.
@@ -68,18 +69,26 @@ class Mixer:
         Raises:
             ConversionError: the target is too small.
         """
-        starts = self._starts(target, held)
-        best, recipes = None, dict[str, float]()
+        least, starts = self._starts(target, held)
+        tries, recipes = len(starts) + _TRIES, dict[str, float]()
         for number, (name, start) in enumerate(starts.items()):
-            yield Reading(number, len(starts), "mixes")
-            choice = self._grown(start, target)
+            yield Reading(number, tries, "mixes")
+            recipes[name] = self._kl(start)
+        choices = [self._grown(least, target)]
+        if recipes:
+            nearest = starts[min(recipes, key=lambda name: recipes[name])]
+            choices += [nearest, self._grown(nearest, target)]
+        best = min((self._mix(choice, recipes) for choice in choices), key=lambda mix: mix.kl)
+        share = 0.25
+        for number in range(len(starts), tries):
+            yield Reading(number, tries, "mixes")
+            choice = self._grown(self._lowered(best.recipe.modules, share), target)
             found = self._mix(choice, recipes)
-            if name:
-                recipes[name] = self._kl(start)
-            if best is None or found.kl < best.kl:
+            if found.kl < best.kl:
                 best = found
-        yield Reading(len(starts), len(starts), "mixes")
-        assert best is not None
+            else:
+                share /= 2
+        yield Reading(tries, tries, "mixes")
         return best
 
     for_size = at_once(for_size_in_steps)
@@ -113,18 +122,18 @@ class Mixer:
 
     def _starts(
         self, target: int, held: Callable[[str], Form | None] | None
-    ) -> dict[str, dict[str, Form | None]]:
-        """What a mix may grow from, by the recipe's name; "" is the smallest of all."""
+    ) -> tuple[dict[str, Form | None], dict[str, dict[str, Form | None]]]:
+        """The smallest of all, and named recipes that are no larger than a target."""
         least = smallest(self.replay.model, held, self.costs)
-        found = {"": least}
+        check_size(self.checkpoint, least, target)
+        found = {}
         for name, recipe in RECIPES.items():
             choice = {
                 path: least[path] if self._is_held(path) else recipe.form(path) for path in least
             }
             if recipe.quantizes and self._fits(choice) and self._size(choice) <= target:
                 found[name] = choice
-        check_size(self.checkpoint, least, target)
-        return found
+        return least, found
 
     def _is_held(self, path: str) -> bool:
         return self._group[path] not in self.costs
@@ -172,6 +181,30 @@ class Mixer:
             if over <= 0:
                 return choice
             room -= over  # headers, and a tower that is padded
+
+    def _lowered(self, start: Choice, share: float) -> dict[str, Form | None]:
+        """Fewer bits, where they cost least for their bytes, for a share of all bytes."""
+        choice, steps, room = dict(start), list[tuple[float, int, str, Form]](), 0.0
+        for name, paths in self.groups.items():
+            if name not in self.costs:
+                continue
+            now = choice[paths[0]]
+            size, cost = self._bytes(name, now), self._cost(name, now)
+            room += share * size
+            smaller = [
+                form
+                for form in FORMS
+                if form and self._takes(name, form) and self._bytes(name, form) < size
+            ]
+            if smaller:
+                form = max(smaller, key=lambda form: self._bytes(name, form))
+                less = size - self._bytes(name, form)
+                steps.append(((self._cost(name, form) - cost) / less, less, name, form))
+        for _, less, name, form in sorted(steps, key=lambda step: step[0]):
+            if less <= room:
+                choice |= dict.fromkeys(self.groups[name], form)
+                room -= less
+        return choice
 
     def _upgraded(self, choice: dict[str, Form | None], room: int) -> dict[str, Form | None]:
         current = {name: choice[self.groups[name][0]] for name in self.costs}
