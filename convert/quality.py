@@ -161,8 +161,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         if own:
             axes.scatter(sizes, kls, marker=marker, color=color, label=series, s=36)
         for row in own if series != "mix" else []:
-            place = (row["mb"], row["kl_mean"])
-            axes.annotate(row["name"], place, (5, 5), textcoords="offset points", fontsize=8)
+            place = mb, kl = row["mb"], row["kl_mean"]
+            near = [y for x, y in zip(sizes, kls, strict=True) if abs(x - mb) < 8]
+            crowded = any(kl < y < 1.3 * kl for y in near)
+            offset = (5, -11 if crowded else 5)
+            axes.annotate(row["name"], place, offset, textcoords="offset points", fontsize=8)
     axes.set(xlabel="MB", ylabel="mean KL from the source (nats)", yscale="log")
     axes.grid(alpha=0.3, which="both")
     if axes.collections:

@@ -31,7 +31,7 @@ from .prompts import KINDS, Kind, Prompt, prompts
 POSITIONS = 2_000  # at least, of built-in prompts; so many times five of rows, if they have them
 ROWS_FACTOR = 5
 # Mean KL in nats, of the kind that has most. Of SmolLM2-135M rounded to 8, 6 and 4 bits it is
-# 0.002, 0.01 and 0.3.
+# 0.003, 0.03 and 0.45 (docs/quality.json).
 FAIR, POOR = 0.02, 0.1
 Verdict = Literal["good", "fair", "poor", "broken"]
 # Of each eight prompts. Pictures are slow, and have less to say about a decoder.

@@ -1,0 +1,65 @@
+"""What is said of recipes is what was measured, and what was measured is good."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert.quality import draw, table
+from smolvlm_mlx.checkpoint.choices import RECIPES
+from tests.support.places import ROOT
+
+import pytest
+
+DOCS = ROOT / "docs"
+ROWS: list[dict[str, Any]] = json.loads((DOCS / "quality.json").read_text())["results"]
+BY_NAME = {row["name"]: row for row in ROWS}
+QUANTIZED = [name for name, recipe in RECIPES.items() if recipe.quantizes]
+
+
+def test_all_recipes_were_measured() -> None:
+    names = [*RECIPES, *(f"as large as {name}" for name in QUANTIZED)]
+    assert BY_NAME.keys() == {*names, "4bit learned", "3bit learned"}
+    assert min(row["positions"] for row in ROWS) >= 2000
+
+
+def test_docs_have_what_was_measured() -> None:
+    docs, readme = (
+        " ".join(path.read_text(encoding="utf-8").split())
+        for path in (DOCS / "checkpoints.md", ROOT / "README.md")
+    )
+    assert " ".join(table(ROWS).split()) in docs
+    four, three, learned_four, learned_three = (
+        f"{BY_NAME[name]['kl_mean']:.2g}"
+        for name in ("4bit", "3bit", "4bit learned", "3bit learned")
+    )
+    assert f"rounded are {four} nats away, 4 bits that were learned {learned_four}," in readme
+    assert f"At 4 bits {learned_four} instead of {four} nats" in docs
+    assert f"at 3 bits {learned_three} instead of {three}," in docs
+
+
+def test_the_picture_is_of_what_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw(ROWS, tmp_path / "quality.svg")
+    labels = [
+        {line for line in path.read_text().splitlines() if "<text" in line}
+        for path in (tmp_path / "quality.svg", DOCS / "quality.svg")
+    ]
+    assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_mix_beats_every_recipe_of_its_size(name: str) -> None:
+    """With the same tower, of which words say nothing."""
+    mix, vision = BY_NAME[f"as large as {name}"], RECIPES[name].vision_bits
+    assert mix["mb"] <= BY_NAME[name]["mb"]
+    for other in QUANTIZED:
+        row = BY_NAME[other]
+        if RECIPES[other].vision_bits == vision and row["mb"] <= BY_NAME[name]["mb"]:
+            assert mix["kl_mean"] < row["kl_mean"], other
+
+
+@pytest.mark.parametrize(("bits", "share"), [(4, 1 / 3), (3, 1 / 4)])
+def test_what_is_learned_is_near(bits: int, share: float) -> None:
+    learned, rounded = BY_NAME[f"{bits}bit learned"], BY_NAME[f"{bits}bit"]
+    assert learned["mb"] == rounded["mb"]
+    assert learned["kl_mean"] <= share * rounded["kl_mean"]
