@@ -14,7 +14,7 @@ from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.errors import ConversionError
 from smolvlm_mlx.quality import mix
 from smolvlm_mlx.quality.examples import answer
-from smolvlm_mlx.quality.mix import FORMS, Mixer, choose, measure
+from smolvlm_mlx.quality.mix import FORMS, Choice, Mixer, choose, measure
 from smolvlm_mlx.quality.prompts import built_in
 from smolvlm_mlx.quality.report import check
 from smolvlm_mlx.quality.sensitivity import Replay, groups, rounded
@@ -70,6 +70,25 @@ def test_no_mix_loses_to_a_recipe(mixer: Mixer, name: str) -> None:
     assert name in mix.recipes
     assert all(mix.kl <= kl for kl in mix.recipes.values())
     assert mix.kl < mix.recipes[name]
+
+
+def test_the_nearest_of_all_that_was_measured(
+    mixer: Mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of mixes that were grown, and of those whose bits were traded."""
+    measured, distance = dict[str, float](), mixer._kl
+
+    def recorded(choice: Choice) -> float:
+        measured[str(choice)] = distance(choice)
+        return measured[str(choice)]
+
+    monkeypatch.setattr(mixer, "_kl", recorded)
+    size = planned_bytes(mixer.checkpoint, RECIPES["4bit-vision"])
+    found = mixer.for_size(size)
+    assert found.kl == min(measured.values()) == measured[str(found.recipe.modules)]
+    lowered = mixer._lowered(found.recipe.modules, 0.1)
+    less = planned_bytes(mixer.checkpoint, Recipe(modules=lowered))
+    assert 0.85 * found.size < less < found.size
 
 
 def test_what_is_held_keeps_its_form(source: Path) -> None:
