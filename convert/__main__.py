@@ -20,7 +20,8 @@ def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         parts = (recipe.bits, recipe.embedding_bits, recipe.vision_bits)
         layers, embeddings, tower = (str(bits or 16) for bits in parts)
-        print(f"{name:21} {layers:6}  {embeddings:10}  {tower:5} {_cost(measured[name])}")
+        line = f"{name:21} {layers:6}  {embeddings:10}  {tower:5}"
+        print(line, _cost(measured[name]) if name in measured else "not measured")
         if (learned := measured.get(f"{name} learned")) is not None:
             print(f"{'  with --learn':46} {_cost(learned)}")
     print(

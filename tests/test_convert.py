@@ -16,12 +16,12 @@ from convert.random_checkpoint import make
 from smolvlm_mlx.checkpoint import plan
 from smolvlm_mlx.checkpoint.choices import RECIPES, Form, Recipe
 from smolvlm_mlx.checkpoint.convert import convert, convert_in_steps
-from smolvlm_mlx.checkpoint.quantization import dequantized as floats_of
 from smolvlm_mlx.checkpoint.reader import load, open_checkpoint
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.errors import CheckpointError, ConversionError
 from smolvlm_mlx.events import Reading, Work
 from smolvlm_mlx.model import SmolVLM
+from smolvlm_mlx.model.arrays import dequantized as floats_of
 from tests.support import as_metal
 from tests.support.checkpoints import Tensors, copy, load_processor, logits, weights_of
 from tests.support.family import FAMILY

@@ -14,12 +14,13 @@ from ..config import ModelConfig
 from ..errors import ConversionError, quote
 from ..events import Reading
 from ..model import SmolVLM
+from ..model.arrays import dequantized
 from .adapters import AdapterMerger, fingerprint
 from .card import Origin, origin_of, public_name
 from .choices import FORMS, Dtype, Form, Layout, Recipe
 from .huggingface import hf_config, write_shards_in_steps
 from .lora import HEAD, TABLE
-from .quantization import Quantization, dequantized, quantize_modules
+from .quantization import Quantization, quantize_modules
 from .reader import DTYPES, Checkpoint
 from .safetensors import write_safetensors_in_steps
 

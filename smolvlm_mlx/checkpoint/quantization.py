@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, quote
@@ -88,17 +87,6 @@ def check_quantization(bits: object, group_size: object, mode: object = "affine"
         f"{quote(bits)} bits in groups of {quote(group_size)} "
         f"({mode}: bits {', '.join(map(str, fitting))}; groups {', '.join(map(str, groups))})"
     )
-
-
-def dequantized(
-    packed: mx.array, scales: mx.array, biases: mx.array | None, form: Form
-) -> mx.array:
-    """The float32 values that a quantized weight stands for; rounded to nothing less, whatever the
-    dtype of its scales."""
-    if biases is not None:
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    bits, group_size, mode = form
-    return mx.dequantize(packed, scales, biases, group_size, bits, mode, dtype=mx.float32)
 
 
 def quantize_modules(

@@ -9,10 +9,10 @@ import mlx.nn as nn
 import numpy as np
 
 from ..checkpoint.choices import Form
-from ..checkpoint.quantization import dequantized
 from ..generation.failures import computing
 from ..inputs.processor import Processor
 from ..model import SmolVLM
+from ..model.arrays import dequantized
 from .divergence import divergence, log_softmax
 from .examples import Example
 

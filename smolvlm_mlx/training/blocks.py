@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.choices import Form
-from ..checkpoint.quantization import dequantized
 from ..model import SmolVLM
+from ..model.arrays import dequantized
 from .compensation import Codes, Floats, Inputs
 
 Packed = tuple[

@@ -21,7 +21,6 @@ from .. import device
 from ..checkpoint.choices import RECIPES, Form, Recipe
 from ..checkpoint.convert import CardWords, Report, convert_in_steps
 from ..checkpoint.plan import Learned, Plan
-from ..checkpoint.quantization import dequantized
 from ..checkpoint.reader import DTYPES
 from ..errors import ConversionError, DeviceError, TrainingError
 from ..events import Reading, Work, at_once
@@ -30,6 +29,7 @@ from ..generation.image_cache import ImageCache
 from ..inputs.processor import Inputs, Processor
 from ..inputs.tiles import normalize
 from ..model import SmolVLM
+from ..model.arrays import dequantized
 from ..quality.examples import (
     MAX_TOKENS,
     TOGETHER,

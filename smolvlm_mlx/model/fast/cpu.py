@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..arrays import dequantized
 from ..cache import Cache, KVCache, Mask
 from ..language import MLP, Attention, DecoderLayer, LanguageModel
 from ..vision import VisionAttention, VisionEmbeddings, VisionMLP
@@ -166,12 +167,8 @@ def _is_unpacked(x: mx.array) -> bool:
 
 def unpacked(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> Floats:
     """The matrix that a quantized weight stands for, (O, I), not rounded to its scales' 16 bits."""
-    scales, biases = layer.scales, layer.get("biases")
-    if biases is not None:  # else scales are codes
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    size, bits, mode = layer.group_size, layer.bits, layer.mode
-    weight = mx.dequantize(layer.weight, scales, biases, size, bits, mode, dtype=mx.float32)
-    return np.asarray(weight)
+    form = layer.bits, layer.group_size, layer.mode
+    return np.asarray(dequantized(layer.weight, layer.scales, layer.get("biases"), form))
 
 
 def added_by(mask: Mask, T: int, C: int) -> Floats | None:
