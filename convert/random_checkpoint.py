@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvlm_mlx.checkpoint.reader import DTYPES
-from smolvlm_mlx.checkpoint.safetensors import write_safetensors
+from smolvlm_mlx.checkpoint.safetensors import save_safetensors
 from smolvlm_mlx.config import ModelConfig
 from smolvlm_mlx.inputs.prompt import FAMILY_TEMPLATE
 from smolvlm_mlx.model import SmolVLM
@@ -213,14 +213,13 @@ def random_weights(config: ModelConfig, seed: int, tied: bool) -> dict[str, mx.a
 
 def write_weights(path: Path, weights: Mapping[str, mx.array], dtype: str) -> None:
     """Write a model's parameters, by their names in it, in Hugging Face's layout."""
-    path.unlink(missing_ok=True)
     tensors: dict[str, mx.array] = {}
     for name, array in sorted(weights.items()):
         if name.endswith("patch_embedding.weight"):
             array = array.transpose(0, 3, 1, 2)  # as PyTorch keeps it: (O, I, kH, kW)
         prefix = next(prefix for prefix in HF_PREFIXES if name.startswith(prefix))
         tensors[HF_PREFIXES[prefix] + name.removeprefix(prefix)] = array.astype(DTYPES[dtype])
-    write_safetensors(path, tensors, tensors.values())
+    save_safetensors(path, tensors)
 
 
 def main() -> None:

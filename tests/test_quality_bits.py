@@ -91,6 +91,25 @@ def test_the_nearest_of_all_that_was_measured(
     assert {*found.recipes.values()} <= {*kls.values()}
 
 
+def test_bits_are_traded_where_growing_alone_is_far(
+    mixer: Mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a real decoder at the size of 3 bits: so many layers of 2 bits as growing makes cost
+    more together than each alone, and a few are worth it."""
+    replay, recipe = mixer.replay, RECIPES["3bit"]
+
+    def distance(forms: Choice) -> float:
+        bits = [16 if form is None else form.bits for form in forms.values()]
+        return bits.count(2) ** 2 - sum(each > 3 for each in bits)
+
+    monkeypatch.setattr(replay, "kl", distance)
+    decoder = {name for name, paths in mixer.groups.items() if paths[0].startswith("language")}
+    costs = {name: mixer.costs[name] for name in decoder}
+    size = planned_bytes(mixer.checkpoint, recipe)
+    found = Mixer(mixer.checkpoint, replay, costs).for_size(size, recipe.form)
+    assert found.kl < found.recipes["3bit"]
+
+
 def test_what_is_held_keeps_its_form(source: Path) -> None:
     model = open_checkpoint(source).build(tied=False)
     paths = [path for each in groups(model).values() for path in each]
