@@ -1,6 +1,7 @@
 """Answers live in the server: tabs that are closed, loaded again, or two of one conversation."""
 
 import json
+import threading
 from typing import Any
 
 from smolvlm_mlx.generation.scheduler import Job
@@ -309,15 +310,23 @@ def test_history_and_page_agree_on_what_white_space_is(page: Any) -> None:
 WINDOWS = 7  # more than a browser has connections to one server
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_model")
-def test_more_windows_than_connections_are_told_all(page: Any, server: Running) -> None:
+def test_more_windows_than_connections_are_told_all(
+    page: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all of them come to look while conversations are read slowly."""
     id = new_id()
     server.history.save(id, [user_message("First"), text_message("assistant", "Yes")])
     windows = [page, *(page.context.new_page() for _ in range(WINDOWS - 1))]
     for window in windows:
         window.goto(f"http://127.0.0.1:{server.port}/c/{id}#token={TOKEN}")
         window.get_by_text("Yes", exact=True).wait_for()
+    reading, read = threading.Event(), server.history.read
+    monkeypatch.setattr(server.history, "read", lambda id: reading.wait() and read(id))
     begin(windows[-1], "Second", 2)
+    page.wait_for_timeout(2500)
+    reading.set()
     for window in windows[:-1]:
         wait_for_words(window, 2)
     wait_for_words(windows[4], 2, more_than=len(answer_here(windows[4])) + 2)  # it goes on

@@ -31,10 +31,9 @@ export async function watch() {
   for (let wait = 250; !signal.aborted; wait = Math.min(2 * wait, 8000)) {
     const isListener = await hasPlace();
     try {
-      for await (const each of news(asked.id, signal)) {
+      for await (const each of isListener ? news(asked.id, signal) : newest(asked.id, signal)) {
         wait = isListener ? 250 : LOOK;
         if (!signal.aborted) await take(asked, each, signal);
-        if (!isListener) break;
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -45,6 +44,14 @@ export async function watch() {
     }
     if (!signal.aborted) await new Promise(done => { setTimeout(done, wait); });
   }
+}
+
+// What there is now, when the connection that told it is free again: to take it may need another,
+// and windows that hold one each while they wait for another wait for ever.
+async function* newest(id, signal) {
+  const coming = news(id, signal), { value } = await coming.next();
+  await coming.return();
+  yield value;
 }
 
 // Whether this window is one of those that listen.
