@@ -67,7 +67,7 @@ mutants: $(VENV)/.dev ## change what was changed since main in small ways, and s
 parity: $(VENV)/.dev ## compare with PyTorch; needs the reference extra, see CONTRIBUTING.md
 	@$(BIN)/python -c 'import torch, transformers' || { \
 	  echo "The parity suite needs torch and transformers: see CONTRIBUTING.md, Parity." >&2; exit 1; }
-	@$(OFFLINE) $(BIN)/python -m pytest -m parity $(ARGS)
+	@$(OFFLINE) $(BIN)/python -m pytest -m parity -n auto --maxprocesses=2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/python -m ruff check

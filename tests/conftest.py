@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The others have the other cores. BLAS reads it when it is loaded, here and in children.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # The others have the other cores. BLAS and torch read it when loaded, here and in children.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 # Numbers are compared: on GPUs with units for it (M5, NVIDIA) MLX multiplies float32 in TF32,
 # unless told not to.
