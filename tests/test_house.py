@@ -345,7 +345,7 @@ def test_importing_changes_nothing() -> None:
     ("change", "said"),
     [
         ("os.environ['OPENBLAS_THREAD_TIMEOUT'] = '22'", "environment"),
-        ("ctypes.CDLL(None).setenv(b'OMP_NUM_THREADS', b'1', 1)", "environment"),
+        ("ctypes.CDLL(None).setenv(b'OMP_DYNAMIC', b'1', 1)", "environment"),
         ("warnings.simplefilter('ignore')", "warning filters"),
         ("logging.root.addHandler(logging.NullHandler())", "log handlers"),
         ("sys.modules['torch'] = sys", "torch"),
