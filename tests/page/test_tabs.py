@@ -323,9 +323,9 @@ def test_more_windows_than_connections_are_told_all(
         window.goto(f"http://127.0.0.1:{server.port}/c/{id}#token={TOKEN}")
         window.get_by_text("Yes", exact=True).wait_for()
     reading, read = threading.Event(), server.history.read
-    monkeypatch.setattr(server.history, "read", lambda id: reading.wait() and read(id))
+    monkeypatch.setattr(server.history, "read", lambda id: reading.wait(60) and read(id))
     begin(windows[-1], "Second", 2)
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(2500)  # each that does not listen looks every two seconds
     reading.set()
     for window in windows[:-1]:
         wait_for_words(window, 2)
