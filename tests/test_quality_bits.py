@@ -72,6 +72,12 @@ def test_no_mix_loses_to_a_recipe(mixer: Mixer, name: str) -> None:
     assert mix.kl < mix.recipes[name]
 
 
+def test_all_stays_in_16_bits_where_it_fits(mixer: Mixer) -> None:
+    size = planned_bytes(mixer.checkpoint, RECIPES["bf16"])
+    assert {*mixer.for_size(size).recipe.modules.values()} == {None}
+    assert {*mixer.for_size(size - 1).recipe.modules.values()} > {None}
+
+
 def test_the_nearest_of_all_that_was_measured(
     mixer: Mixer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,9 +59,9 @@ class Mixer:
     def for_size_in_steps(
         self, target: int, held: Callable[[str], Form | None] | None = None
     ) -> Generator[Reading, None, Mix]:
-        """The best mix of at most so many bytes: all in 16 bits, or grown from the least bits or
-        from the nearest of the named recipes that are no larger, and then traded, a share of it at
-        a time, for as long as what is measured comes nearer to the source.
+        """The best mix of at most so many bytes: grown from the least bits, or from the nearest of
+        the named recipes that are no larger, and then traded, a share of it at a time, for as long
+        as what is measured comes nearer to the source.
 
         Args:
             held: forms of layers that were not measured; else all were.
@@ -75,9 +75,6 @@ class Mixer:
             yield Reading(number, tries, "mixes")
             recipes[name] = self._kl(start)
         choices = [self._grown(least, target)]
-        whole = {path: form if self._is_held(path) else None for path, form in least.items()}
-        if self._size(whole) <= target:
-            choices.append(whole)
         if recipes:
             nearest = starts[min(recipes, key=lambda name: recipes[name])]
             choices += [nearest, self._grown(nearest, target)]
@@ -134,7 +131,7 @@ class Mixer:
             choice = {
                 path: least[path] if self._is_held(path) else recipe.form(path) for path in least
             }
-            if recipe.quantizes and self._fits(choice) and self._size(choice) <= target:
+            if self._fits(choice) and self._size(choice) <= target:
                 found[name] = choice
         return least, found
 
