@@ -1,6 +1,7 @@
 """What is said of recipes is what was measured, and what was measured is good."""
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from convert.quality import draw, table
 from smolvlm_mlx.checkpoint.choices import RECIPES
 from tests.support.places import ROOT
 
+import numpy as np
 import pytest
 
 DOCS = ROOT / "docs"
@@ -50,6 +52,18 @@ def test_the_picture_is_of_what_was_measured(tmp_path: Path) -> None:
         found = Counter(re.findall(pattern, kept))
         assert found == Counter(re.findall(pattern, drawn))
         assert found.total() >= len(QUANTIZED)
+
+
+def test_the_points_of_the_picture_are_what_was_measured() -> None:
+    """MB across and the logarithm of mean KL up, however wide the picture is."""
+    kept = (DOCS / "quality.svg").read_text(encoding="utf-8")
+    rows = [row for row in ROWS if row["name"] != "bf16"]
+    rows.sort(key=lambda row: ["fixed", "mix", "learned"].index(row["series"]))
+    points = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill', kept)[: len(rows)]
+    measured = [(row["mb"], math.log(row["kl_mean"])) for row in rows]
+    for values, places in zip(np.array(measured).T, np.array(points, float).T, strict=True):
+        line = np.polyval(np.polyfit(values, places, 1), values)
+        np.testing.assert_allclose(line, places, rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

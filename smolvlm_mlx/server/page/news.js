@@ -32,8 +32,8 @@ export async function watch() {
     const isListener = await hasPlace();
     try {
       for await (const each of isListener ? news(asked.id, signal) : newest(asked.id, signal)) {
-        wait = isListener ? 250 : LOOK;
         if (!signal.aborted) await take(asked, each, signal);
+        wait = isListener ? 250 : LOOK;
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -46,8 +46,8 @@ export async function watch() {
   }
 }
 
-// What there is now, when the connection that told it is free again: to take it may need another,
-// and windows that hold one each while they wait for another wait for ever.
+// What there is now, when the connection that told it was let go: to take it may need another, and
+// windows that hold one each while they wait for another wait for ever.
 async function* newest(id, signal) {
   const coming = news(id, signal), { value } = await coming.next();
   await coming.return();
